@@ -1,0 +1,138 @@
+"""The types that everything passes along: structures as graphs, their labels, what is predicted.
+
+All of them are immutable tuples; a changed one is made with ``_replace``. Units and signs are those of
+``docs/conventions.md``: Å, eV, eV/Å, stress ``dE/dε / V``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "AtomGraph",
+    "Batch",
+    "Labels",
+    "Predictions",
+    "cell_volume",
+    "collate",
+    "edge_vectors",
+    "stress_from_virial",
+    "sum_by_structure",
+]
+
+
+class AtomGraph(NamedTuple):
+    """One structure, or a batch of them, as a directed neighbour graph.
+
+    Shapes use N atoms, E edges, M structures. The list is full (both ``(i, j)`` and ``(j, i)``), has no
+    self edge at zero shift, and is sorted by centre.
+    """
+
+    positions: Tensor
+    """(N, 3) float64, Å."""
+    species: Tensor
+    """(N,) int64, index into the potential's list of species."""
+    edge_index: Tensor
+    """(2, E) int64, ``[centre, neighbour]``, sorted by centre."""
+    edge_shift: Tensor
+    """(E, 3) float64, integer-valued cell multiples added to the neighbour."""
+    cell: Tensor
+    """(M, 3, 3) float64, Å, rows are lattice vectors; zero where there is none."""
+    batch: Tensor
+    """(N,) int64, the structure that an atom belongs to, ascending."""
+    num_graphs: int
+    """M."""
+
+
+class Labels(NamedTuple):
+    """Reference values; never enter a model. NaN means: not labelled."""
+
+    energy: Tensor
+    """(M,) float64, eV."""
+    forces: Tensor
+    """(N, 3) float64, eV/Å."""
+    stress: Tensor
+    """(M, 3, 3) float64, eV/Å³."""
+    weight: Tensor
+    """(M,) float64, how much a structure counts in every loss."""
+
+
+class Batch(NamedTuple):
+    """Structures with their labels; a single sample is a batch of one."""
+
+    graph: AtomGraph
+    labels: Labels
+
+
+class Predictions(NamedTuple):
+    """What a potential says about the structures of a graph."""
+
+    energy: Tensor
+    """(M,) float64, eV."""
+    forces: Tensor
+    """(N, 3) float64, eV/Å; empty (0, 3) where they were not asked for."""
+    virial: Tensor
+    """(M, 3, 3) float64, eV, ``-dE/dε``; empty (0, 3, 3) where it was not asked for."""
+    atomic_energy: Tensor
+    """(N,) float64, eV."""
+
+
+def edge_vectors(graph: AtomGraph) -> Tensor:
+    """``r_ij = positions[j] - positions[i] + edge_shift @ cell``.
+
+    Returns:
+        (E, 3) in Å, from the centre to the neighbour, in the dtype of the positions.
+    """
+    centre, neighbour = graph.edge_index[0], graph.edge_index[1]
+    cell = graph.cell[graph.batch[centre]]
+    shift = torch.bmm(graph.edge_shift.to(cell.dtype).unsqueeze(1), cell).squeeze(1)
+    return graph.positions[neighbour] - graph.positions[centre] + shift
+
+
+def sum_by_structure(values: Tensor, graph: AtomGraph) -> Tensor:
+    """Sum per-atom values over the atoms of each structure: (N, ...) -> (M, ...)."""
+    out = torch.zeros((graph.num_graphs, *values.shape[1:]), dtype=values.dtype, device=values.device)
+    return out.index_add(0, graph.batch, values)
+
+
+def cell_volume(cell: Tensor) -> Tensor:
+    """(M, 3, 3) -> (M,) in Å³, positive for a left-handed cell, too; zero where there is no cell."""
+    return torch.linalg.det(cell).abs()
+
+
+def stress_from_virial(virial: Tensor, cell: Tensor) -> Tensor:
+    """``-virial / |V|`` in eV/Å³, (M, 3, 3); NaN where a structure has no volume."""
+    volume = cell_volume(cell)
+    volume = torch.where(volume > 0, volume, torch.full_like(volume, float("nan")))
+    return -virial / volume[:, None, None]
+
+
+def collate(samples: Sequence[Batch]) -> Batch:
+    """Join samples into one batch: atoms and edges concatenated, indices shifted.
+
+    Raises:
+        ValueError: when there is nothing to join.
+    """
+    if not samples:
+        raise ValueError("cannot collate an empty list of samples")
+    atoms, graphs, edge_index, batch = 0, 0, [], []
+    for sample in samples:
+        edge_index.append(sample.graph.edge_index + atoms)
+        batch.append(sample.graph.batch + graphs)
+        atoms += len(sample.graph.positions)
+        graphs += sample.graph.num_graphs
+    graph = AtomGraph(
+        positions=torch.cat([s.graph.positions for s in samples]),
+        species=torch.cat([s.graph.species for s in samples]),
+        edge_index=torch.cat(edge_index, dim=1),
+        edge_shift=torch.cat([s.graph.edge_shift for s in samples]),
+        cell=torch.cat([s.graph.cell for s in samples]),
+        batch=torch.cat(batch),
+        num_graphs=graphs,
+    )
+    labels = Labels(*(torch.cat([getattr(s.labels, field) for s in samples]) for field in Labels._fields))
+    return Batch(graph, labels)

@@ -1,0 +1,1 @@
+"""The architectures, and what makes a potential out of one."""

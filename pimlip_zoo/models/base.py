@@ -1,0 +1,94 @@
+"""What an architecture is: a module that turns a graph into one energy per atom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import AtomGraph
+
+__all__ = ["AtomicEnergyModel", "ForceHead", "ModelConfig"]
+
+ForceHead = Literal["conservative", "direct"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The options that every architecture has; an architecture's own config derives from it."""
+
+    cutoff: float = 5.0
+    """Å: no edge longer than this reaches the model."""
+    avg_num_neighbors: float | None = None
+    """Mean number of neighbours, the scale of sums over them; None: taken from the training data."""
+    force_head: ForceHead = "conservative"
+    """Forces as ``-dE/dr`` or from a head of their own."""
+
+    def __post_init__(self) -> None:
+        if not self.cutoff > 0:
+            raise InputError(f"cutoff is {self.cutoff}", key="cutoff", mend="give a length > 0 in Å")
+        if self.avg_num_neighbors is not None and not self.avg_num_neighbors > 0:
+            raise InputError(
+                f"avg_num_neighbors is {self.avg_num_neighbors}",
+                key="avg_num_neighbors",
+                mend="give a number > 0, or leave it out",
+            )
+        if self.force_head not in ("conservative", "direct"):
+            raise InputError(
+                f"force_head is {self.force_head!r}", key="force_head", mend="conservative or direct"
+            )
+
+
+class AtomicEnergyModel(nn.Module):
+    """Base class of the architectures.
+
+    A subclass implements :meth:`forward`, and :meth:`energies_and_forces` when it offers a direct head.
+    It knows nothing of forces as derivatives, energy references, data, training or export. To be exported to
+    TorchScript its :meth:`forward` has to be scriptable.
+
+    Args:
+        config: the architecture's options.
+        species: chemical symbols; ``graph.species`` holds indices into them.
+    """
+
+    interaction_depth: int = 1
+    """How many cutoffs away an atom can still matter: 1 for a strictly local model, T for T message
+    passing layers. A deployed model's halo follows from it."""
+
+    def __init__(self, config: ModelConfig, species: Sequence[str]) -> None:
+        super().__init__()
+        if not species:
+            raise InputError("a model needs at least one species", key="species")
+        self.config = config
+        self.species = tuple(species)
+        self.cutoff = float(config.cutoff)
+
+    def forward(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
+        """One energy per atom.
+
+        Args:
+            graph: the structure(s); geometry must enter through ``vectors`` alone, so that forces, virial and
+                displaced copies all follow from them.
+            vectors: (E, 3) Å, ``edge_vectors(graph)`` in the dtype of the model's parameters.
+
+        Returns:
+            (N,) in units of the potential's scale; the potential multiplies and adds the references.
+        """
+        raise NotImplementedError
+
+    def energies_and_forces(self, graph: AtomGraph, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (N,) and directly predicted forces (N, 3), for ``force_head="direct"``."""
+        raise InputError(
+            f"{type(self).__name__} offers no direct force head", key="force_head", mend="use conservative"
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        for parameter in self.parameters():
+            return parameter.dtype
+        return torch.get_default_dtype()
