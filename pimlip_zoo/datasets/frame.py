@@ -1,0 +1,60 @@
+"""One labelled structure as it stands in a file, before any model's species list or cutoff."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["Frame", "frame_to_atoms"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A structure with the labels it has; what readers yield and stores keep.
+
+    Every quantity is in Å and eV (see ``docs/conventions.md``); a missing label is None.
+    """
+
+    numbers: NDArray[np.int64]
+    """(N,) atomic numbers."""
+    positions: NDArray[np.float64]
+    """(N, 3) Å."""
+    cell: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 3)))
+    """(3, 3) Å, rows are lattice vectors; zero rows where there is none."""
+    pbc: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(3, dtype=bool))
+    """(3,) which directions are periodic."""
+    energy: float | None = None
+    """eV."""
+    forces: NDArray[np.float64] | None = None
+    """(N, 3) eV/Å; single NaN rows are atoms without a label."""
+    stress: NDArray[np.float64] | None = None
+    """(3, 3) eV/Å³, ``dE/dε / V``."""
+    weight: float = 1.0
+    """How much the structure counts in every loss."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """What else the file said of it (config_type and the like): short strings and numbers."""
+
+
+def frame_to_atoms(frame: Frame) -> Atoms:
+    """The frame as ASE atoms, its labels in a single-point calculator."""
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+    results: dict[str, Any] = {}
+    if frame.energy is not None:
+        results["energy"] = frame.energy
+    if frame.forces is not None:
+        results["forces"] = frame.forces
+    if frame.stress is not None:
+        results["stress"] = frame.stress.reshape(9)[[0, 4, 8, 5, 2, 1]]
+    if results:
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms.info.update(frame.info)
+    return atoms

@@ -1,0 +1,128 @@
+"""Neighbour lists with any periodicity, and the graph sample that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import AtomGraph, Batch, Labels
+
+__all__ = ["frame_to_sample", "neighbour_list", "species_indices"]
+
+
+def neighbour_list(
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    cutoff: float,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The full list of pairs closer than the cutoff, sorted by centre.
+
+    Periodic images of an atom with itself are pairs; the atom itself is not. The cell may be skewed,
+    left-handed, thinner than the cutoff, or lack vectors in directions that are not periodic.
+
+    Returns:
+        ``edge_index`` (2, E) and the integer-valued ``edge_shift`` (E, 3).
+
+    Raises:
+        InputError: for a periodic direction without a cell vector, or periodic vectors that are coplanar.
+    """
+    from vesin import NeighborList
+
+    if len(positions) == 0:
+        return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3))
+    box = _complete_cell(cell, pbc)
+    calculator = NeighborList(cutoff=float(cutoff), full_list=True, sorted=True)
+    i, j, shift = calculator.compute(
+        points=np.ascontiguousarray(positions, dtype=np.float64),
+        box=box,
+        periodic=np.asarray(pbc, dtype=bool),
+        quantities="ijS",
+    )
+    edge_index = np.stack([np.asarray(i, dtype=np.int64), np.asarray(j, dtype=np.int64)])
+    return edge_index, np.asarray(shift, dtype=np.float64).reshape(-1, 3)
+
+
+def species_indices(numbers: NDArray[np.int64], species: Sequence[str]) -> NDArray[np.int64]:
+    """Atomic numbers as indices into the list of chemical symbols.
+
+    Raises:
+        InputError: for an element that the list lacks.
+    """
+    from ase.data import atomic_numbers, chemical_symbols
+
+    table = np.full(len(chemical_symbols) + 1, -1, dtype=np.int64)
+    for index, symbol in enumerate(species):
+        table[atomic_numbers[symbol]] = index
+    known = (numbers >= 0) & (numbers < len(table))
+    indices: NDArray[np.int64] = np.where(known, table[np.where(known, numbers, 0)], -1)
+    if (indices < 0).any():
+        unknown = sorted({int(z) for z in numbers[indices < 0]})
+        names = ", ".join(chemical_symbols[z] if 0 <= z < len(chemical_symbols) else str(z) for z in unknown)
+        raise InputError(
+            f"the model does not know {names}",
+            key="species",
+            mend=f"it was trained on {', '.join(species)}",
+        )
+    return indices
+
+
+def frame_to_sample(frame: Frame, species: Sequence[str], cutoff: float) -> Batch:
+    """A frame as a batch of one: the graph within the cutoff, labels with NaN where there is none.
+
+    Args:
+        frame: the structure.
+        species: chemical symbols in the model's order.
+        cutoff: Å; the model's cutoff, plus what displaced copies need.
+    """
+    n = len(frame.numbers)
+    edge_index, edge_shift = neighbour_list(frame.positions, frame.cell, frame.pbc, cutoff)
+    graph = AtomGraph(
+        positions=torch.as_tensor(np.array(frame.positions, dtype=np.float64)),
+        species=torch.as_tensor(species_indices(frame.numbers, species)),
+        edge_index=torch.as_tensor(edge_index),
+        edge_shift=torch.as_tensor(edge_shift),
+        cell=torch.as_tensor(np.array(frame.cell, dtype=np.float64)).reshape(1, 3, 3),
+        batch=torch.zeros(n, dtype=torch.int64),
+        num_graphs=1,
+    )
+    nan = float("nan")
+    labels = Labels(
+        energy=torch.tensor([nan if frame.energy is None else frame.energy], dtype=torch.float64),
+        forces=torch.full((n, 3), nan, dtype=torch.float64)
+        if frame.forces is None
+        else torch.as_tensor(np.array(frame.forces, dtype=np.float64)),
+        stress=torch.full((1, 3, 3), nan, dtype=torch.float64)
+        if frame.stress is None
+        else torch.as_tensor(np.array(frame.stress, dtype=np.float64)).reshape(1, 3, 3),
+        weight=torch.tensor([frame.weight], dtype=torch.float64),
+    )
+    return Batch(graph, labels)
+
+
+def _complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """A cell of full rank: vectors of directions that are not periodic are chosen orthogonal where missing."""
+    box = np.array(cell, dtype=np.float64).reshape(3, 3).copy()
+    lengths = np.linalg.norm(box, axis=1)
+    for axis in range(3):
+        if pbc[axis] and lengths[axis] < 1e-10:
+            raise InputError(
+                f"direction {'abc'[axis]} is periodic but has no cell vector",
+                key="cell",
+                mend="give the lattice vector or set pbc to F there",
+            )
+    periodic = [axis for axis in range(3) if pbc[axis]]
+    if periodic and np.linalg.matrix_rank(box[periodic] / lengths[periodic, None], tol=1e-8) < len(periodic):
+        raise InputError("the cell is singular: its periodic vectors are coplanar", key="cell")
+    open_axes = [axis for axis in range(3) if not pbc[axis]]
+    if open_axes and (not periodic or np.linalg.matrix_rank(box, tol=1e-8) < 3):
+        # The null space of the periodic vectors gives directions orthogonal to all of them.
+        basis = np.linalg.svd(box[periodic])[2][len(periodic) :] if periodic else np.eye(3)
+        for axis, direction in zip(open_axes, basis, strict=True):
+            box[axis] = direction
+    return box
