@@ -55,6 +55,8 @@ class AtomicEnergyModel(nn.Module):
         species: chemical symbols; ``graph.species`` holds indices into them.
     """
 
+    __jit_unused_properties__ = ("dtype",)
+
     interaction_depth: int = 1
     """How many cutoffs away an atom can still matter: 1 for a strictly local model, T for T message
     passing layers. A deployed model's halo follows from it."""
