@@ -19,15 +19,19 @@ def evaluate_and_write(model: torch.nn.Module, config: dict, path: Path) -> None
                 parameter.add_(0.05 * torch.randn_like(parameter))
     model.eval()
     arrays = {"config": np.array(json.dumps(config)), "species": np.array(SPECIES)}
+    parameters = dict(model.named_parameters())
     for name, value in model.state_dict().items():
-        arrays[f"weights/{name}"] = value.detach().cpu().numpy()
+        if name in parameters or name.endswith(("scales", "shifts")):
+            arrays[f"weights/{name}"] = value.detach().cpu().numpy()
     for name, atoms in structures().items():
         for key, value in _evaluate(model, atoms, config["r_max"]).items():
             arrays[f"{name}/{key}"] = value
     temporary = path.with_name(path.name + ".part.npz")
     np.savez_compressed(temporary, **arrays)
     temporary.replace(path)
-    print(f"{path}: {path.stat().st_size / 1024:.0f} KiB, {sum(p.numel() for p in model.parameters())} parameters")
+    print(
+        f"{path}: {path.stat().st_size / 1024:.0f} KiB, {sum(p.numel() for p in model.parameters())} parameters"
+    )
 
 
 def _evaluate(model: torch.nn.Module, atoms, cutoff: float) -> dict[str, np.ndarray]:
