@@ -1,4 +1,4 @@
-"""Evaluate the ``nequip-allegro`` package and keep weights, inputs and outputs as fixtures of the agreement tests.
+"""Evaluate the ``nequip-allegro`` package; keep weights, inputs, outputs as fixtures of the agreement tests.
 
 Run it in an environment of its own::
 

@@ -56,7 +56,6 @@ CONFIGURATIONS = {
         "parity": True,
         "num_layers": 3,
         "num_features": 6,
-        "type_embed_num_features": 5,
         "radial_mlp_depth": 1,
         "radial_mlp_width": 16,
         "readout_mlp_hidden_layers_depth": 1,
