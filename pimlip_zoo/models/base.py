@@ -57,7 +57,7 @@ class AtomicEnergyModel(nn.Module):
 
     __jit_unused_properties__ = ("dtype",)
 
-    interaction_depth: int = 1
+    interaction_depth = 1
     """How many cutoffs away an atom can still matter: 1 for a strictly local model, T for T message
     passing layers. A deployed model's halo follows from it."""
 

@@ -86,23 +86,19 @@ class Convolution(ExactBuffers):
         self.spec = spec
         self.irreps_out = spec.irreps_out
         self.num_paths = len(spec.paths)
-        self._dim_out = self.irreps_out.dim
         # x (x) Y -> one row per (path, m) with dense coefficients: two matrix products instead of a loop over paths.
         dims = [irrep.dim for _, _, irrep in spec.paths]
         starts = [sum(dims[:p]) for p in range(len(dims))]
         table = torch.zeros(spec.irreps_in.dim, spec.irreps_edge.dim, sum(dims), dtype=torch.float64)
         order = torch.zeros(sum(dims), dtype=torch.int64)
-        seen: dict[int, set[int]] = {}
         for path, a, b, component, value in spec.terms:
-            seen.setdefault(path, set()).add(component)
             slot = starts[path] + self._m_of(component)
             table[a, b, slot] = value
-            order[slot] = component
+            order[component] = slot
         self.register_buffer("_table", table, persistent=False)
         self.register_buffer("_order", order, persistent=False)
-        self.register_buffer(
-            "_path", torch.tensor([p for p, d in enumerate(dims) for _ in range(d)], dtype=torch.int64), persistent=False
-        )
+        path_of_slot = [path for path, dim in enumerate(dims) for _ in range(dim)]
+        self.register_buffer("_path", torch.tensor(path_of_slot, dtype=torch.int64), persistent=False)
 
     def _m_of(self, component: int) -> int:
         start = 0
@@ -127,7 +123,5 @@ class Convolution(ExactBuffers):
         atoms, _, channels = x.shape
         coupling = torch.einsum("eb,abk->eka", harmonics, self._table.to(x.dtype))
         messages = torch.bmm(coupling, x[edge_index[1]]) * weights[:, self._path]
-        out = torch.zeros((atoms, self._dim_out, channels), dtype=x.dtype, device=x.device)
         sums = torch.zeros((atoms, messages.shape[1], channels), dtype=x.dtype, device=x.device)
-        sums = sums.index_add(0, edge_index[0], messages)
-        return out.index_copy(1, self._order, sums)
+        return sums.index_add(0, edge_index[0], messages)[:, self._order]

@@ -62,8 +62,11 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(rows, K_in, C) -> (rows, K_out, C)."""
         parts: list[Tensor] = []
-        for position, act in zip(self._scalar_positions, self.scalar_activations):  # noqa: B905
+        index = 0
+        for act in self.scalar_activations:
+            position = self._scalar_positions[index]
             parts.append(act(x[:, position : position + 1]))
+            index += 1  # noqa: SIM113  (TorchScript does not enumerate a ModuleList)
         if self._num_gates > 0:
             gates = self.gate_activation(x[:, self._first_gate : self._first_gate + self._num_gates])
             parts.append(x[:, self._first_gated :] * gates[:, self._expand])

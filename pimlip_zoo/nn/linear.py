@@ -41,11 +41,10 @@ class EquivariantLinear(nn.Module):
         super().__init__()
         self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
         self.channels_in, self.channels_out = channels_in, channels_out
-        self._plan = _matching_blocks(self.irreps_in, self.irreps_out)
+        self._blocks, self._zeros_after = _matching_blocks(self.irreps_in, self.irreps_out)
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(n_in * channels_in, n_out * channels_out))
-            for _, n_in, _, n_out in self._plan
-            if n_in > 0
+            nn.Parameter(torch.randn(copies_in * channels_in, copies_out * channels_out))
+            for _, copies_in, _, copies_out, _ in self._blocks
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,15 +52,17 @@ class EquivariantLinear(nn.Module):
         rows = x.shape[0]
         parts: list[Tensor] = []
         index = 0
-        for start, n_in, dim, n_out in self._plan:
-            if n_in > 0:
-                weight = self.weights[index]
-                block = x[:, start : start + dim * n_in].reshape(rows * dim, n_in * self.channels_in)
-                y = torch.mm(block, weight) * (1.0 / float(n_in * self.channels_in) ** 0.5)
-                parts.append(y.view(rows, dim * n_out, self.channels_out))
-                index += 1
-            else:
-                parts.append(x.new_zeros((rows, dim * n_out, self.channels_out)))
+        for weight in self.weights:
+            start, copies_in, dim, copies_out, zeros = self._blocks[index]
+            if zeros > 0:
+                parts.append(x.new_zeros((rows, zeros, self.channels_out)))
+            fan_in = copies_in * self.channels_in
+            rows_in = x[:, start : start + dim * copies_in]
+            y = torch.mm(rows_in.reshape(rows * dim, fan_in), weight * (1.0 / float(fan_in) ** 0.5))
+            parts.append(y.view(rows, dim * copies_out, self.channels_out))
+            index += 1  # noqa: SIM113  (TorchScript does not enumerate a ParameterList)
+        if self._zeros_after > 0:
+            parts.append(x.new_zeros((rows, self._zeros_after, self.channels_out)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -91,11 +92,10 @@ class SpeciesLinear(nn.Module):
         self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
         self.channels_in, self.channels_out = channels_in, channels_out
         self.embedding_size = embedding_size
-        self._plan = _matching_blocks(self.irreps_in, self.irreps_out)
+        self._blocks, self._zeros_after = _matching_blocks(self.irreps_in, self.irreps_out)
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(n_in * channels_in, embedding_size, n_out * channels_out))
-            for _, n_in, _, n_out in self._plan
-            if n_in > 0
+            nn.Parameter(torch.randn(copies_in * channels_in, embedding_size, copies_out * channels_out))
+            for _, copies_in, _, copies_out, _ in self._blocks
         )
 
     def forward(self, x: Tensor, embedding: Tensor, species: Tensor) -> Tensor:
@@ -112,27 +112,36 @@ class SpeciesLinear(nn.Module):
         rows = x.shape[0]
         parts: list[Tensor] = []
         index = 0
-        for start, n_in, dim, n_out in self._plan:
-            if n_in > 0:
-                fan_in = n_in * self.channels_in
-                scale = 1.0 / float(fan_in * self.embedding_size) ** 0.5
-                by_species = torch.einsum("sv,ivo->sio", embedding * scale, self.weights[index])
-                block = x[:, start : start + dim * n_in].reshape(rows, dim, fan_in)
-                y = torch.bmm(block, by_species[species])
-                parts.append(y.view(rows, dim * n_out, self.channels_out))
-                index += 1
-            else:
-                parts.append(x.new_zeros((rows, dim * n_out, self.channels_out)))
+        for weight in self.weights:
+            start, copies_in, dim, copies_out, zeros = self._blocks[index]
+            if zeros > 0:
+                parts.append(x.new_zeros((rows, zeros, self.channels_out)))
+            fan_in = copies_in * self.channels_in
+            scale = 1.0 / float(fan_in * self.embedding_size) ** 0.5
+            by_species = torch.einsum("sv,ivo->sio", embedding * scale, weight)
+            rows_in = x[:, start : start + dim * copies_in]
+            y = torch.bmm(rows_in.reshape(rows, dim, fan_in), by_species[species])
+            parts.append(y.view(rows, dim * copies_out, self.channels_out))
+            index += 1  # noqa: SIM113  (TorchScript does not enumerate a ParameterList)
+        if self._zeros_after > 0:
+            parts.append(x.new_zeros((rows, self._zeros_after, self.channels_out)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _matching_blocks(irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> list[tuple[int, int, int, int]]:
-    """For each irrep of the output: (first input component, input copies, dimension, output copies)."""
+def _matching_blocks(irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> tuple[list[tuple[int, int, int, int, int]], int]:
+    """The irreps that both have, in the output's order, and how many components of the output stay zero last.
+
+    A block is (first input component, input copies, dimension of the irrep, output copies, zero components before).
+    """
     inputs = {irrep: (start, copies) for irrep, start, copies in irrep_slices(irreps_in)}
-    if len(inputs) != len(irreps_in):
-        raise ValueError(f"{irreps_in} names an irrep twice; simplify it")
-    plan = []
+    if len(inputs) != len(irreps_in) or len({ir for _, ir in irreps_out}) != len(irreps_out):
+        raise ValueError(f"{irreps_in} -> {irreps_out}: an irrep is named twice; simplify")
+    blocks, zeros = [], 0
     for irrep, _, copies in irrep_slices(irreps_out):
-        start, copies_in = inputs.get(irrep, (0, 0))
-        plan.append((start, copies_in, irrep.dim, copies))
-    return plan
+        if irrep in inputs:
+            start, copies_in = inputs[irrep]
+            blocks.append((start, copies_in, irrep.dim, copies, zeros))
+            zeros = 0
+        else:
+            zeros += copies * irrep.dim
+    return blocks, zeros

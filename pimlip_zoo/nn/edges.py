@@ -1,0 +1,93 @@
+"""What a model sees of an edge: its length in a radial basis, its direction in spherical harmonics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.nn.exact import ExactBuffers
+from pimlip_zoo.nn.radial import BesselBasis, PolynomialCutoff
+from pimlip_zoo.nn.spherical import SphericalHarmonics
+
+__all__ = ["EdgeEmbedding", "pair_cutoffs"]
+
+
+class EdgeEmbedding(ExactBuffers):
+    """Bessel functions times the cutoff polynomial, and spherical harmonics, of every edge.
+
+    An edge that is longer than the cutoff of its pair of species has radial functions that are exactly zero.
+
+    Args:
+        species: chemical symbols.
+        cutoff: Å.
+        l_max: highest degree of the harmonics.
+        num_basis: radial functions B.
+        trainable: learn their frequencies.
+        prefactor: factor of the Bessel functions ``sin(n pi x) / x``, ``x = r / cutoff``.
+        cutoff_order: p of the polynomial.
+        species_cutoffs: (centre, neighbour, Å) of pairs with a shorter cutoff.
+    """
+
+    def __init__(
+        self,
+        species: Sequence[str],
+        *,
+        cutoff: float,
+        l_max: int,
+        num_basis: int,
+        trainable: bool = False,
+        prefactor: float = 1.0,
+        cutoff_order: float = 6.0,
+        species_cutoffs: Sequence[tuple[str, str, float]] = (),
+    ) -> None:
+        super().__init__()
+        self.basis = BesselBasis(num_basis, trainable=trainable, prefactor=prefactor)
+        self.envelope = PolynomialCutoff(cutoff_order)
+        self.harmonics = SphericalHarmonics(l_max)
+        self.cutoff = float(cutoff)
+        self.by_pair = len(species_cutoffs) > 0
+        self.num_species = len(species)
+        table = pair_cutoffs(species, cutoff, species_cutoffs)
+        self.register_buffer("inverse_cutoffs", table.reciprocal().reshape(-1), persistent=False)
+
+    def forward(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """Edge vectors (E, 3) -> radial functions (E, B), harmonics (E, (l_max + 1)²)."""
+        length = torch.linalg.vector_norm(vectors, dim=1)
+        if self.by_pair:
+            pair = graph.species[graph.edge_index[0]] * self.num_species + graph.species[graph.edge_index[1]]
+            x = length * self.inverse_cutoffs.to(length.dtype)[pair]
+        else:
+            x = length * (1.0 / self.cutoff)
+        radial = self.basis(x) * self.envelope(x).unsqueeze(-1)
+        return radial, self.harmonics(vectors / length.unsqueeze(-1))
+
+
+def pair_cutoffs(
+    species: Sequence[str], cutoff: float, exceptions: Sequence[tuple[str, str, float]]
+) -> Tensor:
+    """(S, S) float64 table of cutoffs by (centre, neighbour).
+
+    Raises:
+        InputError: for an unknown species, or a cutoff that is not in (0, cutoff].
+    """
+    table = torch.full((len(species), len(species)), float(cutoff), dtype=torch.float64)
+    for centre, neighbour, value in exceptions:
+        for symbol in (centre, neighbour):
+            if symbol not in species:
+                raise InputError(
+                    f"a cutoff is given for {symbol}, which the model does not have",
+                    key="species_cutoffs",
+                    mend=did_you_mean(symbol, species),
+                )
+        if not 0 < value <= cutoff:
+            raise InputError(
+                f"the cutoff of {centre}-{neighbour} is {value}",
+                key="species_cutoffs",
+                mend=f"give a length in (0, {cutoff}] Å",
+            )
+        table[list(species).index(centre), list(species).index(neighbour)] = float(value)
+    return table
