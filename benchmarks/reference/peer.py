@@ -29,9 +29,8 @@ def evaluate_and_write(model: torch.nn.Module, config: dict, path: Path) -> None
     temporary = path.with_name(path.name + ".part.npz")
     np.savez_compressed(temporary, **arrays)
     temporary.replace(path)
-    print(
-        f"{path}: {path.stat().st_size / 1024:.0f} KiB, {sum(p.numel() for p in model.parameters())} parameters"
-    )
+    count = sum(parameter.numel() for parameter in parameters.values())
+    print(f"{path}: {path.stat().st_size / 1024:.0f} KiB, {count} parameters")
 
 
 def _evaluate(model: torch.nn.Module, atoms, cutoff: float) -> dict[str, np.ndarray]:
