@@ -1,0 +1,96 @@
+"""Losses on labels: energy, energy per atom, forces, stress. Missing labels (NaN) do not count."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import Batch, Predictions, stress_from_virial
+from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
+
+__all__ = ["Distance", "SupervisedTerm", "residuals"]
+
+Distance = Literal["mse", "mae", "huber"]
+Quantity = Literal["energy", "energy_per_atom", "forces", "stress"]
+
+
+def residuals(quantity: Quantity, batch: Batch, predictions: Predictions) -> tuple[Tensor, Tensor]:
+    """Prediction minus label of one quantity, where there is a label.
+
+    Returns:
+        residuals (R, D) and the weight (R,) of the structure that each row belongs to. D is 1 for energies (eV, or
+        eV per atom), 3 for forces (eV/Å), 9 for stress (eV/Å³).
+    """
+    graph, labels = batch.graph, batch.labels
+    if quantity == "forces":
+        error = predictions.forces - labels.forces
+        weight = labels.weight[graph.batch]
+    elif quantity == "stress":
+        error = (stress_from_virial(predictions.virial, graph.cell) - labels.stress).flatten(1)
+        weight = labels.weight
+    else:
+        error = (predictions.energy - labels.energy).unsqueeze(-1)
+        if quantity == "energy_per_atom":
+            error = error / atom_counts(batch).unsqueeze(-1)
+        weight = labels.weight
+    labelled = ~torch.isnan(getattr(labels, _LABEL[quantity])).reshape(len(error), -1).any(dim=1)
+    return error[labelled], weight[labelled]
+
+
+_LABEL: dict[Quantity, str] = {
+    "energy": "energy",
+    "energy_per_atom": "energy",
+    "forces": "forces",
+    "stress": "stress",
+}
+
+
+def atom_counts(batch: Batch) -> Tensor:
+    """(M,) float64 number of atoms of each structure."""
+    counts = torch.bincount(batch.graph.batch, minlength=batch.graph.num_graphs)
+    return counts.to(torch.float64).clamp_min(1.0)
+
+
+class SupervisedTerm(LossTerm):
+    """Distance between prediction and label, averaged over labelled components, weighted by structure.
+
+    Args:
+        quantity: energy (eV), energy_per_atom (eV), forces (eV/Å, by component), stress (eV/Å³, by component).
+        weight: factor in the total loss.
+        distance: mse ``d²``, mae ``|d|``, or huber ``d²/2`` below delta and ``delta (|d| - delta/2)`` above.
+        delta: of the Huber distance, in the unit of the quantity.
+    """
+
+    def __init__(
+        self, quantity: Quantity, weight: float = 1.0, distance: Distance = "mse", delta: float = 0.01
+    ) -> None:
+        super().__init__(quantity, weight)
+        if distance not in ("mse", "mae", "huber"):
+            raise InputError(f"no distance is called {distance!r}", mend="mse, mae or huber")
+        if not delta > 0:
+            raise InputError(f"delta is {delta}", key=f"loss.{quantity}.delta", mend="give a number > 0")
+        self.quantity: Quantity = quantity
+        self.distance: Distance = distance
+        self.delta = float(delta)
+
+    def forward(
+        self,
+        potential: PotentialLike,  # noqa: ARG002
+        batch: Batch,
+        predictions: Predictions,
+    ) -> LossValue:
+        """See :class:`LossTerm`."""
+        error, weight = residuals(self.quantity, batch, predictions)
+        if self.distance == "mse":
+            values = error.square()
+        elif self.distance == "mae":
+            values = error.abs()
+        else:
+            size = error.abs()
+            values = torch.where(
+                size < self.delta, 0.5 * size.square(), self.delta * (size - 0.5 * self.delta)
+            )
+        return LossValue((values * weight.unsqueeze(-1)).sum(), weight.sum() * error.shape[1])
