@@ -1,0 +1,84 @@
+"""ASE databases (SQLite or JSON), also in the form that SchNetPack writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.source import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.errors import InputError
+
+__all__ = ["AseDatabase"]
+
+
+class AseDatabase:
+    """Rows in the order of their ids; labels in results, key-value pairs and ``data``.
+
+    SchNetPack's metadata name the units of its properties: they are used where the user names none.
+    """
+
+    def __init__(self, path: str, options: ReadOptions) -> None:
+        self.path = path
+        self._database = self._connect()
+        try:
+            metadata = dict(self._database.metadata)
+            self._count = int(self._database.count())
+        except Exception as error:
+            raise InputError(f"is no ASE database: {error}", file=path) from error
+        units = metadata.get("_property_unit_dict") or {}
+        by_kind = {key.lower(): unit for key, unit in units.items() if isinstance(unit, str)}
+        self.finder = LabelFinder(
+            options,
+            file=path,
+            energy=by_kind.get(options.energy_key or "energy", "eV"),
+            length=metadata.get("_distance_unit") or "Å",
+            forces=by_kind.get(options.forces_key or "forces"),
+        )
+
+    def count(self) -> int:
+        """Rows of the database."""
+        return self._count
+
+    def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
+        """Rows of the window."""
+        stop = min(window.stop, self._count)
+        if window.start >= stop:
+            return
+        try:
+            rows = self._database.select(offset=window.start, limit=stop - window.start)
+            for i, row in enumerate(rows):
+                index = window.start + i
+                if index in window:
+                    yield index, self._item(row, index)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"cannot be read: {error}", file=self.path) from error
+
+    def _item(self, row: Any, index: int) -> Frame | InputError:
+        results = {key: row.get(key) for key in ("energy", "forces", "stress", "free_energy") if key in row}
+        try:
+            data = dict(row.data or {})
+            return self.finder.frame(
+                row.numbers,
+                row.positions,
+                row.cell,
+                row.pbc,
+                [("calculator", results), ("key_value_pairs", row.key_value_pairs), ("data", data)],
+                index=index,
+            )
+        except InputError as error:
+            return error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return InputError(f"cannot be read: {error}", file=self.path, frame=index)
+
+    def _connect(self) -> Any:
+        from ase.db import connect
+
+        try:
+            return connect(self.path)
+        except Exception as error:
+            raise InputError(f"cannot be opened: {error}", file=self.path) from error

@@ -1,0 +1,84 @@
+"""Everything else that ASE reads: trajectories, OUTCAR, vasprun.xml, and dozens more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.source import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["AseFile", "frame_from_atoms"]
+
+
+class AseFile:
+    """A file through :func:`ase.io.iread`, which converts units to eV and Å."""
+
+    def __init__(self, path: str, options: ReadOptions) -> None:
+        self.path = path
+        self.finder = LabelFinder(options, file=path)
+        self._format = None if options.format in (None, "ase") else options.format
+
+    def count(self) -> int:
+        """Frames in the file; all of it is read."""
+        return sum(1 for _ in self.read())
+
+    def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
+        """Frames of the window.
+
+        Raises:
+            InputError: where ASE cannot read on.
+        """
+        index = 0
+        for index, atoms in enumerate(self._iterate()):
+            if index >= window.stop:
+                return
+            if index not in window:
+                continue
+            try:
+                yield index, frame_from_atoms(atoms, self.finder, index)
+            except InputError as error:
+                yield index, error
+
+    def _iterate(self) -> Iterator[Atoms]:
+        from ase.io import iread
+        from ase.io.formats import UnknownFileTypeError
+
+        index = 0
+        try:
+            for atoms in iread(self.path, index=":", format=self._format):
+                yield atoms
+                index += 1
+        except InputError:
+            raise
+        except UnknownFileTypeError as error:
+            raise InputError(
+                "is of no known format", file=self.path, mend="name it with ?format=, as ASE calls it"
+            ) from error
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"cannot be read: {text}", file=self.path, frame=index) from error
+
+
+def frame_from_atoms(atoms: Atoms, finder: LabelFinder, index: int) -> Frame:
+    """ASE atoms as a frame, with labels from calculator results, info and arrays.
+
+    Raises:
+        InputError: for labels of the wrong shape, or places that disagree.
+    """
+    results: Mapping[str, Any] = getattr(atoms.calc, "results", None) or {}
+    arrays = {key: value for key, value in atoms.arrays.items() if key not in ("numbers", "positions")}
+    return finder.frame(
+        atoms.numbers,
+        atoms.positions,
+        atoms.cell.array,
+        atoms.pbc,
+        [("calculator", results), ("info", atoms.info), ("arrays", arrays)],
+        index=index,
+    )

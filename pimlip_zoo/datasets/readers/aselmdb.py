@@ -1,0 +1,115 @@
+"""ASE databases in LMDB (``.aselmdb``), as fairchem's sets come: zlib-compressed JSON rows, no pickle."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.source import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.errors import InputError
+
+__all__ = ["AseLmdbFile"]
+
+_MAX_ROW = 1 << 30
+_DTYPES = {"float64", "float32", "int64", "int32", "bool", "int8", "uint8", "int16"}
+
+
+class AseLmdbFile:
+    """Rows in the order of their ids; a folder is read file by file."""
+
+    def __init__(self, path: str, options: ReadOptions) -> None:
+        self.path = path
+        self.finder = LabelFinder(options, file=path)
+        folder = Path(path)
+        self._files = sorted(folder.glob("*.aselmdb")) if folder.is_dir() else [folder]
+        self._ids = [self._row_ids(file) for file in self._files]
+
+    def count(self) -> int:
+        """Rows of all files."""
+        return sum(len(ids) for ids in self._ids)
+
+    def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
+        """Rows of the window."""
+        offset = 0
+        for file, ids in zip(self._files, self._ids, strict=True):
+            if offset + len(ids) > window.start and offset < window.stop:
+                with self._open(file) as environment, environment.begin(buffers=True) as transaction:
+                    for i, row_id in enumerate(ids, start=offset):
+                        if i in window:
+                            yield i, self._item(transaction.get(str(row_id).encode()), i, file)
+            offset += len(ids)
+
+    def _item(self, raw: Any, index: int, file: Path) -> Frame | InputError:
+        try:
+            if raw is None:
+                return InputError("the row is missing", file=file, frame=index)
+            row = _decode(raw)
+            data = row.get("data") if isinstance(row.get("data"), dict) else {}
+            places = [
+                ("row", {key: row.get(key) for key in ("energy", "forces", "stress", "free_energy")}),
+                ("key_value_pairs", row.get("key_value_pairs") or {}),
+                ("data", data),
+            ]
+            return self.finder.frame(
+                np.asarray(row["numbers"]),
+                row["positions"],
+                row.get("cell"),
+                row.get("pbc", False),
+                places,
+                index=index,
+            )
+        except InputError as error:
+            return error
+        except (ValueError, KeyError, TypeError, zlib.error, RecursionError) as error:
+            return InputError(f"the row is unreadable: {error}", file=file, frame=index)
+
+    def _row_ids(self, file: Path) -> list[int]:
+        import lmdb
+
+        with self._open(file) as environment, environment.begin() as transaction:
+            try:
+                raw = transaction.get(b"nextid")
+                deleted = transaction.get(b"deleted_ids")
+                last = int(_decode(raw)) if raw else transaction.stat()["entries"] + 1
+                gone = set(_decode(deleted)) if deleted else set()
+                return [
+                    i
+                    for i in range(1, min(last, transaction.stat()["entries"] + len(gone) + 1))
+                    if i not in gone
+                ]
+            except (lmdb.Error, ValueError, TypeError, zlib.error) as error:
+                raise InputError(f"is no ASE database: {error}", file=file) from error
+
+    def _open(self, file: Path) -> Any:
+        import lmdb
+
+        try:
+            return lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False)
+        except lmdb.Error as error:
+            raise InputError(f"cannot be opened: {error}", file=file) from error
+
+
+def _decode(raw: Any) -> Any:
+    decompressor = zlib.decompressobj()
+    text = decompressor.decompress(bytes(raw), _MAX_ROW)
+    if decompressor.unconsumed_tail:
+        raise ValueError("it is larger than 1 GiB")
+    return json.loads(text, object_hook=_array)
+
+
+def _array(item: dict[str, Any]) -> Any:
+    """Arrays as ASE writes them in JSON: shape, dtype, flat list."""
+    if "__ndarray__" not in item:
+        return item
+    shape, dtype, flat = item["__ndarray__"]
+    if dtype not in _DTYPES:
+        raise ValueError(f"an array of {dtype}")
+    return np.array(flat, dtype=dtype).reshape(shape)

@@ -1,0 +1,137 @@
+"""What no structure may have: missing numbers, infinite numbers, two atoms on one spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.errors import InputError
+
+__all__ = ["check_frame", "coinciding_atoms"]
+
+_SAME_SPOT = 1e-3
+_MANY_ATOMS = 256
+_MAX_NUMBER = 118
+
+
+def check_frame(frame: Frame, *, file: object, index: int, nan: str = "error") -> Frame:
+    """The frame, when a potential can be trained on it.
+
+    Args:
+        frame: the structure.
+        file: where it comes from, for messages.
+        index: of the frame in the file.
+        nan: ``missing`` turns NaN labels into no labels, ``error`` refuses them.
+
+    Raises:
+        InputError: for no atoms, unknown elements, NaN or infinite values, coinciding atoms, or a periodic
+            direction without a cell vector.
+    """
+
+    def fail(message: str, key: str, mend: str | None = None) -> InputError:
+        return InputError(message, file=file, frame=index, key=key, mend=mend)
+
+    if len(frame.numbers) == 0:
+        raise fail("has no atoms", "positions")
+    if frame.numbers.min() < 1 or frame.numbers.max() > _MAX_NUMBER:
+        atom = int(np.argmax((frame.numbers < 1) | (frame.numbers > _MAX_NUMBER)))
+        raise fail(f"atom {atom} has atomic number {frame.numbers[atom]}", "species")
+    for key, values in (("positions", frame.positions), ("cell", frame.cell)):
+        if not np.isfinite(values).all():
+            raise fail(f"{_first_bad(values, key)} is NaN or infinite", key)
+    if frame.pbc.any():
+        _check_cell(frame, fail)
+    frame = _without_nan_labels(frame) if nan == "missing" else frame
+    for key in ("energy", "forces", "stress"):
+        label = getattr(frame, key)
+        if label is not None and not np.isfinite(label).all():
+            if nan == "missing" and not np.isinf(label).any():
+                continue  # single unlabelled atoms
+            raise fail(
+                f"{_first_bad(np.asarray(label), key)} is NaN or infinite",
+                key,
+                "leave missing labels out, or read with ?nan=missing",
+            )
+    pair = coinciding_atoms(frame.positions, frame.cell, frame.pbc)
+    if pair:
+        raise fail(f"atoms {pair[0]} and {pair[1]} are on one spot", "positions")
+    return frame
+
+
+def coinciding_atoms(
+    positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
+) -> tuple[int, int] | None:
+    """Two atoms closer than 0.001 Å, periodic images included; None where there are none."""
+    n = len(positions)
+    if n < 2:
+        return None
+    if n > _MANY_ATOMS:
+        return _coinciding_in_large(positions, cell, pbc)
+    delta = positions[:, None] - positions[None]
+    if pbc.any():
+        delta = _to_nearest_image(delta, cell, pbc)
+    square = np.einsum("ijk,ijk->ij", delta, delta)
+    square.flat[:: n + 1] = np.inf
+    nearest = int(square.argmin())
+    if square.flat[nearest] >= _SAME_SPOT**2:
+        return None
+    i, j = sorted(divmod(nearest, n))
+    return i, j
+
+
+def _to_nearest_image(
+    delta: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Differences less whole lattice vectors: exact for atoms on one spot, which is all that is asked."""
+    inverse = np.linalg.pinv(np.where(pbc[:, None], cell, 0.0))
+    shift = np.rint(delta @ inverse)
+    nearest: NDArray[np.float64] = delta - shift @ np.where(pbc[:, None], cell, 0.0)
+    return nearest
+
+
+def _coinciding_in_large(
+    positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
+) -> tuple[int, int] | None:
+    from pimlip_zoo.datasets.neighbours import neighbour_list
+
+    pairs, shift = neighbour_list(positions, cell, pbc, 0.5)
+    delta = positions[pairs[1]] - positions[pairs[0]] + shift @ cell
+    close = np.flatnonzero(np.linalg.norm(delta, axis=1) < _SAME_SPOT)
+    if not len(close):
+        return None
+    i, j = sorted(int(atom) for atom in pairs[:, close[0]])
+    return i, j
+
+
+def _check_cell(frame: Frame, fail: Callable[..., InputError]) -> None:
+    vectors = frame.cell[frame.pbc]
+    lengths = np.linalg.norm(vectors, axis=1)
+    if (lengths < 1e-10).any():
+        axis = "abc"[int(np.flatnonzero(frame.pbc)[int(np.argmin(lengths))])]
+        raise fail(f"direction {axis} is periodic but has no cell vector", "cell")
+    gram = (vectors / lengths[:, None]) @ (vectors / lengths[:, None]).T
+    if np.linalg.det(gram) < 1e-12:
+        raise fail("the cell is singular: its periodic vectors are coplanar", "cell")
+
+
+def _without_nan_labels(frame: Frame) -> Frame:
+    changes: dict[str, None] = {}
+    for key in ("energy", "forces", "stress"):
+        label = getattr(frame, key)
+        if label is None:
+            continue
+        missing = np.isnan(label)
+        if missing.all() or (key == "stress" and missing.any()):
+            changes[key] = None
+    return replace(frame, **changes) if changes else frame  # type: ignore[arg-type]
+
+
+def _first_bad(values: NDArray[np.float64], key: str) -> str:
+    if values.ndim == 0:
+        return "it"
+    row = int(np.argmax(~np.isfinite(values).all(axis=-1)))
+    return f"{'row' if key in ('cell', 'stress') else 'atom'} {row}"

@@ -1,0 +1,130 @@
+"""DeePMD-kit's folders of NumPy files: ``type.raw``, ``type_map.raw``, ``set.*/{coord,box,energy,force,virial}.npy``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.source import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.errors import InputError
+
+__all__ = ["DeepmdFolder"]
+
+
+class DeepmdFolder:
+    """A system folder, or a folder that has system folders below it.
+
+    The format's units are eV and Å; its virial is -dE/dε in eV.
+    """
+
+    def __init__(self, path: str, options: ReadOptions) -> None:
+        self.path = path
+        self.finder = LabelFinder(options, file=path)
+        self._systems = sorted(found.parent for found in Path(path).rglob("type.raw"))
+        if not self._systems:
+            raise InputError("has no type.raw", file=path)
+        self._type_map = options.species.split("+") if options.species else None
+
+    def count(self) -> int:
+        """Frames of all systems and sets."""
+        return sum(len(_load(part / "coord.npy", mapped=True)) for s in self._systems for part in _sets(s))
+
+    def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
+        """Frames of the window, system by system."""
+        offset = 0
+        for system in self._systems:
+            numbers = self._numbers(system)
+            periodic = not (system / "nopbc").exists()
+            for folder in _sets(system):
+                m = len(_load(folder / "coord.npy", mapped=True))
+                if offset + m > window.start and offset < window.stop:
+                    yield from self._read_set(folder, numbers, periodic, offset, window)
+                offset += m
+
+    def _read_set(
+        self, folder: Path, numbers: NDArray[np.int64], periodic: bool, offset: int, window: range
+    ) -> Iterator[Item]:
+        coord = _load(folder / "coord.npy", mapped=True)
+        m, n = len(coord), len(numbers)
+        types = _load(folder / "real_atom_types.npy") if (folder / "real_atom_types.npy").exists() else None
+        if types is not None:
+            numbers = self._table(folder.parent)[types.astype(np.int64)]
+        data = {
+            key: _shaped(folder / f"{key}.npy", (m, *shape))
+            for key, shape in (("box", (3, 3)), ("energy", ()), ("force", (n, 3)), ("virial", (3, 3)))
+            if (folder / f"{key}.npy").exists()
+        }
+        if periodic and "box" not in data:
+            raise InputError("has no box.npy", file=folder, mend="a file nopbc beside type.raw says open")
+        positions = _shaped(folder / "coord.npy", (m, n, 3))
+        for i in range(m):
+            if offset + i not in window:
+                continue
+            labels = {key: data[key][i] for key in ("energy", "force", "virial") if key in data}
+            cell = data["box"][i] if periodic else None
+            z = numbers if types is None else numbers[i]
+            try:
+                frame: Frame | InputError = self.finder.frame(
+                    z, positions[i], cell, periodic, [("npy", labels)], index=offset + i
+                )
+            except InputError as error:
+                frame = error
+            yield offset + i, frame
+
+    def _numbers(self, system: Path) -> NDArray[np.int64]:
+        try:
+            types = np.loadtxt(system / "type.raw", dtype=np.int64, ndmin=1)
+        except (ValueError, OSError) as error:
+            raise InputError(f"cannot be read: {error}", file=system / "type.raw") from error
+        table = self._table(system)
+        if types.min(initial=0) < 0 or types.max(initial=0) >= len(table):
+            raise InputError(
+                f"has type {types.max()}, only {len(table)} types are named", file=system / "type.raw"
+            )
+        numbers: NDArray[np.int64] = table[types]
+        return numbers
+
+    def _table(self, system: Path) -> NDArray[np.int64]:
+        from ase.data import atomic_numbers
+
+        map_file = system / "type_map.raw"
+        symbols = self._type_map or (map_file.read_text().split() if map_file.exists() else None)
+        if symbols is None:
+            raise InputError(
+                "does not say which elements its types are",
+                file=system,
+                key="species",
+                mend="name them in order, as in ?species=O+H",
+            )
+        try:
+            return np.array([atomic_numbers[symbol] for symbol in symbols])
+        except KeyError as error:
+            raise InputError(f"{error.args[0]!r} is no element", file=system, key="species") from error
+
+
+def _sets(system: Path) -> list[Path]:
+    found = sorted(path.parent for path in system.glob("set.*/coord.npy"))
+    if not found:
+        raise InputError("has no set.*/coord.npy", file=system)
+    return found
+
+
+def _load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
+    try:
+        return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)  # type: ignore[no-any-return]
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot be read: {' '.join(str(error).split())}", file=path) from error
+
+
+def _shaped(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    array = _load(path)
+    if array.size != int(np.prod(shape)):
+        raise InputError(f"has shape {array.shape}, expected {shape}", file=path)
+    return np.asarray(array, dtype=np.float64).reshape(shape)

@@ -1,0 +1,210 @@
+"""Extended XYZ (and plain XYZ), frame by frame without holding the file.
+
+The header line is ASE's business; the table of atoms is cut by number of atoms and parsed column-wise,
+which is several times faster than atom by atom.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.source import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.errors import InputError
+
+__all__ = ["ExtxyzFile"]
+
+_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_MAX_ATOMS = 100_000_000
+
+
+class ExtxyzFile:
+    """An XYZ file with labels in its header lines and columns."""
+
+    def __init__(self, path: str, options: ReadOptions) -> None:
+        self.path = path
+        self.finder = LabelFinder(options, file=path)
+
+    def count(self) -> int:
+        """Frames in the file; only the lines with numbers of atoms are looked at."""
+        return sum(1 for _ in self._cut(range(0)))
+
+    def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
+        """Frames of the window.
+
+        Raises:
+            InputError: where a frame is cut off or its number of atoms is unreadable: what follows cannot
+                be told apart.
+        """
+        for index, comment, rows in self._cut(window):
+            if index not in window:
+                continue
+            try:
+                yield index, self._frame(index, comment, rows)
+            except InputError as error:
+                yield index, error
+            except Exception as error:  # noqa: BLE001 - whatever a parser throws at a bad line
+                yield index, InputError(_one_line(error), file=self.path, frame=index)
+
+    def _cut(self, window: range) -> Iterator[tuple[int, str, list[str]]]:
+        """Index, header line, atom lines; lines before the window are skipped without being kept."""
+        last = window[-1] if window else None
+        with self._open() as file:
+            index, line_number = 0, 0
+            try:
+                while header := file.readline():
+                    line_number += 1
+                    if not header.strip():
+                        continue
+                    n = self._natoms(header, index, line_number)
+                    comment = file.readline()
+                    wanted = index in window
+                    rows = [file.readline() for _ in range(n)] if wanted else _skip(file, n)
+                    if n and not rows[-1].strip():
+                        have = sum(1 for row in rows if row.strip())
+                        raise InputError(
+                            f"is cut off: {n} atoms announced in line {line_number}, {have} found"
+                            if wanted
+                            else f"is cut off: {n} atoms announced in line {line_number}",
+                            file=self.path,
+                            frame=index,
+                        )
+                    line_number += n + 1
+                    yield index, comment, rows
+                    if last is not None and index >= last:
+                        return
+                    index += 1
+            except (UnicodeDecodeError, EOFError, OSError, lzma.LZMAError) as error:
+                raise InputError(
+                    f"cannot be read: {_one_line(error)}", file=self.path, frame=index
+                ) from error
+
+    def _natoms(self, header: str, index: int, line_number: int) -> int:
+        try:
+            n = int(header)
+        except ValueError:
+            n = -1
+        if not 0 <= n <= _MAX_ATOMS:
+            raise InputError(
+                f"line {line_number} should be a number of atoms, it is {header.strip()[:40]!r}",
+                file=self.path,
+                frame=index,
+            )
+        return n
+
+    def _frame(self, index: int, comment: str, rows: list[str]) -> Frame:
+        info, columns = _header(comment)
+        table = _Table(rows, columns)
+        cell = info.pop("Lattice", None)
+        pbc = info.pop("pbc", None)
+        if pbc is None:
+            pbc = [cell is not None] * 3
+        if cell is not None and np.shape(cell) != (3, 3):
+            raise InputError("is not nine numbers", file=self.path, frame=index, key="Lattice")
+        if "pos" not in table.names:
+            raise InputError("has no positions", file=self.path, frame=index, key="Properties")
+        arrays = {name: table.floats(name) for name in table.names if table.is_float(name) and name != "pos"}
+        return self.finder.frame(
+            _numbers(table),
+            table.floats("pos"),
+            None if cell is None else np.asarray(cell).T,
+            pbc,
+            [("info", info), ("arrays", arrays)],
+            index=index,
+        )
+
+    def _open(self) -> IO[str]:
+        opener: Any = _OPENERS.get(Path(self.path).suffix.lower(), open)
+        try:
+            file: IO[str] = opener(self.path, "rt", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot be opened: {error.strerror or error}", file=self.path) from error
+        return file
+
+
+class _Table:
+    """The atoms' lines as columns."""
+
+    def __init__(self, rows: list[str], columns: tuple[tuple[str, str, int], ...]) -> None:
+        self.names = [name for name, _, _ in columns]
+        self._at: dict[str, tuple[str, int, int]] = {}
+        width = 0
+        for name, kind, count in columns:
+            self._at[name] = (kind, width, width + count)
+            width += count
+        words = [row.split() for row in rows]
+        for atom, row in enumerate(words):
+            if len(row) < width:
+                raise InputError(f"atom {atom} has {len(row)} columns, expected {width}")
+        self._words = words
+
+    def is_float(self, name: str) -> bool:
+        return self._at[name][0] == "R"
+
+    def texts(self, name: str) -> list[str]:
+        at = self._at[name][1]
+        return [row[at] for row in self._words]
+
+    def floats(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        _, start, stop = self._at[name]
+        flat = [word for row in self._words for word in row[start:stop]]
+        try:
+            values = np.array(flat, dtype=np.float64)
+        except ValueError as error:
+            raise InputError(f"{error}", key=name) from error
+        return values if stop - start == 1 else values.reshape(len(self._words), stop - start)
+
+
+def _header(comment: str) -> tuple[dict[str, Any], tuple[tuple[str, str, int], ...]]:
+    from ase.io.extxyz import key_val_str_to_dict
+
+    comment = comment.strip()
+    info = key_val_str_to_dict(comment) if comment else {}
+    properties = info.pop("Properties", "species:S:1:pos:R:3")
+    return info, _columns(properties)
+
+
+@lru_cache(maxsize=64)
+def _columns(properties: str) -> tuple[tuple[str, str, int], ...]:
+    fields = properties.split(":")
+    if len(fields) % 3:
+        raise InputError(f"{properties!r} is not name:type:columns", key="Properties")
+    columns = tuple((fields[i], fields[i + 1], int(fields[i + 2])) for i in range(0, len(fields), 3))
+    if any(kind not in "RISL" or count < 1 for _, kind, count in columns):
+        raise InputError(f"{properties!r} has a column of unknown type", key="Properties")
+    return columns
+
+
+def _numbers(table: _Table) -> np.ndarray[Any, np.dtype[np.int64]]:
+    from ase.data import atomic_numbers
+
+    for name in ("species", "Z", "numbers", "atomic_numbers"):
+        if name not in table.names:
+            continue
+        texts = table.texts(name)
+        try:
+            return np.array([int(t) if t.isdigit() else atomic_numbers[t.capitalize()] for t in texts])
+        except KeyError as error:
+            raise InputError(f"{error.args[0]!r} is no element", key=name) from error
+    raise InputError("has neither species nor Z", key="Properties")
+
+
+def _skip(file: IO[str], n: int) -> list[str]:
+    line = ""
+    for _ in range(n):
+        line = file.readline()
+    return [line]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,282 @@
+"""Finding energies, forces and stress in what a file says of a structure.
+
+Files of the field keep labels in many places: calculator results (ASE moves ``energy``, ``forces`` and
+``stress`` there), ``info``, per-atom arrays; under many names. All places are looked at. Where two hold
+different values, nothing is chosen silently: that is an error, and a named key ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit, stress_unit
+from pimlip_zoo.errors import InputError, did_you_mean
+
+__all__ = ["LabelFinder"]
+
+_PREFIXES = ("", "ref_", "dft_", "reference_")
+_STEMS = {
+    "energy": ("energy", "total_energy", "potential_energy"),
+    "forces": ("forces", "force"),
+    "stress": ("stress",),
+    "virial": ("virial", "virials"),
+}
+_USUAL = {prefix + stem: kind for kind, stems in _STEMS.items() for stem in stems for prefix in _PREFIXES}
+_WEIGHT = "config_weight"
+_MAX_TEXT = 256
+
+
+class LabelFinder:
+    """Turns the raw content of one source into frames in eV and Å.
+
+    Args:
+        options: units and keys that the user named.
+        file: the source, for messages.
+        length: unit of positions when the options name none.
+        energy: unit of energies when the options name none; None where the format does not say, and the
+            user has to.
+        forces: unit of forces when the options name none and the format has one of its own.
+    """
+
+    def __init__(
+        self,
+        options: ReadOptions,
+        *,
+        file: str,
+        length: str | None = "Å",
+        energy: str | None = "eV",
+        forces: str | None = None,
+    ) -> None:
+        self.options = options
+        self.file = file
+        self.keys_seen: set[str] = set()
+        self.keys_found: set[str] = set()
+        energy_name, length_name = options.energy or energy, options.length or length
+        for name, value in (("energy", energy_name), ("length", length_name)):
+            if value is None:
+                raise InputError(
+                    f"the file does not say its unit of {name}",
+                    file=file,
+                    key=name,
+                    mend=f"name it, as in {file}?energy=kcal/mol&length=Å",
+                )
+        assert energy_name is not None
+        assert length_name is not None
+        if options.forces is None and (options.energy or options.length):
+            forces = None
+        self.energy_unit = energy_unit(energy_name, file=file)
+        self.length_unit = length_unit(length_name, file=file)
+        named = options.forces or forces
+        self.forces_unit = forces_unit(named, file=file) if named else self.energy_unit / self.length_unit
+        self._stress_unit = stress_unit(options.stress, file=file) if options.stress else None
+        self._requested = {
+            kind: key
+            for kind, key in (
+                ("energy", options.energy_key),
+                ("forces", options.forces_key),
+                ("gradient", options.gradient_key),
+                ("stress", options.stress_key),
+                ("virial", options.virial_key),
+                ("weight", options.weight_key),
+            )
+            if key
+        }
+        if options.forces_key and options.gradient_key:
+            raise InputError("forces_key and gradient_key exclude each other", file=file)
+
+    @property
+    def stress_unit(self) -> float:
+        """How many eV/Å³ the unit of stress is.
+
+        Raises:
+            InputError: where other units were named and this one was not.
+        """
+        if self._stress_unit is not None:
+            return self._stress_unit
+        if self.energy_unit != 1.0 or self.length_unit != 1.0:
+            raise InputError(
+                "the unit of stress is not named",
+                file=self.file,
+                key="stress",
+                mend="add stress=eV/Å^3, stress=GPa or whatever it is",
+            )
+        return 1.0
+
+    def frame(
+        self,
+        numbers: NDArray[Any],
+        positions: NDArray[Any],
+        cell: NDArray[Any] | None,
+        pbc: Sequence[bool] | NDArray[Any] | bool,
+        places: Sequence[tuple[str, Mapping[str, Any]]],
+        *,
+        index: int,
+    ) -> Frame:
+        """A frame from geometry and the places where labels may be.
+
+        Args:
+            numbers: (N,) atomic numbers.
+            positions: (N, 3), file's unit.
+            cell: (3, 3) or None.
+            pbc: periodic directions.
+            places: name of a place ("info", "calculator") and what it holds.
+            index: of the frame in the file, for messages.
+
+        Raises:
+            InputError: for labels of the wrong shape, or two that disagree.
+        """
+        n = len(numbers)
+        candidates: dict[str, list[tuple[str, Any]]] = {}
+        info: dict[str, Any] = {}
+        for place, content in places:
+            for key, value in content.items():
+                if value is None:
+                    continue
+                self.keys_seen.add(key)
+                kind = self._kind(key)
+                if kind:
+                    candidates.setdefault(kind, []).append((f"{place}['{key}']", value))
+                elif place != "calculator" and place != "arrays":
+                    _keep(info, key, value)
+        numbers = np.asarray(numbers, dtype=np.int64)
+        box = np.zeros((3, 3)) if cell is None else np.array(cell, dtype=np.float64) * self.length_unit
+        periodic = np.array(np.broadcast_to(np.asarray(pbc, dtype=bool), 3))
+        energy = self._one("energy", candidates, (), index)
+        if energy is None:
+            energy = self._one("free_energy", candidates, (), index)
+        forces = self._one("forces", candidates, (n, 3), index)
+        gradient = self._one("gradient", candidates, (n, 3), index)
+        weight = self._one("weight", candidates, (), index)
+        forces_value = None if forces is None else forces * self.forces_unit
+        if gradient is not None:
+            forces_value = -gradient * self.forces_unit
+        return Frame(
+            numbers=numbers,
+            positions=np.array(positions, dtype=np.float64).reshape(n, 3) * self.length_unit,
+            cell=box,
+            pbc=periodic,
+            energy=None if energy is None else float(energy) * self.energy_unit,
+            forces=forces_value,
+            stress=self._stress(candidates, box, periodic, index),
+            weight=1.0 if weight is None else float(weight),
+            info=info,
+        )
+
+    def check_requested(self) -> None:
+        """Raise for a key that was asked for by name and is in no frame."""
+        for kind, key in self._requested.items():
+            if key not in self.keys_found:
+                raise InputError(
+                    f"no frame has {key!r}",
+                    file=self.file,
+                    key=f"{kind}_key",
+                    mend=did_you_mean(key, self.keys_seen) if self.keys_seen else "the file holds no labels",
+                )
+
+    def _kind(self, key: str) -> str | None:
+        """Which label a key holds; None for anything else."""
+        for kind, requested in self._requested.items():
+            if key == requested:
+                self.keys_found.add(key)
+                return kind
+        found = _USUAL.get(key.lower())
+        if found is None:
+            if key == "free_energy" and "energy" not in self._requested:
+                return "free_energy"
+            return "weight" if key == _WEIGHT and "weight" not in self._requested else None
+        # A named key silences the usual names of the same label, also across forces and gradient.
+        same = {
+            "forces": ("forces", "gradient"),
+            "stress": ("stress", "virial"),
+            "virial": ("stress", "virial"),
+        }
+        if any(kind in self._requested for kind in same.get(found, (found,))):
+            return None
+        return found
+
+    def _one(
+        self, kind: str, candidates: Mapping[str, list[tuple[str, Any]]], shape: tuple[int, ...], index: int
+    ) -> NDArray[np.float64] | None:
+        """The value of a label, None where there is none; all places have to agree."""
+        value, where = None, ""
+        for place, raw in candidates.get(kind, ()):
+            array = self._array(raw, shape, place, index)
+            if value is not None and not np.allclose(array, value, rtol=1e-9, atol=1e-9, equal_nan=True):
+                raise InputError(
+                    f"{where} and {place} disagree by up to {_largest_difference(array, value):.6g}",
+                    file=self.file,
+                    frame=index,
+                    key=kind,
+                    mend=f"say which one: ?{kind}_key=...",
+                )
+            if value is None:
+                value, where = array, place
+        return value
+
+    def _array(self, raw: Any, shape: tuple[int, ...], place: str, index: int) -> NDArray[np.float64]:
+        try:
+            array = np.asarray(raw, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError("is not a number", file=self.file, frame=index, key=place) from error
+        if array.size != int(np.prod(shape)) or (len(shape) > 1 and array.ndim > 1 and array.shape != shape):
+            raise InputError(
+                f"has shape {array.shape}, expected {shape or 'one number'}",
+                file=self.file,
+                frame=index,
+                key=place,
+            )
+        return array.reshape(shape)
+
+    def _stress(
+        self,
+        candidates: Mapping[str, list[tuple[str, Any]]],
+        cell: NDArray[np.float64],
+        pbc: NDArray[np.bool_],
+        index: int,
+    ) -> NDArray[np.float64] | None:
+        volume = abs(float(np.linalg.det(cell)))
+        if volume < 1e-10 or not pbc.any():
+            return None  # zero stress is what writers put where there is no cell: it is no label
+        values: list[tuple[str, NDArray[np.float64]]] = []
+        for place, raw in candidates.get("stress", ()):
+            values.append((place, self._tensor(raw, place, index) * self.stress_unit))
+        for place, raw in candidates.get("virial", ()):
+            values.append((place, -self._tensor(raw, place, index) * self.energy_unit / volume))
+        for place, value in values[1:]:
+            if not np.allclose(value, values[0][1], rtol=1e-4, atol=1e-7, equal_nan=True):
+                raise InputError(
+                    f"{values[0][0]} and {place} disagree: stress is dE/dε/V, virial is -dE/dε",
+                    file=self.file,
+                    frame=index,
+                    key="stress",
+                    mend="say which one: ?stress_key=... or ?virial_key=...",
+                )
+        return values[0][1] if values else None
+
+    def _tensor(self, raw: Any, place: str, index: int) -> NDArray[np.float64]:
+        """Six numbers in Voigt order (xx, yy, zz, yz, xz, xy), or a symmetric 3x3."""
+        if np.size(raw) == 6:
+            return self._array(raw, (6,), place, index)[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3)
+        tensor = self._array(raw, (3, 3), place, index)
+        scale = np.nanmax(np.abs(tensor), initial=1e-3)
+        if np.nanmax(np.abs(tensor - tensor.T), initial=0.0) > 0.02 * scale:
+            raise InputError("is not symmetric", file=self.file, frame=index, key=place)
+        return 0.5 * (tensor + tensor.T)
+
+
+def _keep(info: dict[str, Any], key: str, value: Any) -> None:
+    """Keep short strings and numbers of what else a file says."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= _MAX_TEXT):
+        info[key] = value
+
+
+def _largest_difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    return float(np.nanmax(np.abs(a - b), initial=0.0))

@@ -1,0 +1,140 @@
+"""NumPy archives of one molecule: sGDML/MD17 (``z, R, E, F``) and rMD17 layouts."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.source import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.errors import InputError
+
+__all__ = ["NpzFile"]
+
+_NUMBERS = ("z", "nuclear_charges", "numbers", "atomic_numbers")
+_POSITIONS = ("R", "coords", "positions", "coordinates")
+_ENERGY = ("E", "energies", "energy")
+_FORCES = ("F", "forces")
+
+
+class NpzFile:
+    """An archive whose first axis counts frames, for one list of atoms.
+
+    Units: what the file says of them (sGDML's ``e_unit`` and ``r_unit``), kcal/mol and Å for rMD17 (known
+    by its ``old_indices``), otherwise what the user names.
+    """
+
+    def __init__(self, path: str, options: ReadOptions) -> None:
+        self.path = path
+        self._archive = self._load()
+        energy, length = self._units()
+        self.finder = LabelFinder(options, file=path, energy=energy, length=length)
+        self._numbers = self._array(_NUMBERS, "atomic numbers", None).astype(np.int64).reshape(-1)
+        self._positions = self._array(_POSITIONS, "positions", None)
+        shape = self._positions.shape
+        if self._positions.ndim == 2:
+            self._positions = self._positions[None]
+        if self._positions.shape[1:] != (len(self._numbers), 3):
+            raise InputError(
+                f"positions have shape {shape}, expected (frames, {len(self._numbers)}, 3)", file=path
+            )
+        self._energy = self._optional(_ENERGY, options.energy_key)
+        self._forces = self._optional(_FORCES, options.forces_key)
+        self._gradient = self._optional((), options.gradient_key)
+        if self._gradient is not None:
+            self._forces = -self._gradient
+        self._check_lengths()
+
+    def count(self) -> int:
+        """Frames in the archive."""
+        return len(self._positions)
+
+    def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
+        """Frames of the window."""
+        finder = self.finder
+        for index in range(window.start, min(window.stop, self.count()), window.step):
+            energy = None if self._energy is None else float(self._energy[index]) * finder.energy_unit
+            forces = None if self._forces is None else self._forces[index] * finder.forces_unit
+            yield (
+                index,
+                Frame(
+                    numbers=self._numbers,
+                    positions=self._positions[index] * finder.length_unit,
+                    energy=energy,
+                    forces=forces,
+                ),
+            )
+
+    def _load(self) -> dict[str, NDArray[Any]]:
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                known = {*_NUMBERS, *_POSITIONS, *_ENERGY, *_FORCES, "e_unit", "r_unit", "old_indices"}
+                wanted = [
+                    name for name in archive.files if name in known or name.endswith(("energies", "forces"))
+                ]
+                self._names = list(archive.files)
+                return {name: archive[name] for name in wanted}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            text = " ".join(str(error).split())
+            if "pickle" in text.lower():
+                text = "it holds Python objects, which are not loaded: they could run any code"
+            raise InputError(f"cannot be read: {text}", file=self.path) from error
+
+    def _units(self) -> tuple[str | None, str | None]:
+        if "old_indices" in self._names:
+            return "kcal/mol", "Å"
+        return self._text("e_unit"), self._text("r_unit")
+
+    def _text(self, key: str) -> str | None:
+        if key not in self._archive:
+            return None
+        value = self._archive[key].item()
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+    def _array(self, names: tuple[str, ...], what: str, default: NDArray[Any] | None) -> NDArray[Any]:
+        for name in names:
+            if name in self._archive:
+                return self._archive[name]
+        if default is not None:
+            return default
+        raise InputError(
+            f"holds no {what}",
+            file=self.path,
+            key=" or ".join(names),
+            mend=f"it holds {', '.join(self._names)}",
+        )
+
+    def _optional(self, names: tuple[str, ...], key: str | None) -> NDArray[np.float64] | None:
+        if key is not None:
+            names = (key,)
+            if key not in self._names:
+                raise InputError(
+                    f"holds no {key!r}", file=self.path, mend=f"it holds {', '.join(self._names)}"
+                )
+            with np.load(self.path, allow_pickle=False) as archive:
+                return np.asarray(archive[key], dtype=np.float64)
+        for name in names:
+            if name in self._archive:
+                return np.asarray(self._archive[name], dtype=np.float64)
+        return None
+
+    def _check_lengths(self) -> None:
+        m, n = self._positions.shape[:2]
+        if self._energy is not None:
+            if self._energy.size != m:
+                raise InputError(f"{self._energy.size} energies for {m} frames", file=self.path, key="energy")
+            self._energy = self._energy.reshape(m)
+        if self._forces is not None and self._forces.shape != (m, n, 3):
+            if self._forces.size != m * n * 3:
+                raise InputError(
+                    f"forces have shape {self._forces.shape}, expected {(m, n, 3)}",
+                    file=self.path,
+                    key="forces",
+                )
+            self._forces = self._forces.reshape(m, n, 3)

@@ -1,0 +1,181 @@
+"""What a file of structures is to the rest of the package, and which class reads which file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
+from pimlip_zoo.errors import InputError, did_you_mean
+
+__all__ = ["ALL_FRAMES", "FrameFile", "Item", "format_names", "open_source", "window_of"]
+
+Item = tuple[int, "Frame | InputError"]
+"""Index of a frame in its file, and the frame or what is wrong with it."""
+
+ALL_FRAMES = range(sys.maxsize)
+
+
+class FrameFile(Protocol):
+    """A file, folder or built-in set of structures.
+
+    A frame that cannot be read is handed out as the error, so that the caller decides whether it ends the
+    reading; what makes the rest of the file unreadable, too, is raised.
+    """
+
+    finder: LabelFinder
+
+    def count(self) -> int:
+        """How many frames there are, found with as little reading as the format allows."""
+        ...
+
+    def read(self, window: range) -> Iterator[Item]:
+        """The frames of a window of indices, in order."""
+        ...
+
+
+def _builtin(path: str, options: ReadOptions) -> FrameFile:
+    from pimlip_zoo.datasets.readers.inside import BuiltinSet
+
+    return BuiltinSet(path, options)
+
+
+def _store(path: str, options: ReadOptions) -> FrameFile:
+    from pimlip_zoo.datasets.readers.inside import StoreFile
+
+    return StoreFile(path, options)
+
+
+def _extxyz(path: str, options: ReadOptions) -> FrameFile:
+    from pimlip_zoo.datasets.readers.extxyz import ExtxyzFile
+
+    return ExtxyzFile(path, options)
+
+
+def _npz(path: str, options: ReadOptions) -> FrameFile:
+    from pimlip_zoo.datasets.readers.npz import NpzFile
+
+    return NpzFile(path, options)
+
+
+def _hdf5(path: str, options: ReadOptions) -> FrameFile:
+    from pimlip_zoo.datasets.readers.hdf5 import Hdf5File
+
+    return Hdf5File(path, options)
+
+
+def _deepmd(path: str, options: ReadOptions) -> FrameFile:
+    from pimlip_zoo.datasets.readers.deepmd import DeepmdFolder
+
+    return DeepmdFolder(path, options)
+
+
+def _n2p2(path: str, options: ReadOptions) -> FrameFile:
+    from pimlip_zoo.datasets.readers.n2p2 import N2p2File
+
+    return N2p2File(path, options)
+
+
+def _ase_db(path: str, options: ReadOptions) -> FrameFile:
+    from pimlip_zoo.datasets.readers.ase_db import AseDatabase
+
+    return AseDatabase(path, options)
+
+
+def _aselmdb(path: str, options: ReadOptions) -> FrameFile:
+    from pimlip_zoo.datasets.readers.aselmdb import AseLmdbFile
+
+    return AseLmdbFile(path, options)
+
+
+def _ase(path: str, options: ReadOptions) -> FrameFile:
+    from pimlip_zoo.datasets.readers.ase_file import AseFile
+
+    return AseFile(path, options)
+
+
+_READERS: dict[str, Callable[[str, ReadOptions], FrameFile]] = {
+    "extxyz": _extxyz,
+    "lmdb": _store,
+    "npz": _npz,
+    "hdf5": _hdf5,
+    "deepmd": _deepmd,
+    "n2p2": _n2p2,
+    "db": _ase_db,
+    "aselmdb": _aselmdb,
+    "ase": _ase,
+}
+_SUFFIXES = {
+    ".extxyz": "extxyz",
+    ".xyz": "extxyz",
+    ".lmdb": "lmdb",
+    ".npz": "npz",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".db": "db",
+    ".aselmdb": "aselmdb",
+}
+_COMPRESSED = (".gz", ".bz2", ".xz")
+
+
+def format_names() -> tuple[str, ...]:
+    """The formats that are read by classes of the package; ``ase`` stands for all that ASE reads."""
+    return tuple(_READERS)
+
+
+def open_source(source: DataSource) -> FrameFile:
+    """The reader of a source.
+
+    Raises:
+        InputError: for a file that is not there or cannot be opened.
+    """
+    if source.is_builtin:
+        return _builtin(source.path, source.options)
+    path = Path(source.path)
+    if not path.exists():
+        raise InputError("no such file", file=path)
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError("the file is empty", file=path)
+    name = source.options.format or _guess(path)
+    if name not in _READERS:
+        return _ase(source.path, source.options)
+    return _READERS[name](source.path, source.options)
+
+
+def window_of(frames: slice, file: FrameFile) -> range:
+    """The indices of a slice; the file is counted only where the slice counts from its end."""
+    bounds = (frames.start or 0, frames.stop or 0)
+    if min(bounds) < 0:
+        return range(*frames.indices(file.count()))
+    stop = sys.maxsize if frames.stop is None else frames.stop
+    return range(frames.start or 0, stop, frames.step or 1)
+
+
+def _guess(path: Path) -> str:
+    if path.is_dir():
+        return _guess_folder(path)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    if path.name in ("input.data", "output.data"):
+        return "n2p2"
+    return _SUFFIXES.get(suffixes[-1] if suffixes else "", "ase")
+
+
+def _guess_folder(path: Path) -> str:
+    if (path / "data.mdb").exists() or any(path.glob("*.lmdb")):
+        return "lmdb"
+    if next(path.rglob("type.raw"), None) is not None:
+        return "deepmd"
+    if any(path.glob("*.aselmdb")):
+        return "aselmdb"
+    names = sorted(entry.name for entry in path.iterdir())
+    raise InputError(
+        "is a folder of no known layout",
+        file=path,
+        mend=f"it holds {', '.join(names[:5])}" if names else "it is empty; " + did_you_mean("", _READERS),
+    )

@@ -1,0 +1,169 @@
+"""DATA specifications: what ``--data`` takes, taken apart.
+
+``PATH[@SLICE][?key=value&...]``, several joined by commas; ``builtin:NAME[/SPLIT]`` for the built-in sets.
+Options may also stand in a YAML file beside the data, ``PATH.yaml``; those in the specification win.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pimlip_zoo.errors import InputError, did_you_mean
+
+__all__ = ["DataSource", "ReadOptions", "parse_spec"]
+
+_SLICE = re.compile(r"(-?\d+)?(:(-?\d+)?(:(-?\d+)?)?)?")
+_OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
+_GLOB = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """Units and keys that the user names for a source; None leaves it to the format."""
+
+    energy: str | None = None
+    """Unit of energy."""
+    length: str | None = None
+    """Unit of positions and cells."""
+    forces: str | None = None
+    """Unit of forces; by default the unit of energy over the unit of length."""
+    stress: str | None = None
+    """Unit of stress, with ASE's sign: positive where the cell wants to shrink."""
+    energy_key: str | None = None
+    forces_key: str | None = None
+    gradient_key: str | None = None
+    """Holds dE/dr: the forces with the opposite sign."""
+    stress_key: str | None = None
+    virial_key: str | None = None
+    """Holds -dE/dε in the unit of energy."""
+    weight_key: str | None = None
+    nan: str = "error"
+    """``missing`` takes NaN labels as not labelled."""
+    species: str | None = None
+    """Symbols of atom types 0, 1, ... joined by ``+``, for formats that number their types."""
+    format: str | None = None
+    """Name of the format where the file name does not tell."""
+
+    def __post_init__(self) -> None:
+        if self.nan not in ("error", "missing"):
+            raise InputError(f"{self.nan!r} is not possible", key="nan", mend="error or missing")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One part of a specification."""
+
+    path: str
+    """A path, or ``builtin:NAME/SPLIT``."""
+    frames: slice = field(default_factory=lambda: slice(None))
+    """Which frames of it."""
+    options: ReadOptions = field(default_factory=ReadOptions)
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether it comes with the package."""
+        return self.path.startswith("builtin:")
+
+
+def parse_spec(spec: str) -> list[DataSource]:
+    """Take a DATA specification apart.
+
+    Raises:
+        InputError: for an empty part, an unknown option, a malformed slice or a file that is not there.
+
+    >>> [source.path for source in parse_spec("builtin:ethanol-gfn2/train@:100")]
+    ['builtin:ethanol-gfn2/train']
+    """
+    if Path(spec).exists():
+        return [_with_sidecar(DataSource(spec))]
+    sources: list[DataSource] = []
+    for part in spec.split(","):
+        if not part.strip():
+            raise InputError("a name is missing", key=f"data {spec!r}", mend="write A,B without empty parts")
+        sources += _parse_part(part.strip())
+    return sources
+
+
+def _parse_part(part: str) -> list[DataSource]:
+    if Path(part).exists():
+        return [_with_sidecar(DataSource(part))]
+    path, frames, given = part, slice(None), {}
+    match = _OPTIONS.search(part)
+    if match:
+        path, query = part[: match.start()], part[match.end() :]
+        query, at, text = query.partition("@")
+        given = _parse_options(query, part)
+        if at:
+            frames = _parse_slice(text, part)
+    if not Path(path).exists() and "@" in path:
+        path, _, text = path.rpartition("@")
+        frames = _parse_slice(text, part)
+    if path.startswith("builtin:"):
+        return [DataSource(path, frames, ReadOptions(**given))]
+    return [_with_sidecar(DataSource(found, frames, ReadOptions(**given)), given) for found in _expand(path)]
+
+
+def _expand(path: str) -> list[str]:
+    import glob
+
+    if Path(path).exists():
+        return [path]
+    found = sorted(glob.glob(path)) if _GLOB.search(path) else []  # noqa: PTH207 - str in, str out
+    if not found:
+        near = Path(path).parent
+        names = [entry.name for entry in near.iterdir()] if near.is_dir() else []
+        mend = did_you_mean(Path(path).name, names) if names else f"the folder {near} is not there"
+        raise InputError("no such file", file=path, mend=mend if len(mend) < 200 else None)
+    return found
+
+
+def _parse_slice(text: str, part: str) -> slice:
+    match = _SLICE.fullmatch(text)
+    if not text or match is None:
+        raise InputError(
+            f"{text!r} is no slice", key=f"data {part!r}", mend="write @START:STOP:STEP, or @INDEX"
+        )
+    start, rest, stop, _, step = match.groups()
+    if rest is None:
+        index = int(start)
+        return slice(index, index + 1 or None)
+    if step is not None and int(step) <= 0:
+        raise InputError("the step must be positive", key=f"data {part!r}")
+    return slice(*(None if value is None else int(value) for value in (start, stop, step)))
+
+
+def _parse_options(query: str, part: str) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for item in query.split("&"):
+        name, equals, value = item.partition("=")
+        if not equals or not value:
+            raise InputError(f"{item!r} is not key=value", key=f"data {part!r}")
+        given[name] = value
+    _check_names(given, f"data {part!r}")
+    return given
+
+
+def _check_names(given: dict[str, Any], place: str) -> None:
+    known = [option.name for option in fields(ReadOptions)]
+    for name in given:
+        if name not in known:
+            raise InputError(f"unknown option {name!r}", key=place, mend=did_you_mean(name, known))
+
+
+def _with_sidecar(source: DataSource, given: dict[str, Any] | None = None) -> DataSource:
+    sidecar = Path(source.path.rstrip("/") + ".yaml")
+    if not sidecar.is_file():
+        return source
+    import yaml
+
+    try:
+        options = yaml.safe_load(sidecar.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot be read: {error}".replace("\n", " "), file=sidecar) from error
+    if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
+        raise InputError("is not a list of `option: name` lines", file=sidecar)
+    _check_names(options, str(sidecar))
+    return replace(source, options=ReadOptions(**{**options, **(given or {})}))
