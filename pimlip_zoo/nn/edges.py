@@ -57,13 +57,17 @@ class EdgeEmbedding(ExactBuffers):
     def forward(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
         """Edge vectors (E, 3) -> radial functions (E, B), harmonics (E, (l_max + 1)²)."""
         length = torch.linalg.vector_norm(vectors, dim=1)
-        if self.by_pair:
-            pair = graph.species[graph.edge_index[0]] * self.num_species + graph.species[graph.edge_index[1]]
-            x = length * self.inverse_cutoffs.to(length.dtype)[pair]
-        else:
-            x = length * (1.0 / self.cutoff)
+        x = self.reduced_length(length, graph)
         radial = self.basis(x) * self.envelope(x).unsqueeze(-1)
         return radial, self.harmonics(vectors / length.unsqueeze(-1))
+
+    @torch.jit.export
+    def reduced_length(self, length: Tensor, graph: AtomGraph) -> Tensor:
+        """Lengths (E,) in Å over the cutoff of each edge's pair of species."""
+        if self.by_pair:
+            pair = graph.species[graph.edge_index[0]] * self.num_species + graph.species[graph.edge_index[1]]
+            return length * self.inverse_cutoffs.to(length.dtype)[pair]
+        return length * (1.0 / self.cutoff)
 
 
 def pair_cutoffs(

@@ -32,6 +32,12 @@ class Reference:
         frame = Frame(**{key: self.arrays[f"{structure}/{key}"] for key in keys})
         return frame_to_sample(frame, self.species, cutoff).graph
 
+    @property
+    def num_parameters(self) -> int:
+        """How many trainable numbers the package's model has."""
+        buffers = ("scales", "shifts")
+        return sum(value.numel() for name, value in self.weights.items() if not name.endswith(buffers))
+
     def per_species(self, name: str) -> torch.Tensor:
         """A dictionary by chemical symbol as a tensor in the order of the species."""
         return torch.tensor([self.config[name][symbol] for symbol in self.species], dtype=torch.float64)
@@ -56,6 +62,12 @@ def pair_cutoffs(reference: Reference) -> tuple[tuple[str, str, float], ...]:
         by_neighbour = entry if isinstance(entry, dict) else dict.fromkeys(reference.species, entry)
         pairs.extend((centre, neighbour, value) for neighbour, value in by_neighbour.items())
     return tuple(pairs)
+
+
+def mlp_weights(theirs: dict[str, torch.Tensor], their_name: str, our_name: str) -> dict[str, torch.Tensor]:
+    """Weights of an MLP; in the package layers 0, 2, 4 ... are the linear ones."""
+    names = sorted(name for name in theirs if name.startswith(f"{their_name}.mlp."))
+    return {f"{our_name}.weights.{n}": theirs[name] for n, name in enumerate(names)}
 
 
 def assert_agrees(potential: Potential, reference: Reference, structure: str, relative: float = 1e-8) -> None:

@@ -1,0 +1,148 @@
+"""Allegro's operations on the edges around one atom: their weighted sum, and each edge times that sum."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from pimlip_zoo.nn.exact import ExactBuffers
+
+__all__ = ["ContractionSpec", "EdgeContraction", "EdgeTensors", "contraction_spec"]
+
+
+@dataclass(frozen=True)
+class ContractionSpec:
+    """What one contraction computes, independent of how.
+
+    ``out[ij, k, c] = sum over paths p: w[p, c] * sum_ab coefficient_p[a, b, k] V[ij, a, c] A[i, b, c]``
+    """
+
+    irreps_in: o3.Irreps
+    """Components of the edge features V; each irrep once, without multiplicity."""
+    irreps_environment: o3.Irreps
+    """Components of the environment A, one row per centre."""
+    irreps_out: o3.Irreps
+    """Components of the result; each irrep once: all paths that end in it are added."""
+    paths: tuple[tuple[int, int, int], ...]
+    """(index into irreps_in, into irreps_environment, into irreps_out), one row of weights for each."""
+
+    @cached_property
+    def terms(self) -> tuple[tuple[int, int, int, int, float], ...]:
+        """All nonzero (path, component of V, component of A, component of out, coefficient).
+
+        The coefficients are e3nn's: ``sqrt(2 l_out + 1)`` times the Wigner 3j symbol in float64.
+        """
+        first, second, third = self.irreps_in, self.irreps_environment, self.irreps_out
+        terms = []
+        for path, (i, j, k) in enumerate(self.paths):
+            l1, l2, l3 = first[i].ir.l, second[j].ir.l, third[k].ir.l
+            coupling = o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * math.sqrt(2 * l3 + 1)
+            a0, b0, k0 = first.slices()[i].start, second.slices()[j].start, third.slices()[k].start
+            for a, b, m in coupling.abs().gt(1e-12).nonzero().tolist():
+                terms.append((path, a0 + a, b0 + b, k0 + m, float(coupling[a, b, m])))
+        return tuple(terms)
+
+
+def contraction_spec(
+    irreps_in: o3.Irreps, irreps_environment: o3.Irreps, irreps_out: o3.Irreps
+) -> ContractionSpec:
+    """All paths between these irreps, those that end in the first irrep of the output first."""
+    first, second, third = o3.Irreps(irreps_in), o3.Irreps(irreps_environment), o3.Irreps(irreps_out)
+    paths = tuple(
+        (i, j, k)
+        for k, (_, ir_out) in enumerate(third)
+        for i, (_, ir_in) in enumerate(first)
+        for j, (_, ir_environment) in enumerate(second)
+        if ir_out in ir_in * ir_environment
+    )
+    return ContractionSpec(first, second, third, paths)
+
+
+class EdgeTensors(nn.Module):
+    """Spherical harmonics of an edge, each degree times weights of its own: (E, K), (E, L, C) -> (E, K, C).
+
+    Summed over the edges of each centre these are Allegro's environments.
+
+    Args:
+        irreps: components of the harmonics; L is how many irreps there are.
+    """
+
+    def __init__(self, irreps: o3.Irreps) -> None:
+        super().__init__()
+        self.irreps = o3.Irreps(irreps)
+        degree = [index for index, (_, irrep) in enumerate(self.irreps) for _ in range(irrep.dim)]
+        self._degree = nn.Buffer(torch.tensor(degree, dtype=torch.int64), persistent=False)
+
+    def forward(self, harmonics: Tensor, weights: Tensor) -> Tensor:
+        """The tensors of every edge."""
+        return harmonics.unsqueeze(2) * weights[:, self._degree]
+
+    @torch.jit.export
+    def environment(self, harmonics: Tensor, weights: Tensor, centre: Tensor, num_atoms: int) -> Tensor:
+        """Their sum over the edges of each centre: (N, K, C)."""
+        tensors = self.forward(harmonics, weights)
+        out = torch.zeros(
+            (num_atoms, tensors.shape[1], tensors.shape[2]), dtype=tensors.dtype, device=tensors.device
+        )
+        return out.index_add(0, centre, tensors)
+
+
+class EdgeContraction(ExactBuffers):
+    """Each edge's features times the environment of its centre, path by path with trainable weights.
+
+    The environment belongs to the atom, so its product with coefficients and weights is made once per atom: a
+    (K_in, K_out) matrix per channel, which then multiplies every edge of that atom.
+
+    Args:
+        spec: the paths.
+        channels: C.
+        per_channel: weights for every path and channel, or one per path.
+    """
+
+    def __init__(self, spec: ContractionSpec, channels: int, *, per_channel: bool = True) -> None:
+        super().__init__()
+        self.spec = spec
+        self.irreps_out = spec.irreps_out
+        self.dim_in, self.dim_out = int(spec.irreps_in.dim), int(spec.irreps_out.dim)
+        columns = channels if per_channel else 1
+        self.weights = nn.Parameter(
+            torch.empty(len(spec.paths), columns).uniform_(-math.sqrt(3.0), math.sqrt(3.0))
+        )
+        # One row for every (path, component of V, component of out) that occurs.
+        rows = sorted({(path, a, k) for path, a, _, k, _ in spec.terms})
+        index = {row: number for number, row in enumerate(rows)}
+        table = torch.zeros(len(rows), spec.irreps_environment.dim, dtype=torch.float64)
+        for path, a, b, k, value in spec.terms:
+            table[index[path, a, k], b] = value
+        self._table = nn.Buffer(table, persistent=False)
+        entry = torch.tensor([a * self.dim_out + k for _, a, k in rows], dtype=torch.int64)
+        self._entry = nn.Buffer(entry, persistent=False)
+        path_of_row = torch.tensor([path for path, _, _ in rows], dtype=torch.int64)
+        self._path = nn.Buffer(path_of_row, persistent=False)
+
+    def forward(self, features: Tensor, environment: Tensor, centre: Tensor) -> Tensor:
+        """Contract.
+
+        Args:
+            features: (E, K_in, C).
+            environment: (N, K_environment, C).
+            centre: (E,) the row of the environment that belongs to an edge, ascending.
+
+        Returns:
+            (E, K_out, C).
+        """
+        atoms, _, channels = environment.shape
+        products = torch.matmul(self._table.to(features.dtype), environment) * self.weights[self._path]
+        matrices = products.new_zeros((atoms, self.dim_in * self.dim_out, channels))
+        matrices = matrices.index_add(1, self._entry, products).view(
+            atoms, self.dim_in, self.dim_out, channels
+        )
+        out = features[:, :1] * matrices[:, 0][centre]
+        for a in range(1, self.dim_in):
+            out = torch.addcmul(out, features[:, a : a + 1], matrices[:, a][centre])
+        return out
