@@ -74,7 +74,7 @@ class AlongModes(Perturbation):
     """Random directions filtered by the potential's own Hessian towards stiff or soft modes.
 
     Stiff: power iterations ``v <- H v``. Soft: ``v <- v - H v / λ`` with an estimate of the largest
-    eigenvalue λ. ``H v`` is a central difference of forces. Translations are removed, for molecules rotations,
+    eigenvalue λ. ``H v`` is a central difference of forces. Translations are removed, rotations of molecules
     too.
 
     Args:

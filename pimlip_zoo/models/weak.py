@@ -1,7 +1,298 @@
-"""Physics-informed weak supervision for every potential."""
+"""Physics-informed weak supervision for every potential.
 
-__all__ = ["PhysicsWeakMixin"]
+The mathematics is in :mod:`pimlip_zoo.losses.consistency`; here the displaced copies are made and evaluated, all in
+one forward (conservative forces: one for the copies that need forces, one for the others).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import AtomGraph, Labels, Predictions, edge_vectors, sum_by_structure
+from pimlip_zoo.losses.consistency import strain_first_order, strain_trapezoid
+from pimlip_zoo.losses.residuals import Detach, Needs, Point, Values, get_residual, needs_of
+
+if TYPE_CHECKING:
+    from pimlip_zoo.losses.base import PotentialLike
+
+__all__ = ["PhysicsWeakMixin", "displaced_copies", "strained", "trim_edges"]
+
+_R: Point = (0.0, 0.0)
 
 
 class PhysicsWeakMixin:
-    """Residuals of consistency losses on displaced copies; only calls ``self.forward``."""
+    """Residuals of consistency losses on displaced copies; only calls the potential itself.
+
+    Shapes and units of all of them: ``d`` and ``p`` are displacements (N, 3) in Å; a residual is (M,) in eV, one for
+    each structure; ``<d, F>`` is a sum over the atoms of one structure. ``base`` are predictions on ``graph`` if
+    they are known already (with forces, where the residual needs forces at ``r``). Neighbour lists have to reach
+    the cutoff plus the largest relative displacement; longer edges change nothing.
+    """
+
+    def pitc_first_order(self, graph: AtomGraph, d: Tensor, *, base: Predictions | None = None) -> Tensor:
+        """``E(r+d) - [E(r) - <d, F(r)>]``, the paper's PITC: (M,) eV. Penalises curvature, falls as ``|d|²``."""
+        return self._one("pitc_first_order", graph, d, base=base)
+
+    def pitc_trapezoid(self, graph: AtomGraph, d: Tensor, *, base: Predictions | None = None) -> Tensor:
+        """``E(r+d) - [E(r) - <d, (F(r) + F(r+d))/2>]``: (M,) eV. Falls as ``|d|³``."""
+        return self._one("pitc_trapezoid", graph, d, base=base)
+
+    def pitc_midpoint(self, graph: AtomGraph, d: Tensor, *, base: Predictions | None = None) -> Tensor:
+        """``E(r+d) - [E(r) - <d, F(r+d/2)>]``: (M,) eV. Falls as ``|d|³``."""
+        return self._one("pitc_midpoint", graph, d, base=base)
+
+    def pitc_central(self, graph: AtomGraph, d: Tensor, *, base: Predictions | None = None) -> Tensor:
+        """``[E(r+d) - E(r-d)]/2 + <d, F(r)>``: (M,) eV. Falls as ``|d|³``."""
+        return self._one("pitc_central", graph, d, base=base)
+
+    def pisc_triangle(
+        self, graph: AtomGraph, d: Tensor, p: Tensor, *, base: Predictions | None = None
+    ) -> Tensor:
+        """``E(r+d) - [E(r+p) - <d-p, F(r+p)>]``, the paper's PISC: (M,) eV. Falls as ``|d|²``."""
+        return self._one("pisc_triangle", graph, d, p, base=base)
+
+    def pisc_two_estimates(
+        self, graph: AtomGraph, d: Tensor, p: Tensor, *, base: Predictions | None = None
+    ) -> Tensor:
+        """``[E(r) - <d, F(r)>] - [E(r+p) - <d-p, F(r+p)>]``: (M,) eV. One copy; falls as ``|d|²``."""
+        return self._one("pisc_two_estimates", graph, d, p, base=base)
+
+    def loop_trapezoid(
+        self, graph: AtomGraph, d: Tensor, p: Tensor, *, base: Predictions | None = None
+    ) -> Tensor:
+        """``∮ F·dl`` over ``r -> r+p -> r+d -> r`` by the trapezoid rule: (M,) eV. No energies enter."""
+        return self._one("loop_trapezoid", graph, d, p, base=base)
+
+    def loop_simpson(
+        self, graph: AtomGraph, d: Tensor, p: Tensor, *, base: Predictions | None = None
+    ) -> Tensor:
+        """``∮ F·dl`` over ``r -> r+p -> r+d -> r`` by Simpson's rule: (M,) eV. No energies enter."""
+        return self._one("loop_simpson", graph, d, p, base=base)
+
+    def anchor_first_order(self, graph: AtomGraph, d: Tensor, labels: Labels) -> Tensor:
+        """``E_ref(r) - [E(r+d) + <d, F(r+d)>]``: (M,) eV, NaN where a structure has no energy label."""
+        return self._one("anchor_first_order", graph, d, labels=labels)
+
+    def anchor_trapezoid(
+        self, graph: AtomGraph, d: Tensor, labels: Labels, *, base: Predictions | None = None
+    ) -> Tensor:
+        """``E_ref(r) - [E(r+d) + <d, (F(r)+F(r+d))/2>]``: (M,) eV, NaN where there is no energy label."""
+        return self._one("anchor_trapezoid", graph, d, base=base, labels=labels)
+
+    def taylor_augmentation(self, graph: AtomGraph, d: Tensor, labels: Labels) -> Tensor:
+        """``E(r+d) - [E_ref(r) - <d, F_ref(r)>]``: (M,) eV, NaN where an energy or a force label is missing."""
+        return self._one("taylor_augmentation", graph, d, labels=labels)
+
+    def strain_first_order(
+        self, graph: AtomGraph, strain: Tensor, *, base: Predictions | None = None
+    ) -> Tensor:
+        """``E(ε) - [E(0) - ε : W(0)]`` for strains (M, 3, 3): (M,) eV. Falls as ``|ε|²``."""
+        self._refuse_molecules(graph)
+        start = self._with_virial(graph, base)
+        end = self._predict(strained(graph, strain), forces=False, virial=False)
+        return strain_first_order(start.energy, end.energy, start.virial, strain)
+
+    def strain_trapezoid(
+        self, graph: AtomGraph, strain: Tensor, *, base: Predictions | None = None
+    ) -> Tensor:
+        """``E(ε) - [E(0) - (ε : W(0) + (1+ε)^-1 ε : W(ε))/2]``: (M,) eV. Falls as ``|ε|³``."""
+        self._refuse_molecules(graph)
+        start = self._with_virial(graph, base)
+        end = self._predict(strained(graph, strain), forces=False, virial=True)
+        return strain_trapezoid(start.energy, end.energy, start.virial, end.virial, strain)
+
+    def curl(self, graph: AtomGraph, v: Tensor) -> Tensor:
+        """``(J - J^T) v`` with ``J = dF/dr``, for a direct head: by one JVP and one VJP.
+
+        The JVP is the derivative of the VJP with respect to its cotangent, so that every backend that can be
+        differentiated twice can do it. Its norm over a structure is a sample of how far the forces are from
+        being a gradient.
+
+        Args:
+            graph: the structures.
+            v: (N, 3), of unit norm in each structure (:func:`pimlip_zoo.losses.weak.random_unit`).
+
+        Returns:
+            (N, 3) eV/Å².
+
+        Raises:
+            InputError: on a conservative head, whose curl is zero.
+        """
+        if not self._is_direct():
+            raise InputError(
+                "forces are the gradient of an energy and have no curl",
+                key="curl",
+                mend="leave the term out, or use a direct force head",
+            )
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            positions = graph.positions.detach().requires_grad_(True)
+            forces = self._predict(graph._replace(positions=positions), forces=True, virial=False).forces
+            cotangent = torch.zeros_like(forces, requires_grad=True)
+            (row,) = torch.autograd.grad(forces, positions, cotangent, create_graph=True)
+            (jvp,) = torch.autograd.grad(row, cotangent, v, create_graph=keep, retain_graph=True)
+            (vjp,) = torch.autograd.grad(forces, positions, v, create_graph=keep)
+        result: Tensor = jvp - vjp
+        return result
+
+    def weak_residuals(
+        self,
+        names: Iterable[str],
+        graph: AtomGraph,
+        d: Tensor,
+        p: Tensor | None = None,
+        *,
+        base: Predictions | None = None,
+        labels: Labels | None = None,
+        teacher: PotentialLike | None = None,
+        detach: Detach = "none",
+    ) -> dict[str, Tensor]:
+        """Several residuals that share their copies, each copy evaluated once.
+
+        Args:
+            names: of :data:`pimlip_zoo.losses.residuals.RESIDUALS`.
+            graph: the structures.
+            d: (N, 3) Å.
+            p: (N, 3) Å, for residuals with two displacements.
+            base: predictions on ``graph``.
+            labels: for residuals that need them.
+            teacher: takes the target side of each residual, without gradient.
+            detach: the side that gets no gradient.
+
+        Returns:
+            (M,) eV by name.
+
+        Raises:
+            InputError: for an unknown name, or a residual that lacks labels, ``p``, or a target side.
+        """
+        chosen = list(names)
+        own, target = needs_of(chosen, teacher=teacher is not None)
+        if p is None and any(
+            point[1] != 0.0 for need in (own, target) for point in need.energies | need.forces
+        ):
+            raise InputError("a residual with two displacements was given one", key="p")
+        second = torch.zeros_like(d) if p is None else p
+        energy, forces = self._evaluate(self._predict, graph, own, d, second, base)
+        if teacher is not None:
+            with torch.no_grad():
+                teacher_energy, teacher_forces = self._evaluate(teacher, graph, target, d, second, None)
+            energy, forces = {**teacher_energy, **energy}, {**forces, **teacher_forces}
+        if detach == "forces":
+            forces = {point: value.detach() for point, value in forces.items()}
+        elif detach == "energies":
+            energy = {point: value.detach() for point, value in energy.items()}
+        values = Values(energy, forces, d, second, graph.batch, graph.num_graphs, labels)
+        return {name: get_residual(name).function(values) for name in chosen}
+
+    def _one(
+        self,
+        name: str,
+        graph: AtomGraph,
+        d: Tensor,
+        p: Tensor | None = None,
+        *,
+        base: Predictions | None = None,
+        labels: Labels | None = None,
+    ) -> Tensor:
+        return self.weak_residuals((name,), graph, d, p, base=base, labels=labels)[name]
+
+    def _evaluate(
+        self,
+        potential: PotentialLike,
+        graph: AtomGraph,
+        needs: Needs,
+        d: Tensor,
+        p: Tensor,
+        base: Predictions | None,
+    ) -> tuple[dict[Point, Tensor], dict[Point, Tensor]]:
+        """Energies and forces of every copy that is needed; ``r`` is taken from ``base`` where that has it."""
+        energy: dict[Point, Tensor] = {}
+        forces: dict[Point, Tensor] = {}
+        with_forces, energy_only = needs.with_forces, needs.energy_only
+        if base is not None and (_R not in needs.forces or len(base.forces) == len(graph.positions)):
+            with_forces = [point for point in with_forces if point != _R]
+            energy_only = [point for point in energy_only if point != _R]
+            energy[_R], forces[_R] = base.energy, base.forces
+        if self._is_direct() and with_forces:
+            # A direct head gives forces for next to nothing: one forward does it all.
+            with_forces, energy_only = with_forces + energy_only, []
+        for points, wanted in ((with_forces, True), (energy_only, False)):
+            if not points:
+                continue
+            copies = displaced_copies(graph, [a * d + b * p for a, b in points])
+            result = potential(trim_edges(copies, self._cutoff()), forces=wanted, virial=False)
+            energy.update(zip(points, result.energy.chunk(len(points)), strict=True))
+            if wanted:
+                forces.update(zip(points, result.forces.chunk(len(points)), strict=True))
+        return energy, forces
+
+    def _predict(self, graph: AtomGraph, *, forces: bool = True, virial: bool = True) -> Predictions:
+        return cast("PotentialLike", self)(graph, forces=forces, virial=virial)
+
+    def _with_virial(self, graph: AtomGraph, base: Predictions | None) -> Predictions:
+        if base is not None and len(base.virial) == graph.num_graphs:
+            return base
+        return self._predict(graph, forces=False, virial=True)
+
+    def _cutoff(self) -> float:
+        return float(self.cutoff)  # type: ignore[attr-defined]
+
+    def _is_direct(self) -> bool:
+        return bool(self.is_direct)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _refuse_molecules(graph: AtomGraph) -> None:
+        without = (graph.cell.abs().amax(dim=(1, 2)) == 0).nonzero().flatten().tolist()
+        if without:
+            raise InputError(
+                f"structure {without[0]} of the batch is a molecule, which has no cell to strain",
+                key="strain",
+                mend="leave the strain term out, or train on periodic structures only",
+            )
+
+
+def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor]) -> AtomGraph:
+    """Copies of a batch one after the other, each displaced, sharing the list of edges.
+
+    Args:
+        graph: M structures, N atoms, E edges; the list wide enough for the displaced copies.
+        displacements: K of (N, 3) Å.
+
+    Returns:
+        A graph of K M structures, K N atoms, K E edges, copy by copy.
+    """
+    copies, atoms = len(displacements), len(graph.positions)
+    step = torch.arange(copies, device=graph.batch.device)
+    index = (graph.edge_index.unsqueeze(1) + atoms * step[None, :, None]).flatten(1)
+    return AtomGraph(
+        positions=torch.cat([graph.positions + d for d in displacements]),
+        species=graph.species.repeat(copies),
+        edge_index=index,
+        edge_shift=graph.edge_shift.repeat(copies, 1),
+        cell=graph.cell.repeat(copies, 1, 1),
+        batch=(graph.batch + graph.num_graphs * step.unsqueeze(1)).flatten(),
+        num_graphs=copies * graph.num_graphs,
+    )
+
+
+def trim_edges(graph: AtomGraph, cutoff: float) -> AtomGraph:
+    """Without the edges that are not shorter than the cutoff, which only cost time: same predictions.
+
+    Args:
+        graph: the structures, their list widened or not.
+        cutoff: Å.
+    """
+    with torch.no_grad():
+        inside = edge_vectors(graph).square().sum(dim=1) < cutoff * cutoff
+    return graph._replace(edge_index=graph.edge_index[:, inside], edge_shift=graph.edge_shift[inside])
+
+
+def strained(graph: AtomGraph, strain: Tensor) -> AtomGraph:
+    """Positions and cell of each structure multiplied by ``1 + ε`` from the right; ε is (M, 3, 3)."""
+    positions = graph.positions + torch.bmm(graph.positions.unsqueeze(1), strain[graph.batch]).squeeze(1)
+    return graph._replace(positions=positions, cell=graph.cell + torch.bmm(graph.cell, strain))
