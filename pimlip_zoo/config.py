@@ -1,0 +1,289 @@
+"""The typed configuration of a run: every option, its default, and what it may be.
+
+The same keys stand in ``run.yaml`` and after ``--set``; an unknown one is an error that names the nearest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.losses.supervised import Distance
+from pimlip_zoo.models.base import ModelConfig
+from pimlip_zoo.registry import ModelInfo, get_model
+from pimlip_zoo.training.schedule import ScheduleName
+
+__all__ = ["RunConfig", "load_config", "parse_settings", "save_config"]
+
+BUILTIN = "builtin:ethanol-gfn2"
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class ModelSection(BaseModel):
+    """The architecture: name, preset, and any of its own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "nequip"
+    preset: str | None = "small"
+
+    @model_validator(mode="after")
+    def _options_exist(self) -> ModelSection:
+        self.configure()
+        return self
+
+    @property
+    def info(self) -> ModelInfo:
+        """The registered architecture."""
+        return get_model(self.name)
+
+    def configure(self, **more: object) -> ModelConfig:
+        """The architecture's frozen config.
+
+        Raises:
+            InputError: for an unknown option or one of the wrong type.
+        """
+        info = self.info
+        hints = typing.get_type_hints(info.config)
+        known = [field.name for field in dataclasses.fields(info.config)]
+        options: dict[str, Any] = {}
+        for key, value in {**(self.__pydantic_extra__ or {}), **more}.items():
+            if key not in known:
+                raise InputError(f"{self.name} has no option {key!r}", key=f"model.{key}", mend=did_you_mean(key, known))
+            options[key] = _coerce(f"model.{key}", value, hints[key])
+        preset = self.preset if self.preset is None or info.presets else None
+        return typing.cast("ModelConfig", info.configure(preset, **options))
+
+
+class DataSection(Section):
+    """Where structures come from and how they are cut into batches."""
+
+    train: str = BUILTIN
+    valid: str | None = None
+    """None: a built-in set's own, or ``valid_fraction`` of the training structures."""
+    test: str | None = None
+    valid_fraction: float = Field(0.1, gt=0, lt=1)
+    labels: Literal["auto"] | list[Literal["energy", "forces", "stress"]] = "auto"
+    """Which labels are trained on; auto: all that the training structures have."""
+    batch_size: PositiveInt = 10
+    valid_batch_size: PositiveInt = 50
+    num_workers: int = Field(0, ge=0)
+    energy_references: Literal["auto", "isolated", "least_squares", "none"] | dict[str, float] | str = "auto"
+    """eV: a table by symbol, a file of isolated atoms, or how to get them; auto: isolated atoms where the data
+    have them, least squares otherwise."""
+    check_references: bool = True
+    """Refuse energies more than 50 eV per atom from the references."""
+
+
+class LossTermSection(Section):
+    """One supervised term."""
+
+    weight: float = Field(1.0, ge=0)
+    distance: Distance = "mse"
+    delta: PositiveFloat = 0.01
+
+
+class LossSection(Section):
+    """Supervised terms; those without labels are left out. Errors in eV, eV/Å, eV/Å³."""
+
+    energy: LossTermSection = LossTermSection(weight=0.0)
+    energy_per_atom: LossTermSection = LossTermSection(weight=1.0)
+    forces: LossTermSection = LossTermSection(weight=1.0)
+    stress: LossTermSection = LossTermSection(weight=100.0)
+
+
+class OptimizerSection(Section):
+    """AdamW."""
+
+    lr: PositiveFloat = 0.01
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    amsgrad: bool = False
+
+
+class ScheduleSection(Section):
+    """Learning rate over the run."""
+
+    name: ScheduleName = "cosine"
+    warmup_steps: int = Field(100, ge=0)
+    final: float = Field(0.01, ge=0, le=1)
+    """Factor at the last step."""
+
+
+class PotentialSection(Section):
+    """What is put around the architecture."""
+
+    scale: Literal["forces_rms"] | PositiveFloat = "forces_rms"
+    """eV, multiplies the model's energies; forces_rms: that of the training forces."""
+    trainable_scale: bool = False
+    zbl: bool = False
+    """Add the screened nuclear repulsion of Ziegler, Biersack and Littmark."""
+
+
+class TrainerSection(Section):
+    """How long, how fast, where."""
+
+    max_steps: PositiveInt = 10_000
+    max_time: str | None = None
+    """Such as 10m, 2h, 1d12h: stop then, whatever the step."""
+    valid_every: PositiveInt = 250
+    """Steps between validations."""
+    gradient_clip: PositiveFloat | None = 10.0
+    """Largest norm of the gradient."""
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """Of the averaged weights, which are the ones validated and saved; 0: no averaging."""
+    patience: PositiveInt | None = None
+    """Validations without improvement before the run stops early."""
+    device: str = "auto"
+    devices: PositiveInt = 1
+    dtype: Literal["float32", "float64"] = "float32"
+    threads: PositiveInt | None = None
+    tensorboard: bool = False
+
+
+class RunConfig(Section):
+    """All of a run."""
+
+    seed: int = Field(0, ge=0)
+    model: ModelSection = ModelSection()
+    potential: PotentialSection = PotentialSection()
+    data: DataSection = DataSection()
+    loss: LossSection = LossSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    trainer: TrainerSection = TrainerSection()
+
+
+def load_config(file: Path | None, settings: Sequence[tuple[str, Any]] = ()) -> RunConfig:
+    """Read a YAML file and apply single settings on top.
+
+    Args:
+        file: ``run.yaml``; None: the defaults.
+        settings: (dotted key, value), later ones win.
+
+    Raises:
+        InputError: for a file that cannot be read, an unknown key (with the nearest one), a value that is not allowed.
+    """
+    content: Any = {}
+    if file is not None:
+        try:
+            content = yaml.safe_load(file.read_text()) or {}
+        except FileNotFoundError as error:
+            raise InputError("no such file", file=file) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"not valid YAML: {str(error).splitlines()[0]}", file=file) from error
+        if not isinstance(content, dict):
+            raise InputError("not a table of keys and values", file=file)
+    for key, value in settings:
+        _insert(content, key, value)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, file) from error
+
+
+def save_config(config: RunConfig, file: Path) -> None:
+    """Write the complete configuration as YAML."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    temporary.replace(file)
+
+
+def parse_settings(settings: Sequence[str]) -> list[tuple[str, Any]]:
+    """``key=value`` strings, the values read as YAML.
+
+    Raises:
+        InputError: for one without ``=``.
+    """
+    result = []
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set {setting}", mend="write --set key=value, such as optimizer.lr=0.01")
+        result.append((key.strip(), _number(yaml.safe_load(value))))
+    return result
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-3 as a string; nobody means that."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _insert(content: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    place = content
+    for name in parents:
+        inner = place.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{name} is a single value", key=key, mend="it has no keys of its own")
+        place = inner
+    place[last] = value
+
+
+def _explain(error: ValidationError, file: Path | None) -> InputError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        fields = _fields_at(path[:-1])
+        return InputError(
+            "no such option", file=file, key=".".join(path), mend=did_you_mean(path[-1], fields)
+        )
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return cause
+    return InputError(f"{first['msg']}, got {first['input']!r}", file=file, key=".".join(path))
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    section: Any = RunConfig
+    for name in path:
+        section = section.model_fields[name].annotation
+    return list(section.model_fields)
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    """A YAML value as the type that a dataclass field is annotated with."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for option in arguments:
+            if option is not type(None):
+                try:
+                    return _coerce(key, value, option)
+                except InputError:
+                    continue
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        raise InputError(f"{value!r} is not allowed", key=key, mend=", ".join(str(a) for a in arguments))
+    elif origin is tuple and isinstance(value, list | tuple):
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_coerce(key, item, arguments[0]) for item in value)
+        if len(arguments) == len(value):
+            return tuple(_coerce(key, item, part) for item, part in zip(value, arguments, strict=True))
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    elif origin is not None and isinstance(origin, type) and isinstance(value, origin):
+        return value
+    raise InputError(f"{value!r} is not a {getattr(hint, '__name__', hint)}", key=key)

@@ -1,0 +1,394 @@
+"""A run, put together from its configuration and carried out: data, potential, loss, training, run folder."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pimlip_zoo.config import DataSection, RunConfig, save_config
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.statistics import (
+    EnergyReferences,
+    average_neighbours,
+    check_references,
+    fit_references,
+    force_rms,
+    is_isolated_atom,
+    isolated_atoms,
+    references_from_atoms,
+    species_of,
+)
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import Batch
+from pimlip_zoo.losses.base import LossTerm
+from pimlip_zoo.losses.supervised import SupervisedTerm
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.training.data import SampleList, StepSampler, evaluation_loader, training_loader
+from pimlip_zoo.training.schedule import learning_rate_factor
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from pimlip_zoo.training.module import PotentialTraining
+
+__all__ = ["Experiment", "parse_duration", "prepare", "train"]
+
+log = logging.getLogger("pimlip_zoo")
+
+LABELS = ("energy", "forces", "stress")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run consists of."""
+
+    config: RunConfig
+    """The configuration, complete."""
+    potential: Potential
+    """Untrained, or as given to fine-tune."""
+    references: EnergyReferences
+    """Energy references and where they come from."""
+    labels: tuple[str, ...]
+    """Which labels are trained on."""
+    train: list[Batch]
+    """Training samples."""
+    valid: list[Batch]
+    """Validation samples."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    folder: Path
+    steps: int
+    seconds: float
+    signal: int | None
+    """SIGINT or SIGTERM, when one ended it."""
+
+
+def prepare(config: RunConfig) -> Experiment:
+    """Read the data and build the potential.
+
+    Raises:
+        InputError: for data or options that cannot be used.
+    """
+    torch.manual_seed(config.seed)
+    data = config.data
+    train, valid = _split(config)
+    references_file = _reference_frames(data)
+    atoms = isolated_atoms([*references_file, *train])
+    if not references_file:
+        train = [f for f in train if not (is_isolated_atom(f) and f.energy is not None)] or train
+    labels = _labels(data, train)
+    log.info("%s", _coverage("training", train))
+    log.info("%s", _coverage("validation", valid))
+    species = species_of([*train, *valid])
+    references = _references(config, train, species, atoms)
+    if data.check_references:
+        check_references(train, species, references)
+    potential, samples = _potential(config, train, species, references)
+    valid_samples = [frame_to_sample(frame, species, potential.cutoff) for frame in valid]
+    return Experiment(config, potential, references, labels, samples, valid_samples)
+
+
+def loss_terms(config: RunConfig, labels: Sequence[str]) -> list[LossTerm]:
+    """The supervised terms of a configuration for the labels that are there."""
+    needs = {"energy": "energy", "energy_per_atom": "energy", "forces": "forces", "stress": "stress"}
+    terms: list[LossTerm] = []
+    for quantity, label in needs.items():
+        section = getattr(config.loss, quantity)
+        if label in labels and section.weight > 0:
+            terms.append(SupervisedTerm(quantity, section.weight, section.distance, section.delta))  # type: ignore[arg-type]
+    if not terms:
+        raise InputError("every loss has weight 0", key="loss", mend="give one a positive weight")
+    return terms
+
+
+def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outcome:
+    """Train and leave everything in the run folder.
+
+    Args:
+        experiment: from :func:`prepare`.
+        folder: the run folder; made here.
+        resume: go on from ``checkpoints/last.ckpt``.
+
+    Returns:
+        How it ended; the weights are in ``checkpoints``.
+    """
+    config = experiment.config
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume and not last.exists():
+        raise InputError("there is nothing to resume", file=last, mend="train without --resume")
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    module = _module(experiment)
+    trainer, stop = _trainer(config, folder)
+    sampler = StepSampler(
+        len(experiment.train),
+        config.data.batch_size,
+        config.trainer.max_steps,
+        config.seed,
+        rank=trainer.global_rank,
+        ranks=trainer.world_size,
+    )
+    if resume:
+        sampler.first_step = _steps_done(last)
+    started = time.monotonic()
+    trainer.fit(
+        module,
+        training_loader(SampleList(experiment.train), sampler, config.data.num_workers),
+        evaluation_loader(SampleList(experiment.valid), config.data.valid_batch_size),
+        ckpt_path=last if resume else None,
+        weights_only=True,
+    )
+    return Outcome(folder, trainer.global_step, time.monotonic() - started, stop.signal)
+
+
+def parse_duration(text: str) -> datetime.timedelta:
+    """``90s``, ``10m``, ``2h``, ``1d12h`` as a time.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
+        raise InputError(f"{text!r} is not a time", key="trainer.max_time", mend="write 90s, 10m, 2h or 1d12h")
+    units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+    parts = {units[unit]: float(number) for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text)}
+    return datetime.timedelta(**parts)
+
+
+def _split(config: RunConfig) -> tuple[list[Frame], list[Frame]]:
+    data = config.data
+    train = load_frames(data.train)
+    if data.valid is not None:
+        return train, load_frames(data.valid)
+    if re.fullmatch(r"builtin:[^/,@]+", data.train):
+        return train, load_frames(f"{data.train}/valid")
+    structures = [i for i, frame in enumerate(train) if not is_isolated_atom(frame)] or list(range(len(train)))
+    if len(structures) < 2:
+        raise InputError(
+            "one structure cannot be split", file=data.train, key="data.valid", mend="give --valid DATA"
+        )
+    count = min(max(1, round(data.valid_fraction * len(structures))), len(structures) - 1)
+    chosen = set(np.random.default_rng(config.seed).permutation(structures)[:count].tolist())
+    return (
+        [frame for i, frame in enumerate(train) if i not in chosen],
+        [frame for i, frame in enumerate(train) if i in chosen],
+    )
+
+
+def _reference_frames(data: DataSection) -> list[Frame]:
+    given = data.energy_references
+    if isinstance(given, str) and given not in ("auto", "isolated", "least_squares", "none"):
+        frames = load_frames(given)
+        if not isolated_atoms(frames):
+            raise InputError(
+                "no structure of one atom with an energy and no periodic direction",
+                file=given,
+                key="data.energy_references",
+            )
+        return frames
+    if data.train.startswith("builtin:"):
+        return []
+    return []
+
+
+def _labels(data: DataSection, frames: Sequence[Frame]) -> tuple[str, ...]:
+    present = [label for label in LABELS if any(getattr(frame, label) is not None for frame in frames)]
+    if data.labels != "auto":
+        missing = [label for label in data.labels if label not in present]
+        if missing:
+            raise InputError(
+                f"no training structure has {' or '.join(missing)}",
+                file=data.train,
+                key="data.labels",
+                mend=f"the data have {', '.join(present) or 'no labels'}; name the keys with ?energy_key=...",
+            )
+        return tuple(data.labels)
+    if "energy" not in present and "forces" not in present:
+        raise InputError(
+            "no training structure has an energy or forces",
+            file=data.train,
+            key="energy",
+            mend="name the keys with ?energy_key=...&forces_key=...",
+        )
+    return tuple(present)
+
+
+def _coverage(name: str, frames: Sequence[Frame]) -> str:
+    counts = [sum(getattr(frame, label) is not None for frame in frames) for label in LABELS]
+    atoms = sum(len(frame.numbers) for frame in frames)
+    found = ", ".join(
+        f"{label} {count}/{len(frames)}" for label, count in zip(LABELS, counts, strict=True) if count
+    )
+    return f"{name}: {len(frames)} structures, {atoms} atoms; labels: {found or 'none'}"
+
+
+def _references(
+    config: RunConfig, frames: Sequence[Frame], species: Sequence[str], atoms: dict[str, float]
+) -> EnergyReferences:
+    given = config.data.energy_references
+    if isinstance(given, dict):
+        return references_from_atoms(given, species, "given")
+    if given == "none" or not any(frame.energy is not None for frame in frames):
+        return EnergyReferences(np.zeros(len(species)), "none", len(species))
+    if given == "auto" and config.data.train.startswith("builtin:"):
+        from pimlip_zoo.datasets.builtin import builtin_atom_energies
+
+        name = config.data.train.removeprefix("builtin:").split("/")[0].split("@")[0]
+        atoms = {**builtin_atom_energies(name), **atoms}
+    if given == "least_squares" or (given == "auto" and not all(symbol in atoms for symbol in species)):
+        references = fit_references(frames, species)
+        if references.rank < len(species):
+            log.warning(
+                "the compositions determine %d of %d energy references; the shortest solution is taken, and other "
+                "compositions will be off (give isolated atoms with data.energy_references)",
+                references.rank,
+                len(species),
+            )
+        return references
+    return references_from_atoms(atoms, species, "isolated atoms")
+
+
+def _potential(
+    config: RunConfig, frames: Sequence[Frame], species: tuple[str, ...], references: EnergyReferences
+) -> tuple[Potential, list[Batch]]:
+    section = config.potential
+    options: dict[str, Any] = {}
+    cutoff = config.model.configure().cutoff
+    samples = [frame_to_sample(frame, species, cutoff) for frame in frames]
+    if config.model.configure().avg_num_neighbors is None:
+        options["avg_num_neighbors"] = average_neighbours(samples, cutoff)
+    dtype = getattr(torch, config.trainer.dtype)
+    model = config.model.info.model(config.model.configure(**options), species).to(dtype)
+    scale = (force_rms(frames) or 1.0) if section.scale == "forces_rms" else float(section.scale)
+    repulsion = None
+    if section.zbl:
+        from pimlip_zoo.nn.zbl import ZBL
+
+        repulsion = ZBL(species)
+    potential = Potential(
+        model,
+        energy_references=torch.as_tensor(references.energies),
+        scale=scale,
+        repulsion=repulsion,
+        trainable_scale=section.trainable_scale,
+    )
+    return potential, samples
+
+
+def _module(experiment: Experiment) -> PotentialTraining:
+    from pimlip_zoo.training.module import PotentialTraining
+
+    config = experiment.config
+    section = config.optimizer
+
+    def optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(
+            parameters,
+            lr=section.lr,
+            betas=section.betas,
+            weight_decay=section.weight_decay,
+            amsgrad=section.amsgrad,
+            foreach=True,
+        )
+
+    return PotentialTraining(
+        experiment.potential,
+        loss_terms(config, experiment.labels),
+        optimizer,
+        learning_rate_factor(
+            config.schedule.name,
+            warmup_steps=config.schedule.warmup_steps,
+            total_steps=config.trainer.max_steps,
+            final=config.schedule.final,
+        ),
+        forces="forces" in experiment.labels,
+        virial="stress" in experiment.labels,
+        summary={
+            "config": config.model_dump(mode="json"),
+            "energy_references": experiment.references.source,
+            "labels": list(experiment.labels),
+            "training_structures": len(experiment.train),
+        },
+    )
+
+
+def _trainer(config: RunConfig, folder: Path) -> tuple[pl.Trainer, Any]:
+    import sys
+
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from pimlip_zoo.training.callbacks import (
+        AveragedWeights,
+        GracefulStop,
+        KeepLast,
+        MetricsTable,
+        PlainProgress,
+        Progress,
+    )
+
+    section = config.trainer
+    last = folder / "checkpoints" / "last.ckpt"
+    stop = GracefulStop(last)
+    terminal = sys.stderr.isatty()
+    callbacks: list[Any] = [
+        MetricsTable(folder / "metrics.csv"),
+        ModelCheckpoint(
+            dirpath=folder / "checkpoints",
+            filename="best",
+            monitor="valid_score",
+            save_top_k=1,
+            enable_version_counter=False,
+        ),
+        KeepLast(last),
+        stop,
+        Progress() if terminal else PlainProgress(section.max_steps),
+    ]
+    if section.ema_decay > 0:
+        callbacks.insert(0, AveragedWeights(section.ema_decay))
+    if section.patience is not None:
+        callbacks.append(EarlyStopping("valid_score", patience=section.patience))
+    logger = TensorBoardLogger(folder, name="", version="tensorboard") if section.tensorboard else False
+    trainer = pl.Trainer(
+        accelerator="auto" if section.device == "auto" else section.device,
+        devices=section.devices,
+        max_steps=section.max_steps,
+        max_time=parse_duration(section.max_time) if section.max_time is not None else None,
+        val_check_interval=min(section.valid_every, section.max_steps),
+        check_val_every_n_epoch=None,
+        gradient_clip_val=section.gradient_clip,
+        num_sanity_val_steps=0,
+        inference_mode=False,
+        use_distributed_sampler=False,
+        logger=logger,
+        callbacks=callbacks,
+        enable_model_summary=False,
+        enable_progress_bar=terminal,
+        log_every_n_steps=50,
+        default_root_dir=folder,
+    )
+    return trainer, stop
+
+
+def _steps_done(checkpoint: Path) -> int:
+    from pimlip_zoo.training.checkpoint import read_checkpoint
+
+    return int(read_checkpoint(checkpoint)["global_step"])

@@ -1,0 +1,231 @@
+"""What happens around the steps: averaged weights, a table of metrics, stopping when told to."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
+from torch import Tensor
+
+__all__ = ["AveragedWeights", "GracefulStop", "KeepLast", "MetricsTable", "PlainProgress", "Progress", "validation_line"]
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average of the weights; validated, saved as the model's, and exported.
+
+    The decay is ``min(decay, (1 + n) / (10 + n))`` after n updates, so that short runs are not held back by their start.
+
+    Args:
+        decay: towards which it grows.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+        @torch.no_grad()
+        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+            n = int(count)
+            weight = min(decay, (1.0 + n) / (10.0 + n))
+            for averages, values in _by_dtype(averaged, current):
+                torch._foreach_lerp_(averages, values, 1.0 - weight)
+
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+
+def _by_dtype(averaged: list[Tensor], current: list[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for a, b in zip(averaged, current, strict=True):
+        if a.is_floating_point():
+            pair = groups.setdefault(a.dtype, ([], []))
+            pair[0].append(a)
+            pair[1].append(b)
+    return list(groups.values())
+
+
+class MetricsTable(Callback):
+    """Appends a row to ``metrics.csv`` after each validation.
+
+    Args:
+        path: the file; a resumed run goes on writing to it.
+    """
+
+    COLUMNS = (
+        "step",
+        "seconds",
+        "learning_rate",
+        "loss",
+        "valid_energy_mae",
+        "valid_energy_rmse",
+        "valid_forces_mae",
+        "valid_forces_rmse",
+        "valid_stress_mae",
+        "valid_stress_rmse",
+    )
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start = time.monotonic()
+        self._before = 0.0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Write a row."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        values = trainer.callback_metrics
+        row: dict[str, Any] = {
+            "step": trainer.global_step,
+            "seconds": round(self.seconds, 2),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else "",
+        }
+        row.update({name: float(values[name]) for name in self.COLUMNS if name in values})
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    @property
+    def seconds(self) -> float:
+        """Time trained so far, over all resumptions."""
+        return self._before + time.monotonic() - self._start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Time so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._before = state_dict["seconds"]
+
+
+class GracefulStop(Callback):
+    """On Ctrl-C or SIGTERM: finish the step, write ``last.ckpt``, stop.
+
+    Args:
+        last: where the checkpoint goes.
+    """
+
+    def __init__(self, last: Path) -> None:
+        self.last = last
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Listen."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._receive)
+            except ValueError:  # not the main thread
+                return
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signal is not None:  # asked twice: now
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object, **kwargs: object) -> None:  # noqa: ARG002
+        """Stop if a signal came in."""
+        if self.signal is not None:
+            save_checkpoint(trainer, self.last)
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Leave the signals as they were."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+class KeepLast(Callback):
+    """Writes ``last.ckpt`` after each validation and at the end.
+
+    Args:
+        path: where it goes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Write."""
+        if not trainer.sanity_checking:
+            save_checkpoint(trainer, self.path)
+
+
+def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
+    """Write a checkpoint under a temporary name, then rename it."""
+    temporary = path.with_suffix(".tmp")
+    trainer.save_checkpoint(temporary)
+    if trainer.is_global_zero:
+        os.replace(temporary, path)  # noqa: PTH105
+
+
+class Progress(RichProgressBar):
+    """A bar over all steps with the loss and the validation errors in meV and meV/Å."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """What stands at the end of the bar."""
+        values = trainer.callback_metrics
+        items: dict[str, Any] = {}
+        if "loss" in values:
+            items["loss"] = f"{float(values['loss']):.3g}"
+        items.update(_validation_items(values))
+        return items
+
+
+class PlainProgress(Callback):
+    """A line after each validation, where the output is not a terminal.
+
+    Args:
+        total_steps: length of the run.
+    """
+
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self._start = time.monotonic()
+        self._first: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self._start, self._first = time.monotonic(), trainer.global_step
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Print."""
+        if trainer.sanity_checking or not trainer.is_global_zero or self._first is None:
+            return
+        seconds = time.monotonic() - self._start
+        rate = (trainer.global_step - self._first) / max(seconds, 1e-9)
+        left = (self.total_steps - trainer.global_step) / max(rate, 1e-9)
+        print(  # noqa: T201
+            f"step {trainer.global_step}/{self.total_steps}  {validation_line(trainer.callback_metrics)}"
+            f"  {rate:.1f} steps/s  {left:.0f} s left",
+            flush=True,
+        )
+
+
+def validation_line(values: dict[str, Tensor]) -> str:
+    """Loss and validation errors in one line."""
+    items = {"loss": f"{float(values['loss']):.3g}"} if "loss" in values else {}
+    items.update(_validation_items(values))
+    return "  ".join(f"{name} {value}" for name, value in items.items())
+
+
+def _validation_items(values: dict[str, Tensor]) -> dict[str, str]:
+    items = {}
+    for name, label, factor, unit in (
+        ("valid_energy_mae", "E", 1e3, "meV/atom"),
+        ("valid_forces_mae", "F", 1e3, "meV/Å"),
+        ("valid_stress_mae", "σ", 1e3, "meV/Å³"),
+    ):
+        if name in values:
+            items[label] = f"{factor * float(values[name]):.2f} {unit}"
+    return items

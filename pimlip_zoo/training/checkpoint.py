@@ -1,0 +1,164 @@
+"""The checkpoint format: everything that makes a potential, readable with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.models.base import AtomicEnergyModel
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.registry import available_models, get_model
+
+__all__ = ["FORMAT_VERSION", "KEY", "build_potential", "checkpoint_path", "describe", "load_potential", "read_checkpoint"]
+
+FORMAT_VERSION = 1
+KEY = "pimlip_zoo"
+"""Where a checkpoint keeps the description of its potential."""
+
+# From version k to k + 1: takes and returns a description; see tests/training/test_checkpoint.py.
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def describe(potential: Potential) -> dict[str, Any]:
+    """A potential without its weights, in plain numbers and strings."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": _registered_name(potential.model),
+        "config": _plain(dataclasses.asdict(potential.model.config)),
+        "species": list(potential.species),
+        "dtype": str(potential.model.dtype).removeprefix("torch."),
+        "repulsion": type(potential.repulsion).__name__.lower() if potential.repulsion is not None else None,
+        "trainable_scale": bool(potential.scale.requires_grad),
+    }
+
+
+def build_potential(description: Mapping[str, Any]) -> Potential:
+    """The potential that a description stands for, with fresh weights.
+
+    Raises:
+        InputError: for a version this package cannot read, or an architecture that is not installed.
+    """
+    description = _migrate(dict(description))
+    info = get_model(description["model"])
+    config = info.configure(**_tuples(description["config"]))
+    species = tuple(description["species"])
+    repulsion = None
+    if description["repulsion"] is not None:
+        from pimlip_zoo.nn.zbl import ZBL
+
+        repulsion = ZBL(species)
+    model = info.model(config, species).to(_DTYPES[description["dtype"]])
+    return Potential(model, repulsion=repulsion, trainable_scale=description["trainable_scale"])
+
+
+def checkpoint_path(run: str | Path, which: str = "best") -> Path:
+    """The checkpoint file of a run: a file is taken as it is, a folder's best, or else its last.
+
+    Raises:
+        InputError: when there is none.
+    """
+    run = Path(run)
+    if run.is_file():
+        return run
+    if not run.exists():
+        raise InputError("no such run", file=run, mend="give a run folder or a .ckpt file")
+    for name in dict.fromkeys((which, "best", "last")):
+        path = run / "checkpoints" / f"{name}.ckpt"
+        if path.exists():
+            return path
+    raise InputError("the run folder has no checkpoints/best.ckpt or last.ckpt", file=run)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file; no code is run.
+
+    Raises:
+        InputError: when the file cannot be read or is not a checkpoint of this package.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError("no such file", file=path) from error
+    except Exception as error:
+        raise InputError(
+            f"not a readable checkpoint: {str(error).splitlines()[0][:120]}", file=path, mend="is it truncated?"
+        ) from error
+    if not isinstance(content, dict) or KEY not in content:
+        raise InputError("not a checkpoint of pimlip-zoo", file=path)
+    return content
+
+
+def load_potential(run: str | Path, *, dtype: torch.dtype | None = None, which: str = "best") -> Potential:
+    """The trained potential of a run folder or checkpoint file, ready for prediction.
+
+    The averaged (EMA) weights are the ones that were validated, and the ones that are loaded.
+
+    Args:
+        run: run folder or checkpoint.
+        dtype: precision of the model; as trained if not given.
+        which: best or last.
+
+    Raises:
+        InputError: when there is nothing to load, or it does not fit.
+    """
+    path = checkpoint_path(run, which)
+    content = read_checkpoint(path)
+    potential = build_potential(content[KEY])
+    weights = {
+        name.removeprefix("potential."): value
+        for name, value in content["state_dict"].items()
+        if name.startswith("potential.")
+    }
+    try:
+        potential.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"the weights do not fit: {str(error).splitlines()[-1].strip()}", file=path) from error
+    if dtype is not None:
+        potential.set_dtype(dtype)
+    return potential.eval().requires_grad_(False)
+
+
+def _registered_name(model: AtomicEnergyModel) -> str:
+    for name, info in available_models().items():
+        if info.model is type(model):
+            return name
+    raise InputError(
+        f"{type(model).__name__} is not registered", mend="decorate it with @register_model to save it"
+    )
+
+
+def _migrate(description: dict[str, Any]) -> dict[str, Any]:
+    version = description.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise InputError(
+            f"the checkpoint has format version {version}, this package reads up to {FORMAT_VERSION}",
+            mend="update pimlip-zoo",
+        )
+    while version < FORMAT_VERSION:
+        description = _MIGRATIONS[version](description)
+        version += 1
+    return description
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sequences of a config are tuples: frozen dataclasses stay hashable."""
+
+    def convert(value: Any) -> Any:
+        return tuple(convert(item) for item in value) if isinstance(value, list | tuple) else value
+
+    return {key: convert(value) for key, value in config.items()}

@@ -1,0 +1,80 @@
+"""Batches for training: their order depends on the seed and the step alone, so that a run can be resumed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pimlip_zoo.graph import Batch, collate
+
+__all__ = ["SampleList", "StepSampler", "evaluation_loader", "training_loader"]
+
+
+class SampleList(Dataset[Batch]):
+    """Samples held in memory, neighbour lists included."""
+
+    def __init__(self, samples: Sequence[Batch]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.samples[index]
+
+
+class StepSampler(Sampler[list[int]]):
+    """The indices of each training step, as a function of (seed, step).
+
+    A pass over the data is a permutation drawn from (seed, pass), cut into batches; the last batch of a pass may
+    be smaller. The stream starts at :attr:`first_step`, which a resumed run sets to the steps that it has done.
+
+    Args:
+        size: number of samples.
+        batch_size: samples per step, over all ranks.
+        steps: length of the training.
+        seed: of the permutations.
+        rank: this process.
+        ranks: number of processes; each takes every ``ranks``-th sample of a batch.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, steps: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.size, self.batch_size, self.steps, self.seed = size, min(batch_size, size), steps, seed
+        self.rank, self.ranks = rank, ranks
+        self.steps_per_pass = -(-size // self.batch_size)
+        self.first_step = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order: list[int] = []
+        current = -1
+        for step in range(self.first_step, self.steps):
+            number, batch = divmod(step, self.steps_per_pass)
+            if number != current:
+                generator = torch.Generator().manual_seed((self.seed << 20) + number)
+                order = torch.randperm(self.size, generator=generator).tolist()
+                current = number
+            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield indices[self.rank :: self.ranks] or indices[:1]
+
+
+def training_loader(samples: Dataset[Batch], sampler: StepSampler, num_workers: int = 0) -> DataLoader[Batch]:
+    """Batches in the order of the sampler."""
+    return DataLoader(
+        samples,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def evaluation_loader(samples: Dataset[Batch], batch_size: int) -> DataLoader[Batch]:
+    """Batches in the order of the data."""
+    return DataLoader(samples, batch_size=batch_size, collate_fn=collate)

@@ -1,0 +1,111 @@
+"""One training step, one validation step: what Lightning runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import Batch, Predictions
+from pimlip_zoo.losses.base import LossTerm
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.training.checkpoint import KEY, describe
+from pimlip_zoo.training.metrics import ErrorStatistics
+
+__all__ = ["PotentialTraining"]
+
+
+class PotentialTraining(pl.LightningModule):
+    """Trains a potential on a sum of loss terms.
+
+    Args:
+        potential: what is trained.
+        terms: the loss; names must differ.
+        optimizer: from the trainable parameters.
+        learning_rate_factor: by step, multiplies the optimiser's learning rates.
+        forces: some term needs forces.
+        virial: some term needs the virial.
+        summary: plain values saved with every checkpoint, such as the configuration.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        terms: Sequence[LossTerm],
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        learning_rate_factor: Callable[[int], float],
+        *,
+        forces: bool = True,
+        virial: bool = False,
+        summary: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.potential = potential
+        self.terms = nn.ModuleList(terms)
+        self._optimizer = optimizer
+        self._factor = learning_rate_factor
+        self._forces, self._virial = forces, virial
+        self._summary = summary or {}
+        self.errors = ErrorStatistics(potential.species)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, its learning rate scheduled by step."""
+        optimizer = self._optimizer(self.potential)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Predictions]:
+        """Total loss, the value of each term, and the predictions."""
+        predictions = self.potential(batch.graph, forces=self._forces, virial=self._virial)
+        total = predictions.energy.new_zeros(())
+        parts = {}
+        for term in self.terms:
+            value = term(self.potential, batch, predictions).mean()
+            parts[term.name] = value.detach()
+            total = total + term.weight * value
+        return total, parts, predictions
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch."""
+        total, parts, _ = self.loss(batch)
+        if not torch.isfinite(total):
+            raise InputError(
+                f"the loss became {float(total)} at step {self.global_step}",
+                mend="lower optimizer.lr, or look for outliers with `pimlip-zoo data check`",
+            )
+        size = batch.graph.num_graphs
+        self.log("loss", total.detach(), prog_bar=True, batch_size=size)
+        for name, value in parts.items():
+            self.log(f"loss_{name}", value, batch_size=size)
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew."""
+        self.errors = ErrorStatistics(self.potential.species)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the errors."""
+        predictions = self.potential(batch.graph, forces=True, virial=self._virial)
+        self.errors.update(batch, predictions)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the errors; ``valid_score`` is what best.ckpt is chosen by."""
+        names = {"energy_per_atom": "energy", "forces": "forces", "stress": "stress"}
+        score = 0.0
+        for quantity, short in names.items():
+            errors = self.errors.result(quantity)
+            if errors is None:
+                continue
+            for kind, value in errors.items():
+                self.log(f"valid_{short}_{kind}", value, sync_dist=True)
+            # Forces decide where there are any; energies break ties and decide alone otherwise.
+            score += {"energy": 1.0, "forces": 1.0, "stress": 1.0}[short] * errors["rmse"]
+        self.log("valid_score", score, sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put what makes the potential into the file."""
+        checkpoint[KEY] = {**describe(self.potential), "summary": self._summary}
