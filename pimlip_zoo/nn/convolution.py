@@ -1,4 +1,4 @@
-"""The operation at the heart of message passing: neighbours' features times harmonics, summed at the centre."""
+"""The operation at the heart of message passing: features times harmonics, summed over neighbours."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import cached_property
 
 import torch
 from e3nn import o3
-from torch import Tensor
+from torch import Tensor, nn
 
-from pimlip_zoo.nn.exact import ExactBuffers
+from pimlip_zoo.nn.kernels import ReferenceConvolution, TrilinearForm, convolve
 
 __all__ = ["Convolution", "ConvolutionSpec", "convolution_spec"]
 
@@ -18,7 +18,7 @@ __all__ = ["Convolution", "ConvolutionSpec", "convolution_spec"]
 class ConvolutionSpec:
     """What one convolution computes, independent of how.
 
-    ``out[i, k, c] = sum over edges ij, paths p: w[ij, p, c] * sum_ab coefficient_p[a, b, k] x[j, a, c] Y[ij, b]``
+    ``out[i, k, c] = sum_jp w[ij, p, c] sum_ab coefficient_p[a, b, k] x[j, a, c] Y[ij, b]``
     """
 
     irreps_in: o3.Irreps
@@ -26,11 +26,11 @@ class ConvolutionSpec:
     irreps_edge: o3.Irreps
     """Components of the spherical harmonics."""
     paths: tuple[tuple[int, int, o3.Irrep], ...]
-    """(index into irreps_in, index into irreps_edge, irrep of the output), one set of radial weights for each."""
+    """(index into irreps_in, index into irreps_edge, irrep of the output); each has its radial weights."""
 
     @cached_property
     def irreps_out(self) -> o3.Irreps:
-        """Sorted, multiplicity = number of paths that end there; copies lie inside m (see ``irrep_slices``)."""
+        """Sorted, multiplicity = number of paths ending there; copies lie inside m (see ``irrep_slices``)."""
         return o3.Irreps([(1, irrep) for _, _, irrep in self.paths]).sort().irreps.simplify()
 
     @cached_property
@@ -54,9 +54,8 @@ class ConvolutionSpec:
             coupling = o3.wigner_3j(l1, l2, irrep.l, dtype=torch.float64) * irrep.dim**0.5
             for a, b, m in coupling.abs().gt(1e-12).nonzero().tolist():
                 component = first[irrep] + m * copies[irrep] + copy
-                terms.append(
-                    (path, in_slices[i].start + a, edge_slices[j].start + b, component, float(coupling[a, b, m]))
-                )
+                value = float(coupling[a, b, m])
+                terms.append((path, in_slices[i].start + a, edge_slices[j].start + b, component, value))
         return tuple(terms)
 
 
@@ -74,8 +73,10 @@ def convolution_spec(irreps_in: o3.Irreps, irreps_edge: o3.Irreps, targets: o3.I
     return ConvolutionSpec(irreps_in, irreps_edge, paths)
 
 
-class Convolution(ExactBuffers):
+class Convolution(nn.Module):
     """Gather neighbours, tensor product with the harmonics ("uvu"), radial weights, sum at the centres.
+
+    Computed by the backend that ``nn.kernels`` selects; in plain torch when scripted.
 
     Args:
         spec: the paths.
@@ -86,27 +87,10 @@ class Convolution(ExactBuffers):
         self.spec = spec
         self.irreps_out = spec.irreps_out
         self.num_paths = len(spec.paths)
-        # x (x) Y -> one row per (path, m) with dense coefficients: two matrix products instead of a loop over paths.
-        dims = [irrep.dim for _, _, irrep in spec.paths]
-        starts = [sum(dims[:p]) for p in range(len(dims))]
-        table = torch.zeros(spec.irreps_in.dim, spec.irreps_edge.dim, sum(dims), dtype=torch.float64)
-        order = torch.zeros(sum(dims), dtype=torch.int64)
-        for path, a, b, component, value in spec.terms:
-            slot = starts[path] + self._m_of(component)
-            table[a, b, slot] = value
-            order[component] = slot
-        self.register_buffer("_table", table, persistent=False)
-        self.register_buffer("_order", order, persistent=False)
-        path_of_slot = [path for path, dim in enumerate(dims) for _ in range(dim)]
-        self.register_buffer("_path", torch.tensor(path_of_slot, dtype=torch.int64), persistent=False)
-
-    def _m_of(self, component: int) -> int:
-        start = 0
-        for copies, irrep in self.irreps_out:
-            if component < start + copies * irrep.dim:
-                return (component - start) // copies
-            start += copies * irrep.dim
-        raise IndexError(component)
+        self.form = TrilinearForm(
+            spec.irreps_in.dim, spec.irreps_edge.dim, spec.irreps_out.dim, self.num_paths, spec.terms
+        )
+        self.reference = ReferenceConvolution(self.form)
 
     def forward(self, x: Tensor, harmonics: Tensor, weights: Tensor, edge_index: Tensor) -> Tensor:
         """Convolve.
@@ -120,8 +104,8 @@ class Convolution(ExactBuffers):
         Returns:
             (N, K_out, C).
         """
-        atoms, _, channels = x.shape
-        coupling = torch.einsum("eb,abk->eka", harmonics, self._table.to(x.dtype))
-        messages = torch.bmm(coupling, x[edge_index[1]]) * weights[:, self._path]
-        sums = torch.zeros((atoms, messages.shape[1], channels), dtype=x.dtype, device=x.device)
-        return sums.index_add(0, edge_index[0], messages)[:, self._order]
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            out = self.reference(x, harmonics, weights, edge_index)
+        else:
+            out = convolve(self.form, self.reference, x, harmonics, weights, edge_index)
+        return out  # type: ignore[no-any-return]

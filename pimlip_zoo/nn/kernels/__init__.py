@@ -1,1 +1,14 @@
+"""One mathematical operation, several backends; which one computes is decided in ``dispatch``."""
 
+from pimlip_zoo.nn.kernels.dispatch import available_backends, chosen_backend, convolve, use_kernels
+from pimlip_zoo.nn.kernels.form import TrilinearForm
+from pimlip_zoo.nn.kernels.reference import ReferenceConvolution
+
+__all__ = [
+    "ReferenceConvolution",
+    "TrilinearForm",
+    "available_backends",
+    "chosen_backend",
+    "convolve",
+    "use_kernels",
+]

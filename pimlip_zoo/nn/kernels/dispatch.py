@@ -1,0 +1,170 @@
+"""Which backend computes: chosen here, by name, for all kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.nn.kernels import build, cpu
+from pimlip_zoo.nn.kernels.edges import edge_lists
+from pimlip_zoo.nn.kernels.form import TrilinearForm
+
+__all__ = ["BACKENDS", "available_backends", "chosen_backend", "convolve", "use_kernels"]
+
+ENVIRONMENT = "PIMLIP_ZOO_KERNELS"
+BACKENDS = ("auto", "reference", "cpu", "triton", "cueq")
+
+_log = logging.getLogger("pimlip_zoo.kernels")
+_override: list[str] = []
+_failed: list[str] = []  # why there are no compiled kernels, once that is known
+
+Reference = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def use_kernels(name: str) -> Iterator[None]:
+    """Use one backend inside a ``with`` block, whatever the environment says.
+
+    Args:
+        name: auto, reference, cpu, triton or cueq.
+
+    Raises:
+        InputError: for an unknown name, or a backend that does not work here.
+    """
+    _override.append(_checked(name, "use_kernels"))
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def chosen_backend() -> str:
+    """The name in force: that of :func:`use_kernels`, else of ``$PIMLIP_ZOO_KERNELS``, else auto.
+
+    Raises:
+        InputError: when the environment names a backend that does not exist or does not work here.
+    """
+    if _override:
+        return _override[-1]
+    name = os.environ.get(ENVIRONMENT)
+    return "auto" if not name or name == "auto" else _checked(name, ENVIRONMENT)
+
+
+def available_backends() -> dict[str, str]:
+    """Every backend with what there is to say about it here, for ``pimlip-zoo doctor``.
+
+    A text that begins with ``available`` means that the backend works.
+    """
+    return {
+        "reference": "available: torch, any device",
+        "cpu": _cpu_status(),
+        "triton": "not available: no GPU kernel is part of this version; GPUs use reference",
+        "cueq": "not available: "
+        + (
+            "cuEquivariance is installed, but this version does not call it"
+            if _has_cueq()
+            else "not installed"
+        )
+        + "; GPUs use reference",
+    }
+
+
+def convolve(
+    form: TrilinearForm,
+    reference: Reference,
+    x: Tensor,
+    harmonics: Tensor,
+    weights: Tensor,
+    edge_index: Tensor,
+) -> Tensor:
+    """The convolution by the backend in force.
+
+    ``auto`` takes compiled kernels for float32 and float64 on the CPU and the reference for everything else:
+    other devices and dtypes, a graph that is being traced or compiled, a machine without a C compiler.
+
+    Args:
+        form: what is computed.
+        reference: the same in plain torch.
+        x: (N, K_in, C) features.
+        harmonics: (E, K_edge).
+        weights: (E, P, C).
+        edge_index: (2, E) centre and neighbour.
+
+    Returns:
+        (N, K_out, C).
+    """
+    name = chosen_backend()
+    if name == "reference" or not form.terms or not _plain(x, harmonics, weights):
+        return reference(x, harmonics, weights, edge_index)
+    kernels = _compiled(form, int(x.shape[2]), x.dtype, required=name == "cpu")
+    if kernels is None:
+        return reference(x, harmonics, weights, edge_index)
+    return cpu.convolve(
+        kernels,
+        edge_lists(edge_index, int(x.shape[0])),
+        x.contiguous(),
+        harmonics.contiguous(),
+        weights.contiguous(),
+    )
+
+
+def _checked(name: str, key: str) -> str:
+    if name not in BACKENDS:
+        raise InputError(f"no kernel backend is called {name!r}", key=key, mend=did_you_mean(name, BACKENDS))
+    if name in ("triton", "cueq"):
+        raise InputError(f"{name} is {available_backends()[name]}", key=key, mend="use auto")
+    return name
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether pointers to these tensors may be handed to C: real ones on the CPU, nothing tracing them."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # noqa: SLF001
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:  # noqa: SLF001
+        return False
+    dtype = tensors[0].dtype
+    return dtype in (torch.float32, torch.float64) and all(
+        type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.dtype == dtype
+        for t in tensors
+    )
+
+
+def _compiled(
+    form: TrilinearForm, channels: int, dtype: torch.dtype, *, required: bool
+) -> cpu.CpuConvolution | None:
+    if _failed and not required:
+        return None
+    try:
+        return cpu.cpu_convolution(form, channels, dtype)
+    except (build.CompilerError, OSError) as error:
+        if required:
+            raise InputError(
+                f"the compiled kernels cannot be built: {error}",
+                key=ENVIRONMENT,
+                mend="install a C compiler, or use auto",
+            ) from error
+        _failed.append(str(error))
+        _log.warning("kernels run in plain torch, many times slower: %s", error)
+        return None
+
+
+def _cpu_status() -> str:
+    if _failed:
+        return f"not available: {_failed[0]}; CPUs use reference"
+    try:
+        name = build.compiler()[0]
+    except build.CompilerError as error:
+        return f"not available: {error}; CPUs use reference"
+    flags = " ".join(build.machine_flags()) or "baseline instructions"
+    return f"available: {name}, {flags}, kept in {build.cache_folder()}"
+
+
+def _has_cueq() -> bool:
+    return importlib.util.find_spec("cuequivariance_torch") is not None

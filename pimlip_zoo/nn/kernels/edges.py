@@ -1,0 +1,66 @@
+"""Where the edges of each atom lie: by centre, and by neighbour for derivatives by features."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+__all__ = ["EdgeLists", "edge_lists"]
+
+
+class EdgeLists:
+    """Compressed rows of a batch's edges, in the integer types that the kernels read.
+
+    Args:
+        edge_index: (2, E) int64, centre and neighbour.
+        num_nodes: N.
+
+    Raises:
+        IndexError: when an edge names an atom that is not there.
+    """
+
+    def __init__(self, edge_index: Tensor, num_nodes: int) -> None:
+        self.num_nodes = num_nodes
+        self.num_edges = int(edge_index.shape[1])
+        if self.num_edges:
+            low, high = torch.aminmax(edge_index)
+            if int(low) < 0 or int(high) >= num_nodes:
+                raise IndexError(f"an edge names atom {int(high) if low >= 0 else int(low)} of {num_nodes}")
+        self.centre = edge_index[0].to(torch.int32).contiguous()
+        self.neighbour = edge_index[1].to(torch.int32).contiguous()
+
+    @cached_property
+    def by_centre(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(first slot of each atom, neighbour in each slot, edge in each slot; None: sorted already)."""
+        if self.num_edges < 2 or bool((self.centre[1:] >= self.centre[:-1]).all()):
+            return self._first(self.centre), self.neighbour, None
+        order = torch.argsort(self.centre, stable=True)
+        return self._first(self.centre), self.neighbour[order], order.to(torch.int32)
+
+    @cached_property
+    def by_neighbour(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(first slot of each atom, centre in each slot, edge in each slot)."""
+        order = torch.argsort(self.neighbour, stable=True)
+        return self._first(self.neighbour), self.centre[order], order.to(torch.int32)
+
+    def _first(self, atom: Tensor) -> Tensor:
+        first = torch.zeros(self.num_nodes + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(atom, minlength=self.num_nodes), 0, out=first[1:])
+        return first
+
+
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def edge_lists(edge_index: Tensor, num_nodes: int) -> EdgeLists:
+    """The lists of this tensor; made once for as long as it lives unchanged."""
+    known = _known.get(edge_index)  # type: ignore[no-untyped-call]
+    if known is not None and known[0] == (edge_index._version, num_nodes):  # noqa: SLF001
+        lists: EdgeLists = known[1]
+        return lists
+    lists = EdgeLists(edge_index, num_nodes)
+    _known[edge_index] = ((edge_index._version, num_nodes), lists)  # noqa: SLF001
+    return lists
