@@ -1,0 +1,81 @@
+/* -*- c++ -*- ----------------------------------------------------------
+   LAMMPS - Large-scale Atomic/Molecular Massively Parallel Simulator
+   https://www.lammps.org/, Sandia National Laboratories
+   LAMMPS development team: developers@lammps.org
+
+   Copyright (2003) Sandia Corporation.  Under the terms of Contract
+   DE-AC04-94AL85000 with Sandia Corporation, the U.S. Government retains
+   certain rights in this software.  This software is distributed under
+   the GNU General Public License.
+
+   See the README file in the top-level LAMMPS directory.
+------------------------------------------------------------------------- */
+// SPDX-License-Identifier: GPL-2.0-only
+// Contributed by the pimlip-zoo developers.
+
+#ifdef PAIR_CLASS
+// clang-format off
+PairStyle(pimlip,PairPimlip);
+// clang-format on
+#else
+
+#ifndef LMP_PAIR_PIMLIP_H
+#define LMP_PAIR_PIMLIP_H
+
+#include "pair.h"
+
+#include <memory>
+#include <vector>
+
+namespace pimlip {
+class Model;
+struct Graph;
+}    // namespace pimlip
+
+namespace LAMMPS_NS {
+
+class PairPimlip : public Pair {
+ public:
+  PairPimlip(class LAMMPS *);
+  ~PairPimlip() override;
+
+  void settings(int, char **) override;
+  void coeff(int, char **) override;
+  void init_style() override;
+  double init_one(int, int) override;
+  void compute(int, int) override;
+  int pack_forward_comm(int, int *, double *, int, int *) override;
+  void unpack_forward_comm(int, int, double *) override;
+  double memory_usage() override;
+
+ private:
+  std::unique_ptr<pimlip::Model> model;
+  std::unique_ptr<pimlip::Graph> graph;
+  std::vector<int> species_of_type;    // model's species by atom type, -1 where NULL
+  std::string device;                  // auto, cpu or cuda
+  int chunk;                           // atoms evaluated at once, 0 = all
+  double energy_unit;                  // eV in the run's units
+
+  // Which atoms are images of one another, renewed with the neighbor lists.
+  std::vector<int> owner_rank, owner_index;    // by atom, local and ghost
+  std::vector<int> original;                   // by atom: equal for all images of one atom
+  bigint neighbor_builds;                      // of the lists that they belong to
+
+  // The graph under work.
+  std::vector<int> atom_of_row;    // atom that stands for a row of the graph
+  std::vector<int> row_of;         // by original: its row, or -1
+
+  void allocate();
+  int rank_on_node() const;
+  void find_originals();
+  void build_graph(int, int);
+  int add_row(int);
+  void add_edges(int);
+  void evaluate();
+  void add_results();
+};
+
+}    // namespace LAMMPS_NS
+
+#endif
+#endif

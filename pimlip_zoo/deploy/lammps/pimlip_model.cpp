@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: MIT
+
+#include "pimlip_model.h"
+
+#include <ATen/Parallel.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/cuda.h>
+#include <torch/script.h>
+#include <torch/version.h>
+
+#include <fstream>
+#include <sstream>
+#include <unordered_map>
+
+namespace pimlip {
+
+namespace {
+
+constexpr int FORMAT_VERSION = 1;
+constexpr const char *AOT_ENTRY = "pimlip";    // name of our entry point in a .pt2 package
+
+using Metadata = std::unordered_map<std::string, std::string>;
+
+// Errors of torch carry stack traces and hints over many lines; the last line of a TorchScript
+// trace and the first of any other one say what happened.
+std::string brief(const std::exception &error)
+{
+  const auto *torch_error = dynamic_cast<const c10::Error *>(&error);
+  std::istringstream text(torch_error ? torch_error->what_without_backtrace() : error.what());
+  std::string line, first, last;
+  while (std::getline(text, line)) {
+    if (line.find_first_not_of(" \t") == std::string::npos) continue;
+    if (first.empty()) first = line;
+    last = line;
+  }
+  return first.rfind("The following operation failed", 0) == 0 ? last : first;
+}
+
+bool ends_with(const std::string &text, const std::string &ending)
+{
+  return text.size() >= ending.size() && text.compare(text.size() - ending.size(), ending.size(), ending) == 0;
+}
+
+torch::Device choose_device(const std::string &wanted, int local_rank)
+{
+  const bool available = torch::cuda::is_available();
+  if (wanted == "cuda" && !available) throw ModelError("device cuda was asked for, but this torch finds no GPU");
+  if (wanted == "cpu" || !available) return torch::kCPU;
+  const int count = static_cast<int>(torch::cuda::device_count());
+  return torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(local_rank % count));
+}
+
+}    // namespace
+
+// ---------------------------------------------------------------------------------------------
+// Two kinds of files behind one interface: tensors in, tensors out.
+
+struct Model::Backend {
+  torch::Device device = torch::kCPU;
+  Metadata metadata;
+  double padding_length = 0.0;    // > 0: graphs are padded with two atoms this far apart
+  torch::Tensor energy, gradient, forces;
+
+  virtual ~Backend() = default;
+  virtual void run(const torch::Tensor &vectors, const torch::Tensor &edge_index, const torch::Tensor &species,
+                   const torch::Tensor &is_local) = 0;
+};
+
+namespace {
+
+struct TorchScriptBackend : Model::Backend {
+  torch::jit::Module module;
+
+  TorchScriptBackend(const std::string &file, torch::Device where)
+  {
+    device = where;
+    for (const char *key : {"pimlip_format", "r_max", "type_names", "interaction_depth", "model_name", "model_dtype",
+                            "units", "torch_version", "allow_tf32"})
+      metadata[key] = "";
+    // Profiling would recompile in the first steps and whenever sizes change, for nothing on a CPU.
+    if (device.is_cpu()) torch::jit::getProfilingMode() = false;
+    try {
+      module = torch::jit::load(file, device, metadata);
+      module.eval();
+    } catch (const std::exception &error) {
+      const std::string &other = metadata["torch_version"];
+      if (!other.empty() && other != TORCH_VERSION)
+        throw ModelError("it was written by torch " + other + " and torch " + TORCH_VERSION +
+                         " cannot load it: " + brief(error) + " (export it again with this torch)");
+      throw ModelError("it is not a complete TorchScript file: " + brief(error) + " (export it again)");
+    }
+  }
+
+  void run(const torch::Tensor &vectors, const torch::Tensor &edge_index, const torch::Tensor &species,
+           const torch::Tensor &is_local) override
+  {
+    c10::Dict<std::string, torch::Tensor> input;
+    input.insert("edge_vectors", vectors);
+    input.insert("edge_index", edge_index);
+    input.insert("atom_types", species);
+    input.insert("is_local", is_local);
+    const auto output = module.forward({input}).toGenericDict();
+    energy = output.at("atomic_energy").toTensor();
+    gradient = output.at("edge_gradient").toTensor();
+    if (output.contains("forces")) forces = output.at("forces").toTensor();
+  }
+};
+
+struct CompiledBackend : Model::Backend {
+  std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader;
+
+  CompiledBackend(const std::string &file, torch::Device where)
+  {
+    device = where;
+    try {
+      loader = std::make_unique<torch::inductor::AOTIModelPackageLoader>(file, AOT_ENTRY, false, 1, device.index());
+      for (const auto &item : loader->get_metadata()) metadata[item.first] = item.second;
+    } catch (const std::exception &error) {
+      throw ModelError("torch " TORCH_VERSION " cannot load this compiled model: " + brief(error) +
+                       " (a truncated file, another torch or another kind of processor; export it again)");
+    }
+    // Compiled code is bound to the torch that it was compiled against.
+    const std::string own = TORCH_VERSION, theirs = metadata["torch_version"];
+    if (theirs.substr(0, theirs.rfind('.')) != own.substr(0, own.rfind('.')))
+      throw ModelError("it was compiled with torch " + theirs + " and this is torch " + own + " (export it again)");
+    const std::string &compiled_for = metadata["AOTI_DEVICE_KEY"];
+    if (compiled_for == "cuda" && device.is_cpu()) throw ModelError("it was compiled for a GPU and this run has none");
+    if (compiled_for == "cpu") device = torch::kCPU;
+  }
+
+  void run(const torch::Tensor &vectors, const torch::Tensor &edge_index, const torch::Tensor &species,
+           const torch::Tensor &is_local) override
+  {
+    const auto output = loader->run({vectors, edge_index, species, is_local});
+    energy = output.at(0);
+    gradient = output.at(1);
+    if (output.size() > 2) forces = output[2];
+  }
+};
+
+}    // namespace
+
+// ---------------------------------------------------------------------------------------------
+
+Model::Model(const std::string &file, const std::string &device, int local_rank) : file_(file)
+{
+  try {
+    if (!std::ifstream(file, std::ios::binary).good()) throw ModelError("the file cannot be read");
+    const torch::Device where = choose_device(device, local_rank);
+    const bool compiled = ends_with(file, ".pt2");
+    if (compiled)
+      backend_ = std::make_unique<CompiledBackend>(file, where);
+    else
+      backend_ = std::make_unique<TorchScriptBackend>(file, where);
+
+    Metadata &metadata = backend_->metadata;
+    const std::string &format = metadata["pimlip_format"];
+    if (format.empty()) throw ModelError("it has no metadata of pimlip-zoo (write it with `pimlip-zoo export`)");
+    if (format != std::to_string(FORMAT_VERSION))
+      throw ModelError("its format is version " + format + " and this pair style reads version " +
+                       std::to_string(FORMAT_VERSION) + " (export the model and build the plugin with one pimlip-zoo)");
+    for (const char *key : {"r_max", "type_names", "interaction_depth", "units"})
+      if (metadata[key].empty()) throw ModelError(std::string("its metadata lack ") + key + " (export it again)");
+    if (metadata["units"] != "eV Angstrom") throw ModelError("its units are " + metadata["units"] + ", not eV and Å");
+    try {
+      cutoff_ = std::stod(metadata["r_max"]);
+      depth_ = std::stoi(metadata["interaction_depth"]);
+    } catch (const std::exception &) {
+      throw ModelError("its metadata are damaged: r_max is '" + metadata["r_max"] + "', interaction_depth is '" +
+                       metadata["interaction_depth"] + "' (export it again)");
+    }
+    std::istringstream names(metadata["type_names"]);
+    for (std::string name; names >> name;) species_.push_back(name);
+    if (!(cutoff_ > 0.0) || depth_ < 1 || species_.empty())
+      throw ModelError("its metadata are damaged: cutoff, depth or species are missing (export it again)");
+
+    if (compiled) backend_->padding_length = 2.0 * cutoff_;
+    const bool tf32 = metadata["allow_tf32"] == "1";
+    at::globalContext().setAllowTF32CuBLAS(tf32);
+    at::globalContext().setAllowTF32CuDNN(tf32);
+    std::ostringstream text;
+    text << metadata["model_name"] << ", " << metadata["model_dtype"] << ", cutoff " << cutoff_ << " Å, "
+         << (depth_ == 1 ? "strictly local" : std::to_string(depth_) + " message-passing layers") << ", on "
+         << backend_->device.str() << (compiled ? ", compiled" : "");
+    summary_ = text.str();
+  } catch (const ModelError &error) {
+    throw ModelError(file + ": " + error.what());
+  }
+}
+
+Model::~Model() = default;
+
+void Model::set_num_threads(int threads)
+{
+  at::set_num_threads(threads);
+}
+
+void Model::evaluate(const Graph &graph)
+{
+  const auto atoms = static_cast<std::int64_t>(graph.species.size());
+  const auto edges = static_cast<std::int64_t>(graph.centre.size());
+  const auto real = torch::TensorOptions().dtype(torch::kFloat64);
+  const auto integer = torch::TensorOptions().dtype(torch::kInt64);
+  // Code compiled for sizes of any number means two and more: two atoms out of each other's
+  // sight, whose energies do not count, stand in where there are fewer.
+  const std::int64_t extra = backend_->padding_length > 0.0 && (atoms < 2 || edges < 2) ? 2 : 0;
+
+  torch::Tensor vectors = torch::empty({edges + extra, 3}, real);
+  torch::Tensor edge_index = torch::empty({2, edges + extra}, integer);
+  torch::Tensor species = torch::empty({atoms + extra}, integer);
+  torch::Tensor is_local = torch::zeros({atoms + extra}, real);
+  std::copy(graph.vectors.begin(), graph.vectors.end(), vectors.data_ptr<double>());
+  auto *index = edge_index.data_ptr<std::int64_t>();
+  std::copy(graph.centre.begin(), graph.centre.end(), index);
+  std::copy(graph.neighbour.begin(), graph.neighbour.end(), index + edges + extra);
+  std::copy(graph.species.begin(), graph.species.end(), species.data_ptr<std::int64_t>());
+  std::fill_n(is_local.data_ptr<double>(), graph.num_local, 1.0);
+  for (std::int64_t k = 0; k < extra; ++k) {
+    double *vector = vectors.data_ptr<double>() + 3 * (edges + k);
+    vector[0] = (k == 0 ? 1.0 : -1.0) * backend_->padding_length;
+    vector[1] = vector[2] = 0.0;
+    index[edges + k] = atoms + k;
+    index[edges + extra + edges + k] = atoms + 1 - k;
+    species.data_ptr<std::int64_t>()[atoms + k] = 0;
+  }
+
+  const torch::Device device = backend_->device;
+  try {
+    backend_->run(vectors.to(device), edge_index.to(device), species.to(device), is_local.to(device));
+    // Rows in front stay where they are when the padding behind them is ignored.
+    backend_->energy = backend_->energy.to(torch::kCPU, torch::kFloat64).reshape({-1}).contiguous();
+    backend_->gradient = backend_->gradient.to(torch::kCPU, torch::kFloat64).contiguous();
+    if (backend_->forces.defined())
+      backend_->forces = backend_->forces.to(torch::kCPU, torch::kFloat64).contiguous();
+  } catch (const std::exception &error) {
+    throw ModelError(file_ + ": evaluating " + std::to_string(atoms) + " atoms with " + std::to_string(edges) +
+                     " edges failed: " + brief(error));
+  }
+  if (backend_->energy.numel() != atoms + extra || backend_->gradient.numel() != 3 * (edges + extra))
+    throw ModelError(file_ + ": the model returned arrays of the wrong size (export it again)");
+}
+
+const double *Model::atomic_energy() const { return backend_->energy.data_ptr<double>(); }
+const double *Model::edge_gradient() const { return backend_->gradient.data_ptr<double>(); }
+const double *Model::forces() const
+{
+  return backend_->forces.defined() ? backend_->forces.data_ptr<double>() : nullptr;
+}
+
+}    // namespace pimlip

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+//
+// A model file of pimlip-zoo, loaded and evaluated with libtorch. Knows nothing of LAMMPS, and whoever
+// includes this header needs nothing of torch.
+
+#ifndef PIMLIP_MODEL_H
+#define PIMLIP_MODEL_H
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace pimlip {
+
+// What goes wrong with a file or in the model; one line that a user can act on.
+struct ModelError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Atoms and directed edges of one evaluation. Å; edges sorted by centre.
+struct Graph {
+  std::vector<double> vectors;                    // (E, 3) from the centre to the neighbour
+  std::vector<std::int64_t> centre, neighbour;    // (E,) rows of atoms
+  std::vector<std::int64_t> species;              // (N,) index into the model's species
+  std::int64_t num_local = 0;                     // only the energies of the first so many atoms count
+
+  void clear()
+  {
+    vectors.clear(), centre.clear(), neighbour.clear(), species.clear();
+    num_local = 0;
+  }
+};
+
+class Model {
+ public:
+  // device: "auto", "cpu" or "cuda"; local_rank spreads the ranks of a node over its GPUs.
+  Model(const std::string &file, const std::string &device, int local_rank);
+  ~Model();
+
+  double cutoff() const { return cutoff_; }                             // Å
+  int depth() const { return depth_; }                                  // cutoffs that information travels
+  const std::vector<std::string> &species() const { return species_; }  // chemical symbols
+  const std::string &summary() const { return summary_; }               // one line for the log
+
+  // Evaluates a graph; the results below stay valid until the next call.
+  void evaluate(const Graph &graph);
+  const double *atomic_energy() const;    // (N,) eV
+  const double *edge_gradient() const;    // (E, 3) eV/Å, derivative of the local atoms' energy by each edge vector
+  const double *forces() const;           // (N, 3) eV/Å of a direct force head, or null: forces follow from the gradient
+
+  // Threads that torch uses within one operation.
+  static void set_num_threads(int threads);
+
+  struct Backend;    // a TorchScript file or a compiled one
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  double cutoff_ = 0.0;
+  int depth_ = 0;
+  std::vector<std::string> species_;
+  std::string file_, summary_;
+};
+
+}    // namespace pimlip
+
+#endif

@@ -1,0 +1,105 @@
+"""What an exported file says of itself, for our pair style and for those of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pimlip_zoo import __version__
+from pimlip_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from pimlip_zoo.models.potential import Potential
+
+__all__ = ["FORMAT_VERSION", "REQUIRED_KEYS", "export_metadata", "torch_version", "weights_hash"]
+
+FORMAT_VERSION = 1
+"""Of the keys below and of the module's tensors; ``pair_style pimlip`` reads this version only."""
+
+REQUIRED_KEYS = (
+    "pimlip_format",
+    "pimlip_version",
+    "model_name",
+    "model_config",
+    "model_dtype",
+    "interaction_depth",
+    "force_head",
+    "units",
+    "torch_version",
+    "weights_sha256",
+    "training",
+    "r_max",
+    "type_names",
+    "num_types",
+    "n_species",
+    "allow_tf32",
+    "nequip_version",
+)
+
+
+def torch_version() -> str:
+    """The version of torch without its build suffix, as C++ sees it."""
+    return torch.__version__.split("+")[0]
+
+
+def export_metadata(
+    potential: Potential, *, name: str, dtype: torch.dtype, training: Mapping[str, object]
+) -> dict[str, str]:
+    """Everything that a pair style, or a person, wants to know of the file.
+
+    ``r_max``, ``type_names``, ``num_types``, ``allow_tf32`` are what ``pair_style nequip`` and
+    ``allegro`` read, ``n_species`` and a ``nequip_version`` that is not empty what their older versions
+    ask for; none of them says what is wrong when a key is missing.
+
+    Args:
+        potential: the potential as exported.
+        name: of the architecture.
+        dtype: of the model inside.
+        training: a summary of where the weights come from, anything that JSON takes.
+
+    Raises:
+        InputError: for a species name with white space, which the lists of the pair styles cannot hold.
+    """
+    species = potential.species
+    for symbol in species:
+        if not symbol or any(character.isspace() for character in symbol):
+            raise InputError(f"the species name {symbol!r} contains white space", key="species")
+    config = potential.model.config
+    options = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else {}
+    return {
+        "pimlip_format": str(FORMAT_VERSION),
+        "pimlip_version": __version__,
+        "model_name": name,
+        "model_config": _json(options),
+        "model_dtype": str(dtype).removeprefix("torch."),
+        "interaction_depth": str(int(potential.model.interaction_depth)),
+        "force_head": "direct" if potential.is_direct else "conservative",
+        "units": "eV Angstrom",
+        "torch_version": torch_version(),
+        "weights_sha256": weights_hash(potential),
+        "training": _json(dict(training)),
+        "r_max": repr(float(potential.cutoff)),
+        "type_names": " ".join(species),
+        "num_types": str(len(species)),
+        "n_species": str(len(species)),
+        "allow_tf32": "0",
+        "nequip_version": f"pimlip-zoo {__version__}",
+    }
+
+
+def weights_hash(potential: Potential) -> str:
+    """SHA-256 over names and values of all parameters and persistent buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(potential.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().to(torch.float64).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

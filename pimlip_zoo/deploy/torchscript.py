@@ -1,0 +1,148 @@
+"""A potential as one TorchScript file that every pair style takes.
+
+TorchScript is what LAMMPS builds out there load. It is deprecated in torch and ends with Python 3.13; the
+file that follows it is written by :mod:`pimlip_zoo.deploy.aot`.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.deploy.metadata import REQUIRED_KEYS, export_metadata
+from pimlip_zoo.deploy.module import PairStyleModule
+from pimlip_zoo.deploy.selfcheck import compare
+from pimlip_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from pimlip_zoo.models.potential import Potential
+
+__all__ = ["ExportReport", "export_torchscript", "load_torchscript", "prepared"]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did."""
+
+    path: Path
+    seconds: float
+    deviation: float
+    """Largest relative deviation between the potential and the file, see ``selfcheck``."""
+    metadata: Mapping[str, str]
+
+
+def export_torchscript(
+    potential: Potential,
+    path: str | os.PathLike[str],
+    *,
+    name: str = "",
+    dtype: torch.dtype | None = None,
+    training: Mapping[str, object] | None = None,
+) -> ExportReport:
+    """Write a potential for ``pair_style pimlip``, ``nequip`` and ``allegro``, and check what was written.
+
+    The file appears under its name only after it has been read back and has agreed with the potential.
+
+    Args:
+        potential: with the weights to export; not changed.
+        path: where to; should end in ``.nequip.pth``, which ``pair_style nequip`` insists on.
+        name: of the architecture, for the file's metadata.
+        dtype: precision inside, the potential's own by default; the border is float64 always.
+        training: where the weights come from, anything that JSON takes.
+
+    Raises:
+        InputError: when the architecture cannot be scripted, or the path cannot be written.
+        ExportError: when the file computes something else than the potential.
+    """
+    started = time.perf_counter()
+    path = Path(path)
+    ready = prepared(potential, dtype)
+    metadata = export_metadata(
+        ready, name=name or type(potential.model).__name__, dtype=ready.model.dtype, training=training or {}
+    )
+    scripted = _script(ready)
+    if not path.parent.is_dir():
+        raise InputError("there is no such folder", file=path.parent, mend="make it, or give another path")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.jit.save(
+            scripted, str(scratch), _extra_files={key: text.encode() for key, text in metadata.items()}
+        )
+        module, written = load_torchscript(scratch)
+        deviation = compare(ready, module)
+        if written != metadata:
+            raise InputError("the metadata did not survive writing", file=path)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise InputError(f"cannot write: {error.strerror or error}", file=path) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+    return ExportReport(path, time.perf_counter() - started, deviation, metadata)
+
+
+def prepared(potential: Potential, dtype: torch.dtype | None = None) -> Potential:
+    """A copy on the CPU, in evaluation mode and in the precision wanted.
+
+    Raises:
+        InputError: for another precision than float32 or float64.
+    """
+    if dtype not in (None, torch.float32, torch.float64):
+        raise InputError(f"cannot export to {dtype}", key="dtype", mend="float32 or float64")
+    ready: Potential = copy.deepcopy(potential).cpu().eval()
+    return ready.set_dtype(dtype or potential.model.dtype)
+
+
+def load_torchscript(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
+    """Read an exported file back: the module, callable with a dictionary of tensors, and its metadata.
+
+    Raises:
+        InputError: when it is missing, truncated, or no file of ours.
+    """
+    extra: dict[str, Any] = dict.fromkeys(REQUIRED_KEYS, "")
+    if not Path(path).is_file():
+        raise InputError("there is no such file", file=path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(path), map_location="cpu", _extra_files=extra
+            )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise InputError(
+            f"not a complete TorchScript file: {reason}", file=path, mend="export it again"
+        ) from error
+    metadata = {key: text.decode() if isinstance(text, bytes) else str(text) for key, text in extra.items()}
+    if not metadata["pimlip_format"]:
+        raise InputError("has no metadata of pimlip-zoo", file=path, mend="write it with `pimlip-zoo export`")
+
+    def evaluate(data: dict[str, Tensor]) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = module(data)
+        return result
+
+    return evaluate, metadata
+
+
+def _script(potential: Potential) -> Any:
+    module = PairStyleModule(potential)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.freeze(torch.jit.script(module))
+    except (RuntimeError, ValueError, TypeError) as error:
+        lines = [line for line in str(error).strip().split("\n") if line.strip()]
+        reason = lines[0].strip() if lines else type(error).__name__
+        raise InputError(
+            f"{type(potential.model).__name__} cannot be converted to TorchScript: {reason}",
+            key="format",
+            mend="make its forward scriptable, or use --format aot",
+        ) from error
