@@ -48,7 +48,7 @@ class AllegroConfig(ModelConfig):
     readout_hidden: tuple[int, ...] = (32,)
     """Hidden widths of the readout; none: linear."""
     update: Literal["dense", "residual"] = "dense"
-    """From layer to layer: ``residual`` as in the paper, with cutoff function, residual weights and mixed tensor
+    """From layer to layer: ``residual`` as in the paper, with cutoff function, residual weights, mixed
     channels; ``dense`` as in its authors' package since: each layer sees all latents before it."""
     path_channels: bool = True
     """Weights of the tensor product for every path and channel, or one per path."""
@@ -71,6 +71,9 @@ class AllegroConfig(ModelConfig):
                 raise InputError(
                     f"{name} is {getattr(self, name)}", key=name, mend=f"give an integer >= {value}"
                 )
+        for name in ("embed_hidden", "latent_hidden", "readout_hidden"):
+            if any(width < 1 for width in getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)}", key=name, mend="give widths >= 1")
         if self.update not in ("dense", "residual"):
             raise InputError(f"update is {self.update!r}", key="update", mend="dense or residual")
         if self.force_head == "direct" and self.l_max < 1:
@@ -210,7 +213,7 @@ class Allegro(AtomicEnergyModel):
         )
         irreps = layer_irreps(config)
         width, channels, num_irreps = config.scalar_channels, config.tensor_channels, len(irreps[0])
-        embedding = config.embed_channels or width
+        embedding = width if config.embed_channels is None else config.embed_channels
         self.embedding = PairEmbedding(len(self.species), config.num_bessel, embedding)
         self.embed_mlp = config.mlp(embedding, config.embed_hidden, width)
         self.embed_tensors = ScalarMLP((width, num_irreps * channels))

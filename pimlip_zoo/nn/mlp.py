@@ -30,7 +30,9 @@ def activation(name: str) -> nn.Module:
         InputError: for an unknown one.
     """
     if name not in _ACTIVATIONS:
-        raise InputError(f"no activation is called {name!r}", mend=f"known: {', '.join(_ACTIVATIONS)}")
+        raise InputError(
+            f"no activation is called {name!r}", key="nonlinearity", mend=f"known: {', '.join(_ACTIVATIONS)}"
+        )
     return _ACTIVATIONS[name]()
 
 
