@@ -135,8 +135,10 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
     save_config(config, folder / "config.yaml")
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    from pimlip_zoo.training.callbacks import Interrupted
+
     module = _module(experiment)
-    trainer, stop = _trainer(config, folder)
+    trainer = _trainer(config, folder)
     sampler = StepSampler(
         len(experiment.train),
         config.data.batch_size,
@@ -148,14 +150,18 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
     if resume:
         sampler.first_step = _steps_done(last)
     started = time.monotonic()
-    trainer.fit(
-        module,
-        training_loader(SampleList(experiment.train), sampler, config.data.num_workers),
-        evaluation_loader(SampleList(experiment.valid), config.data.valid_batch_size),
-        ckpt_path=last if resume else None,
-        weights_only=True,
-    )
-    return Outcome(folder, trainer.global_step, time.monotonic() - started, stop.signal)
+    number = None
+    try:
+        trainer.fit(
+            module,
+            training_loader(SampleList(experiment.train), sampler, config.data.num_workers),
+            evaluation_loader(SampleList(experiment.valid), config.data.valid_batch_size),
+            ckpt_path=last if resume else None,
+            weights_only=True,
+        )
+    except Interrupted as stop:
+        number = stop.number
+    return Outcome(folder, trainer.global_step, time.monotonic() - started, number)
 
 
 def parse_duration(text: str) -> datetime.timedelta:
@@ -329,7 +335,7 @@ def _module(experiment: Experiment) -> PotentialTraining:
     )
 
 
-def _trainer(config: RunConfig, folder: Path) -> tuple[pl.Trainer, Any]:
+def _trainer(config: RunConfig, folder: Path) -> pl.Trainer:
     import sys
 
     import lightning.pytorch as pl
@@ -347,7 +353,6 @@ def _trainer(config: RunConfig, folder: Path) -> tuple[pl.Trainer, Any]:
 
     section = config.trainer
     last = folder / "checkpoints" / "last.ckpt"
-    stop = GracefulStop(last)
     terminal = sys.stderr.isatty()
     callbacks: list[Any] = [
         MetricsTable(folder / "metrics.csv"),
@@ -359,7 +364,7 @@ def _trainer(config: RunConfig, folder: Path) -> tuple[pl.Trainer, Any]:
             enable_version_counter=False,
         ),
         KeepLast(last),
-        stop,
+        GracefulStop(last),
         Progress() if terminal else PlainProgress(section.max_steps),
     ]
     if section.ema_decay > 0:
@@ -367,7 +372,7 @@ def _trainer(config: RunConfig, folder: Path) -> tuple[pl.Trainer, Any]:
     if section.patience is not None:
         callbacks.append(EarlyStopping("valid_score", patience=section.patience))
     logger = TensorBoardLogger(folder, name="", version="tensorboard") if section.tensorboard else False
-    trainer = pl.Trainer(
+    return pl.Trainer(
         accelerator="auto" if section.device == "auto" else section.device,
         devices=section.devices,
         max_steps=section.max_steps,
@@ -385,7 +390,6 @@ def _trainer(config: RunConfig, folder: Path) -> tuple[pl.Trainer, Any]:
         log_every_n_steps=50,
         default_root_dir=folder,
     )
-    return trainer, stop
 
 
 def _steps_done(checkpoint: Path) -> int:

@@ -12,10 +12,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar, WeightAveraging
 from torch import Tensor
 
-__all__ = ["AveragedWeights", "GracefulStop", "KeepLast", "MetricsTable", "PlainProgress", "Progress", "validation_line"]
+__all__ = ["AveragedWeights", "GracefulStop", "Interrupted", "KeepLast", "MetricsTable", "PlainProgress", "Progress", "validation_line"]
 
 
 class AveragedWeights(WeightAveraging):
@@ -107,6 +107,18 @@ class MetricsTable(Callback):
         self._before = state_dict["seconds"]
 
 
+class Interrupted(Exception):  # noqa: N818  (it is no error)
+    """A signal ended the training, after its checkpoint was written.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
 class GracefulStop(Callback):
     """On Ctrl-C or SIGTERM: finish the step, write ``last.ckpt``, stop.
 
@@ -119,8 +131,8 @@ class GracefulStop(Callback):
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Listen."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Listen, in place of Lightning's own handlers."""
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._previous[number] = signal.signal(number, self._receive)
@@ -133,20 +145,33 @@ class GracefulStop(Callback):
         self.signal = number
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: object, **kwargs: object) -> None:  # noqa: ARG002
-        """Stop if a signal came in."""
-        if self.signal is not None:
+        """Stop if a signal came in, unless a validation comes first: it writes the checkpoint."""
+        if self.signal is not None and not _validates(trainer):
             save_checkpoint(trainer, self.last)
-            trainer.should_stop = True
+            raise Interrupted(self.signal)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:  # noqa: ARG002
+        """Stop after the validation."""
+        if self.signal is not None and trainer.global_step > 0 and _validates(trainer):
+            raise Interrupted(self.signal)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
         """Leave the signals as they were."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
 
 
-class KeepLast(Callback):
-    """Writes ``last.ckpt`` after each validation and at the end.
+def _validates(trainer: pl.Trainer) -> bool:
+    """Whether a validation follows the step that was just done."""
+    step = trainer.global_step
+    return trainer.should_stop or step >= trainer.max_steps or step % int(trainer.val_check_batch) == 0
+
+
+class KeepLast(Checkpoint):
+    """Writes ``last.ckpt`` after each validation, and has the last step validated, too.
+
+    A ``Checkpoint``, so that Lightning calls it after the other callbacks: the file has their new state.
 
     Args:
         path: where it goes.
@@ -154,6 +179,11 @@ class KeepLast(Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object, **kwargs: object) -> None:  # noqa: ARG002
+        """Lightning validates before it stops."""
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Write."""
