@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from pimlip_zoo.errors import InputError
 __all__ = ["check_frame", "coinciding_atoms"]
 
 _SAME_SPOT = 1e-3
-_MANY_ATOMS = 256
+_MANY_ATOMS = 64
 _MAX_NUMBER = 118
 
 
@@ -31,35 +31,38 @@ def check_frame(frame: Frame, *, file: object, index: int, nan: str = "error") -
         InputError: for no atoms, unknown elements, NaN or infinite values, coinciding atoms, or a periodic
             direction without a cell vector.
     """
-
-    def fail(message: str, key: str, mend: str | None = None) -> InputError:
-        return InputError(message, file=file, frame=index, key=key, mend=mend)
-
-    if len(frame.numbers) == 0:
-        raise fail("has no atoms", "positions")
-    if frame.numbers.min() < 1 or frame.numbers.max() > _MAX_NUMBER:
-        atom = int(np.argmax((frame.numbers < 1) | (frame.numbers > _MAX_NUMBER)))
-        raise fail(f"atom {atom} has atomic number {frame.numbers[atom]}", "species")
-    for key, values in (("positions", frame.positions), ("cell", frame.cell)):
-        if not np.isfinite(values).all():
-            raise fail(f"{_first_bad(values, key)} is NaN or infinite", key)
-    if frame.pbc.any():
-        _check_cell(frame, fail)
+    place: dict[str, Any] = {"file": file, "frame": index}
+    _check_geometry(frame, place)
     frame = _without_nan_labels(frame) if nan == "missing" else frame
     for key in ("energy", "forces", "stress"):
         label = getattr(frame, key)
-        if label is not None and not np.isfinite(label).all():
-            if nan == "missing" and not np.isinf(label).any():
-                continue  # single unlabelled atoms
-            raise fail(
-                f"{_first_bad(np.asarray(label), key)} is NaN or infinite",
-                key,
-                "leave missing labels out, or read with ?nan=missing",
-            )
+        if label is None or np.isfinite(label).all():
+            continue
+        if nan == "missing" and not np.isinf(label).any():
+            continue  # single unlabelled atoms
+        raise InputError(
+            f"{_first_bad(np.asarray(label), key)} is NaN or infinite",
+            **place,
+            key=key,
+            mend="leave missing labels out, or read with ?nan=missing",
+        )
     pair = coinciding_atoms(frame.positions, frame.cell, frame.pbc)
     if pair:
-        raise fail(f"atoms {pair[0]} and {pair[1]} are on one spot", "positions")
+        raise InputError(f"atoms {pair[0]} and {pair[1]} are on one spot", **place, key="positions")
     return frame
+
+
+def _check_geometry(frame: Frame, place: dict[str, Any]) -> None:
+    if len(frame.numbers) == 0:
+        raise InputError("has no atoms", **place)
+    if frame.numbers.min() < 1 or frame.numbers.max() > _MAX_NUMBER:
+        atom = int(np.argmax((frame.numbers < 1) | (frame.numbers > _MAX_NUMBER)))
+        raise InputError(f"atom {atom} has atomic number {frame.numbers[atom]}", **place, key="species")
+    for key, values in (("positions", frame.positions), ("cell", frame.cell)):
+        if not np.isfinite(values).all():
+            raise InputError(f"{_first_bad(values, key)} is NaN or infinite", **place, key=key)
+    if frame.pbc.any():
+        _check_cell(frame, place)
 
 
 def coinciding_atoms(
@@ -107,15 +110,15 @@ def _coinciding_in_large(
     return i, j
 
 
-def _check_cell(frame: Frame, fail: Callable[..., InputError]) -> None:
+def _check_cell(frame: Frame, place: dict[str, Any]) -> None:
     vectors = frame.cell[frame.pbc]
     lengths = np.linalg.norm(vectors, axis=1)
     if (lengths < 1e-10).any():
         axis = "abc"[int(np.flatnonzero(frame.pbc)[int(np.argmin(lengths))])]
-        raise fail(f"direction {axis} is periodic but has no cell vector", "cell")
+        raise InputError(f"direction {axis} is periodic but has no cell vector", **place, key="cell")
     gram = (vectors / lengths[:, None]) @ (vectors / lengths[:, None]).T
     if np.linalg.det(gram) < 1e-12:
-        raise fail("the cell is singular: its periodic vectors are coplanar", "cell")
+        raise InputError("the cell is singular: its periodic vectors are coplanar", **place, key="cell")
 
 
 def _without_nan_labels(frame: Frame) -> Frame:

@@ -1,4 +1,7 @@
-"""DeePMD-kit's folders of NumPy files: ``type.raw``, ``type_map.raw``, ``set.*/{coord,box,energy,force,virial}.npy``."""
+"""DeePMD-kit's folders of NumPy files.
+
+``type.raw`` and ``type_map.raw``, then ``coord``, ``box``, ``energy``, ``force``, ``virial`` in ``set.*``.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,9 @@ class DeepmdFolder:
         for i in range(m):
             if offset + i not in window:
                 continue
-            labels = {key: data[key][i] for key in ("energy", "force", "virial") if key in data}
+            labels: dict[str, Any] = {
+                key: data[key][i] for key in ("energy", "force", "virial") if key in data
+            }
             cell = data["box"][i] if periodic else None
             z = numbers if types is None else numbers[i]
             try:

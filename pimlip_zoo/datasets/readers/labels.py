@@ -142,7 +142,7 @@ class LabelFinder:
                 kind = self._kind(key)
                 if kind:
                     candidates.setdefault(kind, []).append((f"{place}['{key}']", value))
-                elif place != "calculator" and place != "arrays":
+                elif place not in ("calculator", "arrays"):
                     _keep(info, key, value)
         numbers = np.asarray(numbers, dtype=np.int64)
         box = np.zeros((3, 3)) if cell is None else np.array(cell, dtype=np.float64) * self.length_unit

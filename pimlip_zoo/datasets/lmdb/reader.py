@@ -1,0 +1,226 @@
+"""Reading a store: any frame by its number, and the index without opening frames."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.coverage import Coverage
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.lmdb.environment import check_pages, open_readonly
+from pimlip_zoo.datasets.lmdb.index import BLOCK, ENTRY, entry_of
+from pimlip_zoo.datasets.lmdb.keys import META, composition_key, frame_key, index_key, load_meta
+from pimlip_zoo.datasets.lmdb.record import ENERGY, STRESS, RecordError, decode
+from pimlip_zoo.errors import InputError
+
+__all__ = ["FrameStore", "shard_paths"]
+
+_ELEMENTS = 119
+_PAIR = np.dtype([("number", "u1"), ("count", "<u4")])
+
+
+def shard_paths(path: str | Path) -> list[Path]:
+    """The LMDB files of a store: the file itself, or those of a folder by name.
+
+    Raises:
+        InputError: where there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if (path / "data.mdb").is_file():
+        return [path / "data.mdb"]
+    shards = sorted(path.glob("*.lmdb")) if path.is_dir() else []
+    if not shards:
+        raise InputError("there is no LMDB store", file=path)
+    return shards
+
+
+class FrameStore:
+    """The frames of an LMDB file or a folder of shards, numbered through.
+
+    Files are opened when they are first used, once per process, without locks: an object may be handed to
+    forked or spawned workers, and read by several of them from a network file system.
+
+    Args:
+        path: file or folder.
+
+    Raises:
+        InputError: for anything that is no intact store.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._shards = [_Shard(file) for file in shard_paths(path)]
+        self._ends = list(accumulate(shard.count for shard in self._shards))
+        self._index: NDArray[Any] | None = None
+        self._compositions: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Frame:
+        """The frame with a number.
+
+        Raises:
+            InputError: for a damaged frame.
+            IndexError: for a number that is not there.
+        """
+        data = self.raw(index)
+        try:
+            return decode(data)
+        except RecordError as error:
+            raise InputError(f"is damaged: {error}", file=self.path, frame=int(index)) from error
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index in range(len(self)):
+            yield self[index]
+
+    def raw(self, index: int) -> bytes:
+        """The bytes of a frame, as they stand in the file."""
+        index = int(index)
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < self._ends[-1]:
+            raise IndexError(f"frame {index} of {len(self)}")
+        number = bisect_right(self._ends, index)
+        shard = self._shards[number]
+        data = shard.get(frame_key(index - self._ends[number] + shard.count))
+        if data is None:
+            raise InputError("is missing", file=shard.path, frame=index)
+        return data
+
+    @property
+    def meta(self) -> list[dict[str, Any]]:
+        """The metadata of each shard."""
+        return [shard.meta for shard in self._shards]
+
+    @property
+    def index_cutoff(self) -> float:
+        """Å, within which the index counts edges."""
+        return float(self._shards[0].meta["index_cutoff"])
+
+    @property
+    def index(self) -> NDArray[Any]:
+        """One entry per frame: see :data:`~pimlip_zoo.datasets.lmdb.index.ENTRY`."""
+        if self._index is None:
+            self._load_index()
+        assert self._index is not None
+        return self._index
+
+    @property
+    def compositions(self) -> NDArray[np.int64]:
+        """(compositions, 119): atoms of each element; rows are numbered by ``index["composition"]``."""
+        if self._compositions is None:
+            self._load_index()
+        assert self._compositions is not None
+        return self._compositions
+
+    def coverage(self) -> Coverage:
+        """Labels and species, from the index alone."""
+        from ase.data import chemical_symbols
+
+        labels = self.index["labels"]
+        used = self.compositions.sum(axis=0)
+        return Coverage(
+            structures=len(self),
+            atoms=int(self.index["natoms"].sum(dtype=np.int64)),
+            energy=int(np.count_nonzero(labels & ENERGY)),
+            forces=int(np.count_nonzero(self.index["force_atoms"])),
+            stress=int(np.count_nonzero(labels & STRESS)),
+            periodic=int(np.count_nonzero(self.index["periodic"])),
+            species=tuple(chemical_symbols[z] for z in np.flatnonzero(used)),
+        )
+
+    def verify(self, progress: Callable[[int], None] | None = None) -> int:
+        """Read every page and every frame, and compare frames with the index.
+
+        Returns:
+            How many frames there are.
+
+        Raises:
+            InputError: for the first thing that is not as it should be.
+        """
+        for shard in self._shards:
+            check_pages(shard.path)
+        entries, natural = self.index, self.compositions
+        for i in range(len(self)):
+            frame, entry = self[i], entries[i]
+            expected = np.array([entry_of(frame, int(entry["composition"]), self.index_cutoff)], dtype=ENTRY)[
+                0
+            ]
+            for name in ("natoms", "labels", "periodic", "digest", "edges"):
+                if entry[name] != expected[name]:
+                    raise InputError(f"the index does not fit the frame: {name}", file=self.path, frame=i)
+            if not np.array_equal(
+                np.bincount(frame.numbers, minlength=_ELEMENTS), natural[entry["composition"]]
+            ):
+                raise InputError("the index does not fit the frame: composition", file=self.path, frame=i)
+            if progress:
+                progress(1)
+        return len(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def _load_index(self) -> None:
+        entries, rows, offset = [], [], 0
+        for shard in self._shards:
+            part = shard.load_index()
+            table = shard.load_compositions()
+            if len(part) and int(part["composition"].max()) >= len(table):
+                raise InputError("its index names a composition that is not there", file=shard.path)
+            part["composition"] += offset
+            entries.append(part)
+            rows.append(table)
+            offset += len(table)
+        index = np.concatenate(entries)
+        unique, renumbered = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
+        if len(index):
+            index["composition"] = renumbered.reshape(-1)[index["composition"]]
+        self._index, self._compositions = index, unique
+
+
+class _Shard:
+    """One LMDB file of a store."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._environment = open_readonly(path)
+        self.get = self._environment.get
+        self.meta = load_meta(self.get(META), file=path)
+        self.count = int(self.meta["count"])
+
+    def load_index(self) -> NDArray[Any]:
+        blocks = []
+        for number in range(-(-self.count // BLOCK)):
+            raw = self.get(index_key(number)) or b""
+            expected = min(BLOCK, self.count - number * BLOCK) * ENTRY.itemsize
+            if len(raw) != expected:
+                raise InputError(f"block {number} of its index is missing or damaged", file=self.path)
+            blocks.append(np.frombuffer(raw, ENTRY))
+        return np.concatenate(blocks) if blocks else np.zeros(0, ENTRY)
+
+    def load_compositions(self) -> NDArray[np.int64]:
+        count = int(self.meta["compositions"])
+        if count > self.count:
+            raise InputError(f"has {count} compositions of {self.count} frames", file=self.path)
+        table = np.zeros((count, _ELEMENTS), dtype=np.int64)
+        for number in range(count):
+            raw = self.get(composition_key(number)) or b""
+            if len(raw) % _PAIR.itemsize or not raw:
+                raise InputError(f"composition {number} is missing or damaged", file=self.path)
+            pairs = np.frombuffer(raw, _PAIR)
+            if int(pairs["number"].max()) >= _ELEMENTS:
+                raise InputError(f"composition {number} has an unknown element", file=self.path)
+            table[number, pairs["number"]] = pairs["count"]
+        return table

@@ -1,0 +1,140 @@
+"""One frame as bytes: a fixed header, raw arrays, a checksum. Reading it runs no code and trusts no length.
+
+The layout is specified in ``docs/data.md``; everything is little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+from zlib import crc32
+
+import msgpack
+import numpy as np
+
+from pimlip_zoo.datasets.frame import Frame
+
+__all__ = ["FORCES", "HEADER", "MAX_ATOMS", "STRESS", "RecordError", "decode", "encode", "label_mask"]
+
+HEADER = struct.Struct("<IHBBIIdd")
+"""crc32 of the rest, layout, flags, periodic directions, natoms, bytes of info, energy, weight."""
+LAYOUT = 1
+MAX_ATOMS = 1 << 28
+
+ENERGY, FORCES, STRESS, CELL, POSITIONS32, FORCES32 = 1, 2, 4, 8, 16, 32
+_KNOWN_FLAGS = 63
+_NAN = float("nan")
+_NO_CELL = np.zeros((3, 3))
+_NO_CELL.flags.writeable = False
+_PBC = np.array([[bool(bits & 1), bool(bits & 2), bool(bits & 4)] for bits in range(8)])
+_PBC.flags.writeable = False
+_MAX_INFO = 1 << 20
+
+
+class RecordError(ValueError):
+    """Bytes that are no frame."""
+
+
+def label_mask(frame: Frame) -> int:
+    """The flags of the labels that a frame has."""
+    return (
+        (ENERGY if frame.energy is not None else 0)
+        | (FORCES if frame.forces is not None else 0)
+        | (STRESS if frame.stress is not None else 0)
+    )
+
+
+def encode(frame: Frame, *, float32: bool = False) -> bytes:
+    """The bytes of a frame.
+
+    Args:
+        frame: the structure; its ``info`` may hold text, numbers and booleans.
+        float32: positions and forces in single precision; energies, cells and stress stay double.
+    """
+    n = len(frame.numbers)
+    flags = label_mask(frame)
+    dtype = np.dtype("<f4" if float32 else "<f8")
+    if float32:
+        flags |= POSITIONS32 | (FORCES32 if frame.forces is not None else 0)
+    parts = []
+    if frame.cell.any():
+        flags |= CELL
+        parts.append(np.ascontiguousarray(frame.cell, dtype="<f8").tobytes())
+    if frame.stress is not None:
+        parts.append(np.ascontiguousarray(frame.stress, dtype="<f8").tobytes())
+    parts.append(np.ascontiguousarray(frame.positions, dtype=dtype).tobytes())
+    if frame.forces is not None:
+        parts.append(np.ascontiguousarray(frame.forces, dtype=dtype).tobytes())
+    parts.append(frame.numbers.astype(np.uint8).tobytes())
+    info = msgpack.packb(frame.info) if frame.info else b""
+    parts.append(info)
+    pbc = int(frame.pbc[0]) | int(frame.pbc[1]) << 1 | int(frame.pbc[2]) << 2
+    energy = _NAN if frame.energy is None else frame.energy
+    header = HEADER.pack(0, LAYOUT, flags, pbc, n, len(info), energy, frame.weight)[4:]
+    body = b"".join((header, *parts))
+    return struct.pack("<I", crc32(body)) + body
+
+
+def decode(data: bytes) -> Frame:
+    """The frame of some bytes; its arrays are read-only views of them.
+
+    Raises:
+        RecordError: for a wrong checksum, an unknown layout, or a length that does not fit.
+    """
+    size = len(data)
+    if size < HEADER.size:
+        raise RecordError(f"{size} bytes are too few")
+    checksum, layout, flags, pbc, n, info_size, energy, weight = HEADER.unpack_from(data)
+    if layout != LAYOUT or flags & ~_KNOWN_FLAGS or pbc > 7:
+        raise RecordError(f"unknown layout {layout}, flags {flags}, periodicity {pbc}")
+    position_size = 12 * n if flags & POSITIONS32 else 24 * n
+    force_size = (12 * n if flags & FORCES32 else 24 * n) if flags & FORCES else 0
+    expected = (
+        HEADER.size
+        + (72 if flags & CELL else 0)
+        + (72 if flags & STRESS else 0)
+        + position_size
+        + force_size
+        + n
+        + info_size
+    )
+    if size != expected or n > MAX_ATOMS or info_size > _MAX_INFO:
+        raise RecordError(f"{size} bytes where {n} atoms need {expected}")
+    if crc32(memoryview(data)[4:]) != checksum:
+        raise RecordError("the checksum is wrong")
+    at = HEADER.size
+    cell, stress, forces = _NO_CELL, None, None
+    if flags & CELL:
+        cell = np.frombuffer(data, "<f8", 9, at).reshape(3, 3)
+        at += 72
+    if flags & STRESS:
+        stress = np.frombuffer(data, "<f8", 9, at).reshape(3, 3)
+        at += 72
+    positions = np.frombuffer(data, "<f4" if flags & POSITIONS32 else "<f8", 3 * n, at).reshape(n, 3)
+    at += position_size
+    if flags & FORCES:
+        forces = np.frombuffer(data, "<f4" if flags & FORCES32 else "<f8", 3 * n, at).reshape(n, 3)
+        at += force_size
+    return Frame(
+        np.frombuffer(data, np.uint8, n, at).astype(np.int64),
+        positions.astype(np.float64) if flags & POSITIONS32 else positions,
+        cell,
+        _PBC[pbc],
+        energy if flags & ENERGY else None,
+        forces.astype(np.float64) if forces is not None and flags & FORCES32 else forces,
+        stress,
+        weight,
+        _info(data[at + n :]) if info_size else {},
+    )
+
+
+def _info(raw: bytes) -> dict[str, Any]:
+    try:
+        info = msgpack.unpackb(raw, raw=False, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise RecordError(f"unreadable info: {error}") from error
+    if not isinstance(info, dict) or not all(
+        isinstance(key, str) and isinstance(value, (str, int, float, bool)) for key, value in info.items()
+    ):
+        raise RecordError("info is no table of text and numbers")
+    return info

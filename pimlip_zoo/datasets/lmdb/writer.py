@@ -1,0 +1,265 @@
+"""Writing a store: frames in transactions, a temporary name until all is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.lmdb.environment import pad_to_header
+from pimlip_zoo.datasets.lmdb.index import BLOCK, ENTRY, entry_of
+from pimlip_zoo.datasets.lmdb.keys import (
+    INDEX_CUTOFF,
+    META,
+    composition_key,
+    frame_key,
+    index_key,
+    load_meta,
+    new_meta,
+)
+from pimlip_zoo.datasets.lmdb.record import encode
+from pimlip_zoo.errors import InputError
+
+__all__ = ["StoreWriter", "partial_path", "write_store"]
+
+_FIRST_MAP = 16 << 20
+_COMMIT_FRAMES = 4096
+_COMMIT_BYTES = 32 << 20
+
+
+def partial_path(path: Path) -> Path:
+    """The name that a store has while it is written."""
+    return path.with_name(path.name + ".partial")
+
+
+class StoreWriter:
+    """Appends frames to one LMDB file, which gets its name when :meth:`finish` is called.
+
+    Frames, their index entries and ``progress`` are committed together: after a kill the partial file
+    is as it was at the last commit, and ``resume=True`` goes on from there.
+
+    Args:
+        path: the file to be made.
+        meta: what else the metadata say: level of theory, source, licence.
+        float32: positions and forces in single precision.
+        resume: go on with a partial file if there is one; otherwise it is thrown away.
+        durable: let the disk confirm each commit, so that also a loss of power loses nothing committed.
+
+    Raises:
+        InputError: for a place that cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        meta: dict[str, Any] | None = None,
+        float32: bool = False,
+        resume: bool = False,
+        durable: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self._partial = partial_path(self.path)
+        self._float32 = float32
+        self._durable = durable
+        self._rows: list[tuple[bytes, bytes]] = []
+        self._entries: list[tuple[object, ...]] = []
+        self._new_compositions: list[bytes] = []
+        self._bytes = 0
+        self._count = 0
+        self._meta: dict[str, Any] = {}
+        self._compositions: dict[bytes, int] = {}
+        self._by_numbers: dict[bytes, int] = {}
+        self._tail: NDArray[Any] = np.zeros(0, ENTRY)
+        if not resume:
+            self._partial.unlink(missing_ok=True)
+        self._open()
+        self._load(new_meta(precision="float32" if float32 else "float64", **(meta or {})))
+
+    def __len__(self) -> int:
+        return self._count + len(self._rows)
+
+    @property
+    def progress(self) -> Any:
+        """What :meth:`commit` was last given; None in a new store."""
+        return self._meta.get("progress")
+
+    def append(self, frame: Frame) -> None:
+        """Add a frame."""
+        data = encode(frame, float32=self._float32)
+        self._add(data, entry_of(frame, self._composition(frame.numbers), INDEX_CUTOFF))
+
+    def append_raw(self, data: bytes, entry: NDArray[Any], composition: NDArray[np.int64]) -> None:
+        """Add a frame of another store without decoding it."""
+        values = list(entry.tolist())
+        values[2] = self._composition_of_counts(composition)
+        self._add(data, tuple(values))
+
+    def commit(self, progress: Any = None) -> None:
+        """Make everything up to here permanent, together with a note of how far the work is."""
+        if progress is not None:
+            self._meta["progress"] = progress
+        first = self._count
+        self._meta["count"] = first + len(self._rows)
+        self._meta["compositions"] = len(self._compositions)
+        puts = [(composition_key(number), pairs) for number, pairs in self._pending_compositions()]
+        puts += self._index_blocks(first)
+        puts.append((META, json.dumps(self._meta, ensure_ascii=False).encode()))
+        self._write(puts, self._rows)
+        self._count += len(self._rows)
+        self._rows, self._entries, self._new_compositions, self._bytes = [], [], [], 0
+
+    def finish(self) -> Path:
+        """Commit, close, and give the file its name.
+
+        Raises:
+            InputError: where there is not a single frame.
+        """
+        self._meta.pop("progress", None)
+        self.commit()
+        self._environment.sync(True)
+        self._environment.close()
+        pad_to_header(self._partial)
+        self._partial.replace(self.path)
+        return self.path
+
+    def abandon(self) -> None:
+        """Close and remove the partial file."""
+        self._environment.close()
+        self._partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close and leave the partial file for a later run."""
+        self._environment.close()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()
+
+    def _add(self, data: bytes, entry: tuple[object, ...]) -> None:
+        self._rows.append((frame_key(len(self)), data))
+        self._entries.append(entry)
+        self._bytes += len(data)
+
+    @property
+    def full(self) -> bool:
+        """Whether enough has gathered for a commit."""
+        return len(self._rows) >= _COMMIT_FRAMES or self._bytes >= _COMMIT_BYTES
+
+    def _composition(self, numbers: NDArray[np.int64]) -> int:
+        key = numbers.tobytes()
+        known = self._by_numbers.get(key)
+        if known is None:
+            known = self._composition_of_counts(np.bincount(numbers, minlength=119))
+            if len(self._by_numbers) < 1 << 16:
+                self._by_numbers[key] = known
+        return known
+
+    def _composition_of_counts(self, counts: NDArray[np.int64]) -> int:
+        elements = np.flatnonzero(counts)
+        pairs = np.empty(len(elements), dtype=[("number", "u1"), ("count", "<u4")])
+        pairs["number"], pairs["count"] = elements, counts[elements]
+        key = pairs.tobytes()
+        number = self._compositions.get(key)
+        if number is None:
+            number = self._compositions[key] = len(self._compositions)
+            self._new_compositions.append(key)
+        return number
+
+    def _pending_compositions(self) -> Iterable[tuple[int, bytes]]:
+        first = len(self._compositions) - len(self._new_compositions)
+        return enumerate(self._new_compositions, start=first)
+
+    def _index_blocks(self, first: int) -> list[tuple[bytes, bytes]]:
+        """The blocks of the index that change; the last one may be filled up."""
+        new = np.array(self._entries, dtype=ENTRY)
+        number, begun = divmod(first, BLOCK)
+        joined = np.concatenate([self._tail[:begun], new])
+        blocks = [
+            (index_key(number + k), joined[k * BLOCK : (k + 1) * BLOCK].tobytes())
+            for k in range(-(-len(joined) // BLOCK))
+        ]
+        self._tail = joined[len(joined) // BLOCK * BLOCK :]
+        return blocks
+
+    def _write(self, puts: list[tuple[bytes, bytes]], rows: list[tuple[bytes, bytes]]) -> None:
+        import lmdb
+
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    for key, value in puts:
+                        transaction.put(key, value)
+                    cursor = transaction.cursor()
+                    cursor.putmulti(rows, append=True)
+            except lmdb.MapFullError:
+                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+            except lmdb.Error as error:
+                raise self._cannot_write(error) from error
+            else:
+                return
+
+    def _open(self) -> None:
+        import lmdb
+
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            size = self._partial.stat().st_size if self._partial.exists() else 0
+            self._environment = lmdb.open(
+                str(self._partial),
+                subdir=False,
+                map_size=max(_FIRST_MAP, 2 * size),
+                lock=False,
+                sync=self._durable,
+                metasync=False,
+                readahead=False,
+            )
+        except (OSError, lmdb.Error) as error:
+            raise self._cannot_write(error) from error
+
+    def _load(self, fresh: dict[str, Any]) -> None:
+        """Where a partial file stands, or the start of a new one."""
+        with self._environment.begin() as transaction:
+            raw = transaction.get(META)
+            self._meta = load_meta(raw, file=self._partial) if raw else fresh
+            self._count = int(self._meta["count"])
+            self._compositions = {
+                transaction.get(composition_key(number)) or b"": number
+                for number in range(self._meta["compositions"])
+            }
+            tail = transaction.get(index_key(self._count // BLOCK)) if self._count % BLOCK else b""
+            self._tail = np.frombuffer(tail or b"", ENTRY)
+
+    def _cannot_write(self, error: Exception) -> InputError:
+        text = getattr(error, "strerror", None) or str(error)
+        mend = "make room and run the same command again" if "space" in text.lower() else None
+        return InputError(f"cannot be written: {text}", file=self.path, mend=mend)
+
+
+def write_store(
+    path: str | Path, frames: Iterable[Frame], *, meta: dict[str, Any] | None = None, float32: bool = False
+) -> Path:
+    """Write frames to one LMDB file.
+
+    Raises:
+        InputError: for a place that cannot be written.
+    """
+    with StoreWriter(path, meta=meta, float32=float32) as writer:
+        for frame in frames:
+            writer.append(frame)
+            if writer.full:
+                writer.commit()
+    return Path(path)
