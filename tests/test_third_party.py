@@ -1,0 +1,76 @@
+"""An architecture of another package works everywhere, without a line of this package knowing it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "third_party_model"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the example is installed into, as pip does it: with its entry point."""
+    folder = tmp_path_factory.mktemp("site")
+    source = folder / "source"
+    shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    target = folder / "packages"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--no-index", "--target", str(target), str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def run(arguments: list[str], site: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python where the example is importable; this process never learns of it."""
+    path = os.pathsep.join([str(site), str(EXAMPLE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment, cwd=cwd
+    )
+
+
+def succeed(code: str, site: Path) -> str:
+    done = run(["-c", code], site)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_is_short_and_uses_the_public_interface_only() -> None:
+    text = (EXAMPLE / "src/pimlip_zoo_painn/__init__.py").read_text()
+    assert len(text.splitlines()) < 150
+    imported = {line.split()[1] for line in text.splitlines() if line.startswith("from pimlip_zoo")}
+    public = ("errors", "graph", "models.base", "registry")
+    assert imported == {f"pimlip_zoo.{name}" for name in public}
+
+
+def test_it_is_found_by_its_entry_point_and_described(site: Path) -> None:
+    code = """
+import json, sys
+from pimlip_zoo.registry import available_models
+assert "pimlip_zoo_painn" not in sys.modules
+models = available_models()
+print(json.dumps({"names": sorted(models), "description": models["painn"].description}))
+"""
+    found = json.loads(succeed(code, site))
+    assert {"painn", "nequip", "allegro"} <= set(found["names"])
+    assert found["description"].startswith("PaiNN")
+
+
+def test_without_it_nothing_is_called_painn() -> None:
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.registry import get_model
+
+    with pytest.raises(InputError, match="painn"):
+        get_model("painn")
