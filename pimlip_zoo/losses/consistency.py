@@ -3,7 +3,7 @@
 Energies and forces of one potential at displaced copies of a structure have to fit together by Taylor's
 theorem and by the conservation of energy; each function here is what is left over when they do not. PITC and
 PISC are those of Takamoto, Zaverkin, Niepert, "Physics-Informed Weakly Supervised Learning for Interatomic
-Potentials", arXiv 2408.05215; the Taylor augmentation is that of Cooper et al., npj Comput. Mater. 6, 54, 2020.
+Potentials", arXiv 2408.05215; the Taylor augmentation is from Cooper et al., npj Comput. Mater. 6, 54 (2020).
 
 Notation: ``r`` the structure, ``d`` and ``p`` displacements of all its atoms, (N, 3) Å; energies are (M,) eV,
 forces (N, 3) eV/Å, ``index`` (N,) the structure that each atom belongs to. ``<d, F>`` is a sum over the atoms

@@ -1,8 +1,8 @@
 """How atoms are displaced for the weak losses.
 
 A displacement has no mean: a rigid shift changes no energy and would only use up the amplitude. What comes
-out never exceeds ``max_displacement``, so that a neighbour list widened by ``max_relative_displacement`` holds
-every pair of every displaced copy.
+out never exceeds ``max_displacement``, so that a neighbour list widened by ``max_relative_displacement``
+holds every pair of every displaced copy.
 """
 
 from __future__ import annotations

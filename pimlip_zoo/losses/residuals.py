@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -40,6 +40,14 @@ class Values:
     index: Tensor
     count: int
     labels: Labels | None = None
+
+    def detached(self, side: Detach) -> Values:
+        """The same values, those of one side without gradient."""
+        if side == "forces":
+            return replace(self, forces={point: value.detach() for point, value in self.forces.items()})
+        if side == "energies":
+            return replace(self, energy={point: value.detach() for point, value in self.energy.items()})
+        return self
 
     @property
     def e_ref(self) -> Tensor:

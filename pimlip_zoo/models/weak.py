@@ -1,19 +1,19 @@
 """Physics-informed weak supervision for every potential.
 
-The mathematics is in :mod:`pimlip_zoo.losses.consistency`; here the displaced copies are made and evaluated, all in
-one forward (conservative forces: one for the copies that need forces, one for the others).
+The mathematics is in :mod:`pimlip_zoo.losses.consistency`; here the displaced copies are made and evaluated,
+all in one forward (conservative forces: one for the copies that need forces, one for the others).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, Labels, Predictions, edge_vectors, sum_by_structure
+from pimlip_zoo.graph import AtomGraph, Labels, Predictions, edge_vectors
 from pimlip_zoo.losses.consistency import strain_first_order, strain_trapezoid
 from pimlip_zoo.losses.residuals import Detach, Needs, Point, Values, get_residual, needs_of
 
@@ -28,14 +28,14 @@ _R: Point = (0.0, 0.0)
 class PhysicsWeakMixin:
     """Residuals of consistency losses on displaced copies; only calls the potential itself.
 
-    Shapes and units of all of them: ``d`` and ``p`` are displacements (N, 3) in Å; a residual is (M,) in eV, one for
-    each structure; ``<d, F>`` is a sum over the atoms of one structure. ``base`` are predictions on ``graph`` if
-    they are known already (with forces, where the residual needs forces at ``r``). Neighbour lists have to reach
-    the cutoff plus the largest relative displacement; longer edges change nothing.
+    Shapes and units of all of them: ``d`` and ``p`` are displacements (N, 3) in Å; a residual is (M,) in eV,
+    one for each structure; ``<d, F>`` is a sum over the atoms of one structure. ``base`` are predictions on
+    ``graph`` if they are known already (with forces, where the residual needs forces at ``r``). Neighbour
+    lists have to reach the cutoff plus the largest relative displacement; longer edges change nothing.
     """
 
     def pitc_first_order(self, graph: AtomGraph, d: Tensor, *, base: Predictions | None = None) -> Tensor:
-        """``E(r+d) - [E(r) - <d, F(r)>]``, the paper's PITC: (M,) eV. Penalises curvature, falls as ``|d|²``."""
+        """``E(r+d) - [E(r) - <d, F(r)>]``, the paper's PITC: (M,) eV. Falls as ``|d|²``."""
         return self._one("pitc_first_order", graph, d, base=base)
 
     def pitc_trapezoid(self, graph: AtomGraph, d: Tensor, *, base: Predictions | None = None) -> Tensor:
@@ -85,7 +85,7 @@ class PhysicsWeakMixin:
         return self._one("anchor_trapezoid", graph, d, base=base, labels=labels)
 
     def taylor_augmentation(self, graph: AtomGraph, d: Tensor, labels: Labels) -> Tensor:
-        """``E(r+d) - [E_ref(r) - <d, F_ref(r)>]``: (M,) eV, NaN where an energy or a force label is missing."""
+        """``E(r+d) - [E_ref(r) - <d, F_ref(r)>]``: (M,) eV, NaN where a label is missing."""
         return self._one("taylor_augmentation", graph, d, labels=labels)
 
     def strain_first_order(
@@ -150,7 +150,7 @@ class PhysicsWeakMixin:
         base: Predictions | None = None,
         labels: Labels | None = None,
         teacher: PotentialLike | None = None,
-        detach: Detach = "none",
+        detach: Detach | Mapping[str, Detach] = "none",
     ) -> dict[str, Tensor]:
         """Several residuals that share their copies, each copy evaluated once.
 
@@ -162,7 +162,7 @@ class PhysicsWeakMixin:
             base: predictions on ``graph``.
             labels: for residuals that need them.
             teacher: takes the target side of each residual, without gradient.
-            detach: the side that gets no gradient.
+            detach: the side that gets no gradient, for all or by name.
 
         Returns:
             (M,) eV by name.
@@ -172,22 +172,47 @@ class PhysicsWeakMixin:
         """
         chosen = list(names)
         own, target = needs_of(chosen, teacher=teacher is not None)
-        if p is None and any(
-            point[1] != 0.0 for need in (own, target) for point in need.energies | need.forces
-        ):
+        points = own.energies | own.forces | target.energies | target.forces
+        if p is None and any(point[1] != 0.0 for point in points):
             raise InputError("a residual with two displacements was given one", key="p")
         second = torch.zeros_like(d) if p is None else p
-        energy, forces = self._evaluate(self._predict, graph, own, d, second, base)
+        energy, forces = self._evaluate(cast("PotentialLike", self), graph, own, d, second, base)
         if teacher is not None:
             with torch.no_grad():
                 teacher_energy, teacher_forces = self._evaluate(teacher, graph, target, d, second, None)
             energy, forces = {**teacher_energy, **energy}, {**forces, **teacher_forces}
-        if detach == "forces":
-            forces = {point: value.detach() for point, value in forces.items()}
-        elif detach == "energies":
-            energy = {point: value.detach() for point, value in energy.items()}
         values = Values(energy, forces, d, second, graph.batch, graph.num_graphs, labels)
-        return {name: get_residual(name).function(values) for name in chosen}
+        sides = dict.fromkeys(chosen, detach) if isinstance(detach, str) else detach
+        return {
+            name: get_residual(name).function(values.detached(sides.get(name, "none"))) for name in chosen
+        }
+
+    def displaced(
+        self, graph: AtomGraph, displacements: Sequence[Tensor], *, forces: bool = True
+    ) -> list[Predictions]:
+        """Predictions on displaced copies of a batch, all from one forward.
+
+        Args:
+            graph: the structures, their neighbour lists wide enough.
+            displacements: K of (N, 3) Å.
+            forces: with forces, or energies alone.
+
+        Returns:
+            K predictions, without virials.
+        """
+        copies = displaced_copies(graph, displacements)
+        result = self._predict(trim_edges(copies, self._cutoff()), forces=forces, virial=False)
+        count = len(displacements)
+        empty = [result.forces] * count
+        return [
+            Predictions(energy, force, result.virial, atomic)
+            for energy, force, atomic in zip(
+                result.energy.chunk(count),
+                result.forces.chunk(count) if forces else empty,
+                result.atomic_energy.chunk(count),
+                strict=True,
+            )
+        ]
 
     def _one(
         self,
@@ -210,7 +235,7 @@ class PhysicsWeakMixin:
         p: Tensor,
         base: Predictions | None,
     ) -> tuple[dict[Point, Tensor], dict[Point, Tensor]]:
-        """Energies and forces of every copy that is needed; ``r`` is taken from ``base`` where that has it."""
+        """Energies and forces of every copy that is needed; ``r`` is from ``base`` where that has it."""
         energy: dict[Point, Tensor] = {}
         forces: dict[Point, Tensor] = {}
         with_forces, energy_only = needs.with_forces, needs.energy_only

@@ -1,0 +1,263 @@
+"""The options of weak supervision, and the presets that stand for them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.losses.residuals import RESIDUALS, Detach
+
+__all__ = [
+    "PRESETS",
+    "PerturbationConfig",
+    "PoolConfig",
+    "ScheduleConfig",
+    "TermConfig",
+    "WeakConfig",
+    "WeakLabelsConfig",
+    "term_names",
+    "weak_preset",
+]
+
+_OTHER_TERMS = {
+    "strain_first_order": "E(ε) - [E(0) - ε : W(0)], periodic structures",
+    "strain_trapezoid": "E(ε) - E(0) by the trapezoid rule, periodic structures",
+    "curl": "(J - J^T) v with J = dF/dr, direct heads",
+    "noisy_labels": "labels of r asked of r+d, as noisy-nodes augmentation does",
+    "denoising": "F(r+d) = -κ d, the denoising of displaced structures",
+}
+
+
+def term_names() -> dict[str, str]:
+    """Every term that can be asked for, with its equation."""
+    return {**{name: residual.equation for name, residual in RESIDUALS.items()}, **_OTHER_TERMS}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class ScheduleConfig(_Section):
+    """How a weight changes; see :mod:`pimlip_zoo.losses.schedules`."""
+
+    name: Literal["constant", "warm_up", "decay", "tied_to_error"] = "constant"
+    start: int = Field(default=0, ge=0)
+    """Step at which the warm-up or the decay begins."""
+    steps: PositiveInt = 1000
+    """Length of the warm-up or the decay."""
+    last: float = Field(default=0.0, ge=0, le=1)
+    """Factor after a decay."""
+    power: PositiveFloat = 1.0
+    """Of error / reference, when tied to the error."""
+    reference: PositiveFloat | None = None
+    """Supervised loss below which the weight falls; None: the first one seen."""
+
+
+class TermConfig(_Section):
+    """One weak loss."""
+
+    weight: float = Field(default=0.1, ge=0)
+    unit: Literal["lambda", "per_atom", "total"] = "lambda"
+    """What the weight multiplies. lambda: ``(R / (N ε))²``, an error of force along the displacement,
+    relative to the weight of the force loss, so that ``weight = C ε²`` for a ``C (R/N)²``. per_atom:
+    ``(R/N)²``. total: ``R²``, the paper's. Terms that are no energies (curl, noisy_labels, denoising) take
+    the weight as it is."""
+    detach: Detach = "none"
+    """The side that gets no gradient."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    heads: Literal["all", "direct"] = "all"
+    """direct: left out where forces are the gradient of the energy."""
+
+
+class PerturbationConfig(_Section):
+    """How atoms are displaced; see :mod:`pimlip_zoo.losses.perturbation`."""
+
+    name: Literal["uniform", "gaussian", "sphere", "force_error", "variance", "stiff", "soft"] = "uniform"
+    amplitude: PositiveFloat = 0.05
+    """Å: half an edge of the cube, a standard deviation by component, or a root mean square by atom."""
+    species: dict[str, float] | None = None
+    """Factor by chemical symbol; others: 1."""
+    local_radius: PositiveFloat | None = None
+    """Å: displace only what is this close to a random atom."""
+    iterations: PositiveInt = 3
+    """Products with the Hessian, for stiff and soft."""
+
+
+class PoolConfig(_Section):
+    """How structures around the training set are sampled."""
+
+    structures: PositiveInt = 1500
+    method: Literal["md", "displaced", "both"] = "md"
+    temperatures: tuple[PositiveFloat, ...] = (300.0, 600.0, 900.0)
+    """K, of the Langevin dynamics with the cheap calculator; structures are shared equally."""
+    timestep: PositiveFloat = 0.5
+    """fs."""
+    stride: PositiveInt = 20
+    """Steps between two structures that are kept."""
+    friction: PositiveFloat = 0.02
+    """1/fs."""
+    amplitudes: tuple[PositiveFloat, ...] = (0.03, 0.08)
+    """Å by component, of normal displacements."""
+    max_force: PositiveFloat = 50.0
+    """eV/Å: structures with a larger force on an atom are thrown away."""
+    seed: int = Field(default=0, ge=0)
+
+
+class WeakLabelsConfig(_Section):
+    """Energies and forces from cheap physics."""
+
+    method: Literal["pretrain", "second_head", "delta", "distill"] = "pretrain"
+    calculator: str = "gfn2"
+    """gfn2, gfn1, emt, ``MODULE:FACTORY`` of an ASE calculator, or ``run:RUN``."""
+    pool: PoolConfig = PoolConfig()
+    steps: PositiveInt = 5000
+    """Of the stage that trains on weak labels."""
+    learning_rate: PositiveFloat | None = None
+    """Of that stage; None: the run's."""
+    teacher_steps: PositiveInt | None = None
+    """distill: of the difference model; None: the run's."""
+    weight: PositiveFloat = 1.0
+    """second_head: factor of the loss on weak labels."""
+    batch_size: PositiveInt = 10
+    cache: str | None = None
+    """Folder of labelled pools, found again by hash; None: ``$PIMLIP_ZOO_CACHE`` or the user's cache."""
+
+
+class WeakConfig(_Section):
+    """Weak supervision of a run; nothing by default."""
+
+    preset: str | None = None
+    terms: dict[str, TermConfig] = {}
+    """By name, see :func:`term_names`."""
+    perturbation: PerturbationConfig = PerturbationConfig()
+    strain: float = Field(default=0.01, gt=0, lt=0.2)
+    """Largest component of random strains."""
+    denoising_stiffness: PositiveFloat = 20.0
+    """eV/Å², κ of the denoising term."""
+    teacher: Literal["none", "ema"] = "none"
+    """Who gives the target side of the residuals, without gradient."""
+    teacher_decay: float = Field(default=0.99, gt=0, lt=1)
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of a batch's structures, drawn anew each step, that the weak losses look at."""
+    unlabelled: str | None = None
+    """DATA: structures that need no label."""
+    unlabelled_batch_size: PositiveInt = 5
+    """Of them, per step."""
+    ensemble: tuple[str, ...] = ()
+    """Runs whose disagreement displacements along the variance follow."""
+    labels: WeakLabelsConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("preset"), str):
+            return _merge(weak_preset(values["preset"]), values)
+        return values
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> WeakConfig:
+        known = term_names()
+        for name in self.terms:
+            if name not in known:
+                raise InputError(
+                    "no such weak loss", key=f"weak.terms.{name}", mend=did_you_mean(name, known)
+                )
+        if self.teacher == "ema":
+            for name in self.terms:
+                if name in RESIDUALS and RESIDUALS[name].student is None:
+                    raise InputError(
+                        f"{name} has no target side that a teacher could take",
+                        key="weak.teacher",
+                        mend="set weak.teacher=none, or leave the term out",
+                    )
+        return self
+
+    @property
+    def active(self) -> dict[str, TermConfig]:
+        """Terms with a weight above zero."""
+        return {name: term for name, term in self.terms.items() if term.weight > 0}
+
+
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "piwsl": (
+        "the paper's form and numbers: PITC first order, PISC triangle (direct heads only)",
+        {
+            "terms": {
+                "pitc_first_order": {"weight": 1.2, "unit": "total"},
+                "pisc_triangle": {"weight": 0.01, "unit": "total", "heads": "direct"},
+            },
+            "perturbation": {"name": "uniform", "amplitude": 0.05},
+        },
+    ),
+    "direct-consistent": (
+        "direct heads: central PITC teaches the energies what the forces know",
+        {
+            "terms": {"pitc_central": {"weight": 0.1, "detach": "forces"}},
+            "perturbation": {"name": "uniform", "amplitude": 0.05},
+        },
+    ),
+    "pretrain": (
+        "train on structures labelled by a cheap calculator first",
+        {"labels": {"method": "pretrain"}},
+    ),
+    "gfn2": (
+        "pretrain with GFN2-xTB, for molecules",
+        {"labels": {"method": "pretrain", "calculator": "gfn2"}},
+    ),
+    "delta": (
+        "learn the difference to a cheap calculator, which then runs at inference, too",
+        {"labels": {"method": "delta"}},
+    ),
+    "distill": (
+        "a difference model labels sampled structures for a student that needs no cheap calculator",
+        {"labels": {"method": "distill", "pool": {"structures": 3000}, "steps": 9000}},
+    ),
+    "second-head": (
+        "train on both levels together, a correction for the cheap one beside the model",
+        {"labels": {"method": "second_head"}},
+    ),
+    "taylor": (
+        "baseline: labels extrapolated to displaced copies (needs force labels)",
+        {
+            "terms": {"taylor_augmentation": {"weight": 1.0, "unit": "per_atom"}},
+            "perturbation": {"name": "uniform", "amplitude": 0.02},
+        },
+    ),
+    "noisy-nodes": (
+        "baseline: displaced copies are asked for the labels of the undisplaced",
+        {"terms": {"noisy_labels": {"weight": 0.1}}, "perturbation": {"name": "gaussian", "amplitude": 0.01}},
+    ),
+    "denoising": (
+        "baseline: forces point back to the undisplaced structure",
+        {"terms": {"denoising": {"weight": 0.01}}, "perturbation": {"name": "gaussian", "amplitude": 0.05}},
+    ),
+}
+"""Name -> (what it is, options)."""
+
+
+def weak_preset(name: str) -> dict[str, Any]:
+    """The options of a preset, a fresh copy.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if name not in PRESETS:
+        raise InputError(
+            f"no weak preset is called {name!r}", key="weak.preset", mend=did_you_mean(name, PRESETS)
+        )
+    return _merge({}, PRESETS[name][1])
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables, the changes winning value by value."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(value, Mapping):
+            result[key] = _merge(old if isinstance(old, Mapping) else {}, value)
+        else:
+            result[key] = value
+    return result
