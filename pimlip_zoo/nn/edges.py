@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
@@ -30,6 +30,7 @@ class EdgeEmbedding(ExactBuffers):
         prefactor: factor of the Bessel functions ``sin(n pi x) / x``, ``x = r / cutoff``.
         cutoff_order: p of the polynomial.
         species_cutoffs: (centre, neighbour, Å) of pairs with a shorter cutoff.
+        transform: a module ``(lengths, graph) -> (E,)``, what the Bessel functions see instead of the length.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class EdgeEmbedding(ExactBuffers):
         prefactor: float = 1.0,
         cutoff_order: float = 6.0,
         species_cutoffs: Sequence[tuple[str, str, float]] = (),
+        transform: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.transform = transform
         self.basis = BesselBasis(num_basis, trainable=trainable, prefactor=prefactor)
         self.envelope = PolynomialCutoff(cutoff_order)
         self.harmonics = SphericalHarmonics(l_max)
@@ -58,7 +61,8 @@ class EdgeEmbedding(ExactBuffers):
         """Edge vectors (E, 3) -> radial functions (E, B), harmonics (E, (l_max + 1)²)."""
         length = torch.linalg.vector_norm(vectors, dim=1)
         x = self.reduced_length(length, graph)
-        radial = self.basis(x) * self.envelope(x).unsqueeze(-1)
+        seen = x if self.transform is None else self.transform(length, graph) * (1.0 / self.cutoff)
+        radial = self.basis(seen) * self.envelope(x).unsqueeze(-1)
         return radial, self.harmonics(vectors / length.unsqueeze(-1))
 
     @torch.jit.export

@@ -1,0 +1,227 @@
+"""MACE: message passing with many-body messages (Batatia et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
+from pimlip_zoo.nn.agnesi import AgnesiTransform
+from pimlip_zoo.nn.convolution import Convolution, convolution_spec
+from pimlip_zoo.nn.edges import EdgeEmbedding
+from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
+from pimlip_zoo.nn.mlp import ScalarMLP, activation
+from pimlip_zoo.nn.readout import DirectForces
+from pimlip_zoo.nn.symmetric_contraction import CouplingBasis, SymmetricContraction, symmetric_contraction_spec
+from pimlip_zoo.registry import register_model
+
+__all__ = ["MACE", "MACEConfig"]
+
+DistanceTransform = Literal["none", "agnesi"]
+Normalization = Literal["neighbors", "density"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MACEConfig(ModelConfig):
+    """Options of MACE; the defaults are those of the paper where it has them."""
+
+    num_interactions: int = 2
+    """T, message-passing layers."""
+    l_max: int = 3
+    """Highest degree of the harmonics and of what is summed over the neighbours."""
+    hidden_l_max: int = 1
+    """Highest degree of the features that are passed on."""
+    channels: int = 32
+    """C, for every irrep."""
+    correlation: int = 3
+    """Number of neighbours that a message couples at once, 1 to 4: body order minus one."""
+    radial_hidden: tuple[int, ...] = (64, 64, 64)
+    """Widths of the hidden layers of the radial MLP."""
+    num_bessel: int = 8
+    """B, radial basis functions."""
+    bessel_trainable: bool = False
+    """Learn the frequencies of the basis."""
+    cutoff_order: float = 5.0
+    """p of the polynomial cutoff."""
+    distance_transform: DistanceTransform = "none"
+    """agnesi: the basis sees distances relative to the covalent radii."""
+    species_cutoffs: tuple[tuple[str, str, float], ...] = ()
+    """(centre, neighbour, Å): shorter cutoffs for single pairs of species."""
+    normalization: Normalization = "neighbors"
+    """What sums over neighbours are divided by: their mean number, or one plus a learned density."""
+    residual_first: bool = False
+    """Pass the species on beside the first layer, too; an isolated atom then differs from its reference energy."""
+    coupling: CouplingBasis = "paths"
+    """A weight for every coupling path as published, or only as many as are linearly independent."""
+    readout_hidden: tuple[int, ...] = (16,)
+    """Widths of hidden layers of the last readout; none: linear, as the other layers' readouts are."""
+    readout_gate: str = "silu"
+    """Activation of the last readout."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges = (("num_interactions", 1), ("l_max", 0), ("hidden_l_max", 0), ("channels", 1), ("num_bessel", 1))
+        for name, least in ranges:
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}", key=name, mend=f"give an integer >= {least}")
+        if self.correlation not in range(1, 5):
+            raise InputError(f"correlation is {self.correlation}", key="correlation", mend="give 1, 2, 3 or 4")
+        if self.hidden_l_max > self.correlation * self.l_max:
+            raise InputError(
+                f"hidden_l_max is {self.hidden_l_max}, but l_max {self.l_max} and correlation {self.correlation} "
+                f"make no more than {self.correlation * self.l_max}",
+                key="hidden_l_max",
+                mend=f"give 0 to {self.correlation * self.l_max}",
+            )
+        if self.force_head == "direct" and self.hidden_l_max < 1:
+            raise InputError(
+                "a direct force head needs vectors, and hidden_l_max 0 has none",
+                key="hidden_l_max",
+                mend="give hidden_l_max >= 1",
+            )
+        for name, choices in (
+            ("distance_transform", DistanceTransform), ("normalization", Normalization), ("coupling", CouplingBasis)
+        ):  # fmt: skip
+            if getattr(self, name) not in get_args(choices):
+                allowed = " or ".join(get_args(choices))
+                raise InputError(f"{name} is {getattr(self, name)!r}", key=name, mend=f"give {allowed}")
+        activation(self.readout_gate)
+
+
+class MACELayer(nn.Module):
+    """One-particle basis, symmetric contraction, update (paper, eq. 8 to 12).
+
+    Args:
+        irreps_in: features that come in.
+        irreps_out: features that are passed on.
+        config: the model's options.
+        num_species: S.
+        residual: add a species-dependent map of the input to the output; without it, that map acts on the
+            one-particle basis.
+    """
+
+    def __init__(
+        self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, config: MACEConfig, num_species: int, *, residual: bool
+    ) -> None:
+        super().__init__()
+        channels = config.channels
+        self.irreps_in, self.irreps_out, self.channels = irreps_in, irreps_out, channels
+        harmonics = o3.Irreps.spherical_harmonics(config.l_max)
+        self.linear_in = EquivariantLinear(irreps_in, irreps_in, channels, channels)
+        self.convolution = Convolution(convolution_spec(irreps_in, harmonics, harmonics))
+        widths = (config.num_bessel, *config.radial_hidden, self.convolution.num_paths * channels)
+        self.radial = ScalarMLP(widths, gain=1.0, normalized=True)
+        self.linear_out = EquivariantLinear(self.convolution.irreps_out, harmonics, channels, channels)
+        self.density = ScalarMLP((config.num_bessel, 1)) if config.normalization == "density" else None
+        self.scale = 1.0 / (config.avg_num_neighbors or 1.0)
+        self.residual = residual
+        skip_in, skip_out = (irreps_in, irreps_out) if residual else (harmonics, harmonics)
+        self.skip = SpeciesLinear(skip_in, skip_out, channels, channels, num_species)
+        self.register_buffer("_one_hot", torch.eye(num_species), persistent=False)
+        spec = symmetric_contraction_spec(harmonics, irreps_out, config.correlation, config.coupling)
+        self.contraction = SymmetricContraction(spec, num_species, channels)
+        self.linear_update = EquivariantLinear(irreps_out, irreps_out, channels, channels)
+
+    def forward(self, x: Tensor, harmonics: Tensor, radial: Tensor, graph: AtomGraph) -> Tensor:
+        """(N, K_in, C) -> (N, K_out, C)."""
+        weights = self.radial(radial).view(-1, self.convolution.num_paths, self.channels)
+        basis = self.linear_out(self.convolution(self.linear_in(x), harmonics, weights, graph.edge_index))
+        if self.density is not None:
+            of_edge = torch.tanh(self.density(radial).square())
+            total = x.new_ones((x.shape[0], 1)).index_add(0, graph.edge_index[0], of_edge)
+            basis = basis / total.unsqueeze(-1)
+        else:
+            basis = basis * self.scale
+        if self.residual:
+            update = self.linear_update(self.contraction(basis, graph.species))
+            return update + self.skip(x, self._one_hot, graph.species)
+        basis = self.skip(basis, self._one_hot, graph.species)
+        return self.linear_update(self.contraction(basis, graph.species))
+
+
+@register_model(
+    "mace",
+    config=MACEConfig,
+    presets={
+        "small": {"channels": 32, "hidden_l_max": 1},
+        "medium": {"channels": 64, "hidden_l_max": 1},
+        "large": {"channels": 128, "hidden_l_max": 2},
+    },
+)
+class MACE(AtomicEnergyModel):
+    """MACE-like: few layers of message passing whose messages couple many neighbours at once."""
+
+    def __init__(self, config: MACEConfig, species: Sequence[str]) -> None:
+        super().__init__(config, species)
+        channels, direct, count = config.channels, config.force_head == "direct", len(self.species)
+        self.interaction_depth = config.num_interactions
+        self.species_embedding = nn.Parameter(torch.randn(count, channels))
+        self.embedding_scale = 1.0 / math.sqrt(count)
+        self.edges = EdgeEmbedding(
+            self.species,
+            cutoff=config.cutoff,
+            l_max=config.l_max,
+            num_basis=config.num_bessel,
+            trainable=config.bessel_trainable,
+            prefactor=math.sqrt(2.0 / config.cutoff) / config.cutoff,
+            cutoff_order=config.cutoff_order,
+            species_cutoffs=config.species_cutoffs,
+            transform=AgnesiTransform(self.species) if config.distance_transform == "agnesi" else None,
+        )
+        hidden = o3.Irreps.spherical_harmonics(config.hidden_l_max)
+        final = o3.Irreps("0e + 1o") if direct else o3.Irreps("0e")
+        layers, readouts = [], []
+        irreps = o3.Irreps("0e")
+        for index in range(config.num_interactions):
+            last = index == config.num_interactions - 1
+            residual = index > 0 or config.residual_first
+            layers.append(MACELayer(irreps, final if last else hidden, config, count, residual=residual))
+            widths = (channels, *(config.readout_hidden if last else ()), 1)
+            readouts.append(ScalarMLP(widths, nonlinearity=config.readout_gate, gain=1.0, normalized=True))
+            irreps = layers[-1].irreps_out
+        self.layers = nn.ModuleList(layers)
+        self.readouts = nn.ModuleList(readouts)
+        self.force_readouts = nn.ModuleList(DirectForces(layer.irreps_out, channels) for layer in layers if direct)
+
+    def forward(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
+        """One energy per atom, see :class:`AtomicEnergyModel`."""
+        return self._energies(self.features(graph, vectors))
+
+    @torch.jit.export
+    def energies_and_forces(self, graph: AtomGraph, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (N,) and direct forces (N, 3), see :class:`AtomicEnergyModel`."""
+        features = self.features(graph, vectors)
+        forces = torch.zeros((features[0].shape[0], 3), dtype=vectors.dtype, device=vectors.device)
+        layer = 0
+        for readout in self.force_readouts:
+            forces = forces + readout(features[layer])
+            layer += 1  # noqa: SIM113  (TorchScript does not enumerate an empty ModuleList)
+        if layer == 0:
+            raise ValueError("this model was built without a direct force head")
+        return self._energies(features), forces
+
+    def features(self, graph: AtomGraph, vectors: Tensor) -> list[Tensor]:
+        """Node features after every layer: (N, K, C) each, scalars first."""
+        radial, harmonics = self.edges(vectors, graph)
+        x = (self.species_embedding * self.embedding_scale)[graph.species].unsqueeze(1)
+        features: list[Tensor] = []
+        for layer in self.layers:
+            x = layer(x, harmonics, radial, graph)
+            features.append(x)
+        return features
+
+    def _energies(self, features: list[Tensor]) -> Tensor:
+        energies = torch.zeros_like(features[0][:, 0, 0])
+        layer = 0
+        for readout in self.readouts:
+            energies = energies + readout(features[layer][:, 0]).squeeze(-1)
+            layer += 1  # noqa: SIM113
+        return energies
