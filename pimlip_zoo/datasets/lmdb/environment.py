@@ -87,13 +87,17 @@ def pad_to_header(path: Path) -> None:
             file.truncate(size)
 
 
-def check_header(path: Path) -> None:
+def check_header(path: Path, *, may_be_short: bool = False) -> None:
     """Refuse a file that is no LMDB file or that is shorter than its header says.
+
+    Args:
+        path: the file.
+        may_be_short: it is still being written, and its last pages may not be.
 
     Raises:
         InputError: naming the file.
     """
-    _Meta(path)
+    _Meta(path, may_be_short=may_be_short)
 
 
 def check_pages(path: Path) -> int:

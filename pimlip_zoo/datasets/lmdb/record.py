@@ -9,7 +9,7 @@ import struct
 from typing import Any
 from zlib import crc32
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.lmdb.environment import pad_to_header
+from pimlip_zoo.datasets.lmdb.environment import check_header, pad_to_header
 from pimlip_zoo.datasets.lmdb.index import BLOCK, ENTRY, entry_of
 from pimlip_zoo.datasets.lmdb.keys import (
     INDEX_CUTOFF,
@@ -25,6 +25,9 @@ from pimlip_zoo.datasets.lmdb.keys import (
 )
 from pimlip_zoo.datasets.lmdb.record import encode
 from pimlip_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["StoreWriter", "partial_path", "write_store"]
 
@@ -77,9 +80,7 @@ class StoreWriter:
         self._compositions: dict[bytes, int] = {}
         self._by_numbers: dict[bytes, int] = {}
         self._tail: NDArray[Any] = np.zeros(0, ENTRY)
-        if not resume:
-            self._partial.unlink(missing_ok=True)
-        self._open()
+        self._open(resume=resume)
         self._load(new_meta(precision="float32" if float32 else "float64", **(meta or {})))
 
     def __len__(self) -> int:
@@ -138,7 +139,7 @@ class StoreWriter:
         """Close and leave the partial file for a later run."""
         self._environment.close()
 
-    def __enter__(self) -> StoreWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -205,18 +206,22 @@ class StoreWriter:
                         transaction.put(key, value)
                     cursor = transaction.cursor()
                     cursor.putmulti(rows, append=True)
-            except lmdb.MapFullError:
+            except lmdb.MapFullError:  # noqa: PERF203 - the whole transaction is done again
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
             except lmdb.Error as error:
                 raise self._cannot_write(error) from error
             else:
                 return
 
-    def _open(self) -> None:
+    def _open(self, *, resume: bool) -> None:
         import lmdb
 
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self._partial.unlink(missing_ok=True)
+            elif self._partial.exists():
+                check_header(self._partial, may_be_short=True)
             size = self._partial.stat().st_size if self._partial.exists() else 0
             self._environment = lmdb.open(
                 str(self._partial),

@@ -87,6 +87,7 @@ class Hdf5File:
             length=self._layout.length_unit,
         )
         self._energy, self._forces, self._gradient = self._label_keys(options, names)
+        self.finder.mark_found(options.energy_key, options.forces_key, options.gradient_key)
 
     def count(self) -> int:
         """Conformations of all groups."""

@@ -168,6 +168,10 @@ class LabelFinder:
             info=info,
         )
 
+    def mark_found(self, *keys: str | None) -> None:
+        """Say that the source has these keys, where the reader looks at them itself."""
+        self.keys_found.update(key for key in keys if key)
+
     def check_requested(self) -> None:
         """Raise for a key that was asked for by name and is in no frame."""
         for kind, key in self._requested.items():

@@ -50,6 +50,7 @@ class NpzFile:
         if self._gradient is not None:
             self._forces = -self._gradient
         self._check_lengths()
+        self.finder.mark_found(options.energy_key, options.forces_key, options.gradient_key)
 
     def count(self) -> int:
         """Frames in the archive."""

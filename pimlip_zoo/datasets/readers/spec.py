@@ -77,7 +77,7 @@ def parse_spec(spec: str) -> list[DataSource]:
     >>> [source.path for source in parse_spec("builtin:ethanol-gfn2/train@:100")]
     ['builtin:ethanol-gfn2/train']
     """
-    if Path(spec).exists():
+    if spec and Path(spec).exists():
         return [_with_sidecar(DataSource(spec))]
     sources: list[DataSource] = []
     for part in spec.split(","):

@@ -1,0 +1,480 @@
+import gzip
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from example_frames import assert_same, crystal, molecule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimlip_zoo.datasets.coverage import (
+    coverage,
+    isolated_atom_energies,
+    require_labels,
+    separate_isolated_atoms,
+)
+from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
+from pimlip_zoo.datasets.readers import load_frames, read_frames
+from pimlip_zoo.datasets.readers.checks import coinciding_atoms
+from pimlip_zoo.errors import InputError
+
+KCAL = units.kcal / units.mol
+
+
+def write(path, frames, **options):
+    ase.io.write(path, [frame_to_atoms(frame) for frame in frames], **options)
+    return str(path)
+
+
+def header(**labels):
+    """A two-atom extxyz frame with a header of one's own."""
+    text = " ".join(f"{key}={value}" for key, value in labels.items())
+    return f"2\nProperties=species:S:1:pos:R:3 {text}\nH 0 0 0\nH 0 0 0.8\n"
+
+
+@pytest.mark.parametrize("make", [molecule, crystal])
+@pytest.mark.parametrize("suffix", [".extxyz", ".xyz", ".traj", ".db", ".extxyz.gz"])
+def test_what_ase_writes_is_read_with_its_labels(tmp_path, make, suffix):
+    frames = [make(seed, n) for seed, n in enumerate((1, 2, 5, 7))]
+    path = write(tmp_path / f"a{suffix}", frames)
+    for frame, read in zip(frames, load_frames(path), strict=True):
+        assert_same(frame, read, 6e-9)
+
+
+def test_slices_are_those_of_python(tmp_path):
+    frames = [molecule(seed) for seed in range(9)]
+    path = write(tmp_path / "a.extxyz", frames)
+    for text in ("2:7:3", "-3:", ":-4", "4", "-1", "::2", "5:100"):
+        expected = (
+            frames[slice(*(int(v) if v else None for v in text.split(":")))]
+            if ":" in text
+            else [frames[int(text)]]
+        )
+        read = load_frames(f"{path}@{text}")
+        assert [f.energy for f in read] == pytest.approx([f.energy for f in expected])
+    with pytest.raises(InputError, match="no frames"):
+        load_frames(f"{path}@100:")
+
+
+@pytest.mark.parametrize(
+    "key", ["REF_energy", "dft_energy", "DFT_energy", "total_energy", "energy", "free_energy"]
+)
+def test_energies_are_found_under_their_usual_names(tmp_path, key):
+    (tmp_path / "a.xyz").write_text(header(**{key: -3.5}))
+    assert load_frames(str(tmp_path / "a.xyz"))[0].energy == -3.5
+
+
+@pytest.mark.parametrize("key", ["forces", "force", "REF_forces", "dft_force"])
+def test_forces_are_found_under_their_usual_names(tmp_path, key):
+    (tmp_path / "a.xyz").write_text(f"1\nProperties=species:S:1:pos:R:3:{key}:R:3 energy=1\nH 0 0 0 1 2 3\n")
+    np.testing.assert_array_equal(load_frames(str(tmp_path / "a.xyz"))[0].forces, [[1, 2, 3]])
+
+
+def test_labels_of_a_calculator_and_of_info_count_alike(tmp_path):
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0)
+    atoms.info["REF_energy"] = -1.0
+    atoms.arrays["REF_forces"] = np.ones((2, 3))
+    ase.io.write(tmp_path / "a.extxyz", atoms)
+    frame = load_frames(str(tmp_path / "a.extxyz"))[0]
+    assert frame.energy == -1.0
+    np.testing.assert_array_equal(frame.forces, np.ones((2, 3)))
+
+
+def test_two_sources_that_disagree_are_an_error_until_one_is_named(tmp_path):
+    path = tmp_path / "a.xyz"
+    path.write_text(header(energy=-1.0) + header(energy=-1.0, REF_energy=-2.0))
+    with pytest.raises(InputError, match=r"a\.xyz, frame 1, energy: .*disagree by up to 1"):
+        load_frames(str(path))
+    path.write_text(header(energy=-1.0, REF_energy=-2.0))
+    assert load_frames(f"{path}?energy_key=REF_energy")[0].energy == -2.0
+    assert load_frames(f"{path}?energy_key=energy")[0].energy == -1.0
+
+
+def test_a_named_key_that_no_frame_has_is_an_error_with_a_hint(tmp_path):
+    (tmp_path / "a.xyz").write_text(header(my_energy=-1.0))
+    assert load_frames(f"{tmp_path}/a.xyz?energy_key=my_energy")[0].energy == -1.0
+    with pytest.raises(InputError, match=r"no frame has 'my_enrgy' \(did you mean my_energy"):
+        load_frames(f"{tmp_path}/a.xyz?energy_key=my_enrgy")
+
+
+def test_a_gradient_is_the_forces_with_the_other_sign(tmp_path):
+    (tmp_path / "a.xyz").write_text("1\nProperties=species:S:1:pos:R:3:grad:R:3 energy=1\nH 0 0 0 1 2 3\n")
+    np.testing.assert_array_equal(
+        load_frames(f"{tmp_path}/a.xyz?gradient_key=grad")[0].forces, [[-1, -2, -3]]
+    )
+
+
+def test_virial_is_minus_volume_times_stress(tmp_path):
+    frame = crystal()
+    atoms = frame_to_atoms(frame)
+    atoms.calc = None
+    atoms.info["virial"] = -frame.stress * abs(np.linalg.det(frame.cell))
+    ase.io.write(tmp_path / "a.extxyz", atoms)
+    read = load_frames(str(tmp_path / "a.extxyz"))[0]
+    np.testing.assert_allclose(read.stress, frame.stress, atol=1e-7)
+    atoms.info["virial"] *= -1
+    atoms.info["REF_stress"] = frame.stress
+    ase.io.write(tmp_path / "b.extxyz", atoms)
+    with pytest.raises(InputError, match="disagree: stress is"):
+        load_frames(str(tmp_path / "b.extxyz"))
+
+
+def test_stress_in_gpa_is_read_when_the_unit_is_named(tmp_path):
+    frame = crystal()
+    atoms = frame_to_atoms(frame)
+    atoms.calc.results["stress"] = atoms.calc.results["stress"] / units.GPa
+    ase.io.write(tmp_path / "a.extxyz", atoms)
+    read = load_frames(f"{tmp_path}/a.extxyz?stress=GPa")[0]
+    np.testing.assert_allclose(read.stress, frame.stress, atol=1e-9)
+
+
+def test_stress_of_a_molecule_is_no_label(tmp_path):
+    (tmp_path / "a.xyz").write_text(header(energy=1, stress='"0 0 0 0 0 0 0 0 0"', pbc='"F F F"'))
+    assert load_frames(str(tmp_path / "a.xyz"))[0].stress is None
+
+
+def test_units_apply_to_every_quantity(tmp_path):
+    frame = crystal()
+    path = write(tmp_path / "a.extxyz", [frame])
+    read = load_frames(f"{path}?energy=Hartree&length=Bohr&stress=eV/Å^3")[0]
+    assert read.energy == pytest.approx(frame.energy * units.Hartree)
+    np.testing.assert_allclose(read.positions, frame.positions * units.Bohr, atol=1e-8)
+    np.testing.assert_allclose(read.cell, frame.cell * units.Bohr, atol=1e-8)
+    np.testing.assert_allclose(read.forces, frame.forces * units.Hartree / units.Bohr, atol=1e-6)
+    read = load_frames(f"{path}?energy=Hartree&forces=Hartree/Å&stress=GPa")[0]
+    np.testing.assert_allclose(read.forces, frame.forces * units.Hartree, atol=1e-6)
+    with pytest.raises(InputError, match="unit of stress is not named"):
+        load_frames(f"{path}?energy=Hartree")
+
+
+def bad(**changes):
+    return molecule(3, 4, **changes)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (bad(positions=np.full((4, 3), np.nan)), "positions: atom 0 is NaN"),
+        (bad(positions=np.diag([1.0, 2, 3, np.inf])[:, 1:]), "positions: atom 3"),
+        (bad(energy=float("nan")), "energy: it is NaN"),
+        (bad(forces=np.full((4, 3), np.inf)), "forces: atom 0"),
+        (bad(positions=np.zeros((4, 3))), "atoms 0 and 1 are on one spot"),
+        (bad(numbers=np.array([1, 0, 1, 1])), "atom 1 has atomic number 0"),
+        (crystal(cell=np.diag([3.0, 3, 0]), stress=None), "direction c is periodic"),
+        (crystal(cell=np.ones((3, 3)), stress=None), "the cell is singular"),
+    ],
+)
+def test_an_impossible_frame_is_named_by_file_index_and_key(tmp_path, frame, message):
+    path = write(tmp_path / "a.traj", [molecule(), frame])
+    with pytest.raises(InputError, match=rf"a\.traj, frame 1.*{message}"):
+        load_frames(path)
+    found = []
+    assert len(list(read_frames(path, on_bad=found.append))) == 1
+    assert [error.frame for error in found] == [1]
+
+
+def test_nan_labels_are_missing_ones_when_it_is_said(tmp_path):
+    forces = molecule().forces.copy()
+    forces[1] = np.nan
+    frames = [
+        molecule(energy=float("nan")),
+        molecule(forces=forces),
+        molecule(forces=np.full((5, 3), np.nan)),
+    ]
+    path = write(tmp_path / "a.traj", frames)
+    a, b, c = load_frames(f"{path}?nan=missing")
+    assert a.energy is None
+    assert np.isnan(b.forces[1]).all()
+    assert np.isfinite(b.forces[0]).all()
+    assert c.forces is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty"),
+        ("\n\n", "no frames"),
+        ("two\nx\n", "line 1 should be a number of atoms"),
+        ("-3\nx\n", "line 1 should be a number"),
+        ("99999999999999\nx\n", "line 1 should be a number"),
+        (
+            header(energy=1) + "3\nenergy=1\nH 0 0 0\n",
+            "frame 1: is cut off: 3 atoms announced in line 5, 1 found",
+        ),
+        ("0\nenergy=1\n", "frame 0: has no atoms"),
+        ("1\nProperties=species:S:1:pos:R:3 energy=abc\nH 0 0 0\n", "is not a number"),
+        ("1\nProperties=species:S:1:pos:R:3\nXx 0 0 0\n", "'Xx' is no element"),
+        ("1\nProperties=species:S:1:pos:R:3\nH 0 zero 0\n", "frame 0, pos"),
+        ("1\nProperties=species:S:1:pos:R:3\nH 0 0\n", "atom 0 has 3 columns, expected 4"),
+        ("1\nProperties=species:S:1:pos:Q:3\nH 0 0 0\n", "unknown type"),
+        ("1\nProperties=species:S:1\nH\n", "has no positions"),
+        ('1\nProperties=species:S:1:pos:R:3 forces="1 2"\nH 0 0 0\n', "has shape"),
+    ],
+)
+def test_an_unreadable_xyz_file_is_named_by_line_or_frame(tmp_path, text, message):
+    (tmp_path / "a.xyz").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_frames(str(tmp_path / "a.xyz"))
+
+
+def test_a_damaged_compressed_file_is_an_error(tmp_path):
+    data = gzip.compress((header(energy=1) * 500).encode())
+    (tmp_path / "a.xyz.gz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_frames(str(tmp_path / "a.xyz.gz"))
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=60, deadline=None)
+def test_no_bytes_crash_the_xyz_reader(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("x") / "a.xyz"
+    path.write_bytes(data)
+    try:
+        load_frames(str(path))
+    except InputError:
+        pass
+
+
+def test_sgdml_archives_say_their_units(tmp_path):
+    rng = np.random.default_rng(0)
+    z, R = np.array([1, 6, 8]), rng.normal(size=(4, 3, 3)) * 3
+    E, F = rng.normal(size=4), rng.normal(size=(4, 3, 3))
+    np.savez(tmp_path / "a.npz", z=z, R=R, E=E, F=F, e_unit="kcal/mol", r_unit="Ang", name="x")
+    frames = load_frames(str(tmp_path / "a.npz"))
+    assert len(frames) == 4
+    np.testing.assert_allclose(frames[2].forces, F[2] * KCAL)
+    assert frames[2].energy == pytest.approx(E[2] * KCAL)
+    assert len(load_frames(f"{tmp_path}/a.npz@1:3")) == 2
+
+
+def test_rmd17_archives_are_in_kcal_per_mol(tmp_path):
+    R = np.arange(18.0).reshape(2, 3, 3)
+    np.savez(
+        tmp_path / "a.npz",
+        nuclear_charges=[1, 6, 8],
+        coords=R,
+        energies=[1.0, 2.0],
+        forces=R,
+        old_indices=[0, 1],
+        old_energies=[5.0, 5.0],
+        old_forces=R,
+    )
+    frame = load_frames(str(tmp_path / "a.npz"))[1]
+    assert frame.energy == pytest.approx(2 * KCAL)
+    np.testing.assert_allclose(frame.forces, R[1] * KCAL)
+
+
+def test_an_archive_without_units_asks_for_them(tmp_path):
+    np.savez(tmp_path / "a.npz", z=[1, 1], R=np.arange(6.0).reshape(1, 2, 3), E=[1.0])
+    with pytest.raises(InputError, match="does not say its unit of energy"):
+        load_frames(str(tmp_path / "a.npz"))
+    frame = load_frames(f"{tmp_path}/a.npz?energy=Hartree&length=Bohr")[0]
+    assert frame.energy == pytest.approx(units.Hartree)
+    assert frame.positions[1, 2] == pytest.approx(5 * units.Bohr)
+
+
+def test_an_archive_of_python_objects_is_not_loaded(tmp_path):
+    np.savez(tmp_path / "a.npz", z=np.array([{"a": 1}], dtype=object), R=np.zeros((1, 1, 3)), E=[0.0])
+    with pytest.raises(InputError, match="could run any code"):
+        load_frames(f"{tmp_path}/a.npz?energy=eV&length=Å")
+
+
+def test_wrong_shapes_in_an_archive_are_named(tmp_path):
+    np.savez(tmp_path / "a.npz", z=[1, 1], R=np.zeros((1, 3, 3)), E=[0.0])
+    with pytest.raises(InputError, match=r"expected \(frames, 2, 3\)"):
+        load_frames(f"{tmp_path}/a.npz?energy=eV&length=Å")
+    np.savez(tmp_path / "a.npz", z=[1, 1], R=np.zeros((3, 2, 3)), E=[0.0])
+    with pytest.raises(InputError, match="1 energies for 3 frames"):
+        load_frames(f"{tmp_path}/a.npz?energy=eV&length=Å")
+
+
+@pytest.fixture
+def h5(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    return lambda name: h5py.File(tmp_path / name, "w")
+
+
+def test_ani1x_files_have_hartree_and_nan_for_missing(tmp_path, h5):
+    R = np.arange(18.0).reshape(2, 3, 3)
+    with h5("a.h5") as file:
+        group = file.create_group("C1H2")
+        group["atomic_numbers"] = np.array([6, 1, 1], dtype=np.uint8)
+        group["coordinates"] = R.astype(np.float32)
+        group["wb97x_dz.energy"] = [-1.0, np.nan]
+        group["wb97x_dz.forces"] = R
+        group["ccsd(t)_cbs.energy"] = [np.nan, -2.0]
+    a, b = load_frames(str(tmp_path / "a.h5"))
+    assert a.energy == pytest.approx(-units.Hartree)
+    assert b.energy is None
+    np.testing.assert_allclose(b.forces, R[1] * units.Hartree)
+    assert a.info["group"] == "C1H2"
+    c = load_frames(f"{tmp_path}/a.h5?energy_key=ccsd(t)_cbs.energy@1:")[0]
+    assert c.energy == pytest.approx(-2 * units.Hartree)
+    assert c.forces is None, "forces of another level of theory must not come along"
+
+
+def test_spice_files_have_bohr_and_gradients(tmp_path, h5):
+    R = np.arange(12.0).reshape(2, 2, 3)
+    with h5("a.hdf5") as file:
+        group = file.create_group("water")
+        group["atomic_numbers"] = [8, 1]
+        group["conformations"] = R
+        group["dft_total_energy"] = [-1.0, -2.0]
+        group["dft_total_gradient"] = R
+        group["subset"] = [b"SPICE Dipeptides"]
+    frame = load_frames(str(tmp_path / "a.hdf5"))[1]
+    np.testing.assert_allclose(frame.positions, R[1] * units.Bohr)
+    np.testing.assert_allclose(frame.forces, -R[1] * units.Hartree / units.Bohr)
+    assert frame.info == {"group": "water", "subset": "SPICE Dipeptides"}
+
+
+def test_other_hdf5_layouts_ask_for_units_and_nested_groups_are_found(tmp_path, h5):
+    with h5("a.h5") as file:
+        for name in ("x/one", "x/two"):
+            group = file.create_group(name)
+            group["species"] = [b"O", b"H"]
+            group["coordinates"] = np.arange(6.0).reshape(1, 2, 3)
+            group["energies"] = [1.0]
+    with pytest.raises(InputError, match="unit of energy"):
+        load_frames(str(tmp_path / "a.h5"))
+    frames = load_frames(f"{tmp_path}/a.h5?energy=eV&length=Å")
+    assert [frame.info["group"] for frame in frames] == ["x/one", "x/two"]
+    np.testing.assert_array_equal(frames[0].numbers, [8, 1])
+
+
+def test_a_file_that_is_no_hdf5_is_an_error(tmp_path):
+    (tmp_path / "a.h5").write_bytes(b"not hdf5")
+    with pytest.raises(InputError, match="cannot be opened"):
+        load_frames(str(tmp_path / "a.h5"))
+
+
+def deepmd(folder, frames, type_map="O H"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "type.raw").write_text("0\n1\n1\n")
+    if type_map:
+        (folder / "type_map.raw").write_text(type_map)
+    part = folder / "set.000"
+    part.mkdir()
+    np.save(part / "coord.npy", np.array([f.positions.reshape(-1) for f in frames]))
+    np.save(part / "box.npy", np.array([f.cell.reshape(-1) for f in frames]))
+    np.save(part / "energy.npy", np.array([f.energy for f in frames]))
+    np.save(part / "force.npy", np.array([f.forces.reshape(-1) for f in frames]))
+    volume = [abs(np.linalg.det(f.cell)) for f in frames]
+    np.save(
+        part / "virial.npy",
+        np.array([-f.stress.reshape(-1) * v for f, v in zip(frames, volume, strict=True)]),
+    )
+
+
+def test_deepmd_folders_are_read_system_by_system(tmp_path):
+    water = np.array([8, 1, 1])
+    frames = [crystal(seed, 3, numbers=water) for seed in range(5)]
+    deepmd(tmp_path / "systems" / "a", frames[:3])
+    deepmd(tmp_path / "systems" / "b", frames[3:])
+    for frame, read in zip(frames, load_frames(str(tmp_path / "systems")), strict=True):
+        assert_same(frame, read, 1e-12)
+    assert len(load_frames(f"{tmp_path}/systems@-3:")) == 3
+
+
+def test_deepmd_types_without_names_have_to_be_named(tmp_path):
+    deepmd(tmp_path / "a", [crystal(0, 3)], type_map=None)
+    with pytest.raises(InputError, match=r"\?species=O\+H"):
+        load_frames(str(tmp_path / "a"))
+    np.testing.assert_array_equal(load_frames(f"{tmp_path}/a?species=O+H")[0].numbers, [8, 1, 1])
+
+
+def test_n2p2_files_are_read_in_the_named_units(tmp_path):
+    (tmp_path / "input.data").write_text(
+        "begin\ncomment hello there\nlattice 10 0 0\nlattice 0 10 0\nlattice 0 0 10\n"
+        "atom 0 0 0 O 0 0 0.1 0.2 0.3\natom 0 0 2 H 0 0 -0.1 -0.2 -0.3\nenergy -1.5\ncharge 0\nend\n"
+    )
+    with pytest.raises(InputError, match="unit of energy"):
+        load_frames(f"{tmp_path}/input.data")
+    frame = load_frames(f"{tmp_path}/input.data?energy=Hartree&length=Bohr")[0]
+    assert frame.energy == pytest.approx(-1.5 * units.Hartree)
+    assert frame.cell[0, 0] == pytest.approx(10 * units.Bohr)
+    assert frame.forces[0, 2] == pytest.approx(0.3 * units.Hartree / units.Bohr)
+    assert frame.info["comment"] == "hello there"
+
+
+def test_schnetpack_databases_say_their_units(tmp_path):
+    from ase.db import connect
+
+    with connect(tmp_path / "a.db") as database:
+        database.metadata = {
+            "_property_unit_dict": {"energy": "kcal/mol", "forces": "kcal/mol/Ang"},
+            "_distance_unit": "Ang",
+        }
+        for energy in (1.0, 2.0):
+            database.write(Atoms("H"), data={"energy": np.array([energy]), "forces": np.ones((1, 3))})
+    frame = load_frames(f"{tmp_path}/a.db@1")[0]
+    assert frame.energy == pytest.approx(2 * KCAL)
+    np.testing.assert_allclose(frame.forces, np.full((1, 3), KCAL))
+
+
+def test_lists_of_files_are_one_after_the_other(tmp_path):
+    a = write(tmp_path / "a.extxyz", [molecule(0), molecule(1)])
+    b = write(tmp_path / "b.traj", [crystal(2)])
+    frames = load_frames(f"{a},{b},builtin:ethanol-gfn2/train@:3")
+    assert [len(f.numbers) for f in frames] == [5, 5, 4, 9, 9, 9]
+
+
+def test_coverage_counts_structures_with_each_label():
+    forces = np.full((5, 3), np.nan)
+    counts = coverage([molecule(), molecule(energy=None), molecule(forces=forces), crystal()])
+    assert (counts.structures, counts.energy, counts.forces, counts.stress, counts.periodic) == (
+        4,
+        3,
+        3,
+        1,
+        1,
+    )
+
+
+def test_a_label_that_is_nowhere_is_refused():
+    counts = coverage([molecule(forces=None)])
+    require_labels(counts, ["energy"], file="a.xyz")
+    with pytest.raises(InputError, match=r"none of 1 structures has forces \(found: energy in 1"):
+        require_labels(counts, ["energy", "forces"], file="a.xyz")
+
+
+def test_isolated_atoms_are_told_from_crystals_of_one_atom():
+    hydrogen = Frame(numbers=np.array([1]), positions=np.zeros((1, 3)), energy=-13.6)
+    boxed = Frame(
+        numbers=np.array([8]),
+        positions=np.zeros((1, 3)),
+        cell=20 * np.eye(3),
+        pbc=np.ones(3, dtype=bool),
+        energy=-430.0,
+        info={"config_type": "IsolatedAtom"},
+    )
+    copper = Frame(
+        numbers=np.array([29]),
+        positions=np.zeros((1, 3)),
+        cell=2.5 * np.eye(3),
+        pbc=np.ones(3, dtype=bool),
+        energy=-3.0,
+    )
+    rest, energies = separate_isolated_atoms([hydrogen, molecule(), boxed, copper])
+    assert energies == {"H": -13.6, "O": -430.0}
+    assert len(rest) == 2
+    other = Frame(numbers=np.array([1]), positions=np.zeros((1, 3)), energy=-13.0)
+    with pytest.raises(InputError, match="isolated H has energy -13 eV"):
+        isolated_atom_energies([hydrogen, other])
+
+
+@given(st.integers(0, 10_000), st.integers(2, 90))
+@settings(max_examples=40, deadline=None)
+def test_coinciding_atoms_are_found_through_periodic_images(seed, n):
+    rng = np.random.default_rng(seed)
+    cell = 9 * np.eye(3) + rng.normal(size=(3, 3))
+    pbc = rng.random(3) < 0.7
+    grid = np.stack(np.meshgrid(*[np.arange(5.0)] * 3), axis=-1).reshape(-1, 3)[:n] / 5.5
+    positions = (grid + 0.01 * rng.random((n, 3))) @ cell
+    assert coinciding_atoms(positions, cell, pbc) is None
+    i, j = rng.choice(n, 2, replace=False)
+    positions[j] = positions[i] + (rng.integers(-2, 3, 3) * pbc) @ cell + 1e-5
+    assert coinciding_atoms(positions, cell, pbc) == tuple(sorted((i, j)))
