@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,21 @@ from pimlip_zoo.errors import InputError
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["FORMAT_VERSION", "REQUIRED_KEYS", "export_metadata", "torch_version", "weights_hash"]
+__all__ = [
+    "AOT_ENTRY",
+    "FORMAT_VERSION",
+    "REQUIRED_KEYS",
+    "export_metadata",
+    "read_metadata",
+    "torch_version",
+    "weights_hash",
+]
 
 FORMAT_VERSION = 1
 """Of the keys below and of the module's tensors; ``pair_style pimlip`` reads this version only."""
+
+AOT_ENTRY = "pimlip"
+"""Name of the entry point of ``pair_style pimlip`` in a compiled file, which may have several."""
 
 REQUIRED_KEYS = (
     "pimlip_format",
@@ -90,6 +103,47 @@ def export_metadata(
         "allow_tf32": "0",
         "nequip_version": f"pimlip-zoo {__version__}",
     }
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of an exported file, TorchScript or compiled, without loading the model.
+
+    Raises:
+        InputError: when the file is missing, truncated, not ours, or of another format version.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = _metadata_entries(archive)
+    except FileNotFoundError as error:
+        raise InputError("there is no such file", file=path) from error
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise InputError(
+            "not a complete exported model", file=path, mend="write it with `pimlip-zoo export`"
+        ) from error
+    version = found.get("pimlip_format", "")
+    if not version:
+        raise InputError("has no metadata of pimlip-zoo", file=path, mend="write it with `pimlip-zoo export`")
+    if version != str(FORMAT_VERSION):
+        raise InputError(
+            f"its format is version {version}, this is a pimlip-zoo for version {FORMAT_VERSION}",
+            file=path,
+            mend="export it again",
+        )
+    missing = [key for key in REQUIRED_KEYS if key not in found]
+    if missing:
+        raise InputError(f"its metadata lack {', '.join(missing)}", file=path, mend="export it again")
+    return found
+
+
+def _metadata_entries(archive: zipfile.ZipFile) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in archive.namelist():
+        parts = name.split("/")
+        if len(parts) == 3 and parts[1] == "extra":  # TorchScript: one entry for each key
+            found[parts[2]] = archive.read(name).decode()
+        elif name.endswith("_metadata.json") and f"/{AOT_ENTRY}/" in name:  # compiled: one JSON file
+            found.update({key: str(value) for key, value in json.loads(archive.read(name)).items()})
+    return found
 
 
 def weights_hash(potential: Potential) -> str:

@@ -17,7 +17,15 @@ from pimlip_zoo.graph import AtomGraph, edge_vectors
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["ExportError", "check_structures", "compare", "pair_style_inputs", "position_inputs", "tolerance"]
+__all__ = [
+    "ExportError",
+    "check_structures",
+    "compare",
+    "from_edges",
+    "pair_style_inputs",
+    "position_inputs",
+    "tolerance",
+]
 
 Evaluate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -119,7 +127,7 @@ def compare(potential: Potential, evaluate: Evaluate, *, by_positions: bool = Tr
         with torch.no_grad():
             expected = potential(graph)
         for call in range(calls):
-            found = {"pimlip": _from_edges(graph, evaluate(pair_style_inputs(graph)))}
+            found = {"pimlip": from_edges(graph, evaluate(pair_style_inputs(graph)))}
             if by_positions:
                 found["nequip"] = _from_positions(evaluate(position_inputs(graph)))
             for contract, prediction in found.items():
@@ -135,7 +143,7 @@ def compare(potential: Potential, evaluate: Evaluate, *, by_positions: bool = Tr
     return worst
 
 
-def _from_edges(graph: AtomGraph, out: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_edges(graph: AtomGraph, out: dict[str, Tensor]) -> dict[str, Tensor]:
     """What ``pair_style pimlip`` makes of a module's answer."""
     gradient, (centre, neighbour) = out["edge_gradient"], graph.edge_index
     forces = out.get("forces")

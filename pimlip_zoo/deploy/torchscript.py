@@ -126,8 +126,8 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]
         raise InputError("has no metadata of pimlip-zoo", file=path, mend="write it with `pimlip-zoo export`")
 
     def evaluate(data: dict[str, Tensor]) -> dict[str, Tensor]:
-        result: dict[str, Tensor] = module(data)
-        return result
+        # Freezing takes detach() out of the module.
+        return {key: value.detach() for key, value in module(data).items()}
 
     return evaluate, metadata
 

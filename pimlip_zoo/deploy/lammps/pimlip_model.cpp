@@ -229,10 +229,10 @@ void Model::evaluate(const Graph &graph)
   try {
     backend_->run(vectors.to(device), edge_index.to(device), species.to(device), is_local.to(device));
     // Rows in front stay where they are when the padding behind them is ignored.
-    backend_->energy = backend_->energy.to(torch::kCPU, torch::kFloat64).reshape({-1}).contiguous();
-    backend_->gradient = backend_->gradient.to(torch::kCPU, torch::kFloat64).contiguous();
+    backend_->energy = backend_->energy.detach().to(torch::kCPU, torch::kFloat64).reshape({-1}).contiguous();
+    backend_->gradient = backend_->gradient.detach().to(torch::kCPU, torch::kFloat64).contiguous();
     if (backend_->forces.defined())
-      backend_->forces = backend_->forces.to(torch::kCPU, torch::kFloat64).contiguous();
+      backend_->forces = backend_->forces.detach().to(torch::kCPU, torch::kFloat64).contiguous();
   } catch (const std::exception &error) {
     throw ModelError(file_ + ": evaluating " + std::to_string(atoms) + " atoms with " + std::to_string(edges) +
                      " edges failed: " + brief(error));

@@ -1,0 +1,148 @@
+"""``pimlip-zoo export``: a trained potential as one file for LAMMPS and other programs."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pimlip_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pimlip_zoo.deploy.torchscript import ExportReport
+    from pimlip_zoo.models.potential import Potential
+
+__all__ = ["ExportFormat", "app", "export_potential"]
+
+app = typer.Typer()
+
+
+class ExportFormat(str, Enum):
+    """What kind of file."""
+
+    torchscript = "torchscript"
+    aot = "aot"
+    native = "native"
+
+
+class Precision(str, Enum):
+    """Of the model inside the file; the border is float64 always."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+_SUFFIX = {
+    ExportFormat.torchscript: ".nequip.pth",
+    ExportFormat.aot: ".nequip.pt2",
+    ExportFormat.native: ".ckpt",
+}
+
+
+@app.command("export", epilog="Example: pimlip-zoo export runs/nequip-1 -o ethanol.nequip.pth")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="A run folder or a checkpoint.")],
+    format: Annotated[  # noqa: A002
+        ExportFormat,
+        typer.Option(
+            help="torchscript: for pair_style pimlip, nequip and allegro; aot: the same, compiled for this "
+            "kind of machine; native: a checkpoint for Python, without the state of the training."
+        ),
+    ] = ExportFormat.torchscript,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file; beside the run by default.")
+    ] = None,
+    dtype: Annotated[
+        Precision | None, typer.Option(help="Precision inside; as trained if not given.")
+    ] = None,
+) -> None:
+    """Write a trained potential as one file; it is read back and compared before it gets its name."""
+    from rich.console import Console
+
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    potential = load_potential(run)
+    target = output or _default_output(run, format)
+    report = export_potential(
+        potential, target, format=format, dtype=dtype.value if dtype else None, source=run
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    size = report.path.stat().st_size / 1e6
+    console.print(
+        f"wrote {report.path} ({size:.1f} MB, {report.seconds:.1f} s); agrees with the potential to "
+        f"{report.deviation:.0e}"
+    )
+    if format is not ExportFormat.native:
+        names = report.metadata["type_names"]
+        console.print(f"in LAMMPS: pair_style pimlip\n           pair_coeff * * {report.path.name} {names}")
+
+
+def export_potential(
+    potential: Potential,
+    target: Path,
+    *,
+    format: ExportFormat,  # noqa: A002
+    dtype: str | None = None,
+    source: Path | None = None,
+) -> ExportReport:
+    """Export in one of the formats.
+
+    Args:
+        potential: with its best weights.
+        target: the file.
+        format: of the file.
+        dtype: float32 or float64; the potential's by default.
+        source: the run, for the file's metadata.
+    """
+    import torch
+
+    from pimlip_zoo.registry import available_models
+
+    wanted = None if dtype is None else getattr(torch, dtype)
+    names = [name for name, info in available_models().items() if info.model is type(potential.model)]
+    name = names[0] if names else type(potential.model).__name__
+    training: dict[str, object] = {"run": str(source.resolve())} if source is not None else {}
+    if format is ExportFormat.torchscript:
+        from pimlip_zoo.deploy.torchscript import export_torchscript
+
+        return export_torchscript(potential, target, name=name, dtype=wanted, training=training)
+    if format is ExportFormat.aot:
+        from pimlip_zoo.deploy.aot import export_aot
+
+        return export_aot(potential, target, name=name, dtype=wanted, training=training)
+    return _export_native(potential, target, dtype=wanted)
+
+
+def _export_native(potential: Potential, target: Path, *, dtype: torch.dtype | None) -> ExportReport:
+    """The checkpoint that ``load_potential`` reads, with the weights alone."""
+    import time
+
+    import torch
+
+    from pimlip_zoo.deploy.torchscript import ExportReport, prepared
+    from pimlip_zoo.training.checkpoint import KEY, describe, load_potential
+
+    started = time.perf_counter()
+    ready = prepared(potential, dtype)
+    weights = {f"potential.{name}": value for name, value in ready.state_dict().items()}
+    scratch = target.with_name(f".{target.name}.tmp")
+    try:
+        torch.save({KEY: describe(ready), "state_dict": weights}, scratch)
+        again = load_potential(scratch).state_dict()
+        if not all(torch.equal(value, again[name]) for name, value in ready.state_dict().items()):
+            raise InputError("the weights did not survive writing", file=target)
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return ExportReport(target, time.perf_counter() - started, 0.0, {})
+
+
+def _default_output(run: Path, format: ExportFormat) -> Path:  # noqa: A002
+    if not run.exists():
+        raise InputError("there is no such run", file=run)
+    stem = run.resolve().name if run.is_dir() else run.stem
+    return (run if run.is_dir() else run.parent) / f"{stem}{_SUFFIX[format]}"

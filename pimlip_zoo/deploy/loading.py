@@ -1,0 +1,30 @@
+"""Reads exported files back, whichever kind they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from pimlip_zoo.deploy.metadata import read_metadata
+from pimlip_zoo.deploy.torchscript import load_torchscript
+
+__all__ = ["load_exported"]
+
+
+def load_exported(
+    path: str | os.PathLike[str],
+) -> tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], dict[str, str]]:
+    """The function of an exported file, with the inputs of ``pair_style pimlip``, and its metadata.
+
+    Raises:
+        InputError: when it cannot be read.
+    """
+    metadata = read_metadata(path)
+    if Path(path).suffix == ".pt2":
+        from pimlip_zoo.deploy.aot import load_compiled
+
+        return load_compiled(path), metadata
+    return load_torchscript(path)
