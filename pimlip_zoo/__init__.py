@@ -1,3 +1,72 @@
-"""pimlip-zoo: equivariant interatomic potentials that learn from physics where labels are sparse."""
+"""pimlip-zoo: equivariant interatomic potentials that learn from physics where labels are sparse.
+
+>>> import pimlip_zoo as pz
+>>> sorted(pz.available_models())[0]
+'allegro'
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pimlip_zoo.deploy.ase import PimlipCalculator
 
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AtomGraph",
+    "AtomicEnergyModel",
+    "InputError",
+    "ModelConfig",
+    "Potential",
+    "available_models",
+    "calculator",
+    "edge_vectors",
+    "get_model",
+    "load",
+    "register_model",
+]
+
+# Imported when they are asked for: `import pimlip_zoo` is immediate.
+_PLACES = {
+    "AtomGraph": "pimlip_zoo.graph",
+    "edge_vectors": "pimlip_zoo.graph",
+    "AtomicEnergyModel": "pimlip_zoo.models.base",
+    "ModelConfig": "pimlip_zoo.models.base",
+    "Potential": "pimlip_zoo.models.potential",
+    "InputError": "pimlip_zoo.errors",
+    "available_models": "pimlip_zoo.registry",
+    "get_model": "pimlip_zoo.registry",
+    "register_model": "pimlip_zoo.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'pimlip_zoo' has no attribute {name!r}")
+
+
+def load(run: str | Path, **options: Any) -> Any:
+    """The trained potential of a run folder or checkpoint; see :func:`pimlip_zoo.training.checkpoint.load_potential`."""
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    return load_potential(run, **options)
+
+
+def calculator(run: str | Path, *, device: str = "cpu", skin: float = 0.5, **options: Any) -> PimlipCalculator:
+    """An ASE calculator of a run folder or checkpoint.
+
+    Args:
+        run: run folder or checkpoint.
+        device: where to compute.
+        skin: Å, see :class:`~pimlip_zoo.deploy.ase.PimlipCalculator`.
+        options: of :func:`load`.
+    """
+    from pimlip_zoo.deploy.ase import PimlipCalculator
+
+    return PimlipCalculator(load(run, **options), device=device, skin=skin)

@@ -351,6 +351,8 @@ def _trainer(config: RunConfig, folder: Path) -> pl.Trainer:
         Progress,
     )
 
+    # Lightning's chatter about accelerators and defaults is not the user's business.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     section = config.trainer
     last = folder / "checkpoints" / "last.ckpt"
     terminal = sys.stderr.isatty()

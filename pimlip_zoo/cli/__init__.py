@@ -1,0 +1,90 @@
+"""The command line: ``pimlip-zoo COMMAND``. Commands are imported when they are used."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.util
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from pimlip_zoo import __version__
+from pimlip_zoo.errors import InputError
+
+__all__ = ["app", "main"]
+
+COMMANDS = {
+    "train": "pimlip_zoo.cli.train",
+    "eval": "pimlip_zoo.cli.eval",
+    "data": "pimlip_zoo.cli.data",
+    "models": "pimlip_zoo.cli.models",
+    "export": "pimlip_zoo.cli.export",
+    "lammps": "pimlip_zoo.cli.lammps",
+    "md": "pimlip_zoo.cli.md",
+    "doctor": "pimlip_zoo.cli.doctor",
+}
+"""Where each command lives: a module with a typer app called ``app``, light to import."""
+
+
+class LazyGroup(TyperGroup):
+    """Finds commands in :data:`COMMANDS` and imports them when they are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """In the order of a user's way."""
+        return [name for name, module in COMMANDS.items() if importlib.util.find_spec(module) is not None]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """The command, or None (then the parser names the nearest)."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = typer.main.get_command(importlib.import_module(COMMANDS[cmd_name]).app)
+        command.name = cmd_name
+        command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
+        return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"pimlip-zoo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),  # noqa: ARG001
+) -> None:
+    """Equivariant interatomic potentials that learn from physics where labels are sparse.
+
+    Start with [bold]pimlip-zoo train --model nequip[/bold]: it needs no data of yours.
+    """
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 done, 2 the user's mistake, 1 anything else."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
+            _fail(f"{error.filename or 'file'}: {error.strerror}")
+        raise
+
+
+def _fail(message: str) -> None:
+    sys.stdout.flush()
+    typer.secho(f"pimlip-zoo: {' '.join(message.split())}", fg="red", err=True)
+    sys.exit(2)

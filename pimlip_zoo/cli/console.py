@@ -1,0 +1,73 @@
+"""How commands speak: a rich console, numbers in meV, a log file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["console", "errors_table", "log_to"]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console; colours only on terminals."""
+    from rich.console import Console
+
+    screen = Console(stderr=stderr, highlight=False)
+    return screen if screen.is_terminal else Console(stderr=stderr, highlight=False, width=120)
+
+
+def log_to(folder: Path | None) -> None:
+    """Send messages to the terminal and, in a run folder, to ``log.txt``."""
+    import sys
+
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.*")
+    log = logging.getLogger("pimlip_zoo")
+    log.setLevel(logging.INFO)
+    log.handlers.clear()
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setFormatter(_Plain())
+    log.addHandler(screen)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+
+
+class _Plain(logging.Formatter):
+    """The message alone; warnings say that they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"warning: {text}" if record.levelno >= logging.WARNING else text
+
+
+def errors_table(rows: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:
+    """Errors of several data sets, in meV and meV/Å, as ``ErrorStatistics.summary`` gives them."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table.add_column("data", overflow="fold")
+    table.add_column("structures", justify="right", no_wrap=True)
+    for column in ("energy MAE", "RMSE [dim]meV/atom[/dim]", "forces MAE", "RMSE [dim]meV/Å[/dim]"):
+        table.add_column(column, justify="right", no_wrap=True)
+    stress = any(summary.get("stress") for summary in rows.values())
+    if stress:
+        for column in ("stress MAE", "RMSE [dim]meV/Å³[/dim]"):
+            table.add_column(column, justify="right")
+    quantities = ["energy_per_atom", "forces", *(["stress"] if stress else [])]
+    for name, summary in rows.items():
+        cells = []
+        for quantity in quantities:
+            errors = summary.get(quantity)
+            cells += [f"{1e3 * errors[kind]:.2f}" if errors else "-" for kind in ("mae", "rmse")]
+        table.add_row(name, str(summary["n_structures"]), *cells)
+    return table

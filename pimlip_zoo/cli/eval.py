@@ -1,0 +1,47 @@
+"""``pimlip-zoo eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command("eval", epilog="Example: pimlip-zoo eval runs/nequip-1 --data test.extxyz --plot parity.png")
+def evaluate_command(
+    run: Annotated[Path, typer.Argument(help="Run folder or checkpoint.")],
+    data: Annotated[str, typer.Option(help="Structures with labels.")],
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the errors, in eV and Å.")] = None,
+    plot: Annotated[Optional[Path], typer.Option(help="Draw the parity plot: .png, .pdf, .svg.")] = None,
+    dtype: Annotated[Optional[str], typer.Option(help="float32 or float64; as trained if not given.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures at once.")] = 50,
+) -> None:
+    """Errors of a trained potential on labelled structures."""
+    import json
+
+    import torch
+
+    from pimlip_zoo.cli.console import console, errors_table
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    if dtype not in (None, "float32", "float64"):
+        raise InputError(f"{dtype!r} is no precision", key="--dtype", mend="float32 or float64")
+    potential = load_potential(run, dtype=getattr(torch, dtype) if dtype else None)
+    result = evaluate(potential, data, batch_size=batch_size, model=str(run))
+    screen = console()
+    screen.print(errors_table({data: result.summary}))
+    if json_file is not None:
+        temporary = json_file.with_name(json_file.name + ".tmp")
+        temporary.write_text(json.dumps(result.summary, indent=1))
+        temporary.replace(json_file)
+        screen.print(f"errors: {json_file}")
+    if plot is not None:
+        from pimlip_zoo.report.parity import parity_plot
+
+        parity_plot(result.pairs, plot, title=f"{run} on {data}")
+        screen.print(f"parity plot: {plot}")

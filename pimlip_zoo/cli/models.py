@@ -1,0 +1,116 @@
+"""``pimlip-zoo models``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: pimlip-zoo models nequip")
+def models(
+    name: Annotated[Optional[str], typer.Argument(help="One architecture, with its options.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the architectures, or the options and presets of one."""
+    import json
+
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.registry import available_models, get_model
+
+    infos = [get_model(name)] if name else list(available_models().values())
+    described = [_describe(info) for info in infos]
+    if json_output:
+        typer.echo(json.dumps(described[0] if name else described, indent=1))
+        return
+    screen = console()
+    screen.print(_options_table(described[0]) if name else _overview(described))
+    if name:
+        screen.print("set them with --set model.OPTION=VALUE")
+
+
+def _describe(info: Any) -> dict[str, Any]:
+    import dataclasses
+
+    presets = {}
+    for preset in info.presets:
+        presets[preset] = {**info.presets[preset], "parameters": _count(info, preset)}
+    return {
+        "name": info.name,
+        "description": info.description,
+        "presets": presets,
+        "parameters": None if info.presets else _count(info, None),
+        "options": {
+            field.name: {"type": str(field.type), "default": _default(field), "help": _help(info.config, field.name)}
+            for field in dataclasses.fields(info.config)
+        },
+    }
+
+
+def _count(info: Any, preset: str | None) -> int:
+    model = info.model(info.configure(preset, avg_num_neighbors=10.0), ("H", "C", "N", "O"))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _default(field: Any) -> Any:
+    import dataclasses
+
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _help(config: type, name: str) -> str:
+    """The string below a field of a dataclass, from its source."""
+    import ast
+    import inspect
+    import textwrap
+
+    for cls in config.__mro__[:-1]:
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+        except (OSError, TypeError):
+            continue
+        for node, following in zip(body, body[1:], strict=False):
+            if (
+                isinstance(node, ast.AnnAssign)
+                and getattr(node.target, "id", None) == name
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+            ):
+                return " ".join(str(following.value.value).split())
+    return ""
+
+
+def _overview(described: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("model")
+    table.add_column("parameters (H, C, N, O)")
+    table.add_column("")
+    for item in described:
+        counts = ", ".join(f"{preset} {values['parameters']:,}" for preset, values in item["presets"].items())
+        table.add_row(item["name"], counts or f"{item['parameters']:,}", item["description"])
+    return table
+
+
+def _options_table(item: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{item['name']}: {item['description']}",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+    )
+    for column in ("option", "default", *item["presets"], ""):
+        table.add_column(column, overflow="fold")
+    table.add_row(
+        "[dim]parameters[/dim]", "", *(f"[dim]{p['parameters']:,}[/dim]" for p in item["presets"].values()), ""
+    )
+    for name, option in item["options"].items():
+        cells = [str(values[name]) if name in values else "" for values in item["presets"].values()]
+        table.add_row(name, str(option["default"]), *cells, option["help"])
+    return table

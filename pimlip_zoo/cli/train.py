@@ -1,0 +1,157 @@
+"""``pimlip-zoo train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer()
+
+EXAMPLE = """
+Examples:
+
+  pimlip-zoo train --model nequip                                   (built-in ethanol data)
+
+  pimlip-zoo train --model mace --data train.extxyz --test test.extxyz --max-time 2h
+
+  pimlip-zoo train --out runs/nequip --resume
+"""
+
+
+@app.command(epilog=EXAMPLE)
+def train(
+    model: Annotated[Optional[str], typer.Option(help="Architecture; `pimlip-zoo models` lists them.")] = None,
+    data: Annotated[Optional[str], typer.Option(help="Training structures: a file, builtin:NAME, ...")] = None,
+    valid: Annotated[Optional[str], typer.Option(help="Validation structures; else a part of --data.")] = None,
+    test: Annotated[Optional[str], typer.Option(help="Evaluated at the end.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="A run.yaml; single options win over it.")] = None,
+    preset: Annotated[Optional[str], typer.Option(help="small, medium or large.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Run folder; runs/MODEL-k if not given.")] = None,
+    settings: Annotated[
+        Optional[list[str]], typer.Option("--set", help="Any option: --set optimizer.lr=0.01")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out (or the newest).")] = False,
+    device: Annotated[Optional[str], typer.Option(help="auto, cpu, cuda, ...")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Of weights, order and split.")] = None,
+    max_steps: Annotated[Optional[int], typer.Option(help="Optimiser steps.")] = None,
+    max_time: Annotated[Optional[str], typer.Option(help="90s, 10m, 2h, ...")] = None,
+    forces: Annotated[Optional[str], typer.Option(help="conservative or direct.")] = None,
+    labels: Annotated[Optional[str], typer.Option(help="energy | energy,forces | energy,forces,stress")] = None,
+    dtype: Annotated[Optional[str], typer.Option(help="float32 or float64.")] = None,
+) -> None:
+    """Train a potential and leave everything in a run folder."""
+    from pimlip_zoo.config import load_config, parse_settings
+
+    given: list[tuple[str, Any]] = [
+        ("model.name", model),
+        ("model.preset", preset),
+        ("data.train", data),
+        ("data.valid", valid),
+        ("data.test", test),
+        ("trainer.device", device),
+        ("seed", seed),
+        ("trainer.max_steps", max_steps),
+        ("trainer.max_time", max_time),
+        ("model.force_head", forces),
+        ("data.labels", labels.split(",") if labels else None),
+        ("trainer.dtype", dtype),
+    ]
+    options = [(key, value) for key, value in given if value is not None]
+    options += parse_settings(settings or [])
+    if resume:
+        folder = out or _newest_run()
+        config = config or folder / "config.yaml"
+    else:
+        folder = Path()
+    run_config = load_config(config, options)
+    if not resume:
+        folder = _new_folder(out, run_config.model.name)
+    _run(run_config, folder, resume=resume)
+
+
+def _run(config: Any, folder: Path, *, resume: bool) -> None:
+    from rich.panel import Panel
+
+    from pimlip_zoo.cli.console import console, errors_table, log_to
+    from pimlip_zoo.experiment import prepare
+    from pimlip_zoo.experiment import train as run
+
+    screen = console()
+    log_to(folder)
+    experiment = prepare(config)
+    potential = experiment.potential
+    parameters = sum(p.numel() for p in potential.model.parameters())
+    steps, batch = config.trainer.max_steps, config.data.batch_size
+    screen.print(
+        Panel.fit(
+            f"[bold]{config.model.name}[/bold] ({config.model.preset or 'own options'}), {parameters:,} parameters, "
+            f"cutoff {potential.cutoff:g} Å, {config.trainer.dtype}\n"
+            f"species {', '.join(potential.species)}; energy references from {experiment.references.source}\n"
+            f"training on {', '.join(experiment.labels)}; {steps:,} steps of {batch} structures\n"
+            f"run folder [bold]{folder}[/bold]",
+            title="pimlip-zoo train",
+            title_align="left",
+        )
+    )
+    outcome = run(experiment, folder, resume=resume)
+    if outcome.signal is not None:
+        screen.print(f"stopped after step {outcome.steps}; go on with: pimlip-zoo train --out {folder} --resume")
+        raise typer.Exit(128 + outcome.signal)
+    screen.print(f"{outcome.steps:,} steps in {outcome.seconds:.0f} s")
+    summaries = evaluate_run(folder, _tests(config))
+    if summaries:
+        screen.print(errors_table(summaries))
+    screen.print(f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png")
+
+
+def _tests(config: Any) -> dict[str, str]:
+    """What is evaluated at the end: the validation set, and the test data if there are any."""
+    sets = {}
+    if config.data.valid is not None:
+        sets["validation"] = config.data.valid
+    if config.data.test is not None:
+        sets.update({part: part for part in config.data.test.split(",")})
+    elif config.data.train == "builtin:ethanol-gfn2":
+        sets.update({name: f"builtin:ethanol-gfn2/{name}" for name in ("test_300K", "test_600K", "test_1200K")})
+    return sets
+
+
+def evaluate_run(folder: Path, sets: dict[str, str]) -> dict[str, Any]:
+    """Errors of a run's best weights on several data sets; written to ``test.json`` in the run folder."""
+    import json
+
+    from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    if not sets:
+        return {}
+    potential = load_potential(folder)
+    summaries = {name: evaluate(potential, spec).summary for name, spec in sets.items()}
+    temporary = folder / "test.json.tmp"
+    temporary.write_text(json.dumps(summaries, indent=1))
+    temporary.replace(folder / "test.json")
+    return summaries
+
+
+def _new_folder(out: Path | None, model: str) -> Path:
+    from pimlip_zoo.errors import InputError
+
+    if out is not None:
+        if (out / "checkpoints").exists():
+            raise InputError("the folder holds a run already", file=out, mend="--resume it, or give another --out")
+        return out
+    number = 1
+    while (folder := Path("runs") / f"{model}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _newest_run() -> Path:
+    from pimlip_zoo.errors import InputError
+
+    runs = sorted(Path("runs").glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise InputError("there is no run to resume under runs/", key="--resume", mend="name it with --out")
+    return runs[-1].parent.parent

@@ -1,0 +1,100 @@
+"""A potential against labelled data: errors, and the pairs of values that a parity plot shows."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import Batch, Predictions, collate, stress_from_virial
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.training.metrics import ErrorStatistics
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors of a potential on a data set."""
+
+    summary: dict[str, Any]
+    """As ``eval --json`` writes it, in eV and Å."""
+    pairs: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    """Reference and predicted values of energy_per_atom, forces, stress where labelled, flat."""
+
+
+def evaluate(potential: Potential, spec: str, *, batch_size: int = 50, model: str = "") -> Evaluation:
+    """Evaluate on a DATA specification.
+
+    Args:
+        potential: ready for prediction.
+        spec: what ``--data`` takes.
+        batch_size: structures evaluated at once.
+        model: name that the summary carries.
+
+    Raises:
+        InputError: for data without labels, or with species that the potential does not know.
+    """
+    frames = load_frames(spec)
+    if all(f.energy is None and f.forces is None and f.stress is None for f in frames):
+        raise InputError("no structure has a label", file=spec, mend="name the keys with ?energy_key=...")
+    started = time.monotonic()
+    errors = ErrorStatistics(potential.species)
+    pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    virial = any(frame.stress is not None for frame in frames)
+    for start in range(0, len(frames), batch_size):
+        batch = collate(_samples(frames[start : start + batch_size], start, potential, spec))
+        with torch.no_grad():
+            predictions = potential(batch.graph, forces=True, virial=virial)
+        errors.update(batch, predictions)
+        for quantity, values in _pairs(batch, predictions).items():
+            pairs.setdefault(quantity, []).append(values)
+    summary = {**errors.summary(), "model": model, "seconds": round(time.monotonic() - started, 3)}
+    return Evaluation(
+        summary,
+        {
+            quantity: (
+                torch.cat([reference for reference, _ in parts]).numpy(),
+                torch.cat([predicted for _, predicted in parts]).numpy(),
+            )
+            for quantity, parts in pairs.items()
+        },
+    )
+
+
+def _samples(frames: list[Frame], first: int, potential: Potential, spec: str) -> list[Batch]:
+    samples = []
+    for index, frame in enumerate(frames, first):
+        try:
+            samples.append(frame_to_sample(frame, potential.species, potential.cutoff))
+        except InputError as error:
+            raise InputError(error.message, file=spec, frame=index, key=error.key, mend=error.mend) from error
+    return samples
+
+
+def _pairs(batch: Batch, predictions: Predictions) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    graph, labels = batch.graph, batch.labels
+    atoms = torch.bincount(graph.batch, minlength=graph.num_graphs)
+    values = {
+        "energy_per_atom": (labels.energy / atoms, predictions.energy / atoms),
+        "forces": (labels.forces.flatten(), predictions.forces.flatten()),
+    }
+    if len(predictions.virial):
+        values["stress"] = (
+            labels.stress.flatten(),
+            stress_from_virial(predictions.virial, graph.cell).flatten(),
+        )
+    result = {}
+    for name, (reference, predicted) in values.items():
+        known = ~torch.isnan(reference)
+        if known.any():
+            result[name] = (reference[known], predicted[known])
+    return result
