@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.packed import PackedSet, read_packed, write_packed
 from pimlip_zoo.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
     "builtin_atom_energies",
@@ -96,9 +98,9 @@ def make_builtin(
 ) -> list[Path]:
     """Make a built-in set again and write it.
 
-    On one machine with one set of libraries the same seed gives the same numbers. On another machine
-    ``cual-emt`` is the same up to rounding, while ``ethanol-gfn2`` is another sample of the same ensembles:
-    molecular dynamics amplifies the last bit of a force to another trajectory within a picosecond.
+    With the same seed ``cual-emt`` is the same up to rounding, while ``ethanol-gfn2`` is another sample of the
+    same ensembles: molecular dynamics amplifies the last bit of a force, which not even one machine always
+    gives in the same way, to another trajectory within some picoseconds.
 
     Args:
         name: one of :func:`builtin_names`.

@@ -7,17 +7,18 @@ generator does, up to rounding in the last digits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.packed import PackedSet, snap
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from ase import Atoms
+    from numpy.typing import NDArray
 
 __all__ = ["DEFAULT_SEED", "KINDS", "PLAN", "label_emt", "make_cual"]
 

@@ -3,15 +3,14 @@
 C. Bannwarth, S. Ehlert, S. Grimme, J. Chem. Theory Comput. 15, 1652 (2019), through tblite. Every split
 has trajectories of its own, each with its own seed and its own starting torsion angles.
 
-The same seed gives the same trajectory only where the floating-point results of tblite and LAPACK are the
-same, that is on the same machine with the same libraries: molecular dynamics is chaotic, a difference in
-the last bit grows to another trajectory within a picosecond. Elsewhere the set is reproduced as a sample
-of the same ensemble. The label of a given geometry is reproducible everywhere to about 1e-8 eV.
+The same seed gives the same start and the same random forces, but not the same frames: the last bit of a
+force depends on the machine, the libraries and even on how arrays happen to lie in memory, and dynamics
+amplifies it to another trajectory within some picoseconds. What is reproduced is a sample of the same
+ensembles. The label of a given geometry is reproducible everywhere to about 1e-8 eV.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ from pimlip_zoo.datasets.packed import PackedSet, snap
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from ase import Atoms
 
 __all__ = ["DEFAULT_SEED", "PLAN", "SplitPlan", "gfn2_atom_energies", "label_gfn2", "make_ethanol"]

@@ -1,0 +1,351 @@
+"""Molecular dynamics with ASE: ensembles, trajectory, log, and a verdict on whether it was stable."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from pimlip_zoo.deploy.stability import StabilityLimits, StabilityMonitor
+from pimlip_zoo.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ase import Atoms
+
+__all__ = ["ENSEMBLES", "LOG_COLUMNS", "MDResult", "MDSettings", "run_md"]
+
+ENSEMBLES = ("nve", "nvt", "npt")
+LOG_COLUMNS = (
+    "step",
+    "time_fs",
+    "potential_energy_eV",
+    "kinetic_energy_eV",
+    "total_energy_eV",
+    "temperature_K",
+    "volume_A3",
+    "pressure_GPa",
+    "largest_force_eV_A",
+)
+_CHECK_EVERY = 10
+_THERMOSTAT_TIME = 100.0  # fs
+_BAROSTAT_TIME = 1000.0  # fs
+
+
+@dataclass(frozen=True, kw_only=True)
+class MDSettings:
+    """What is simulated.
+
+    NVE is velocity Verlet; NVT Langevin dynamics; NPT the equations of Martyna, Tobias and Klein,
+    J. Chem. Phys. 101, 4177 (1994), which scale the cell isotropically, with characteristic times of
+    0.1 ps for the temperature and 1 ps for the pressure.
+    """
+
+    ensemble: str = "nvt"
+    """One of :data:`ENSEMBLES`."""
+    temperature: float = 300.0
+    """K; of the initial velocities, and of the bath for NVT and NPT."""
+    steps: int = 1000
+    timestep: float = 0.5
+    """fs."""
+    pressure: float = 0.0
+    """GPa, for NPT."""
+    friction: float = 0.01
+    """1/fs, of the Langevin thermostat."""
+    seed: int = 0
+    interval: int = 10
+    """Steps between frames in the trajectory and lines in the log."""
+    keep_velocities: bool = False
+    """Go on with the velocities that the structure has, rather than draw them."""
+
+    def __post_init__(self) -> None:
+        if self.ensemble not in ENSEMBLES:
+            mend = did_you_mean(self.ensemble, ENSEMBLES)
+            raise InputError(f"there is no ensemble {self.ensemble!r}", key="ensemble", mend=mend)
+        for name, least in (
+            ("steps", 0),
+            ("interval", 1),
+            ("temperature", 0.0),
+            ("friction", 0.0),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value >= least):
+                raise InputError(f"{value} is not possible", key=name, mend=f"at least {least}")
+        if not (np.isfinite(self.timestep) and self.timestep > 0):
+            raise InputError(f"{self.timestep} fs is not possible", key="timestep", mend="more than 0")
+        if not np.isfinite(self.pressure):
+            raise InputError(f"{self.pressure} GPa is not possible", key="pressure")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MDResult:
+    """How a simulation went."""
+
+    stable: bool
+    """Whether all the steps were done and every check passed."""
+    verdict: str
+    """One sentence."""
+    steps: int
+    """Steps done."""
+    time_fs: float
+    mean_temperature: float
+    """K, over the lines of the log."""
+    energy_drift: float | None
+    """meV/atom/ps, slope of the total energy; NVE only."""
+    interrupted: bool = False
+    """Whether it was told to stop."""
+
+
+def run_md(
+    atoms: Atoms,
+    settings: MDSettings,
+    out: Path,
+    *,
+    limits: StabilityLimits | None = None,
+    progress: Callable[[dict[str, float]], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> MDResult:
+    """Simulate, watch, write.
+
+    Writes into the folder: ``trajectory.extxyz`` (positions, momenta, energy, forces), ``log.csv``
+    (:data:`LOG_COLUMNS`), and at the end ``final.extxyz``, from which ``keep_velocities`` goes on, and
+    ``result.json``. The simulation ends early when :class:`StabilityMonitor` finds something; the frame that
+    it found fault with is the last of the trajectory.
+
+    Args:
+        atoms: the structure, with a calculator; moved in place.
+        settings: what is simulated.
+        out: the folder; made where it is missing.
+        limits: what counts as unstable.
+        progress: called with each line of the log.
+        stop: asked after every step; True ends the simulation as if all steps were done.
+
+    Raises:
+        InputError: for a folder that holds a simulation already, a structure without atoms, velocities that
+            are to be kept but are not there, NPT without a cell periodic in all directions.
+    """
+    _check_structure(atoms, settings)
+    _prepare_folder(out)
+    generator = np.random.default_rng(settings.seed)
+    _set_velocities(atoms, settings, generator)
+    monitor = StabilityMonitor(
+        atoms,
+        temperature=settings.temperature,
+        conserves_energy=settings.ensemble == "nve",
+        limits=limits,
+    )
+    dynamics = _dynamics(atoms, settings, generator)
+    rows: list[dict[str, float]] = []
+    fault, interrupted, step = None, False, 0
+    with (
+        (out / "trajectory.extxyz").open("w", encoding="utf-8") as trajectory,
+        (out / "log.csv").open("w", encoding="utf-8", newline="") as log,
+    ):
+        writer = csv.DictWriter(log, LOG_COLUMNS)
+        writer.writeheader()
+        for step in _steps(dynamics, settings.steps):
+            fault = monitor.check_finite(atoms)
+            if fault is None and (step % min(settings.interval, _CHECK_EVERY) == 0 or step == settings.steps):
+                fault = monitor.check(atoms)
+            interrupted = stop is not None and step < settings.steps and stop()
+            ends = bool(fault) or interrupted or step == settings.steps
+            if ends or step % settings.interval == 0:
+                row = _row(atoms, step, settings)
+                rows.append(row)
+                writer.writerow({key: _text(value) for key, value in row.items()})
+                log.flush()
+                _write_frame(trajectory, atoms, row)
+                if progress is not None:
+                    progress(row)
+            if ends:
+                break
+    result = _result(rows, settings, fault, len(atoms), interrupted=interrupted)
+    _write_end(out, atoms, rows[-1], result)
+    return result
+
+
+def _steps(dynamics: Any, count: int) -> Iterator[int]:
+    """0, 1, ... count; each after that many steps were done."""
+    yield 0
+    for done in range(1, count + 1):
+        dynamics.step()
+        yield done
+
+
+def _check_structure(atoms: Atoms, settings: MDSettings) -> None:
+    if len(atoms) == 0:
+        raise InputError("the structure has no atoms", key="structure")
+    if settings.ensemble == "npt" and not (atoms.pbc.all() and atoms.cell.rank == 3):
+        raise InputError(
+            "NPT needs a cell that is periodic in all three directions", key="ensemble", mend="take nvt"
+        )
+    if settings.keep_velocities and not atoms.has("momenta"):
+        raise InputError(
+            "the structure has no velocities to keep",
+            key="structure",
+            mend="continue from the final.extxyz of a simulation, or let velocities be drawn",
+        )
+    if atoms.constraints and settings.ensemble == "npt":
+        raise InputError("NPT cannot hold atoms fixed", key="structure", mend="remove the constraints")
+
+
+def _prepare_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError("is a file, a folder is needed", file=out)
+    if (out / "trajectory.extxyz").exists():
+        raise InputError("holds a simulation already", file=out, mend="name another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be made: {error.strerror}", file=out) from error
+
+
+def _set_velocities(atoms: Atoms, settings: MDSettings, generator: np.random.Generator) -> None:
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+
+    if settings.keep_velocities:
+        return
+    MaxwellBoltzmannDistribution(atoms, temperature_K=settings.temperature, rng=generator)
+    if settings.ensemble != "nvt" and len(atoms) > 1:
+        Stationary(atoms)  # Langevin dynamics thermalises the centre of mass, the other two keep it
+
+
+def _dynamics(atoms: Atoms, settings: MDSettings, generator: np.random.Generator) -> Any:
+    from ase import units
+
+    timestep = settings.timestep * units.fs
+    if settings.ensemble == "nve":
+        from ase.md.verlet import VelocityVerlet
+
+        return VelocityVerlet(atoms, timestep)
+    if settings.ensemble == "nvt":
+        from ase.md.langevin import Langevin
+
+        friction = settings.friction / units.fs
+        return Langevin(
+            atoms,
+            timestep,
+            temperature_K=settings.temperature,
+            friction=friction,
+            fixcm=False,
+            rng=generator,
+        )
+    try:
+        from ase.md.nose_hoover_chain import IsotropicMTKNPT
+    except ImportError as error:
+        raise InputError(
+            "this version of ASE has no Martyna-Tobias-Klein NPT", mend="pip install -U ase"
+        ) from error
+    return IsotropicMTKNPT(
+        atoms,
+        timestep,
+        temperature_K=settings.temperature,
+        pressure_au=settings.pressure * units.GPa,
+        tdamp=_THERMOSTAT_TIME * units.fs,
+        pdamp=_BAROSTAT_TIME * units.fs,
+    )
+
+
+def _row(atoms: Atoms, step: int, settings: MDSettings) -> dict[str, float]:
+    potential, kinetic = float(atoms.get_potential_energy()), float(atoms.get_kinetic_energy())
+    return {
+        "step": step,
+        "time_fs": step * settings.timestep,
+        "potential_energy_eV": potential,
+        "kinetic_energy_eV": kinetic,
+        "total_energy_eV": potential + kinetic,
+        "temperature_K": float(atoms.get_temperature()),
+        "volume_A3": abs(float(atoms.cell.volume)) if atoms.cell.rank == 3 else np.nan,
+        "pressure_GPa": _pressure(atoms),
+        "largest_force_eV_A": float(np.linalg.norm(atoms.get_forces(), axis=1).max()),
+    }
+
+
+def _pressure(atoms: Atoms) -> float:
+    """With the ideal-gas part, in GPa; NaN where there is no volume or the calculator has no stress."""
+    from ase import units
+    from ase.calculators.calculator import PropertyNotImplementedError
+
+    if not (atoms.pbc.all() and atoms.cell.rank == 3):
+        return np.nan
+    try:
+        stress = atoms.get_stress(include_ideal_gas=True)
+    except (PropertyNotImplementedError, NotImplementedError):
+        return np.nan
+    return float(-stress[:3].mean() / units.GPa)
+
+
+def _text(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.10g}"
+
+
+def _write_frame(file: IO[str], atoms: Atoms, row: dict[str, float]) -> None:
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io.extxyz import write_extxyz
+
+    frame = atoms.copy()
+    frame.set_constraint()
+    results: dict[str, Any] = {"energy": row["potential_energy_eV"], "forces": atoms.get_forces()}
+    if np.isfinite(row["pressure_GPa"]):
+        results["stress"] = atoms.get_stress()
+    frame.calc = SinglePointCalculator(frame, **results)
+    frame.info.update(step=int(row["step"]), time_fs=float(row["time_fs"]))
+    write_extxyz(file, [frame])
+    file.flush()
+
+
+def _result(
+    rows: list[dict[str, float]], settings: MDSettings, fault: str | None, atoms: int, *, interrupted: bool
+) -> MDResult:
+    time = rows[-1]["time_fs"]
+    drift = _drift(rows, atoms) if settings.ensemble == "nve" else None
+    if fault is not None:
+        verdict = f"unstable after {time:g} fs (step {rows[-1]['step']}): {fault}"
+    elif interrupted:
+        verdict = f"interrupted after {time:g} fs, stable until then"
+    else:
+        verdict = f"stable for {time:g} fs"
+        if drift is not None:
+            verdict += f", total energy drifts by {drift:+.3g} meV/atom/ps"
+    return MDResult(
+        stable=fault is None and not interrupted,
+        verdict=verdict,
+        steps=int(rows[-1]["step"]),
+        time_fs=time,
+        mean_temperature=float(np.mean([row["temperature_K"] for row in rows])),
+        energy_drift=drift,
+        interrupted=interrupted,
+    )
+
+
+def _drift(rows: list[dict[str, float]], atoms: int) -> float | None:
+    """Slope of a straight line through the total energy, meV/atom/ps."""
+    times = np.array([row["time_fs"] for row in rows]) / 1000
+    energies = np.array([row["total_energy_eV"] for row in rows]) * 1000 / atoms
+    if len(times) < 3 or not np.isfinite(energies).all():
+        return None
+    return float(np.polyfit(times, energies - energies[0], 1)[0])
+
+
+def _write_end(out: Path, atoms: Atoms, row: dict[str, float], result: MDResult) -> None:
+    with tempfile.TemporaryDirectory(dir=out, prefix=".end.") as folder:
+        final, summary = Path(folder, "final.extxyz"), Path(folder, "result.json")
+        with final.open("w", encoding="utf-8") as file:
+            _write_frame(file, atoms, row)
+        values = {key: _finite(value) for key, value in asdict(result).items()}
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+        summary.write_text(text + "\n", encoding="utf-8")
+        for path in (final, summary):
+            path.replace(out / path.name)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
