@@ -11,6 +11,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from pimlip_zoo.nn.exact import ExactBuffers
+from pimlip_zoo.nn.kernels import multiply_edges
 
 __all__ = ["ContractionSpec", "EdgeContraction", "EdgeTensors", "contraction_spec"]
 
@@ -120,8 +121,12 @@ class EdgeContraction(ExactBuffers):
         for path, a, b, k, value in spec.terms:
             table[index[path, a, k], b] = value
         self._table = nn.Buffer(table, persistent=False)
-        entry = torch.tensor([a * self.dim_out + k for _, a, k in rows], dtype=torch.int64)
-        self._entry = nn.Buffer(entry, persistent=False)
+        # Paths that meet in the same (component of V, component of out) are added before an edge is touched.
+        self.entries = tuple(sorted({(a, k) for _, a, k in rows}))
+        entry = [self.entries.index((a, k)) for _, a, k in rows]
+        self._entry = nn.Buffer(torch.tensor(entry, dtype=torch.int64), persistent=False)
+        place = [a * self.dim_out + k for a, k in self.entries]
+        self._place = nn.Buffer(torch.tensor(place, dtype=torch.int64), persistent=False)
         path_of_row = torch.tensor([path for path, _, _ in rows], dtype=torch.int64)
         self._path = nn.Buffer(path_of_row, persistent=False)
 
@@ -138,11 +143,20 @@ class EdgeContraction(ExactBuffers):
         """
         atoms, _, channels = environment.shape
         products = torch.matmul(self._table.to(features.dtype), environment) * self.weights[self._path]
-        matrices = products.new_zeros((atoms, self.dim_in * self.dim_out, channels))
-        matrices = matrices.index_add(1, self._entry, products).view(
-            atoms, self.dim_in, self.dim_out, channels
-        )
-        out = features[:, :1] * matrices[:, 0][centre]
+        matrices = products.new_zeros((atoms, self._place.shape[0], channels))
+        matrices = matrices.index_add(1, self._entry, products)
+        if torch.jit.is_scripting():
+            return self.reference(features, matrices, centre)
+        else:
+            return multiply_edges(self, features, matrices, centre)
+
+    @torch.jit.export
+    def reference(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
+        """Edges times the matrices (N, R, C) of their centres in plain torch."""
+        atoms, _, channels = matrices.shape
+        dense = matrices.new_zeros((atoms, self.dim_in * self.dim_out, channels))
+        dense = dense.index_add(1, self._place, matrices).view(atoms, self.dim_in, self.dim_out, channels)
+        out = features[:, :1] * dense[:, 0][centre]
         for a in range(1, self.dim_in):
-            out = torch.addcmul(out, features[:, a : a + 1], matrices[:, a][centre])
+            out = torch.addcmul(out, features[:, a : a + 1], dense[:, a][centre])
         return out

@@ -1,6 +1,12 @@
 """One mathematical operation, several backends; which one computes is decided in ``dispatch``."""
 
-from pimlip_zoo.nn.kernels.dispatch import available_backends, chosen_backend, convolve, use_kernels
+from pimlip_zoo.nn.kernels.dispatch import (
+    available_backends,
+    chosen_backend,
+    convolve,
+    multiply_edges,
+    use_kernels,
+)
 from pimlip_zoo.nn.kernels.form import TrilinearForm
 from pimlip_zoo.nn.kernels.reference import ReferenceConvolution
 
@@ -10,5 +16,6 @@ __all__ = [
     "available_backends",
     "chosen_backend",
     "convolve",
+    "multiply_edges",
     "use_kernels",
 ]

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.nn.kernels.build import compile_library, target
 from pimlip_zoo.nn.kernels.edges import EdgeLists
 from pimlip_zoo.nn.kernels.form import EdgeSum, NodeSum, TrilinearForm
-from pimlip_zoo.nn.kernels.generate import edge_sum_source, node_sum_source
+from pimlip_zoo.nn.kernels.generate import Target, edge_sum_source, node_sum_source
+from pimlip_zoo.nn.kernels.library import KernelLibrary
 
 __all__ = ["CpuConvolution", "cpu_convolution"]
 
 _FORWARD = NodeSum("out", ((0, 0, 0),))
 _BACKWARD_X = NodeSum("in", ((0, 0, 0),))
 _BACKWARD_EDGE = EdgeSum(((0, 0, 0),), ((0, 0, 0),))
-_SMALL = 1 << 16  # below this many numbers, starting threads costs more than it saves
 
 Operands = tuple[Tensor | None, ...]
 
@@ -40,72 +37,49 @@ class CpuConvolution:
 
     def __init__(self, form: TrilinearForm, channels: int, dtype: torch.dtype) -> None:
         self.form, self.channels, self.dtype = form, channels, dtype
-        self._functions: dict[NodeSum | EdgeSum, Callable[..., None]] = {}
-        self.build(_FORWARD)
+        self.library = KernelLibrary(self._source, dtype)
+        self.library.build(_FORWARD)
 
-    def build(self, *kernels: NodeSum | EdgeSum) -> None:
-        """Have these kernels compiled, several at a time."""
-        missing = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._functions]
-        if len(missing) > 1:
-            with ThreadPoolExecutor(len(missing)) as pool:
-                built = list(pool.map(self._compile, missing))
-        else:
-            built = [self._compile(kernel) for kernel in missing]
-        self._functions.update(zip(missing, built, strict=True))
-
-    def _compile(self, kernel: NodeSum | EdgeSum) -> Callable[..., None]:
-        machine = target(self.dtype)
+    def _source(self, kernel: Hashable, machine: Target) -> str:
         if isinstance(kernel, NodeSum):
-            source = node_sum_source("kernel", self.form, kernel, self.channels, machine)
-        else:
-            source = edge_sum_source("kernel", self.form, kernel, self.channels, machine)
-        function = compile_library(source).kernel
-        function.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * 13
-        function.restype = None
-        return function
+            return node_sum_source(self.form, kernel, self.channels, machine)
+        assert isinstance(kernel, EdgeSum)
+        return edge_sum_source(self.form, kernel, self.channels, machine)
 
     def node_sum(
         self, kernel: NodeSum, edges: EdgeLists, x: Operands, y: Operands, w: Operands, g: Operands
     ) -> Tensor:
         """Run a :class:`NodeSum`; operands are pairs (itself, tangent), None where it is not read."""
         inward = kernel.side == "in"
-        first, row, slot = edges.by_neighbour if inward else edges.by_centre
         dim = self.form.dim_in if inward else self.form.dim_out
         out = torch.empty((edges.num_nodes, dim, self.channels), dtype=self.dtype)
-        self._run(kernel, edges.num_nodes, edges, (first, row, slot), (*x, *y, *w, *g), (out, None))
+        self.library.run(
+            kernel,
+            rows=edges.num_nodes,
+            work=edges.num_edges * self.form.num_paths * self.channels,
+            lists=edges.by_neighbour if inward else edges.by_centre,
+            operands=(*x, *y, *w, *g),
+            results=(out, None),
+        )
         return out
 
     def edge_sum(
         self, kernel: EdgeSum, edges: EdgeLists, x: Operands, y: Operands, w: Operands, g: Operands
     ) -> tuple[Tensor | None, Tensor | None]:
         """Run an :class:`EdgeSum`: gradients of w (E, P, C) and of Y (E, K_edge), None where not wanted."""
-        rows = edges.num_edges
-        out_w = (
-            torch.empty((rows, self.form.num_paths, self.channels), dtype=self.dtype)
-            if kernel.weights
-            else None
+        rows, form = edges.num_edges, self.form
+        shape_w, shape_y = (rows, form.num_paths, self.channels), (rows, form.dim_edge)
+        out_w = torch.empty(shape_w, dtype=self.dtype) if kernel.weights else None
+        out_y = torch.empty(shape_y, dtype=self.dtype) if kernel.harmonics else None
+        self.library.run(
+            kernel,
+            rows=rows,
+            work=rows * form.num_paths * self.channels,
+            lists=(None, edges.neighbour, edges.centre),
+            operands=(*x, *y, *w, *g),
+            results=(out_w, out_y),
         )
-        out_y = torch.empty((rows, self.form.dim_edge), dtype=self.dtype) if kernel.harmonics else None
-        lists = (None, edges.neighbour, edges.centre)
-        self._run(kernel, rows, edges, lists, (*x, *y, *w, *g), (out_w, out_y))
         return out_w, out_y
-
-    def _run(
-        self,
-        kernel: NodeSum | EdgeSum,
-        rows: int,
-        edges: EdgeLists,
-        lists: Sequence[Tensor | None],
-        operands: Operands,
-        results: Sequence[Tensor | None],
-    ) -> None:
-        if kernel not in self._functions:
-            self.build(kernel)
-        work = edges.num_edges * self.form.num_paths * self.channels
-        threads = torch.get_num_threads() if work > _SMALL else 1
-        kept = [None if t is None else t.contiguous() for t in operands]
-        pointers = [None if t is None else t.data_ptr() for t in (*lists, *kept, *results)]
-        self._functions[kernel](rows, threads, *pointers)
 
 
 @cache
@@ -125,7 +99,7 @@ class _Convolve(torch.autograd.Function):
         ctx.op, ctx.edges = op, edges
         ctx.save_for_backward(x, y, w)
         if any(ctx.needs_input_grad):
-            op.build(_FORWARD, _BACKWARD_X, _BACKWARD_EDGE)
+            op.library.build(_FORWARD, _BACKWARD_X, _BACKWARD_EDGE)
         return op.node_sum(_FORWARD, edges, (x, None), (y, None), (w, None), (None, None))
 
     @staticmethod
@@ -189,7 +163,9 @@ def _second_fused(
     into_w = _terms((1, 0, 0, has_x), (0, 1, 0, has_y))
     edge = EdgeSum(into_w if needs[2] else (), into_y if needs[1] else ())
     kernels = [NodeSum("out", out)] * needs[3] + [NodeSum("in", into_x)] * needs[0] + [edge]
-    op.build(*(k for k in kernels if (k.terms if isinstance(k, NodeSum) else k.weights + k.harmonics)))
+    op.library.build(
+        *(k for k in kernels if (k.terms if isinstance(k, NodeSum) else k.weights + k.harmonics))
+    )
     gg = op.node_sum(NodeSum("out", out), edges, *operands) if needs[3] and out else None
     gx = op.node_sum(NodeSum("in", into_x), edges, *operands) if needs[0] and into_x else None
     gw, gy = op.edge_sum(edge, edges, *operands) if edge.weights or edge.harmonics else (None, None)

@@ -7,16 +7,17 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.nn.kernels import build, cpu
+from pimlip_zoo.nn.kernels import build, cpu, product
 from pimlip_zoo.nn.kernels.edges import edge_lists
 from pimlip_zoo.nn.kernels.form import TrilinearForm
 
-__all__ = ["BACKENDS", "available_backends", "chosen_backend", "convolve", "use_kernels"]
+__all__ = ["BACKENDS", "available_backends", "chosen_backend", "convolve", "multiply_edges", "use_kernels"]
 
 ENVIRONMENT = "PIMLIP_ZOO_KERNELS"
 BACKENDS = ("auto", "reference", "cpu", "triton", "cueq")
@@ -25,7 +26,20 @@ _log = logging.getLogger("pimlip_zoo.kernels")
 _override: list[str] = []
 _failed: list[str] = []  # why there are no compiled kernels, once that is known
 
+Kernels = TypeVar("Kernels")
 Reference = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class EdgeProductLike(Protocol):
+    """What :func:`multiply_edges` has to know."""
+
+    entries: tuple[tuple[int, int], ...]
+    dim_in: int
+    dim_out: int
+
+    def reference(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
+        """The same in plain torch."""
+        ...
 
 
 @contextmanager
@@ -103,7 +117,8 @@ def convolve(
     name = chosen_backend()
     if name == "reference" or not form.terms or not _plain(x, harmonics, weights):
         return reference(x, harmonics, weights, edge_index)
-    kernels = _compiled(form, int(x.shape[2]), x.dtype, required=name == "cpu")
+    channels, dtype = int(x.shape[2]), x.dtype
+    kernels = _or_reference(lambda: cpu.cpu_convolution(form, channels, dtype), required=name == "cpu")
     if kernels is None:
         return reference(x, harmonics, weights, edge_index)
     return cpu.convolve(
@@ -113,6 +128,29 @@ def convolve(
         harmonics.contiguous(),
         weights.contiguous(),
     )
+
+
+def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
+    """Each edge's features times the sparse matrix of its centre, by the backend in force.
+
+    Args:
+        module: says which components meet, and computes the same in plain torch.
+        features: (E, K_in, C).
+        matrices: (N, R, C), one row for each pair of components that meet.
+        centre: (E,).
+
+    Returns:
+        (E, K_out, C).
+    """
+    name = chosen_backend()
+    if name == "reference" or not module.entries or not _plain(features, matrices):
+        return module.reference(features, matrices, centre)
+    key = (module.entries, module.dim_in, module.dim_out, int(features.shape[2]), features.dtype)
+    kernels = _or_reference(lambda: product.cpu_edge_product(*key), required=name == "cpu")
+    if kernels is None:
+        return module.reference(features, matrices, centre)
+    edges = edge_lists(centre, int(matrices.shape[0]))
+    return product.edge_product(kernels, edges, features.contiguous(), matrices.contiguous())
 
 
 def _checked(name: str, key: str) -> str:
@@ -136,13 +174,12 @@ def _plain(*tensors: Tensor) -> bool:
     )
 
 
-def _compiled(
-    form: TrilinearForm, channels: int, dtype: torch.dtype, *, required: bool
-) -> cpu.CpuConvolution | None:
+def _or_reference(make: Callable[[], Kernels], *, required: bool) -> Kernels | None:
+    """Compiled kernels, or None where they cannot be had, which is said once."""
     if _failed and not required:
         return None
     try:
-        return cpu.cpu_convolution(form, channels, dtype)
+        return make()
     except (build.CompilerError, OSError) as error:
         if required:
             raise InputError(

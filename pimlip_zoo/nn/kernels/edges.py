@@ -15,7 +15,7 @@ class EdgeLists:
     """Compressed rows of a batch's edges, in the integer types that the kernels read.
 
     Args:
-        edge_index: (2, E) int64, centre and neighbour.
+        edge_index: (2, E) int64, centre and neighbour; or (E,), where only the centres matter.
         num_nodes: N.
 
     Raises:
@@ -24,6 +24,7 @@ class EdgeLists:
 
     def __init__(self, edge_index: Tensor, num_nodes: int) -> None:
         self.num_nodes = num_nodes
+        edge_index = edge_index if edge_index.dim() == 2 else edge_index.expand(2, -1)
         self.num_edges = int(edge_index.shape[1])
         if self.num_edges:
             low, high = torch.aminmax(edge_index)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from pimlip_zoo.nn.kernels.form import EdgeSum, NodeSum, Path, Term, TrilinearForm
 
-__all__ = ["Target", "channel_segments", "edge_sum_source", "node_sum_source"]
+__all__ = ["Target", "channel_segments", "edge_sum_source", "kernel_head", "node_sum_source", "prelude"]
 
 _BLOCK = 16  # edges whose coupling coefficients are computed together
 
-_SIGNATURE = """void {name}(int64_t rows, int64_t threads, const int64_t *restrict first,
+_SIGNATURE = """void kernel(int64_t rows, int64_t threads, const int64_t *restrict first,
     const int32_t *restrict row, const int32_t *restrict slot,
     const T *restrict x0, const T *restrict x1, const T *restrict y0, const T *restrict y1,
     const T *restrict w0, const T *restrict w1, const T *restrict g0, const T *restrict g1,
@@ -76,6 +76,11 @@ def prelude(target: Target, lanes: Iterable[int]) -> list[str]:
     return lines
 
 
+def kernel_head() -> list[str]:
+    """The function that every kernel is: rows of the outer loop, threads, three lists, operands, results."""
+    return [_SIGNATURE, "{"]
+
+
 class _Coupling:
     """Distinct ``sum_b coefficient_b Y_b`` that a list of paths needs, equal ones up to sign kept once."""
 
@@ -103,7 +108,7 @@ class _Coupling:
         ]
 
 
-def node_sum_source(name: str, form: TrilinearForm, kernel: NodeSum, channels: int, target: Target) -> str:
+def node_sum_source(form: TrilinearForm, kernel: NodeSum, channels: int, target: Target) -> str:
     """C of a :class:`NodeSum`.
 
     ``first`` has each atom's slots, ``row[s]`` the atom that slot s gathers, ``slot[s]`` its edge (null: s).
@@ -119,8 +124,7 @@ def node_sum_source(name: str, form: TrilinearForm, kernel: NodeSum, channels: i
     segments = channel_segments(channels, target.lanes)
     out = prelude(target, [lanes for _, _, lanes in segments])
     out += [
-        _SIGNATURE.format(name=name),
-        "{",
+        *kernel_head(),
         "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(dynamic, 16)",
         "for (int64_t i = 0; i < rows; i++) {",
         f"T *restrict o = out0 + i * {dim_result * channels};",
@@ -219,7 +223,7 @@ def _zero(vector: str) -> str:
     return "0" if vector == "v1" else "{0}"
 
 
-def edge_sum_source(name: str, form: TrilinearForm, kernel: EdgeSum, channels: int, target: Target) -> str:
+def edge_sum_source(form: TrilinearForm, kernel: EdgeSum, channels: int, target: Target) -> str:
     """C of an :class:`EdgeSum`: ``row[e]`` is the neighbour, ``slot[e]`` the centre of edge e.
 
     ``out0`` is the gradient of the weights, ``out1`` that of the harmonics.
@@ -232,8 +236,7 @@ def edge_sum_source(name: str, form: TrilinearForm, kernel: EdgeSum, channels: i
     wanted = bool(kernel.harmonics)
     out = prelude(target, [lanes for _, _, lanes in segments])
     out += [
-        _SIGNATURE.format(name=name),
-        "{",
+        *kernel_head(),
         "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)",
         "for (int64_t e = 0; e < rows; e++) {",
         *[

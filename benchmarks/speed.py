@@ -1,0 +1,351 @@
+"""How fast training steps and predictions are, ours and other packages', measured the same way.
+
+    python benchmarks/speed.py case --model nequip --size small --task train5 --data 3bpa/train_300K.extxyz
+    python benchmarks/speed.py compare --data ... --box ... --peers FOLDER --table docs/benchmarks.md
+
+``case`` measures one architecture on one task and prints one JSON line. ``compare`` runs ours and a peer's script
+alternately, so that both see the same machine in the same state, and writes a table of ratios.
+
+Tasks: ``train5`` and ``train32`` (steps on batches of 5 or 32 molecules of 27 atoms, energy and forces, Adam),
+``infer1`` (energy and forces of one molecule), ``inferbox`` (of a periodic box). Times are process CPU time and wall
+time in milliseconds. Without the data a case is skipped with a line that says so, and exit code 77.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SPECIES = ("H", "C", "N", "O")
+REFERENCES = (-13.587222780835477, -1029.4889999855063, -1484.9814568572233, -2041.9816003861047)
+CUTOFF, NEIGHBOURS, ATOMS = 5.0, 13.0, 27
+TASKS = ("train5", "train32", "infer1", "inferbox")
+SIZES = {
+    "nequip": {
+        "small": {"num_layers": 2, "l_max": 2, "parity": False, "channels": 32, "radial_hidden": (64,)},
+        "big": {"num_layers": 3, "l_max": 2, "parity": False, "channels": 64, "radial_hidden": (128,)},
+    },
+    "allegro": {
+        "small": {
+            "num_layers": 2,
+            "l_max": 2,
+            "parity": True,
+            "scalar_channels": 64,
+            "tensor_channels": 32,
+            "embed_hidden": (64,),
+            "latent_hidden": (64,),
+            "readout_hidden": (32,),
+        },
+        "big": {
+            "num_layers": 2,
+            "l_max": 2,
+            "parity": True,
+            "scalar_channels": 128,
+            "tensor_channels": 64,
+            "embed_hidden": (128,),
+            "latent_hidden": (128, 128),
+            "readout_hidden": (64,),
+        },
+    },
+    "mace": {"small": {"preset": "small"}, "big": {"preset": "large"}},
+}
+SKIPPED = 77
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("case", help="one architecture, one task, one JSON line")
+    one.add_argument("--model", required=True, choices=sorted(SIZES))
+    one.add_argument("--size", default="small", choices=("small", "big"))
+    one.add_argument("--task", default="train5", choices=TASKS)
+    one.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+    one.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
+    one.add_argument("--seconds", type=float, default=4.0, help="how long to repeat")
+    one.add_argument("--profile", action="store_true", help="print where the time goes instead")
+    both = commands.add_parser("compare", help="ours and the peers' alternately, a table of ratios")
+    both.add_argument("--models", nargs="+", default=["nequip", "allegro", "mace"])
+    both.add_argument("--sizes", nargs="+", default=["small"])
+    both.add_argument("--tasks", nargs="+", default=list(TASKS))
+    both.add_argument("--peers", type=Path, required=True, help="folder with an environment for each peer")
+    both.add_argument(
+        "--peer-scripts", type=Path, required=True, help="folder with peers_nequip.py, peers_mace.py"
+    )
+    both.add_argument("--modes", nargs="+", default=["eager"], help="modes of the peers' scripts")
+    both.add_argument("--rounds", type=int, default=3)
+    both.add_argument("--table", type=Path, help="file whose marked part is replaced by the table")
+    for command in (one, both):
+        command.add_argument(
+            "--data", type=Path, default=_path("PIMLIP_ZOO_BENCH_DATA"), help="molecules, extended XYZ"
+        )
+        command.add_argument(
+            "--box", type=Path, default=_path("PIMLIP_ZOO_BENCH_BOX"), help="periodic box, extended XYZ"
+        )
+    options = parser.parse_args()
+    return case(options) if options.command == "case" else compare(options)
+
+
+def _path(variable: str) -> Path | None:
+    return Path(os.environ[variable]) if variable in os.environ else None
+
+
+def case(options: argparse.Namespace) -> int:
+    source = options.box if options.task == "inferbox" else options.data
+    if source is None or not source.exists():
+        flag = "--box" if options.task == "inferbox" else "--data"
+        print(f"skipped {options.model} {options.task}: no structures, give {flag} FILE", file=sys.stderr)
+        return SKIPPED
+    started = time.perf_counter()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    potential = build(options)
+    record = {
+        "peer": f"pimlip-zoo/{options.model}",
+        **{key: getattr(options, key) for key in ("size", "dtype", "task")},
+        "mode": os.environ.get("PIMLIP_ZOO_KERNELS", "auto"),
+        "params": sum(p.numel() for p in potential.model.parameters()),
+        "t_import_s": round(time.perf_counter() - started, 2),
+        "calib0": calibration(),
+    }
+    if options.task.startswith("train"):
+        step, record["edges"], record["natoms"] = training_step(potential, source, int(options.task[5:]))
+        if options.profile:
+            return _profile(step)
+        record.update(timed(step, options.seconds))
+    else:
+        predict, record["edges"], record["natoms"] = prediction(potential, source)
+        if options.profile:
+            return _profile(predict)
+        record["bare"] = timed(predict, options.seconds)
+        if (through_ase := ase_prediction(potential, source)) is not None:
+            record["ase"] = timed(through_ase, options.seconds)
+    record["calib1"] = calibration()
+    record["rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    record.update(threads=torch.get_num_threads(), torch=torch.__version__, load=os.getloadavg()[0])
+    print(json.dumps(record), flush=True)
+    return 0
+
+
+def build(options: argparse.Namespace):
+    """The potential of a case, with the reference energies and the scale that the peers get."""
+    import torch
+
+    from pimlip_zoo.models.potential import Potential
+    from pimlip_zoo.registry import get_model
+
+    torch.manual_seed(0)
+    info = get_model(options.model)
+    chosen = dict(SIZES[options.model][options.size])
+    config = info.configure(chosen.pop("preset", None), **chosen, cutoff=CUTOFF, avg_num_neighbors=NEIGHBOURS)
+    references = torch.tensor(REFERENCES, dtype=torch.float64)
+    return Potential(info.model(config, SPECIES), energy_references=references).set_dtype(
+        getattr(torch, options.dtype)
+    )
+
+
+def samples(source: Path, count: int):
+    from ase.io import read
+
+    from pimlip_zoo.datasets.frame import Frame
+    from pimlip_zoo.datasets.neighbours import frame_to_sample
+
+    made = []
+    for atoms in read(source, f":{count}"):
+        labels = atoms.calc.results if atoms.calc is not None else {}
+        frame = Frame(
+            numbers=atoms.numbers,
+            positions=atoms.positions,
+            cell=atoms.cell.array,
+            pbc=atoms.pbc,
+            energy=labels.get("energy"),
+            forces=labels.get("forces"),
+        )
+        made.append(frame_to_sample(frame, SPECIES, CUTOFF))
+    return made
+
+
+def training_step(potential, source: Path, size: int):
+    import torch
+
+    from pimlip_zoo.graph import collate
+
+    frames = samples(source, 4 * size)
+    batches = [collate(frames[i * size : (i + 1) * size]) for i in range(4)]
+    optimizer = torch.optim.Adam([p for p in potential.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    potential.train()
+
+    def step(i: int) -> None:
+        batch = batches[i % len(batches)]
+        optimizer.zero_grad(set_to_none=True)
+        predicted = potential(batch.graph, virial=False)
+        energy = (((predicted.energy - batch.labels.energy) / ATOMS) ** 2).mean()
+        loss = energy + ((predicted.forces - batch.labels.forces) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+
+    return step, int(batches[0].graph.edge_index.shape[1]), len(batches[0].graph.positions)
+
+
+def prediction(potential, source: Path):
+    import torch
+
+    graph = samples(source, 1)[0].graph
+    potential.eval().requires_grad_(False)
+
+    def predict(_: int) -> None:
+        with torch.no_grad():
+            potential(graph, virial=False)
+
+    return predict, int(graph.edge_index.shape[1]), len(graph.positions)
+
+
+def ase_prediction(potential, source: Path):
+    """Energy and forces through the ASE calculator with moving atoms, neighbour list included."""
+    import numpy as np
+    from ase.io import read
+
+    from pimlip_zoo.deploy.ase import PotentialCalculator
+
+    atoms = read(source, "0")
+    atoms.calc = PotentialCalculator(potential)
+    start, random = atoms.positions.copy(), np.random.RandomState(0)
+
+    def predict(_: int) -> None:
+        atoms.positions = start + 0.01 * random.randn(*start.shape)
+        atoms.get_potential_energy()
+        atoms.get_forces()
+
+    return predict
+
+
+def timed(function, seconds: float, least: int = 4, most: int = 200) -> dict[str, float]:
+    """Median and minimum of repeated calls; the first call apart, since it compiles what is missing."""
+    begun = time.perf_counter()
+    function(0)
+    first = time.perf_counter() - begun
+    for i in range(1, 4):
+        function(i)
+    wall, cpu, begun = [], [], time.perf_counter()
+    while len(wall) < least or (time.perf_counter() - begun < seconds and len(wall) < most):
+        c, w = time.process_time(), time.perf_counter()
+        function(len(wall))
+        wall.append(1e3 * (time.perf_counter() - w))
+        cpu.append(1e3 * (time.process_time() - c))
+    return {
+        "n": len(wall),
+        "first_s": round(first, 3),
+        "wall_ms_med": round(statistics.median(wall), 3),
+        "wall_ms_min": round(min(wall), 3),
+        "cpu_ms_med": round(statistics.median(cpu), 3),
+        "cpu_ms_min": round(min(cpu), 3),
+    }
+
+
+def calibration(repeats: int = 8) -> list[float]:
+    """CPU ms of a fixed piece of work, minimum and median: 5 matrix products of 384³, 2,000 additions of 16 numbers."""
+    import torch
+
+    a, b, c = torch.randn(384, 384), torch.randn(384, 384), torch.ones(16)
+    products, additions = [], []
+    for _ in range(repeats):
+        begun = time.process_time()
+        for _ in range(5):
+            a @ b
+        products.append(1e3 * (time.process_time() - begun))
+        begun = time.process_time()
+        for _ in range(2000):
+            c + c
+        additions.append(1e3 * (time.process_time() - begun))
+    return [round(f(values), 3) for values in (products, additions) for f in (min, statistics.median)]
+
+
+def _profile(function) -> int:
+    import torch
+
+    for i in range(5):
+        function(i)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for i in range(10):
+            function(i)
+    print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=48))
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    rows = []
+    for model in options.models:
+        for size in options.sizes:
+            for task in options.tasks:
+                for mode in options.modes:
+                    rows += _compare_one(options, model, size, task, mode)
+    if options.table is not None:
+        _write_table(options.table, rows)
+    return 0
+
+
+def _compare_one(options: argparse.Namespace, model: str, size: str, task: str, mode: str) -> list[dict]:
+    peer = "mace" if model == "mace" else "nequip"
+    python = options.peers / peer / "bin" / "python"
+    script = options.peer_scripts / f"peers_{peer}.py"
+    ours = [sys.executable, __file__, "case", "--model", model, "--size", size, "--task", task]
+    for flag in ("data", "box"):
+        if getattr(options, flag) is not None:
+            ours += [f"--{flag}", str(getattr(options, flag))]
+    theirs = [str(python), str(script), model, size, "float32", task, mode]
+    results: dict[str, list[dict]] = {"ours": [], "peer": []}
+    for _ in range(options.rounds):  # alternately: a busy machine is busy for both
+        for name, command in (("ours", ours), ("peer", theirs)):
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=script.parent)
+            lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+            if done.returncode or not lines:
+                print(
+                    f"skipped {model} {size} {task} {mode}: {name}: {done.stderr.strip()[-300:]}",
+                    file=sys.stderr,
+                )
+                return []
+            results[name].append(json.loads(lines[-1]))
+    row = {"model": model, "size": size, "task": task, "mode": mode}
+    for name, records in results.items():
+        inner = [r.get("bare", r) for r in records]
+        row[name] = statistics.median(r["cpu_ms_med"] for r in inner)
+        row[f"{name}_first_s"] = statistics.median(r["first_s"] for r in inner)
+        row[f"{name}_mb"] = statistics.median(r["rss_mb"] for r in records)
+        if all("ase" in r for r in records):
+            row[f"{name}_ase"] = statistics.median(r["ase"]["cpu_ms_med"] for r in records)
+    print(json.dumps({**row, "ratio": round(row["peer"] / row["ours"], 2)}), flush=True)
+    return [row]
+
+
+def _write_table(path: Path, rows: list[dict]) -> None:
+    begin, end = "<!-- speed table: begin -->", "<!-- speed table: end -->"
+    head = [
+        "| architecture | size | task | peer's mode | peer ms | ours ms | ratio | peer MB | ours MB | first call s, peer / ours |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    body = [
+        f"| {r['model']} | {r['size']} | {r['task']} | {r['mode']} | {r['peer']:.2f} | {r['ours']:.2f} "
+        f"| {r['peer'] / r['ours']:.1f} | {r['peer_mb']:.0f} | {r['ours_mb']:.0f} "
+        f"| {r['peer_first_s']:.1f} / {r['ours_first_s']:.1f} |"
+        for r in rows
+    ]
+    text = path.read_text() if path.exists() else f"# Speed\n\n{begin}\n{end}\n"
+    if begin not in text:
+        text += f"\n{begin}\n{end}\n"
+    before, after = text.split(begin)[0], text.split(end)[1]
+    made = path.with_suffix(".new")
+    made.write_text("\n".join([before + begin, *head, *body, end + after]))
+    made.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
