@@ -3,12 +3,12 @@
     python benchmarks/speed.py case --model nequip --size small --task train5 --data 3bpa/train_300K.extxyz
     python benchmarks/speed.py compare --data ... --box ... --peers FOLDER --table docs/benchmarks.md
 
-``case`` measures one architecture on one task and prints one JSON line. ``compare`` runs ours and a peer's script
-alternately, so that both see the same machine in the same state, and writes a table of ratios.
+``case`` measures one architecture on one task and prints one JSON line. ``compare`` runs ours and a peer's
+script alternately, so that both see the same machine in the same state, and writes a table of ratios.
 
 Tasks: ``train5`` and ``train32`` (steps on batches of 5 or 32 molecules of 27 atoms, energy and forces, Adam),
-``infer1`` (energy and forces of one molecule), ``inferbox`` (of a periodic box). Times are process CPU time and wall
-time in milliseconds. Without the data a case is skipped with a line that says so, and exit code 77.
+``infer1`` (energy and forces of one molecule), ``inferbox`` (of a periodic box). Times are process CPU time and
+wall time in milliseconds. Without the data a case is skipped with a line that says so, and exit code 77.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def timed(function, seconds: float, least: int = 4, most: int = 200) -> dict[str
 
 
 def calibration(repeats: int = 8) -> list[float]:
-    """CPU ms of a fixed piece of work, minimum and median: 5 matrix products of 384³, 2,000 additions of 16 numbers."""
+    """CPU ms, minimum and median, of 5 matrix products of 384³ and of 2,000 additions of 16 numbers."""
     import torch
 
     a, b, c = torch.randn(384, 384), torch.randn(384, 384), torch.ones(16)
@@ -329,7 +329,8 @@ def _compare_one(options: argparse.Namespace, model: str, size: str, task: str, 
 def _write_table(path: Path, rows: list[dict]) -> None:
     begin, end = "<!-- speed table: begin -->", "<!-- speed table: end -->"
     head = [
-        "| architecture | size | task | peer's mode | peer ms | ours ms | ratio | peer MB | ours MB | first call s, peer / ours |",
+        "| architecture | size | task | peer's mode | peer ms | ours ms | ratio | peer MB | ours MB "
+        "| first call s, peer / ours |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     body = [

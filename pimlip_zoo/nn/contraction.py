@@ -145,10 +145,11 @@ class EdgeContraction(ExactBuffers):
         products = torch.matmul(self._table.to(features.dtype), environment) * self.weights[self._path]
         matrices = products.new_zeros((atoms, self._place.shape[0], channels))
         matrices = matrices.index_add(1, self._entry, products)
-        if torch.jit.is_scripting():
-            return self.reference(features, matrices, centre)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            out = self.reference(features, matrices, centre)
         else:
-            return multiply_edges(self, features, matrices, centre)
+            out = multiply_edges(self, features, matrices, centre)
+        return out
 
     @torch.jit.export
     def reference(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Edges times their centre, component by component: the sparse product at the heart of Allegro, compiled.
 
-``S = sum over edges ij, channels c, entries r: v[ij, a_r, c] m[i, r, c] g[ij, k_r, c]``; what is wanted is always a
-derivative of S. With respect to g or v it is one row per edge, with respect to m a sum at the centres.
+``S = sum over edges ij, channels c, entries r: v[ij, a_r, c] m[i, r, c] g[ij, k_r, c]``; what is wanted is
+always a derivative of S. With respect to g or v it is one row per edge, with respect to m a sum at the centres.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Operands = tuple[Tensor | None, Tensor | None]
 
 @dataclass(frozen=True)
 class _EdgeRows:
-    """``dS/dg`` (side ``out``: reads v) or ``dS/dv`` (side ``in``: reads g), summed over variants (edge, m)."""
+    """``dS/dg`` (side ``out``: reads v) or ``dS/dv`` (``in``: reads g), summed over variants (edge, m)."""
 
     side: str
     terms: tuple[tuple[int, int], ...]
@@ -39,11 +39,8 @@ class _CentreSum:
     terms: tuple[tuple[int, int], ...]
 
 
-_FORWARD, _BACKWARD_V, _BACKWARD_M = (
-    _EdgeRows("out", ((0, 0),)),
-    _EdgeRows("in", ((0, 0),)),
-    _CentreSum(((0, 0),)),
-)
+_FORWARD, _BACKWARD_V = _EdgeRows("out", ((0, 0),)), _EdgeRows("in", ((0, 0),))
+_BACKWARD_M = _CentreSum(((0, 0),))
 
 
 class CpuEdgeProduct:
