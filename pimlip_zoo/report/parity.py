@@ -71,7 +71,9 @@ def parity_plot(pairs: Pairs, file: Path, *, title: str = "") -> None:
         span = float(np.quantile(np.abs(error), 0.999)) + 1e-9
         bottom.axhline(0, color="0.6", lw=0.8, zorder=0)
         bottom.hexbin(reference, error, extent=(low - pad, high + pad, -span, span), **{**bins, "gridsize": (70, 16)})
+        bottom.locator_params(axis="x", nbins=5)
         bottom.set(ylim=(-span, span), xlabel=f"reference {label} / {unit}", ylabel=f"error / {error_unit}")
+    figure.align_ylabels()
     figure.suptitle(title, fontsize=9)
     temporary = file.with_name(f".{file.stem}.tmp{file.suffix}")
     figure.savefig(temporary, dpi=150)
