@@ -85,11 +85,10 @@ class Perturbation:
             (N, 3) Å, in the dtype of the positions, without gradient and without mean in every structure.
         """
         with torch.no_grad():
-            raw = self.draw(graph, generator, context)
-            return limit(remove_mean(raw, graph), graph, self.max_displacement)
+            return limit(self.draw(graph, generator, context), graph, self.max_displacement)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
-        """What :meth:`sample` removes the mean from and limits: (N, 3) Å."""
+        """What :meth:`sample` limits: (N, 3) Å without mean."""
         raise NotImplementedError
 
 
@@ -102,16 +101,11 @@ class UniformCube(Perturbation):
     def __init__(self, amplitude: float) -> None:
         super().__init__(amplitude, math.sqrt(3.0) * amplitude)
 
-    def sample(self, graph: AtomGraph, generator: torch.Generator, context: Context | None = None) -> Tensor:
-        """See :class:`Perturbation`."""
-        with torch.no_grad():
-            d = remove_mean(self.draw(graph, generator, context), graph)
-            largest = maximum_by_structure(d.abs().amax(dim=1), graph)
-            return d * scale_down(largest, self.amplitude)[graph.batch].unsqueeze(1)
-
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:  # noqa: ARG002
         """See :class:`Perturbation`."""
-        return self.amplitude * (2.0 * uniform(graph, generator) - 1.0)
+        d = remove_mean(self.amplitude * (2.0 * uniform(graph, generator) - 1.0), graph)
+        largest = maximum_by_structure(d.abs().amax(dim=1), graph)
+        return d * scale_down(largest, self.amplitude)[graph.batch].unsqueeze(1)
 
 
 class Gaussian(Perturbation):
@@ -135,7 +129,7 @@ class Gaussian(Perturbation):
         normal = math.sqrt(2.0) * torch.erfinv(u) / deviation
         count = atom_count(graph)
         mean_removed = torch.sqrt(count / (count - 1.0).clamp_min(1.0))
-        return self.amplitude * normal * mean_removed[graph.batch].unsqueeze(1)
+        return remove_mean(self.amplitude * normal * mean_removed[graph.batch].unsqueeze(1), graph)
 
 
 class Sphere(Perturbation):
@@ -175,7 +169,7 @@ class SpeciesScaled(Perturbation):
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
         """See :class:`Perturbation`."""
-        factor = self.factors.to(graph.positions.device)[graph.species].unsqueeze(1)
+        factor = self.factors.to(graph.positions.device, graph.positions.dtype)[graph.species].unsqueeze(1)
         d = factor * self.inner.sample(graph, generator, context)
         # The mean is taken off in proportion to the factors, so that an atom of factor 0 stays where it is.
         share = sum_by_structure(factor, graph).clamp_min(1e-12)

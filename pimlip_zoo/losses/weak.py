@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -18,7 +19,15 @@ from pimlip_zoo.losses.residuals import RESIDUALS, Detach
 from pimlip_zoo.losses.schedules import Schedule, TiedToError
 from pimlip_zoo.losses.weak_config import TermConfig
 
-__all__ = ["EmaTeacher", "Pool", "WeakPotential", "WeakTerm", "choose_structures", "random_unit"]
+__all__ = [
+    "EmaTeacher",
+    "Pool",
+    "WeakPotential",
+    "WeakTerm",
+    "choose_structures",
+    "random_unit",
+    "step_generator",
+]
 
 
 class WeakPotential(PotentialLike, Protocol):
@@ -118,9 +127,9 @@ class Part:
 class WeakTerm(LossTerm):
     """All consistency losses of a run; they share the displaced copies.
 
-    The value is already weighted: ``Σ_k weight_k · schedule_k · mean(value_k)``, each mean over the structures
-    that have the labels that the residual needs. What is random depends on the seed and the step alone, so that a
-    resumed run goes on as it would have.
+    The value is already weighted: ``Σ_k weight_k · schedule_k · mean(value_k)``, each mean over the
+    structures that have the labels that the residual needs. What is random depends on the seed and the step
+    alone, so that a resumed run goes on as it would have.
 
     Args:
         parts: residuals with weights and schedules.
@@ -284,13 +293,12 @@ class WeakTerm(LossTerm):
         labels = context.batch.labels
         error = (copy_of.forces - torch.where(labels.forces.isnan(), copy_of.forces, labels.forces)).square()
         forces = sum_by_structure(error.sum(dim=1), graph) / (3.0 * count)
-        return forces + ((copy_of.energy - labels.energy) / count).square()
+        return forces + _square((copy_of.energy - labels.energy) / count)
 
     def _generator(self) -> torch.Generator:
         """A new stream for every step and rank; validation always sees the same one."""
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        step = self.steps if self.training else 2**31 - 1
-        return torch.Generator().manual_seed(((self.seed * 4096 + rank) << 32) + step)
+        return step_generator(self.seed, rank, self.steps if self.training else -1)
 
     def _follow_error(self, batch: Batch, predictions: Predictions) -> None:
         """Running mean of the supervised squared error, (eV/atom)² + (eV/Å)²."""
@@ -302,6 +310,12 @@ class WeakTerm(LossTerm):
         now = float(error)
         if self.training:
             self._error = now if self._error is None else 0.98 * self._error + 0.02 * now
+
+
+def step_generator(seed: int, rank: int, step: int) -> torch.Generator:
+    """A stream that is determined by these numbers. They are hashed: torch's generator looks at 32 bits."""
+    digest = hashlib.blake2b(f"{seed} {rank} {step}".encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def random_unit(graph: AtomGraph, generator: torch.Generator) -> Tensor:
@@ -357,10 +371,15 @@ def choose_structures(context: Context, fraction: float, generator: torch.Genera
 
 def _in_unit(residual: Tensor, unit: str, count: Tensor, amplitude: float) -> Tensor:
     if unit == "total":
-        return residual.square()
-    if unit == "per_atom":
-        return (residual / count).square()
-    return (residual / (count * amplitude)).square()
+        return _square(residual)
+    return _square(residual / (count if unit == "per_atom" else count * amplitude))
+
+
+def _square(values: Tensor) -> Tensor:
+    """Squares; a missing value stays NaN but sends no NaN back, as the square's own gradient would."""
+    missing = torch.isnan(values)
+    squares = torch.where(missing, torch.zeros_like(values), values).square()
+    return torch.where(missing, torch.full_like(values, float("nan")), squares)
 
 
 def _masked_sum(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -162,8 +162,8 @@ def check_weak(
     shortest = _shortest_bond(samples)
     if perturbation.max_displacement > 0.5 * shortest:
         raise InputError(
-            f"atoms would move by up to {perturbation.max_displacement:.3g} Å, more than half of the shortest "
-            f"bond ({shortest:.3g} Å)",
+            f"atoms would move by up to {perturbation.max_displacement:.3g} Å, more than half of the "
+            f"shortest bond ({shortest:.3g} Å)",
             key="weak.perturbation.amplitude",
             mend="lower it",
         )

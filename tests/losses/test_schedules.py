@@ -1,0 +1,46 @@
+import pytest
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.losses.schedules import Constant, Decay, TiedToError, WarmUp
+
+
+def test_constant_is_one():
+    assert Constant().factor(0) == Constant().factor(10**6, 3.0) == 1.0
+
+
+def test_warm_up_rises_linearly_from_its_start():
+    schedule = WarmUp(100, start=50)
+    assert [schedule.factor(step) for step in (0, 49, 50, 75, 150, 1000)] == [0.0, 0.0, 0.0, 0.25, 1.0, 1.0]
+    assert WarmUp(0).factor(0) == 1.0
+
+
+def test_decay_falls_from_one_to_its_last_value():
+    schedule = Decay(100, start=10, last=0.2)
+    assert schedule.factor(0) == schedule.factor(10) == 1.0
+    assert schedule.factor(60) == pytest.approx(0.6)
+    assert schedule.factor(110) == schedule.factor(10**6) == pytest.approx(0.2)
+
+
+def test_a_tied_weight_follows_the_error_and_never_exceeds_one():
+    schedule = TiedToError(power=2.0)
+    assert schedule.factor(0) == 1.0
+    assert schedule.factor(1, 4.0) == 1.0  # the reference
+    assert schedule.factor(2, 2.0) == pytest.approx(0.25)
+    assert schedule.factor(3, 40.0) == 1.0
+    assert schedule.factor(4, float("nan")) == 1.0
+    assert TiedToError(reference=10.0).factor(0, 1.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: WarmUp(-1),
+        lambda: Decay(0),
+        lambda: Decay(10, last=2.0),
+        lambda: TiedToError(0.0),
+        lambda: TiedToError(1.0, -1.0),
+    ],
+)
+def test_nonsense_is_refused(make):
+    with pytest.raises(InputError):
+        make()

@@ -1,0 +1,347 @@
+import copy
+
+import pytest
+import torch
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import Predictions
+from pimlip_zoo.losses.perturbation import Context, UniformCube
+from pimlip_zoo.losses.residuals import RESIDUALS
+from pimlip_zoo.losses.weak import choose_structures, random_unit, step_generator
+from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
+from pimlip_zoo.losses.weak_config import PRESETS, WeakConfig, term_names, weak_preset
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.registry import available_models
+from tests.losses.surfaces import SKEWED, SPECIES, Morse, Swirl, batch_of, mixed_batch, molecule, potential
+
+FULL = ("energy", "forces")
+
+
+def config(terms, **options):
+    return WeakConfig.model_validate({"terms": terms, **options})
+
+
+def build(options, model, **more):
+    return build_weak_term(
+        options, model, SPECIES, direct=model.is_direct, force_weight=more.pop("force_weight", 1.0), **more
+    )
+
+
+def crystals(count=3):
+    return batch_of([molecule(5 + s, s, SKEWED) for s in range(count)], 4.8)
+
+
+def refused(options, *, labels=FULL, samples=None, direct=False, match):
+    samples = [batch_of([molecule(5, 0)], 4.6)] if samples is None else samples
+    with pytest.raises(InputError, match=match):
+        check_weak(options, SPECIES, labels, samples, direct=direct)
+
+
+@pytest.mark.parametrize("unit", ["lambda", "per_atom", "total"])
+def test_the_value_is_the_mean_over_structures_of_the_squared_residual_in_its_unit(unit):
+    model, batch = potential(Morse()), mixed_batch()
+    term = build(config({"pitc_first_order": {"weight": 0.7, "unit": unit}}), model, force_weight=3.0, seed=4)
+    value = term(model, batch, model(batch.graph)).mean()
+    d = UniformCube(0.05).sample(batch.graph, step_generator(4, 0, 0))
+    residual = model.pitc_first_order(batch.graph, d)
+    count = torch.tensor([5.0, 1.0, 8.0, 3.0], dtype=torch.float64)
+    if unit == "total":
+        expected = 0.7 * residual.square().mean()
+    elif unit == "per_atom":
+        expected = 0.7 * (residual / count).square().mean()
+    else:
+        expected = 0.7 * 3.0 * (residual / count / 0.05).square().mean()
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+
+
+def test_the_weight_of_a_structure_counts():
+    model, batch = potential(Morse()), batch_of([molecule(5, 0), molecule(6, 1)], 4.6)
+    options = config({"pitc_first_order": {}})
+    batch = batch._replace(labels=batch.labels._replace(weight=torch.tensor([1.0, 0.0], dtype=torch.float64)))
+    first = build(options, model)(model, batch, model(batch.graph)).mean()
+    changed = batch.graph.positions.clone()
+    changed[5:] *= 1.05
+    other = batch._replace(graph=batch.graph._replace(positions=changed))
+    second = build(options, model)(model, other, model(other.graph)).mean()
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=0)
+
+
+def test_structures_without_the_label_do_not_count_and_give_finite_gradients():
+    model, batch = potential(Morse()), mixed_batch()
+    energy, forces = batch.labels.energy.clone(), batch.labels.forces.clone()
+    energy[0], forces[-1] = float("nan"), float("nan")
+    labels = batch.labels._replace(energy=energy, forces=forces)
+    options = config({"taylor_augmentation": {"weight": 1.0, "unit": "total"}})
+    term = build(options, model)
+    value = term(model, batch._replace(labels=labels), model(batch.graph)).mean()
+    d = UniformCube(0.05).sample(batch.graph, step_generator(0, 0, 0))
+    residual = model.taylor_augmentation(batch.graph, d, batch.labels)[1:3]
+    torch.testing.assert_close(value, residual.square().mean(), rtol=1e-12, atol=0)
+    value.backward()
+    assert torch.isfinite(model.model.strength.grad)
+
+
+def test_a_batch_without_any_label_gives_zero():
+    model, batch = potential(Morse()), mixed_batch()
+    labels = batch.labels._replace(energy=torch.full_like(batch.labels.energy, float("nan")))
+    value = build(config({"anchor_trapezoid": {}}), model)(
+        model, batch._replace(labels=labels), model(batch.graph)
+    )
+    assert value.mean().item() == 0.0
+
+
+def test_the_first_call_is_determined_by_the_seed_and_steps_differ():
+    model, batch = potential(Morse()), mixed_batch()
+    options = config({"pitc_trapezoid": {}, "pisc_triangle": {}})
+    base = model(batch.graph)
+    first, same, other = (build(options, model, seed=s) for s in (0, 0, 1))
+    a = [first(model, batch, base).mean().item() for _ in range(3)]
+    b = [same(model, batch, base).mean().item() for _ in range(3)]
+    assert a == b
+    assert len({*a, other(model, batch, base).mean().item()}) == 4
+
+
+def test_a_restored_term_goes_on_as_if_it_had_not_been_interrupted():
+    model, batch = potential(Morse()), mixed_batch()
+    options = config(
+        {
+            "pitc_trapezoid": {"schedule": {"name": "tied_to_error"}},
+            "pisc_triangle": {"schedule": {"name": "warm_up", "steps": 5}},
+        }
+    )
+    base = model(batch.graph)
+    term = build(options, model)
+    for _ in range(2):
+        term(model, batch, base)
+    state = copy.deepcopy(term.state_dict())
+    expected = [term(model, batch, base).mean().item() for _ in range(3)]
+    restored = build(options, model)
+    restored.load_state_dict(state)
+    assert [restored(model, batch, base).mean().item() for _ in range(3)] == expected
+
+
+def test_evaluation_neither_advances_nor_varies():
+    model, batch = potential(Morse()), mixed_batch()
+    term = build(config({"pitc_trapezoid": {}}), model).eval()
+    base = model(batch.graph)
+    assert term(model, batch, base).mean() == term(model, batch, base).mean()
+    assert term.steps == 0
+
+
+def test_an_unlabelled_pool_adds_its_structures_to_the_mean():
+    model, batch = potential(Morse()), mixed_batch()
+    pool = [batch_of([molecule(6, s)], 4.6) for s in range(10, 14)]
+    options = config({"pitc_central": {"unit": "total", "weight": 1.0}}, unlabelled_batch_size=3)
+    with_pool = build(options, model, pool=pool)
+    value = with_pool(model, batch, model(batch.graph)).mean()
+    alone = build(options, model)(model, batch, model(batch.graph)).mean()
+    more = value * 7 - alone * 4  # three structures more
+    assert more > 0
+    assert with_pool.pool.draw(torch.Generator().manual_seed(0)).graph.num_graphs == 3
+    only_labels = build(config({"taylor_augmentation": {}}), model, pool=pool)
+    plain = build(config({"taylor_augmentation": {}}), model)
+    torch.testing.assert_close(
+        only_labels(model, batch, model(batch.graph)).mean(), plain(model, batch, model(batch.graph)).mean()
+    )
+
+
+def test_a_fraction_of_the_structures_is_what_those_structures_are_alone():
+    model, batch = potential(Morse()), mixed_batch()
+    whole = Context(model, batch, model(batch.graph))
+    part = choose_structures(whole, 0.5, torch.Generator().manual_seed(1))
+    assert part.batch.graph.num_graphs == 2
+    again = model(part.batch.graph)
+    torch.testing.assert_close(part.predictions.energy, again.energy, rtol=0, atol=1e-10)
+    torch.testing.assert_close(part.predictions.forces, again.forces, rtol=0, atol=1e-10)
+    assert choose_structures(whole, 0.01, torch.Generator().manual_seed(1)).batch.graph.num_graphs == 1
+    assert choose_structures(whole, 1.0, torch.Generator()) is whole
+
+
+def test_an_ema_teacher_follows_the_weights():
+    model, batch = potential(Morse()), mixed_batch()
+    term = build(config({"pitc_first_order": {}}, teacher="ema", teacher_decay=0.9), model)
+    term(model, batch, model(batch.graph))
+    torch.testing.assert_close(term.teacher.potential.model.strength, model.model.strength)
+    before = model.model.strength.item()
+    model.model.strength.data += 1.0
+    term(model, batch, model(batch.graph))
+    assert before < term.teacher.potential.model.strength.item() < model.model.strength.item()
+    assert not any(p.requires_grad for p in term.parameters())
+    term(model, batch, model(batch.graph)).mean().backward()
+    assert model.model.strength.grad is not None
+
+
+def test_a_curl_term_estimates_the_frobenius_norm():
+    model, batch = potential(Swirl(0.6)), batch_of([molecule(4, 1)], 4.6)
+    term = build(config({"curl": {"weight": 1.0}}), model)
+    base = model(batch.graph)
+    mean = torch.stack([term(model, batch, base).mean() for _ in range(400)]).mean().item()
+
+    def forces(x):
+        return model(batch.graph._replace(positions=x.reshape(-1, 3)), virial=False).forces.flatten()
+
+    jacobian = torch.autograd.functional.jacobian(forces, batch.graph.positions.flatten())
+    # Directions without mean: the antisymmetric part has no component along rigid shifts here.
+    expected = (jacobian - jacobian.T).square().sum().item() / (12 - 3)
+    assert mean == pytest.approx(expected, rel=0.1)
+    v = random_unit(mixed_batch().graph, torch.Generator().manual_seed(0))
+    assert v[:5].square().sum().item() == pytest.approx(1.0)
+
+
+def test_the_baselines_ask_displaced_copies_for_what_their_names_say():
+    model, batch = potential(Morse()), batch_of([molecule(5, 0)], 4.6)
+    options = {"perturbation": {"name": "gaussian", "amplitude": 0.02}}
+    noisy = build(config({"noisy_labels": {"weight": 1.0}}, **options), model)
+    term = build(config({"denoising": {"weight": 1.0}}, denoising_stiffness=7.0, **options), model)
+    base = model(batch.graph)
+    from pimlip_zoo.losses.perturbation import Gaussian
+
+    d = Gaussian(0.02).sample(batch.graph, step_generator(0, 0, 0))
+    moved = model(batch.graph._replace(positions=batch.graph.positions + d))
+    labels = batch.labels
+    expected = (moved.forces - labels.forces).square().mean() + ((moved.energy - labels.energy) / 5).square()[
+        0
+    ]
+    torch.testing.assert_close(noisy(model, batch, base).mean(), expected, rtol=1e-10, atol=0)
+    expected = (moved.forces + 7.0 * d).square().mean()
+    torch.testing.assert_close(term(model, batch, base).mean(), expected, rtol=1e-10, atol=0)
+
+
+def _build_model(name, direct):
+    info = available_models()[name]
+    small = {"channels": 4, "l_max": 1, "num_layers": 2, "radial_hidden": (8,)}
+    known = {k: v for k, v in small.items() if k in info.config.__dataclass_fields__}
+    settings = info.configure(
+        cutoff=4.0, avg_num_neighbors=6.0, force_head="direct" if direct else "conservative", **known
+    )
+    torch.manual_seed(0)
+    return Potential(info.model(settings, SPECIES).double())
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("name", sorted(available_models()))
+def test_every_architecture_has_every_term(name, direct):
+    try:
+        model = _build_model(name, direct)
+        model(crystals(1).graph)
+    except InputError as error:
+        if "no direct force head" in str(error):
+            pytest.skip("offers no direct head")
+        raise
+    batch = crystals()
+    terms = [t for t in term_names() if t != "curl" or direct]
+    term = build(config({t: {"weight": 1.0} for t in terms}, strain=0.005), model)
+    value = term(model, batch, model(batch.graph)).mean()
+    assert torch.isfinite(value)
+    assert set(term.values) == set(terms)
+    value.backward()
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert sum(g is not None and bool((g != 0).any()) for g in gradients) > 0.7 * len(gradients)
+
+
+@pytest.mark.parametrize("name", sorted(available_models()))
+def test_architectures_ignore_edges_beyond_their_cutoff(name):
+    model = _build_model(name, direct=False)
+    frames = [molecule(6, 0, SKEWED), molecule(5, 1), molecule(1, 2)]
+    narrow, wide = model(batch_of(frames, 4.0).graph), model(batch_of(frames, 4.6).graph)
+    for a, b in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_float32_models_give_the_residuals_of_float64_within_their_precision():
+    model = _build_model("nequip", direct=False)
+    batch = crystals()
+    d = UniformCube(0.05).sample(batch.graph, torch.Generator().manual_seed(0))
+    double = model.pitc_trapezoid(batch.graph, d)
+    single = copy.deepcopy(model).set_dtype(torch.float32).pitc_trapezoid(batch.graph, d)
+    assert single.dtype == torch.float64
+    torch.testing.assert_close(single, double, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_can_be_saved_and_read_again(name):
+    options = WeakConfig.model_validate({"preset": name})
+    assert WeakConfig.model_validate(options.model_dump(mode="json")) == options
+    assert options.active or options.labels is not None
+
+
+def test_numbers_of_a_preset_can_be_overridden_one_by_one():
+    options = WeakConfig.model_validate(
+        {
+            "preset": "piwsl",
+            "terms": {"pitc_first_order": {"weight": 5.0}},
+            "perturbation": {"amplitude": 0.02},
+        }
+    )
+    assert options.terms["pitc_first_order"].weight == 5.0
+    assert options.terms["pitc_first_order"].unit == "total"
+    assert options.terms["pisc_triangle"].weight == 0.01
+    assert (options.perturbation.name, options.perturbation.amplitude) == ("uniform", 0.02)
+    weak_preset("piwsl")["terms"].clear()
+    assert weak_preset("piwsl")["terms"]
+
+
+def test_the_paper_uses_pisc_on_direct_heads_only():
+    options = WeakConfig.model_validate({"preset": "piwsl"})
+    assert list(chosen_terms(options, direct=False)) == ["pitc_first_order"]
+    assert list(chosen_terms(options, direct=True)) == ["pitc_first_order", "pisc_triangle"]
+
+
+def test_lists_are_widened_by_what_two_atoms_can_do():
+    skin = list_skin(config({"pitc_central": {}}), SPECIES, 5.0, direct=False)
+    assert skin == pytest.approx(2 * 3**0.5 * 0.05)
+    assert list_skin(WeakConfig(), SPECIES, 5.0, direct=False) == 0.0
+    assert list_skin(config({"curl": {}}), SPECIES, 5.0, direct=True) == 0.0
+    assert list_skin(config({"strain_trapezoid": {}}), SPECIES, 5.0, direct=False) == pytest.approx(
+        0.15 / 0.97
+    )
+
+
+def test_what_cannot_work_is_refused_with_the_reason():
+    refused(config({"pitc_central": {}}, perturbation={"amplitude": 0.5}), match="half of the shortest bond")
+    refused(config({"taylor_augmentation": {}}), labels=("energy",), match="needs force labels")
+    refused(config({"anchor_first_order": {}}), labels=("forces",), match="needs energy labels")
+    refused(config({"noisy_labels": {}}), labels=("forces",), match="needs energy labels")
+    refused(config({"curl": {}}), match="no curl")
+    refused(config({"strain_first_order": {}}), match="structure 0 is a molecule")
+    refused(
+        config({"pitc_central": {}}, perturbation={"name": "force_error"}),
+        labels=("energy",),
+        match="force labels",
+    )
+    refused(config({"pitc_central": {}}, perturbation={"name": "variance"}), match="at least 2 runs")
+    refused(config({"pitc_central": {}}, perturbation={"species": {"N": 1.0}}), match="no N")
+    check_weak(config({"curl": {}}), SPECIES, FULL, [crystals()], direct=True)
+    check_weak(config({"strain_first_order": {}}), SPECIES, FULL, [crystals()], direct=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"terms": {"pitc_first_order": {"weight": -1.0}}}, "greater than or equal to 0"),
+        ({"terms": {"pitc_second_order": {}}}, "pitc_first_order"),
+        ({"terms": {"pitc_central": {"wieght": 1.0}}}, "Extra inputs"),
+        ({"perturbation": {"amplitud": 1.0}}, "Extra inputs"),
+        ({"preset": "piwls"}, "piwsl"),
+        ({"terms": {"loop_simpson": {}}, "teacher": "ema"}, "no target side"),
+        ({"fraction": 0.0}, "greater than 0"),
+    ],
+)
+def test_unknown_options_and_negative_weights_are_errors(values, match):
+    with pytest.raises(ValueError, match=match):
+        WeakConfig.model_validate(values)
+
+
+def test_every_row_has_a_term_and_every_term_an_equation():
+    assert set(RESIDUALS) < set(term_names())
+    assert all(term_names().values())
+
+
+def test_predictions_without_forces_are_enough():
+    """Energies-only training does not compute forces for the supervised loss."""
+    model, batch = potential(Morse()), mixed_batch()
+    options = config({"pitc_trapezoid": {}, "pisc_triangle": {}})
+    with_forces = build(options, model)(model, batch, model(batch.graph)).mean()
+    without = build(options, model)(model, batch, model(batch.graph, forces=False, virial=False)).mean()
+    torch.testing.assert_close(with_forces, without, rtol=1e-10, atol=0)
+    assert isinstance(model(batch.graph, forces=False), Predictions)
