@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pimlip_zoo.deploy.ase import PimlipCalculator
+    from pimlip_zoo.deploy.committee import CommitteeCalculator
 
 __version__ = "0.1.0.dev0"
 
@@ -52,21 +53,28 @@ def __getattr__(name: str) -> Any:
 
 
 def load(run: str | Path, **options: Any) -> Any:
-    """The trained potential of a run folder or checkpoint; see :func:`pimlip_zoo.training.checkpoint.load_potential`."""
+    """The trained potential of a run folder or checkpoint; see :mod:`pimlip_zoo.training.checkpoint`."""
     from pimlip_zoo.training.checkpoint import load_potential
 
     return load_potential(run, **options)
 
 
-def calculator(run: str | Path, *, device: str = "cpu", skin: float = 0.5, **options: Any) -> PimlipCalculator:
-    """An ASE calculator of a run folder or checkpoint.
+def calculator(
+    *runs: str | Path, device: str = "cpu", skin: float = 0.5, **options: Any
+) -> PimlipCalculator | CommitteeCalculator:
+    """An ASE calculator of a run folder or checkpoint; of several, their mean with its spread.
 
     Args:
-        run: run folder or checkpoint.
+        runs: run folders or checkpoints.
         device: where to compute.
         skin: Å, see :class:`~pimlip_zoo.deploy.ase.PimlipCalculator`.
         options: of :func:`load`.
     """
     from pimlip_zoo.deploy.ase import PimlipCalculator
 
-    return PimlipCalculator(load(run, **options), device=device, skin=skin)
+    members = [PimlipCalculator(load(run, **options), device=device, skin=skin) for run in runs]
+    if len(members) == 1:
+        return members[0]
+    from pimlip_zoo.deploy.committee import CommitteeCalculator
+
+    return CommitteeCalculator(members)

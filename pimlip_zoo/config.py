@@ -6,14 +6,22 @@ The same keys stand in ``run.yaml`` and after ``--set``; an unknown one is an er
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.losses.supervised import Distance
@@ -62,7 +70,9 @@ class ModelSection(BaseModel):
         options: dict[str, Any] = {}
         for key, value in {**(self.__pydantic_extra__ or {}), **more}.items():
             if key not in known:
-                raise InputError(f"{self.name} has no option {key!r}", key=f"model.{key}", mend=did_you_mean(key, known))
+                raise InputError(
+                    f"{self.name} has no option {key!r}", key=f"model.{key}", mend=did_you_mean(key, known)
+                )
             options[key] = _coerce(f"model.{key}", value, hints[key])
         preset = self.preset if self.preset is None or info.presets else None
         return typing.cast("ModelConfig", info.configure(preset, **options))
@@ -81,9 +91,9 @@ class DataSection(Section):
     batch_size: PositiveInt = 10
     valid_batch_size: PositiveInt = 50
     num_workers: int = Field(0, ge=0)
-    energy_references: Literal["auto", "isolated", "least_squares", "none"] | dict[str, float] | str = "auto"
-    """eV: a table by symbol, a file of isolated atoms, or how to get them; auto: isolated atoms where the data
-    have them, least squares otherwise."""
+    energy_references: dict[str, float] | str = "auto"
+    """eV: a table by symbol, a file of isolated atoms, or how to get them: isolated, least_squares, none, auto (isolated
+    atoms where the data have them, least squares otherwise)."""
     check_references: bool = True
     """Refuse energies more than 50 eV per atom from the references."""
 
@@ -260,30 +270,12 @@ def _fields_at(path: Sequence[str]) -> list[str]:
 
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
-    """A YAML value as the type that a dataclass field is annotated with."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        for option in arguments:
-            if option is not type(None):
-                try:
-                    return _coerce(key, value, option)
-                except InputError:
-                    continue
-    elif origin is Literal:
-        if value in arguments:
-            return value
-        raise InputError(f"{value!r} is not allowed", key=key, mend=", ".join(str(a) for a in arguments))
-    elif origin is tuple and isinstance(value, list | tuple):
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_coerce(key, item, arguments[0]) for item in value)
-        if len(arguments) == len(value):
-            return tuple(_coerce(key, item, part) for item, part in zip(value, arguments, strict=True))
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    elif origin is not None and isinstance(origin, type) and isinstance(value, origin):
-        return value
-    raise InputError(f"{value!r} is not a {getattr(hint, '__name__', hint)}", key=key)
+    """A YAML value as the type that a dataclass field is annotated with.
+
+    Raises:
+        InputError: when it is not of that type.
+    """
+    try:
+        return TypeAdapter(hint, config=ConfigDict(strict=False)).validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"{error.errors()[0]['msg']}, got {value!r}", key=key) from error

@@ -171,7 +171,9 @@ def parse_duration(text: str) -> datetime.timedelta:
         InputError: for anything else.
     """
     if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
-        raise InputError(f"{text!r} is not a time", key="trainer.max_time", mend="write 90s, 10m, 2h or 1d12h")
+        raise InputError(
+            f"{text!r} is not a time", key="trainer.max_time", mend="write 90s, 10m, 2h or 1d12h"
+        )
     units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
     parts = {units[unit]: float(number) for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text)}
     return datetime.timedelta(**parts)
@@ -184,7 +186,9 @@ def _split(config: RunConfig) -> tuple[list[Frame], list[Frame]]:
         return train, load_frames(data.valid)
     if re.fullmatch(r"builtin:[^/,@]+", data.train):
         return train, load_frames(f"{data.train}/valid")
-    structures = [i for i, frame in enumerate(train) if not is_isolated_atom(frame)] or list(range(len(train)))
+    structures = [i for i, frame in enumerate(train) if not is_isolated_atom(frame)] or list(
+        range(len(train))
+    )
     if len(structures) < 2:
         raise InputError(
             "one structure cannot be split", file=data.train, key="data.valid", mend="give --valid DATA"

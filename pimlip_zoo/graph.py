@@ -20,6 +20,7 @@ __all__ = [
     "cell_volume",
     "collate",
     "edge_vectors",
+    "graph_to",
     "stress_from_virial",
     "sum_by_structure",
 ]
@@ -79,6 +80,19 @@ class Predictions(NamedTuple):
     """(M, 3, 3) float64, eV, ``-dE/dε``; empty (0, 3, 3) where it was not asked for."""
     atomic_energy: Tensor
     """(N,) float64, eV."""
+
+
+def graph_to(graph: AtomGraph, device: torch.device | str) -> AtomGraph:
+    """The same graph with its tensors on a device."""
+    return AtomGraph(
+        positions=graph.positions.to(device),
+        species=graph.species.to(device),
+        edge_index=graph.edge_index.to(device),
+        edge_shift=graph.edge_shift.to(device),
+        cell=graph.cell.to(device),
+        batch=graph.batch.to(device),
+        num_graphs=graph.num_graphs,
+    )
 
 
 def edge_vectors(graph: AtomGraph) -> Tensor:

@@ -17,7 +17,7 @@ from pimlip_zoo.errors import InputError, did_you_mean
 __all__ = ["ENTRY_POINT_GROUP", "ModelInfo", "available_models", "get_model", "register_model"]
 
 ENTRY_POINT_GROUP = "pimlip_zoo.models"
-_BUILTIN = ("pimlip_zoo.models.nequip", "pimlip_zoo.models.allegro")
+_BUILTIN = ("pimlip_zoo.models.nequip", "pimlip_zoo.models.allegro", "pimlip_zoo.models.mace")
 
 ModelClass = TypeVar("ModelClass", bound=type)
 

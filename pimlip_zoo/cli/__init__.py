@@ -36,13 +36,15 @@ class LazyGroup(TyperGroup):
         """In the order of a user's way."""
         return [name for name, module in COMMANDS.items() if importlib.util.find_spec(module) is not None]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command, or None (then the parser names the nearest)."""
         if cmd_name not in self.list_commands(ctx):
             return None
         command = typer.main.get_command(importlib.import_module(COMMANDS[cmd_name]).app)
         command.name = cmd_name
-        command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
+        command.params = [
+            p for p in command.params if p.name not in ("install_completion", "show_completion")
+        ]
         return command
 
 
@@ -64,7 +66,9 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),  # noqa: ARG001
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     """Equivariant interatomic potentials that learn from physics where labels are sparse.
 
@@ -79,7 +83,14 @@ def main() -> None:
     except InputError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
+        if error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EISDIR,
+            errno.ENOTDIR,
+        ):
             _fail(f"{error.filename or 'file'}: {error.strerror}")
         raise
 

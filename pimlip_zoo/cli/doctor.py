@@ -75,7 +75,9 @@ def _compiler() -> dict[str, tuple[bool, str]]:
 def _kernels() -> dict[str, tuple[bool, str]]:
     from pimlip_zoo.nn.kernels.dispatch import available_backends
 
-    return {f"kernels {name}": (not text.startswith("no"), text) for name, text in available_backends().items()}
+    return {
+        f"kernels {name}": (not text.startswith("no"), text) for name, text in available_backends().items()
+    }
 
 
 def _training() -> dict[str, tuple[bool, str]]:
@@ -94,4 +96,6 @@ def _training() -> dict[str, tuple[bool, str]]:
     predictions = potential(frame_to_sample(frame, species, potential.cutoff).graph)
     predictions.forces.square().sum().backward()
     works = bool(torch.isfinite(predictions.forces).all())
-    return {"a training step": (works, "energy, forces and their gradient are finite" if works else "not finite")}
+    return {
+        "a training step": (works, "energy, forces and their gradient are finite" if works else "not finite")
+    }

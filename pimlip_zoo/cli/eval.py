@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,9 @@ app = typer.Typer()
 def evaluate_command(
     run: Annotated[Path, typer.Argument(help="Run folder or checkpoint.")],
     data: Annotated[str, typer.Option(help="Structures with labels.")],
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the errors, in eV and Å.")] = None,
-    plot: Annotated[Optional[Path], typer.Option(help="Draw the parity plot: .png, .pdf, .svg.")] = None,
-    dtype: Annotated[Optional[str], typer.Option(help="float32 or float64; as trained if not given.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the errors, in eV and Å.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the parity plot: .png, .pdf, .svg.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64; as trained if not given.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Structures at once.")] = 50,
 ) -> None:
     """Errors of a trained potential on labelled structures."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: pimlip-zoo models nequip")
 def models(
-    name: Annotated[Optional[str], typer.Argument(help="One architecture, with its options.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One architecture, with its options.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the architectures, or the options and presets of one."""
@@ -43,7 +43,11 @@ def _describe(info: Any) -> dict[str, Any]:
         "presets": presets,
         "parameters": None if info.presets else _count(info, None),
         "options": {
-            field.name: {"type": str(field.type), "default": _default(field), "help": _help(info.config, field.name)}
+            field.name: {
+                "type": str(field.type),
+                "default": _default(field),
+                "help": _help(info.config, field.name),
+            }
             for field in dataclasses.fields(info.config)
         },
     }
@@ -65,13 +69,14 @@ def _help(config: type, name: str) -> str:
     import ast
     import inspect
     import textwrap
+    from itertools import pairwise
 
     for cls in config.__mro__[:-1]:
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
         except (OSError, TypeError):
             continue
-        for node, following in zip(body, body[1:], strict=False):
+        for node, following in pairwise(body):
             if (
                 isinstance(node, ast.AnnAssign)
                 and getattr(node.target, "id", None) == name
@@ -108,7 +113,10 @@ def _options_table(item: dict[str, Any]) -> Any:
     for column in ("option", "default", *item["presets"], ""):
         table.add_column(column, overflow="fold")
     table.add_row(
-        "[dim]parameters[/dim]", "", *(f"[dim]{p['parameters']:,}[/dim]" for p in item["presets"].values()), ""
+        "[dim]parameters[/dim]",
+        "",
+        *(f"[dim]{p['parameters']:,}[/dim]" for p in item["presets"].values()),
+        "",
     )
     for name, option in item["options"].items():
         cells = [str(values[name]) if name in values else "" for values in item["presets"].values()]

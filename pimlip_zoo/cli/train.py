@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -22,24 +22,26 @@ Examples:
 
 @app.command(epilog=EXAMPLE)
 def train(
-    model: Annotated[Optional[str], typer.Option(help="Architecture; `pimlip-zoo models` lists them.")] = None,
-    data: Annotated[Optional[str], typer.Option(help="Training structures: a file, builtin:NAME, ...")] = None,
-    valid: Annotated[Optional[str], typer.Option(help="Validation structures; else a part of --data.")] = None,
-    test: Annotated[Optional[str], typer.Option(help="Evaluated at the end.")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="A run.yaml; single options win over it.")] = None,
-    preset: Annotated[Optional[str], typer.Option(help="small, medium or large.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Run folder; runs/MODEL-k if not given.")] = None,
+    model: Annotated[str | None, typer.Option(help="Architecture; `pimlip-zoo models` lists them.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training structures: a file, builtin:NAME, ...")] = None,
+    valid: Annotated[str | None, typer.Option(help="Validation structures; else a part of --data.")] = None,
+    test: Annotated[str | None, typer.Option(help="Evaluated at the end.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A run.yaml; single options win over it.")] = None,
+    preset: Annotated[str | None, typer.Option(help="small, medium or large.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL-k if not given.")] = None,
     settings: Annotated[
-        Optional[list[str]], typer.Option("--set", help="Any option: --set optimizer.lr=0.01")
+        list[str] | None, typer.Option("--set", help="Any option: --set optimizer.lr=0.01")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out (or the newest).")] = False,
-    device: Annotated[Optional[str], typer.Option(help="auto, cpu, cuda, ...")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Of weights, order and split.")] = None,
-    max_steps: Annotated[Optional[int], typer.Option(help="Optimiser steps.")] = None,
-    max_time: Annotated[Optional[str], typer.Option(help="90s, 10m, 2h, ...")] = None,
-    forces: Annotated[Optional[str], typer.Option(help="conservative or direct.")] = None,
-    labels: Annotated[Optional[str], typer.Option(help="energy | energy,forces | energy,forces,stress")] = None,
-    dtype: Annotated[Optional[str], typer.Option(help="float32 or float64.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out (or the newest).")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    max_time: Annotated[str | None, typer.Option(help="90s, 10m, 2h, ...")] = None,
+    forces: Annotated[str | None, typer.Option(help="conservative or direct.")] = None,
+    labels: Annotated[str | None, typer.Option(help="energy | energy,forces | energy,forces,stress")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
 ) -> None:
     """Train a potential and leave everything in a run folder."""
     from pimlip_zoo.config import load_config, parse_settings
@@ -97,7 +99,9 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
     )
     outcome = run(experiment, folder, resume=resume)
     if outcome.signal is not None:
-        screen.print(f"stopped after step {outcome.steps}; go on with: pimlip-zoo train --out {folder} --resume")
+        screen.print(
+            f"stopped after step {outcome.steps}; go on with: pimlip-zoo train --out {folder} --resume"
+        )
         raise typer.Exit(128 + outcome.signal)
     screen.print(f"{outcome.steps:,} steps in {outcome.seconds:.0f} s")
     summaries = evaluate_run(folder, _tests(config))
@@ -114,7 +118,9 @@ def _tests(config: Any) -> dict[str, str]:
     if config.data.test is not None:
         sets.update({part: part for part in config.data.test.split(",")})
     elif config.data.train == "builtin:ethanol-gfn2":
-        sets.update({name: f"builtin:ethanol-gfn2/{name}" for name in ("test_300K", "test_600K", "test_1200K")})
+        sets.update(
+            {name: f"builtin:ethanol-gfn2/{name}" for name in ("test_300K", "test_600K", "test_1200K")}
+        )
     return sets
 
 
@@ -140,7 +146,9 @@ def _new_folder(out: Path | None, model: str) -> Path:
 
     if out is not None:
         if (out / "checkpoints").exists():
-            raise InputError("the folder holds a run already", file=out, mend="--resume it, or give another --out")
+            raise InputError(
+                "the folder holds a run already", file=out, mend="--resume it, or give another --out"
+            )
         return out
     number = 1
     while (folder := Path("runs") / f"{model}-{number}").exists():

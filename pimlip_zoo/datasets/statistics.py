@@ -89,9 +89,7 @@ def references_from_atoms(
             key="energy_references",
             mend="give all species, or least_squares",
         )
-    return EnergyReferences(
-        np.array([float(energies[symbol]) for symbol in species]), source, len(species)
-    )
+    return EnergyReferences(np.array([float(energies[symbol]) for symbol in species]), source, len(species))
 
 
 def check_references(frames: Sequence[Frame], species: Sequence[str], references: EnergyReferences) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.neighbours import neighbour_list, species_indices
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, edge_vectors, stress_from_virial
+from pimlip_zoo.graph import AtomGraph, edge_vectors, graph_to, stress_from_virial
 from pimlip_zoo.models.potential import Potential
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ class SkinnedNeighbours:
         """How many lists were built."""
         self._key: tuple[Any, ...] | None = None
         self._positions: NDArray[np.float64] = np.zeros((0, 3))
-        self._list: tuple[NDArray[np.int64], NDArray[np.float64]] = (np.zeros((2, 0), np.int64), np.zeros((0, 3)))
+        self._list: tuple[NDArray[np.int64], NDArray[np.float64]] = (
+            np.zeros((2, 0), np.int64),
+            np.zeros((0, 3)),
+        )
 
     def graph(self, atoms: Atoms, species: Sequence[str]) -> AtomGraph:
         """The graph of a structure, edges within the cutoff.
@@ -107,9 +110,11 @@ class PimlipCalculator(Calculator):
         """Compute what is asked for; called by ASE."""
         super().calculate(atoms, properties, system_changes)
         structure = self.atoms
-        graph = self.neighbours.graph(structure, self.potential.species)
-        graph = AtomGraph(*(x.to(self.device) if isinstance(x, torch.Tensor) else x for x in graph))
-        stress = "stress" in properties and abs(np.linalg.det(structure.cell.array)) > 0
+        graph = graph_to(self.neighbours.graph(structure, self.potential.species), self.device)
+        # The virial comes with conservative forces at no cost, so that a barostat needs one evaluation a step.
+        stress = abs(np.linalg.det(structure.cell.array)) > 0 and (
+            "stress" in properties or not self.potential.is_direct
+        )
         with torch.no_grad():
             predictions = self.potential(graph, forces=True, virial=stress)
         energy = float(predictions.energy)

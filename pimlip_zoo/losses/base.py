@@ -31,7 +31,7 @@ class LossValue(NamedTuple):
 
     total: Tensor
     """Scalar."""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]
     """Scalar, the (weighted) number of labels that entered; zero where there was none."""
 
     def mean(self) -> Tensor:

@@ -11,10 +11,11 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions, stress_from_virial
 from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
 
-__all__ = ["Distance", "SupervisedTerm", "residuals"]
+__all__ = ["Distance", "Quantity", "SupervisedTerm", "residuals"]
 
 Distance = Literal["mse", "mae", "huber"]
 Quantity = Literal["energy", "energy_per_atom", "forces", "stress"]
+"""What can be labelled."""
 
 
 def residuals(quantity: Quantity, batch: Batch, predictions: Predictions) -> tuple[Tensor, Tensor]:

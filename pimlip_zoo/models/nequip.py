@@ -57,7 +57,9 @@ class NequIPConfig(ModelConfig):
         super().__post_init__()
         for name, least in (("num_layers", 1), ("l_max", 0), ("channels", 1), ("num_bessel", 1)):
             if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}", key=name, mend=f"give an integer >= {least}")
+                raise InputError(
+                    f"{name} is {getattr(self, name)}", key=name, mend=f"give an integer >= {least}"
+                )
         if self.force_head == "direct" and self.l_max < 1:
             raise InputError(
                 "a direct force head needs vectors, and l_max 0 has none", key="l_max", mend="give l_max >= 1"
@@ -92,7 +94,9 @@ class NequIPLayer(nn.Module):
         )
         self.linear_out = EquivariantLinear(self.convolution.irreps_out, gate.irreps_in, channels, channels)
         self.self_connection = (
-            SpeciesLinear(irreps_in, gate.irreps_in, channels, channels, channels) if self_connection else None
+            SpeciesLinear(irreps_in, gate.irreps_in, channels, channels, channels)
+            if self_connection
+            else None
         )
         self.residual = config.resnet and self_connection and self.irreps_out == irreps_in
         self.scale = 1.0 / math.sqrt(config.avg_num_neighbors or 1.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -110,9 +108,7 @@ class Potential(PhysicsWeakMixin, nn.Module):
             centre, neighbour = graph.edge_index[0], graph.edge_index[1]
             all_forces = torch.zeros_like(graph.positions, requires_grad=False)
             all_forces = all_forces.index_add(0, centre, gradient).index_add(0, neighbour, -gradient)
-        all_virial = (
-            _virial(graph, vectors, gradient) if virial else graph.positions.new_zeros((0, 3, 3))
-        )
+        all_virial = _virial(graph, vectors, gradient) if virial else graph.positions.new_zeros((0, 3, 3))
         result = Predictions(energy, all_forces, all_virial, atomic_energy)
         return result if keep else Predictions(*(value.detach() for value in result))
 
@@ -135,7 +131,7 @@ class Potential(PhysicsWeakMixin, nn.Module):
         if not energy.requires_grad:
             return torch.zeros_like(vectors)
         (gradient,) = torch.autograd.grad(energy.sum(), vectors, create_graph=keep, allow_unused=True)
-        return torch.zeros_like(vectors) if gradient is None else cast("Tensor", gradient)
+        return torch.zeros_like(vectors) if gradient is None else gradient
 
 
 def _virial(graph: AtomGraph, vectors: Tensor, gradient: Tensor) -> Tensor:

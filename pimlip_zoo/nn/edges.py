@@ -70,7 +70,7 @@ class EdgeEmbedding(ExactBuffers):
         """Lengths (E,) in Å over the cutoff of each edge's pair of species."""
         if self.by_pair:
             pair = graph.species[graph.edge_index[0]] * self.num_species + graph.species[graph.edge_index[1]]
-            return length * self.inverse_cutoffs.to(length.dtype)[pair]
+            return length * self.inverse_cutoffs.to(length.dtype)[pair]  # type: ignore[index]
         return length * (1.0 / self.cutoff)
 
 

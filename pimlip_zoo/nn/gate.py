@@ -39,7 +39,7 @@ class Gate(nn.Module):
         gate_irrep = o3.Irrep(gate_irrep)
         scalars = [irrep for _, irrep in self.irreps_out if irrep.l == 0]
         gated = [irrep for _, irrep in self.irreps_out if irrep.l > 0]
-        blocks = {irrep: 1 for irrep in scalars}
+        blocks = dict.fromkeys(scalars, 1)
         if gated:
             blocks[gate_irrep] = blocks.get(gate_irrep, 0) + len(gated)
         scalar_part = o3.Irreps([(n, irrep) for irrep, n in sorted(blocks.items(), key=lambda item: item[0])])

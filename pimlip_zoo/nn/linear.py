@@ -128,7 +128,9 @@ class SpeciesLinear(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _matching_blocks(irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> tuple[list[tuple[int, int, int, int, int]], int]:
+def _matching_blocks(
+    irreps_in: o3.Irreps, irreps_out: o3.Irreps
+) -> tuple[list[tuple[int, int, int, int, int]], int]:
     """The irreps that both have, in the output's order, and how many components of the output stay zero last.
 
     A block is (first input component, input copies, dimension of the irrep, output copies, zero components before).

@@ -60,7 +60,9 @@ def parity_plot(pairs: Pairs, file: Path, *, title: str = "") -> None:
         bins = {"gridsize": 70, "mincnt": 1, "norm": LogNorm(), "cmap": "viridis", "linewidths": 0.1}
         top.axline((low, low), slope=1, color="0.6", lw=0.8, zorder=0)
         top.hexbin(reference, predicted, extent=(low - pad, high + pad, low - pad, high + pad), **bins)
-        top.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + pad), ylabel=f"predicted {label} / {unit}")
+        top.set(
+            xlim=(low - pad, high + pad), ylim=(low - pad, high + pad), ylabel=f"predicted {label} / {unit}"
+        )
         top.text(
             0.04,
             0.96,
@@ -70,7 +72,9 @@ def parity_plot(pairs: Pairs, file: Path, *, title: str = "") -> None:
         )
         span = float(np.quantile(np.abs(error), 0.999)) + 1e-9
         bottom.axhline(0, color="0.6", lw=0.8, zorder=0)
-        bottom.hexbin(reference, error, extent=(low - pad, high + pad, -span, span), **{**bins, "gridsize": (70, 16)})
+        bottom.hexbin(
+            reference, error, extent=(low - pad, high + pad, -span, span), **{**bins, "gridsize": (70, 16)}
+        )
         bottom.locator_params(axis="x", nbins=5)
         bottom.set(ylim=(-span, span), xlabel=f"reference {label} / {unit}", ylabel=f"error / {error_unit}")
     figure.align_ylabels()

@@ -1,10 +1,10 @@
 """What every architecture has to satisfy, as tests that third parties run, too.
 
-    from pimlip_zoo.testing import ArchitectureContract
+from pimlip_zoo.testing import ArchitectureContract
 
-    class TestMine(ArchitectureContract):
-        model = "mine"
-        options = {"channels": 4}
+class TestMine(ArchitectureContract):
+model = "mine"
+options = {"channels": 4}
 """
 
 from pimlip_zoo.testing.contract import ArchitectureContract

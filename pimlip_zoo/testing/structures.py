@@ -60,7 +60,9 @@ def structure(name: str, species: Sequence[str], *, seed: int = 0) -> Frame:
         full = cell if name != "slab" else np.array([*cell[:2], [0, 0, 4.5]])
         positions = fractional @ full
     positions = positions + rng.normal(scale=0.08, size=positions.shape)
-    return Frame(numbers=numbers[np.arange(len(positions)) % len(numbers)], positions=positions, cell=cell, pbc=pbc)
+    return Frame(
+        numbers=numbers[np.arange(len(positions)) % len(numbers)], positions=positions, cell=cell, pbc=pbc
+    )
 
 
 def as_graph(frame: Frame, species: Sequence[str], cutoff: float) -> AtomGraph:

@@ -15,13 +15,22 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar, WeightAveraging
 from torch import Tensor
 
-__all__ = ["AveragedWeights", "GracefulStop", "Interrupted", "KeepLast", "MetricsTable", "PlainProgress", "Progress", "validation_line"]
+__all__ = [
+    "AveragedWeights",
+    "GracefulStop",
+    "Interrupted",
+    "KeepLast",
+    "MetricsTable",
+    "PlainProgress",
+    "Progress",
+    "validation_line",
+]
 
 
 class AveragedWeights(WeightAveraging):
     """Exponential moving average of the weights; validated, saved as the model's, and exported.
 
-    The decay is ``min(decay, (1 + n) / (10 + n))`` after n updates, so that short runs are not held back by their start.
+    After n updates the decay is ``min(decay, (1 + n) / (10 + n))``: short runs are not held back by their start.
 
     Args:
         decay: towards which it grows.
@@ -75,7 +84,7 @@ class MetricsTable(Callback):
         self._start = time.monotonic()
         self._before = 0.0
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write a row."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -131,7 +140,7 @@ class GracefulStop(Callback):
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen, in place of Lightning's own handlers."""
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
@@ -139,23 +148,23 @@ class GracefulStop(Callback):
             except ValueError:  # not the main thread
                 return
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:  # asked twice: now
             raise KeyboardInterrupt
         self.signal = number
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: object, **kwargs: object) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object, **kwargs: object) -> None:
         """Stop if a signal came in, unless a validation comes first: it writes the checkpoint."""
         if self.signal is not None and not _validates(trainer):
             save_checkpoint(trainer, self.last)
             raise Interrupted(self.signal)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
         """Stop after the validation."""
         if self.signal is not None and trainer.global_step > 0 and _validates(trainer):
             raise Interrupted(self.signal)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the signals as they were."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
@@ -165,7 +174,7 @@ class GracefulStop(Callback):
 def _validates(trainer: pl.Trainer) -> bool:
     """Whether a validation follows the step that was just done."""
     step = trainer.global_step
-    return trainer.should_stop or step >= trainer.max_steps or step % int(trainer.val_check_batch) == 0
+    return trainer.should_stop or step >= trainer.max_steps or step % int(trainer.val_check_batch or 1) == 0
 
 
 class KeepLast(Checkpoint):
@@ -180,12 +189,12 @@ class KeepLast(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: object, **kwargs: object) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object, **kwargs: object) -> None:
         """Lightning validates before it stops."""
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write."""
         if not trainer.sanity_checking:
             save_checkpoint(trainer, self.path)
@@ -224,11 +233,11 @@ class PlainProgress(Callback):
         self._start = time.monotonic()
         self._first: int | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._start, self._first = time.monotonic(), trainer.global_step
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print."""
         if trainer.sanity_checking or not trainer.is_global_zero or self._first is None:
             return

@@ -14,7 +14,15 @@ from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models, get_model
 
-__all__ = ["FORMAT_VERSION", "KEY", "build_potential", "checkpoint_path", "describe", "load_potential", "read_checkpoint"]
+__all__ = [
+    "FORMAT_VERSION",
+    "KEY",
+    "build_potential",
+    "checkpoint_path",
+    "describe",
+    "load_potential",
+    "read_checkpoint",
+]
 
 FORMAT_VERSION = 1
 KEY = "pimlip_zoo"
@@ -88,7 +96,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError("no such file", file=path) from error
     except Exception as error:
         raise InputError(
-            f"not a readable checkpoint: {str(error).splitlines()[0][:120]}", file=path, mend="is it truncated?"
+            f"not a readable checkpoint: {str(error).splitlines()[0][:120]}",
+            file=path,
+            mend="is it truncated?",
         ) from error
     if not isinstance(content, dict) or KEY not in content:
         raise InputError("not a checkpoint of pimlip-zoo", file=path)
@@ -119,7 +129,9 @@ def load_potential(run: str | Path, *, dtype: torch.dtype | None = None, which: 
     try:
         potential.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"the weights do not fit: {str(error).splitlines()[-1].strip()}", file=path) from error
+        raise InputError(
+            f"the weights do not fit: {str(error).splitlines()[-1].strip()}", file=path
+        ) from error
     if dtype is not None:
         potential.set_dtype(dtype)
     return potential.eval().requires_grad_(False)

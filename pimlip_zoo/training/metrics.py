@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.graph import Batch, Predictions
-from pimlip_zoo.losses.supervised import residuals
+from pimlip_zoo.losses.supervised import Quantity, residuals
 
 __all__ = ["QUANTITIES", "ErrorStatistics"]
 
-QUANTITIES = ("energy", "energy_per_atom", "forces", "stress")
+QUANTITIES: tuple[Quantity, ...] = ("energy", "energy_per_atom", "forces", "stress")
 
 
 class ErrorStatistics:
@@ -28,7 +28,7 @@ class ErrorStatistics:
 
     def __init__(self, species: Sequence[str]) -> None:
         self.species = tuple(species)
-        self._sums = dict.fromkeys(QUANTITIES, (0.0, 0.0, 0))
+        self._sums: dict[str, tuple[float, float, int]] = dict.fromkeys(QUANTITIES, (0.0, 0.0, 0))
         self._by_species = torch.zeros(len(self.species), 3, dtype=torch.float64)
         self.num_structures = 0
         self.num_atoms = 0
