@@ -41,6 +41,12 @@ def run(arguments: list[str], site: Path, cwd: Path | None = None) -> subprocess
     )
 
 
+def command(arguments: str, site: Path, cwd: Path) -> None:
+    """Run ``pimlip-zoo ARGUMENTS``."""
+    done = run(["-c", "from pimlip_zoo.cli import main; main()", *arguments.split()], site, cwd)
+    assert done.returncode == 0, f"pimlip-zoo {arguments}\n{done.stdout}\n{done.stderr}"
+
+
 def succeed(code: str, site: Path) -> str:
     done = run(["-c", code], site)
     assert done.returncode == 0, done.stderr
@@ -74,3 +80,18 @@ def test_without_it_nothing_is_called_painn() -> None:
 
     with pytest.raises(InputError, match="painn"):
         get_model("painn")
+
+
+def test_it_trains_evaluates_and_exports_by_the_same_commands(site: Path, tmp_path: Path) -> None:
+    data = "builtin:ethanol-gfn2/train"
+    options = "--model painn --set model.channels=16 --set optimizer.lr=0.005"
+    command(
+        f"train {options} --data {data}@:20 --valid {data}@20:30 --max-steps 120 --out run", site, tmp_path
+    )
+    command(f"eval run --data {data}@:20 --json trained.json", site, tmp_path)
+    trained = json.loads((tmp_path / "trained.json").read_text())
+    assert trained["n_structures"] == 20
+    # Learned: the root mean square of these forces is 0.84 eV/Å.
+    assert trained["forces"]["rmse"] < 0.5
+    command("export run --format torchscript -o painn.pth", site, tmp_path)
+    assert (tmp_path / "painn.pth").stat().st_size > 10_000

@@ -35,6 +35,12 @@ class PaiNNConfig(ModelConfig):
                 raise InputError(f"{name} is {getattr(self, name)}", key=name, mend="give an integer >= 1")
 
 
+def thirds(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, 3 F) -> three of (N, F); TorchScript's gradient of ``chunk`` is wrong if a part goes unused."""
+    width = x.shape[1] // 3
+    return x[:, :width], x[:, width : 2 * width], x[:, 2 * width :]
+
+
 class Message(nn.Module):
     """What an atom hears of its neighbours (eqs. 7 and 8): filters of the distance, directions."""
 
@@ -51,7 +57,7 @@ class Message(nn.Module):
         edge_index, radial, directions = edges
         centre, neighbour = edge_index[0], edge_index[1]
         x = self.context(s)[neighbour] * self.filters(radial) * self.scale
-        scalar, along, carried = x.chunk(3, dim=1)
+        scalar, along, carried = thirds(x)
         vector = directions.unsqueeze(2) * along.unsqueeze(1) + v[neighbour] * carried.unsqueeze(1)
         return torch.zeros_like(s).index_add(0, centre, scalar), torch.zeros_like(v).index_add(
             0, centre, vector
@@ -63,14 +69,14 @@ class Update(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mix = nn.Linear(width, 2 * width, bias=False)
+        self.first, self.second = (nn.Linear(width, width, bias=False) for _ in range(2))
         self.gates = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 3 * width))
 
     def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Scalars (N, F), vectors (N, 3, F) -> changes of both."""
-        first, second = self.mix(v).chunk(2, dim=2)
+        first, second = self.first(v), self.second(v)
         length = torch.sqrt(second.square().sum(1) + 1e-8)
-        scalar, product, vector = self.gates(torch.cat([s, length], dim=1)).chunk(3, dim=1)
+        scalar, product, vector = thirds(self.gates(torch.cat([s, length], dim=1)))
         return scalar + product * (first * second).sum(1), vector.unsqueeze(1) * first
 
 
