@@ -25,6 +25,7 @@ from pydantic import (
 
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.losses.supervised import Distance
+from pimlip_zoo.losses.weak_config import WeakConfig
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
 from pimlip_zoo.training.schedule import ScheduleName
@@ -92,8 +93,8 @@ class DataSection(Section):
     valid_batch_size: PositiveInt = 50
     num_workers: int = Field(0, ge=0)
     energy_references: dict[str, float] | str = "auto"
-    """eV: a table by symbol, a file of isolated atoms, or how to get them: isolated, least_squares, none, auto (isolated
-    atoms where the data have them, least squares otherwise)."""
+    """eV: a table by symbol, a file of isolated atoms, or how to get them: isolated, least_squares, none, auto (the
+    isolated atoms of the data where there are any, least squares otherwise)."""
     check_references: bool = True
     """Refuse energies more than 50 eV per atom from the references."""
 
@@ -172,6 +173,7 @@ class RunConfig(Section):
     potential: PotentialSection = PotentialSection()
     data: DataSection = DataSection()
     loss: LossSection = LossSection()
+    weak: WeakConfig = WeakConfig()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     trainer: TrainerSection = TrainerSection()
@@ -265,7 +267,10 @@ def _explain(error: ValidationError, file: Path | None) -> InputError:
 def _fields_at(path: Sequence[str]) -> list[str]:
     section: Any = RunConfig
     for name in path:
-        section = section.model_fields[name].annotation
+        if name in section.model_fields:
+            annotation = section.model_fields[name].annotation
+            sections = [a for a in (annotation, *typing.get_args(annotation)) if hasattr(a, "model_fields")]
+            section = sections[0]  # of dict[str, Section] and Section | None it is the Section
     return list(section.model_fields)
 
 

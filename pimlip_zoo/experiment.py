@@ -33,6 +33,8 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.losses.supervised import SupervisedTerm
+from pimlip_zoo.losses.weak import WeakTerm
+from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.data import SampleList, StepSampler, evaluation_loader, training_loader
 from pimlip_zoo.training.schedule import learning_rate_factor
@@ -62,9 +64,13 @@ class Experiment:
     labels: tuple[str, ...]
     """Which labels are trained on."""
     train: list[Batch]
-    """Training samples."""
+    """Training samples, their neighbour lists as wide as the weak losses need them."""
     valid: list[Batch]
     """Validation samples."""
+    weak: WeakTerm | None = None
+    """Weakly supervised losses."""
+    frames: tuple[Frame, ...] = ()
+    """Training structures as they were read."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,12 @@ def prepare(config: RunConfig) -> Experiment:
     if data.check_references:
         check_references(train, species, references)
     potential, samples = _potential(config, train, species, references)
+    skin = list_skin(config.weak, species, potential.cutoff, direct=potential.is_direct)
+    if skin > 0:
+        samples = [frame_to_sample(frame, species, potential.cutoff + skin) for frame in train]
     valid_samples = [frame_to_sample(frame, species, potential.cutoff) for frame in valid]
-    return Experiment(config, potential, references, labels, samples, valid_samples)
+    weak = _weak_term(config, potential, labels, samples)
+    return Experiment(config, potential, references, labels, samples, valid_samples, weak, tuple(train))
 
 
 def loss_terms(config: RunConfig, labels: Sequence[str]) -> list[LossTerm]:
@@ -301,6 +311,36 @@ def _potential(
     return potential, samples
 
 
+def _weak_term(
+    config: RunConfig, potential: Potential, labels: Sequence[str], samples: Sequence[Batch]
+) -> WeakTerm | None:
+    """The weakly supervised losses of the run, checked against its data."""
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    weak, species, direct = config.weak, potential.species, potential.is_direct
+    pool: list[Batch] = []
+    if weak.unlabelled is not None:
+        if not chosen_terms(weak, direct=direct):
+            raise InputError(
+                "no loss looks at unlabelled structures",
+                key="weak.unlabelled",
+                mend="choose one with --weak or --set weak.terms.NAME.weight=...",
+            )
+        reach = potential.cutoff + list_skin(weak, species, potential.cutoff, direct=direct)
+        pool = [frame_to_sample(frame, species, reach) for frame in load_frames(weak.unlabelled)]
+    check_weak(weak, species, labels, [*samples, *pool], direct=direct)
+    return build_weak_term(
+        weak,
+        potential,
+        species,
+        direct=direct,
+        force_weight=config.loss.forces.weight if "forces" in labels else None,
+        pool=pool,
+        ensemble=[load_potential(run) for run in weak.ensemble],
+        seed=config.seed,
+    )
+
+
 def _module(experiment: Experiment) -> PotentialTraining:
     from pimlip_zoo.training.module import PotentialTraining
 
@@ -318,9 +358,11 @@ def _module(experiment: Experiment) -> PotentialTraining:
             foreach=True,
         )
 
+    weak = experiment.weak
+    terms = loss_terms(config, experiment.labels)
     return PotentialTraining(
         experiment.potential,
-        loss_terms(config, experiment.labels),
+        terms if weak is None else [*terms, weak],
         optimizer,
         learning_rate_factor(
             config.schedule.name,
@@ -328,8 +370,9 @@ def _module(experiment: Experiment) -> PotentialTraining:
             total_steps=config.trainer.max_steps,
             final=config.schedule.final,
         ),
-        forces="forces" in experiment.labels,
-        virial="stress" in experiment.labels,
+        forces="forces" in experiment.labels or (weak is not None and weak.needs_forces),
+        virial="stress" in experiment.labels or (weak is not None and weak.needs_virial),
+        widened=weak is not None,
         summary={
             "config": config.model_dump(mode="json"),
             "energy_references": experiment.references.source,

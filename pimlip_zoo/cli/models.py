@@ -13,9 +13,14 @@ app = typer.Typer()
 def models(
     name: Annotated[str | None, typer.Argument(help="One architecture, with its options.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    weak: Annotated[bool, typer.Option("--weak", help="Presets of weak supervision instead.")] = False,
 ) -> None:
     """List the architectures, or the options and presets of one."""
     import json
+
+    if weak:
+        _weak_presets(json_output=json_output)
+        return
 
     from pimlip_zoo.cli.console import console
     from pimlip_zoo.registry import available_models, get_model
@@ -29,6 +34,47 @@ def models(
     screen.print(_options_table(described[0]) if name else _overview(described))
     if name:
         screen.print("set them with --set model.OPTION=VALUE")
+
+
+def _weak_presets(*, json_output: bool) -> None:
+    import json
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.losses.weak_config import PRESETS, WeakConfig, term_names
+
+    if json_output:
+        content = {
+            name: {
+                "description": text,
+                "options": WeakConfig.model_validate({"preset": name}).model_dump(mode="json"),
+            }
+            for name, (text, _) in PRESETS.items()
+        }
+        typer.echo(json.dumps({"presets": content, "terms": term_names()}, indent=1))
+        return
+    presets = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("--weak", "", "options"):
+        presets.add_column(column)
+    for name, (text, options) in PRESETS.items():
+        presets.add_row(name, text, "\n".join(_dotted("weak", options)))
+    terms = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("loss", ""):
+        terms.add_column(column)
+    for name, equation in term_names().items():
+        terms.add_row(f"weak.terms.{name}", escape(equation))
+    screen = console()
+    screen.print(presets)
+    screen.print(terms)
+    screen.print("set them with --set weak.terms.NAME.weight=VALUE")
+
+
+def _dotted(key: str, value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [line for name, inner in value.items() for line in _dotted(f"{key}.{name}", inner)]
+    return [f"{key}={value}"]
 
 
 def _describe(info: Any) -> dict[str, Any]:

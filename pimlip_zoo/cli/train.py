@@ -42,6 +42,12 @@ def train(
     forces: Annotated[str | None, typer.Option(help="conservative or direct.")] = None,
     labels: Annotated[str | None, typer.Option(help="energy | energy,forces | energy,forces,stress")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
+    weak: Annotated[
+        str | None, typer.Option(help="Weak supervision by name; `pimlip-zoo models --weak` lists them.")
+    ] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(help="Structures for the losses that need no labels.")
+    ] = None,
 ) -> None:
     """Train a potential and leave everything in a run folder."""
     from pimlip_zoo.config import load_config, parse_settings
@@ -59,6 +65,8 @@ def train(
         ("model.force_head", forces),
         ("data.labels", labels.split(",") if labels else None),
         ("trainer.dtype", dtype),
+        ("weak.preset", weak),
+        ("weak.unlabelled", unlabelled),
     ]
     options = [(key, value) for key, value in given if value is not None]
     options += parse_settings(settings or [])

@@ -87,13 +87,7 @@ def build_schedule(config: ScheduleConfig) -> Schedule:
 
 def chosen_terms(config: WeakConfig, *, direct: bool) -> dict[str, TermConfig]:
     """The terms with a weight, less those that this force head has no use for."""
-    chosen = {}
-    for name, term in config.active.items():
-        if term.heads == "direct" and not direct:
-            log.info("weak loss %s is left out: it is for direct force heads", name)
-        else:
-            chosen[name] = term
-    return chosen
+    return {name: term for name, term in config.active.items() if direct or term.heads != "direct"}
 
 
 def list_skin(config: WeakConfig, species: Sequence[str], cutoff: float, *, direct: bool) -> float:
@@ -195,6 +189,8 @@ def build_weak_term(
     chosen = chosen_terms(config, direct=direct)
     if not chosen:
         return None
+    for name in config.active.keys() - chosen.keys():
+        log.info("weak loss %s is left out: it is for direct force heads", name)
     parts = [Part(name, term, build_schedule(term.schedule)) for name, term in chosen.items()]
     return WeakTerm(
         parts,

@@ -13,6 +13,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.models.weak import trim_edges
 from pimlip_zoo.training.checkpoint import KEY, describe
 from pimlip_zoo.training.metrics import ErrorStatistics
 
@@ -29,6 +30,7 @@ class PotentialTraining(pl.LightningModule):
         learning_rate_factor: by step, multiplies the optimiser's learning rates.
         forces: some term needs forces.
         virial: some term needs the virial.
+        widened: neighbour lists reach beyond the cutoff, for terms that displace atoms.
         summary: plain values saved with every checkpoint, such as the configuration.
     """
 
@@ -41,6 +43,7 @@ class PotentialTraining(pl.LightningModule):
         *,
         forces: bool = True,
         virial: bool = False,
+        widened: bool = False,
         summary: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -48,24 +51,25 @@ class PotentialTraining(pl.LightningModule):
         self.terms = nn.ModuleList(terms)
         self._optimizer = optimizer
         self._factor = learning_rate_factor
-        self._forces, self._virial = forces, virial
+        self._forces, self._virial, self._widened = forces, virial, widened
         self._summary = summary or {}
         self.errors = ErrorStatistics(potential.species)
 
     def configure_optimizers(self) -> Any:
         """The optimiser, its learning rate scheduled by step."""
-        optimizer = self._optimizer(self.potential)
+        optimizer = self._optimizer(self)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Predictions]:
         """Total loss, the value of each term, and the predictions."""
-        predictions = self.potential(batch.graph, forces=self._forces, virial=self._virial)
+        graph = trim_edges(batch.graph, self.potential.cutoff) if self._widened else batch.graph
+        predictions = self.potential(graph, forces=self._forces, virial=self._virial)
         total = predictions.energy.new_zeros(())
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for term in self.terms:
             value = term(self.potential, batch, predictions).mean()
-            parts[term.name] = value.detach()
+            parts[str(term.name)] = value.detach()
             total = total + term.weight * value
         return total, parts, predictions
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from surfaces import SKEWED, SPECIES, Morse, OneBody, batch_of, mixed_batch, molecule, potential
 
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
@@ -19,7 +20,6 @@ from pimlip_zoo.losses.perturbation import (
     UniformCube,
     atom_count,
 )
-from tests.losses.surfaces import SKEWED, SPECIES, Morse, OneBody, batch_of, mixed_batch, molecule, potential
 
 AMPLITUDE = 0.05
 

@@ -4,14 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import collate, sum_by_structure
-from pimlip_zoo.losses import consistency
-from pimlip_zoo.losses.perturbation import UniformCube
-from pimlip_zoo.losses.residuals import RESIDUALS, get_residual
-from pimlip_zoo.models.weak import displaced_copies, strained, trim_edges
-from tests.losses.surfaces import (
+from surfaces import (
     SKEWED,
     Morse,
     OneBody,
@@ -21,6 +14,13 @@ from tests.losses.surfaces import (
     molecule,
     potential,
 )
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import collate, sum_by_structure
+from pimlip_zoo.losses import consistency
+from pimlip_zoo.losses.perturbation import UniformCube
+from pimlip_zoo.losses.residuals import RESIDUALS, get_residual
+from pimlip_zoo.models.weak import displaced_copies, strained, trim_edges
 
 NAMES = list(RESIDUALS)
 

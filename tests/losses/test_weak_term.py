@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from surfaces import SKEWED, SPECIES, Morse, Swirl, batch_of, mixed_batch, molecule, potential
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Predictions
@@ -12,7 +13,6 @@ from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_ter
 from pimlip_zoo.losses.weak_config import PRESETS, WeakConfig, term_names, weak_preset
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models
-from tests.losses.surfaces import SKEWED, SPECIES, Morse, Swirl, batch_of, mixed_batch, molecule, potential
 
 FULL = ("energy", "forces")
 
