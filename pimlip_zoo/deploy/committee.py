@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["CommitteeCalculator"]
 
 
-class CommitteeCalculator(Calculator):  # type: ignore[misc]
+class CommitteeCalculator(Calculator):
     """ASE calculator of the mean of several calculators and of their standard deviation.
 
     The mean energy, forces and stress belong together: the forces are the derivative of the mean energy. The

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-__all__ = ["ENSEMBLES", "LOG_COLUMNS", "MDResult", "MDSettings", "run_md"]
+__all__ = ["ENSEMBLES", "LOG_COLUMNS", "SPREAD_COLUMN", "MDResult", "MDSettings", "run_md"]
 
 ENSEMBLES = ("nve", "nvt", "npt")
 LOG_COLUMNS = (
@@ -33,6 +33,8 @@ LOG_COLUMNS = (
     "pressure_GPa",
     "largest_force_eV_A",
 )
+SPREAD_COLUMN = "largest_force_std_eV_A"
+"""The column that the log of a committee has, too."""
 _CHECK_EVERY = 10
 _THERMOSTAT_TIME = 100.0  # fs
 _BAROSTAT_TIME = 1000.0  # fs
@@ -115,9 +117,9 @@ def run_md(
     """Simulate, watch, write.
 
     Writes into the folder: ``trajectory.extxyz`` (positions, momenta, energy, forces), ``log.csv``
-    (:data:`LOG_COLUMNS`), and at the end ``final.extxyz``, from which ``keep_velocities`` goes on, and
-    ``result.json``. The simulation ends early when :class:`StabilityMonitor` finds something; the frame that
-    it found fault with is the last of the trajectory.
+    (:data:`LOG_COLUMNS`; of a committee :data:`SPREAD_COLUMN`, too), and at the end ``final.extxyz``, from
+    which ``keep_velocities`` goes on, and ``result.json``. The simulation ends early when
+    :class:`StabilityMonitor` finds something; the frame that it found fault with is the last of the trajectory.
 
     Args:
         atoms: the structure, with a calculator; moved in place.
@@ -132,7 +134,7 @@ def run_md(
             are to be kept but are not there, NPT without a cell periodic in all directions.
     """
     _check_structure(atoms, settings)
-    _prepare_folder(out)
+    _check_folder(out)
     generator = np.random.default_rng(settings.seed)
     _set_velocities(atoms, settings, generator)
     monitor = StabilityMonitor(
@@ -142,14 +144,13 @@ def run_md(
         limits=limits,
     )
     dynamics = _dynamics(atoms, settings, generator)
+    _make_folder(out)
     rows: list[dict[str, float]] = []
     fault, interrupted, step = None, False, 0
     with (
         (out / "trajectory.extxyz").open("w", encoding="utf-8") as trajectory,
         (out / "log.csv").open("w", encoding="utf-8", newline="") as log,
     ):
-        writer = csv.DictWriter(log, LOG_COLUMNS)
-        writer.writeheader()
         for step in _steps(dynamics, settings.steps):
             fault = monitor.check_finite(atoms)
             if fault is None and (step % min(settings.interval, _CHECK_EVERY) == 0 or step == settings.steps):
@@ -158,6 +159,9 @@ def run_md(
             ends = bool(fault) or interrupted or step == settings.steps
             if ends or step % settings.interval == 0:
                 row = _row(atoms, step, settings)
+                if not rows:
+                    writer = csv.DictWriter(log, row)
+                    writer.writeheader()
                 rows.append(row)
                 writer.writerow({key: _text(value) for key, value in row.items()})
                 log.flush()
@@ -196,11 +200,14 @@ def _check_structure(atoms: Atoms, settings: MDSettings) -> None:
         raise InputError("NPT cannot hold atoms fixed", key="structure", mend="remove the constraints")
 
 
-def _prepare_folder(out: Path) -> None:
+def _check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError("is a file, a folder is needed", file=out)
     if (out / "trajectory.extxyz").exists():
         raise InputError("holds a simulation already", file=out, mend="name another folder")
+
+
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -255,7 +262,7 @@ def _dynamics(atoms: Atoms, settings: MDSettings, generator: np.random.Generator
 
 def _row(atoms: Atoms, step: int, settings: MDSettings) -> dict[str, float]:
     potential, kinetic = float(atoms.get_potential_energy()), float(atoms.get_kinetic_energy())
-    return {
+    row = {
         "step": step,
         "time_fs": step * settings.timestep,
         "potential_energy_eV": potential,
@@ -266,6 +273,8 @@ def _row(atoms: Atoms, step: int, settings: MDSettings) -> dict[str, float]:
         "pressure_GPa": _pressure(atoms),
         "largest_force_eV_A": float(np.linalg.norm(atoms.get_forces(), axis=1).max()),
     }
+    spread = atoms.calc.results.get("forces_std")
+    return row if spread is None else row | {SPREAD_COLUMN: float(spread.max())}
 
 
 def _pressure(atoms: Atoms) -> float:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import AtomGraph, graph_to
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,21 +21,21 @@ if TYPE_CHECKING:
     from ase.vibrations import VibrationsData
     from numpy.typing import NDArray
 
-    from pimlip_zoo.graph import AtomGraph
     from pimlip_zoo.models.potential import Potential
 
 __all__ = ["exact_hessian", "hessian", "phonons", "vibrations"]
 
 
-def hessian(atoms: Atoms, *, step: float = 0.005) -> NDArray[np.float64]:
-    """``d²E / dr_ia dr_jb`` by central differences of the forces of any calculator.
+def hessian(atoms: Atoms, *, step: float | None = None) -> NDArray[np.float64]:
+    """``d²E / dr_ia dr_jb`` of any calculator: exact, or by central differences of the forces.
 
-    The error is of the order of ``step²`` and of the noise of the forces over ``step``; a float32 model
-    wants a step of 0.01-0.02 Å. :func:`exact_hessian` has neither error.
+    The error of differences is of the order of ``step²`` and of the noise of the forces over ``step``; a
+    float32 model wants a step of 0.01-0.02 Å.
 
     Args:
         atoms: with a calculator; not moved.
-        step: Å.
+        step: Å, of the differences; by default :func:`exact_hessian` where the calculator is that of a
+            conservative potential of this package, else differences of 0.005 Å.
 
     Returns:
         (3N, 3N) eV/Å², symmetrised.
@@ -41,6 +43,10 @@ def hessian(atoms: Atoms, *, step: float = 0.005) -> NDArray[np.float64]:
     Raises:
         InputError: for a step that is not positive.
     """
+    if step is None and isinstance(atoms.calc, PimlipCalculator) and not atoms.calc.potential.is_direct:
+        graph = atoms.calc.neighbours.graph(atoms, atoms.calc.potential.species)
+        return exact_hessian(atoms.calc.potential, graph_to(graph, atoms.calc.device))
+    step = 0.005 if step is None else step
     if not step > 0:
         raise InputError(f"{step} Å is not possible", key="step", mend="more than 0")
     count = 3 * len(atoms)
@@ -90,10 +96,14 @@ def exact_hessian(potential: Potential, graph: AtomGraph) -> NDArray[np.float64]
     return _symmetrised(torch.stack(rows).reshape(count, count).numpy(force=True).astype(np.float64))
 
 
-def vibrations(atoms: Atoms, *, step: float = 0.005) -> VibrationsData:
+def vibrations(atoms: Atoms, *, step: float | None = None) -> VibrationsData:
     """Normal modes of a structure that is at a minimum, as ASE's ``VibrationsData``.
 
-    >>> # vibrations(atoms).get_frequencies() in 1/cm, imaginary where the structure is not at a minimum
+    ``vibrations(atoms).get_frequencies()`` is in 1/cm, imaginary along directions that lead downhill.
+
+    Args:
+        atoms: with a calculator; not moved.
+        step: as of :func:`hessian`.
     """
     from ase.vibrations import VibrationsData
 

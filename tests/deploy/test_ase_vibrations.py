@@ -7,11 +7,11 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.relax import relax
 from pimlip_zoo.deploy.vibrations import exact_hessian, hessian, phonons, vibrations
 from pimlip_zoo.errors import InputError
@@ -40,22 +40,6 @@ def sample_of(atoms, cutoff=4.0):
     return frame_to_sample(frame, SPECIES, cutoff)
 
 
-class FromPotential(Calculator):
-    """The shortest way from a potential to ASE."""
-
-    implemented_properties = ("energy", "forces")
-
-    def __init__(self, potential):
-        super().__init__()
-        self.potential = potential
-
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        super().calculate(atoms, properties, system_changes)
-        with torch.no_grad():
-            predictions = self.potential(sample_of(self.atoms).graph, virial=False)
-        self.results = {"energy": predictions.energy.item(), "forces": predictions.forces.numpy()}
-
-
 @pytest.mark.parametrize(
     "atoms",
     [
@@ -72,8 +56,9 @@ class FromPotential(Calculator):
 def test_differentiating_twice_and_differences_of_forces_give_one_hessian(atoms):
     potential = small_potential()
     exact = exact_hessian(potential, sample_of(atoms).graph)
-    atoms.calc = FromPotential(potential)
+    atoms.calc = PimlipCalculator(potential)
     positions = atoms.get_positions()
+    np.testing.assert_allclose(hessian(atoms), exact, atol=1e-12)
     numerical = hessian(atoms, step=1e-4)
     np.testing.assert_array_equal(atoms.positions, positions)
     assert np.abs(exact).max() > 1e-3

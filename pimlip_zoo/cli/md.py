@@ -1,0 +1,193 @@
+"""``pimlip-zoo md``: molecular dynamics with a trained potential, and whether it was stable."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path  # noqa: TC003 - typer reads it
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from ase.calculators.calculator import Calculator
+
+    from pimlip_zoo.deploy.md import MDResult
+
+app = typer.Typer()
+
+EXAMPLE = """
+Examples:
+
+  pimlip-zoo md runs/nequip-1 --structure builtin:ethanol-gfn2/test_300K@0 --steps 2000
+
+  pimlip-zoo md runs/mace-1 --structure POSCAR --ensemble npt --temperature 600 --pressure 1 --timestep 2
+
+  pimlip-zoo md runs/a runs/b runs/c --structure start.xyz     (a committee: the mean, its spread in the log)
+
+The folder gets trajectory.extxyz, log.csv, final.extxyz and result.json; go on with
+--structure FOLDER/final.extxyz --keep-velocities. Exit code 1: the simulation was not stable.
+"""
+
+
+class Ensemble(str, Enum):
+    """What is kept."""
+
+    nve = "nve"
+    nvt = "nvt"
+    npt = "npt"
+
+
+class Precision(str, Enum):
+    """Of the model."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+@app.command("md", epilog=EXAMPLE)
+def md_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or checkpoints.")],
+    structure: Annotated[
+        str,
+        typer.Option(metavar="FILE[@INDEX]", help="Any file that ASE reads, or builtin:NAME/SPLIT@INDEX."),
+    ],
+    ensemble: Annotated[
+        Ensemble, typer.Option(help="nve: velocity Verlet; nvt: Langevin; npt: Martyna-Tobias-Klein.")
+    ] = Ensemble.nvt,
+    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    steps: Annotated[int, typer.Option(help="How many.")] = 1000,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
+    pressure: Annotated[float, typer.Option(help="GPa, for npt.")] = 0.0,
+    friction: Annotated[float, typer.Option(help="1/fs, for nvt.")] = 0.01,
+    interval: Annotated[int, typer.Option(help="Steps between frames and lines of the log.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder; RUN/md-k if not given.")] = None,
+    keep_velocities: Annotated[
+        bool, typer.Option("--keep-velocities", help="Start with the velocities in the file.")
+    ] = False,
+    reactive: Annotated[bool, typer.Option("--reactive", help="Bonds may break.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: Annotated[Precision | None, typer.Option(help="As trained if not given.")] = None,
+) -> None:
+    """Simulate, watch bonds, energy and temperature, and say whether it was stable."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.deploy.md import MDSettings, run_md
+    from pimlip_zoo.deploy.stability import StabilityLimits
+    from pimlip_zoo.deploy.structure import read_structure
+
+    settings = MDSettings(
+        ensemble=ensemble.value,
+        temperature=temperature,
+        steps=steps,
+        timestep=timestep,
+        pressure=pressure,
+        friction=friction,
+        seed=seed,
+        interval=interval,
+        keep_velocities=keep_velocities,
+    )
+    atoms = read_structure(structure)
+    atoms.calc = _calculator(runs, device, dtype)
+    out = out or _next_folder(runs[0])
+    screen = console()
+    screen.print(
+        f"{atoms.get_chemical_formula()}, {len(atoms)} atoms, {ensemble.value.upper()} at {temperature:g} K, "
+        f"{steps:,} steps of {timestep:g} fs"
+    )
+    limits = StabilityLimits(bond_stretch=None) if reactive else StabilityLimits()
+    start = time.perf_counter()
+    with _signals() as signals, _progress(steps, screen) as progress:
+        result = run_md(atoms, settings, out, limits=limits, progress=progress, stop=lambda: bool(signals))
+    _report(result, time.perf_counter() - start, out, screen)
+    if result.interrupted:
+        screen.print(f"go on with: --structure {out / 'final.extxyz'} --keep-velocities")
+        raise typer.Exit(128 + signals[0])
+    if not result.stable:
+        raise typer.Exit(1)
+
+
+def _calculator(runs: list[Path], device: str, dtype: Precision | None) -> Calculator:
+    import torch
+
+    import pimlip_zoo
+    from pimlip_zoo.errors import InputError
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(
+            f"{device!r} cannot be used: {reason}", key="--device", mend="--device cpu"
+        ) from error
+    options = {"dtype": getattr(torch, dtype.value)} if dtype is not None else {}
+    return pimlip_zoo.calculator(*runs, device=device, **options)
+
+
+def _next_folder(run: Path) -> Path:
+    parent = run if run.is_dir() else run.parent
+    number = 1
+    while (folder := parent / f"md-{number}").exists():
+        number += 1
+    return folder
+
+
+def _report(result: MDResult, seconds: float, out: Path, screen: Any) -> None:
+    screen.print(f"[bold {'green' if result.stable else 'red'}]{result.verdict}[/]")
+    speed = result.steps / seconds if seconds > 0 else 0.0
+    per_day = result.time_fs * 1e-6 / seconds * 86400 if seconds > 0 else 0.0
+    screen.print(
+        f"mean temperature {result.mean_temperature:.0f} K; {speed:.1f} steps/s, {per_day:.2f} ns/day; "
+        f"trajectory and log in {out}"
+    )
+
+
+@contextmanager
+def _progress(steps: int, screen: Any) -> Iterator[Callable[[dict[str, float]], None]]:
+    """A bar on a terminal, else a line for each tenth; what is yielded takes the lines of the log."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    last_tenth = -1
+
+    def show(row: dict[str, float]) -> None:
+        nonlocal last_tenth
+        step = int(row["step"])
+        text = f"{row['temperature_K']:.0f} K, {row['total_energy_eV']:.4f} eV"
+        bar.update(task, completed=step, description=text)
+        tenth = 10 * step // max(steps, 1)
+        if not screen.is_terminal and tenth > last_tenth:
+            last_tenth = tenth
+            screen.print(f"step {step:,} of {steps:,}: {text}")
+
+    columns = (
+        TextColumn("step {task.completed:,}"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("", total=max(steps, 1))
+        yield show
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM, which end the simulation after its step; a second one ends it at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if received:
+            signal.default_int_handler(number, frame)
+        received.append(number)
+
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
