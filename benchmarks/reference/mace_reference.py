@@ -113,9 +113,9 @@ CONFIGURATIONS = {
         "num_bessel": 8,
         "num_polynomial_cutoff": 5,
         "radial_MLP": [16],
-        "avg_num_neighbors": 10.0,
+        "avg_num_neighbors": 3.0,
         "atomic_energies": [-1.5, 2.5, 0.5, -0.25],
-        "atomic_inter_scale": 1.0,
+        "atomic_inter_scale": 9.0,
         "atomic_inter_shift": 0.0,
     },
     "mace_one_interaction": {
@@ -200,7 +200,9 @@ def evaluate_zbl() -> dict[str, np.ndarray]:
         energies = []
         for distance in distances:
             inputs = batch(Atoms([first, second], [[0, 0, 0], [0, 0, distance]]), 4.0)
-            vectors = inputs["positions"][inputs["edge_index"][1]] - inputs["positions"][inputs["edge_index"][0]]
+            vectors = (
+                inputs["positions"][inputs["edge_index"][1]] - inputs["positions"][inputs["edge_index"][0]]
+            )
             lengths = vectors.norm(dim=1, keepdim=True)
             values = model(lengths, inputs["node_attrs"], inputs["edge_index"], torch.tensor(ATOMIC_NUMBERS))
             energies.append(float(values.sum()))

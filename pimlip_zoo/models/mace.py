@@ -18,15 +18,27 @@ from pimlip_zoo.nn.agnesi import AgnesiTransform
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
-from pimlip_zoo.nn.mlp import ScalarMLP, activation
+from pimlip_zoo.nn.mlp import ACTIVATIONS, ScalarMLP
 from pimlip_zoo.nn.readout import DirectForces
-from pimlip_zoo.nn.symmetric_contraction import CouplingBasis, SymmetricContraction, symmetric_contraction_spec
+from pimlip_zoo.nn.symmetric_contraction import (
+    CouplingBasis,
+    SymmetricContraction,
+    symmetric_contraction_spec,
+)
 from pimlip_zoo.registry import register_model
 
 __all__ = ["MACE", "MACEConfig"]
 
 DistanceTransform = Literal["none", "agnesi"]
 Normalization = Literal["neighbors", "density"]
+
+_CHOICES = {
+    "correlation": (1, 2, 3, 4),
+    "distance_transform": get_args(DistanceTransform),
+    "normalization": get_args(Normalization),
+    "coupling": get_args(CouplingBasis),
+    "readout_gate": ACTIVATIONS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,32 +80,19 @@ class MACEConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ranges = (("num_interactions", 1), ("l_max", 0), ("hidden_l_max", 0), ("channels", 1), ("num_bessel", 1))
-        for name, least in ranges:
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}", key=name, mend=f"give an integer >= {least}")
-        if self.correlation not in range(1, 5):
-            raise InputError(f"correlation is {self.correlation}", key="correlation", mend="give 1, 2, 3 or 4")
-        if self.hidden_l_max > self.correlation * self.l_max:
-            raise InputError(
-                f"hidden_l_max is {self.hidden_l_max}, but l_max {self.l_max} and correlation {self.correlation} "
-                f"make no more than {self.correlation * self.l_max}",
-                key="hidden_l_max",
-                mend=f"give 0 to {self.correlation * self.l_max}",
-            )
-        if self.force_head == "direct" and self.hidden_l_max < 1:
-            raise InputError(
-                "a direct force head needs vectors, and hidden_l_max 0 has none",
-                key="hidden_l_max",
-                mend="give hidden_l_max >= 1",
-            )
-        for name, choices in (
-            ("distance_transform", DistanceTransform), ("normalization", Normalization), ("coupling", CouplingBasis)
-        ):  # fmt: skip
-            if getattr(self, name) not in get_args(choices):
-                allowed = " or ".join(get_args(choices))
-                raise InputError(f"{name} is {getattr(self, name)!r}", key=name, mend=f"give {allowed}")
-        activation(self.readout_gate)
+        for name, least in (("num_interactions", 1), ("l_max", 0), ("channels", 1), ("num_bessel", 1)):
+            self._require(name, getattr(self, name) >= least, f"an integer >= {least}")
+        for name in ("radial_hidden", "readout_hidden"):
+            self._require(name, all(width >= 1 for width in getattr(self, name)), "widths >= 1")
+        for name, choices in _CHOICES.items():
+            self._require(name, getattr(self, name) in choices, ", ".join(map(str, choices)))
+        least, most = int(self.force_head == "direct"), self.l_max * self.correlation
+        allowed = f"{least} to {most}, what l_max {self.l_max}, correlation {self.correlation} and the force head allow"
+        self._require("hidden_l_max", least <= self.hidden_l_max <= most, allowed)
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise InputError(f"{name} is {getattr(self, name)!r}", key=name, mend=f"give {allowed}")
 
 
 class MACELayer(nn.Module):
@@ -109,7 +108,13 @@ class MACELayer(nn.Module):
     """
 
     def __init__(
-        self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, config: MACEConfig, num_species: int, *, residual: bool
+        self,
+        irreps_in: o3.Irreps,
+        irreps_out: o3.Irreps,
+        config: MACEConfig,
+        num_species: int,
+        *,
+        residual: bool,
     ) -> None:
         super().__init__()
         channels = config.channels
@@ -125,7 +130,7 @@ class MACELayer(nn.Module):
         self.residual = residual
         skip_in, skip_out = (irreps_in, irreps_out) if residual else (harmonics, harmonics)
         self.skip = SpeciesLinear(skip_in, skip_out, channels, channels, num_species)
-        self.register_buffer("_one_hot", torch.eye(num_species), persistent=False)
+        self._one_hot = nn.Buffer(torch.eye(num_species), persistent=False)
         spec = symmetric_contraction_spec(harmonics, irreps_out, config.correlation, config.coupling)
         self.contraction = SymmetricContraction(spec, num_species, channels)
         self.linear_update = EquivariantLinear(irreps_out, irreps_out, channels, channels)
@@ -140,11 +145,10 @@ class MACELayer(nn.Module):
             basis = basis / total.unsqueeze(-1)
         else:
             basis = basis * self.scale
-        if self.residual:
-            update = self.linear_update(self.contraction(basis, graph.species))
-            return update + self.skip(x, self._one_hot, graph.species)
-        basis = self.skip(basis, self._one_hot, graph.species)
-        return self.linear_update(self.contraction(basis, graph.species))
+        if not self.residual:
+            basis = self.skip(basis, self._one_hot, graph.species)
+        update: Tensor = self.linear_update(self.contraction(basis, graph.species))
+        return update + self.skip(x, self._one_hot, graph.species) if self.residual else update
 
 
 @register_model(
@@ -189,7 +193,9 @@ class MACE(AtomicEnergyModel):
             irreps = layers[-1].irreps_out
         self.layers = nn.ModuleList(layers)
         self.readouts = nn.ModuleList(readouts)
-        self.force_readouts = nn.ModuleList(DirectForces(layer.irreps_out, channels) for layer in layers if direct)
+        self.force_readouts = nn.ModuleList(
+            DirectForces(layer.irreps_out, channels) for layer in layers if direct
+        )
 
     def forward(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
         """One energy per atom, see :class:`AtomicEnergyModel`."""
@@ -203,10 +209,15 @@ class MACE(AtomicEnergyModel):
         layer = 0
         for readout in self.force_readouts:
             forces = forces + readout(features[layer])
-            layer += 1  # noqa: SIM113  (TorchScript does not enumerate an empty ModuleList)
+            layer += 1
         if layer == 0:
             raise ValueError("this model was built without a direct force head")
         return self._energies(features), forces
+
+    def species_factor(self, name: str) -> float:
+        """The embedding, and the species-dependent maps with their one-hot embedding, see the base class."""
+        by_species = name == "species_embedding" or ".skip.weights." in name
+        return self.embedding_scale if by_species else 1.0
 
     def features(self, graph: AtomGraph, vectors: Tensor) -> list[Tensor]:
         """Node features after every layer: (N, K, C) each, scalars first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.elements import covalent_radii
@@ -27,12 +27,14 @@ class AgnesiTransform(ExactBuffers):
         a: the weight of both.
     """
 
-    def __init__(self, species: Sequence[str], *, q: float = 0.9183, p: float = 4.5791, a: float = 1.0805) -> None:
+    def __init__(
+        self, species: Sequence[str], *, q: float = 0.9183, p: float = 4.5791, a: float = 1.0805
+    ) -> None:
         super().__init__()
         self.q, self.p, self.a = q, p, a
         self.num_species = len(species)
         radius = covalent_radii(species)
-        self.register_buffer("_r0", 0.5 * (radius[:, None] + radius[None, :]).reshape(-1), persistent=False)
+        self._r0 = nn.Buffer(0.5 * (radius[:, None] + radius[None, :]).reshape(-1), persistent=False)
 
     def forward(self, length: Tensor, graph: AtomGraph) -> Tensor:
         """Lengths (E,) in Å -> (E,), 1 at zero and 0 far away."""

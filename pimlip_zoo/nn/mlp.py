@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.nn.kernels import MLPForm, perceptron
 
-__all__ = ["ScalarMLP", "ScaledActivation", "activation"]
+__all__ = ["ACTIVATIONS", "ScalarMLP", "ScaledActivation", "activation"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -21,6 +22,8 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
     "identity": nn.Identity,
 }
+ACTIVATIONS = tuple(_ACTIVATIONS)
+"""Names that :func:`activation` knows."""
 
 
 def activation(name: str) -> nn.Module:
@@ -90,9 +93,19 @@ class ScalarMLP(nn.Module):
             (1.0 if layer == 0 else gain) / math.sqrt(width) for layer, width in enumerate(self.sizes[:-1])
         ]
         self.act = ScaledActivation(nonlinearity) if normalized else activation(nonlinearity)
+        gain = _second_moment_constant(nonlinearity) if normalized else 1.0
+        self.form = MLPForm(self.sizes, tuple(self.scales), gain) if nonlinearity == "silu" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, sizes[0]) -> (rows, sizes[-1])."""
+        """(rows, sizes[0]) -> (rows, sizes[-1]), by the backend that ``nn.kernels`` selects."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            out = self.reference(x)
+        else:
+            out = perceptron(self, x)
+        return out
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The same in plain torch."""
         layer = 0
         for weight in self.weights:
             if layer > 0:

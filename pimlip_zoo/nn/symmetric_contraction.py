@@ -53,8 +53,8 @@ class WeightBlock:
 class SymmetricContractionSpec:
     """What one symmetric contraction computes, independent of how.
 
-    ``out[n, k, c] = sum over terms t with component k: coefficient[s_n, t, c] * product over i in monomial_t: A[n, i, c]``
-    with ``coefficient[s, t, c] = sum_p table[t, p] W[s, p, c]``.
+    ``out[n, k, c] = sum over terms t with component k: coefficient[s_n, t, c] * product_i A[n, i, c]``, where i runs
+    over the monomial of t and ``coefficient[s, t, c] = sum_p table[t, p] W[s, p, c]``.
     """
 
     irreps_in: o3.Irreps
@@ -119,10 +119,14 @@ def symmetric_contraction_spec(
                 polynomials.append(((start + component, monomial), first + p, float(matrix[t, p])))
             blocks.append(WeightBlock(irrep, order, first, matrix.shape[1], paths))
             first += matrix.shape[1]
-    terms_all = sorted({term for term, _, _ in polynomials}, key=lambda term: (term[0], len(term[1]), term[1]))
+    terms_all = sorted(
+        {term for term, _, _ in polynomials}, key=lambda term: (term[0], len(term[1]), term[1])
+    )
     place = {term: index for index, term in enumerate(terms_all)}
     entries = tuple((place[term], row, value) for term, row, value in polynomials)
-    return SymmetricContractionSpec(irreps_in, irreps_out, correlation, tuple(terms_all), tuple(blocks), entries)
+    return SymmetricContractionSpec(
+        irreps_in, irreps_out, correlation, tuple(terms_all), tuple(blocks), entries
+    )
 
 
 @cache
@@ -180,8 +184,8 @@ def _paths(irreps_in: o3.Irreps, irrep_out: o3.Irrep, order: int) -> Iterator[tu
 
 def _couple(coupling: Array, left: o3.Irrep, right: o3.Irrep, out: o3.Irrep) -> Array:
     symbol = _wigner_3j(out.l, left.l, right.l) * math.sqrt(out.dim)
-    flat = coupling.reshape(left.dim, -1)
-    return np.einsum("ijk,jx->ixk", symbol, flat).reshape(out.dim, *coupling.shape[1:], right.dim)
+    product: Array = np.einsum("ijk,jx->ixk", symbol, coupling.reshape(left.dim, -1))
+    return product.reshape(out.dim, *coupling.shape[1:], right.dim)
 
 
 @cache
@@ -225,18 +229,20 @@ class SymmetricContraction(ExactBuffers):
         for block in spec.blocks:
             weights[:, block.first : block.first + block.size] /= max(block.paths, 1)
         self.weights = nn.Parameter(weights)
-        self.register_buffer("_table", torch.from_numpy(spec.table.copy()), persistent=False)
+        self._table = nn.Buffer(torch.from_numpy(spec.table.copy()), persistent=False)
         # Monomials are made one factor at a time: monomial m of one order is monomial parent[m] of the order below
         # times a component.
-        monomials = sorted({m[:n] for _, m in spec.terms for n in range(1, len(m) + 1)}, key=lambda m: (len(m), m))
+        monomials = sorted(
+            {m[:n] for _, m in spec.terms for n in range(1, len(m) + 1)}, key=lambda m: (len(m), m)
+        )
         place = {monomial: index for index, monomial in enumerate(monomials)}
         self._sizes = [sum(len(m) == n for m in monomials) for n in range(1, spec.correlation + 1)]
         parent = [place[m[:-1]] if len(m) > 1 else 0 for m in monomials]
-        self.register_buffer("_parent", torch.tensor(parent, dtype=torch.int64), persistent=False)
+        self._parent = nn.Buffer(torch.tensor(parent, dtype=torch.int64), persistent=False)
         factor = torch.tensor([m[-1] for m in monomials], dtype=torch.int64)
-        self.register_buffer("_factor", factor, persistent=False)
+        self._factor = nn.Buffer(factor, persistent=False)
         of_term = torch.tensor([place[monomial] for _, monomial in spec.terms], dtype=torch.int64)
-        self.register_buffer("_monomial", of_term, persistent=False)
+        self._monomial = nn.Buffer(of_term, persistent=False)
         components = [component for component, _ in spec.terms]
         self._terms_of_component = [components.count(k) for k in range(int(spec.irreps_out.dim))]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
@@ -51,13 +51,15 @@ class ZBL(ExactBuffers):
         reach = radius[:, None] + radius[None, :]
         self.max_reach = float(reach.max())
         """Å: no pair repels from here on; a model's cutoff should not be shorter."""
-        self.register_buffer("_charges", (_COULOMB * charge[:, None] * charge[None, :]).reshape(-1), persistent=False)
-        self.register_buffer("_screening", screening.reshape(-1), persistent=False)
-        self.register_buffer("_reach", reach.reshape(-1), persistent=False)
-        self.register_buffer("cutoff_order", torch.tensor(float(cutoff_order), dtype=torch.float64))
-        self.register_buffer("strength", torch.tensor(float(strength), dtype=torch.float64))
+        self._charges = nn.Buffer(
+            (_COULOMB * charge[:, None] * charge[None, :]).reshape(-1), persistent=False
+        )
+        self._screening = nn.Buffer(screening.reshape(-1), persistent=False)
+        self._reach = nn.Buffer(reach.reshape(-1), persistent=False)
+        self.cutoff_order = nn.Buffer(torch.tensor(float(cutoff_order), dtype=torch.float64))
+        self.strength = nn.Buffer(torch.tensor(float(strength), dtype=torch.float64))
         shape = [[0.1818, 3.2], [0.5099, 0.9423], [0.2802, 0.4028], [0.02817, 0.2016]]
-        self.register_buffer("_shape", torch.tensor(shape, dtype=torch.float64), persistent=False)
+        self._shape = nn.Buffer(torch.tensor(shape, dtype=torch.float64), persistent=False)
 
     def forward(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
         """Graph and edge vectors (E, 3) in Å -> (N,) eV, half of a pair's energy on each of its atoms."""

@@ -1,0 +1,155 @@
+"""Weights of ``mace-torch`` under this package's names, in its shapes and its basis of couplings.
+
+Only tensors and plain options are handled here; reading the package's own files is ``import_mace_file``'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.models.mace import MACE, MACEConfig, MACELayer
+from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
+from pimlip_zoo.nn.symmetric_contraction import SymmetricContraction, SymmetricContractionSpec, WeightBlock
+
+__all__ = ["convert_weights"]
+
+Array = NDArray[np.float64]
+Weights = Mapping[str, Tensor]
+
+
+def convert_weights(model: MACE, theirs: Weights, *, head: int = 0) -> dict[str, Tensor]:
+    """The state dict that makes a model compute what a ``ScaleShiftMACE`` with the same options computes.
+
+    Args:
+        model: where the weights are to go.
+        theirs: the state dict of the ``ScaleShiftMACE``, with its ``U_matrix`` buffers.
+        head: which of its heads to take.
+
+    Raises:
+        InputError: when shapes or couplings do not fit.
+    """
+    ours = {
+        "species_embedding": theirs["node_embedding.linear.weight"].reshape(model.species_embedding.shape)
+    }
+    config = model.config
+    assert isinstance(config, MACEConfig)
+    if config.bessel_trainable:
+        frequencies = theirs["radial_embedding.bessel_fn.bessel_weights"] * model.cutoff
+        ours["edges.basis.frequencies"] = frequencies.reshape(-1)
+    for index, layer in enumerate(model.layers):
+        assert isinstance(layer, MACELayer)
+        converted = _layer(layer, theirs, f"interactions.{index}.", f"products.{index}.")
+        ours |= {f"layers.{index}.{name}": value for name, value in converted.items()}
+        ours |= _readout(config, theirs, index, head)
+    ours = {name: value.to(torch.float64).contiguous() for name, value in ours.items()}
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for name, shape in expected.items():
+        if name not in ours or ours[name].shape != shape:
+            found = "missing" if name not in ours else f"of shape {tuple(ours[name].shape)}"
+            raise InputError(f"the weights of {name} are {found}, expected {tuple(shape)}")
+    return ours
+
+
+def _layer(layer: MACELayer, theirs: Weights, interaction: str, product: str) -> dict[str, Tensor]:
+    ours: dict[str, Tensor] = {}
+    for name, linear, their_name in (
+        ("linear_in", layer.linear_in, f"{interaction}linear_up"),
+        ("linear_out", layer.linear_out, f"{interaction}linear"),
+        ("skip", layer.skip, f"{interaction}skip_tp"),
+        ("linear_update", layer.linear_update, f"{product}linear"),
+    ):
+        ours |= _blocks(name, linear, theirs[f"{their_name}.weight"])
+    for index in range(len(layer.radial.weights)):
+        ours[f"radial.weights.{index}"] = theirs[f"{interaction}conv_tp_weights.layer{index}.weight"]
+    last = f"radial.weights.{len(layer.radial.weights) - 1}"
+    ours[last] = _radial_columns(layer, ours[last])
+    if layer.density is not None:
+        ours["density.weights.0"] = theirs[f"{interaction}density_fn.layer0.weight"]
+    ours["contraction.weights"] = _contraction(layer.contraction, theirs, f"{product}symmetric_contractions.")
+    return ours
+
+
+def _blocks(name: str, linear: EquivariantLinear | SpeciesLinear, flat: Tensor) -> dict[str, Tensor]:
+    """e3nn keeps one vector, a matrix after the other in the order of the irreps."""
+    ours, start = {}, 0
+    for index, weight in enumerate(linear.weights):
+        ours[f"{name}.weights.{index}"] = flat[start : start + weight.numel()].reshape(weight.shape)
+        start += weight.numel()
+    if start != flat.numel():
+        raise InputError(f"{name} has {start} weights here and {flat.numel()} in the file")
+    return ours
+
+
+def _radial_columns(layer: MACELayer, weight: Tensor) -> Tensor:
+    """Their paths are sorted by the irrep that they end in, and their edges point to the centre."""
+    spec = layer.convolution.spec
+    order = sorted(range(len(spec.paths)), key=lambda path: spec.paths[path][2])
+    columns = weight.reshape(weight.shape[0], len(order), layer.channels)
+    ours = torch.empty_like(columns)
+    for place, path in enumerate(order):
+        degree = spec.irreps_edge[spec.paths[path][1]].ir.l
+        ours[:, path] = columns[:, place] * (-1) ** degree
+    return ours.flatten(1)
+
+
+def _readout(config: MACEConfig, theirs: Weights, index: int, head: int) -> dict[str, Tensor]:
+    """Heads lie side by side; the hidden units of the last readout belong to one head each."""
+    channels, name, their_name = config.channels, f"readouts.{index}.weights", f"readouts.{index}."
+    if not config.readout_hidden or index < config.num_interactions - 1:
+        return {f"{name}.0": theirs[f"{their_name}linear.weight"].reshape(channels, -1)[:, head : head + 1]}
+    width = config.readout_hidden[0]
+    first = theirs[f"{their_name}linear_1.weight"].reshape(channels, -1)
+    heads = first.shape[1] // width
+    units = slice(head * width, (head + 1) * width)
+    second = theirs[f"{their_name}linear_2.weight"].reshape(heads * width, heads)
+    # Both packages divide by the square root of the number of hidden units, here without those of other heads.
+    return {f"{name}.0": first[:, units], f"{name}.1": second[units, head : head + 1] / heads**0.5}
+
+
+def _contraction(contraction: SymmetricContraction, theirs: Weights, prefix: str) -> Tensor:
+    """Their weights stand for polynomials ``U w``; ours are those that make the same polynomials."""
+    spec = contraction.spec
+    ours = torch.zeros(contraction.weights.shape, dtype=torch.float64)
+    irreps = [irrep for _, irrep in spec.irreps_out]
+    for block in spec.blocks:
+        if block.size == 0:
+            continue
+        place = f"{prefix}contractions.{irreps.index(block.irrep_out)}."
+        below = spec.correlation - 1 - block.order
+        weights = theirs[f"{place}weights_max" if below < 0 else f"{place}weights.{below}"].to(torch.float64)
+        change = _change_of_basis(spec, block, theirs[f"{place}U_matrix_{block.order}"])
+        ours[:, block.first : block.first + block.size] = torch.einsum("pq,sqc->spc", change, weights)
+    return ours
+
+
+def _change_of_basis(spec: SymmetricContractionSpec, block: WeightBlock, u_matrix: Tensor) -> Tensor:
+    """(our weights, their weights) of one irrep and order: the matrix M with ``U_ours M = U_theirs``."""
+    components = spec.irreps_out.slices()[[irrep for _, irrep in spec.irreps_out].index(block.irrep_out)]
+    place = {term: index for index, term in enumerate(spec.terms)}
+    values = u_matrix.to(torch.float64).numpy()
+    if block.irrep_out.dim == 1:
+        values = values[None]
+    theirs: Array = np.zeros((len(spec.terms), values.shape[-1]))
+    other = 0.0
+    index = np.argwhere(np.abs(values).max(axis=-1) > 0)
+    for component, *factors in index.tolist():
+        term = place.get((components.start + component, tuple(sorted(factors))))
+        if term is None:  # what their antisymmetric couplings leave cancels
+            other = max(other, float(np.abs(values[(component, *factors)]).max()))
+        else:
+            theirs[term] += values[(component, *factors)]
+    ours = spec.table[:, block.first : block.first + block.size]
+    if ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=0, atol=1e-6):
+        return torch.eye(block.size, dtype=torch.float64)
+    change = np.linalg.lstsq(ours, theirs, rcond=1e-10)[0]
+    if np.abs(ours @ change - theirs).max() > 1e-5:
+        raise InputError(
+            f"the file couples features to {block.irrep_out} in a way that the order {block.order} does not have here"
+        )
+    return torch.from_numpy(change)
