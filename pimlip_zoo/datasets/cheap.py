@@ -1,0 +1,108 @@
+"""Cheap physics by name: the calculators that give weak labels."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, NamedTuple
+
+from pimlip_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+__all__ = ["Supervisor", "find_supervisor"]
+
+
+class Supervisor(NamedTuple):
+    """A cheap calculator, and what it is called in records of where labels come from."""
+
+    name: str
+    """As the user gave it."""
+    version: str
+    """Package and version that compute it; a changed one makes new labels."""
+    make: Callable[[], Calculator]
+    """A fresh ASE calculator."""
+
+
+def find_supervisor(name: str, *, load_run: Callable[[str], Calculator] | None = None) -> Supervisor:
+    """The calculator of that name.
+
+    Args:
+        name: ``gfn2`` or ``gfn1`` (tblite), ``emt`` (ASE), ``run:RUN``, or ``MODULE:FACTORY``, a function without
+            arguments that returns an ASE calculator.
+        load_run: makes a calculator from a run folder, for ``run:``.
+
+    Raises:
+        InputError: when there is none, or the package that computes it is not installed.
+    """
+    if name in ("gfn1", "gfn2"):
+        _require("tblite", "pip install 'pimlip-zoo[xtb]'")
+        return Supervisor(name, _package("tblite"), lambda: _tblite(name))
+    if name == "emt":
+        return Supervisor(name, _package("ase"), _emt)
+    if name.startswith("run:"):
+        run = name.removeprefix("run:")
+        if load_run is None:
+            raise InputError(f"{name} cannot be used here", key="weak.labels.calculator")
+        return Supervisor(name, _content_version(run), lambda: load_run(run))
+    if not re.fullmatch(r"[\w.]+:[\w.]+", name):
+        raise InputError(
+            f"no cheap calculator is called {name!r}",
+            key="weak.labels.calculator",
+            mend="gfn2, gfn1, emt, run:RUN, or MODULE:FACTORY of an ASE calculator",
+        )
+    return Supervisor(
+        name, _package(name.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0]), lambda: _imported(name)
+    )
+
+
+def _tblite(name: str) -> Calculator:
+    from tblite.ase import TBLite
+
+    return TBLite(method={"gfn1": "GFN1-xTB", "gfn2": "GFN2-xTB"}[name], verbosity=0)
+
+
+def _emt() -> Calculator:
+    from ase.calculators.emt import EMT
+
+    return EMT()
+
+
+def _imported(name: str) -> Calculator:
+    module, _, factory = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for part in factory.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise InputError(str(error), key="weak.labels.calculator", mend=f"is {name} importable?") from error
+    calculator: Calculator = found()  # type: ignore[operator]
+    return calculator
+
+
+def _require(package: str, mend: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"{package} is not installed", key="weak.labels.calculator", mend=mend)
+
+
+def _package(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return name
+
+
+def _content_version(run: str) -> str:
+    """A run is what its checkpoints hold."""
+    import hashlib
+    from pathlib import Path
+
+    path = Path(run)
+    files = [path] if path.is_file() else sorted(path.glob("checkpoints/best.ckpt"))
+    if not files:
+        raise InputError("no such run", file=run, key="weak.labels.calculator")
+    return "run " + hashlib.sha256(files[0].read_bytes()).hexdigest()[:16]

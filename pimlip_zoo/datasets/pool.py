@@ -1,0 +1,319 @@
+"""Structures around a training set, with energies and forces from a cheap calculator."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.cheap import Supervisor
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["PoolOptions", "cache_folder", "cached_labels", "label_frames", "labelled_pool", "sample_pool"]
+
+log = logging.getLogger("pimlip_zoo")
+
+Progress = Callable[[int, int], None]
+"""Called with how much is done, and of how much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """How structures are sampled."""
+
+    structures: int = 1500
+    method: str = "md"
+    """md, displaced, or both (one half each)."""
+    temperatures: tuple[float, ...] = (300.0, 600.0, 900.0)
+    """K, of Langevin dynamics with the cheap calculator; they share the structures."""
+    timestep: float = 0.5
+    """fs."""
+    stride: int = 20
+    """Steps between structures that are kept."""
+    friction: float = 0.02
+    """1/fs."""
+    amplitudes: tuple[float, ...] = (0.03, 0.08)
+    """Å by component, of normal displacements."""
+    max_force: float = 50.0
+    """eV/Å; structures in which an atom feels more are thrown away."""
+    seed: int = 0
+
+
+def label_frames(
+    frames: Sequence[Frame], supervisor: Supervisor, progress: Progress | None = None
+) -> list[Frame]:
+    """The same structures with the calculator's energies and forces.
+
+    Raises:
+        InputError: when the calculator fails, naming the structure.
+    """
+    calculator = supervisor.make()
+    labelled = []
+    for index, frame in enumerate(frames):
+        atoms = _atoms(frame)
+        atoms.calc = calculator
+        try:
+            energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
+        except Exception as error:
+            raise InputError(
+                f"{supervisor.name} fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                frame=index,
+            ) from error
+        labelled.append(_labelled(frame, energy, forces, supervisor))
+        if progress is not None:
+            progress(index + 1, len(frames))
+    return labelled
+
+
+def sample_pool(
+    frames: Sequence[Frame], supervisor: Supervisor, options: PoolOptions, progress: Progress | None = None
+) -> list[Frame]:
+    """Sample structures around the given ones and label them.
+
+    The dynamics start from random ones of the given structures; every temperature is shared by several trajectories.
+    A trajectory that leaves physics (forces above the limit, a failing calculator) is ended and a new one begun.
+
+    Args:
+        frames: where sampling starts.
+        supervisor: gives forces and labels.
+        options: how.
+        progress: is told how far it is.
+
+    Raises:
+        InputError: when too few structures stay within the limit of force.
+    """
+    if not frames:
+        raise InputError("there is no structure to start from", key="weak.labels.pool")
+    rng = np.random.default_rng(options.seed)
+    wanted = {
+        "md": options.structures if options.method == "md" else 0,
+        "displaced": options.structures if options.method == "displaced" else 0,
+    }
+    if options.method == "both":
+        wanted = {"md": options.structures - options.structures // 2, "displaced": options.structures // 2}
+    pool: list[Frame] = []
+
+    def report(count: int) -> None:
+        if progress is not None:
+            progress(len(pool) + count, options.structures)
+
+    if wanted["displaced"]:
+        pool += _displaced(frames, supervisor, options, wanted["displaced"], rng, report)
+    for index, temperature in enumerate(options.temperatures if wanted["md"] else ()):
+        parts = len(options.temperatures)
+        share = wanted["md"] // parts + (index < wanted["md"] % parts)
+        pool += _dynamics(frames, supervisor, options, temperature, share, rng, report)
+    return pool
+
+
+def labelled_pool(
+    frames: Sequence[Frame],
+    supervisor: Supervisor,
+    options: PoolOptions,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Frame]:
+    """A pool from the cache, or sampled, labelled and put there.
+
+    It is found by a hash of everything that it depends on: the structures, the calculator with its version, the
+    options.
+
+    Args:
+        frames: where sampling starts.
+        supervisor: the calculator.
+        options: how structures are sampled.
+        folder: of the cache; None: :func:`cache_folder`.
+        progress: is told how far the sampling is.
+    """
+    key = _key(frames, supervisor, _plain(options))
+    return _cached(folder, supervisor, key, lambda: sample_pool(frames, supervisor, options, progress))
+
+
+def cached_labels(
+    frames: Sequence[Frame],
+    supervisor: Supervisor,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Frame]:
+    """:func:`label_frames`, from the cache where these structures have been labelled before."""
+    key = _key(frames, supervisor, "single points")
+    return _cached(folder, supervisor, key, lambda: label_frames(frames, supervisor, progress))
+
+
+def _cached(
+    folder: Path | None, supervisor: Supervisor, key: str, make: Callable[[], list[Frame]]
+) -> list[Frame]:
+    from pimlip_zoo.datasets.lmdb import FrameStore, write_store
+
+    path = (folder or cache_folder()) / f"{_safe(supervisor.name)}-{key[:20]}.lmdb"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_store(path, make(), meta={"supervisor": supervisor.name, "supervisor_version": supervisor.version})
+    log.info("labels of %s: %s", supervisor.name, path)
+    return list(FrameStore(path))
+
+
+def cache_folder() -> Path:
+    """``$PIMLIP_ZOO_CACHE``, or ``pimlip-zoo`` in the user's cache."""
+    given = os.environ.get("PIMLIP_ZOO_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pimlip-zoo"
+
+
+def _safe(name: str) -> str:
+    """A name that can be that of a file."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[-40:]
+
+
+def _atoms(frame: Frame) -> Atoms:
+    from ase import Atoms
+
+    return Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+
+
+def _labelled(
+    frame: Frame, energy: float, forces: NDArray[np.float64], supervisor: Supervisor, **info: Any
+) -> Frame:
+    return replace(
+        frame,
+        energy=energy,
+        forces=forces,
+        stress=None,
+        weight=1.0,
+        info={"supervisor": supervisor.name, **info},
+    )
+
+
+def _displaced(
+    frames: Sequence[Frame],
+    supervisor: Supervisor,
+    options: PoolOptions,
+    count: int,
+    rng: np.random.Generator,
+    report: Callable[[int], None],
+) -> list[Frame]:
+    calculator, pool, failures = supervisor.make(), list[Frame](), 0
+    while len(pool) < count:
+        frame = frames[int(rng.integers(len(frames)))]
+        amplitude = options.amplitudes[len(pool) % len(options.amplitudes)]
+        d = rng.normal(0.0, amplitude, frame.positions.shape)
+        atoms = _atoms(frame)
+        atoms.positions += d - d.mean(axis=0)
+        atoms.calc = calculator
+        state = _evaluate(atoms, options.max_force)
+        if state is None:
+            failures += 1
+            _give_up(failures, count, supervisor)
+            continue
+        moved = replace(frame, positions=atoms.positions.copy())
+        pool.append(_labelled(moved, *state, supervisor, displaced=float(amplitude)))
+        report(len(pool))
+    return pool
+
+
+def _dynamics(
+    frames: Sequence[Frame],
+    supervisor: Supervisor,
+    options: PoolOptions,
+    temperature: float,
+    count: int,
+    rng: np.random.Generator,
+    report: Callable[[int], None],
+) -> list[Frame]:
+    from ase import units
+    from ase.md.langevin import Langevin
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+
+    pool: list[Frame] = []
+    failures = 0
+    per_trajectory = max(5, -(-count // 8))
+    while len(pool) < count:
+        frame = frames[int(rng.integers(len(frames)))]
+        atoms = _atoms(frame)
+        atoms.calc = supervisor.make()
+        # Single atoms and other structures without inner motion are sampled as they are.
+        random_state = np.random.RandomState(int(rng.integers(2**31)))
+        MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=random_state)
+        if len(atoms) > 1:
+            Stationary(atoms)
+        dynamics = Langevin(
+            atoms,
+            options.timestep * units.fs,
+            temperature_K=temperature,
+            friction=options.friction / units.fs,
+            fixcm=False,  # where the pool's structures are in space does not matter
+            rng=random_state,
+        )
+        kept = 0
+        for step in range(per_trajectory + 2):
+            try:
+                dynamics.run(options.stride)
+            except Exception:  # noqa: BLE001  (each calculator has its own way of failing on absurd structures)
+                break
+            state = _evaluate(atoms, options.max_force)
+            if state is None:
+                break
+            if step < 2:
+                continue  # away from the starting structure, towards the temperature
+            moved = replace(frame, positions=atoms.positions.copy())
+            pool.append(_labelled(moved, *state, supervisor, temperature=float(temperature)))
+            kept += 1
+            report(len(pool))
+            if len(pool) == count:
+                break
+        if kept == 0:
+            failures += 1
+            _give_up(failures * per_trajectory, count, supervisor)
+    return pool
+
+
+def _evaluate(atoms: Atoms, max_force: float) -> tuple[float, NDArray[np.float64]] | None:
+    """Energy and forces, None where the calculator fails or a force is beyond the limit."""
+    try:
+        energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
+    except Exception:  # noqa: BLE001  (each calculator has its own way of failing on absurd structures)
+        return None
+    largest = float(np.linalg.norm(forces, axis=1).max(initial=0.0))
+    return (energy, forces) if np.isfinite(energy) and largest <= max_force else None
+
+
+def _give_up(failures: int, count: int, supervisor: Supervisor) -> None:
+    if failures > 20 + count:
+        raise InputError(
+            f"{supervisor.name} finds hardly any structure with forces below the limit",
+            key="weak.labels.pool",
+            mend="lower the temperatures or amplitudes, raise max_force, or check that it knows the elements",
+        )
+
+
+def _key(frames: Sequence[Frame], supervisor: Supervisor, what: Any) -> str:
+    digest = hashlib.sha256()
+    digest.update(json.dumps([supervisor.name, supervisor.version, what], sort_keys=True).encode())
+    for frame in frames:
+        for array, kind in (
+            (frame.numbers, np.int64),
+            (frame.positions, np.float64),
+            (frame.cell, np.float64),
+            (frame.pbc, np.bool_),
+        ):
+            digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+    return digest.hexdigest()
+
+
+def _plain(options: PoolOptions) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()}
