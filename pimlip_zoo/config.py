@@ -28,6 +28,7 @@ from pimlip_zoo.losses.supervised import Distance
 from pimlip_zoo.losses.weak_config import WeakConfig
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
+from pimlip_zoo.training.finetune import inherit_options
 from pimlip_zoo.training.schedule import ScheduleName
 
 __all__ = ["RunConfig", "load_config", "parse_settings", "save_config"]
@@ -137,8 +138,9 @@ class ScheduleSection(Section):
 class PotentialSection(Section):
     """What is put around the architecture."""
 
-    scale: Literal["forces_rms"] | PositiveFloat = "forces_rms"
-    """eV, multiplies the model's energies; forces_rms: that of the training forces."""
+    scale: Literal["forces_rms", "run"] | PositiveFloat = "forces_rms"
+    """eV, multiplies the model's energies; forces_rms: that of the training forces; run: of the run that is
+    fine-tuned."""
     trainable_scale: bool = False
     zbl: bool = False
     """Add the screened nuclear repulsion of Ziegler, Biersack and Littmark."""
@@ -165,6 +167,30 @@ class TrainerSection(Section):
     tensorboard: bool = False
 
 
+class FineTuneSection(Section):
+    """Starting from a trained potential; the architecture and its options come from there."""
+
+    run: str | None = None
+    """Run folder or checkpoint; None: start from random weights."""
+    freeze: list[str] = []
+    """Parameters that stay as they are: patterns such as ``edges.*``, ``layers.0``, ``*.radial.*``."""
+    learning_rates: dict[str, PositiveFloat] = {}
+    """Factors of the learning rate by pattern; the last that matches counts."""
+    refit_references: bool = True
+    """Move the energy references to the zero of energy of the new data; false: keep the run's."""
+    extend_species: bool = False
+    """Allow species that the run does not know: they start as the mean of the known ones."""
+
+    @model_validator(mode="after")
+    def _has_a_run(self) -> FineTuneSection:
+        for key in ("freeze", "learning_rates", "extend_species"):
+            if self.run is None and getattr(self, key):
+                raise InputError(
+                    "there is nothing to fine-tune", key=f"finetune.{key}", mend="give --from RUN"
+                )
+        return self
+
+
 class RunConfig(Section):
     """All of a run."""
 
@@ -177,14 +203,18 @@ class RunConfig(Section):
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     trainer: TrainerSection = TrainerSection()
+    finetune: FineTuneSection = FineTuneSection()
 
 
-def load_config(file: Path | None, settings: Sequence[tuple[str, Any]] = ()) -> RunConfig:
+def load_config(
+    file: Path | None, settings: Sequence[tuple[str, Any]] = (), *, complete: bool = False
+) -> RunConfig:
     """Read a YAML file and apply single settings on top.
 
     Args:
         file: ``run.yaml``; None: the defaults.
         settings: (dotted key, value), later ones win.
+        complete: the file was written by a run; what is fine-tuned need not be looked up again.
 
     Raises:
         InputError: for a file that cannot be read, an unknown key (with the nearest one), a value that is not allowed.
@@ -201,6 +231,9 @@ def load_config(file: Path | None, settings: Sequence[tuple[str, Any]] = ()) -> 
             raise InputError("not a table of keys and values", file=file)
     for key, value in settings:
         _insert(content, key, value)
+    section = content.get("finetune")
+    if not complete and isinstance(section, dict) and isinstance(section.get("run"), str):
+        content = inherit_options(content, section["run"])
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:

@@ -121,8 +121,10 @@ def cell_volume(cell: Tensor) -> Tensor:
 def stress_from_virial(virial: Tensor, cell: Tensor) -> Tensor:
     """``-virial / |V|`` in eV/Å³, (M, 3, 3); NaN where a structure has no volume."""
     volume = cell_volume(cell)
-    volume = torch.where(volume > 0, volume, torch.full_like(volume, float("nan")))
-    return -virial / volume[:, None, None]
+    # Divide by a number first and mask after: a NaN divisor would put NaN into the gradient.
+    known = (volume > 0)[:, None, None]
+    stress = -virial / torch.where(volume > 0, volume, torch.ones_like(volume))[:, None, None]
+    return torch.where(known, stress, torch.full_like(stress, float("nan")))
 
 
 def collate(samples: Sequence[Batch]) -> Batch:

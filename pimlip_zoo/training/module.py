@@ -38,7 +38,7 @@ class PotentialTraining(pl.LightningModule):
         self,
         potential: Potential,
         terms: Sequence[LossTerm],
-        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        optimizer: Callable[[Potential], torch.optim.Optimizer],
         learning_rate_factor: Callable[[int], float],
         *,
         forces: bool = True,

@@ -49,7 +49,9 @@ def test_squared_energy_error_per_atom_is_weighted_by_structure():
     batch, p = batch_and_predictions()
     error = (p.energy - batch.labels.energy) / torch.tensor([2.0, 3.0, 1.0])
     expected = (error.square() * torch.tensor([1.0, 2.0, 1.0])).sum() / 4.0
-    torch.testing.assert_close(value(SupervisedTerm("energy_per_atom"), batch, p), expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        value(SupervisedTerm("energy_per_atom"), batch, p), expected, rtol=1e-14, atol=0
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""Checkpoints hold a whole potential, run no code, and say what is wrong with them."""
+
+import pytest
+import torch
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.registry import available_models, get_model
+from pimlip_zoo.testing import as_graph, structure
+from pimlip_zoo.training.checkpoint import (
+    FORMAT_VERSION,
+    KEY,
+    build_potential,
+    checkpoint_path,
+    describe,
+    load_potential,
+    read_checkpoint,
+)
+
+SPECIES = ("H", "C", "O")
+
+
+def a_potential(name="nequip", dtype=torch.float64, **options):
+    info = get_model(name)
+    model = info.model(info.configure(avg_num_neighbors=5.0, **options), SPECIES).to(dtype)
+    return Potential(model, energy_references=torch.tensor([1.0, 2.0, 3.0]), scale=0.5)
+
+
+def write(potential, path, **changes):
+    description = {**describe(potential), **changes}
+    weights = {f"potential.{name}": value for name, value in potential.state_dict().items()}
+    torch.save({KEY: description, "state_dict": weights}, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_written_potential_is_the_same_function_when_read(tmp_path, dtype):
+    potential = a_potential(dtype=dtype, channels=4, species_cutoffs=(("H", "H", 2.5),))
+    loaded = load_potential(write(potential, tmp_path / "a.ckpt"))
+    graph = as_graph(structure("molecule", SPECIES), SPECIES, potential.cutoff)
+    expected, found = potential(graph), loaded(graph)
+    assert torch.equal(expected.energy, found.energy)
+    assert torch.equal(expected.forces, found.forces)
+    assert loaded.model.config == potential.model.config
+
+
+def test_every_architecture_can_be_described_and_built_again():
+    for name in available_models():
+        potential = a_potential(name)
+        again = build_potential(describe(potential))
+        assert again.model.config == potential.model.config
+        assert {n: p.shape for n, p in again.named_parameters()} == {
+            n: p.shape for n, p in potential.named_parameters()
+        }
+
+
+def test_a_description_is_made_of_plain_values():
+    def plain(value):
+        if isinstance(value, dict):
+            return all(isinstance(k, str) and plain(v) for k, v in value.items())
+        if isinstance(value, list):
+            return all(plain(v) for v in value)
+        return value is None or isinstance(value, (str, int, float, bool))
+
+    assert plain(describe(a_potential(species_cutoffs=(("H", "H", 2.5),))))
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    path = write(a_potential(), tmp_path / "a.ckpt", format_version=FORMAT_VERSION + 1)
+    with pytest.raises(InputError, match="format version"):
+        load_potential(path)
+
+
+def test_a_truncated_file_is_refused_in_one_line(tmp_path):
+    path = write(a_potential(), tmp_path / "a.ckpt")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="not a readable checkpoint") as error:
+        load_potential(path)
+    assert "\n" not in str(error.value)
+    assert "a.ckpt" in str(error.value)
+
+
+def test_a_pickle_with_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was_run"), "w"))
+
+    torch.save({KEY: Evil()}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError):
+        read_checkpoint(tmp_path / "a.ckpt")
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    potential = a_potential(channels=4)
+    other = a_potential(channels=8)
+    weights = {f"potential.{name}": value for name, value in other.state_dict().items()}
+    torch.save({KEY: describe(potential), "state_dict": weights}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="do not fit"):
+        load_potential(tmp_path / "a.ckpt")
+
+
+def test_a_run_without_weights_is_refused(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"no checkpoints/best\.ckpt"):
+        checkpoint_path(tmp_path / "run")
+    with pytest.raises(InputError, match="no such run"):
+        checkpoint_path(tmp_path / "nowhere")
+
+
+def test_best_is_preferred_and_last_stands_in(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").touch()
+    assert checkpoint_path(tmp_path / "run").name == "last.ckpt"
+    (folder / "best.ckpt").touch()
+    assert checkpoint_path(tmp_path / "run").name == "best.ckpt"
+    assert checkpoint_path(tmp_path / "run", "last").name == "last.ckpt"

@@ -1,0 +1,45 @@
+"""The order of training samples is a function of seed and step."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimlip_zoo.training.data import StepSampler
+
+
+@given(
+    size=st.integers(1, 40),
+    batch=st.integers(1, 50),
+    steps=st.integers(1, 60),
+    start=st.integers(0, 60),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_stream_started_later_is_the_rest_of_the_whole_stream(size, batch, steps, start, seed):
+    whole = list(StepSampler(size, batch, steps, seed))
+    later = StepSampler(size, batch, steps, seed)
+    later.first_step = min(start, steps)
+    assert list(later) == whole[later.first_step :]
+    assert len(whole) == steps
+
+
+@given(size=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_every_pass_takes_each_sample_once(size, batch, seed):
+    sampler = StepSampler(size, batch, 10**6, seed)
+    steps = iter(sampler)
+    orders = []
+    for _ in range(3):
+        indices = [index for _ in range(sampler.steps_per_pass) for index in next(steps)]
+        assert sorted(indices) == list(range(size))
+        orders.append(indices)
+    assert size < 5 or orders[0] != orders[1] or orders[1] != orders[2]
+
+
+@given(size=st.integers(4, 40), batch=st.integers(4, 20), ranks=st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_ranks_share_each_batch(size, batch, ranks):
+    whole = list(StepSampler(size, batch, 12, 0))
+    parts = [list(StepSampler(size, batch, 12, 0, rank, ranks)) for rank in range(ranks)]
+    for step, indices in enumerate(whole):
+        together = [index for part in parts for index in part[step]]
+        assert set(together) == set(indices)
