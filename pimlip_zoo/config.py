@@ -234,6 +234,8 @@ def load_config(
     section = content.get("finetune")
     if not complete and isinstance(section, dict) and isinstance(section.get("run"), str):
         content = inherit_options(content, section["run"])
+        if not (isinstance(content.get("data"), dict) and "train" in content["data"]):
+            raise InputError("fine-tuning needs data", file=file, key="data.train", mend="give --data")
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:

@@ -11,14 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.cheap import find_supervisor
 from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.offsets import subtract_labels
+from pimlip_zoo.datasets.pool import cached_labels
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions, collate, stress_from_virial
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.metrics import ErrorStatistics
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "check_labelled", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Evaluation:
     """Reference and predicted values of energy_per_atom, forces, stress where labelled, flat."""
 
 
-def evaluate(potential: Potential, spec: str, *, batch_size: int = 50, model: str = "") -> Evaluation:
+def evaluate(
+    potential: Potential, spec: str, *, batch_size: int = 50, model: str = "", baseline: str | None = None
+) -> Evaluation:
     """Evaluate on a DATA specification.
 
     Args:
@@ -39,13 +44,15 @@ def evaluate(potential: Potential, spec: str, *, batch_size: int = 50, model: st
         spec: what ``--data`` takes.
         batch_size: structures evaluated at once.
         model: name that the summary carries.
+        baseline: the cheap calculator that the potential is a correction to; its labels are taken off those of the
+            data, so that the errors are those of the sum.
 
     Raises:
         InputError: for data without labels, or with species that the potential does not know.
     """
-    frames = load_frames(spec)
-    if all(f.energy is None and f.forces is None and f.stress is None for f in frames):
-        raise InputError("no structure has a label", file=spec, mend="name the keys with ?energy_key=...")
+    frames = _labelled_frames(spec)
+    if baseline is not None:
+        frames = subtract_labels(frames, cached_labels(frames, find_supervisor(baseline)))
     started = time.monotonic()
     errors = ErrorStatistics(potential.species)
     pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -68,6 +75,22 @@ def evaluate(potential: Potential, spec: str, *, batch_size: int = 50, model: st
             for quantity, parts in pairs.items()
         },
     )
+
+
+def check_labelled(potential: Potential, spec: str) -> None:
+    """Whether :func:`evaluate` would work on a DATA specification, found out before hours of training.
+
+    Raises:
+        InputError: as :func:`evaluate`.
+    """
+    _samples(_labelled_frames(spec), 0, potential, spec)
+
+
+def _labelled_frames(spec: str) -> list[Frame]:
+    frames = load_frames(spec)
+    if all(f.energy is None and f.forces is None and f.stress is None for f in frames):
+        raise InputError("no structure has a label", file=spec, mend="name the keys with ?energy_key=...")
+    return frames
 
 
 def _samples(frames: list[Frame], first: int, potential: Potential, spec: str) -> list[Batch]:

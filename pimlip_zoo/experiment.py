@@ -29,7 +29,7 @@ from pimlip_zoo.datasets.statistics import (
     references_from_atoms,
     species_of,
 )
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.losses.supervised import SupervisedTerm
@@ -37,6 +37,13 @@ from pimlip_zoo.losses.weak import WeakTerm
 from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.data import SampleList, StepSampler, evaluation_loader, training_loader
+from pimlip_zoo.training.finetune import (
+    freeze,
+    parameter_groups,
+    refit_references,
+    set_references,
+    start_from,
+)
 from pimlip_zoo.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
@@ -44,7 +51,7 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.training.module import PotentialTraining
 
-__all__ = ["Experiment", "parse_duration", "prepare", "train"]
+__all__ = ["Experiment", "Outcome", "load_split", "parse_duration", "prepare", "steps_done", "train"]
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -69,8 +76,14 @@ class Experiment:
     """Validation samples."""
     weak: WeakTerm | None = None
     """Weakly supervised losses."""
+    extra_terms: tuple[LossTerm, ...] = ()
+    """Further losses."""
     frames: tuple[Frame, ...] = ()
     """Training structures as they were read."""
+    valid_frames: tuple[Frame, ...] = ()
+    """Validation structures as they were read."""
+    baseline: dict[str, str] | None = None
+    """The calculator, and its version, that the potential is a difference to; None: it stands alone."""
 
 
 @dataclass(frozen=True)
@@ -84,33 +97,53 @@ class Outcome:
     """SIGINT or SIGTERM, when one ended it."""
 
 
-def prepare(config: RunConfig) -> Experiment:
+def prepare(
+    config: RunConfig,
+    *,
+    split: tuple[list[Frame], list[Frame]] | None = None,
+    checkpoint: Path | None = None,
+) -> Experiment:
     """Read the data and build the potential.
+
+    Args:
+        config: of the run.
+        split: training and validation structures, where they are not what the configuration names.
+        checkpoint: of the same run, when it is to be resumed.
 
     Raises:
         InputError: for data or options that cannot be used.
     """
     torch.manual_seed(config.seed)
     data = config.data
-    train, valid = _split(config)
+    _check_trainer(config)
+    train, valid = split or load_split(config)
     references_file = _reference_frames(data)
     atoms = isolated_atoms([*references_file, *train])
     if not references_file:
         train = [f for f in train if not (is_isolated_atom(f) and f.energy is not None)] or train
     labels = _labels(data, train)
+    loss_terms(config, labels)
     log.info("%s", _coverage("training", train))
     log.info("%s", _coverage("validation", valid))
     species = species_of([*train, *valid])
-    references = _references(config, train, species, atoms)
-    if data.check_references:
-        check_references(train, species, references)
-    potential, samples = _potential(config, train, species, references)
+    if config.finetune.run is None:
+        references = _references(config, train, species, atoms)
+        if data.check_references:
+            check_references(train, species, references)
+        potential, samples = _potential(config, train, species, references)
+    else:
+        potential, samples, references = _fine_tuned(config, train, species, atoms, checkpoint)
+        species = potential.species
+        if data.check_references:
+            check_references(train, species, references)
     skin = list_skin(config.weak, species, potential.cutoff, direct=potential.is_direct)
     if skin > 0:
         samples = [frame_to_sample(frame, species, potential.cutoff + skin) for frame in train]
     valid_samples = [frame_to_sample(frame, species, potential.cutoff) for frame in valid]
     weak = _weak_term(config, potential, labels, samples)
-    return Experiment(config, potential, references, labels, samples, valid_samples, weak, tuple(train))
+    return Experiment(
+        config, potential, references, labels, samples, valid_samples, weak, (), tuple(train), tuple(valid)
+    )
 
 
 def loss_terms(config: RunConfig, labels: Sequence[str]) -> list[LossTerm]:
@@ -141,8 +174,6 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
     last = folder / "checkpoints" / "last.ckpt"
     if resume and not last.exists():
         raise InputError("there is nothing to resume", file=last, mend="train without --resume")
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     from pimlip_zoo.training.callbacks import Interrupted
@@ -158,7 +189,9 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
         ranks=trainer.world_size,
     )
     if resume:
-        sampler.first_step = _steps_done(last)
+        sampler.first_step = steps_done(last)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
     started = time.monotonic()
     number = None
     try:
@@ -189,7 +222,25 @@ def parse_duration(text: str) -> datetime.timedelta:
     return datetime.timedelta(**parts)
 
 
-def _split(config: RunConfig) -> tuple[list[Frame], list[Frame]]:
+def _check_trainer(config: RunConfig) -> None:
+    """Refuse what Lightning would refuse after the run folder is made."""
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    if config.trainer.max_time is not None:
+        parse_duration(config.trainer.max_time)
+    device = config.trainer.device
+    known = {"auto", "gpu", *AcceleratorRegistry.available_accelerators()}
+    if device not in known:
+        raise InputError(
+            f"no device is called {device!r}", key="trainer.device", mend=did_you_mean(device, known)
+        )
+    accelerator = "cuda" if device == "gpu" and not torch.backends.mps.is_available() else device
+    if accelerator in AcceleratorRegistry and not AcceleratorRegistry.get(accelerator).is_available():
+        raise InputError(f"this machine has no {device}", key="trainer.device", mend="give auto or cpu")
+
+
+def load_split(config: RunConfig) -> tuple[list[Frame], list[Frame]]:
+    """The training and the validation structures that a configuration names."""
     data = config.data
     train = load_frames(data.train)
     if data.valid is not None:
@@ -288,6 +339,8 @@ def _potential(
     config: RunConfig, frames: Sequence[Frame], species: tuple[str, ...], references: EnergyReferences
 ) -> tuple[Potential, list[Batch]]:
     section = config.potential
+    if section.scale == "run":
+        raise InputError("there is no run to take it from", key="potential.scale", mend="give --from RUN")
     options: dict[str, Any] = {}
     cutoff = config.model.configure().cutoff
     samples = [frame_to_sample(frame, species, cutoff) for frame in frames]
@@ -309,6 +362,56 @@ def _potential(
         trainable_scale=section.trainable_scale,
     )
     return potential, samples
+
+
+def _fine_tuned(
+    config: RunConfig,
+    frames: Sequence[Frame],
+    found: Sequence[str],
+    atoms: dict[str, float],
+    checkpoint: Path | None,
+) -> tuple[Potential, list[Batch], EnergyReferences]:
+    """The potential of the run that is fine-tuned, with what the configuration changes about it."""
+    section, given = config.finetune, config.data.energy_references
+    assert section.run is not None
+    potential = start_from(
+        checkpoint or section.run,
+        found,
+        extend=section.extend_species,
+        dtype=getattr(torch, config.trainer.dtype),
+        trainable_scale=config.potential.trainable_scale,
+    )
+    if config.model.configure() != potential.model.config:
+        raise InputError(
+            "the options of the model are not those of the run",
+            file=section.run,
+            key="model",
+            mend="let load_config take them from there",
+        )
+    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in frames]
+    new = [
+        s for s, e in zip(potential.species, potential.energy_references.tolist(), strict=True) if np.isnan(e)
+    ]
+    if checkpoint is not None:
+        references = set_references(potential, {}, "the checkpoint")
+    elif isinstance(given, dict):
+        references = set_references(potential, given, "given")
+    elif given not in ("auto", "least_squares"):
+        references = set_references(potential, atoms, "isolated atoms")
+    else:
+        references = set_references(potential, {s: e for s, e in atoms.items() if s in new}, "the run")
+        if section.refit_references:
+            references = refit_references(potential, samples)
+    missing = [s for s, e in zip(potential.species, references.energies, strict=True) if np.isnan(e)]
+    if missing:
+        raise InputError(
+            f"no energy reference for {', '.join(missing)}",
+            key="data.energy_references",
+            mend="give a table, isolated atoms, or refit_references: true",
+        )
+    freeze(potential, section.freeze)
+    parameter_groups(potential, 1.0, section.learning_rates)  # complains of patterns that match nothing
+    return potential, samples, references
 
 
 def _weak_term(
@@ -347,10 +450,9 @@ def _module(experiment: Experiment) -> PotentialTraining:
     config = experiment.config
     section = config.optimizer
 
-    def optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    def optimizer(module: Potential) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
-            parameters,
+            parameter_groups(module, section.lr, config.finetune.learning_rates),
             lr=section.lr,
             betas=section.betas,
             weight_decay=section.weight_decay,
@@ -359,7 +461,7 @@ def _module(experiment: Experiment) -> PotentialTraining:
         )
 
     weak = experiment.weak
-    terms = loss_terms(config, experiment.labels)
+    terms = [*loss_terms(config, experiment.labels), *experiment.extra_terms]
     return PotentialTraining(
         experiment.potential,
         terms if weak is None else [*terms, weak],
@@ -376,6 +478,7 @@ def _module(experiment: Experiment) -> PotentialTraining:
         summary={
             "config": config.model_dump(mode="json"),
             "energy_references": experiment.references.source,
+            "baseline": experiment.baseline,
             "labels": list(experiment.labels),
             "training_structures": len(experiment.train),
         },
@@ -441,7 +544,8 @@ def _trainer(config: RunConfig, folder: Path) -> pl.Trainer:
     )
 
 
-def _steps_done(checkpoint: Path) -> int:
+def steps_done(checkpoint: Path) -> int:
+    """The optimiser steps of a training checkpoint."""
     from pimlip_zoo.training.checkpoint import read_checkpoint
 
     return int(read_checkpoint(checkpoint)["global_step"])

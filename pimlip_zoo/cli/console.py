@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["console", "errors_table", "log_to"]
+__all__ = ["console", "errors_table", "log_to", "log_to_screen"]
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -23,9 +23,10 @@ def console(*, stderr: bool = False) -> Console:
     return screen if screen.is_terminal else Console(stderr=stderr, highlight=False, width=120)
 
 
-def log_to(folder: Path | None) -> None:
-    """Send messages to the terminal and, in a run folder, to ``log.txt``."""
+def log_to_screen() -> None:
+    """Send messages to the terminal; :func:`log_to` writes them down, those from before included."""
     import sys
+    from logging.handlers import MemoryHandler
 
     warnings.filterwarnings("ignore", module="lightning.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.*")
@@ -35,11 +36,23 @@ def log_to(folder: Path | None) -> None:
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(_Plain())
     log.addHandler(screen)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
+    log.addHandler(MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1))
+
+
+def log_to(folder: Path) -> None:
+    """Make a run folder and keep its ``log.txt`` from now on, with what was said since :func:`log_to_screen`."""
+    from logging.handlers import MemoryHandler
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / "log.txt")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log = logging.getLogger("pimlip_zoo")
+    for handler in list(log.handlers):
+        if isinstance(handler, MemoryHandler):
+            handler.setTarget(file)
+            handler.close()
+            log.removeHandler(handler)
+    log.addHandler(file)
 
 
 class _Plain(logging.Formatter):

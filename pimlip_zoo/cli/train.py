@@ -16,6 +16,8 @@ Examples:
 
   pimlip-zoo train --model mace --data train.extxyz --test test.extxyz --max-time 2h
 
+  pimlip-zoo train --from runs/nequip-1 --data new.extxyz --set optimizer.lr=0.001
+
   pimlip-zoo train --out runs/nequip --resume
 """
 
@@ -48,9 +50,14 @@ def train(
     unlabelled: Annotated[
         str | None, typer.Option(help="Structures for the losses that need no labels.")
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Fine-tune this run: its architecture and weights are the start."),
+    ] = None,
 ) -> None:
     """Train a potential and leave everything in a run folder."""
     from pimlip_zoo.config import load_config, parse_settings
+    from pimlip_zoo.errors import InputError
 
     given: list[tuple[str, Any]] = [
         ("model.name", model),
@@ -67,15 +74,20 @@ def train(
         ("trainer.dtype", dtype),
         ("weak.preset", weak),
         ("weak.unlabelled", unlabelled),
+        ("finetune.run", start),
     ]
     options = [(key, value) for key, value in given if value is not None]
     options += parse_settings(settings or [])
+    if resume and start is not None:
+        raise InputError(
+            "--from starts a run, --resume goes on with one", key="--resume", mend="give one of them"
+        )
     if resume:
         folder = out or _newest_run()
         config = config or folder / "config.yaml"
     else:
         folder = Path()
-    run_config = load_config(config, options)
+    run_config = load_config(config, options, complete=resume)
     if not resume:
         folder = _new_folder(out, run_config.model.name)
     _run(run_config, folder, resume=resume)
@@ -84,14 +96,19 @@ def train(
 def _run(config: Any, folder: Path, *, resume: bool) -> None:
     from rich.panel import Panel
 
-    from pimlip_zoo.cli.console import console, errors_table, log_to
-    from pimlip_zoo.experiment import prepare
-    from pimlip_zoo.experiment import train as run
+    from pimlip_zoo.cli.console import console, errors_table, log_to, log_to_screen
+    from pimlip_zoo.evaluation import check_labelled
+    from pimlip_zoo.weak_stages import prepare_run, train_run
 
     screen = console()
-    log_to(folder)
-    experiment = prepare(config)
+    log_to_screen()
+    last = folder / "checkpoints" / "last.ckpt"
+    experiment = prepare(config, checkpoint=last if resume else None)
     potential = experiment.potential
+    tests = _tests(config)
+    for spec in tests.values():
+        check_labelled(potential, spec)
+    log_to(folder)  # nothing is refused any more, and nothing was written before
     parameters = sum(p.numel() for p in potential.model.parameters())
     steps, batch = config.trainer.max_steps, config.data.batch_size
     screen.print(
@@ -112,7 +129,7 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
         )
         raise typer.Exit(128 + outcome.signal)
     screen.print(f"{outcome.steps:,} steps in {outcome.seconds:.0f} s")
-    summaries = evaluate_run(folder, _tests(config))
+    summaries = evaluate_run(folder, tests)
     if summaries:
         screen.print(errors_table(summaries))
     screen.print(f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png")
@@ -137,12 +154,12 @@ def evaluate_run(folder: Path, sets: dict[str, str]) -> dict[str, Any]:
     import json
 
     from pimlip_zoo.evaluation import evaluate
-    from pimlip_zoo.training.checkpoint import load_potential
+    from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
     if not sets:
         return {}
-    potential = load_potential(folder)
-    summaries = {name: evaluate(potential, spec).summary for name, spec in sets.items()}
+    potential, baseline = load_potential(folder, difference=True), baseline_of(folder)
+    summaries = {name: evaluate(potential, spec, baseline=baseline).summary for name, spec in sets.items()}
     temporary = folder / "test.json.tmp"
     temporary.write_text(json.dumps(summaries, indent=1))
     temporary.replace(folder / "test.json")

@@ -88,6 +88,17 @@ class AtomicEnergyModel(nn.Module):
             f"{type(self).__name__} offers no direct force head", key="force_head", mend="use conservative"
         )
 
+    def species_factor(self, name: str) -> float:
+        """What :meth:`forward` multiplies a parameter by, as far as that depends on the number of species.
+
+        Needed when a trained model gets more species: the known ones must not change. 1 unless a subclass says
+        otherwise.
+
+        Args:
+            name: of the parameter, as in ``named_parameters``.
+        """
+        return 1.0
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the parameters."""

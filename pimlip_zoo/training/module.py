@@ -57,7 +57,10 @@ class PotentialTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser, its learning rate scheduled by step."""
-        optimizer = self._optimizer(self)
+        optimizer = self._optimizer(self.potential)
+        of_terms = [parameter for parameter in self.terms.parameters() if parameter.requires_grad]
+        if of_terms:
+            optimizer.add_param_group({"params": of_terms})
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
