@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pimlip_zoo.deploy.ase import PimlipCalculator
-    from pimlip_zoo.deploy.committee import CommitteeCalculator
+    from ase.calculators.calculator import Calculator
 
 __version__ = "0.1.0.dev0"
 
@@ -54,15 +53,13 @@ def __getattr__(name: str) -> Any:
 
 def load(run: str | Path, **options: Any) -> Any:
     """The trained potential of a run folder or checkpoint; see :mod:`pimlip_zoo.training.checkpoint`."""
-    from pimlip_zoo.training.checkpoint import load_potential
-
-    return load_potential(run, **options)
+    return importlib.import_module("pimlip_zoo.training.checkpoint").load_potential(run, **options)
 
 
-def calculator(
-    *runs: str | Path, device: str = "cpu", skin: float = 0.5, **options: Any
-) -> PimlipCalculator | CommitteeCalculator:
+def calculator(*runs: str | Path, device: str = "cpu", skin: float = 0.5, **options: Any) -> Calculator:
     """An ASE calculator of a run folder or checkpoint; of several, their mean with its spread.
+
+    A run that learnt the difference to a cheap calculator is added to that calculator.
 
     Args:
         runs: run folders or checkpoints.
@@ -71,10 +68,15 @@ def calculator(
         options: of :func:`load`.
     """
     from pimlip_zoo.deploy.ase import PimlipCalculator
+    from pimlip_zoo.deploy.difference import with_baseline
+    from pimlip_zoo.training.checkpoint import baseline_of
 
-    members = [PimlipCalculator(load(run, **options), device=device, skin=skin) for run in runs]
+    members = [
+        PimlipCalculator(load(run, difference=True, **options), device=device, skin=skin) for run in runs
+    ]
+    baselines = {baseline_of(run) for run in runs}
     if len(members) == 1:
-        return members[0]
+        return with_baseline(members[0], baselines)
     from pimlip_zoo.deploy.committee import CommitteeCalculator
 
-    return CommitteeCalculator(members)
+    return with_baseline(CommitteeCalculator(members), baselines)
