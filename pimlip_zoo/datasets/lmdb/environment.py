@@ -203,7 +203,7 @@ class SharedEnvironment:
             self._begin()
         try:
             with self._lock:
-                return self._transaction.get(key)  # type: ignore[no-any-return]
+                return self._transaction.get(key)
         except lmdb.Error as error:
             raise InputError(f"is damaged: {error}", file=self._path) from error
 

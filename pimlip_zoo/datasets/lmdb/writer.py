@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["StoreWriter", "partial_path", "write_store"]
 
 _FIRST_MAP = 16 << 20
+_EMPTY = 2 << 12
+"""Bytes of a file in which LMDB has written nothing but its two headers, or not even these."""
 _COMMIT_FRAMES = 4096
 _COMMIT_BYTES = 32 << 20
 
@@ -116,28 +119,30 @@ class StoreWriter:
         self._count += len(self._rows)
         self._rows, self._entries, self._new_compositions, self._bytes = [], [], [], 0
 
-    def finish(self) -> Path:
+    def finish(self, **meta: Any) -> Path:
         """Commit, close, and give the file its name.
 
-        Raises:
-            InputError: where there is not a single frame.
+        Args:
+            meta: the last changes of the metadata.
         """
         self._meta.pop("progress", None)
+        self._meta.update(meta)
         self.commit()
         self._environment.sync(True)
-        self._environment.close()
+        self.close()
         pad_to_header(self._partial)
         self._partial.replace(self.path)
         return self.path
 
     def abandon(self) -> None:
         """Close and remove the partial file."""
-        self._environment.close()
+        self.close()
         self._partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close and leave the partial file for a later run."""
         self._environment.close()
+        os.close(self._claim)
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +211,7 @@ class StoreWriter:
                         transaction.put(key, value)
                     cursor = transaction.cursor()
                     cursor.putmulti(rows, append=True)
-            except lmdb.MapFullError:  # noqa: PERF203 - the whole transaction is done again
+            except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
             except lmdb.Error as error:
                 raise self._cannot_write(error) from error
@@ -218,11 +223,13 @@ class StoreWriter:
 
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not resume:
-                self._partial.unlink(missing_ok=True)
-            elif self._partial.exists():
+            self._claim = _claim(self._partial)
+            size = self._partial.stat().st_size
+            if not resume or size < _EMPTY:
+                os.truncate(self._claim, 0)
+                size = 0
+            else:
                 check_header(self._partial, may_be_short=True)
-            size = self._partial.stat().st_size if self._partial.exists() else 0
             self._environment = lmdb.open(
                 str(self._partial),
                 subdir=False,
@@ -232,6 +239,8 @@ class StoreWriter:
                 metasync=False,
                 readahead=False,
             )
+        except InputError:
+            raise
         except (OSError, lmdb.Error) as error:
             raise self._cannot_write(error) from error
 
@@ -252,6 +261,27 @@ class StoreWriter:
         text = getattr(error, "strerror", None) or str(error)
         mend = "make room and run the same command again" if "space" in text.lower() else None
         return InputError(f"cannot be written: {text}", file=self.path, mend=mend)
+
+
+def _claim(path: Path) -> int:
+    """Open a partial file so that no other process writes to it, even one that outlived its parent.
+
+    Raises:
+        InputError: where another process has it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # not on this system: nothing guards against a second writer
+        pass
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InputError("is being written by another process", file=path) from error
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
 
 
 def write_store(

@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.checks import check_frame
-from pimlip_zoo.datasets.readers.source import FrameFile, format_names, open_source, window_of
+from pimlip_zoo.datasets.readers.source import FrameFile, Item, format_names, open_source, window_of
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions, parse_spec
 from pimlip_zoo.errors import InputError
 
 __all__ = [
     "DataSource",
     "FrameFile",
+    "Item",
     "ReadOptions",
     "check_frame",
+    "checked",
     "format_names",
     "load_frames",
     "open_source",
@@ -72,18 +74,27 @@ def read_window(
     on_bad: Callable[[InputError], None] | None = None,
 ) -> Iterator[Frame]:
     """The checked frames of a window of an opened source."""
-    for index, item in file.read(window):
+    for _, item in checked(source, file.read(window)):
+        if not isinstance(item, InputError):
+            yield item
+        elif on_bad is None:
+            raise item
+        else:
+            on_bad(item)
+
+
+def checked(source: DataSource, items: Iterator[Item]) -> Iterator[Item]:
+    """Frames that can be used, and for each of the others the error that names its place."""
+    for index, item in items:
+        if isinstance(item, InputError):
+            yield index, _located(item, source.path, index)
+            continue
         try:
-            if isinstance(item, InputError):
-                raise item
             frame = check_frame(item, file=source.path, index=index, nan=source.options.nan)
         except InputError as error:
-            located = _located(error, source.path, index)
-            if on_bad is None:
-                raise located from error
-            on_bad(located)
+            yield index, error
             continue
-        yield frame
+        yield index, frame
 
 
 def _located(error: InputError, file: str, index: int) -> InputError:

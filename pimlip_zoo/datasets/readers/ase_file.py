@@ -20,6 +20,8 @@ __all__ = ["AseFile", "frame_from_atoms"]
 class AseFile:
     """A file through :func:`ase.io.iread`, which converts units to eV and Å."""
 
+    counts_cheaply = False
+
     def __init__(self, path: str, options: ReadOptions) -> None:
         self.path = path
         self.finder = LabelFinder(options, file=path)

@@ -123,7 +123,7 @@ def _sets(system: Path) -> list[Path]:
 
 def _load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     try:
-        return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)  # type: ignore[no-any-return]
+        return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"cannot be read: {' '.join(str(error).split())}", file=path) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -37,33 +38,49 @@ class ExtxyzFile:
 
     def count(self) -> int:
         """Frames in the file; only the lines with numbers of atoms are looked at."""
-        return sum(1 for _ in self._cut(range(0)))
+        return self.starts(1 << 62)[0]
 
-    def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
+    def starts(self, every: int) -> tuple[int, list[tuple[int, int]]]:
+        """The number of frames, and (frame, byte) where frames 0, every, 2 every, ... start."""
+        count, places = 0, []
+        for index, place, _, _ in self._cut(range(0), (0, 0)):
+            if index % every == 0:
+                places.append((index, place))
+            count = index + 1
+        return count, places
+
+    def read(self, window: range = ALL_FRAMES, hint: tuple[int, int] | None = None) -> Iterator[Item]:
         """Frames of the window.
+
+        Args:
+            window: their indices.
+            hint: a frame at or before the first one, and the byte where it starts.
 
         Raises:
             InputError: where a frame is cut off or its number of atoms is unreadable: what follows cannot
                 be told apart.
         """
-        for index, comment, rows in self._cut(window):
+        for index, _, comment, rows in self._cut(window, hint or (0, 0)):
             if index not in window:
                 continue
             try:
-                yield index, self._frame(index, comment, rows)
+                yield index, self._frame(index, comment.decode(), rows)
             except InputError as error:
                 yield index, error
             except Exception as error:  # noqa: BLE001 - whatever a parser throws at a bad line
                 yield index, InputError(_one_line(error), file=self.path, frame=index)
 
-    def _cut(self, window: range) -> Iterator[tuple[int, str, list[str]]]:
-        """Index, header line, atom lines; lines before the window are skipped without being kept."""
+    def _cut(self, window: range, hint: tuple[int, int]) -> Iterator[tuple[int, int, bytes, list[bytes]]]:
+        """Index, place, header line, atom lines; lines of frames outside the window are not kept."""
         last = window[-1] if window else None
+        index, place = hint
+        line_number = 0
         with self._open() as file:
-            index, line_number = 0, 0
             try:
+                file.seek(place)
                 while header := file.readline():
                     line_number += 1
+                    start, place = place, place + len(header)
                     if not header.strip():
                         continue
                     n = self._natoms(header, index, line_number)
@@ -71,40 +88,37 @@ class ExtxyzFile:
                     wanted = index in window
                     rows = [file.readline() for _ in range(n)] if wanted else _skip(file, n)
                     if n and not rows[-1].strip():
-                        have = sum(1 for row in rows if row.strip())
                         raise InputError(
-                            f"is cut off: {n} atoms announced in line {line_number}, {have} found"
-                            if wanted
-                            else f"is cut off: {n} atoms announced in line {line_number}",
+                            f"is cut off: {n} atoms are announced, the lines end before",
                             file=self.path,
                             frame=index,
                         )
                     line_number += n + 1
-                    yield index, comment, rows
+                    place = file.tell()
+                    yield index, start, comment, rows
                     if last is not None and index >= last:
                         return
                     index += 1
-            except (UnicodeDecodeError, EOFError, OSError, lzma.LZMAError) as error:
-                raise InputError(
-                    f"cannot be read: {_one_line(error)}", file=self.path, frame=index
-                ) from error
+            except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+                raise InputError(f"cannot be read: {_one_line(error)}", file=self.path, frame=index) from error
 
-    def _natoms(self, header: str, index: int, line_number: int) -> int:
+    def _natoms(self, header: bytes, index: int, line_number: int) -> int:
         try:
             n = int(header)
         except ValueError:
             n = -1
         if not 0 <= n <= _MAX_ATOMS:
+            text = header.strip()[:40].decode(errors="replace")
             raise InputError(
-                f"line {line_number} should be a number of atoms, it is {header.strip()[:40]!r}",
+                f"line {line_number} should be a number of atoms, it is {text!r}",
                 file=self.path,
                 frame=index,
             )
         return n
 
-    def _frame(self, index: int, comment: str, rows: list[str]) -> Frame:
+    def _frame(self, index: int, comment: str, rows: list[bytes]) -> Frame:
         info, columns = _header(comment)
-        table = _Table(rows, columns)
+        table = _Table(b"".join(rows).decode().splitlines(), columns)
         cell = info.pop("Lattice", None)
         pbc = info.pop("pbc", None)
         if pbc is None:
@@ -123,10 +137,10 @@ class ExtxyzFile:
             index=index,
         )
 
-    def _open(self) -> IO[str]:
+    def _open(self) -> IO[bytes]:
         opener: Any = _OPENERS.get(Path(self.path).suffix.lower(), open)
         try:
-            file: IO[str] = opener(self.path, "rt", encoding="utf-8")
+            file: IO[bytes] = opener(self.path, "rb")
         except OSError as error:
             raise InputError(f"cannot be opened: {error.strerror or error}", file=self.path) from error
         return file
@@ -199,8 +213,8 @@ def _numbers(table: _Table) -> np.ndarray[Any, np.dtype[np.int64]]:
     raise InputError("has neither species nor Z", key="Properties")
 
 
-def _skip(file: IO[str], n: int) -> list[str]:
-    line = ""
+def _skip(file: IO[bytes], n: int) -> list[bytes]:
+    line = b""
     for _ in range(n):
         line = file.readline()
     return [line]

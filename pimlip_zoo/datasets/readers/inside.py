@@ -51,7 +51,7 @@ class StoreFile:
         for index in range(window.start, min(window.stop, len(self._store)), window.step):
             try:
                 yield index, self._store[index]
-            except InputError as error:  # noqa: PERF203 - a bad frame must not end the reading
+            except InputError as error:
                 yield index, error
 
 

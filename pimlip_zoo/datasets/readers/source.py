@@ -24,7 +24,8 @@ class FrameFile(Protocol):
     """A file, folder or built-in set of structures.
 
     A frame that cannot be read is handed out as the error, so that the caller decides whether it ends the
-    reading; what makes the rest of the file unreadable, too, is raised.
+    reading; what makes the rest of the file unreadable, too, is raised. A class whose ``count`` reads all of
+    the file says so by ``counts_cheaply = False``.
     """
 
     finder: LabelFinder

@@ -1,0 +1,214 @@
+"""``pimlip-zoo data``: look at data, check it, convert it, split it, make and get known sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, help="Look at data, check it, convert it, split it, make or get known sets."
+)
+
+Data = Annotated[
+    str, typer.Argument(help="builtin:NAME/SPLIT, or files: PATH[@START:STOP:STEP][?energy=UNIT&...].")
+]
+
+
+@app.command("info", epilog="Example: pimlip-zoo data info train.extxyz --json info.json")
+def info_command(
+    data: Data,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write what was found.")] = None,
+    cutoff: Annotated[float, typer.Option(help="Å, of the model that is to be trained.")] = 5.0,
+) -> None:
+    """What a data set holds: labels, elements, compositions, suggested energies of atoms."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.audit import survey_data
+    from pimlip_zoo.datasets.audit.report import describe, survey_tables
+
+    with _progress("structures") as advance:
+        survey = survey_data(data, data, cutoff=cutoff, progress=lambda _, done: advance(done))
+    screen = console()
+    for table in survey_tables(survey):
+        screen.print(table, "")
+    for error in survey.bad[:20]:
+        screen.print(f"[red]cannot be used:[/red] {error}")
+    _write_json(json_file, describe(survey))
+
+
+@app.command(
+    "check", epilog="Example: pimlip-zoo data check train.extxyz --valid valid.extxyz --html audit.html"
+)
+def check_command(
+    data: Data,
+    valid: Annotated[str | None, typer.Option(help="Validation data: leakage is looked for.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="Test data; may be given several times.")] = None,
+    labels: Annotated[str | None, typer.Option(help="What training is to use: energy,forces,stress.")] = None,
+    cutoff: Annotated[float, typer.Option(help="Å, of the model that is to be trained.")] = 5.0,
+    isolated: Annotated[
+        str | None, typer.Option(help="File of isolated atoms, whose energies are checked.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write what was found.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
+) -> None:
+    """Look for what would spoil a training. Exit code 3: training on the data would be refused."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.audit import audit
+    from pimlip_zoo.datasets.audit.report import as_html, as_json, finding_table, survey_tables
+    from pimlip_zoo.datasets.coverage import isolated_atom_energies
+    from pimlip_zoo.datasets.readers import read_frames
+
+    splits = {"train": data}
+    if valid:
+        splits["valid"] = valid
+    for number, spec in enumerate(test or [], start=1):
+        splits["test" if len(test or []) == 1 else f"test {number}"] = spec
+    with _progress("structures") as advance:
+        found = audit(
+            splits,
+            labels=_labels(labels),
+            cutoff=cutoff,
+            atom_energies=isolated_atom_energies(read_frames(isolated)) if isolated else None,
+            progress=lambda name, done: advance(done, None, name),
+        )
+    screen = console()
+    for survey in found.surveys:
+        for table in survey_tables(survey)[:2]:
+            screen.print(table, "")
+    screen.print(finding_table(found))
+    _write_json(json_file, as_json(found))
+    if html_file is not None:
+        _write(html_file, as_html(found))
+    if found.refused:
+        screen.print("[bold red]Training on these data would be refused.[/bold red]")
+        raise typer.Exit(3)
+    screen.print("[green]Nothing speaks against training on these data.[/green]")
+
+
+@app.command(
+    "convert", epilog="Example: pimlip-zoo data convert 'rmd17_aspirin.npz' -o aspirin.lmdb --workers 2"
+)
+def convert_command(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The store: one file, or a folder of shards.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    shard_size: Annotated[int, typer.Option(min=1, help="Structures in a shard.")] = 100_000,
+    skip_bad: Annotated[
+        bool, typer.Option(help="Leave out structures that cannot be used, and list them.")
+    ] = False,
+    float32: Annotated[bool, typer.Option(help="Positions and forces in single precision.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a store that is there.")] = False,
+    restart: Annotated[bool, typer.Option(help="Do not go on with an interrupted conversion.")] = False,
+    level_of_theory: Annotated[
+        str | None, typer.Option(help="Goes into the store: PBE, GFN2-xTB, ...")
+    ] = None,
+) -> None:
+    """Write structures into an LMDB store. Run again after an interruption: it goes on where it stopped."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.convert import convert
+
+    meta = {"level_of_theory": level_of_theory} if level_of_theory else {}
+    with _progress("structures") as advance:
+        result = convert(
+            data,
+            out,
+            workers=workers,
+            shard_frames=shard_size,
+            skip_bad=skip_bad,
+            float32=float32,
+            overwrite=overwrite,
+            restart=restart,
+            meta=meta,
+            progress=advance,
+        )
+    screen = console()
+    for reason in result.reasons[:20]:
+        screen.print(f"left out: {reason}")
+    left_out = f", {result.skipped} left out" if result.skipped else ""
+    screen.print(f"{result.frames} structures in {result.path}{left_out}")
+
+
+@app.command("make", epilog="Example: pimlip-zoo data make ethanol-gfn2 -o ethanol")
+def make_command(
+    name: Annotated[str, typer.Argument(help="A built-in set: ethanol-gfn2 or cual-emt.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder, or a file *.npz.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all random numbers; by default the set's own.")] = None,
+) -> None:
+    """Compute a built-in data set again, with the reference method that made it."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.builtin import make_builtin
+
+    with _progress("") as advance:
+
+        def report(split: str, done: int, total: int) -> None:
+            advance(done, total, split)
+
+        paths = make_builtin(name, out or Path(name), seed=seed, progress=report)
+    for path in paths:
+        console().print(str(path))
+
+
+def _labels(text: str | None) -> list[str]:
+    from pimlip_zoo.errors import InputError, did_you_mean
+
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if name not in ("energy", "forces", "stress"):
+            raise InputError(
+                f"{name!r} is no label",
+                key="--labels",
+                mend=did_you_mean(name, ("energy", "forces", "stress")),
+            )
+    return names
+
+
+def _write_json(path: Path | None, content: object) -> None:
+    import json
+
+    if path is not None:
+        _write(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write to a temporary name first, so that no half-written file has the name."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+class _progress:  # noqa: N801 - reads as a function
+    """A bar on terminals, a line now and then elsewhere."""
+
+    def __init__(self, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._what = what
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+
+    def __enter__(self) -> Self:
+        self._task = self._bar.add_task(self._what, total=None, rate="")
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int | None = None, what: str | None = None) -> None:
+        speed = self._bar.tasks[0].speed
+        self._bar.update(
+            self._task,
+            completed=done,
+            total=total,
+            description=what or self._what,
+            rate=f"{speed:.0f}/s" if speed else "",
+        )

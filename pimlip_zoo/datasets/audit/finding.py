@@ -1,0 +1,55 @@
+"""What an audit says: findings, each with how grave it is and which frames it concerns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = ["Finding", "Severity", "frames_of"]
+
+Severity = Literal["refused", "warning", "note"]
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found."""
+
+    code: str
+    """A short name that does not change: ``duplicates``, ``force-sign``."""
+    severity: Severity
+    """``refused``: training on the data makes no sense; ``warning``: look at it; ``note``: good to know."""
+    message: str
+    data: str
+    """The set."""
+    count: int = 0
+    """How many frames are concerned."""
+    frames: tuple[int, ...] = ()
+    """Some of them."""
+    mend: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Numbers behind the message."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "message": self.message,
+            "data": self.data,
+            "count": self.count,
+            "frames": list(self.frames),
+            "mend": self.mend,
+            "values": self.values,
+        }
+
+
+def frames_of(concerned: Iterable[Any]) -> dict[str, Any]:
+    """``count`` and ``frames`` of a finding from indices or a mask."""
+    array = np.asarray(concerned)
+    if array.dtype == bool:
+        array = np.flatnonzero(array)
+    return {"count": len(array), "frames": tuple(int(i) for i in array[:_LISTED])}
