@@ -42,6 +42,8 @@ _PLACES = {
     "available_models": "pimlip_zoo.registry",
     "get_model": "pimlip_zoo.registry",
     "register_model": "pimlip_zoo.registry",
+    "load_potential": "pimlip_zoo.training.checkpoint",
+    "PimlipCalculator": "pimlip_zoo.deploy.ase",
 }
 
 
@@ -53,7 +55,7 @@ def __getattr__(name: str) -> Any:
 
 def load(run: str | Path, **options: Any) -> Any:
     """The trained potential of a run folder or checkpoint; see :mod:`pimlip_zoo.training.checkpoint`."""
-    return importlib.import_module("pimlip_zoo.training.checkpoint").load_potential(run, **options)
+    return __getattr__("load_potential")(run, **options)
 
 
 def calculator(*runs: str | Path, device: str = "cpu", skin: float = 0.5, **options: Any) -> Calculator:
