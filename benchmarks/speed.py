@@ -329,8 +329,10 @@ def _compare_one(options: argparse.Namespace, model: str, size: str, task: str, 
 def _write_table(path: Path, rows: list[dict]) -> None:
     begin, end = "<!-- speed table: begin -->", "<!-- speed table: end -->"
     head = [
-        "| architecture | size | task | peer's mode | peer ms | ours ms | ratio | peer MB | ours MB "
-        "| first call s, peer / ours |",
+        (
+            "| architecture | size | task | peer's mode | peer ms | ours ms | ratio | peer MB | ours MB "
+            "| first call s, peer / ours |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     body = [

@@ -11,7 +11,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from pimlip_zoo.nn.exact import ExactBuffers
-from pimlip_zoo.nn.kernels import multiply_edges
+from pimlip_zoo.nn.kernels import TrilinearForm, convolve, multiply_edges
 
 __all__ = ["ContractionSpec", "EdgeContraction", "EdgeTensors", "contraction_spec"]
 
@@ -67,7 +67,7 @@ def contraction_spec(
 class EdgeTensors(nn.Module):
     """Spherical harmonics of an edge, each degree times weights of its own: (E, K), (E, L, C) -> (E, K, C).
 
-    Summed over the edges of each centre these are Allegro's environments.
+    Summed over the edges of each centre these are Allegro's environments: a convolution of nothing but ones.
 
     Args:
         irreps: components of the harmonics; L is how many irreps there are.
@@ -78,19 +78,29 @@ class EdgeTensors(nn.Module):
         self.irreps = o3.Irreps(irreps)
         degree = [index for index, (_, irrep) in enumerate(self.irreps) for _ in range(irrep.dim)]
         self._degree = nn.Buffer(torch.tensor(degree, dtype=torch.int64), persistent=False)
+        terms = tuple((index, 0, component, component, 1.0) for component, index in enumerate(degree))
+        self.form = TrilinearForm(1, len(degree), len(degree), len(self.irreps), terms)
 
     def forward(self, harmonics: Tensor, weights: Tensor) -> Tensor:
         """The tensors of every edge."""
         return harmonics.unsqueeze(2) * weights[:, self._degree]
 
     @torch.jit.export
-    def environment(self, harmonics: Tensor, weights: Tensor, centre: Tensor, num_atoms: int) -> Tensor:
+    def environment(self, harmonics: Tensor, weights: Tensor, edge_index: Tensor, num_atoms: int) -> Tensor:
         """Their sum over the edges of each centre: (N, K, C)."""
+        ones = torch.ones((num_atoms, 1, weights.shape[2]), dtype=weights.dtype, device=weights.device)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            out = self.reference(ones, harmonics, weights, edge_index)
+        else:
+            out = convolve(self.form, self.reference, ones, harmonics, weights, edge_index)
+        return out
+
+    @torch.jit.export
+    def reference(self, ones: Tensor, harmonics: Tensor, weights: Tensor, edge_index: Tensor) -> Tensor:
+        """The sum in plain torch."""
         tensors = self.forward(harmonics, weights)
-        out = torch.zeros(
-            (num_atoms, tensors.shape[1], tensors.shape[2]), dtype=tensors.dtype, device=tensors.device
-        )
-        return out.index_add(0, centre, tensors)
+        out = ones.new_zeros((ones.shape[0], tensors.shape[1], tensors.shape[2]))
+        return out.index_add(0, edge_index[0], tensors)
 
 
 class EdgeContraction(ExactBuffers):

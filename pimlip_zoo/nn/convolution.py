@@ -108,4 +108,4 @@ class Convolution(nn.Module):
             out = self.reference(x, harmonics, weights, edge_index)
         else:
             out = convolve(self.form, self.reference, x, harmonics, weights, edge_index)
-        return out  # type: ignore[no-any-return]
+        return out

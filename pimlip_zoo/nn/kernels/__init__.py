@@ -5,17 +5,21 @@ from pimlip_zoo.nn.kernels.dispatch import (
     chosen_backend,
     convolve,
     multiply_edges,
+    perceptron,
     use_kernels,
 )
 from pimlip_zoo.nn.kernels.form import TrilinearForm
+from pimlip_zoo.nn.kernels.mlp import MLPForm
 from pimlip_zoo.nn.kernels.reference import ReferenceConvolution
 
 __all__ = [
+    "MLPForm",
     "ReferenceConvolution",
     "TrilinearForm",
     "available_backends",
     "chosen_backend",
     "convolve",
     "multiply_edges",
+    "perceptron",
     "use_kernels",
 ]

@@ -59,7 +59,7 @@ class CpuConvolution:
             work=edges.num_edges * self.form.num_paths * self.channels,
             lists=edges.by_neighbour if inward else edges.by_centre,
             operands=(*x, *y, *w, *g),
-            results=(out, None),
+            results=(out, None, None),
         )
         return out
 
@@ -77,7 +77,7 @@ class CpuConvolution:
             work=rows * form.num_paths * self.channels,
             lists=(None, edges.neighbour, edges.centre),
             operands=(*x, *y, *w, *g),
-            results=(out_w, out_y),
+            results=(out_w, out_y, None),
         )
         return out_w, out_y
 
@@ -90,7 +90,7 @@ def cpu_convolution(form: TrilinearForm, channels: int, dtype: torch.dtype) -> C
 
 def convolve(op: CpuConvolution, edges: EdgeLists, x: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
     """(N, K_in, C), (E, K_edge), (E, P, C) -> (N, K_out, C)."""
-    return _Convolve.apply(op, edges, x, harmonics, weights)  # type: ignore[no-any-return,no-untyped-call]
+    return _Convolve.apply(op, edges, x, harmonics, weights)
 
 
 class _Convolve(torch.autograd.Function):
@@ -112,7 +112,7 @@ class _Convolve(torch.autograd.Function):
 def _gradients(
     op: CpuConvolution, edges: EdgeLists, needs: tuple[bool, ...], x: Tensor, y: Tensor, w: Tensor, g: Tensor
 ) -> tuple[Tensor | None, ...]:
-    return _Backward.apply(op, edges, needs, x, y, w, g)  # type: ignore[no-any-return,no-untyped-call]
+    return _Backward.apply(op, edges, needs, x, y, w, g)
 
 
 class _Backward(torch.autograd.Function):

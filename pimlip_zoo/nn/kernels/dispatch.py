@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.nn.kernels import build, cpu, product
+from pimlip_zoo.nn.kernels import build, cpu, mlp, product
 from pimlip_zoo.nn.kernels.edges import edge_lists
 from pimlip_zoo.nn.kernels.form import TrilinearForm
 
-__all__ = ["BACKENDS", "available_backends", "chosen_backend", "convolve", "multiply_edges", "use_kernels"]
+__all__ = [
+    "BACKENDS",
+    "available_backends",
+    "chosen_backend",
+    "convolve",
+    "multiply_edges",
+    "perceptron",
+    "use_kernels",
+]
 
 ENVIRONMENT = "PIMLIP_ZOO_KERNELS"
 BACKENDS = ("auto", "reference", "cpu", "triton", "cueq")
@@ -38,6 +46,17 @@ class EdgeProductLike(Protocol):
     dim_out: int
 
     def reference(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
+        """The same in plain torch."""
+        ...
+
+
+class PerceptronLike(Protocol):
+    """What :func:`perceptron` has to know."""
+
+    form: mlp.MLPForm | None
+    weights: torch.nn.ParameterList
+
+    def reference(self, x: Tensor) -> Tensor:
         """The same in plain torch."""
         ...
 
@@ -151,6 +170,25 @@ def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, 
         return module.reference(features, matrices, centre)
     edges = edge_lists(centre, int(matrices.shape[0]))
     return product.edge_product(kernels, edges, features.contiguous(), matrices.contiguous())
+
+
+def perceptron(module: PerceptronLike, x: Tensor) -> Tensor:
+    """A multilayer perceptron by the backend in force.
+
+    Args:
+        module: has the form and the weights, and computes the same in plain torch.
+        x: (rows, sizes[0]).
+
+    Returns:
+        (rows, sizes[-1]).
+    """
+    name = chosen_backend()
+    form, weights = module.form, list(module.weights)
+    if name == "reference" or form is None or not _plain(x, *weights):
+        return module.reference(x)
+    dtype = x.dtype
+    kernels = _or_reference(lambda: mlp.cpu_mlp(form, dtype), required=name == "cpu")
+    return module.reference(x) if kernels is None else mlp.mlp(kernels, x.contiguous(), weights)
 
 
 def _checked(name: str, key: str) -> str:

@@ -58,7 +58,7 @@ _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def edge_lists(edge_index: Tensor, num_nodes: int) -> EdgeLists:
     """The lists of this tensor; made once for as long as it lives unchanged."""
-    known = _known.get(edge_index)  # type: ignore[no-untyped-call]
+    known = _known.get(edge_index)
     if known is not None and known[0] == (edge_index._version, num_nodes):  # noqa: SLF001
         lists: EdgeLists = known[1]
         return lists

@@ -19,7 +19,7 @@ _SIGNATURE = """void kernel(int64_t rows, int64_t threads, const int64_t *restri
     const int32_t *restrict row, const int32_t *restrict slot,
     const T *restrict x0, const T *restrict x1, const T *restrict y0, const T *restrict y1,
     const T *restrict w0, const T *restrict w1, const T *restrict g0, const T *restrict g1,
-    T *restrict out0, T *restrict out1)"""
+    T *restrict out0, T *restrict out1, T *restrict out2)"""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pimlip_zoo.nn.kernels.generate import Target
 __all__ = ["KernelLibrary"]
 
 _SMALL = 1 << 16  # below this many numbers, starting threads costs more than it saves
-_POINTERS = 13
+_POINTERS = 14
 
 
 class KernelLibrary:
@@ -55,7 +55,7 @@ class KernelLibrary:
         kernel: Hashable,
         *,
         rows: int,
-        work: int,
+        work: int | None,
         lists: Sequence[Tensor | None],
         operands: Sequence[Tensor | None],
         results: Sequence[Tensor | None],
@@ -65,14 +65,14 @@ class KernelLibrary:
         Args:
             kernel: which one; built if it is not yet.
             rows: how often its outer loop runs.
-            work: about how many numbers it reads; few are not worth threads.
+            work: about how many numbers it reads, few are not worth threads; None: always as many as torch has.
             lists: three lists of integers, None for a null pointer.
             operands: eight tensors, likewise.
-            results: two tensors that it fills, likewise.
+            results: three tensors that it fills, likewise.
         """
         if kernel not in self._functions:
             self.build(kernel)
         kept = [None if t is None else t.contiguous() for t in operands]
-        threads = torch.get_num_threads() if work > _SMALL else 1
+        threads = torch.get_num_threads() if work is None or work > _SMALL else 1
         pointers = [None if t is None else t.data_ptr() for t in (*lists, *kept, *results)]
         self._functions[kernel](rows, threads, *pointers)

@@ -147,7 +147,7 @@ class CpuEdgeProduct:
             work=edges.num_edges * len(self.entries) * self.channels,
             lists=(first, None, slot),
             operands=(*v, *m, None, None, *g),
-            results=(out, None),
+            results=(out, None, None),
         )
         return out
 
@@ -169,7 +169,7 @@ def cpu_edge_product(
 
 def edge_product(op: CpuEdgeProduct, edges: EdgeLists, features: Tensor, matrices: Tensor) -> Tensor:
     """(E, K_in, C), (N, R, C) -> (E, K_out, C), differentiable to any order."""
-    return _Product.apply(op, edges, features, matrices)  # type: ignore[no-any-return,no-untyped-call]
+    return _Product.apply(op, edges, features, matrices)
 
 
 class _Product(torch.autograd.Function):
@@ -190,7 +190,7 @@ class _Product(torch.autograd.Function):
 def _gradients(
     op: CpuEdgeProduct, edges: EdgeLists, needs: tuple[bool, ...], v: Tensor, m: Tensor, g: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    return _ProductBackward.apply(op, edges, needs, v, m, g)  # type: ignore[no-any-return,no-untyped-call]
+    return _ProductBackward.apply(op, edges, needs, v, m, g)
 
 
 class _ProductBackward(torch.autograd.Function):
