@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.cheap import find_supervisor
+from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.offsets import subtract_labels
 from pimlip_zoo.datasets.pool import cached_labels

@@ -27,12 +27,12 @@ def evaluate_command(
     from pimlip_zoo.cli.console import console, errors_table
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.evaluation import evaluate
-    from pimlip_zoo.training.checkpoint import load_potential
+    from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
     if dtype not in (None, "float32", "float64"):
         raise InputError(f"{dtype!r} is no precision", key="--dtype", mend="float32 or float64")
-    potential = load_potential(run, dtype=getattr(torch, dtype) if dtype else None)
-    result = evaluate(potential, data, batch_size=batch_size, model=str(run))
+    potential = load_potential(run, dtype=getattr(torch, dtype) if dtype else None, difference=True)
+    result = evaluate(potential, data, batch_size=batch_size, model=str(run), baseline=baseline_of(run))
     screen = console()
     screen.print(errors_table({data: result.summary}))
     if json_file is not None:

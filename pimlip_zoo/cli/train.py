@@ -103,7 +103,7 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
     screen = console()
     log_to_screen()
     last = folder / "checkpoints" / "last.ckpt"
-    experiment = prepare(config, checkpoint=last if resume else None)
+    experiment = prepare_run(config, checkpoint=last if resume and last.exists() else None)
     potential = experiment.potential
     tests = _tests(config)
     for spec in tests.values():
@@ -122,7 +122,7 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
             title_align="left",
         )
     )
-    outcome = run(experiment, folder, resume=resume)
+    outcome = train_run(experiment, folder, resume=resume)
     if outcome.signal is not None:
         screen.print(
             f"stopped after step {outcome.steps}; go on with: pimlip-zoo train --out {folder} --resume"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, collate, sum_by_structure
+from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, collate, graph_to, sum_by_structure
 from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
 from pimlip_zoo.losses.perturbation import Context, Perturbation, RandomStrain, atom_count, remove_mean
 from pimlip_zoo.losses.residuals import RESIDUALS, Detach
@@ -394,9 +394,7 @@ def _needs_labels(name: str) -> bool:
 
 def _without_labels(pool: Batch, like: Batch) -> Batch:
     device = like.graph.positions.device
-    graph = AtomGraph(
-        *(value.to(device) if isinstance(value, Tensor) else value for value in pool.graph)  # type: ignore[arg-type]
-    )
+    graph = graph_to(pool.graph, device)
     nan = float("nan")
     energy = torch.full((graph.num_graphs,), nan, dtype=torch.float64, device=device)
     forces = torch.full_like(graph.positions, nan)

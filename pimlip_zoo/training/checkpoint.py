@@ -17,6 +17,7 @@ from pimlip_zoo.registry import available_models, get_model
 __all__ = [
     "FORMAT_VERSION",
     "KEY",
+    "baseline_of",
     "build_potential",
     "checkpoint_path",
     "describe",
@@ -105,7 +106,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_potential(run: str | Path, *, dtype: torch.dtype | None = None, which: str = "best") -> Potential:
+def baseline_of(run: str | Path, which: str = "best") -> str | None:
+    """The calculator that a run's potential is a difference to, such as gfn2; None: it stands alone."""
+    summary = read_checkpoint(checkpoint_path(run, which))[KEY].get("summary") or {}
+    baseline = summary.get("baseline")
+    return None if baseline is None else str(baseline["calculator"])
+
+
+def load_potential(
+    run: str | Path, *, dtype: torch.dtype | None = None, which: str = "best", difference: bool = False
+) -> Potential:
     """The trained potential of a run folder or checkpoint file, ready for prediction.
 
     The averaged (EMA) weights are the ones that were validated, and the ones that are loaded.
@@ -114,12 +124,20 @@ def load_potential(run: str | Path, *, dtype: torch.dtype | None = None, which: 
         run: run folder or checkpoint.
         dtype: precision of the model; as trained if not given.
         which: best or last.
+        difference: accept a potential that is only a difference to a cheap calculator.
 
     Raises:
-        InputError: when there is nothing to load, or it does not fit.
+        InputError: when there is nothing to load, it does not fit, or it is a difference unasked for.
     """
     path = checkpoint_path(run, which)
     content = read_checkpoint(path)
+    baseline = (content[KEY].get("summary") or {}).get("baseline")
+    if baseline is not None and not difference:
+        raise InputError(
+            f"the run is a correction to {baseline['calculator']}, no potential by itself",
+            file=path,
+            mend="use it through pimlip_zoo.calculator, or train a standalone one with --weak distill",
+        )
     potential = build_potential(content[KEY])
     weights = {
         name.removeprefix("potential."): value

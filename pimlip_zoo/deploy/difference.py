@@ -1,0 +1,38 @@
+"""A potential that learnt the difference to a cheap calculator, as an ASE calculator of the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from pimlip_zoo.datasets.cheap import find_supervisor
+from pimlip_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+__all__ = ["with_baseline"]
+
+
+def with_baseline(calculator: Calculator, baselines: Collection[str | None]) -> Calculator:
+    """The calculator, plus the cheap one that it is a correction to.
+
+    Args:
+        calculator: of one run, or a committee of several.
+        baselines: the baseline of each run; None: a run that stands alone.
+
+    Raises:
+        InputError: when the runs have different baselines, or the cheap calculator is not installed.
+    """
+    different = set(baselines)
+    if len(different) > 1:
+        names = ", ".join(sorted(str(name) for name in different))
+        raise InputError(
+            f"the runs are corrections to different levels: {names}", mend="use runs of one kind"
+        )
+    (baseline,) = different
+    if baseline is None:
+        return calculator
+    from ase.calculators.mixing import SumCalculator
+
+    return SumCalculator([find_supervisor(baseline).make(), calculator])

@@ -1,0 +1,274 @@
+"""Weak labels from cheap physics as stages of a training: pre-training, a second head, differences, distillation.
+
+Every stage is a training with a run folder of its own inside the run folder: ``pretrain``, ``teacher``. A stage that
+is complete is not repeated when the run is resumed. Labels come from the cache of
+:func:`pimlip_zoo.datasets.pool.labelled_pool`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pimlip_zoo.config import RunConfig
+from pimlip_zoo.datasets.cheap import Supervisor, find_supervisor
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.offsets import add_labels, fit_offset, shift_energies, subtract_labels
+from pimlip_zoo.datasets.pool import PoolOptions, cached_labels, labelled_pool
+from pimlip_zoo.datasets.statistics import force_rms
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment import Experiment, Outcome, load_split, prepare, steps_done, train
+from pimlip_zoo.graph import Batch, collate
+from pimlip_zoo.losses.weak_config import WeakConfig, WeakLabelsConfig
+from pimlip_zoo.models.potential import Potential
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+__all__ = ["Split", "predict_labels", "prepare_run", "supervisor_of", "train_run", "weak_pool"]
+
+log = logging.getLogger("pimlip_zoo")
+
+Split = tuple[list[Frame], list[Frame]]
+"""Training and validation structures."""
+
+LABEL_SHARE = 0.3
+"""Of what a distilled student sees, how much are reference labels; they are repeated to reach it."""
+
+
+def prepare_run(
+    config: RunConfig, *, split: Split | None = None, checkpoint: Path | None = None
+) -> Experiment:
+    """:func:`pimlip_zoo.experiment.prepare`, the labels made differences where the run learns those.
+
+    Args:
+        config: of the run.
+        split: training and validation structures, where they are not what the configuration names.
+        checkpoint: of the same run, when it is to be resumed.
+
+    Raises:
+        InputError: for data or options that cannot be used.
+    """
+    labels = config.weak.labels
+    if labels is None or labels.method != "delta":
+        return prepare(config, split=split, checkpoint=checkpoint)
+    supervisor = supervisor_of(labels)
+    train_frames, valid_frames = split or load_split(config)
+    differences = [
+        subtract_labels(frames, cached_labels(frames, supervisor, _cache(labels)))
+        for frames in (train_frames, valid_frames)
+    ]
+    # The difference has no isolated atoms: its references are fitted.
+    settings = config.model_dump()
+    settings["data"] |= {"energy_references": "least_squares", "check_references": False}
+    experiment = prepare(
+        RunConfig.model_validate(settings), split=(differences[0], differences[1]), checkpoint=checkpoint
+    )
+    return replace(experiment, baseline={"calculator": supervisor.name, "version": supervisor.version})
+
+
+def train_run(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outcome:
+    """Train with all stages that the configuration asks for; see :func:`pimlip_zoo.experiment.train`."""
+    labels = experiment.config.weak.labels
+    if labels is None or labels.method == "delta":
+        return train(experiment, folder, resume=resume)
+    main_begun = (folder / "checkpoints" / "last.ckpt").exists()
+    if (
+        resume
+        and not main_begun
+        and not any(_last(folder / stage).exists() for stage in ("pretrain", "teacher"))
+    ):
+        raise InputError("there is nothing to resume", file=folder, mend="train without --resume")
+    if labels.method == "pretrain":
+        if main_begun:
+            return train(experiment, folder, resume=resume)
+        outcome = _pretrain(experiment, labels, folder / "pretrain")
+        return outcome if outcome.signal is not None else train(experiment, folder)
+    if labels.method == "second_head":
+        return train(_with_second_head(experiment, labels), folder, resume=main_begun)
+    student, outcome = _student(experiment, labels, folder / "teacher")
+    if student is None:
+        return outcome
+    return train(student, folder, resume=main_begun)
+
+
+def supervisor_of(labels: WeakLabelsConfig) -> Supervisor:
+    """The calculator that gives the weak labels.
+
+    Raises:
+        InputError: for an unknown one, or one that is not installed.
+    """
+
+    def load_run(run: str) -> Calculator:
+        import pimlip_zoo
+
+        return pimlip_zoo.calculator(run)
+
+    return find_supervisor(labels.calculator, load_run=load_run)
+
+
+def weak_pool(experiment: Experiment, labels: WeakLabelsConfig, *, shift: bool) -> list[Frame]:
+    """Structures sampled around the training set with the cheap calculator's labels.
+
+    Args:
+        experiment: the run.
+        labels: the options.
+        shift: bring the energies to the reference level, by an offset for each species that is fitted on single
+            points of the labelled structures.
+    """
+    supervisor, cache = supervisor_of(labels), _cache(labels)
+    frames = list(experiment.frames)
+    pool = labelled_pool(frames, supervisor, PoolOptions(**labels.pool.model_dump()), cache, _progress())
+    if not shift:
+        return pool
+    offset = fit_offset(frames, cached_labels(frames, supervisor, cache), experiment.potential.species)
+    log.info(
+        "the levels differ by %.1f meV per structure beside the offset of the species", 1e3 * offset.spread
+    )
+    return shift_energies(pool, offset)
+
+
+def predict_labels(potential: Potential, frames: Sequence[Frame], batch_size: int = 32) -> list[Frame]:
+    """The structures with the potential's energies and forces as labels."""
+    labelled: list[Frame] = []
+    for start in range(0, len(frames), batch_size):
+        part = frames[start : start + batch_size]
+        batch = collate([frame_to_sample(frame, potential.species, potential.cutoff) for frame in part])
+        with torch.no_grad():
+            predictions = potential(batch.graph, forces=True, virial=False)
+        counts = [len(frame.numbers) for frame in part]
+        forces = np.split(predictions.forces.cpu().numpy(), np.cumsum(counts)[:-1])
+        labelled += [
+            replace(frame, energy=float(energy), forces=force.copy(), stress=None)
+            for frame, energy, force in zip(part, predictions.energy.tolist(), forces, strict=True)
+        ]
+    return labelled
+
+
+def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) -> Outcome:
+    """Train on the pool and leave the result in the experiment's potential."""
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    pool = weak_pool(experiment, labels, shift="energy" in experiment.labels)
+    potential = experiment.potential
+    if experiment.config.potential.scale == "forces_rms" and force_rms(experiment.frames) is None:
+        # Energies alone say nothing of the scale of forces; the pool does.
+        potential.scale.data.fill_(force_rms(pool) or 1.0)
+    held = max(1, min(len(pool) // 10, 200))
+    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in pool]
+    order = np.random.default_rng(experiment.config.seed).permutation(len(samples)).tolist()
+    stage = replace(
+        experiment,
+        config=_stage_config(experiment.config, labels),
+        labels=("energy", "forces"),
+        train=[samples[index] for index in order[held:]],
+        valid=[samples[index] for index in order[:held]],
+        weak=None,
+    )
+    outcome = _stage(stage, folder)
+    if outcome.signal is None:
+        scratch = potential.state_dict()
+        scratch.update(load_potential(folder).state_dict())
+        potential.load_state_dict(scratch)
+    return outcome
+
+
+def _with_second_head(experiment: Experiment, labels: WeakLabelsConfig) -> Experiment:
+    from pimlip_zoo.losses.second_head import SecondHead
+    from pimlip_zoo.losses.weak import Pool
+
+    potential, config = experiment.potential, experiment.config
+    pool = weak_pool(experiment, labels, shift="energy" in experiment.labels)
+    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in pool]
+    torch.manual_seed(config.seed + 1)
+    correction = Potential(
+        type(potential.model)(potential.model.config, potential.species).to(potential.model.dtype),
+        scale=potential.scale.detach().clone(),
+    )
+    term = SecondHead(
+        Pool(samples, labels.batch_size),
+        correction,
+        energy_weight=config.loss.energy_per_atom.weight,
+        force_weight=config.loss.forces.weight,
+        weight=labels.weight,
+        seed=config.seed,
+    )
+    return replace(experiment, extra_terms=(*experiment.extra_terms, term))
+
+
+def _student(
+    experiment: Experiment, labels: WeakLabelsConfig, folder: Path
+) -> tuple[Experiment | None, Outcome]:
+    """The experiment with the teacher's labels beside the reference ones; None while the teacher is interrupted."""
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    config = experiment.config
+    settings = _stage_config(config, labels).model_dump()
+    settings["weak"] = {"labels": {**labels.model_dump(), "method": "delta"}}
+    teacher = prepare_run(
+        RunConfig.model_validate(settings), split=(list(experiment.frames), list(experiment.valid_frames))
+    )
+    outcome = _stage(teacher, folder)
+    if outcome.signal is not None:
+        return None, outcome
+    pool = weak_pool(experiment, labels, shift=False)
+    corrections = predict_labels(load_potential(folder, difference=True), pool)
+    potential = experiment.potential
+    taught = [
+        frame_to_sample(frame, potential.species, potential.cutoff) for frame in add_labels(pool, corrections)
+    ]
+    repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(taught) / len(experiment.train)))
+    if "forces" not in experiment.labels and config.potential.scale == "forces_rms":
+        potential.scale.data.fill_(force_rms(pool) or 1.0)
+    mixed: list[Batch] = [*taught, *(experiment.train * repeats)]
+    return replace(experiment, train=mixed, labels=tuple({*experiment.labels, "energy", "forces"})), outcome
+
+
+def _stage(stage: Experiment, folder: Path) -> Outcome:
+    """Train a stage, go on with it, or skip it when it is complete."""
+    last = _last(folder)
+    if last.exists():
+        done = steps_done(last)
+        if done >= stage.config.trainer.max_steps:
+            return Outcome(folder, done, 0.0, None)
+    log.info("%s: %d structures, %d steps", folder.name, len(stage.train), stage.config.trainer.max_steps)
+    return train(stage, folder, resume=last.exists())
+
+
+def _stage_config(config: RunConfig, labels: WeakLabelsConfig) -> RunConfig:
+    """The run's configuration for a stage of its own length, without weak losses."""
+    settings: dict[str, Any] = config.model_dump()
+    settings["trainer"]["max_steps"] = labels.steps
+    if labels.learning_rate is not None:
+        settings["optimizer"]["lr"] = labels.learning_rate
+    settings["weak"] = WeakConfig().model_dump()
+    return RunConfig.model_validate(settings)
+
+
+def _last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def _cache(labels: WeakLabelsConfig) -> Path | None:
+    return None if labels.cache is None else Path(labels.cache)
+
+
+def _progress() -> Any:
+    """Says every tenth how far the sampling is."""
+    told = -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        tenth = 10 * done // total
+        if tenth != told:
+            told = tenth
+            log.info("weak labels: %d of %d structures", done, total)
+
+    return report
