@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at data, check it, convert it, split it, make or get known sets."

@@ -202,7 +202,7 @@ def test_nan_labels_are_missing_ones_when_it_is_said(tmp_path):
         ("99999999999999\nx\n", "line 1 should be a number"),
         (
             header(energy=1) + "3\nenergy=1\nH 0 0 0\n",
-            "frame 1: is cut off: 3 atoms announced in line 5, 1 found",
+            "frame 1: is cut off: 3 atoms are announced",
         ),
         ("0\nenergy=1\n", "frame 0: has no atoms"),
         ("1\nProperties=species:S:1:pos:R:3 energy=abc\nH 0 0 0\n", "is not a number"),

@@ -35,12 +35,17 @@ _RESAMPLED = 40
 _ENERGY = {"Hartree": 27.211386, "kcal/mol": 0.0433641, "kJ/mol": 0.0103643, "eV": 1.0, "Rydberg": 13.605693}
 _LENGTH = {"Bohr": 0.529177, "Å": 1.0, "nm": 10.0}
 _FORCE_UNITS = {
-    f"{energy}/{length}": _ENERGY[energy] / _LENGTH[length]
-    for energy, length in product(_ENERGY, _LENGTH)
-    if (energy, length) != ("eV", "Å")
+    **{
+        f"forces in {energy}/{length}": _ENERGY[energy] / _LENGTH[length]
+        for energy, length in product(_ENERGY, _LENGTH)
+        if (energy, length) != ("eV", "Å")
+    },
+    **{f"energies in {energy}": 1 / _ENERGY[energy] for energy in _ENERGY if energy != "eV"},
+    "positions in Bohr": _LENGTH["Bohr"],
+    "positions in nm": _LENGTH["nm"],
 }
-"""What forces are, by the factor that brings them to the eV/Å of the energies."""
-_STRESS = {"GPa": 1 / 160.21766, "kbar": 1 / 1602.1766}
+"""What the data are, by the factor between the energies' changes and what the forces say."""
+_STRESS = {"stress in GPa": 1 / 160.21766, "stress in kbar": 1 / 1602.1766}
 
 
 def check_consistency(survey: Survey) -> Iterator[Finding]:
@@ -96,9 +101,10 @@ def _verdict(survey: Survey, what: str, label: str, slope: _Slope, units: dict[s
     sharp = [name for name in near if abs(size / units[name] - 1) < _TOLERANCE]
     far = not 0.2 < size < 5.0
     if slope.significant and ((far and near) or (slope.certain and sharp and abs(size - 1) > _TOLERANCE)):
-        name = min(near, key=lambda unit: abs(np.log(size / units[unit])))
-        sign = " with the opposite sign" if factor < 0 else ""
-        text = f"energies change by {factor:.4g} of what the {label} say: they look like {name}{sign}"
+        best = min(abs(np.log(size / units[name])) for name in near)
+        names = " or ".join(name for name in near if abs(np.log(size / units[name])) < best + 0.05)
+        sign = ", with the opposite sign" if factor < 0 else ""
+        text = f"energies change by {factor:.4g} of what the {label} say: it looks like {names}{sign}"
         mend = f"name the units: ?energy=...&length=...&{label}=..."
         return Finding(f"{what}-unit", "refused", text, count=len(survey), mend=mend, **rest)
     if slope.significant and factor < 0 and not far:
@@ -138,7 +144,7 @@ def _least_absolute(columns: NDArray[np.float64], rise: NDArray[np.float64]) -> 
     """Iterated weights."""
     weights: NDArray[np.float64] = np.ones(len(rise))
     floor = 1e-6 + 1e-3 * float(np.median(np.abs(rise)))
-    factors: NDArray[np.float64] = np.zeros(columns.shape[1])
+    factors: NDArray[Any] = np.zeros(columns.shape[1])
     for _ in range(20):
         root = np.sqrt(weights)
         factors = np.linalg.lstsq(columns * root[:, None], rise * root, rcond=None)[0]

@@ -130,7 +130,8 @@ def as_html(audit: Audit) -> str:
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
         "table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;text-align:left;"
-        "border-bottom:1px solid #ddd;vertical-align:top}caption{text-align:left;font-weight:600;padding:.3em 0}.bad{color:#b00}.good{color:#080}"
+        "border-bottom:1px solid #ddd;vertical-align:top}caption{text-align:left;font-weight:600;padding:.3em 0}"
+        ".bad{color:#b00}.good{color:#080}"
         ".refused{color:#b00;font-weight:600}.warning{color:#a60}.note{color:#777}svg{margin-right:1em}"
     )
     return (

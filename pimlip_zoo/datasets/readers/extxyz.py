@@ -100,7 +100,9 @@ class ExtxyzFile:
                         return
                     index += 1
             except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-                raise InputError(f"cannot be read: {_one_line(error)}", file=self.path, frame=index) from error
+                raise InputError(
+                    f"cannot be read: {_one_line(error)}", file=self.path, frame=index
+                ) from error
 
     def _natoms(self, header: bytes, index: int, line_number: int) -> int:
         try:

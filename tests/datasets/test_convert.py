@@ -1,0 +1,204 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import ase.io
+import numpy as np
+import pytest
+from example_frames import assert_same, crystal, molecule
+
+from pimlip_zoo.datasets.convert import convert
+from pimlip_zoo.datasets.frame import frame_to_atoms
+from pimlip_zoo.datasets.lmdb import FrameStore
+from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A list of files of several formats, 97 frames."""
+    folder = tmp_path_factory.mktemp("data")
+    frames = [(molecule, crystal)[k % 2](k, 1 + k % 6) for k in range(60)]
+    ase.io.write(folder / "a.extxyz", [frame_to_atoms(f) for f in frames])
+    ase.io.write(folder / "b.traj", [frame_to_atoms(f) for f in frames[:7]])
+    rng = np.random.default_rng(0)
+    np.savez(
+        folder / "c.npz",
+        z=[1, 6, 8],
+        R=rng.normal(size=(30, 3, 3)) + np.arange(9.0).reshape(3, 3) * 3,
+        E=rng.normal(size=30),
+        F=rng.normal(size=(30, 3, 3)),
+        e_unit="kcal/mol",
+        r_unit="Ang",
+    )
+    return f"{folder}/a.extxyz,{folder}/b.traj,{folder}/c.npz"
+
+
+@pytest.mark.parametrize("shard_frames", [1000, 40, 7])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_converted_set_is_the_set(tmp_path, data, shard_frames, workers):
+    if workers == 2 and shard_frames != 40:
+        pytest.skip("one case with processes is enough")
+    seen = []
+    result = convert(
+        data,
+        tmp_path / "a.lmdb",
+        shard_frames=shard_frames,
+        workers=workers,
+        meta={"level_of_theory": "random"},
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (result.frames, result.skipped) == (97, 0)
+    assert result.path.is_file() == (shard_frames == 1000)
+    store = FrameStore(result.path)
+    assert store.verify() == 97
+    for frame, read in zip(load_frames(data), store, strict=True):
+        assert_same(frame, read)
+    assert store.meta[0]["level_of_theory"] == "random"
+    assert seen[-1] == (97, None), "the trajectory's length is not known beforehand"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.lmdb"]
+
+
+def test_slices_are_kept_across_shards(tmp_path, data):
+    spec = ",".join(f"{part}@3:-2:2" for part in data.split(","))
+    convert(spec, tmp_path / "a.lmdb", shard_frames=5)
+    for frame, read in zip(load_frames(spec), FrameStore(tmp_path / "a.lmdb"), strict=True):
+        assert_same(frame, read)
+
+
+def with_bad_frames(folder):
+    atoms = [frame_to_atoms(molecule(k, 4)) for k in range(20)]
+    atoms[3].positions[1] = atoms[3].positions[0]
+    atoms[11].positions[0, 0] = np.nan
+    ase.io.write(folder / "bad.extxyz", atoms)
+    return f"{folder}/bad.extxyz"
+
+
+def test_a_bad_frame_ends_the_conversion_and_leaves_no_store(tmp_path):
+    spec = with_bad_frames(tmp_path)
+    with pytest.raises(InputError, match="frame 3, positions: atoms 0 and 1 are on one spot"):
+        convert(spec, tmp_path / "a.lmdb")
+    assert not (tmp_path / "a.lmdb").exists()
+
+
+@pytest.mark.parametrize("shard_frames", [100, 6])
+def test_bad_frames_are_left_out_and_listed_on_request(tmp_path, shard_frames):
+    spec = with_bad_frames(tmp_path)
+    result = convert(spec, tmp_path / "a.lmdb", skip_bad=True, shard_frames=shard_frames)
+    assert (result.frames, result.skipped) == (18, 2)
+    assert "frame 3" in result.reasons[0]
+    assert "frame 11" in result.reasons[1]
+    meta = FrameStore(tmp_path / "a.lmdb").meta
+    assert sum(m["skipped"] for m in meta) == 2
+    assert [line for m in meta for line in m["skipped_list"]] == list(result.reasons)
+
+
+def test_a_store_that_is_there_is_not_touched_unless_told(tmp_path, data):
+    convert(data, tmp_path / "a.lmdb")
+    with pytest.raises(InputError, match=r"is there already .*--overwrite"):
+        convert(f"{data.split(',')[0]}", tmp_path / "a.lmdb")
+    assert len(FrameStore(tmp_path / "a.lmdb")) == 97
+    convert(data.split(",")[0], tmp_path / "a.lmdb", overwrite=True, shard_frames=10)
+    assert len(FrameStore(tmp_path / "a.lmdb")) == 60
+    convert(data, tmp_path / "a.lmdb", overwrite=True)
+    assert len(FrameStore(tmp_path / "a.lmdb")) == 97
+    assert [p.name for p in tmp_path.iterdir()] == ["a.lmdb"]
+
+
+def test_another_conversions_remains_are_not_mixed_in(tmp_path, data):
+    spec = with_bad_frames(tmp_path)
+    with pytest.raises(InputError):
+        convert(spec, tmp_path / "a.lmdb")
+    with pytest.raises(InputError, match=r"another conversion left .*--restart"):
+        convert(data, tmp_path / "a.lmdb")
+    assert convert(data, tmp_path / "a.lmdb", restart=True).frames == 97
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    (tmp_path / "a.xyz").write_text("1\nProperties=species:S:1:pos:R:3\nH nan 0 0\n")
+    with pytest.raises(InputError, match="no frame that can be used"):
+        convert(f"{tmp_path}/a.xyz", tmp_path / "a.lmdb", skip_bad=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.xyz"]
+
+
+SCRIPT = """
+import sys
+from pimlip_zoo.datasets import convert as module, lmdb
+from pimlip_zoo.datasets.lmdb import writer
+writer._COMMIT_FRAMES = 50  # many commits in a short time
+module.convert(sys.argv[1], sys.argv[2], shard_frames=int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("shard_frames", [100_000, 700])
+def test_killed_at_random_moments_nothing_is_lost(tmp_path, shard_frames):
+    rng = np.random.default_rng(0)
+    m = 4000
+    base = np.arange(27.0).reshape(9, 3)
+    np.savez(
+        tmp_path / "a.npz",
+        z=[6, 6, 8, 1, 1, 1, 1, 1, 1],
+        R=base + rng.normal(size=(m, 9, 3)),
+        E=np.arange(m, dtype=float),
+        F=rng.normal(size=(m, 9, 3)),
+        e_unit="eV",
+        r_unit="Ang",
+    )
+    out = tmp_path / "a.lmdb"
+    command = [sys.executable, "-c", SCRIPT, f"{tmp_path}/a.npz", str(out), str(shard_frames)]
+    kills, random_ = 0, random.Random(0)
+    for _ in range(40):
+        job = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        partial = tmp_path / "a.lmdb.partial"
+        start = time.monotonic()
+        while job.poll() is None and not any(partial.glob("*.lmdb*")) and time.monotonic() - start < 60:
+            time.sleep(0.005)
+        time.sleep(random_.random() * 0.15)
+        job.send_signal(signal.SIGKILL)
+        _, error = job.communicate()
+        if job.returncode == 0:
+            break
+        assert job.returncode == -signal.SIGKILL, error.decode()
+        kills += 1
+        assert not out.exists()
+        if kills >= 6:
+            subprocess.run(command, check=True, capture_output=True)
+            break
+    assert kills >= 1
+    store = FrameStore(out)
+    assert store.verify() == m
+    assert [frame.energy for frame in store] == list(map(float, range(m)))
+    assert not (tmp_path / "a.lmdb.partial").exists()
+
+
+def test_the_command_line_converts_and_says_how_many(tmp_path, data):
+    from typer.testing import CliRunner
+
+    from pimlip_zoo.cli.data import app
+
+    run = CliRunner().invoke(app, ["convert", data, "-o", str(tmp_path / "a.lmdb")])
+    assert run.exit_code == 0
+    assert "97 structures in" in run.output
+    run = CliRunner().invoke(app, ["info", str(tmp_path / "a.lmdb"), "--json", str(tmp_path / "i.json")])
+    assert run.exit_code == 0
+    assert json.loads((tmp_path / "i.json").read_text())["structures"] == 97
+
+
+def test_check_exits_3_when_training_would_be_refused(tmp_path):
+    from typer.testing import CliRunner
+
+    from pimlip_zoo.cli.data import app
+
+    data = "builtin:ethanol-gfn2/train@:300"
+    files = ["--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]
+    run = CliRunner().invoke(app, ["check", data, "--valid", "builtin:ethanol-gfn2/valid", *files])
+    assert run.exit_code == 0, run.output
+    assert json.loads((tmp_path / "a.json").read_text())["refused"] is False
+    assert "<html" in (tmp_path / "a.html").read_text()
+    run = CliRunner().invoke(app, ["check", data, "--test", "builtin:ethanol-gfn2/train@290:310"])
+    assert run.exit_code == 3
+    assert "also in train" in run.output.replace("\n", " ")
