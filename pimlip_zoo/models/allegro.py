@@ -264,7 +264,7 @@ class Allegro(AtomicEnergyModel):
         latents, weights = projected[:, : self.width], projected[:, self.width :]
         for layer in self.layers:
             weights = (self.scale * weights).view(-1, self.num_irreps, self.channels)
-            environment = self.tensors.environment(harmonics, weights, centre, num_atoms)
+            environment = self.tensors.environment(harmonics, weights, graph.edge_index, num_atoms)
             tensors, latents, weights = layer(tensors, latents, environment, envelope, centre)
         return latents, tensors, harmonics[:, 1:4]
 
