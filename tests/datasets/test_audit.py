@@ -152,7 +152,7 @@ def test_a_force_that_exploded_is_found(ethanol):
 
 
 def test_net_forces_are_found(ethanol):
-    assert "net-forces" in codes([replace(f, forces=f.forces + [0.5, 0, 0]) for f in ethanol])
+    assert "net-forces" in codes([replace(f, forces=f.forces + np.array([0.5, 0, 0])) for f in ethanol])
 
 
 def test_forces_that_were_not_computed_but_written_as_zero_are_found(ethanol):

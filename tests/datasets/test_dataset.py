@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from example_frames import crystal, molecule
+from torch.utils.data import DataLoader
+
+from pimlip_zoo.datasets.dataset import FrameDataset, StoreDataset, estimate_edges
+from pimlip_zoo.datasets.lmdb import write_store
+from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import collate
+
+SPECIES = ("H", "C", "O")
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return [(molecule, crystal)[k % 2](k, 1 + k % 7) for k in range(24)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory, frames):
+    return write_store(tmp_path_factory.mktemp("store") / "a.lmdb", frames)
+
+
+def assert_equal(a, b):
+    for left, right in zip((*a.graph, *a.labels), (*b.graph, *b.labels), strict=True):
+        if isinstance(left, torch.Tensor):
+            torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert left == right
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 5000, 1 << 20])
+def test_samples_are_those_of_the_frames_with_and_without_cache(frames, path, cache_bytes):
+    memory = FrameDataset(frames, SPECIES, 4.0, cache_bytes=cache_bytes)
+    store = StoreDataset(path, SPECIES, 4.0, cache_bytes=cache_bytes)
+    assert len(memory) == len(store) == 24
+    for _ in range(2):
+        for index, frame in enumerate(frames):
+            expected = frame_to_sample(frame, SPECIES, 4.0)
+            assert_equal(memory[index], expected)
+            assert_equal(store[index], expected)
+
+
+def test_a_part_of_a_store_has_its_own_numbering(frames, path):
+    part = StoreDataset(path, SPECIES, 4.0, indices=np.array([5, 2, 9]))
+    assert len(part) == 3
+    assert_equal(part[1], frame_to_sample(frames[2], SPECIES, 4.0))
+    assert part.sizes()[0].tolist() == [len(frames[i].numbers) for i in (5, 2, 9)]
+    with pytest.raises(InputError, match="beyond its 24 frames"):
+        StoreDataset(path, SPECIES, 4.0, indices=np.array([24]))
+
+
+def test_unknown_elements_are_refused_before_the_first_batch(path):
+    with pytest.raises(InputError, match="the model does not know O"):
+        StoreDataset(path, ("H", "C"), 4.0)
+
+
+def test_sizes_in_memory_are_exact(frames):
+    dataset = FrameDataset(frames, SPECIES, 4.5)
+    natoms, edges = dataset.sizes()
+    for k in range(len(frames)):
+        graph = dataset[k].graph
+        assert (natoms[k], edges[k]) == (len(graph.positions), graph.edge_index.shape[1])
+
+
+def test_estimated_edges_are_exact_at_the_cutoff_of_the_index_and_bounded_in_molecules(path, frames):
+    dataset = StoreDataset(path, SPECIES, 5.0)
+    natoms, edges = dataset.sizes()
+    assert edges.tolist() == FrameDataset(frames, SPECIES, 5.0).sizes()[1].tolist()
+    wide = estimate_edges(edges, natoms, np.array([f.pbc.any() for f in frames]), 5.0, 50.0)
+    for k, frame in enumerate(frames):
+        if not frame.pbc.any():
+            assert wide[k] <= natoms[k] * (natoms[k] - 1)
+        elif edges[k]:
+            assert wide[k] == 1000 * edges[k]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_gives_the_same_batches_with_and_without_workers(path, frames, workers):
+    dataset = StoreDataset(path, SPECIES, 4.0)
+    sampler = BudgetSampler(*dataset.sizes(), BatchBudget(max_structures=5), seed=3)
+    batches = list(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers))
+    order = list(BudgetSampler(*dataset.sizes(), BatchBudget(max_structures=5), seed=3))
+    assert len(batches) == len(order)
+    for batch, indices in zip(batches, order, strict=True):
+        assert_equal(batch, collate([frame_to_sample(frames[i], SPECIES, 4.0) for i in indices]))
