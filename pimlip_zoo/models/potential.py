@@ -9,6 +9,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors, sum_by_structure
 from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.weak import PhysicsWeakMixin
+from pimlip_zoo.nn.kernels import geometry_only
 
 __all__ = ["Potential"]
 
@@ -130,7 +131,8 @@ class Potential(PhysicsWeakMixin, nn.Module):
     def _edge_gradient(energy: Tensor, vectors: Tensor, keep: bool) -> Tensor:
         if not energy.requires_grad:
             return torch.zeros_like(vectors)
-        (gradient,) = torch.autograd.grad(energy.sum(), vectors, create_graph=keep, allow_unused=True)
+        with geometry_only():
+            (gradient,) = torch.autograd.grad(energy.sum(), vectors, create_graph=keep, allow_unused=True)
         return torch.zeros_like(vectors) if gradient is None else gradient
 
 

@@ -11,6 +11,7 @@ from pimlip_zoo.nn.kernels.dispatch import (
 from pimlip_zoo.nn.kernels.form import TrilinearForm
 from pimlip_zoo.nn.kernels.mlp import MLPForm
 from pimlip_zoo.nn.kernels.reference import ReferenceConvolution
+from pimlip_zoo.nn.kernels.scope import geometry_only
 
 __all__ = [
     "MLPForm",
@@ -19,6 +20,7 @@ __all__ = [
     "available_backends",
     "chosen_backend",
     "convolve",
+    "geometry_only",
     "multiply_edges",
     "perceptron",
     "use_kernels",

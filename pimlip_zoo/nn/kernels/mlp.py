@@ -17,6 +17,7 @@ from torch import Tensor
 from pimlip_zoo.nn.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.nn.kernels.library import KernelLibrary
 from pimlip_zoo.nn.kernels.mlp_source import mlp_functions
+from pimlip_zoo.nn.kernels.scope import parameters_wanted
 
 __all__ = ["CpuMLP", "MLPForm", "cpu_mlp", "mlp"]
 
@@ -296,7 +297,7 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, flat = ctx.saved_tensors
-        needs = tuple(ctx.needs_input_grad[1:])
+        needs = (ctx.needs_input_grad[1], ctx.needs_input_grad[2] and parameters_wanted())
         return (None, *_Gradients.apply(ctx.op, needs, x, flat, g.contiguous()))
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pimlip_zoo.nn.kernels import available_backends, use_kernels
+from pimlip_zoo.nn.kernels import available_backends, geometry_only, use_kernels
 from pimlip_zoo.nn.mlp import ScalarMLP
 
 pytestmark = pytest.mark.skipif(
@@ -98,3 +98,16 @@ def test_threads_change_nothing_but_rounding():
         assert_same(sweeps(module, x, g, "cpu"), one, 1e-13)
     finally:
         torch.set_num_threads(before)
+
+
+def test_parameters_are_left_out_only_where_that_was_said():
+    module = ScalarMLP((4, 8, 2)).double()
+    x, g = operands((4, 2), 9)
+    with use_kernels("cpu"):
+        y = module(x)
+        with geometry_only():
+            (inner,) = torch.autograd.grad(y, x, g, create_graph=True)
+        ours = torch.autograd.grad((inner**2).sum(), [*module.parameters()])
+    with use_kernels("reference"):
+        (inner,) = torch.autograd.grad(module(x), x, g, create_graph=True)
+        assert_same(ours, torch.autograd.grad((inner**2).sum(), [*module.parameters()]), 1e-11)
