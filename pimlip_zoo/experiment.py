@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,8 @@ def prepare(
     if not references_file:
         train = [f for f in train if not (is_isolated_atom(f) and f.energy is not None)] or train
     labels = _labels(data, train)
+    # What is not trained on is not looked at: not for the force scale, not for choosing the best weights.
+    train, valid = [_with_labels(f, labels) for f in train], [_with_labels(f, labels) for f in valid]
     loss_terms(config, labels)
     log.info("%s", _coverage("training", train))
     log.info("%s", _coverage("validation", valid))
@@ -298,6 +300,16 @@ def _labels(data: DataSection, frames: Sequence[Frame]) -> tuple[str, ...]:
             mend="name the keys with ?energy_key=...&forces_key=...",
         )
     return tuple(present)
+
+
+def _with_labels(frame: Frame, labels: Sequence[str]) -> Frame:
+    """The frame without its other labels."""
+    return replace(
+        frame,
+        energy=frame.energy if "energy" in labels else None,
+        forces=frame.forces if "forces" in labels else None,
+        stress=frame.stress if "stress" in labels else None,
+    )
 
 
 def _coverage(name: str, frames: Sequence[Frame]) -> str:

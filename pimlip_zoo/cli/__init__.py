@@ -24,6 +24,9 @@ COMMANDS = {
     "export": "pimlip_zoo.cli.export",
     "lammps": "pimlip_zoo.cli.lammps",
     "md": "pimlip_zoo.cli.md",
+    "import": "pimlip_zoo.cli.import_",
+    "curve": "pimlip_zoo.cli.curve",
+    "distill": "pimlip_zoo.cli.distill",
     "doctor": "pimlip_zoo.cli.doctor",
 }
 """Where each command lives: a module with a typer app called ``app``, light to import."""

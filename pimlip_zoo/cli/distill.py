@@ -1,0 +1,84 @@
+"""``pimlip-zoo distill``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+EXAMPLE = """
+Examples:
+
+  pimlip-zoo distill runs/a runs/b runs/c --data train.extxyz --out pool.lmdb
+
+  pimlip-zoo train --data train.extxyz,pool.lmdb --valid valid.extxyz
+"""
+
+
+@app.command(epilog=EXAMPLE)
+def distill(
+    runs: Annotated[list[str], typer.Argument(help="Run folders or checkpoints; their mean labels.")],
+    data: Annotated[str, typer.Option(help="Structures to start sampling from, or to label.")],
+    out: Annotated[Path, typer.Option(help="The labelled structures, as .lmdb.")],
+    sample: Annotated[
+        str, typer.Option(help="md, displaced, both, or none: label the structures of --data themselves.")
+    ] = "md",
+    structures: Annotated[int, typer.Option(min=1, help="How many to sample.")] = 1500,
+    temperatures: Annotated[str, typer.Option(help="K, of the dynamics.")] = "300,600",
+    amplitudes: Annotated[str, typer.Option(help="Å, of displacements.")] = "0.03,0.08",
+    scale: Annotated[float, typer.Option(help="eV/Å: spread at which a structure counts half.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+) -> None:
+    """Label sampled structures with the mean of trained potentials, weighted by their agreement."""
+    import numpy as np
+
+    import pimlip_zoo
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.cheap import Supervisor
+    from pimlip_zoo.datasets.lmdb import write_store
+    from pimlip_zoo.datasets.pool import PoolOptions, sample_pool
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.distillation import ensemble_labels
+    from pimlip_zoo.errors import InputError
+
+    if sample not in ("md", "displaced", "both", "none"):
+        raise InputError(
+            f"{sample!r} is no way to sample", key="--sample", mend="md, displaced, both or none"
+        )
+    if out.exists():
+        raise InputError("the file is there already", file=out, mend="give another --out")
+    potentials = [pimlip_zoo.load(run) for run in runs]
+    frames = load_frames(data)
+    if sample != "none":
+        supervisor = Supervisor("runs", "", lambda: pimlip_zoo.calculator(*runs))
+        options = PoolOptions(
+            structures=structures,
+            method=sample,
+            temperatures=_numbers("--temperatures", temperatures),
+            amplitudes=_numbers("--amplitudes", amplitudes),
+            seed=seed,
+        )
+        frames = sample_pool(frames, supervisor, options)
+    labelled = ensemble_labels(potentials, frames, scale=scale)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_store(out, labelled, meta={"supervisor": " ".join(runs), "scale_eV_per_angstrom": scale})
+    spread = np.array([frame.info["force_spread"] for frame in labelled])
+    console().print(
+        f"{len(labelled)} structures in {out}; spread of forces: median {1e3 * np.median(spread):.1f}, "
+        f"largest {1e3 * spread.max():.1f} meV/Å"
+    )
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    from pimlip_zoo.errors import InputError
+
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{text!r} is no list of numbers", key=option, mend="write 300,600") from error
+    if not values or min(values) <= 0:
+        raise InputError(f"{text!r} has a number that is not positive", key=option)
+    return values

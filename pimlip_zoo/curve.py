@@ -1,0 +1,204 @@
+"""Data-efficiency curves: errors against the number of labels, for several ways of training and several seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pimlip_zoo.config import load_config
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.statistics import is_isolated_atom
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.evaluation import evaluate
+from pimlip_zoo.experiment import load_split
+from pimlip_zoo.training.checkpoint import baseline_of, load_potential
+from pimlip_zoo.weak_stages import Split, prepare_run, train_run
+
+__all__ = ["COLUMNS", "Point", "collect", "run_point", "subset", "summarise", "write_table"]
+
+log = logging.getLogger("pimlip_zoo")
+
+COLUMNS = (
+    "size",
+    "weak",
+    "seed",
+    "test",
+    "energy_mae",
+    "energy_rmse",
+    "energy_per_atom_mae",
+    "energy_per_atom_rmse",
+    "forces_mae",
+    "forces_rmse",
+    "steps",
+    "seconds",
+)
+"""Of the table of single runs; energies in eV, forces in eV/Å."""
+
+Settings = Sequence[tuple[str, Any]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a curve."""
+
+    size: int
+    """Labelled structures."""
+    weak: str
+    """A weak preset, or none."""
+    seed: int
+    """Of weights, order and choice of structures."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.weak}-{self.size}-seed{self.seed}"
+
+
+def subset(frames: Sequence[Frame], size: int, seed: int) -> list[Frame]:
+    """The first structures of a random order that the seed determines: a smaller subset is part of a larger one.
+
+    Isolated atoms, which only give energy references, are kept beside them.
+
+    Raises:
+        InputError: when there are fewer structures than that.
+    """
+    atoms = [frame for frame in frames if is_isolated_atom(frame)]
+    others = [frame for frame in frames if not is_isolated_atom(frame)]
+    if size > len(others):
+        raise InputError(f"{size} structures are asked for, there are {len(others)}", key="--sizes")
+    order = np.random.default_rng(seed).permutation(len(others))[:size]
+    return [*atoms, *(others[index] for index in order)]
+
+
+def run_point(
+    point: Point, settings: Settings, tests: Sequence[str], folder: Path, config_file: Path | None = None
+) -> int | None:
+    """Train and evaluate one point, unless its result is there already; an interrupted run goes on.
+
+    Args:
+        point: what is run.
+        settings: (dotted key, value) of the run configuration that all points share.
+        tests: DATA specifications.
+        folder: of the curve; the run's folder is made in it.
+        config_file: a ``run.yaml`` that the settings change.
+
+    Returns:
+        The signal that interrupted the training, or None.
+    """
+    run = folder / point.name
+    if (run / "result.json").exists():
+        return None
+    options = [*settings, ("seed", point.seed)]
+    if point.weak != "none":
+        options.append(("weak.preset", point.weak))
+    config = load_config(config_file, options)
+    train_frames, valid_frames = load_split(config)
+    split: Split = (subset(train_frames, point.size, point.seed), valid_frames)
+    started = time.monotonic()
+    before = _spent(run)
+    last = run / "checkpoints" / "last.ckpt"
+    resume = any(path.exists() for path in (last, *run.glob("*/checkpoints/last.ckpt")))
+    experiment = prepare_run(config, split=split, checkpoint=last if last.exists() else None)
+    run.mkdir(parents=True, exist_ok=True)
+    outcome = train_run(experiment, run, resume=resume)
+    seconds = before + time.monotonic() - started
+    if outcome.signal is not None:
+        _write_json(run / "spent.json", {"seconds": seconds})
+        return outcome.signal
+    potential, baseline = load_potential(run, difference=True), baseline_of(run)
+    errors = {spec: evaluate(potential, spec, baseline=baseline).summary for spec in tests}
+    _write_json(
+        run / "result.json",
+        {
+            "size": point.size,
+            "weak": point.weak,
+            "seed": point.seed,
+            "steps": outcome.steps,
+            "seconds": round(seconds, 2),
+            "parameters": sum(p.numel() for p in potential.model.parameters()),
+            "tests": errors,
+        },
+    )
+    return None
+
+
+def collect(folder: Path) -> list[dict[str, Any]]:
+    """The finished runs of a curve as rows of :data:`COLUMNS`, sorted."""
+    rows = []
+    for path in sorted(folder.glob("*/result.json")):
+        result = json.loads(path.read_text())
+        for spec, summary in result["tests"].items():
+            row = {key: result[key] for key in ("size", "weak", "seed", "steps", "seconds")}
+            row["test"] = spec
+            for quantity in ("energy", "energy_per_atom", "forces"):
+                for kind in ("mae", "rmse"):
+                    row[f"{quantity}_{kind}"] = (summary[quantity] or {}).get(kind)
+            rows.append(row)
+    return sorted(rows, key=lambda row: (row["test"], row["weak"], row["size"], row["seed"]))
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds, by test, way of training and size."""
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["test"], row["weak"], row["size"]), []).append(row)
+    summary = []
+    for (test, weak, size), members in sorted(groups.items()):
+        entry: dict[str, Any] = {"test": test, "weak": weak, "size": size, "seeds": len(members)}
+        for column in COLUMNS[4:]:
+            values = [float(member[column]) for member in members if member[column] is not None]
+            entry[column] = float(np.mean(values)) if values else None
+            entry[f"{column}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        summary.append(entry)
+    return summary
+
+
+def write_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write rows as CSV under a temporary name first."""
+    temporary = file.with_name(file.name + ".tmp")
+    with temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else list(COLUMNS))
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(file)
+
+
+def run_points(
+    points: Sequence[Point],
+    settings: Settings,
+    tests: Sequence[str],
+    folder: Path,
+    config_file: Path | None = None,
+    done: Callable[[Point], None] | None = None,
+) -> int | None:
+    """Run the points one after the other and keep the table up to date; the signal that ended it, or None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for point in points:
+        log.info("%s", point.name)
+        signal = run_point(point, settings, tests, folder, config_file)
+        if signal is not None:
+            return signal
+        write_table(collect(folder), folder / "runs.csv")
+        write_table(summarise(collect(folder)), folder / "curve.csv")
+        if done is not None:
+            done(point)
+    return None
+
+
+def _spent(run: Path) -> float:
+    path = run / "spent.json"
+    return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(path)
