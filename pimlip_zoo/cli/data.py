@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from typing_extensions import Self
+
+    from pimlip_zoo.datasets.frame import Frame
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at data, check it, convert it, split it, make or get known sets."
@@ -130,6 +134,52 @@ def convert_command(
         screen.print(f"left out: {reason}")
     left_out = f", {result.skipped} left out" if result.skipped else ""
     screen.print(f"{result.frames} structures in {result.path}{left_out}")
+
+
+@app.command("split", epilog="Example: pimlip-zoo data split md.extxyz -o split.json --method time --gap 20")
+def split_command(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of indices.")] = Path("split.json"),
+    method: Annotated[str, typer.Option(help="random, time, composition, group or farthest.")] = "random",
+    sizes: Annotated[str, typer.Option(help="Shares or counts of train, valid, test.")] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="Of random choices.")] = 0,
+    by: Annotated[
+        str | None, typer.Option(help="The key that tells groups apart: config_type, smiles, ...")
+    ] = None,
+    gap: Annotated[int, typer.Option(min=0, help="Frames left out between blocks of time.")] = 0,
+    blocks: Annotated[int, typer.Option(min=2, help="Blocks of time.")] = 10,
+) -> None:
+    """Divide a set into training, validation and test frames; read them as DATA@split.json:train."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.audit import survey_frames
+    from pimlip_zoo.datasets.readers import parse_spec, read_frames
+    from pimlip_zoo.datasets.splits import make_split, write_split
+    from pimlip_zoo.errors import InputError
+
+    sources = parse_spec(data)
+    if len(sources) > 1 or sources[0].frames != slice(None):
+        raise InputError(
+            "a split is of one file or store as a whole",
+            key=f"data {data!r}",
+            mend="put the structures together first: pimlip-zoo data convert DATA -o ALL.lmdb",
+        )
+    groups: list[str] = []
+
+    def frames() -> Iterator[Frame]:
+        for index, frame in enumerate(read_frames(data)):
+            if by is not None:
+                if by not in frame.info:
+                    raise InputError(f"has no {by!r}", file=data, frame=index, key="--by")
+                groups.append(str(frame.info[by]))
+            yield frame
+
+    with _progress("structures") as advance:
+        survey = survey_frames(data, frames(), progress=advance)
+    split = make_split(survey, groups or None, method=method, sizes=sizes, seed=seed, gap=gap, blocks=blocks)
+    write_split(split, out)
+    for name, part in split.parts.items():
+        path, mark, options = data.partition("?")
+        console().print(f"{name:6s} {len(part):8d}   {path}@{out}:{name}{mark}{options}")
 
 
 @app.command("make", epilog="Example: pimlip-zoo data make ethanol-gfn2 -o ethanol")

@@ -84,8 +84,10 @@ def read_window(
 
 
 def checked(source: DataSource, items: Iterator[Item]) -> Iterator[Item]:
-    """Frames that can be used, and for each of the others the error that names its place."""
+    """The chosen frames of a source that can be used, and for each of the others what is wrong with it."""
     for index, item in items:
+        if source.indices is not None and index not in source.indices:
+            continue
         if isinstance(item, InputError):
             yield index, _located(item, source.path, index)
             continue

@@ -1,6 +1,7 @@
 """DATA specifications: what ``--data`` takes, taken apart.
 
-``PATH[@SLICE][?key=value&...]``, several joined by commas; ``builtin:NAME[/SPLIT]`` for the built-in sets.
+``PATH[@SLICE][?key=value&...]``, several joined by commas; ``builtin:NAME[/SPLIT]`` for the built-in sets. A slice
+is ``START:STOP:STEP``, an index, or ``FILE.json:PART`` for a part of a split file.
 Options may also stand in a YAML file beside the data, ``PATH.yaml``; those in the specification win.
 """
 
@@ -61,6 +62,8 @@ class DataSource:
     frames: slice = field(default_factory=lambda: slice(None))
     """Which frames of it."""
     options: ReadOptions = field(default_factory=ReadOptions)
+    indices: frozenset[int] | None = None
+    """Which of these, where a split file says so; None for all."""
 
     @property
     def is_builtin(self) -> bool:
@@ -90,20 +93,28 @@ def parse_spec(spec: str) -> list[DataSource]:
 def _parse_part(part: str) -> list[DataSource]:
     if Path(part).exists():
         return [_with_sidecar(DataSource(part))]
-    path, frames, given = part, slice(None), {}
+    path, chosen, given = part, "", {}
     match = _OPTIONS.search(part)
     if match:
         path, query = part[: match.start()], part[match.end() :]
-        query, at, text = query.partition("@")
+        query, _, chosen = query.partition("@")
         given = _parse_options(query, part)
-        if at:
-            frames = _parse_slice(text, part)
     if not Path(path).exists() and "@" in path:
-        path, _, text = path.rpartition("@")
-        frames = _parse_slice(text, part)
+        path, _, chosen = path.rpartition("@")
+        if not chosen:
+            raise InputError("a slice is missing behind @", key=f"data {part!r}")
+    frames, indices = _parse_frames(chosen, part)
     if path.startswith("builtin:"):
-        return [DataSource(path, frames, ReadOptions(**given))]
-    return [_with_sidecar(DataSource(found, frames, ReadOptions(**given)), given) for found in _expand(path)]
+        return [DataSource(path, frames, ReadOptions(**given), indices)]
+    options = ReadOptions(**given)
+    return [_with_sidecar(DataSource(found, frames, options, indices), given) for found in _expand(path)]
+
+
+def _parse_frames(text: str, part: str) -> tuple[slice, frozenset[int] | None]:
+    """What stands behind @: a slice, or a part of a split file."""
+    if text.rpartition(":")[0].endswith(".json"):
+        return _parse_split(text, part)
+    return (_parse_slice(text, part) if text else slice(None)), None
 
 
 def _expand(path: str) -> list[str]:
@@ -133,6 +144,23 @@ def _parse_slice(text: str, part: str) -> slice:
     if step is not None and int(step) <= 0:
         raise InputError("the step must be positive", key=f"data {part!r}")
     return slice(*(None if value is None else int(value) for value in (start, stop, step)))
+
+
+def _parse_split(text: str, part: str) -> tuple[slice, frozenset[int]]:
+    """A part of a split file, as the window that holds it and its indices."""
+    from pimlip_zoo.datasets.splits import read_split
+
+    file, _, name = text.rpartition(":")
+    split = read_split(Path(file))
+    if name not in split.parts:
+        raise InputError(
+            f"the split has no part {name!r}",
+            file=file,
+            key=f"data {part!r}",
+            mend=did_you_mean(name, split.parts),
+        )
+    indices = frozenset(split.parts[name].tolist())
+    return slice(min(indices), max(indices) + 1), indices
 
 
 def _parse_options(query: str, part: str) -> dict[str, Any]:
