@@ -1,0 +1,198 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.cheap import Supervisor, find_supervisor
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.lmdb import FrameStore
+from pimlip_zoo.datasets.offsets import add_labels, fit_offset, shift_energies, subtract_labels
+from pimlip_zoo.datasets.pool import (
+    PoolOptions,
+    cache_folder,
+    cached_labels,
+    label_frames,
+    labelled_pool,
+    sample_pool,
+)
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.losses.weak_config import PoolConfig
+
+EMT = find_supervisor("emt")
+
+
+@pytest.fixture(scope="module")
+def crystals():
+    """Small copper and aluminium cells."""
+    frames = [frame for frame in load_builtin("cual-emt") if len(frame.numbers) > 3]
+    return sorted(frames, key=lambda frame: len(frame.numbers))[:4]
+
+
+def test_labels_are_what_the_calculator_says(crystals):
+    for frame, labelled in zip(crystals, label_frames(crystals, EMT), strict=True):
+        assert labelled.energy == pytest.approx(frame.energy, abs=1e-6)  # the set was made with EMT
+        np.testing.assert_allclose(labelled.forces, frame.forces, atol=1e-6)
+        assert labelled.info["supervisor"] == "emt"
+
+
+@pytest.mark.parametrize("method", ["md", "displaced", "both"])
+def test_a_pool_has_as_many_structures_as_asked_for_with_labels_that_belong_to_them(crystals, method):
+    options = PoolOptions(structures=7, method=method, stride=2, temperatures=(300.0, 800.0), seed=3)
+    told = []
+    pool = sample_pool(crystals, EMT, options, lambda done, total: told.append((done, total)))
+    assert len(pool) == 7
+    assert told[-1] == (7, 7)
+    again = label_frames(pool, EMT)
+    for frame, check in zip(pool, again, strict=True):
+        assert frame.energy == pytest.approx(check.energy, abs=1e-9)
+        np.testing.assert_allclose(frame.forces, check.forces, atol=1e-9)
+    temperatures = [frame.info.get("temperature") for frame in pool]
+    assert (None in temperatures) == (method != "md")
+    assert (800.0 in temperatures) == (method != "displaced")
+
+
+def test_the_same_seed_samples_the_same_structures(crystals):
+    options = PoolOptions(structures=4, stride=2, seed=1)
+    one, two = sample_pool(crystals, EMT, options), sample_pool(crystals, EMT, options)
+    other = sample_pool(crystals, EMT, dataclasses.replace(options, seed=2))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a.positions, b.positions)
+    assert np.abs(one[0].positions[:3] - other[0].positions[:3]).max() > 1e-6
+
+
+def test_structures_beyond_the_limit_of_force_are_left_out(crystals):
+    options = PoolOptions(structures=6, method="displaced", amplitudes=(0.02, 0.4), max_force=3.0)
+    pool = sample_pool(crystals, EMT, options)
+    assert max(np.linalg.norm(frame.forces, axis=1).max() for frame in pool) <= 3.0
+    with pytest.raises(InputError, match="hardly any structure"):
+        sample_pool(crystals, EMT, dataclasses.replace(options, max_force=1e-6))
+    with pytest.raises(InputError, match="no structure to start from"):
+        sample_pool([], EMT, options)
+
+
+def test_a_pool_is_sampled_once_and_again_when_anything_changes(crystals, tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return EMT.make()
+
+    counting = Supervisor("emt", EMT.version, make)
+    options = PoolOptions(structures=4, method="displaced")
+    first = labelled_pool(crystals, counting, options, tmp_path)
+    second = labelled_pool(crystals, counting, options, tmp_path)
+    assert len(calls) == 1
+    for a, b in zip(first, second, strict=True):
+        assert a.energy == b.energy
+        np.testing.assert_array_equal(a.forces, b.forces)
+    labelled_pool(crystals[:2], counting, options, tmp_path)
+    labelled_pool(crystals, counting, dataclasses.replace(options, seed=5), tmp_path)
+    labelled_pool(crystals, counting._replace(version="another"), options, tmp_path)
+    cached_labels(crystals, counting, tmp_path)
+    cached_labels(crystals, counting, tmp_path)
+    assert len(calls) == 5
+    stores = sorted(tmp_path.glob("*.lmdb"))
+    assert len(stores) == 5
+    assert all(FrameStore(path).meta[0]["supervisor"] == "emt" for path in stores)
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("PIMLIP_ZOO_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "pimlip-zoo"
+
+
+def test_calculators_are_found_by_name(tmp_path):
+    pytest.importorskip("tblite")
+    assert find_supervisor("gfn2").version.startswith("tblite ")
+    methane = Frame(
+        numbers=np.array([6, 1, 1, 1, 1]),
+        positions=np.array(
+            [[0, 0, 0], [0.63, 0.63, 0.63], [-0.63, -0.63, 0.63], [-0.63, 0.63, -0.63], [0.63, -0.63, -0.63]]
+        ),
+    )
+    (labelled,) = label_frames([methane], find_supervisor("gfn2"))
+    assert labelled.energy == pytest.approx(-4.175218 * 27.211386, abs=0.02)  # GFN2-xTB methane, Hartree
+    user = find_supervisor("ase.calculators.lj:LennardJones")
+    assert label_frames([methane], user)[0].forces.shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("gfn3", "no cheap calculator"),
+        ("run:/nowhere", "cannot be used here"),
+        ("no_such_module_here:make", "importable"),
+        ("ase.calculators.lj:Nothing", "importable"),
+    ],
+)
+def test_unknown_calculators_are_refused(name, match):
+    with pytest.raises(InputError, match=match):
+        find_supervisor(name).make()
+
+
+def test_a_calculator_that_fails_is_reported_with_the_structure(crystals):
+    helium = Frame(numbers=np.array([2, 2]), positions=np.array([[0.0, 0, 0], [0, 0, 2.0]]))
+    with pytest.raises(InputError, match="frame 4: emt fails"):
+        label_frames([*crystals, helium], EMT)
+
+
+def frames_of(compositions, energies):
+    return [
+        Frame(numbers=np.array(numbers), positions=np.zeros((len(numbers), 3)), energy=energy)
+        for numbers, energy in zip(compositions, energies, strict=True)
+    ]
+
+
+def test_offsets_by_species_are_recovered():
+    compositions = [[1, 1, 8], [6, 1, 1, 1, 1], [6, 8], [1, 1], [6, 8, 8]]
+    true = {1: 0.7, 6: -2.0, 8: 1.3}
+    rng = np.random.default_rng(0)
+    cheap = frames_of(compositions, rng.normal(size=5))
+    reference = [dataclasses.replace(f, energy=f.energy + sum(true[z] for z in f.numbers)) for f in cheap]
+    offset = fit_offset(reference, cheap, ("H", "C", "O"))
+    np.testing.assert_allclose(offset.energies, [0.7, -2.0, 1.3], atol=1e-9)
+    assert offset.spread < 1e-9
+    for shifted, want in zip(shift_energies(cheap, offset), reference, strict=True):
+        assert shifted.energy == pytest.approx(want.energy, abs=1e-9)
+
+
+def test_one_composition_is_enough_for_that_composition():
+    """Energies of one molecule determine one number, and that is all that its pool needs."""
+    cheap = frames_of([[6, 1, 1]] * 4, [1.0, 2.0, 3.0, 4.0])
+    reference = [
+        dataclasses.replace(f, energy=f.energy + 5.0 + d)
+        for f, d in zip(cheap, (-0.1, 0.1, -0.1, 0.1), strict=True)
+    ]
+    offset = fit_offset(reference, cheap, ("H", "C"))
+    assert shift_energies(cheap, offset)[0].energy == pytest.approx(6.0, abs=1e-9)
+    assert offset.spread == pytest.approx(0.1, abs=1e-9)
+    unlabelled = [dataclasses.replace(f, energy=None) for f in reference]
+    with pytest.raises(InputError, match="both levels"):
+        fit_offset(unlabelled, cheap, ("H", "C"))
+
+
+def test_differences_and_sums_of_labels_are_inverse(crystals):
+    rng = np.random.default_rng(0)
+    cheap = [
+        dataclasses.replace(f, energy=f.energy + 1.0, forces=f.forces + rng.normal(size=f.forces.shape))
+        for f in crystals
+    ]
+    difference = subtract_labels(crystals, cheap)
+    assert difference[0].energy == pytest.approx(-1.0)
+    assert difference[0].stress is None
+    for back, want in zip(add_labels(cheap, difference), crystals, strict=True):
+        assert back.energy == pytest.approx(want.energy, abs=1e-9)
+        np.testing.assert_allclose(back.forces, want.forces, atol=1e-9)
+    missing = [dataclasses.replace(f, forces=None) for f in crystals]
+    assert subtract_labels(missing, cheap)[0].forces is None
+    with pytest.raises(InputError, match="different structures"):
+        subtract_labels(crystals, cheap[::-1])
+
+
+def test_the_options_of_a_run_are_those_of_the_sampler():
+    options = PoolConfig()
+    assert PoolOptions(**options.model_dump()) == PoolOptions()

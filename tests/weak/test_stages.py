@@ -1,0 +1,304 @@
+"""Whole trainings with weak labels, as short as they can be."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pimlip_zoo.config import load_config
+from pimlip_zoo.curve import Point, collect, run_points, subset, summarise
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.cheap import find_supervisor
+from pimlip_zoo.datasets.frame import frame_to_atoms
+from pimlip_zoo.datasets.pool import label_frames
+from pimlip_zoo.distillation import ensemble_labels
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.evaluation import evaluate
+from pimlip_zoo.experiment import prepare
+from pimlip_zoo.report.curve import curve_plot
+from pimlip_zoo.training.checkpoint import baseline_of, load_potential
+from pimlip_zoo.weak_stages import predict_labels, prepare_run, train_run
+
+DATA = "builtin:ethanol-gfn2@0:8"
+LJ = "ase.calculators.lj:LennardJones"
+
+
+def settings(tmp_path, method=None, **options):
+    values = {
+        "data.train": DATA,
+        "data.valid": "builtin:ethanol-gfn2/valid@0:4",
+        "data.batch_size": 4,
+        "model.name": "nequip",
+        "model.channels": 4,
+        "model.l_max": 1,
+        "trainer.max_steps": 4,
+        "trainer.valid_every": 2,
+        "trainer.device": "cpu",
+        **options,
+    }
+    if method is not None:
+        values |= {
+            "weak.labels.method": method,
+            "weak.labels.calculator": "emt",
+            "weak.labels.steps": 3,
+            "weak.labels.pool.structures": 6,
+            "weak.labels.pool.method": "displaced",
+            "weak.labels.batch_size": 2,
+            "weak.labels.cache": str(tmp_path / "cache"),
+        }
+    return list(values.items())
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path / "cache"))
+
+
+def run(tmp_path, method=None, **options):
+    experiment = prepare_run(load_config(None, settings(tmp_path, method, **options)))
+    outcome = train_run(experiment, tmp_path / "run")
+    return experiment, outcome
+
+
+def test_pre_training_leaves_its_weights_where_fine_tuning_starts(tmp_path):
+    experiment, outcome = run(tmp_path, "pretrain", **{"optimizer.lr": 1e-9, "trainer.ema_decay": 0.0})
+    assert outcome.steps == 4
+    first, last = load_potential(tmp_path / "run" / "pretrain"), load_potential(tmp_path / "run")
+    for a, b in zip(first.parameters(), last.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert experiment.labels == ("energy", "forces")
+
+
+def test_a_finished_stage_is_not_repeated(tmp_path):
+    config = load_config(None, settings(tmp_path, "pretrain"))
+    train_run(prepare_run(config), tmp_path / "run")
+    stage = tmp_path / "run" / "pretrain" / "checkpoints" / "last.ckpt"
+    before = stage.stat().st_mtime_ns
+    weights = load_potential(tmp_path / "run").state_dict()
+    for name in ("best", "last"):
+        (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").unlink()
+    train_run(prepare_run(config), tmp_path / "run", resume=True)
+    assert stage.stat().st_mtime_ns == before
+    for name, value in load_potential(tmp_path / "run").state_dict().items():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
+
+
+def test_resuming_nothing_is_an_error(tmp_path):
+    experiment = prepare_run(load_config(None, settings(tmp_path, "pretrain")))
+    with pytest.raises(InputError, match="nothing to resume"):
+        train_run(experiment, tmp_path / "run", resume=True)
+
+
+def test_pre_training_brings_cheap_energies_to_the_level_of_the_labels(tmp_path):
+    from pimlip_zoo.weak_stages import weak_pool
+
+    experiment = prepare_run(load_config(None, settings(tmp_path, "pretrain")))
+    labels = experiment.config.weak.labels
+    raw = weak_pool(experiment, labels, shift=False)
+    shifted = weak_pool(experiment, labels, shift=True)
+    cheap = label_frames(experiment.frames, find_supervisor("emt"))
+    offset = np.mean([a.energy - b.energy for a, b in zip(experiment.frames, cheap, strict=True)])
+    for a, b in zip(raw, shifted, strict=True):
+        assert b.energy - a.energy == pytest.approx(offset, abs=1e-6)  # one composition
+
+
+def test_energies_alone_take_the_scale_of_forces_from_the_pool(tmp_path):
+    options = {"data.labels": ["energy"], "optimizer.lr": 1e-9}
+    experiment, _ = run(tmp_path, "pretrain", **options)
+    pool_rms = experiment.potential.scale[0].item()
+    assert pool_rms != 1.0
+    assert load_potential(tmp_path / "run").scale[0].item() == pytest.approx(pool_rms)
+    assert all(frame.forces is None for frame in (*experiment.frames, *experiment.valid_frames))
+
+
+def test_a_second_head_learns_beside_the_potential_and_is_not_part_of_it(tmp_path):
+    experiment, outcome = run(tmp_path, "second_head")
+    assert outcome.steps == 4
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert any("correction" in name for name in content["state_dict"])
+    names = load_potential(tmp_path / "run").state_dict()
+    assert not any("correction" in name for name in names)
+    assert names.keys() == experiment.potential.state_dict().keys()
+
+
+def test_the_correction_of_a_second_head_is_trained(tmp_path):
+    run(tmp_path, "second_head", **{"trainer.ema_decay": 0.0})
+    first = prepare_run(load_config(None, settings(tmp_path, "second_head", **{"trainer.ema_decay": 0.0})))
+    from pimlip_zoo.weak_stages import _with_second_head
+
+    fresh = _with_second_head(first, first.config.weak.labels).extra_terms[0].correction.state_dict()
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    prefix = (
+        next(name for name in content if "correction.model" in name).split("correction.")[0] + "correction."
+    )
+    changed = [
+        not torch.equal(value, content[prefix + name])
+        for name, value in fresh.items()
+        if name.startswith("model.") and value.is_floating_point()
+    ]
+    assert sum(changed) > 0.5 * len(changed)
+
+
+def test_a_difference_is_learnt_evaluated_and_used_with_its_baseline(tmp_path):
+    experiment, _ = run(tmp_path, "delta")
+    folder = tmp_path / "run"
+    assert baseline_of(folder) == "emt"
+    frames = load_builtin("ethanol-gfn2")[:8]
+    cheap = label_frames(frames, find_supervisor("emt"))
+    assert experiment.frames[0].energy == pytest.approx(frames[0].energy - cheap[0].energy, abs=1e-9)
+    with pytest.raises(InputError, match="correction to emt"):
+        load_potential(folder)
+    potential = load_potential(folder, difference=True)
+    import pimlip_zoo
+
+    atoms = frame_to_atoms(frames[0])
+    atoms.calc = pimlip_zoo.calculator(folder)
+    (correction,) = predict_labels(potential, frames[:1])
+    assert atoms.get_potential_energy() == pytest.approx(cheap[0].energy + correction.energy, abs=1e-6)
+    np.testing.assert_allclose(atoms.get_forces(), cheap[0].forces + correction.forces, atol=1e-5)
+    errors = evaluate(potential, DATA, baseline="emt").summary
+    expected = [
+        abs(frame.energy - low.energy - predicted.energy)
+        for frame, low, predicted in zip(frames, cheap, predict_labels(potential, frames), strict=True)
+    ]
+    assert errors["energy"]["mae"] == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+def test_a_student_learns_from_the_difference_model_and_stands_alone(tmp_path):
+    run(tmp_path, "distill")
+    folder = tmp_path / "run"
+    assert baseline_of(folder / "teacher") == "emt"
+    assert baseline_of(folder) is None
+    load_potential(folder)
+
+
+def test_an_ensemble_labels_with_its_mean_and_weights_by_agreement(tmp_path):
+    frames = load_builtin("ethanol-gfn2")[:3]
+    potentials = []
+    for seed in range(3):
+        config = load_config(None, [*settings(tmp_path), ("seed", seed)])
+        potentials.append(prepare(config).potential.eval().requires_grad_(requires_grad=False))
+    labelled = ensemble_labels(potentials, frames, scale=0.5)
+    members = [predict_labels(potential, frames) for potential in potentials]
+    for index, frame in enumerate(labelled):
+        forces = np.stack([member[index].forces for member in members])
+        assert frame.energy == pytest.approx(np.mean([member[index].energy for member in members]), abs=1e-9)
+        np.testing.assert_allclose(frame.forces, forces.mean(axis=0), atol=1e-12)
+        spread = np.sqrt(forces.var(axis=0, ddof=1).mean())
+        assert frame.info["force_spread"] == pytest.approx(spread)
+        assert frame.weight == pytest.approx(1 / (1 + (spread / 0.5) ** 2))
+    assert ensemble_labels(potentials[:1], frames)[0].weight == 1.0
+    with pytest.raises(InputError, match="no potential"):
+        ensemble_labels([], frames)
+    with pytest.raises(InputError, match="scale"):
+        ensemble_labels(potentials, frames, scale=0.0)
+
+
+def test_predicted_labels_are_those_of_single_structures(tmp_path):
+    potential = prepare(load_config(None, settings(tmp_path))).potential.set_dtype(torch.float64)
+    frames = load_builtin("ethanol-gfn2")[:5]
+    together, alone = (
+        predict_labels(potential, frames, 3),
+        [predict_labels(potential, [f])[0] for f in frames],
+    )
+    for a, b in zip(together, alone, strict=True):
+        assert a.energy == pytest.approx(b.energy, abs=1e-9)
+        np.testing.assert_allclose(a.forces, b.forces, atol=1e-9)
+
+
+def test_smaller_subsets_are_part_of_larger_ones_and_seeds_differ():
+    frames = load_builtin("ethanol-gfn2")[:40]
+    small, large = subset(frames, 5, 0), subset(frames, 20, 0)
+    assert [id(f) for f in small] == [id(f) for f in large[:5]]
+    assert {id(f) for f in subset(frames, 5, 1)} != {id(f) for f in small}
+    with pytest.raises(InputError, match="there are 40"):
+        subset(frames, 41, 0)
+
+
+def test_a_curve_is_a_table_with_means_and_is_not_repeated(tmp_path):
+    points = [Point(size, weak, seed) for seed in (0, 1) for size in (3, 6) for weak in ("none", "piwsl")]
+    common = [s for s in settings(tmp_path) if s[0] != "seed"]
+    test = "builtin:ethanol-gfn2/test_300K@0:4"
+    done = []
+    assert run_points(points, common, [test], tmp_path / "curve", done=done.append) is None
+    assert done == points
+    rows = collect(tmp_path / "curve")
+    assert len(rows) == 8
+    summary = summarise(rows)
+    assert [(row["size"], row["weak"], row["seeds"]) for row in summary] == [
+        (3, "none", 2),
+        (6, "none", 2),
+        (3, "piwsl", 2),
+        (6, "piwsl", 2),
+    ]
+    chosen = [row["forces_rmse"] for row in rows if row["size"] == 3 and row["weak"] == "none"]
+    assert summary[0]["forces_rmse"] == pytest.approx(np.mean(chosen))
+    assert summary[0]["forces_rmse_std"] == pytest.approx(np.std(chosen, ddof=1))
+    result = tmp_path / "curve" / points[0].name / "result.json"
+    before = result.stat().st_mtime_ns
+    run_points(points[:1], common, [test], tmp_path / "curve")
+    assert result.stat().st_mtime_ns == before
+    assert json.loads(result.read_text())["steps"] == 4
+    curve_plot(summary, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    with pytest.raises(InputError, match="cannot draw"):
+        curve_plot(summary, tmp_path / "curve.txt")
+
+
+def test_a_run_with_consistency_losses_and_a_pool_trains_and_resumes_exactly(tmp_path):
+    options = {
+        "weak.preset": "direct-consistent",
+        "model.force_head": "direct",
+        "weak.unlabelled": "builtin:ethanol-gfn2/test_600K@0:6",
+        "weak.unlabelled_batch_size": 2,
+        "weak.teacher": "ema",
+    }
+    whole = prepare_run(load_config(None, settings(tmp_path, **options)))
+    train_run(whole, tmp_path / "whole")
+    # Stop after half of the steps, as if it had been interrupted there: the schedule is that of the whole.
+    config = load_config(None, [*settings(tmp_path, **options), ("schedule.name", "constant")])
+    for name in ("one", "two"):
+        train_run(prepare_run(config), tmp_path / name)
+    for a, b in zip(
+        load_potential(tmp_path / "one").parameters(),
+        load_potential(tmp_path / "two").parameters(),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    short = [*settings(tmp_path, **options), ("schedule.name", "constant"), ("trainer.max_steps", 2)]
+    train_run(prepare_run(load_config(None, short)), tmp_path / "half")
+    train_run(prepare_run(config), tmp_path / "half", resume=True)
+    full = torch.load(tmp_path / "one" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    half = torch.load(tmp_path / "half" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in full.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(half[name], value, rtol=0, atol=0, msg=name)
+        else:
+            assert half[name] == value
+
+
+def test_a_pool_that_nothing_looks_at_and_impossible_terms_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no loss looks at"):
+        prepare_run(load_config(None, [*settings(tmp_path), ("weak.unlabelled", DATA)]))
+    with pytest.raises(InputError, match="no curl"):
+        prepare_run(load_config(None, [*settings(tmp_path), ("weak.terms.curl.weight", 1.0)]))
+    with pytest.raises(InputError, match="needs force labels"):
+        prepare_run(
+            load_config(None, [*settings(tmp_path), ("data.labels", ["energy"]), ("weak.preset", "taylor")])
+        )
+    with pytest.raises(InputError, match="greater than or equal"):
+        load_config(None, [("weak.terms.pitc_central.weight", -1)])
+    with pytest.raises(InputError, match="pitc_central"):
+        load_config(None, [("weak.terms.pitc_centrel.weight", 1)])
+    with pytest.raises(InputError, match="amplitude"):
+        load_config(None, [("weak.perturbation.amplitud", 1)])
+    with pytest.raises(InputError, match="weight"):
+        load_config(None, [("weak.terms.pitc_central.wieght", 1)])
+
+
+def test_frames_keep_only_what_is_trained_on(tmp_path):
+    experiment = prepare(load_config(None, [*settings(tmp_path), ("data.labels", ["energy"])]))
+    assert experiment.potential.scale[0].item() == 1.0
+    assert replace(experiment.frames[0]).forces is None
