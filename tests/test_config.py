@@ -80,3 +80,12 @@ def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, text, mess
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such file"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+def test_built_in_data_take_fewer_steps_unless_told_otherwise(tmp_path):
+    assert load_config(None).trainer.max_steps == 6_000
+    assert load_config(None, parse_settings(["data.train=a.xyz"])).trainer.max_steps == 20_000
+    chosen = load_config(None, parse_settings(["trainer.max_steps=20000"]))
+    assert chosen.trainer.max_steps == 20_000
+    save_config(chosen, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").trainer.max_steps == 20_000
