@@ -202,6 +202,58 @@ def make_command(
         console().print(str(path))
 
 
+@app.command("get", epilog="Example: pimlip-zoo data get spice-1 -o data")
+def get_command(
+    name: Annotated[str | None, typer.Argument(help="A known set; without a name they are listed.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder.")] = Path(),
+    address: Annotated[str | None, typer.Option(help="A mirror: another address of the same file.")] = None,
+    checksum: Annotated[
+        str | None, typer.Option(help="md5:... or sha256:..., for sets without a known one.")
+    ] = None,
+    unverified: Annotated[
+        bool, typer.Option(help="Take the file as it comes, where no checksum is known.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Fetch a published data set. Its licence and citation are shown first."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.download import download
+    from pimlip_zoo.datasets.known import KNOWN_SETS, known_set
+    from pimlip_zoo.errors import InputError
+
+    screen = console()
+    if name is None:
+        for known in KNOWN_SETS.values():
+            screen.print(f"{known.name:24s} {known.level_of_theory:28s} {known.citation}")
+        return
+    known = known_set(name)
+    expected = checksum or known.checksum
+    for label, text in (
+        ("address", address or known.address),
+        ("checksum", expected or "none is known"),
+        ("page", known.page),
+        ("licence", known.licence),
+        ("citation", known.citation),
+        ("method", known.level_of_theory),
+        ("remark", known.remark),
+    ):
+        if text:
+            screen.print(f"{label:9s} {text}")
+    if expected is None and not unverified:
+        raise InputError(
+            "no checksum of this file is known",
+            key=name,
+            mend="give one with --checksum sha256:..., or take it as it comes with --unverified",
+        )
+    if not yes:
+        typer.confirm("Fetch it?", abort=True)
+    target = out / known.file
+    with _progress("bytes") as advance:
+        sha256 = download(address or known.address, target, checksum=expected, progress=advance)
+    screen.print(f"sha256:{sha256}")
+    screen.print(f"{target}{known.options}")
+
+
 def _labels(text: str | None) -> list[str]:
     from pimlip_zoo.errors import InputError, did_you_mean
 
