@@ -67,6 +67,7 @@ class StabilityMonitor:
         self._radii = covalent_radii[atoms.numbers]
         self._bonds, self._bond_shifts = _covalent_bonds(atoms, self._radii)
         self._bond_lengths = self._measure_bonds(atoms)
+        atoms.get_forces()
         self._energy = float(atoms.get_total_energy())
         self._volume = abs(float(atoms.cell.volume)) if atoms.pbc.all() else None
 
@@ -88,16 +89,17 @@ class StabilityMonitor:
 
     @staticmethod
     def check_finite(atoms: Atoms) -> str | None:
-        """The part of the check that is cheap enough for every step."""
+        """The part of the check that is cheap enough for every step; looks at results that are there already."""
+        results = atoms.calc.results
         for name, values in (
             ("position", atoms.positions),
-            ("force", atoms.get_forces()),
-            ("velocity", atoms.get_velocities()),
+            ("force", results["forces"]),
+            ("velocity", atoms.arrays["momenta"]),
         ):
             bad = ~np.isfinite(values).all(axis=1)
             if bad.any():
                 return f"the {name} of atom {_label(atoms, int(bad.argmax()))} is not a number"
-        if not np.isfinite(atoms.get_potential_energy()):
+        if not np.isfinite(results.get("energy", 0.0)):
             return "the energy is not a number"
         return None
 

@@ -15,6 +15,7 @@ from ase.io import read
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 from pimlip_zoo.deploy.md import LOG_COLUMNS, MDSettings, run_md
+from pimlip_zoo.deploy.relax import relax
 from pimlip_zoo.deploy.stability import StabilityLimits, StabilityMonitor
 from pimlip_zoo.errors import InputError
 
@@ -77,28 +78,28 @@ def test_nvt_reaches_the_temperature_of_the_bath_from_rest_and_from_above(tmp_pa
     for start, folder in ((0.0, "cold"), (900.0, "hot")):
         atoms = ethanol()
         MaxwellBoltzmannDistribution(atoms, temperature_K=start, rng=np.random.default_rng(0))
-        settings = MDSettings(temperature=400, steps=2500, friction=0.05, interval=10, keep_velocities=True)
+        settings = MDSettings(temperature=400, steps=1500, friction=0.05, interval=10, keep_velocities=True)
         run_md(atoms, settings, tmp_path / folder)
-        temperatures = [float(row["temperature_K"]) for row in log_of(tmp_path / folder)[50:]]
-        assert np.mean(temperatures) == pytest.approx(400, rel=0.15)
+        temperatures = [float(row["temperature_K"]) for row in log_of(tmp_path / folder)[30:]]
+        assert np.mean(temperatures) == pytest.approx(400, rel=0.2)
 
 
-def test_npt_brings_a_compressed_crystal_to_its_volume_and_another_pressure_to_a_smaller_one(tmp_path):
-    volumes = {}
-    for pressure in (0.0, 20.0):
-        atoms = copper(1)
-        atoms.set_cell(np.array(atoms.cell) * 0.99, scale_atoms=True)
-        settings = MDSettings(
-            ensemble="npt", temperature=30, pressure=pressure, steps=600, timestep=4.0, interval=10, seed=1
-        )
-        result = run_md(atoms, settings, tmp_path / f"{pressure}")
-        assert result.stable, result.verdict
-        rows = log_of(tmp_path / f"{pressure}")
-        volumes[pressure] = np.mean([float(row["volume_A3"]) for row in rows[20:]]) / 4
-        final = np.mean([float(row["pressure_GPa"]) for row in rows[20:]])
-        assert final == pytest.approx(pressure, abs=2.0)
-    assert volumes[0.0] == pytest.approx(3.6**3 / 4, rel=0.015)
-    assert volumes[20.0] < 0.94 * volumes[0.0]
+@pytest.mark.parametrize("pressure", [20.0, pytest.param(0.0, marks=pytest.mark.slow)])
+def test_npt_brings_a_crystal_to_the_volume_that_belongs_to_the_pressure(tmp_path, pressure):
+    cold = copper(1)
+    relax(cold, cell=True, keep_shape=True, pressure=pressure)
+    atoms = copper(1)
+    atoms.set_cell(np.array(atoms.cell) * 0.985, scale_atoms=True)
+    settings = MDSettings(
+        ensemble="npt", temperature=30, pressure=pressure, steps=500, timestep=4.0, interval=10, seed=1
+    )
+    result = run_md(atoms, settings, tmp_path)
+    assert result.stable, result.verdict
+    rows = log_of(tmp_path)[20:]
+    assert np.mean([float(row["pressure_GPa"]) for row in rows]) == pytest.approx(pressure, abs=2.0)
+    assert np.mean([float(row["volume_A3"]) for row in rows]) / 4 == pytest.approx(
+        cold.get_volume() / 4, rel=0.01
+    )
 
 
 def test_the_seed_decides_the_trajectory(tmp_path):
