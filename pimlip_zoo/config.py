@@ -164,8 +164,13 @@ class TrainerSection(Section):
     """Validations without improvement before the run stops early."""
     device: str = "auto"
     devices: PositiveInt = 1
+    """On this node."""
+    nodes: PositiveInt = 1
     dtype: Literal["float32", "float64"] = "float32"
     threads: PositiveInt | None = None
+    """Of torch; None: as torch and OMP_NUM_THREADS have it."""
+    tf32: bool = False
+    """Faster, less exact float32 products on GPUs."""
     tensorboard: bool = False
 
 

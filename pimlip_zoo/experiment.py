@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from pimlip_zoo.config import DataSection, RunConfig, save_config
+from pimlip_zoo.datasets.coverage import coverage
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
@@ -178,6 +180,7 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
         raise InputError("there is nothing to resume", file=last, mend="train without --resume")
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    torch.set_float32_matmul_precision("high" if config.trainer.tf32 else "highest")
     from pimlip_zoo.training.callbacks import Interrupted
 
     module = _module(experiment)
@@ -493,8 +496,27 @@ def _module(experiment: Experiment) -> PotentialTraining:
             "baseline": experiment.baseline,
             "labels": list(experiment.labels),
             "training_structures": len(experiment.train),
+            "coverage": {
+                "training": _counts(experiment.frames),
+                "validation": _counts(experiment.valid_frames),
+            },
+            "versions": _versions(),
         },
     )
+
+
+def _counts(frames: Sequence[Frame]) -> dict[str, int]:
+    counts = dataclasses.asdict(coverage(frames))
+    return {name: count for name, count in counts.items() if isinstance(count, int)}
+
+
+def _versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("pimlip-zoo", "torch", "e3nn", "lightning", "numpy")
+    return {**{name: version(name) for name in packages}, "python": platform.python_version()}
 
 
 def _trainer(config: RunConfig, folder: Path) -> pl.Trainer:
@@ -539,6 +561,7 @@ def _trainer(config: RunConfig, folder: Path) -> pl.Trainer:
     return pl.Trainer(
         accelerator="auto" if section.device == "auto" else section.device,
         devices=section.devices,
+        num_nodes=section.nodes,
         max_steps=section.max_steps,
         max_time=parse_duration(section.max_time) if section.max_time is not None else None,
         val_check_interval=min(section.valid_every, section.max_steps),

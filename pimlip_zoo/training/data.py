@@ -13,7 +13,7 @@ __all__ = ["SampleList", "StepSampler", "evaluation_loader", "training_loader"]
 
 
 class SampleList(Dataset[Batch]):
-    """Samples held in memory, neighbour lists included."""
+    """Samples held in memory, neighbour lists included; index ``-1 - i`` is sample i without weight."""
 
     def __init__(self, samples: Sequence[Batch]) -> None:
         self.samples = samples
@@ -22,7 +22,10 @@ class SampleList(Dataset[Batch]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Batch:
-        return self.samples[index]
+        if index >= 0:
+            return self.samples[index]
+        sample = self.samples[-1 - index]
+        return sample._replace(labels=sample.labels._replace(weight=torch.zeros_like(sample.labels.weight)))
 
 
 class StepSampler(Sampler[list[int]]):
@@ -61,7 +64,8 @@ class StepSampler(Sampler[list[int]]):
                 order = torch.randperm(self.size, generator=generator).tolist()
                 current = number
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield indices[self.rank :: self.ranks] or indices[:1]
+            # A rank without a sample takes part with one that does not count.
+            yield indices[self.rank :: self.ranks] or [-1 - indices[0]]
 
 
 def training_loader(samples: Dataset[Batch], sampler: StepSampler, num_workers: int = 0) -> DataLoader[Batch]:

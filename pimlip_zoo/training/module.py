@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions
-from pimlip_zoo.losses.base import LossTerm
+from pimlip_zoo.losses.base import LossTerm, LossValue
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.models.weak import trim_edges
 from pimlip_zoo.training.checkpoint import KEY, describe
@@ -71,10 +71,18 @@ class PotentialTraining(pl.LightningModule):
         total = predictions.energy.new_zeros(())
         parts: dict[str, Tensor] = {}
         for term in self.terms:
-            value = term(self.potential, batch, predictions).mean()
+            value = self._mean(term(self.potential, batch, predictions))
             parts[str(term.name)] = value.detach()
             total = total + term.weight * value
         return total, parts, predictions
+
+    def _mean(self, value: LossValue) -> Tensor:
+        """The mean over the batches of all ranks, scaled so that their averaged gradient is its gradient."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return value.mean()
+        count = value.count.detach().clone()
+        torch.distributed.all_reduce(count)
+        return value.total * self.trainer.world_size / count.clamp_min(1e-12)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
