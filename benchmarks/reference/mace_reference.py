@@ -8,7 +8,8 @@ Run it in an environment of its own::
 It writes one ``mace_*.npz`` per configuration: ``config`` (JSON, the arguments of ``ScaleShiftMACE``),
 ``weights/NAME`` (parameters and the buffers that a conversion needs), and per structure
 ``STRUCTURE/numbers|positions|cell|pbc`` with ``STRUCTURE/energy|forces`` and, where there is a cell,
-``STRUCTURE/stress``. ``mace_zbl.npz`` has energies and forces of its pair repulsion alone. Everything is float64.
+``STRUCTURE/stress``. ``mace_zbl.npz`` has energies of its pair repulsion alone, ``mace_heads.npz`` the same as the
+others for each head of a model with two, which is in ``mace_heads.model`` as the package saves it. Everything is float64.
 """
 
 from __future__ import annotations
@@ -118,6 +119,25 @@ CONFIGURATIONS = {
         "atomic_inter_scale": 9.0,
         "atomic_inter_shift": 0.0,
     },
+    "mace_heads": {
+        **COMMON,
+        "seed": 27,
+        "first": "RealAgnosticResidualInteractionBlock",
+        "hidden_irreps": "4x0e + 4x1o",
+        "max_ell": 2,
+        "correlation": 2,
+        "num_bessel": 6,
+        "num_polynomial_cutoff": 5,
+        "radial_MLP": [8, 8],
+        "readout_hidden": 3,
+        "distance_transform": "Agnesi",
+        "pair_repulsion": True,
+        "avg_num_neighbors": 11.0,
+        "heads": ["small", "large"],
+        "atomic_energies": [[-1.5, 2.5, 0.5, -0.25], [-1.25, 2.0, 0.75, -0.5]],
+        "atomic_inter_scale": [1.2, 0.7],
+        "atomic_inter_shift": [0.1, -0.2],
+    },
     "mace_one_interaction": {
         **COMMON,
         "seed": 26,
@@ -164,20 +184,22 @@ def build(config: dict) -> torch.nn.Module:
         radial_MLP=config["radial_MLP"],
         atomic_inter_scale=config["atomic_inter_scale"],
         atomic_inter_shift=config["atomic_inter_shift"],
+        heads=config.get("heads"),
     )
 
 
-def batch(atoms: Atoms, cutoff: float) -> dict[str, torch.Tensor]:
+def batch(atoms: Atoms, cutoff: float, head: int = 0) -> dict[str, torch.Tensor]:
     """The structure as the package sees it."""
     table = tools.AtomicNumberTable(ATOMIC_NUMBERS)
     item = data.AtomicData.from_config(data.config_from_atoms(atoms), z_table=table, cutoff=cutoff)
+    item.head = torch.tensor(head)
     loader = torch_geometric.dataloader.DataLoader([item], batch_size=1)
     return next(iter(loader)).to_dict()
 
 
-def evaluate(model: torch.nn.Module, atoms: Atoms, cutoff: float) -> dict[str, np.ndarray]:
+def evaluate(model: torch.nn.Module, atoms: Atoms, cutoff: float, head: int = 0) -> dict[str, np.ndarray]:
     """Inputs and outputs of one structure."""
-    out = model(batch(atoms, cutoff), compute_stress=bool(atoms.pbc.any()))
+    out = model(batch(atoms, cutoff, head), compute_stress=bool(atoms.pbc.any()))
     result = {
         "numbers": atoms.numbers,
         "positions": atoms.positions,
@@ -218,20 +240,28 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    for name, config in CONFIGURATIONS.items():
-        model = build(config).eval()
-        arrays = {"config": np.array(json.dumps(config)), "species": np.array(SPECIES)}
+def write_model(folder: Path, name: str, config: dict) -> None:
+    model = build(config).eval()
+    arrays = {"config": np.array(json.dumps(config)), "species": np.array(SPECIES)}
+    heads = config.get("heads", [""])
+    if len(heads) > 1:
+        torch.save(model, folder / f"{name}.model")
+    else:
         parameters = dict(model.named_parameters())
         for key, value in model.state_dict().items():
             if key in parameters or any(part in key for part in KEPT_BUFFERS):
                 arrays[f"weights/{key}"] = value.detach().numpy()
+    for index, head in enumerate(heads):
         for structure, atoms in structures().items():
-            for key, value in evaluate(model, atoms, config["r_max"]).items():
-                arrays[f"{structure}/{key}"] = value
-        print(sum(parameter.numel() for parameter in parameters.values()), "parameters")
-        write(folder / f"{name}.npz", arrays)
+            for key, value in evaluate(model, atoms, config["r_max"], index).items():
+                arrays["/".join(filter(None, (head, structure, key)))] = value
+    write(folder / f"{name}.npz", arrays)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    for name, config in CONFIGURATIONS.items():
+        write_model(folder, name, config)
     write(folder / "mace_zbl.npz", evaluate_zbl())
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "import": "pimlip_zoo.cli.import_",
     "curve": "pimlip_zoo.cli.curve",
     "distill": "pimlip_zoo.cli.distill",
+    "report": "pimlip_zoo.cli.report",
     "doctor": "pimlip_zoo.cli.doctor",
 }
 """Where each command lives: a module with a typer app called ``app``, light to import."""

@@ -1,6 +1,6 @@
 """Weights of ``mace-torch`` under this package's names, in its shapes and its basis of couplings.
 
-Only tensors and plain options are handled here; reading the package's own files is ``import_mace_file``'s business.
+Only tensors are handled here; that package's files are read in ``records``.
 """
 
 from __future__ import annotations
@@ -77,12 +77,13 @@ def _layer(layer: MACELayer, theirs: Weights, interaction: str, product: str) ->
 
 def _blocks(name: str, linear: EquivariantLinear | SpeciesLinear, flat: Tensor) -> dict[str, Tensor]:
     """e3nn keeps one vector, a matrix after the other in the order of the irreps."""
+    expected = sum(weight.numel() for weight in linear.weights)
+    if flat.numel() != expected:
+        raise InputError(f"{name} has {flat.numel()} weights in the file, and {expected} here")
     ours, start = {}, 0
     for index, weight in enumerate(linear.weights):
         ours[f"{name}.weights.{index}"] = flat[start : start + weight.numel()].reshape(weight.shape)
         start += weight.numel()
-    if start != flat.numel():
-        raise InputError(f"{name} has {start} weights here and {flat.numel()} in the file")
     return ours
 
 

@@ -1,0 +1,91 @@
+"""``pimlip-zoo import``: models of other packages as run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pimlip_zoo.models.potential import Potential
+
+__all__ = ["app", "write_run"]
+
+app = typer.Typer(no_args_is_help=True, help="Turn a model of another package into a run folder.")
+
+
+@app.callback()
+def _root() -> None:
+    """Turn a model of another package into a run folder, to evaluate, train on and export."""
+
+
+@app.command("mace", epilog="Example: pimlip-zoo import mace MACE.model -o runs/imported")
+def mace_command(
+    file: Annotated[Path, typer.Argument(help="A .model file of mace-torch (ScaleShiftMACE).")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The run folder; runs/ and the file's name by default.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="Which head, of a model with several.")] = None,
+) -> None:
+    """Convert a model of mace-torch; energies, forces and stress stay the same.
+
+    The package need not be installed, and nothing of the file is executed.
+    """
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.training.mace_torch import import_potential
+
+    potential = import_potential(file, head=head)
+    folder = out or Path("runs") / file.stem
+    write_run(potential, folder, {"imported": file.name, "head": head})
+    count = sum(parameter.numel() for parameter in potential.model.parameters())
+    species = ", ".join(potential.species)
+    screen = console()
+    screen.print(
+        f"{folder}: mace, {count} parameters, {potential.model.dtype}, cutoff {potential.cutoff:g} Å, {species}"
+    )
+    screen.print(
+        f"next: pimlip-zoo eval {folder} --data DATA, or pimlip-zoo train --from {folder} --data DATA"
+    )
+
+
+def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> None:
+    """A run folder with the configuration and the weights of a potential that was not trained here.
+
+    Args:
+        potential: with its weights.
+        folder: must not hold a run yet.
+        source: plain values kept in the checkpoint, where it comes from.
+
+    Raises:
+        InputError: when the folder holds a run.
+    """
+    import torch
+
+    from pimlip_zoo.config import RunConfig, save_config
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.training.checkpoint import KEY, describe
+
+    if (folder / "checkpoints").exists():
+        raise InputError("there is a run in this folder", file=folder, mend="give another one with --out")
+    description = describe(potential)
+    scales = potential.scale.unique().tolist()
+    references = dict(zip(potential.species, potential.energy_references.tolist(), strict=True))
+    config = RunConfig.model_validate(
+        {
+            "model": {"name": description["model"], "preset": None, **description["config"]},
+            "potential": {
+                "scale": scales[0] if len(scales) == 1 else "run",
+                "zbl": potential.repulsion is not None,
+            },
+            "data": {"energy_references": references},
+            "trainer": {"dtype": description["dtype"]},
+        }
+    )
+    weights = {f"potential.{name}": value for name, value in potential.state_dict().items()}
+    target = folder / "checkpoints" / "best.ckpt"
+    target.parent.mkdir(parents=True)
+    scratch = target.with_suffix(".tmp")
+    torch.save({KEY: {**description, "summary": source}, "state_dict": weights}, scratch)
+    scratch.replace(target)
+    save_config(config, folder / "config.yaml")

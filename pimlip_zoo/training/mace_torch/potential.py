@@ -1,0 +1,239 @@
+"""A potential from a model file of ``mace-torch``: its options read, what is not supported refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.models.mace import MACE, MACEConfig
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.nn.elements import covalent_radii
+from pimlip_zoo.nn.mlp import ACTIVATIONS
+from pimlip_zoo.nn.zbl import ZBL
+from pimlip_zoo.training.mace_torch.records import Record, read_records, state_of
+from pimlip_zoo.training.mace_torch.weights import convert_weights
+
+__all__ = ["import_potential"]
+
+_INTERACTIONS = {
+    "RealAgnosticInteractionBlock": ("neighbors", False),
+    "RealAgnosticResidualInteractionBlock": ("neighbors", True),
+    "RealAgnosticDensityInteractionBlock": ("density", False),
+    "RealAgnosticDensityResidualInteractionBlock": ("density", True),
+}
+"""How an interaction block divides its sums, and whether it passes the features on beside them."""
+
+_UNSUPPORTED = {
+    "use_so3": False,
+    "use_agnostic_product": False,
+    "use_last_readout_only": False,
+    "edge_irreps": None,
+    "apply_cutoff": True,
+    "keep_last_layer_irreps": False,
+    "joint_embedding": None,
+    "embedding_readout": None,
+    "lora_rank": None,
+}
+"""Attributes of a model that have to have this value, or to be absent."""
+
+
+def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
+    """The potential that a ``ScaleShiftMACE`` stands for, in the precision of its weights.
+
+    Energies, forces and stress are those of the original. A pair repulsion becomes :class:`ZBL`; what all atoms are
+    shifted by becomes part of the energy references.
+
+    Args:
+        file: a ``.model`` file of ``mace-torch`` (0.3.x).
+        head: which head of a model with several.
+
+    Raises:
+        InputError: when the file cannot be read, or holds a variant that is not supported.
+    """
+    file = Path(file)
+    record = read_records(file)
+    if record.name != "ScaleShiftMACE":
+        raise InputError(f"holds a {record.name}", file=file, mend="only ScaleShiftMACE can be converted")
+    for name, expected in _UNSUPPORTED.items():
+        value = record[name]
+        if value is not None and value != expected:
+            raise InputError(f"was built with {name} = {_plain(value)}, which is not supported", file=file)
+    try:
+        return _potential(record, head)
+    except InputError as error:
+        raise InputError(error.message, file=file, key=error.key, mend=error.mend) from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"is not laid out as mace-torch 0.3 does it ({type(error).__name__}: {error})", file=file
+        ) from error
+
+
+def _potential(record: Record, head: str | None) -> Potential:
+    from ase.data import chemical_symbols
+
+    weights = state_of(record)
+    species = [chemical_symbols[int(number)] for number in weights["atomic_numbers"]]
+    index = _head(record["heads"] or ["Default"], head)
+    model = MACE(_config(record, weights, species), species).to(torch.float64)
+    model.load_state_dict(convert_weights(model, weights, head=index))
+    scale, shift = (_of_head(weights[f"scale_shift.{name}"], index) for name in ("scale", "shift"))
+    energies = weights["atomic_energies_fn.atomic_energies"].to(torch.float64)
+    energies = energies.reshape(-1, len(species))
+    references = energies[min(index, len(energies) - 1)] + shift
+    repulsion = None
+    if isinstance(record["pair_repulsion_fn"], Record):
+        _check_zbl(weights, species)
+        # The package multiplies the repulsion with the scale of everything else.
+        repulsion = ZBL(species, cutoff_order=float(weights["pair_repulsion_fn.p"]), strength=float(scale))
+    potential = Potential(model, energy_references=references, scale=scale, repulsion=repulsion)
+    return potential.set_dtype(weights["node_embedding.linear.weight"].dtype).eval()
+
+
+def _config(record: Record, weights: dict[str, Tensor], species: Sequence[str]) -> MACEConfig:
+    layers = [layer.name for layer in record["interactions"]]
+    for name in layers:
+        if name not in _INTERACTIONS:
+            raise InputError(f"has a {name}", mend=f"supported are {', '.join(_INTERACTIONS)}")
+    kinds = [_INTERACTIONS[name] for name in layers]
+    if len({kind for kind, _ in kinds}) > 1 or not all(residual for _, residual in kinds[1:]):
+        raise InputError(f"has the layers {', '.join(layers)}, a mixture that is not supported")
+    embedding, radial = record["radial_embedding"], "interactions.0.conv_tp_weights.layer"
+    widths = [
+        int(weights[f"{radial}{n}.weight"].shape[0])
+        for n in range(len(record["interactions.0.conv_tp_weights"]))
+    ]
+    contractions = record["products.0.symmetric_contractions.contractions"]
+    cutoff = float(weights["r_max"])
+    return MACEConfig(
+        cutoff=cutoff,
+        avg_num_neighbors=float(
+            _same("avg_num_neighbors", [x["avg_num_neighbors"] for x in record["interactions"]])
+        ),
+        num_interactions=len(layers),
+        l_max=math.isqrt(weights["products.0.symmetric_contractions.contractions.0.U_matrix_1"].shape[0]) - 1,
+        hidden_l_max=len(contractions) - 1 if len(layers) > 1 else 0,
+        channels=weights["node_embedding.linear.weight"].numel() // len(species),
+        correlation=_same("correlation", [_correlation(product) for product in record["products"]]),
+        radial_hidden=tuple(widths[1:]),
+        num_bessel=widths[0],
+        bessel_trainable=_bessel_moved(embedding, weights, cutoff),
+        cutoff_order=float(weights["radial_embedding.cutoff_fn.p"]),
+        distance_transform=_transform(embedding, weights, species),
+        normalization="density" if kinds[0][0] == "density" else "neighbors",
+        residual_first=kinds[0][1],
+        readout_hidden=_readout_hidden(record, weights),
+        readout_gate=_readout_gate(record),
+    )
+
+
+def _head(heads: Sequence[str], wanted: str | None) -> int:
+    if wanted is None and len(heads) == 1:
+        return 0
+    if wanted is None:
+        raise InputError(f"has the heads {', '.join(heads)}", key="head", mend="choose one with --head")
+    if wanted not in heads:
+        raise InputError(f"has no head {wanted!r}", key="head", mend=did_you_mean(wanted, heads))
+    return list(heads).index(wanted)
+
+
+def _of_head(value: Tensor, index: int) -> Tensor:
+    values = value.to(torch.float64).reshape(-1)
+    return values[min(index, len(values) - 1)]
+
+
+def _same(name: str, values: Sequence[Any]) -> Any:
+    if any(value != values[0] for value in values[1:]):
+        raise InputError(f"has a {name} that differs between layers: {', '.join(map(str, values))}")
+    return values[0]
+
+
+def _correlation(product: Record) -> int:
+    return 1 + sum(
+        name.startswith("weights.") for name in state_of(product["symmetric_contractions.contractions.0"])
+    )
+
+
+def _bessel_moved(embedding: Record, weights: dict[str, Tensor], cutoff: float) -> bool:
+    if embedding["bessel_fn"].name != "BesselBasis":
+        raise InputError(
+            f"has the radial functions {embedding['bessel_fn'].name}", mend="only BesselBasis is known"
+        )
+    given = (
+        weights["radial_embedding.bessel_fn.bessel_weights"].to(torch.float64).reshape(-1) * cutoff / math.pi
+    )
+    return not torch.allclose(
+        given, torch.arange(1.0, len(given) + 1, dtype=torch.float64), rtol=1e-5, atol=0
+    )
+
+
+def _transform(embedding: Record, weights: dict[str, Tensor], species: Sequence[str]) -> Any:
+    transform = embedding["distance_transform"]
+    if transform is None:
+        return "none"
+    prefix = "radial_embedding.distance_transform."
+    constants = (
+        [float(weights[prefix + name]) for name in ("q", "p", "a")]
+        if transform.name == "AgnesiTransform"
+        else []
+    )
+    if (
+        not all(abs(x - y) < 1e-6 for x, y in zip(constants, (0.9183, 4.5791, 1.0805), strict=False))
+        or not constants
+    ):
+        raise InputError(f"transforms distances by {transform.name} {constants}, which is not supported")
+    _check_radii(weights[f"{prefix}covalent_radii"], weights["atomic_numbers"], species)
+    return "agnesi"
+
+
+def _check_zbl(weights: dict[str, Tensor], species: Sequence[str]) -> None:
+    given = torch.cat(
+        [
+            weights[f"pair_repulsion_fn.{x}"].to(torch.float64).reshape(-1)
+            for x in ("c", "a_exp", "a_prefactor")
+        ]
+    )
+    usual = torch.tensor([0.1818, 0.5099, 0.2802, 0.02817, 0.300, 0.4543], dtype=torch.float64)
+    if not torch.allclose(given, usual, rtol=1e-6, atol=0):
+        raise InputError(f"has a pair repulsion with the constants {given.tolist()}, which is not supported")
+    _check_radii(weights["pair_repulsion_fn.covalent_radii"], weights["atomic_numbers"], species)
+
+
+def _check_radii(radii: Tensor, numbers: Tensor, species: Sequence[str]) -> None:
+    if not torch.allclose(radii[numbers].to(torch.float64), covalent_radii(species), rtol=1e-6, atol=0):
+        raise InputError("has other covalent radii than ase.data")
+
+
+def _readout_hidden(record: Record, weights: dict[str, Tensor]) -> tuple[int, ...]:
+    last = len(record["readouts"]) - 1
+    kinds = [readout.name for readout in record["readouts"]]
+    if last + 1 != len(record["interactions"]) or set(kinds[:-1]) - {"LinearReadoutBlock"}:
+        raise InputError(f"has the readouts {', '.join(kinds)}, which are not supported")
+    if kinds[-1] == "LinearReadoutBlock":
+        return ()
+    if kinds[-1] != "NonLinearReadoutBlock":
+        raise InputError(
+            f"has the readout {kinds[-1]}", mend="supported are Linear- and NonLinearReadoutBlock"
+        )
+    hidden = weights[f"readouts.{last}.linear_1.output_mask"].numel()
+    return (hidden // len(record["heads"] or ["Default"]),)
+
+
+def _readout_gate(record: Record) -> str:
+    last = list(record["readouts"])[-1]
+    if last.name == "LinearReadoutBlock":
+        return "silu"
+    act = last["non_linearity.acts.0"]
+    name = "identity" if act is None else str(getattr(act["f"], "__name__", ""))
+    if name not in ACTIVATIONS:
+        raise InputError(f"has a readout with the activation {name}", mend=f"known: {', '.join(ACTIVATIONS)}")
+    return name
+
+
+def _plain(value: Any) -> str:
+    return value.name if isinstance(value, Record) else str(value)

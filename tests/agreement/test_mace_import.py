@@ -1,0 +1,157 @@
+"""Models of ``mace-torch`` become potentials that compute the same; what cannot is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import pimlip_zoo.training.mace_torch.potential as module
+from agreement.reference import STRUCTURES, Reference, assert_agrees, load
+from pimlip_zoo.cli.import_ import app
+from pimlip_zoo.config import load_config
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.training.checkpoint import load_potential
+from pimlip_zoo.training.mace_torch import import_potential
+from pimlip_zoo.training.mace_torch.records import Record, read_records, state_of
+
+MODEL = Path(__file__).parent / "mace_heads.model"
+HEADS = ("small", "large")
+
+
+def reference(head: str) -> Reference:
+    """The fixture's values of one head."""
+    whole = load("mace_heads")
+    prefix = f"{head}/"
+    arrays = {k.removeprefix(prefix): v for k, v in whole.arrays.items() if k.startswith(prefix)}
+    return Reference(whole.config, whole.species, {}, arrays)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_each_head_of_a_file_computes_what_the_package_computed(head: str) -> None:
+    potential = import_potential(MODEL, head=head)
+    assert potential.repulsion is not None
+    for structure in STRUCTURES:
+        assert_agrees(potential, reference(head), structure)
+
+
+def test_the_command_writes_a_run_that_can_be_loaded_and_its_configuration_read(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = CliRunner().invoke(app, ["mace", str(MODEL), "--head", "large", "--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    assert "H, C, N, O" in " ".join(result.output.split())
+    potential = load_potential(folder)
+    for structure in STRUCTURES[:2]:
+        assert_agrees(potential, reference("large"), structure)
+    config = load_config(folder / "config.yaml", complete=True)
+    assert config.model.configure() == potential.model.config
+    assert config.potential.zbl
+    again = CliRunner().invoke(app, ["mace", str(MODEL), "--head", "large", "--out", str(folder)])
+    assert isinstance(again.exception, InputError)
+
+
+def test_nothing_of_a_file_is_executed(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save(Payload(), tmp_path / "bad.model")
+    with pytest.raises(InputError, match=r"bad\.model"):
+        import_potential(tmp_path / "bad.model")
+    assert not (tmp_path / "executed").exists()
+    torch.load(tmp_path / "bad.model", weights_only=False)
+    assert (tmp_path / "executed").exists()
+
+
+def test_records_know_the_state_dict_of_the_file() -> None:
+    state = state_of(read_records(MODEL))
+    assert state["products.1.linear.weight"].shape == (16,)
+    assert state["atomic_numbers"].tolist() == [1, 6, 7, 8]
+
+
+@pytest.mark.parametrize(("head", "text"), [(None, "small, large"), ("larg", "did you mean large")])
+def test_a_head_has_to_be_chosen(head: str | None, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        import_potential(MODEL, head=head)
+
+
+def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.model").write_text("no model")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "state.model")
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.model")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "linear.model")
+    for name, text in (
+        ("missing", "no such file"),
+        ("text", "not a file that torch.save wrote"),
+        ("state", "holds a dict"),
+        ("script", "TorchScript"),
+        ("linear", "holds a Linear"),
+    ):
+        with pytest.raises(InputError, match=text) as error:
+            import_potential(tmp_path / f"{name}.model")
+        assert error.value.file is not None
+        assert "\n" not in str(error.value)
+
+
+def _set(path: str, value: object):
+    def change(record: Record) -> None:
+        parent, _, name = path.rpartition(".")
+        (record[parent] if parent else record).attributes[name] = value
+
+    return change
+
+
+def _rename(path: str, name: str):
+    def change(record: Record) -> None:
+        record[path].__class__ = type(name, (Record,), {"qualified_name": f"mace.modules.blocks.{name}"})
+
+    return change
+
+
+def _fill(path: str, value: float):
+    def change(record: Record) -> None:
+        record[path].data.fill_(value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_set("use_so3", True), "use_so3"),
+        (_set("edge_irreps", "64x0e"), "edge_irreps"),
+        (_set("apply_cutoff", False), "apply_cutoff"),
+        (_rename("interactions.1", "RealAgnosticAttResidualInteractionBlock"), "AttResidual"),
+        (_rename("interactions.1", "RealAgnosticInteractionBlock"), "mixture"),
+        (_rename("readouts.1", "NonLinearBiasReadoutBlock"), "NonLinearBias"),
+        (_rename("radial_embedding.bessel_fn", "GaussianBasis"), "GaussianBasis"),
+        (_rename("radial_embedding.distance_transform", "SoftTransform"), "SoftTransform"),
+        (_fill("radial_embedding.distance_transform.a", 1.2), "AgnesiTransform"),
+        (_fill("pair_repulsion_fn.a_exp", 0.23), "constants"),
+        (_set("interactions.1.avg_num_neighbors", 7.0), "avg_num_neighbors"),
+        (_fill("products.0.symmetric_contractions.contractions.1.U_matrix_2", 1.0), "couples"),
+        (lambda record: record.attributes["_modules"].pop("radial_embedding"), "laid out"),
+    ],
+)
+def test_a_variant_that_is_not_supported_is_refused(
+    change, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = read_records(MODEL)
+    change(record)
+    monkeypatch.setattr(module, "read_records", lambda _: record)
+    with pytest.raises(InputError, match=text) as error:
+        import_potential(MODEL, head="small")
+    assert "mace_heads.model" in str(error.value)
+
+
+def test_bessel_frequencies_that_were_trained_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = read_records(MODEL)
+    record["radial_embedding.bessel_fn.bessel_weights"].mul_(1.01)
+    monkeypatch.setattr(module, "read_records", lambda _: record)
+    potential = import_potential(MODEL, head="small")
+    frequencies = potential.model.edges.basis.frequencies
+    assert isinstance(frequencies, torch.nn.Parameter)
+    expected = 1.01 * torch.pi * torch.arange(1, 7, dtype=torch.float64)
+    torch.testing.assert_close(frequencies.detach(), expected, rtol=1e-12, atol=0)
