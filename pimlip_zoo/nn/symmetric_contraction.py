@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.nn.exact import ExactBuffers
+from pimlip_zoo.nn.kernels import PolynomialForm, contract
 
 __all__ = [
     "CouplingBasis",
@@ -225,6 +226,7 @@ class SymmetricContraction(ExactBuffers):
         super().__init__()
         self.spec = spec
         self.irreps_out = spec.irreps_out
+        self.form = PolynomialForm(int(spec.irreps_in.dim), int(spec.irreps_out.dim), spec.terms)
         weights = torch.randn(num_species, spec.num_weights, channels)
         for block in spec.blocks:
             weights[:, block.first : block.first + block.size] /= max(block.paths, 1)
@@ -260,6 +262,15 @@ class SymmetricContraction(ExactBuffers):
         Returns:
             (N, K_out, C).
         """
+        coefficients = self.coefficients()
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            out = self.reference(x, coefficients, species)
+        else:
+            out = contract(self, x, coefficients, species)
+        return out
+
+    def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:
+        """The same in plain torch, with the coefficients (S, T, C) given."""
         begin = self._sizes[0]
         products = x[:, self._factor[:begin]]
         for size in self._sizes[1:]:
@@ -267,7 +278,6 @@ class SymmetricContraction(ExactBuffers):
                 parents = products[:, self._parent[begin : begin + size]]
                 products = torch.cat([products, parents * x[:, self._factor[begin : begin + size]]], dim=1)
             begin += size
-        coefficients = self.coefficients()
         out: list[Tensor] = []
         begin = 0
         for count in self._terms_of_component:

@@ -3,6 +3,7 @@
 from pimlip_zoo.nn.kernels.dispatch import (
     available_backends,
     chosen_backend,
+    contract,
     convolve,
     multiply_edges,
     perceptron,
@@ -10,15 +11,18 @@ from pimlip_zoo.nn.kernels.dispatch import (
 )
 from pimlip_zoo.nn.kernels.form import TrilinearForm
 from pimlip_zoo.nn.kernels.mlp import MLPForm
+from pimlip_zoo.nn.kernels.polynomial import PolynomialForm
 from pimlip_zoo.nn.kernels.reference import ReferenceConvolution
 from pimlip_zoo.nn.kernels.scope import geometry_only
 
 __all__ = [
     "MLPForm",
+    "PolynomialForm",
     "ReferenceConvolution",
     "TrilinearForm",
     "available_backends",
     "chosen_backend",
+    "contract",
     "convolve",
     "geometry_only",
     "multiply_edges",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.nn.kernels import build, cpu, mlp, product
+from pimlip_zoo.nn.kernels import build, cpu, mlp, polynomial, product
 from pimlip_zoo.nn.kernels.edges import edge_lists
 from pimlip_zoo.nn.kernels.form import TrilinearForm
 
@@ -21,6 +21,7 @@ __all__ = [
     "BACKENDS",
     "available_backends",
     "chosen_backend",
+    "contract",
     "convolve",
     "multiply_edges",
     "perceptron",
@@ -57,6 +58,16 @@ class PerceptronLike(Protocol):
     weights: torch.nn.ParameterList
 
     def reference(self, x: Tensor) -> Tensor:
+        """The same in plain torch."""
+        ...
+
+
+class PolynomialLike(Protocol):
+    """What :func:`contract` has to know."""
+
+    form: polynomial.PolynomialForm
+
+    def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:
         """The same in plain torch."""
         ...
 
@@ -189,6 +200,30 @@ def perceptron(module: PerceptronLike, x: Tensor) -> Tensor:
     dtype = x.dtype
     kernels = _or_reference(lambda: mlp.cpu_mlp(form, dtype), required=name == "cpu")
     return module.reference(x) if kernels is None else mlp.mlp(kernels, x.contiguous(), weights)
+
+
+def contract(module: PolynomialLike, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:
+    """Polynomials of each atom's features by the backend in force.
+
+    Args:
+        module: has the form, and computes the same in plain torch.
+        x: (N, K_in, C).
+        coefficients: (S, T, C).
+        species: (N,).
+
+    Returns:
+        (N, K_out, C).
+    """
+    name, form = chosen_backend(), module.form
+    if name == "reference" or not form.terms or not _plain(x, coefficients):
+        return module.reference(x, coefficients, species)
+    channels, dtype = int(x.shape[2]), x.dtype
+    kernels = _or_reference(lambda: polynomial.cpu_polynomial(form, channels, dtype), required=name == "cpu")
+    if kernels is None:
+        return module.reference(x, coefficients, species)
+    return polynomial.polynomial(
+        kernels, module.reference, x.contiguous(), coefficients.contiguous(), species
+    )
 
 
 def _checked(name: str, key: str) -> str:

@@ -290,6 +290,10 @@ class _Apply(torch.autograd.Function):
     def forward(ctx: Any, op: CpuMLP, x: Tensor, flat: Tensor) -> Tensor:
         ctx.op = op
         ctx.save_for_backward(x, flat)
+        if all(
+            ctx.needs_input_grad[1:]
+        ):  # training: compile at once what forces and their derivatives will need
+            op.library.build(_Sweep(1, True, False), _Sweep(1, True, True), _Sweep(2, True, True, True))
         out = op.run(_FORWARD, x, flat)[0]
         assert out is not None
         return out
