@@ -47,7 +47,7 @@ def build(
 
 
 @app.command("input", epilog="Example: pimlip-zoo lammps input model.nequip.pth --structure start.xyz -o md")
-def write_input(  # noqa: PLR0917
+def write_input(
     run: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or an exported model.")],
     structure: Annotated[Path, typer.Option(help="Where the atoms start: any file that ASE reads.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")] = Path("lammps"),

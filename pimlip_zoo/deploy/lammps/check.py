@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,27 +25,30 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.graph import AtomGraph
 
-__all__ = ["CheckRow", "SinglePoint", "check_deployment", "single_point"]
+__all__ = ["CheckRow", "SinglePoint", "check_deployment", "single_points"]
 
 BAR = 1.6021765e6
 """LAMMPS' factor from eV/Å³ to bar in metal units (``nktv2p``)."""
 
-_SCRIPT = """units {units}
+_VOIGT = [0, 3, 4, 3, 1, 5, 4, 5, 2]  # xx, yy, zz, xy, xz, yz as a matrix
+_SCRIPT = """clear
+units {units}
 atom_style atomic
 boundary {boundary}
 newton {newton}
 plugin load {plugin}
-read_data structure.data
+read_data structure.{index}.data
 pair_style pimlip {options}
 pair_coeff * * {model} {elements}
 compute virial all pressure NULL virial
 compute energy all pe/atom
+compute stress all stress/atom NULL virial
 thermo_style custom step pe vol c_virial[*]
-dump forces all custom 1 forces.txt id fx fy fz c_energy x y z
-dump_modify forces sort id format float %.17g
+dump rows all custom 1 rows.{index}.txt id fx fy fz c_energy c_stress[*] x y z
+dump_modify rows sort id format float %.17g
 run 0
 print "$(pe:%.17g) $(vol:%.17g) $(c_virial[1]:%.17g) $(c_virial[2]:%.17g) $(c_virial[3]:%.17g) &
-$(c_virial[4]:%.17g) $(c_virial[5]:%.17g) $(c_virial[6]:%.17g)" file global.txt
+$(c_virial[4]:%.17g) $(c_virial[5]:%.17g) $(c_virial[6]:%.17g)" file global.{index}.txt
 """
 
 
@@ -60,6 +63,10 @@ class SinglePoint:
     """(3, 3) eV, ``-dE/dε``."""
     atomic_energy: NDArray[np.float64]
     """(N,)."""
+    atomic_virial: NDArray[np.float64]
+    """(N, 3, 3) eV; their sum is the virial."""
+    positions: NDArray[np.float64]
+    """(N, 3) Å, where LAMMPS has the atoms: perhaps in another periodic image."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,8 @@ class CheckRow:
     allowed: float
 
 
-def single_point(
-    atoms: Atoms,
+def single_points(
+    structures: Sequence[Atoms],
     *,
     model: str | os.PathLike[str],
     plugin: str | os.PathLike[str],
@@ -83,11 +90,11 @@ def single_point(
     ranks: int = 1,
     options: str = "",
     newton: str = "on",
-) -> SinglePoint:
-    """Energy, forces and virial of a structure by ``run 0`` in LAMMPS.
+) -> list[SinglePoint]:
+    """Energy, forces and virial of structures by ``run 0``, all in one LAMMPS process.
 
     Args:
-        atoms: in LAMMPS' axes, see :func:`~pimlip_zoo.deploy.lammps.input.in_lammps_axes`.
+        structures: in LAMMPS' axes, see :func:`~pimlip_zoo.deploy.lammps.input.in_lammps_axes`.
         model: the exported file.
         plugin: the built plugin.
         species: elements of the atom types.
@@ -101,10 +108,11 @@ def single_point(
     elements = list(species)
     with tempfile.TemporaryDirectory(prefix="pimlip-lammps-") as scratch:
         folder = Path(scratch)
-        write_data(folder / "structure.data", atoms, elements)
-        script = folder / "in.lammps"
-        script.write_text(
-            _SCRIPT.format(
+        text = ""
+        for index, atoms in enumerate(structures):
+            write_data(folder / f"structure.{index}.data", atoms, elements)
+            text += _SCRIPT.format(
+                index=index,
                 units="metal",
                 boundary=" ".join("p" if p else "f" for p in atoms.pbc),
                 newton=newton,
@@ -113,12 +121,18 @@ def single_point(
                 model=Path(model).resolve(),
                 elements=" ".join(elements),
             )
-        )
+        script = folder / "in.lammps"
+        script.write_text(text)
         run_lammps(script, ranks=ranks, timeout=600)
-        rows = np.loadtxt(folder / "forces.txt", skiprows=9, ndmin=2)
-        energy, volume, xx, yy, zz, xy, xz, yz = np.loadtxt(folder / "global.txt")
-    pressure = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-    return SinglePoint(float(energy), rows[:, 1:4], pressure * volume / BAR, rows[:, 4])
+        return [_read_point(folder, index) for index in range(len(structures))]
+
+
+def _read_point(folder: Path, index: int) -> SinglePoint:
+    rows = np.loadtxt(folder / f"rows.{index}.txt", skiprows=9, ndmin=2)
+    energy, volume, *pressure = np.loadtxt(folder / f"global.{index}.txt")
+    virial = np.array(pressure)[_VOIGT].reshape(3, 3) * volume / BAR
+    atomic_virial = -rows[:, 5:11][:, _VOIGT].reshape(-1, 3, 3) / BAR
+    return SinglePoint(float(energy), rows[:, 1:4], virial, rows[:, 4], atomic_virial, rows[:, 11:14])
 
 
 def check_deployment(
@@ -142,16 +156,18 @@ def check_deployment(
     evaluate, metadata = load_exported(model)
     species = metadata["type_names"].split()
     limit = 10 * tolerance(getattr(torch, metadata["model_dtype"]))
+    named = _structures(atoms, float(metadata["r_max"]), species)
+    structures = [structure for _, structure in named]
+    graphs = [_graph(structure, species, float(metadata["r_max"])) for structure in structures]
+    expected = [from_edges(graph, evaluate(pair_style_inputs(graph))) for graph in graphs]
     rows = []
-    for name, structure in _structures(atoms, float(metadata["r_max"]), species):
-        graph = _graph(structure, species, float(metadata["r_max"]))
-        expected = from_edges(graph, evaluate(pair_style_inputs(graph)))
-        for count in ranks:
-            found = single_point(structure, model=model, plugin=plugin, species=species, ranks=count)
+    for count in ranks:
+        points = single_points(structures, model=model, plugin=plugin, species=species, ranks=count)
+        for (name, _), reference, found in zip(named, expected, points, strict=True):
             values = {"energy": np.array([found.energy]), "forces": found.forces, "virial": found.virial}
             for quantity, value in values.items():
-                reference = expected[quantity].numpy().reshape(value.shape)
-                deviation = np.abs(value - reference).max() / max(1.0, np.abs(reference).max())
+                right = reference[quantity].numpy().reshape(value.shape)
+                deviation = np.abs(value - right).max() / max(1.0, np.abs(right).max())
                 rows.append(CheckRow(name, count, quantity, float(deviation), limit))
     return rows
 

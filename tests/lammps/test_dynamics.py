@@ -1,0 +1,192 @@
+"""Molecular dynamics in LAMMPS: energy is conserved, ranks do not matter, runs go on from restarts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from toys import SPECIES, geometries, potential_of, predict
+
+from pimlip_zoo.deploy.lammps.input import in_lammps_axes, write_data
+from pimlip_zoo.deploy.lammps.run import run_lammps
+
+SCRIPT = """units {units}
+atom_style atomic
+newton on
+plugin load {plugin}
+{start}
+{style}
+{masses}
+neighbor {skin} bin
+neigh_modify every 1 delay 0 check yes
+timestep {timestep}
+{fix}
+thermo {every}
+thermo_style custom step etotal pe press vol temp
+thermo_modify format float %.15g
+{run}
+write_dump all custom final.txt id x y z vx vy vz modify sort id format float %.17g
+"""
+
+
+def dynamics(folder, plugin, *, ranks=1, **settings):
+    """Run a script made of the pieces above; returns the thermo table and the last frame."""
+    pieces = {
+        "units": "metal",
+        "start": "read_data structure.data",
+        "masses": "",
+        "skin": 0.5,
+        "timestep": 0.0005,
+        "fix": "fix integrate all nve",
+        "every": 50,
+        "run": "run 100",
+    } | settings
+    script = folder / "in.lammps"
+    script.write_text(SCRIPT.format(plugin=plugin, **pieces))
+    text = run_lammps(script, ranks=ranks, timeout=600)
+    rows, reading = [], False
+    for line in text.splitlines():
+        words = line.split()
+        if words[:2] == ["Step", "TotEng"]:
+            reading, rows = True, []
+        elif reading and line.startswith("Loop time"):
+            reading = False
+        elif reading:
+            rows.append([float(word) for word in words])
+    return np.array(rows), np.loadtxt(folder / "final.txt", skiprows=9, ndmin=2)
+
+
+def hot_structure(folder, temperature):
+    atoms = geometries()["a bulk crystal"].copy()
+    generator = np.random.default_rng(5)
+    atoms.set_momenta(
+        generator.normal(size=(len(atoms), 3)) * np.sqrt(atoms.get_masses() * 8.617e-5 * temperature)[:, None]
+    )
+    atoms.set_momenta(atoms.get_momenta() - atoms.get_momenta().mean(0))
+    write_data(folder / "structure.data", atoms, SPECIES)
+    return atoms
+
+
+def style(model, species=SPECIES):
+    return f"pair_style pimlip\npair_coeff * * {model} {' '.join(species)}"
+
+
+def test_nve_keeps_the_energy(tmp_path, plugin, exported):
+    atoms = hot_structure(tmp_path, 300.0)
+    rows, _ = dynamics(
+        tmp_path, plugin, style=style(exported("pairs")), every=10, run="run 1000", timestep=0.00025
+    )
+    time, energy = rows[:, 0] * 0.00025e-3, rows[:, 1] / len(atoms)  # ns, eV/atom
+    drift = np.polyfit(time, energy, 1)[0]
+    kinetic = rows[:, 1] - rows[:, 2]
+    assert np.ptp(kinetic / len(atoms)) > 1e-3  # something happened
+    assert abs(drift) * 1000 < 1.0, f"{1000 * drift:.3f} meV/atom/ns"
+
+
+@pytest.mark.parametrize("name", ["pairs", "messages3"])
+def test_trajectories_do_not_depend_on_the_number_of_ranks(name, tmp_path, plugin, exported):
+    # Hot enough for atoms to change ranks and for the neighbour lists to be rebuilt many times.
+    final = {}
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        hot_structure(folder, 20000.0)
+        _, final[ranks] = dynamics(
+            folder, plugin, style=style(exported(name)), skin=0.3, ranks=ranks, run="run 60"
+        )
+    moved = final[1][:, 1:4] - geometries()["a bulk crystal"].positions
+    assert np.abs(moved).max() > 1.0
+    assert np.abs(final[1] - final[2]).max() < 1e-8
+
+
+def test_a_restart_goes_on_where_the_run_ended(tmp_path, plugin, exported):
+    hot_structure(tmp_path, 300.0)
+    model = style(exported("messages2"))
+    _, straight = dynamics(tmp_path, plugin, style=model, run="run 80")
+    dynamics(tmp_path, plugin, style=model, run="run 40\nwrite_restart half.restart")
+    _, resumed = dynamics(tmp_path, plugin, style=model, start="read_restart half.restart", run="run 40")
+    assert np.abs(straight - resumed).max() < 1e-9
+
+
+def test_units_real_are_converted(tmp_path, plugin, exported):
+    hot_structure(tmp_path, 300.0)
+    metal, _ = dynamics(tmp_path, plugin, style=style(exported("pairs")), run="run 0")
+    real, _ = dynamics(
+        tmp_path, plugin, style=style(exported("pairs")), run="run 0", units="real", timestep=0.5
+    )
+    assert real[0, 2] / metal[0, 2] == pytest.approx(23.060549, rel=1e-6)
+    # Velocities of the data file mean something else in real units: compare the virial without them.
+    quiet = "velocity all set 0 0 0"
+    pressures = [
+        dynamics(tmp_path, plugin, style=style(exported("pairs")), fix=quiet, run="run 0", units=units)[0][
+            0, 3
+        ]
+        for units in ("metal", "real")
+    ]
+    assert pressures[1] * 1.01325 == pytest.approx(pressures[0], rel=1e-5)  # atm and bar
+
+
+def test_chunks_move_atoms_alike(tmp_path, plugin, exported):
+    hot_structure(tmp_path, 300.0)
+    _, whole = dynamics(tmp_path, plugin, style=style(exported("messages2")), run="run 20")
+    chunked = style(exported("messages2")).replace("pimlip\n", "pimlip chunk 25\n")
+    _, parts = dynamics(tmp_path, plugin, style=chunked, run="run 20")
+    assert np.abs(whole - parts).max() < 1e-9
+
+
+def test_npt_finds_the_volume_without_pressure(tmp_path, plugin, exported):
+    atoms = bulk("Cu", cubic=True, a=3.9) * (3, 3, 3)
+    atoms.symbols[::4] = "Al"
+    write_data(tmp_path / "structure.data", in_lammps_axes(atoms), ("Cu", "Al"))
+    rows, _ = dynamics(
+        tmp_path,
+        plugin,
+        style=style(exported("morse", torch.float32), ("Cu", "Al")),
+        timestep=0.002,
+        every=10,
+        fix="velocity all create 200 3\nfix integrate all npt temp 100 100 0.1 iso 0 0 0.3",
+        run="run 1500",
+    )
+    late = rows[len(rows) // 2 :]
+    lattice = (late[:, 4].mean() / 27) ** (1 / 3)
+    potential = potential_of("morse")
+
+    def energy(a):
+        return predict(potential, bulk("Cu", cubic=True, a=a))[0]
+
+    trial = np.linspace(3.5, 4.2, 141)
+    ground = trial[np.argmin([energy(a) for a in trial])]
+    assert abs(late[:, 5].mean() - 100.0) < 15.0
+    assert abs(late[:, 3].mean()) < 2000.0  # bar
+    assert abs(lattice - ground) < 0.05
+    assert abs(rows[0, 4] ** (1 / 3) / 3 - ground) > 0.05  # it had to look for it
+
+
+def test_atom_ids_may_have_gaps(tmp_path, plugin, exported):
+    hot_structure(tmp_path, 300.0)
+    plain, _ = dynamics(tmp_path, plugin, style=style(exported("messages2")), run="run 5", every=5)
+    lines = (tmp_path / "structure.data").read_text().splitlines()
+    out, atoms = [], False
+    for line in lines:
+        words = line.split()
+        atoms = atoms or line.startswith("Atoms")
+        numbered = atoms and len(words) in (4, 5) and words[0].isdigit()
+        out.append(" ".join([str(1000 + 37 * int(words[0])), *words[1:]]) if numbered else line)
+    (tmp_path / "structure.data").write_text("\n".join(out) + "\n")
+    spread, _ = dynamics(tmp_path, plugin, style=style(exported("messages2")), run="run 5", every=5)
+    assert np.abs(plain - spread).max() < 1e-9
+
+
+def test_hybrid_leaves_null_types_alone(tmp_path, plugin, exported):
+    atoms = geometries()["a bulk crystal"]
+    write_data(tmp_path / "structure.data", atoms, SPECIES)
+    hybrid = (
+        f"pair_style hybrid/overlay pimlip lj/cut 3.0\npair_coeff * * pimlip {exported('messages2')} H C NULL\n"
+        "pair_coeff 3 3 lj/cut 0.01 1.5\npair_coeff 1*2 3 lj/cut 0.0 1.0"
+    )
+    fix = "compute ours all pair pimlip"
+    run = "thermo_style custom step etotal c_ours press vol temp\nthermo_modify format float %.15g\nrun 0"
+    rows, _ = dynamics(tmp_path, plugin, style=hybrid, fix=fix, run=run)
+    alone = atoms[[atom.symbol != "O" for atom in atoms]]
+    assert rows[0, 2] == pytest.approx(predict(potential_of("messages2"), alone)[0], rel=1e-10)

@@ -1,0 +1,164 @@
+"""What a user gets wrong ends in one line with the reason, never in silence."""
+
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+import pytest
+from toys import SPECIES, geometries
+
+from pimlip_zoo.deploy.lammps.check import single_points
+from pimlip_zoo.deploy.lammps.input import write_data
+from pimlip_zoo.deploy.lammps.run import run_lammps
+from pimlip_zoo.deploy.metadata import read_metadata
+from pimlip_zoo.errors import InputError
+
+
+def with_metadata(source, target, **changes):
+    """A copy of an exported file with other metadata; None takes a key away."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        for item in old.infolist():
+            key = item.filename.rpartition("/extra/")[2] if "/extra/" in item.filename else None
+            if key in changes:
+                if changes[key] is not None:
+                    new.writestr(item.filename, changes[key])
+            else:
+                new.writestr(item, old.read(item.filename))
+    return target
+
+
+def attempt(model, plugin, **settings):
+    atoms = geometries()["a skewed triclinic cell"]
+    return single_points([atoms], model=model, plugin=plugin, species=SPECIES, **settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"pimlip_format": None}, "has no metadata of pimlip-zoo"),
+        ({"pimlip_format": "7"}, "its format is version 7 and this pair style reads version 1"),
+        ({"r_max": None}, "its metadata lack r_max"),
+        ({"interaction_depth": "many"}, "its metadata are damaged"),
+        ({"units": "kcal/mol"}, "its units are kcal/mol"),
+    ],
+)
+def test_metadata_that_do_not_fit(changes, reason, tmp_path, plugin, exported):
+    model = with_metadata(exported("pairs"), tmp_path / "changed.nequip.pth", **changes)
+    with pytest.raises(InputError, match=reason):
+        attempt(model, plugin)
+
+
+def test_an_unchanged_copy_loads(tmp_path, plugin, exported):
+    model = with_metadata(exported("pairs"), tmp_path / "copy.nequip.pth")
+    assert read_metadata(model) == read_metadata(exported("pairs"))
+    assert np.isfinite(attempt(model, plugin)[0].energy)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_file(share, tmp_path, plugin, exported):
+    content = exported("pairs").read_bytes()
+    model = tmp_path / "half.nequip.pth"
+    model.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match="not a complete TorchScript file"):
+        attempt(model, plugin)
+    with pytest.raises(InputError, match="not a complete exported model"):
+        read_metadata(model)
+
+
+def test_a_file_of_a_torch_that_cannot_be_read_names_both_versions(tmp_path, plugin, exported):
+    # Operators of another torch, as far as this one can tell.
+    source = exported("pairs")
+    model = tmp_path / "future.nequip.pth"
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(model, "w", zipfile.ZIP_STORED) as new:
+        for item in old.infolist():
+            content = old.read(item.filename)
+            if item.filename.endswith(".py"):
+                content = content.replace(b"torch.index_add(", b"torch.index_add_next(")
+            if item.filename.endswith("/extra/torch_version"):
+                content = b"9.1.0"
+            new.writestr(item, content)
+    with pytest.raises(InputError, match=r"written by torch 9.1.0 and torch .* cannot load it"):
+        attempt(model, plugin)
+
+
+def test_a_missing_file(tmp_path, plugin):
+    with pytest.raises(InputError, match="cannot be read"):
+        attempt(tmp_path / "nowhere.nequip.pth", plugin)
+
+
+def test_errors_of_many_ranks_are_one_line_too(tmp_path, plugin):
+    with pytest.raises(InputError, match="cannot be read"):
+        attempt(tmp_path / "nowhere.nequip.pth", plugin, ranks=2)
+
+
+SCRIPT = """units {units}
+atom_style {atom_style}
+plugin load {plugin}
+{box}
+pair_style pimlip {options}
+pair_coeff {coeff}
+{after}
+run 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"units": "lj"}, "units are lj, use metal or real"),
+        ({"coeff": "* * {model} H C Xx"}, "atom type 3 is Xx, which .* does not know .it knows: H C O"),
+        ({"coeff": "* * {model} H C"}, "names 2 elements, but there are 3 atom types"),
+        ({"coeff": "1 2 {model} H C O"}, r"must start with \* \*"),
+        ({"options": "chunk -3"}, "chunk must be 0"),
+        ({"options": "chunk"}, "chunk"),
+        ({"options": "speed high"}, "unknown option speed"),
+        ({"options": "device gpu"}, "device is auto, cpu or cuda, not gpu"),
+        (
+            {"coeff": "* * {model} H C NULL"},
+            "does not set atom types 1 and 3|not all pair coeffs|coeffs are not set",
+        ),
+    ],
+)
+def test_input_scripts_that_cannot_work(changes, reason, tmp_path, plugin, exported):
+    write_data(tmp_path / "structure.data", geometries()["a skewed triclinic cell"], SPECIES)
+    pieces = {
+        "units": "metal",
+        "atom_style": "atomic",
+        "box": "read_data structure.data",
+        "options": "",
+        "coeff": "* * {model} H C O",
+        "after": "",
+    } | changes
+    pieces["coeff"] = pieces["coeff"].format(model=exported("pairs"))
+    script = tmp_path / "in.lammps"
+    script.write_text(SCRIPT.format(plugin=plugin, **pieces))
+    with pytest.raises(InputError, match=f"(?i){reason}"):
+        run_lammps(script)
+
+
+def test_bonded_neighbours_must_not_be_left_out(tmp_path, plugin, exported):
+    box = "region box block 0 9 0 9 0 9\ncreate_box 1 box bond/types 1 extra/bond/per/atom 2 extra/special/per/atom 4\n"
+    box += "create_atoms 1 single 1 1 1\ncreate_atoms 1 single 2 1 1\nmass 1 1.0\nbond_style zero\nbond_coeff 1 1.0\n"
+    box += "create_bonds single/bond 1 1 2"
+    pieces = {"units": "metal", "atom_style": "bond", "box": box, "options": ""}
+    script = tmp_path / "in.lammps"
+    coeff = f"* * {exported('pairs')} H"
+    script.write_text(SCRIPT.format(plugin=plugin, coeff=coeff, after="", **pieces))
+    with pytest.raises(InputError, match=r"add `special_bonds lj/coul 1.0 1.0 1.0`"):
+        run_lammps(script)
+    after = "special_bonds lj/coul 1.0 1.0 1.0"
+    script.write_text(SCRIPT.format(plugin=plugin, coeff=coeff, after=after, **pieces))
+    assert "Loop time" in run_lammps(script)
+
+
+def test_an_element_that_the_model_lacks_is_named_before_lammps_starts(plugin, exported):
+    from ase import Atoms
+
+    with pytest.raises(InputError, match="does not know Xe"):
+        single_points(
+            [Atoms("Xe", positions=[[1, 1, 1]], cell=[9, 9, 9], pbc=True)],
+            model=exported("pairs"),
+            plugin=plugin,
+            species=SPECIES,
+        )

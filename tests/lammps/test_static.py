@@ -1,0 +1,160 @@
+"""``run 0`` in LAMMPS is the potential's own evaluation: geometries, architectures, ranks, modes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from toys import SPECIES, geometries, graph_of, potential_of, predict, relative
+
+from pimlip_zoo.deploy.lammps.check import single_points
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import edge_vectors
+from pimlip_zoo.registry import available_models
+
+ARCHITECTURES = sorted(available_models())
+TOYS = ["pairs", "messages2", "messages3"]
+
+
+def differences(points, potential, structures):
+    """Largest relative difference of every quantity over all structures."""
+    worst = dict.fromkeys(("energy", "forces", "virial", "atomic energies"), 0.0)
+    for point, atoms in zip(points, structures, strict=True):
+        found = (point.energy, point.forces, point.virial, point.atomic_energy)
+        for key, value, expected in zip(worst, found, predict(potential, atoms), strict=True):
+            worst[key] = max(worst[key], relative(value, expected))
+    return worst
+
+
+@pytest.mark.parametrize("name", [*TOYS, *ARCHITECTURES])
+def test_five_geometries_agree_in_float64(name, plugin, exported):
+    structures = list(geometries().values())
+    points = single_points(structures, model=exported(name), plugin=plugin, species=SPECIES)
+    worst = differences(points, potential_of(name), structures)
+    assert max(worst.values()) < 1e-10, worst
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pairs", "nequip", *(pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES if n != "nequip")],
+)
+def test_five_geometries_agree_in_float32(name, plugin, exported):
+    structures = list(geometries().values())
+    model = exported(name, torch.float32)
+    points = single_points(structures, model=model, plugin=plugin, species=SPECIES)
+    worst = differences(points, potential_of(name, torch.float32), structures)
+    assert max(worst.values()) < 2e-4, worst
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        ("pairs", 2),
+        ("messages2", 2),
+        ("messages3", 2),
+        ("messages3", 4),
+        pytest.param("pairs", 4, marks=pytest.mark.slow),
+        pytest.param("messages2", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_many_ranks_compute_what_one_computes(name, ranks, plugin, exported):
+    structures = list(geometries().values())
+    points = single_points(structures, model=exported(name), plugin=plugin, species=SPECIES, ranks=ranks)
+    worst = differences(points, potential_of(name), structures)
+    assert max(worst.values()) < 1e-10, worst
+    for point, atoms in zip(points, structures, strict=True):
+        # Rows are matched by where the atoms are, not only by their numbers.
+        shift = np.linalg.solve(np.array(atoms.cell).T, (point.positions - atoms.positions).T).T
+        assert np.abs(shift - np.round(shift)).max() < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_on_many_ranks(name, ranks, plugin, exported):
+    structures = list(geometries().values())
+    points = single_points(structures, model=exported(name), plugin=plugin, species=SPECIES, ranks=ranks)
+    assert max(differences(points, potential_of(name), structures).values()) < 1e-10
+
+
+def test_a_halo_of_several_hops_reaches_across_ranks_that_do_not_touch(plugin, exported):
+    atoms = geometries()["a bulk crystal"] * (4, 1, 1)  # slabs of 10.2 Å under a halo of 10.5 Å
+    points = single_points([atoms], model=exported("messages3"), plugin=plugin, species=SPECIES, ranks=4)
+    assert max(differences(points, potential_of("messages3"), [atoms]).values()) < 1e-10
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("pairs", 1), ("messages2", 1), ("messages2", 2)])
+def test_chunks_change_nothing(name, ranks, plugin, exported):
+    structures = list(geometries().values())
+    points = single_points(
+        structures, model=exported(name), plugin=plugin, species=SPECIES, options="chunk 7", ranks=ranks
+    )
+    assert max(differences(points, potential_of(name), structures).values()) < 1e-10
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_atomic_virials_sum_to_the_virial(ranks, plugin, exported):
+    structures = list(geometries().values())
+    points = single_points(
+        structures, model=exported("messages2"), plugin=plugin, species=SPECIES, ranks=ranks
+    )
+    for point in points:
+        assert relative(point.atomic_virial.sum(0), point.virial) < 1e-10
+
+
+def test_atomic_virials_are_half_of_each_edge(plugin, exported):
+    atoms = geometries()["a cell thinner than the cutoff"]
+    (point,) = single_points([atoms], model=exported("pairs"), plugin=plugin, species=SPECIES)
+    potential, graph = potential_of("pairs"), graph_of(atoms)
+    vectors = edge_vectors(graph).requires_grad_()
+    scaled = potential.scale[graph.species] * potential.model(graph, vectors)
+    (gradient,) = torch.autograd.grad(scaled.sum(), vectors)
+    product = -0.5 * vectors.detach()[:, :, None] * gradient[:, None, :]
+    product = 0.5 * (product + product.transpose(1, 2))
+    expected = torch.zeros(len(atoms), 3, 3, dtype=torch.float64)
+    expected = expected.index_add(0, graph.edge_index[0], product).index_add(0, graph.edge_index[1], product)
+    assert relative(point.atomic_virial, expected) < 1e-10
+
+
+def test_direct_forces_come_from_their_head(plugin, exported):
+    structures = list(geometries().values())
+    for ranks in (1, 2):
+        points = single_points(
+            structures, model=exported("nequip:direct"), plugin=plugin, species=SPECIES, ranks=ranks
+        )
+        assert max(differences(points, potential_of("nequip:direct"), structures).values()) < 1e-10
+
+
+def test_newton_off_is_right_on_one_rank_and_refused_on_two(plugin, exported):
+    atoms = geometries()["a skewed triclinic cell"]
+    settings = {"model": exported("messages2"), "plugin": plugin, "species": SPECIES, "newton": "off"}
+    points = single_points([atoms], **settings)
+    assert max(differences(points, potential_of("messages2"), [atoms]).values()) < 1e-10
+    with pytest.raises(InputError, match="needs `newton on`"):
+        single_points([atoms], ranks=2, **settings)
+
+
+def test_one_atom_and_atoms_out_of_sight_have_their_reference_energy(plugin, exported):
+    from ase import Atoms
+
+    one = Atoms("O", positions=[[5.0, 5.0, 5.0]], cell=np.eye(3) * 10, pbc=True)
+    apart = Atoms("HO", positions=[[1.0, 1.0, 1.0], [9.0, 9.0, 9.0]], cell=np.eye(3) * 20, pbc=True)
+    for ranks in (1, 4):  # ranks without atoms among them
+        points = single_points(
+            [one, apart], model=exported("messages2"), plugin=plugin, species=SPECIES, ranks=ranks
+        )
+        assert points[0].energy == pytest.approx(-3.0, abs=1e-12)
+        assert points[1].energy == pytest.approx(-4.0, abs=1e-12)
+        assert all(np.abs(point.forces).max() == 0.0 for point in points)
+
+
+def test_the_ase_calculator_says_the_same(plugin, exported):
+    from pimlip_zoo.deploy.ase import PimlipCalculator
+
+    atoms = geometries()["a skewed triclinic cell"].copy()
+    atoms.calc = PimlipCalculator(potential_of("nequip"))
+    (point,) = single_points([atoms], model=exported("nequip"), plugin=plugin, species=SPECIES)
+    stress = -point.virial / atoms.get_volume()
+    assert relative(point.energy, atoms.get_potential_energy()) < 1e-10
+    assert relative(point.forces, atoms.get_forces()) < 1e-10
+    assert np.abs(stress - atoms.get_stress(voigt=False)).max() / np.abs(stress).max() < 1e-10
