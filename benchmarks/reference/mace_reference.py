@@ -9,7 +9,7 @@ It writes one ``mace_*.npz`` per configuration: ``config`` (JSON, the arguments 
 ``weights/NAME`` (parameters and the buffers that a conversion needs), and per structure
 ``STRUCTURE/numbers|positions|cell|pbc`` with ``STRUCTURE/energy|forces`` and, where there is a cell,
 ``STRUCTURE/stress``. ``mace_zbl.npz`` has energies of its pair repulsion alone, ``mace_heads.npz`` the same as the
-others for each head of a model with two, which is in ``mace_heads.model`` as the package saves it. Everything is float64.
+others for each head of a model with two, which is in ``mace_heads.model`` as the package saves it. All is float64.
 """
 
 from __future__ import annotations
