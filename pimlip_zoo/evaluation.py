@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from pimlip_zoo.graph import Batch, Predictions, collate, stress_from_virial
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.metrics import ErrorStatistics
 
-__all__ = ["Evaluation", "check_labelled", "evaluate"]
+__all__ = ["Evaluation", "check_labelled", "evaluate", "evaluate_frames"]
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,30 @@ def evaluate(
     frames = _labelled_frames(spec)
     if baseline is not None:
         frames = subtract_labels(frames, cached_labels(frames, find_supervisor(baseline)))
+    return evaluate_frames(potential, frames, batch_size=batch_size, model=model, source=spec)
+
+
+def evaluate_frames(
+    potential: Potential, frames: Sequence[Frame], *, batch_size: int = 50, model: str = "", source: str = ""
+) -> Evaluation:
+    """Evaluate on frames that are at hand.
+
+    Args:
+        potential: ready for prediction.
+        frames: with labels.
+        batch_size: structures evaluated at once.
+        model: name that the summary carries.
+        source: where the frames are from, for messages.
+
+    Raises:
+        InputError: for species that the potential does not know.
+    """
     started = time.monotonic()
     errors = ErrorStatistics(potential.species)
     pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     virial = any(frame.stress is not None for frame in frames)
     for start in range(0, len(frames), batch_size):
-        batch = collate(_samples(frames[start : start + batch_size], start, potential, spec))
+        batch = collate(_samples(frames[start : start + batch_size], start, potential, source))
         with torch.no_grad():
             predictions = potential(batch.graph, forces=True, virial=virial)
         errors.update(batch, predictions)
@@ -93,7 +112,7 @@ def _labelled_frames(spec: str) -> list[Frame]:
     return frames
 
 
-def _samples(frames: list[Frame], first: int, potential: Potential, spec: str) -> list[Batch]:
+def _samples(frames: Sequence[Frame], first: int, potential: Potential, spec: str) -> list[Batch]:
     samples = []
     for index, frame in enumerate(frames, first):
         try:

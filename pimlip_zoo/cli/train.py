@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,6 +98,7 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
     from rich.panel import Panel
 
     from pimlip_zoo.cli.console import console, errors_table, log_to, log_to_screen
+    from pimlip_zoo.cli.report import write_run_report
     from pimlip_zoo.evaluation import check_labelled
     from pimlip_zoo.weak_stages import prepare_run, train_run
 
@@ -105,7 +107,7 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
     last = folder / "checkpoints" / "last.ckpt"
     experiment = prepare_run(config, checkpoint=last if resume and last.exists() else None)
     potential = experiment.potential
-    tests = _tests(config)
+    tests = tests_of(config)
     for spec in tests.values():
         check_labelled(potential, spec)
     log_to(folder)  # nothing is refused any more, and nothing was written before
@@ -129,13 +131,13 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
         )
         raise typer.Exit(128 + outcome.signal)
     screen.print(f"{outcome.steps:,} steps in {outcome.seconds:.0f} s")
-    summaries = evaluate_run(folder, tests)
-    if summaries:
-        screen.print(errors_table(summaries))
+    valid = {} if "validation" in tests else {"validation": experiment.valid_frames}
+    screen.print(errors_table(evaluate_run(folder, tests, valid)))
+    screen.print(f"report: {write_run_report(folder)}")
     screen.print(f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png")
 
 
-def _tests(config: Any) -> dict[str, str]:
+def tests_of(config: Any) -> dict[str, str]:
     """What is evaluated at the end: the validation set, and the test data if there are any."""
     sets = {}
     if config.data.valid is not None:
@@ -149,17 +151,29 @@ def _tests(config: Any) -> dict[str, str]:
     return sets
 
 
-def evaluate_run(folder: Path, sets: dict[str, str]) -> dict[str, Any]:
-    """Errors of a run's best weights on several data sets; written to ``test.json`` in the run folder."""
+def evaluate_run(
+    folder: Path, sets: Mapping[str, str], frames: Mapping[str, Sequence[Any]] | None = None
+) -> dict[str, Any]:
+    """Errors of a run's best weights on several data sets; ``test.json`` and ``parity.npz`` in the run folder.
+
+    Args:
+        folder: of the run.
+        sets: DATA specifications by name.
+        frames: more of them, as frames that are at hand.
+    """
     import json
 
-    from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.evaluation import evaluate, evaluate_frames
+    from pimlip_zoo.report.parity import save_pairs
     from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
-    if not sets:
-        return {}
     potential, baseline = load_potential(folder, difference=True), baseline_of(folder)
-    summaries = {name: evaluate(potential, spec, baseline=baseline).summary for name, spec in sets.items()}
+    results = {name: evaluate_frames(potential, given) for name, given in (frames or {}).items() if given}
+    results |= {name: evaluate(potential, spec, baseline=baseline) for name, spec in sets.items()}
+    if not results:
+        return {}
+    summaries = {name: result.summary for name, result in results.items()}
+    save_pairs({name: result.pairs for name, result in results.items()}, folder / "parity.npz")
     temporary = folder / "test.json.tmp"
     temporary.write_text(json.dumps(summaries, indent=1))
     temporary.replace(folder / "test.json")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["parity_plot"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Pairs", "load_pairs", "parity_figure", "parity_plot", "save_pairs"]
 
 _LABELS = {
     "energy_per_atom": ("energy", "eV/atom", 1e3, "meV/atom"),
@@ -32,24 +36,27 @@ def parity_plot(pairs: Pairs, file: Path, *, title: str = "") -> None:
     Raises:
         InputError: for a file type that cannot be drawn.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import LogNorm
-
     if file.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise InputError(f"cannot draw {file.suffix or 'this'}", file=file, mend="use .png, .pdf or .svg")
+    temporary = file.with_name(f".{file.stem}.tmp{file.suffix}")
+    parity_figure(pairs, title=title).savefig(temporary, dpi=150)
+    temporary.replace(file)
+
+
+def parity_figure(pairs: Pairs, *, title: str = "", errors: Mapping[str, Any] | None = None) -> Figure:
+    """The picture that :func:`parity_plot` writes; the points are pixels also in a vector format.
+
+    Args:
+        pairs: (reference, predicted) by quantity, in eV and Å.
+        title: above the panels.
+        errors: ``{"forces": {"mae", "rmse"}, ...}`` where the pairs are only a part of what was evaluated.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
     names = [name for name in _LABELS if name in pairs]
-    figure, axes = plt.subplots(
-        2,
-        len(names),
-        figsize=(4.2 * len(names), 5.2),
-        squeeze=False,
-        sharex="col",
-        height_ratios=(3, 1),
-        layout="constrained",
-    )
+    figure = Figure(figsize=(4.2 * len(names), 5.2), layout="constrained")
+    axes = figure.subplots(2, len(names), squeeze=False, sharex="col", height_ratios=(3, 1))
     for column, name in enumerate(names):
         label, unit, factor, error_unit = _LABELS[name]
         reference, predicted = pairs[name]
@@ -57,29 +64,64 @@ def parity_plot(pairs: Pairs, file: Path, *, title: str = "") -> None:
         low, high = float(min(reference.min(), predicted.min())), float(max(reference.max(), predicted.max()))
         pad = 0.03 * (high - low) + 1e-9
         top, bottom = axes[0, column], axes[1, column]
-        bins = {"gridsize": 70, "mincnt": 1, "norm": LogNorm(), "cmap": "viridis", "linewidths": 0.1}
+        bins = {"mincnt": 1, "cmap": "viridis", "linewidths": 0.1, "rasterized": True}
+        square = (low - pad, high + pad, low - pad, high + pad)
         top.axline((low, low), slope=1, color="0.6", lw=0.8, zorder=0)
-        top.hexbin(reference, predicted, extent=(low - pad, high + pad, low - pad, high + pad), **bins)
+        top.hexbin(reference, predicted, gridsize=70, norm=LogNorm(), extent=square, **bins)
         top.set(
             xlim=(low - pad, high + pad), ylim=(low - pad, high + pad), ylabel=f"predicted {label} / {unit}"
         )
+        mae, rmse = float(np.abs(error).mean()), float(np.sqrt(np.square(error).mean()))
+        if errors is not None and errors.get(name):
+            mae, rmse = factor * errors[name]["mae"], factor * errors[name]["rmse"]
         top.text(
             0.04,
             0.96,
-            f"MAE {np.abs(error).mean():.2f} {error_unit}\nRMSE {np.sqrt(np.square(error).mean()):.2f} {error_unit}",
+            f"MAE {mae:.2f} {error_unit}\nRMSE {rmse:.2f} {error_unit}",
             transform=top.transAxes,
             va="top",
         )
         span = float(np.quantile(np.abs(error), 0.999)) + 1e-9
         bottom.axhline(0, color="0.6", lw=0.8, zorder=0)
-        bottom.hexbin(
-            reference, error, extent=(low - pad, high + pad, -span, span), **{**bins, "gridsize": (70, 16)}
-        )
+        below = (low - pad, high + pad, -span, span)
+        bottom.hexbin(reference, error, gridsize=(70, 16), norm=LogNorm(), extent=below, **bins)
         bottom.locator_params(axis="x", nbins=5)
         bottom.set(ylim=(-span, span), xlabel=f"reference {label} / {unit}", ylabel=f"error / {error_unit}")
     figure.align_ylabels()
-    figure.suptitle(title, fontsize=9)
-    temporary = file.with_name(f".{file.stem}.tmp{file.suffix}")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def save_pairs(pairs: Mapping[str, Pairs], file: Path, *, most: int = 10_000) -> None:
+    """Keep the values of several data sets for later pictures, of large sets a part chosen by chance.
+
+    Args:
+        pairs: by data set and quantity.
+        file: ``.npz``.
+        most: values of one quantity of one set.
+    """
+    arrays: dict[str, NDArray[Any]] = {"names": np.array(list(pairs), dtype=str)}
+    for number, quantities in enumerate(pairs.values()):
+        for quantity, (reference, predicted) in quantities.items():
+            chosen: Any = slice(None)
+            if len(reference) > most:
+                chosen = np.sort(np.random.default_rng(0).choice(len(reference), most, replace=False))
+            arrays[f"{number}:{quantity}"] = np.stack([reference[chosen], predicted[chosen]])
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("wb") as opened:
+        np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
     temporary.replace(file)
+
+
+def load_pairs(file: Path) -> dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """What :func:`save_pairs` wrote."""
+    with np.load(file, allow_pickle=False) as content:
+        names = content["names"].tolist()
+        result: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {n: {} for n in names}
+        for key in content.files:
+            if key != "names":
+                number, quantity = key.split(":")
+                reference, predicted = content[key]
+                result[names[int(number)]][quantity] = (reference, predicted)
+    return result

@@ -1,0 +1,68 @@
+"""How the errors fell over a training, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["learning_curves"]
+
+_PANELS = (
+    ("forces", "forces / meV/Å"),
+    ("energy", "energy / meV/atom"),
+    ("stress", "stress / meV/Å³"),
+)
+
+Row = Mapping[str, float]
+
+
+def learning_curves(rows: Sequence[Row]) -> Figure:
+    """Validation errors by step, one panel per quantity that was validated, and the training loss.
+
+    Args:
+        rows: of ``metrics.csv``, in eV and Å; values that are missing are left out.
+    """
+    from matplotlib.figure import Figure
+
+    panels = [(name, label) for name, label in _PANELS if _points(rows, f"valid_{name}_mae")[0]]
+    count = len(panels) + 1
+    figure = Figure(figsize=(3.3 * count, 2.7), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis, (name, label) in zip(axes, panels, strict=False):
+        for kind, style in (("rmse", {"color": "#9aa5b1"}), ("mae", {"color": "#1f5fa8"})):
+            steps, values = _points(rows, f"valid_{name}_{kind}")
+            axis.plot(steps, [1e3 * value for value in values], lw=1.4, label=kind.upper(), **style)
+        axis.set_ylabel(label)
+        axis.legend(frameon=False, fontsize=8)
+        _finish(axis)
+    steps, values = _points(rows, "loss")
+    axes[-1].plot(steps, values, lw=1.1, color="#b3541e")
+    axes[-1].set_ylabel("training loss")
+    _finish(axes[-1])
+    return figure
+
+
+def _points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]:
+    known = [(row["step"], row[column]) for row in rows if column in row]
+    return [step for step, _ in known], [value for _, value in known]
+
+
+def _finish(axis: Axes) -> None:
+    import matplotlib.ticker as mtick
+
+    axis.set_xlabel("step")
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(mtick.StrMethodFormatter("{x:g}"))
+    low, high = axis.get_ylim()
+    between = (2.0, 5.0) if high < 2000 * low else ()  # labels between the decades only where there is room
+    axis.yaxis.set_minor_locator(mtick.LogLocator(subs=between))
+    axis.yaxis.set_minor_formatter(mtick.StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_major_locator(mtick.MaxNLocator(4, integer=True))
+    axis.xaxis.set_major_formatter(mtick.StrMethodFormatter("{x:,.0f}"))
+    axis.tick_params(labelsize=8, which="both")
+    axis.grid(visible=True, which="major", color="0.92", lw=0.8)
+    axis.spines[["top", "right"]].set_visible(False)

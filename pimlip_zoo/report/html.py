@@ -1,0 +1,231 @@
+"""A run as one HTML file that needs nothing beside it.
+
+Pictures are matplotlib SVG inside the file. Interactive curves would bring four megabytes of script into every run
+folder, of which a reader uses the zoom now and then; the numbers behind the curves are in ``metrics.csv``.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pimlip_zoo.report.curves import Row, learning_curves
+from pimlip_zoo.report.parity import Pairs, parity_figure
+from pimlip_zoo.report.style import CSS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["ReportData", "render_report", "write_report"]
+
+_QUANTITIES = {
+    "energy_per_atom": ("energy", "meV/atom"),
+    "forces": ("forces", "meV/Å"),
+    "stress": ("stress", "meV/Å³"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """What a report shows; an empty part is left out."""
+
+    name: str
+    """Of the run."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What is to be seen first, by name."""
+    tests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Errors by data set, as ``test.json`` has them, in eV and Å."""
+    curve: Sequence[Row] = ()
+    """Rows of ``metrics.csv``."""
+    pairs: Mapping[str, Pairs] = field(default_factory=dict)
+    """(reference, predicted) by data set and quantity."""
+    coverage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Structures, atoms and labels by split."""
+    species: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Energy reference and scale in eV, by symbol."""
+    references: str = ""
+    """Where the energy references come from."""
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Options that are not the defaults: value and default, by dotted key."""
+    config: str = ""
+    """The complete configuration, YAML."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of packages, when the run was trained."""
+    notes: Sequence[str] = ()
+    """What a reader has to know, such as an unfinished training."""
+
+
+def write_report(data: ReportData, file: Path) -> None:
+    """Write the report under a temporary name, then rename it."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_text(render_report(data), encoding="utf-8")
+    temporary.replace(file)
+
+
+def render_report(data: ReportData) -> str:
+    """The HTML text."""
+    sections = [
+        _facts(data),
+        _tests(data.tests),
+        _curve(data.curve),
+        _parity(data.pairs, data.tests),
+        _coverage(data.coverage),
+        _species(data),
+        _configuration(data),
+        _versions(data.versions),
+    ]
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in data.notes)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(data.name)} · pimlip-zoo</title><style>{CSS}</style></head>\n<body><main>\n"
+        f'<header><div class="kind">pimlip-zoo run</div><h1>{escape(data.name)}</h1>{notes}</header>\n'
+        + "\n".join(section for section in sections if section)
+        + "\n<footer>Energies in eV, lengths in Å; errors are those of the best weights unless said otherwise."
+        "</footer>\n</main></body></html>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    heading = f"<h2>{escape(title)}</h2>" if title else ""
+    return f"<section>{heading}{body}</section>" if body else ""
+
+
+def _facts(data: ReportData) -> str:
+    items = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in data.facts.items())
+    return _section("", f'<dl class="facts">{"".join(items)}</dl>' if data.facts else "")
+
+
+def _tests(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    shown = {q: names for q, names in _QUANTITIES.items() if any(t.get(q) for t in tests.values())}
+    if not shown:
+        return ""
+    head = ["data", "structures"]
+    for name, unit in shown.values():
+        head += [f"{name} MAE<small>{unit}</small>", f"{name} RMSE<small>{unit}</small>"]
+    rows = []
+    for name, summary in tests.items():
+        cells = [escape(name), f"{summary['n_structures']:,}"]
+        for quantity in shown:
+            cells += [_milli(summary.get(quantity), kind) for kind in ("mae", "rmse")]
+        rows.append(cells)
+    body = _table(head, rows, strong=tuple(range(2, len(head), 2)))
+    return _section("Errors", body + _by_species(tests))
+
+
+def _by_species(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    species = list(dict.fromkeys(s for summary in tests.values() for s in summary.get("per_species", {})))
+    if len(species) < 2:
+        return ""
+    rows = [
+        [
+            escape(name),
+            *[_milli(summary.get("per_species", {}).get(s, {}).get("forces"), "mae") for s in species],
+        ]
+        for name, summary in tests.items()
+    ]
+    head = ["forces MAE<small>meV/Å</small>", *[escape(s) for s in species]]
+    return "<h3>By species</h3>" + _table(head, rows)
+
+
+def _curve(rows: Sequence[Row]) -> str:
+    if len(rows) < 2:
+        return ""
+    picture = _picture(learning_curves(rows), "Validation errors and training loss by step")
+    return _section("Learning curves", f"<figure>{picture}</figure>")
+
+
+def _parity(pairs: Mapping[str, Pairs], tests: Mapping[str, Mapping[str, Any]]) -> str:
+    parts = []
+    for number, (name, values) in enumerate(pairs.items()):
+        figure = parity_figure(values, errors=tests.get(name))
+        image = _picture(figure, f"Predicted against reference values, {name}", narrow=len(values) < 3)
+        state = " open" if number == 0 else ""
+        parts.append(f"<details{state}><summary>{escape(name)}</summary><figure>{image}</figure></details>")
+    return _section("Predicted against reference", "".join(parts))
+
+
+def _coverage(coverage: Mapping[str, Mapping[str, int]]) -> str:
+    if not coverage:
+        return ""
+    rows = []
+    for split, counts in coverage.items():
+        total = counts["structures"]
+        labels = (counts.get(label, 0) for label in ("energy", "forces", "stress"))
+        cells = [f"{n:,}" if n not in (0, total) else ("all" if n else "–") for n in labels]
+        rows.append(
+            [escape(split), f"{total:,}", f"{counts['atoms']:,}", f"{counts.get('periodic', 0):,}", *cells]
+        )
+    head = ["split", "structures", "atoms", "periodic", "with energy", "with forces", "with stress"]
+    return _section("Data", _table(head, rows))
+
+
+def _species(data: ReportData) -> str:
+    if not data.species:
+        return ""
+    rows = [
+        [escape(s), f"{e:.6f}".replace("-", "−"), f"{scale:.6g}"] for s, (e, scale) in data.species.items()
+    ]
+    note = f'<p class="note">References: {escape(data.references)}.</p>' if data.references else ""
+    head = ["species", "energy reference<small>eV</small>", "scale<small>eV</small>"]
+    return _section("Species", _table(head, rows) + note)
+
+
+def _configuration(data: ReportData) -> str:
+    body = ""
+    if data.changed:
+        rows = [
+            [f"<code>{escape(key)}</code>", escape(_short(value)), escape(_short(default))]
+            for key, (value, default) in data.changed.items()
+        ]
+        body = _table(["option", "this run", "default"], rows, text=True)
+    elif data.config:
+        body = '<p class="note">All options have their defaults.</p>'
+    if data.config:
+        body += (
+            f"<details><summary>Complete configuration</summary><pre>{escape(data.config)}</pre></details>"
+        )
+    return _section("Configuration", body)
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    items = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in versions.items())
+    return _section("Versions", f'<dl class="facts">{"".join(items)}</dl>' if versions else "")
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, strong: tuple[int, ...] = (), text: bool = False
+) -> str:
+    """Cells are HTML already."""
+    kind = ' class="text"' if text else ""
+    top = "".join(f"<th{kind}>{cell}</th>" for cell in head)
+    lines = []
+    for row in rows:
+        cells = []
+        for column, cell in enumerate(row):
+            mark = ' class="strong"' if column in strong else kind
+            cells.append(f"<td{mark}>{cell}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _milli(errors: Mapping[str, float] | None, kind: str) -> str:
+    return f"{1e3 * errors[kind]:.2f}" if errors else "–"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _picture(figure: Figure, alternative: str, *, narrow: bool = False) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", dpi=180, transparent=True, metadata={"Date": None})
+    data = base64.b64encode(buffer.getvalue()).decode()
+    kind = ' class="narrow"' if narrow else ""
+    return f'<img{kind} alt="{escape(alternative, quote=True)}" src="data:image/svg+xml;base64,{data}">'
