@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
 
 __all__ = ["frame_to_sample", "neighbour_list", "species_indices"]
+
+_FEW_ATOMS = 48
 
 
 def neighbour_list(
@@ -32,10 +35,10 @@ def neighbour_list(
     Raises:
         InputError: for a periodic direction without a cell vector, or periodic vectors that are coplanar.
     """
+    if len(positions) <= _FEW_ATOMS and not np.any(pbc):
+        return _all_pairs(np.asarray(positions, dtype=np.float64).reshape(-1, 3), cutoff)
     from vesin import NeighborList
 
-    if len(positions) == 0:
-        return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3))
     box = _complete_cell(cell, pbc)
     calculator = NeighborList(cutoff=float(cutoff), full_list=True, sorted=True)
     i, j, shift = calculator.compute(
@@ -54,14 +57,12 @@ def species_indices(numbers: NDArray[np.int64], species: Sequence[str]) -> NDArr
     Raises:
         InputError: for an element that the list lacks.
     """
-    from ase.data import atomic_numbers, chemical_symbols
-
-    table = np.full(len(chemical_symbols) + 1, -1, dtype=np.int64)
-    for index, symbol in enumerate(species):
-        table[atomic_numbers[symbol]] = index
+    table = _species_table(tuple(species))
     known = (numbers >= 0) & (numbers < len(table))
     indices: NDArray[np.int64] = np.where(known, table[np.where(known, numbers, 0)], -1)
     if (indices < 0).any():
+        from ase.data import chemical_symbols
+
         unknown = sorted({int(z) for z in numbers[indices < 0]})
         names = ", ".join(chemical_symbols[z] if 0 <= z < len(chemical_symbols) else str(z) for z in unknown)
         raise InputError(
@@ -103,6 +104,28 @@ def frame_to_sample(frame: Frame, species: Sequence[str], cutoff: float) -> Batc
         weight=torch.tensor([frame.weight], dtype=torch.float64),
     )
     return Batch(graph, labels)
+
+
+@lru_cache(maxsize=64)
+def _species_table(species: tuple[str, ...]) -> NDArray[np.int64]:
+    """The index of each atomic number in the list of symbols, -1 where it lacks."""
+    from ase.data import atomic_numbers, chemical_symbols
+
+    table = np.full(len(chemical_symbols) + 1, -1, dtype=np.int64)
+    for index, symbol in enumerate(species):
+        table[atomic_numbers[symbol]] = index
+    return table
+
+
+def _all_pairs(
+    positions: NDArray[np.float64], cutoff: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The pairs of a small open system: all distances at once take a fraction of the set-up of a list."""
+    delta = positions[:, None] - positions[None]
+    near = np.einsum("ijk,ijk->ij", delta, delta) < cutoff * cutoff
+    np.fill_diagonal(near, val=False)
+    edge_index = np.array(near.nonzero(), dtype=np.int64)
+    return edge_index, np.zeros((edge_index.shape[1], 3))
 
 
 def _complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +37,7 @@ def check_frame(frame: Frame, *, file: object, index: int, nan: str = "error") -
     frame = _without_nan_labels(frame) if nan == "missing" else frame
     for key in ("energy", "forces", "stress"):
         label = getattr(frame, key)
-        if label is None or np.isfinite(label).all():
+        if label is None or _finite(label):
             continue
         if nan == "missing" and not np.isinf(label).any():
             continue  # single unlabelled atoms
@@ -59,7 +60,7 @@ def _check_geometry(frame: Frame, place: dict[str, Any]) -> None:
         atom = int(np.argmax((frame.numbers < 1) | (frame.numbers > _MAX_NUMBER)))
         raise InputError(f"atom {atom} has atomic number {frame.numbers[atom]}", **place, key="species")
     for key, values in (("positions", frame.positions), ("cell", frame.cell)):
-        if not np.isfinite(values).all():
+        if not _finite(values):
             raise InputError(f"{_first_bad(values, key)} is NaN or infinite", **place, key=key)
     if frame.pbc.any():
         _check_cell(frame, place)
@@ -131,6 +132,11 @@ def _without_nan_labels(frame: Frame) -> Frame:
         if missing.all() or (key == "stress" and missing.any()):
             changes[key] = None
     return replace(frame, **changes) if changes else frame  # type: ignore[arg-type]
+
+
+def _finite(values: NDArray[np.float64] | float) -> bool:
+    """A sum is finite only where all of its terms are; several times faster than looking at each."""
+    return math.isfinite(np.add.reduce(values, axis=None))
 
 
 def _first_bad(values: NDArray[np.float64], key: str) -> str:
