@@ -30,7 +30,7 @@ def learning_curves(rows: Sequence[Row]) -> Figure:
 
     panels = [(name, label) for name, label in _PANELS if _points(rows, f"valid_{name}_mae")[0]]
     count = len(panels) + 1
-    figure = Figure(figsize=(3.3 * count, 2.7), layout="constrained")
+    figure = Figure(figsize=(10.0, 2.7), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     for axis, (name, label) in zip(axes, panels, strict=False):
         for kind, style in (("rmse", {"color": "#9aa5b1"}), ("mae", {"color": "#1f5fa8"})):

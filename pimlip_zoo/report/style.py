@@ -10,6 +10,7 @@ CSS = """
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--wash); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", sans-serif; }
+@media (max-width: 640px) { main { padding: 24px 12px 40px !important; } section { padding: 16px 16px !important; } }
 main { max-width: 1020px; margin: 0 auto; padding: 40px 24px 64px; }
 header { margin-bottom: 28px; }
 header .kind { color: var(--accent); font-size: 13px; font-weight: 600; letter-spacing: .04em; }
@@ -28,12 +29,13 @@ th, td { padding: 6px 10px 6px 0; text-align: right; border-bottom: 1px solid va
 tr:last-child td { border-bottom: 0; }
 th { color: var(--quiet); font-weight: 500; font-size: 12.5px; vertical-align: bottom; }
 th small { display: block; font-weight: 400; }
-th:first-child, td:first-child { text-align: left; padding-right: 24px; white-space: normal; overflow-wrap: anywhere; }
+th:first-child, td:first-child { text-align: left; padding-right: 24px; white-space: normal;
+  min-width: 8em; overflow-wrap: break-word; }
 td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 th.text { text-align: left; }
 td.strong { font-weight: 620; }
-figure { margin: 0; }
-figure img { display: block; width: 100%; height: auto; }
+figure { margin: 0; overflow-x: auto; }
+figure img { display: block; width: 100%; min-width: 560px; height: auto; }
 figure img.narrow { max-width: 760px; margin: 10px auto 0; }
 details { border-top: 1px solid var(--line); padding: 10px 0 2px; margin-top: 10px; }
 details:first-of-type { border-top: 0; margin-top: 0; }
