@@ -54,7 +54,18 @@ SIZES = {
             "readout_hidden": (64,),
         },
     },
-    "mace": {"small": {"preset": "small"}, "big": {"preset": "large"}},
+    "mace": {
+        size: {
+            "num_interactions": 2,
+            "l_max": 3,
+            "hidden_l_max": 1,
+            "channels": channels,
+            "correlation": 3,
+            "radial_hidden": (64, 64, 64),
+            "residual_first": True,
+        }
+        for size, channels in (("small", 32), ("big", 128))
+    },
 }
 SKIPPED = 77
 
@@ -145,8 +156,8 @@ def build(options: argparse.Namespace):
 
     torch.manual_seed(0)
     info = get_model(options.model)
-    chosen = dict(SIZES[options.model][options.size])
-    config = info.configure(chosen.pop("preset", None), **chosen, cutoff=CUTOFF, avg_num_neighbors=NEIGHBOURS)
+    chosen = SIZES[options.model][options.size]
+    config = info.configure(**chosen, cutoff=CUTOFF, avg_num_neighbors=NEIGHBOURS)
     references = torch.tensor(REFERENCES, dtype=torch.float64)
     return Potential(info.model(config, SPECIES), energy_references=references).set_dtype(
         getattr(torch, options.dtype)
@@ -214,10 +225,10 @@ def ase_prediction(potential, source: Path):
     import numpy as np
     from ase.io import read
 
-    from pimlip_zoo.deploy.ase import PotentialCalculator
+    from pimlip_zoo.deploy.ase import PimlipCalculator
 
     atoms = read(source, "0")
-    atoms.calc = PotentialCalculator(potential)
+    atoms.calc = PimlipCalculator(potential)
     start, random = atoms.positions.copy(), np.random.RandomState(0)
 
     def predict(_: int) -> None:
@@ -303,9 +314,10 @@ def _compare_one(options: argparse.Namespace, model: str, size: str, task: str, 
             ours += [f"--{flag}", str(getattr(options, flag))]
     theirs = [str(python), str(script), model, size, "float32", task, mode]
     results: dict[str, list[dict]] = {"ours": [], "peer": []}
+    environment = {**os.environ, "BENCH_OUT": os.environ.get("BENCH_OUT", os.devnull)}
     for _ in range(options.rounds):  # alternately: a busy machine is busy for both
         for name, command in (("ours", ours), ("peer", theirs)):
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=script.parent)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
             if done.returncode or not lines:
                 print(
