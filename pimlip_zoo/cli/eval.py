@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ def evaluate_command(
     plot: Annotated[Path | None, typer.Option(help="Draw the parity plot: .png, .pdf, .svg.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; as trained if not given.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Structures at once.")] = 50,
+    stability: Annotated[
+        bool, typer.Option("--stability", help="Also run short dynamics and push atoms together.")
+    ] = False,
 ) -> None:
     """Errors of a trained potential on labelled structures."""
     import json
@@ -27,6 +30,7 @@ def evaluate_command(
     from pimlip_zoo.cli.console import console, errors_table
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.files import replacing
     from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
     if dtype not in (None, "float32", "float64"):
@@ -35,13 +39,29 @@ def evaluate_command(
     result = evaluate(potential, data, batch_size=batch_size, model=str(run), baseline=baseline_of(run))
     screen = console()
     screen.print(errors_table({data: result.summary}))
+    if stability:
+        _stability(run, data, screen)
     if json_file is not None:
-        temporary = json_file.with_name(json_file.name + ".tmp")
-        temporary.write_text(json.dumps(result.summary, indent=1))
-        temporary.replace(json_file)
+        with replacing(json_file) as temporary:
+            temporary.write_text(json.dumps(result.summary, indent=1))
         screen.print(f"errors: {json_file}")
     if plot is not None:
         from pimlip_zoo.report.parity import parity_plot
 
         parity_plot(result.pairs, plot, title=f"{run} on {data}")
         screen.print(f"parity plot: {plot}")
+
+
+def _stability(run: Path, data: str, screen: Any) -> None:
+    """What errors on test structures do not tell: see :mod:`pimlip_zoo.deploy.gate`."""
+    from pimlip_zoo.api import calculator
+    from pimlip_zoo.datasets.frame import frame_to_atoms
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.deploy.gate import stability_gate
+
+    atoms = frame_to_atoms(load_frames(data)[0])
+    atoms.calc = calculator(run)
+    result = stability_gate(atoms)
+    screen.print("stable" if result.passed else "[bold red]not stable[/bold red]")
+    for sentence in result.sentences:
+        screen.print(f"  {sentence}")
