@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.files import replacing
 from pimlip_zoo.losses.supervised import Distance
 from pimlip_zoo.losses.weak_config import WeakConfig
 from pimlip_zoo.models.base import ModelConfig
@@ -257,9 +258,9 @@ def load_config(
 
 def save_config(config: RunConfig, file: Path) -> None:
     """Write the complete configuration as YAML."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        temporary.write_text(text)
 
 
 def parse_settings(settings: Sequence[str]) -> list[tuple[str, Any]]:

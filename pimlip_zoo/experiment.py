@@ -523,12 +523,13 @@ def _trainer(config: RunConfig, folder: Path) -> pl.Trainer:
     import sys
 
     import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+    from lightning.pytorch.callbacks import EarlyStopping
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from pimlip_zoo.training.callbacks import (
         AveragedWeights,
         GracefulStop,
+        KeepBest,
         KeepLast,
         MetricsTable,
         PlainProgress,
@@ -542,7 +543,7 @@ def _trainer(config: RunConfig, folder: Path) -> pl.Trainer:
     terminal = sys.stderr.isatty()
     callbacks: list[Any] = [
         MetricsTable(folder / "metrics.csv"),
-        ModelCheckpoint(
+        KeepBest(
             dirpath=folder / "checkpoints",
             filename="best",
             monitor="valid_score",

@@ -89,13 +89,14 @@ def main() -> None:
     except OSError as error:
         if error.errno in (
             errno.ENOSPC,
+            errno.EFBIG,
             errno.EDQUOT,
             errno.EROFS,
             errno.EACCES,
             errno.EISDIR,
             errno.ENOTDIR,
         ):
-            _fail(f"{error.filename or 'file'}: {error.strerror}")
+            _fail(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}")
         raise
 
 

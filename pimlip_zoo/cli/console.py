@@ -46,6 +46,8 @@ def log_to(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / "log.txt")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # A full disk ends the run at its checkpoint, in one line; the log need not say so in twenty.
+    file.handleError = lambda record: None  # type: ignore[method-assign]  # noqa: ARG005
     log = logging.getLogger("pimlip_zoo")
     for handler in list(log.handlers):
         if isinstance(handler, MemoryHandler):

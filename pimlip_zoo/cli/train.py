@@ -164,6 +164,7 @@ def evaluate_run(
     import json
 
     from pimlip_zoo.evaluation import evaluate, evaluate_frames
+    from pimlip_zoo.files import replacing
     from pimlip_zoo.report.parity import save_pairs
     from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
@@ -174,9 +175,8 @@ def evaluate_run(
         return {}
     summaries = {name: result.summary for name, result in results.items()}
     save_pairs({name: result.pairs for name, result in results.items()}, folder / "parity.npz")
-    temporary = folder / "test.json.tmp"
-    temporary.write_text(json.dumps(summaries, indent=1))
-    temporary.replace(folder / "test.json")
+    with replacing(folder / "test.json") as temporary:
+        temporary.write_text(json.dumps(summaries, indent=1))
     return summaries
 
 

@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pimlip_zoo.files import replacing
 from pimlip_zoo.report.curves import Row, learning_curves
 from pimlip_zoo.report.parity import Pairs, parity_figure
 from pimlip_zoo.report.style import CSS
@@ -62,9 +63,8 @@ class ReportData:
 
 def write_report(data: ReportData, file: Path) -> None:
     """Write the report under a temporary name, then rename it."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(render_report(data), encoding="utf-8")
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text(render_report(data), encoding="utf-8")
 
 
 def render_report(data: ReportData) -> str:

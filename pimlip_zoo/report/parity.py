@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,9 +39,8 @@ def parity_plot(pairs: Pairs, file: Path, *, title: str = "") -> None:
     """
     if file.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise InputError(f"cannot draw {file.suffix or 'this'}", file=file, mend="use .png, .pdf or .svg")
-    temporary = file.with_name(f".{file.stem}.tmp{file.suffix}")
-    parity_figure(pairs, title=title).savefig(temporary, dpi=150)
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        parity_figure(pairs, title=title).savefig(temporary, dpi=150)
 
 
 def parity_figure(pairs: Pairs, *, title: str = "", errors: Mapping[str, Any] | None = None) -> Figure:
@@ -108,10 +108,8 @@ def save_pairs(pairs: Mapping[str, Pairs], file: Path, *, most: int = 10_000) ->
             if len(reference) > most:
                 chosen = np.sort(np.random.default_rng(0).choice(len(reference), most, replace=False))
             arrays[f"{number}:{quantity}"] = np.stack([reference[chosen], predicted[chosen]])
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("wb") as opened:
+    with replacing(file) as temporary, temporary.open("wb") as opened:
         np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
-    temporary.replace(file)
 
 
 def load_pairs(file: Path) -> dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]:

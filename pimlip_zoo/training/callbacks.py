@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
 import time
 from pathlib import Path
@@ -12,13 +11,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    ModelCheckpoint,
+    RichProgressBar,
+    WeightAveraging,
+)
 from torch import Tensor
+
+from pimlip_zoo.files import replacing
 
 __all__ = [
     "AveragedWeights",
     "GracefulStop",
     "Interrupted",
+    "KeepBest",
     "KeepLast",
     "MetricsTable",
     "PlainProgress",
@@ -177,6 +185,15 @@ def _validates(trainer: pl.Trainer) -> bool:
     return trainer.should_stop or step >= trainer.max_steps or step % int(trainer.val_check_batch or 1) == 0
 
 
+class KeepBest(ModelCheckpoint):
+    """Lightning's, but a file that cannot be written leaves the one before it as it was."""
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        save_checkpoint(trainer, Path(filepath))
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = filepath
+
+
 class KeepLast(Checkpoint):
     """Writes ``last.ckpt`` after each validation, and has the last step validated, too.
 
@@ -202,10 +219,11 @@ class KeepLast(Checkpoint):
 
 def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
     """Write a checkpoint under a temporary name, then rename it."""
-    temporary = path.with_suffix(".tmp")
-    trainer.save_checkpoint(temporary)
-    if trainer.is_global_zero:
-        os.replace(temporary, path)  # noqa: PTH105
+    if not trainer.is_global_zero:  # the others gather what is to be written, and write nothing
+        trainer.save_checkpoint(path)
+        return
+    with replacing(path) as temporary:
+        trainer.save_checkpoint(temporary)
 
 
 class Progress(RichProgressBar):
