@@ -120,8 +120,17 @@ class SpeciesLinear(nn.Module):
             scale = 1.0 / float(fan_in * self.embedding_size) ** 0.5
             by_species = torch.einsum("sv,ivo->sio", embedding * scale, weight)
             rows_in = x[:, start : start + dim * copies_in]
-            y = torch.bmm(rows_in.reshape(rows, dim, fan_in), by_species[species])
-            parts.append(y.view(rows, dim * copies_out, self.channels_out))
+            if embedding.shape[0] * dim <= fan_in:
+                # Few species: the maps of all of them, of which each row keeps one, move less memory than a matrix
+                # for every row.
+                all_maps = by_species.permute(1, 0, 2).reshape(fan_in, -1)
+                of_all = torch.mm(rows_in.reshape(rows * dim, fan_in), all_maps)
+                of_all = of_all.view(rows, dim, embedding.shape[0], copies_out * self.channels_out)
+                own = species.view(rows, 1, 1, 1).expand(rows, dim, 1, copies_out * self.channels_out)
+                y = torch.gather(of_all, 2, own).squeeze(2)
+            else:
+                y = torch.bmm(rows_in.reshape(rows, dim, fan_in), by_species[species])
+            parts.append(y.reshape(rows, dim * copies_out, self.channels_out))
             index += 1  # noqa: SIM113  (TorchScript does not enumerate a ParameterList)
         if self._zeros_after > 0:
             parts.append(x.new_zeros((rows, self._zeros_after, self.channels_out)))
