@@ -30,12 +30,21 @@ class ZBL(ExactBuffers):
         species: chemical symbols.
         cutoff_order: p of the polynomial cutoff.
         strength: factor of the whole.
+        cutoff: Å, of the neighbour list that it is to be used with, if that is known.
 
     Raises:
-        InputError: for a species that is no element, an order below 2, a strength that is not positive.
+        InputError: for a species that is no element, an order below 2, a strength that is not positive, a cutoff at
+            which a pair still repels (its energy would jump there).
     """
 
-    def __init__(self, species: Sequence[str], *, cutoff_order: float = 6.0, strength: float = 1.0) -> None:
+    def __init__(
+        self,
+        species: Sequence[str],
+        *,
+        cutoff_order: float = 6.0,
+        strength: float = 1.0,
+        cutoff: float | None = None,
+    ) -> None:
         super().__init__()
         if not cutoff_order >= 2:
             raise InputError(
@@ -50,7 +59,13 @@ class ZBL(ExactBuffers):
         screening = 0.4543 * _BOHR / (screening[:, None] + screening[None, :])
         reach = radius[:, None] + radius[None, :]
         self.max_reach = float(reach.max())
-        """Å: no pair repels from here on; a model's cutoff should not be shorter."""
+        """Å: no pair repels from here on."""
+        if cutoff is not None and cutoff < self.max_reach:
+            raise InputError(
+                f"the cutoff is {cutoff} Å, but ZBL repels up to {self.max_reach:.2f} Å",
+                key="cutoff",
+                mend="give a larger cutoff, or no ZBL",
+            )
         self._charges = nn.Buffer(
             (_COULOMB * charge[:, None] * charge[None, :]).reshape(-1), persistent=False
         )

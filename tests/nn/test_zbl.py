@@ -121,6 +121,9 @@ def test_what_cannot_be_built_is_refused() -> None:
         ZBL(SPECIES, cutoff_order=1)
     with pytest.raises(InputError, match="strength"):
         ZBL(SPECIES, strength=0.0)
+    with pytest.raises(InputError, match="repels up to 4.88 Å"):
+        ZBL(("Cs", "I"), cutoff=4.5)
+    ZBL(("Cs", "I"), cutoff=4.9)
 
 
 def test_numbers_and_radii_are_those_of_the_elements() -> None:
