@@ -121,7 +121,7 @@ def test_what_cannot_be_built_is_refused() -> None:
         ZBL(SPECIES, cutoff_order=1)
     with pytest.raises(InputError, match="strength"):
         ZBL(SPECIES, strength=0.0)
-    with pytest.raises(InputError, match="repels up to 4.88 Å"):
+    with pytest.raises(InputError, match=r"repels up to 4\.88 Å"):
         ZBL(("Cs", "I"), cutoff=4.5)
     ZBL(("Cs", "I"), cutoff=4.9)
 
