@@ -477,3 +477,70 @@ def test_coinciding_atoms_are_found_through_periodic_images(seed, n):
     i, j = rng.choice(n, 2, replace=False)
     positions[j] = positions[i] + (rng.integers(-2, 3, 3) * pbc) @ cell + 1e-5
     assert coinciding_atoms(positions, cell, pbc) == tuple(sorted((i, j)))
+
+
+def aselmdb(path, frames, gone=()):
+    """A file as the LMDB backend of ASE's databases lays it out: zlib-compressed JSON by number of the row."""
+    import json
+    import zlib
+
+    import lmdb
+
+    def array(values):
+        values = np.asarray(values)
+        return {"__ndarray__": [list(values.shape), str(values.dtype), values.reshape(-1).tolist()]}
+
+    rows = {}
+    for number, frame in enumerate(frames, start=1):
+        row = {
+            "numbers": array(frame.numbers),
+            "positions": array(frame.positions),
+            "cell": array(frame.cell),
+            "pbc": array(frame.pbc),
+            "energy": frame.energy,
+            "forces": array(frame.forces),
+            "key_value_pairs": {"config_type": "a"},
+            "data": {},
+        }
+        if frame.stress is not None:
+            row["stress"] = array(frame.stress.reshape(9)[[0, 4, 8, 5, 2, 1]])
+        if number not in gone:
+            rows[str(number).encode()] = row
+    rows |= {b"nextid": len(frames) + 1, b"deleted_ids": list(gone)}
+    with (
+        lmdb.open(str(path), subdir=False, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for key, row in rows.items():
+            transaction.put(key, zlib.compress(json.dumps(row).encode()))
+    return str(path)
+
+
+def test_ase_databases_in_lmdb_are_read_without_their_deleted_rows(tmp_path):
+    frames = [(molecule, crystal)[seed % 2](seed) for seed in range(6)]
+    path = aselmdb(tmp_path / "a.aselmdb", frames, gone=[3])
+    left = [frame for number, frame in enumerate(frames, start=1) if number != 3]
+    for frame, read in zip(left, load_frames(path), strict=True):
+        assert_same(frame, read, 1e-15)
+        assert read.info == {"config_type": "a"}
+    aselmdb(tmp_path / "b.aselmdb", frames)
+    assert len(load_frames(str(tmp_path))) == 11
+    assert len(load_frames(f"{tmp_path}@4:7")) == 3
+
+
+def test_a_damaged_row_of_an_lmdb_database_is_named(tmp_path):
+    import lmdb
+
+    path = aselmdb(tmp_path / "a.aselmdb", [molecule(seed) for seed in range(3)])
+    with (
+        lmdb.open(path, subdir=False, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.put(b"2", b"not compressed")
+    with pytest.raises(InputError, match=r"a\.aselmdb, frame 1: the row is unreadable"):
+        load_frames(path)
+    found = []
+    assert len(list(read_frames(path, on_bad=found.append))) == 2
+    (tmp_path / "b.aselmdb").write_bytes(b"x" * 9000)
+    with pytest.raises(InputError, match="cannot be opened"):
+        load_frames(f"{tmp_path}/b.aselmdb")
