@@ -368,7 +368,7 @@ def _potential(
     if section.zbl:
         from pimlip_zoo.nn.zbl import ZBL
 
-        repulsion = ZBL(species)
+        repulsion = ZBL(species, cutoff=cutoff)
     potential = Potential(
         model,
         energy_references=torch.as_tensor(references.energies),
@@ -487,9 +487,8 @@ def _module(experiment: Experiment) -> PotentialTraining:
             total_steps=config.trainer.max_steps,
             final=config.schedule.final,
         ),
-        forces="forces" in experiment.labels or (weak is not None and weak.needs_forces),
-        virial="stress" in experiment.labels or (weak is not None and weak.needs_virial),
-        widened=weak is not None,
+        forces="forces" in experiment.labels,
+        virial="stress" in experiment.labels,
         summary={
             "config": config.model_dump(mode="json"),
             "energy_references": experiment.references.source,

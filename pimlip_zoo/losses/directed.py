@@ -30,6 +30,7 @@ class AlongForceError(Perturbation):
     """
 
     needs_force_labels = True
+    needs_predictions = True
 
     def __init__(self, amplitude: float) -> None:
         super().__init__(amplitude, 3.0 * amplitude)
@@ -50,6 +51,7 @@ class AlongVariance(Perturbation):
     """
 
     needs_ensemble = True
+    needs_predictions = True
 
     def __init__(self, amplitude: float) -> None:
         super().__init__(amplitude, 3.0 * amplitude)
@@ -83,6 +85,8 @@ class AlongModes(Perturbation):
         iterations: products with the Hessian, two force evaluations each.
         step: Å, root mean square of the finite difference, not above the amplitude.
     """
+
+    needs_predictions = True
 
     def __init__(
         self,

@@ -57,6 +57,8 @@ class Perturbation:
 
     needs_force_labels = False
     needs_ensemble = False
+    needs_predictions = False
+    """Whether a displacement depends on the potential's predictions, so that these have to be made before."""
 
     def __init__(self, amplitude: float, max_displacement: float) -> None:
         if not (amplitude > 0 and math.isfinite(amplitude)):
@@ -166,6 +168,7 @@ class SpeciesScaled(Perturbation):
         super().__init__(inner.amplitude * largest, inner.max_displacement * largest)
         self.inner, self.factors = inner, torch.tensor([float(f) for f in factors], dtype=torch.float64)
         self.needs_force_labels, self.needs_ensemble = inner.needs_force_labels, inner.needs_ensemble
+        self.needs_predictions = inner.needs_predictions
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
         """See :class:`Perturbation`."""
@@ -190,6 +193,7 @@ class LocalMask(Perturbation):
         super().__init__(inner.amplitude, 2.0 * inner.max_displacement)
         self.inner, self.radius = inner, float(radius)
         self.needs_force_labels, self.needs_ensemble = inner.needs_force_labels, inner.needs_ensemble
+        self.needs_predictions = inner.needs_predictions
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
         """See :class:`Perturbation`."""

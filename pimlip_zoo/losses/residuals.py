@@ -12,7 +12,17 @@ from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import Labels
 from pimlip_zoo.losses import consistency as c
 
-__all__ = ["RESIDUALS", "Detach", "Needs", "Point", "Residual", "Values", "get_residual", "needs_of"]
+__all__ = [
+    "ORIGIN",
+    "RESIDUALS",
+    "Detach",
+    "Needs",
+    "Point",
+    "Residual",
+    "Values",
+    "get_residual",
+    "needs_of",
+]
 
 Point = tuple[float, float]
 """``(a, b)`` stands for the copy at ``r + a d + b p``."""
@@ -20,7 +30,10 @@ Point = tuple[float, float]
 Detach = Literal["none", "forces", "energies"]
 """Which side of a residual gets no gradient."""
 
-R: Point = (0.0, 0.0)
+ORIGIN: Point = (0.0, 0.0)
+"""The undisplaced structure."""
+
+R = ORIGIN
 D: Point = (1.0, 0.0)
 P: Point = (0.0, 1.0)
 MINUS_D: Point = (-1.0, 0.0)
@@ -81,6 +94,8 @@ class Residual:
     """With a teacher: copies whose energy remains the trained model's; None: there is no target side."""
     labels: Literal["none", "energy", "forces"] = "none"
     """Labels that it needs."""
+    second: bool = False
+    """Whether the second displacement enters."""
 
 
 _TABLE = (
@@ -128,14 +143,17 @@ _TABLE = (
         energies=(D, P),
         forces=(P,),
         student=(D,),
+        second=True,
     ),
     Residual(
         "pisc_two_estimates",
-        "[E(r) - <d, F(r)>] - [E(r+p) - <d-p, F(r+p)>]",
+        "[E(r) - <p, F(r)>] - [E(r+d) - <p-d, F(r+d)>]",
         2,
-        lambda v: c.pisc_two_estimates(v.energy[R], v.energy[P], v.forces[R], v.forces[P], v.d, v.p, v.index),
-        energies=(R, P),
-        forces=(R, P),
+        # The copy is the one at d, which PITC looks at, too; nothing is evaluated at p.
+        lambda v: c.pisc_two_estimates(v.energy[R], v.energy[D], v.forces[R], v.forces[D], v.p, v.d, v.index),
+        energies=(R, D),
+        forces=(R, D),
+        second=True,
     ),
     Residual(
         "loop_trapezoid",
@@ -143,6 +161,7 @@ _TABLE = (
         3,
         lambda v: c.loop_trapezoid(v.forces[R], v.forces[D], v.forces[P], v.d, v.p, v.index, v.count),
         forces=(R, D, P),
+        second=True,
     ),
     Residual(
         "loop_simpson",
@@ -157,6 +176,7 @@ _TABLE = (
             v.count,
         ),
         forces=(R, D, P, HALF_P, MIDDLE, HALF_D),
+        second=True,
     ),
     Residual(
         "anchor_first_order",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, collate, graph_to, sum_by_structure
 from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
+from pimlip_zoo.losses.copies import choose, displaced_copies, join, trim_edges
 from pimlip_zoo.losses.perturbation import Context, Perturbation, RandomStrain, atom_count, remove_mean
-from pimlip_zoo.losses.residuals import RESIDUALS, Detach
+from pimlip_zoo.losses.residuals import ORIGIN, RESIDUALS, Detach, Point, needs_of
 from pimlip_zoo.losses.schedules import Schedule, TiedToError
 from pimlip_zoo.losses.weak_config import TermConfig
 
@@ -25,13 +26,26 @@ __all__ = [
     "WeakPotential",
     "WeakTerm",
     "choose_structures",
+    "join_unlabelled",
     "random_unit",
     "step_generator",
 ]
 
 
+FEW_EDGES = 1000
+"""Below this a forward costs about the same whatever its size: energies of copies are then evaluated with forces."""
+
+
 class WeakPotential(PotentialLike, Protocol):
     """A potential with :class:`pimlip_zoo.models.weak.PhysicsWeakMixin`."""
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether forces come from a head of their own."""
 
     def weak_residuals(
         self,
@@ -40,7 +54,7 @@ class WeakPotential(PotentialLike, Protocol):
         d: Tensor,
         p: Tensor | None = None,
         *,
-        base: Predictions | None = None,
+        known: tuple[Mapping[Point, Tensor], Mapping[Point, Tensor]],
         labels: Labels | None = None,
         teacher: PotentialLike | None = None,
         detach: Mapping[str, Detach],
@@ -124,6 +138,39 @@ class Part:
     schedule: Schedule
 
 
+@dataclass
+class Draw:
+    """What one step looks at."""
+
+    labelled: Batch
+    """The batch of the step."""
+    whole: Batch
+    """With structures of the pool behind it."""
+    structure: Tensor
+    """(M,) bool, which of the whole the weak losses look at."""
+    batch: Batch
+    """Those."""
+    d: Tensor
+    """(N, 3) Å, their displacements."""
+    p: Tensor
+    """(N, 3) Å, a second one."""
+    generator: torch.Generator
+    predictions: Predictions | None
+    """On the undisplaced structures, where they are known."""
+    energy: dict[Point, Tensor] = field(default_factory=dict)
+    """Of copies that have been evaluated already."""
+    forces: dict[Point, Tensor] = field(default_factory=dict)
+
+    def known(self) -> tuple[dict[Point, Tensor], dict[Point, Tensor]]:
+        """Energies and forces that need no evaluation."""
+        energy, forces = dict(self.energy), dict(self.forces)
+        if self.predictions is not None:
+            energy[ORIGIN] = self.predictions.energy
+            if len(self.predictions.forces) == len(self.batch.graph.positions):
+                forces[ORIGIN] = self.predictions.forces
+        return energy, forces
+
+
 class WeakTerm(LossTerm):
     """All consistency losses of a run; they share the displaced copies.
 
@@ -170,6 +217,7 @@ class WeakTerm(LossTerm):
         self.steps = 0
         self._error: float | None = None
         self._tied = any(isinstance(part.schedule, TiedToError) for part in self.parts)
+        self._draw: Draw | None = None
         self.values: dict[str, Tensor] = {}
         """Mean of each part on the last batch, without weight, for logging."""
 
@@ -198,29 +246,46 @@ class WeakTerm(LossTerm):
             if hasattr(part.schedule, "reference"):
                 part.schedule.reference = reference
 
+    def predict(
+        self, potential: PotentialLike, batch: Batch, *, forces: bool = True, virial: bool = False
+    ) -> Predictions:
+        """Predictions on a batch and, in the same forward, on the displaced copies that :meth:`forward` needs.
+
+        One forward instead of two or three is what makes a weak step cheap: small batches are bound by the number of
+        operations, not by their size. Without this call, :meth:`forward` evaluates the copies by itself.
+
+        Args:
+            potential: the one that is trained.
+            batch: structures with labels, their lists wide enough.
+            forces: the supervised losses need forces.
+            virial: the supervised losses need the virial.
+        """
+        self._draw = None
+        if self.perturbation.needs_predictions or not any(part.name in RESIDUALS for part in self.parts):
+            graph = trim_edges(batch.graph, cast("WeakPotential", potential).cutoff)
+            return potential(graph, forces=forces or self.needs_forces, virial=virial or self.needs_virial)
+        draw = self._new_draw(potential, batch, None)
+        everything, predictions = self._evaluate_together(
+            cast("WeakPotential", potential), draw, forces=forces, virial=virial or self.needs_virial
+        )
+        draw.predictions = everything
+        self._draw = draw
+        return predictions
+
     def forward(self, potential: PotentialLike, batch: Batch, predictions: Predictions) -> LossValue:
         """See :class:`LossTerm`."""
-        generator = self._generator()
         if self.training and self.teacher is not None:
             self.teacher.update(cast("nn.Module", potential), self.steps)
         if self._tied:
             self._follow_error(batch, predictions)
-        whole = Context(potential, batch, predictions, self._ensemble)
-        sums = self._sums(choose_structures(whole, self.fraction, generator), generator)
-        if self.pool is not None:
-            unlabelled = _without_labels(self.pool.draw(generator), batch)
-            names = [part.name for part in self.parts if not _needs_labels(part.name)]
-            more = self._sums(
-                Context(potential, unlabelled, _no_predictions(unlabelled.graph), self._ensemble),
-                generator,
-                names,
-            )
-            for name, (total, count) in more.items():
-                sums[name] = (sums[name][0] + total, sums[name][1] + count)
+        draw, self._draw = self._draw, None
+        if draw is None or draw.labelled is not batch:
+            draw = self._new_draw(potential, batch, predictions)
+        values = self._values(potential, draw)
         result = predictions.energy.new_zeros(())
         self.values = {}
         for part in self.parts:
-            total, count = sums[part.name]
+            total, count = _masked_sum(values[part.name], draw.batch.labels.weight)
             mean = total / count.clamp_min(1e-12)
             self.values[part.name] = mean.detach()
             factor = part.config.weight * part.schedule.factor(self.steps, self._error)
@@ -230,70 +295,116 @@ class WeakTerm(LossTerm):
         count = predictions.energy.new_tensor(float(batch.graph.num_graphs))
         return LossValue(result * count, count)
 
+    def _new_draw(self, potential: PotentialLike, batch: Batch, predictions: Predictions | None) -> Draw:
+        """This step's structures and displacements."""
+        generator = self._generator()
+        whole, start = batch, predictions
+        if self.pool is not None:
+            whole, start = join_unlabelled(batch, self.pool.draw(generator)), None
+        structure = choose_structures(whole.graph, self.fraction, generator)
+        part, part_predictions = choose(whole, start, structure)
+        context = None
+        if self.perturbation.needs_predictions:
+            if part_predictions is None:
+                graph = trim_edges(part.graph, cast("WeakPotential", potential).cutoff)
+                part_predictions = potential(graph, forces=True, virial=False)
+            context = Context(potential, part, part_predictions, self._ensemble)
+        d = self.perturbation.sample(part.graph, generator, context)
+        p = self.perturbation.sample(part.graph, generator, context)
+        return Draw(batch, whole, structure, part, d, p, generator, part_predictions)
+
+    def _evaluate_together(
+        self, potential: WeakPotential, draw: Draw, *, forces: bool, virial: bool
+    ) -> tuple[Predictions | None, Predictions]:
+        """One forward for the undisplaced structures and the copies; what is left is evaluated later.
+
+        Copies of which only the energy is needed join in where that is cheaper than a forward of their own.
+        """
+        names = [part.name for part in self.parts if part.name in RESIDUALS]
+        own, _ = needs_of(names, teacher=self.teacher is not None)
+        points = [point for point in own.with_forces if point != ORIGIN]
+        small = draw.whole.graph.edge_index.shape[1] < FEW_EDGES
+        if potential.is_direct or small:
+            points += [point for point in own.energy_only if point != ORIGIN]
+        wanted = forces or bool(own.forces)
+        origin = draw.whole if self.pool is not None and self._looks_at_origin() else draw.labelled
+        graphs = [origin.graph]
+        if points:
+            graphs.append(displaced_copies(draw.batch.graph, [a * draw.d + b * draw.p for a, b in points]))
+        result = potential(trim_edges(join(graphs), potential.cutoff), forces=wanted, virial=virial)
+        at_origin = _head(result, origin.graph)
+        count = draw.batch.graph.num_graphs
+        for number, point in enumerate(points):
+            first = origin.graph.num_graphs + number * count
+            draw.energy[point] = result.energy[first : first + count]
+            if wanted:
+                atoms = len(draw.batch.graph.positions)
+                first = len(origin.graph.positions) + number * atoms
+                draw.forces[point] = result.forces[first : first + atoms]
+        chosen = None
+        if origin is draw.whole or self.pool is None:
+            chosen = choose(draw.whole, at_origin, draw.structure)[1]
+        return chosen, _head(at_origin, draw.labelled.graph)
+
+    def _looks_at_origin(self) -> bool:
+        return (
+            any(
+                ORIGIN in (*RESIDUALS[part.name].energies, *RESIDUALS[part.name].forces)
+                for part in self.parts
+                if part.name in RESIDUALS
+            )
+            or self.needs_virial
+        )
+
     def _scale(self, part: Part) -> float:
         if part.config.unit != "lambda" or part.name in ("curl", "noisy_labels", "denoising"):
             return 1.0
         return self.force_weight
 
-    def _sums(
-        self, context: Context, generator: torch.Generator, names: Sequence[str] | None = None
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """(sum, count) of the values of each part over structures."""
-        parts = [part for part in self.parts if names is None or part.name in names]
-        values: dict[str, Tensor] = {}
-        graph = context.batch.graph
-        base = context.predictions if len(context.predictions.energy) else None
-        potential = cast("WeakPotential", context.potential)
+    def _values(self, potential: PotentialLike, draw: Draw) -> dict[str, Tensor]:
+        """(M,) values of each part over the structures that are looked at, NaN where a label is missing."""
+        model, graph = cast("WeakPotential", potential), draw.batch.graph
         count = atom_count(graph)
-        if any(part.name in RESIDUALS for part in parts):
-            d = self.perturbation.sample(graph, generator, context)
-            p = self.perturbation.sample(graph, generator, context)
-            residuals = potential.weak_residuals(
-                [part.name for part in parts if part.name in RESIDUALS],
+        names = [part.name for part in self.parts if part.name in RESIDUALS]
+        residuals: dict[str, Tensor] = {}
+        if names:
+            residuals = model.weak_residuals(
+                names,
                 graph,
-                d,
-                p,
-                base=base,
-                labels=context.batch.labels,
+                draw.d,
+                draw.p,
+                known=draw.known(),
+                labels=draw.batch.labels,
                 teacher=self.teacher,
-                detach={part.name: part.config.detach for part in parts},
+                detach={part.name: part.config.detach for part in self.parts},
             )
-            for part in parts:
-                if part.name in RESIDUALS:
-                    values[part.name] = _in_unit(
-                        residuals[part.name], part.config.unit, count, self.perturbation.amplitude
-                    )
-        for part in parts:
-            if part.name not in RESIDUALS:
-                values[part.name] = self._other(part, context, base, generator)
-        return {part.name: _masked_sum(values[part.name], context.batch.labels.weight) for part in parts}
+        return {
+            part.name: _in_unit(residuals[part.name], part.config.unit, count, self.perturbation.amplitude)
+            if part.name in RESIDUALS
+            else self._other(part, model, draw)
+            for part in self.parts
+        }
 
-    def _other(
-        self, part: Part, context: Context, base: Predictions | None, generator: torch.Generator
-    ) -> Tensor:
+    def _other(self, part: Part, potential: WeakPotential, draw: Draw) -> Tensor:
         """Values (M,) of a term that is no residual of displaced copies alone."""
-        potential, graph = cast("WeakPotential", context.potential), context.batch.graph
+        graph, labels = draw.batch.graph, draw.batch.labels
         count = atom_count(graph)
         if part.name == "curl":
-            return sum_by_structure(
-                potential.curl(graph, random_unit(graph, generator)).square().sum(dim=1), graph
-            )
+            v = random_unit(graph, draw.generator)
+            return sum_by_structure(potential.curl(graph, v).square().sum(dim=1), graph)
         if part.name.startswith("strain"):
             if self.strain is None:
                 raise InputError("a strain term needs a distribution of strains", key="weak.strain")
-            strain = self.strain.sample(graph, generator)
-            function = getattr(potential, part.name)
-            residual: Tensor = function(graph, strain, base=base)
+            strain = self.strain.sample(graph, draw.generator)
+            residual: Tensor = getattr(potential, part.name)(graph, strain, base=draw.predictions)
             return _in_unit(residual, part.config.unit, count, self.strain.amplitude)
-        d = self.perturbation.sample(graph, generator, context)
-        (copy_of,) = potential.displaced(graph, [d])
+        (moved,) = potential.displaced(graph, [draw.d])
         if part.name == "denoising":
-            error = (copy_of.forces + self.stiffness * d).square().sum(dim=1)
+            error = (moved.forces + self.stiffness * draw.d).square().sum(dim=1)
             return sum_by_structure(error, graph) / (3.0 * count)
-        labels = context.batch.labels
-        error = (copy_of.forces - torch.where(labels.forces.isnan(), copy_of.forces, labels.forces)).square()
+        error = (moved.forces - torch.where(labels.forces.isnan(), moved.forces, labels.forces)).square()
         forces = sum_by_structure(error.sum(dim=1), graph) / (3.0 * count)
-        return forces + _square((copy_of.energy - labels.energy) / count)
+        return forces + _square((moved.energy - labels.energy) / count)
 
     def _generator(self) -> torch.Generator:
         """A new stream for every step and rank; validation always sees the same one."""
@@ -328,45 +439,41 @@ def random_unit(graph: AtomGraph, generator: torch.Generator) -> Tensor:
     return v / square.clamp_min(1e-300).sqrt()[graph.batch].unsqueeze(1)
 
 
-def choose_structures(context: Context, fraction: float, generator: torch.Generator) -> Context:
-    """A random part of the structures, at least one, with their labels and predictions.
-
-    Args:
-        context: everything of a batch.
-        fraction: share that is kept.
-        generator: source of randomness.
-    """
-    batch, predictions = context.batch, context.predictions
-    graph, total = batch.graph, batch.graph.num_graphs
+def choose_structures(graph: AtomGraph, fraction: float, generator: torch.Generator) -> Tensor:
+    """A random part of the structures, at least one: (M,) bool."""
+    total = graph.num_graphs
     keep = max(1, round(fraction * total))
     if keep >= total:
-        return context
-    chosen = torch.randperm(total, generator=generator)[:keep].sort().values.to(graph.batch.device)
-    structure = torch.zeros(total, dtype=torch.bool, device=graph.batch.device)
-    structure[chosen] = True
-    atom = structure[graph.batch]
-    edge = atom[graph.edge_index[0]]
-    new_atom, new_structure = atom.cumsum(0) - 1, structure.cumsum(0) - 1
-    part = AtomGraph(
-        positions=graph.positions[atom],
-        species=graph.species[atom],
-        edge_index=new_atom[graph.edge_index[:, edge]],
-        edge_shift=graph.edge_shift[edge],
-        cell=graph.cell[structure],
-        batch=new_structure[graph.batch[atom]],
-        num_graphs=keep,
+        return torch.ones(total, dtype=torch.bool, device=graph.batch.device)
+    structure = torch.zeros(total, dtype=torch.bool)
+    structure[torch.randperm(total, generator=generator)[:keep]] = True
+    return structure.to(graph.batch.device)
+
+
+def join_unlabelled(batch: Batch, pool: Batch) -> Batch:
+    """The batch followed by structures of a pool, whose labels are taken away."""
+    graph = graph_to(pool.graph, batch.graph.positions.device)
+    nan = float("nan")
+    energy = torch.full((graph.num_graphs,), nan, dtype=torch.float64, device=graph.positions.device)
+    labels = Labels(
+        energy,
+        torch.full_like(graph.positions, nan),
+        torch.full_like(graph.cell, nan),
+        torch.ones_like(energy),
     )
-    labels = batch.labels
-    part_labels = Labels(
-        labels.energy[structure], labels.forces[atom], labels.stress[structure], labels.weight[structure]
+    both = [torch.cat(pair) for pair in zip(batch.labels, labels, strict=True)]
+    return Batch(join([batch.graph, graph]), Labels(*both))
+
+
+def _head(predictions: Predictions, graph: AtomGraph) -> Predictions:
+    """The part of predictions that is on a graph at the beginning of a joined one."""
+    atoms, structures = len(graph.positions), graph.num_graphs
+    return Predictions(
+        predictions.energy[:structures],
+        predictions.forces[:atoms],
+        predictions.virial[:structures],
+        predictions.atomic_energy[:atoms],
     )
-    part_predictions = Predictions(
-        predictions.energy[structure],
-        predictions.forces[atom] if len(predictions.forces) == len(atom) else predictions.forces,
-        predictions.virial[structure] if len(predictions.virial) == total else predictions.virial,
-        predictions.atomic_energy[atom],
-    )
-    return Context(context.potential, Batch(part, part_labels), part_predictions, context.ensemble)
 
 
 def _in_unit(residual: Tensor, unit: str, count: Tensor, amplitude: float) -> Tensor:
@@ -386,22 +493,3 @@ def _masked_sum(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted sum and sum of weights of the values that are not NaN."""
     known = ~torch.isnan(values.detach())
     return (values[known] * weight[known]).sum(), weight[known].sum()
-
-
-def _needs_labels(name: str) -> bool:
-    return name == "noisy_labels" or (name in RESIDUALS and RESIDUALS[name].labels != "none")
-
-
-def _without_labels(pool: Batch, like: Batch) -> Batch:
-    device = like.graph.positions.device
-    graph = graph_to(pool.graph, device)
-    nan = float("nan")
-    energy = torch.full((graph.num_graphs,), nan, dtype=torch.float64, device=device)
-    forces = torch.full_like(graph.positions, nan)
-    stress = torch.full_like(graph.cell, nan)
-    return Batch(graph, Labels(energy, forces, stress, torch.ones_like(energy)))
-
-
-def _no_predictions(graph: AtomGraph) -> Predictions:
-    empty = graph.positions.new_zeros
-    return Predictions(empty(0), empty((0, 3)), empty((0, 3, 3)), empty(0))

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, Labels, Predictions, edge_vectors
+from pimlip_zoo.graph import AtomGraph, Labels, Predictions
 from pimlip_zoo.losses.consistency import strain_first_order, strain_trapezoid
+from pimlip_zoo.losses.copies import displaced_copies, strained, trim_edges
 from pimlip_zoo.losses.residuals import Detach, Needs, Point, Values, get_residual, needs_of
 
 if TYPE_CHECKING:
     from pimlip_zoo.losses.base import PotentialLike
 
-__all__ = ["PhysicsWeakMixin", "displaced_copies", "strained", "trim_edges"]
+__all__ = ["PhysicsWeakMixin"]
+
+Known = tuple[Mapping[Point, Tensor], Mapping[Point, Tensor]]
+"""Energies (M,) and forces (N, 3) of copies."""
 
 _R: Point = (0.0, 0.0)
 
@@ -59,7 +63,7 @@ class PhysicsWeakMixin:
     def pisc_two_estimates(
         self, graph: AtomGraph, d: Tensor, p: Tensor, *, base: Predictions | None = None
     ) -> Tensor:
-        """``[E(r) - <d, F(r)>] - [E(r+p) - <d-p, F(r+p)>]``: (M,) eV. One copy; falls as ``|d|²``."""
+        """``[E(r) - <p, F(r)>] - [E(r+d) - <p-d, F(r+d)>]``, one copy at ``d``: (M,) eV. Falls as ``|d|²``."""
         return self._one("pisc_two_estimates", graph, d, p, base=base)
 
     def loop_trapezoid(
@@ -148,6 +152,7 @@ class PhysicsWeakMixin:
         p: Tensor | None = None,
         *,
         base: Predictions | None = None,
+        known: Known | None = None,
         labels: Labels | None = None,
         teacher: PotentialLike | None = None,
         detach: Detach | Mapping[str, Detach] = "none",
@@ -160,6 +165,7 @@ class PhysicsWeakMixin:
             d: (N, 3) Å.
             p: (N, 3) Å, for residuals with two displacements.
             base: predictions on ``graph``.
+            known: energies and forces of copies that have been evaluated already.
             labels: for residuals that need them.
             teacher: takes the target side of each residual, without gradient.
             detach: the side that gets no gradient, for all or by name.
@@ -172,15 +178,17 @@ class PhysicsWeakMixin:
         """
         chosen = list(names)
         own, target = needs_of(chosen, teacher=teacher is not None)
-        points = own.energies | own.forces | target.energies | target.forces
-        if p is None and any(point[1] != 0.0 for point in points):
+        if p is None and any(get_residual(name).second for name in chosen):
             raise InputError("a residual with two displacements was given one", key="p")
         second = torch.zeros_like(d) if p is None else p
-        energy, forces = self._evaluate(cast("PotentialLike", self), graph, own, d, second, base)
+        start = _from_base(graph, base) if known is None else known
+        energy, forces = self._evaluate(cast("PotentialLike", self), graph, own, d, second, start)
         if teacher is not None:
             with torch.no_grad():
-                teacher_energy, teacher_forces = self._evaluate(teacher, graph, target, d, second, None)
-            energy, forces = {**teacher_energy, **energy}, {**forces, **teacher_forces}
+                teacher_energy, teacher_forces = self._evaluate(teacher, graph, target, d, second, ({}, {}))
+            # What is known of the undisplaced structures is the trained model's, and not the target.
+            energy = {**teacher_energy, **{point: energy[point] for point in own.energies}}
+            forces = teacher_forces
         values = Values(energy, forces, d, second, graph.batch, graph.num_graphs, labels)
         sides = dict.fromkeys(chosen, detach) if isinstance(detach, str) else detach
         return {
@@ -233,16 +241,12 @@ class PhysicsWeakMixin:
         needs: Needs,
         d: Tensor,
         p: Tensor,
-        base: Predictions | None,
+        known: Known,
     ) -> tuple[dict[Point, Tensor], dict[Point, Tensor]]:
-        """Energies and forces of every copy that is needed; ``r`` is from ``base`` where that has it."""
-        energy: dict[Point, Tensor] = {}
-        forces: dict[Point, Tensor] = {}
-        with_forces, energy_only = needs.with_forces, needs.energy_only
-        if base is not None and (_R not in needs.forces or len(base.forces) == len(graph.positions)):
-            with_forces = [point for point in with_forces if point != _R]
-            energy_only = [point for point in energy_only if point != _R]
-            energy[_R], forces[_R] = base.energy, base.forces
+        """Energies and forces of every copy that is needed and not known."""
+        energy, forces = dict(known[0]), dict(known[1])
+        with_forces = [point for point in needs.with_forces if point not in forces]
+        energy_only = [point for point in needs.energy_only if point not in energy]
         if self._is_direct() and with_forces:
             # A direct head gives forces for next to nothing: one forward does it all.
             with_forces, energy_only = with_forces + energy_only, []
@@ -281,43 +285,9 @@ class PhysicsWeakMixin:
             )
 
 
-def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor]) -> AtomGraph:
-    """Copies of a batch one after the other, each displaced, sharing the list of edges.
-
-    Args:
-        graph: M structures, N atoms, E edges; the list wide enough for the displaced copies.
-        displacements: K of (N, 3) Å.
-
-    Returns:
-        A graph of K M structures, K N atoms, K E edges, copy by copy.
-    """
-    copies, atoms = len(displacements), len(graph.positions)
-    step = torch.arange(copies, device=graph.batch.device)
-    index = (graph.edge_index.unsqueeze(1) + atoms * step[None, :, None]).flatten(1)
-    return AtomGraph(
-        positions=torch.cat([graph.positions + d for d in displacements]),
-        species=graph.species.repeat(copies),
-        edge_index=index,
-        edge_shift=graph.edge_shift.repeat(copies, 1),
-        cell=graph.cell.repeat(copies, 1, 1),
-        batch=(graph.batch + graph.num_graphs * step.unsqueeze(1)).flatten(),
-        num_graphs=copies * graph.num_graphs,
-    )
-
-
-def trim_edges(graph: AtomGraph, cutoff: float) -> AtomGraph:
-    """Without the edges that are not shorter than the cutoff, which only cost time: same predictions.
-
-    Args:
-        graph: the structures, their list widened or not.
-        cutoff: Å.
-    """
-    with torch.no_grad():
-        inside = edge_vectors(graph).square().sum(dim=1) < cutoff * cutoff
-    return graph._replace(edge_index=graph.edge_index[:, inside], edge_shift=graph.edge_shift[inside])
-
-
-def strained(graph: AtomGraph, strain: Tensor) -> AtomGraph:
-    """Positions and cell of each structure multiplied by ``1 + ε`` from the right; ε is (M, 3, 3)."""
-    positions = graph.positions + torch.bmm(graph.positions.unsqueeze(1), strain[graph.batch]).squeeze(1)
-    return graph._replace(positions=positions, cell=graph.cell + torch.bmm(graph.cell, strain))
+def _from_base(graph: AtomGraph, base: Predictions | None) -> Known:
+    """What predictions on the undisplaced structures make known."""
+    if base is None:
+        return {}, {}
+    has_forces = len(base.forces) == len(graph.positions)
+    return {_R: base.energy}, ({_R: base.forces} if has_forces else {})

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions
 from pimlip_zoo.losses.base import LossTerm, LossValue
+from pimlip_zoo.losses.weak import WeakTerm
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.models.weak import trim_edges
 from pimlip_zoo.training.checkpoint import KEY, describe
 from pimlip_zoo.training.metrics import ErrorStatistics
 
@@ -30,7 +30,6 @@ class PotentialTraining(pl.LightningModule):
         learning_rate_factor: by step, multiplies the optimiser's learning rates.
         forces: some term needs forces.
         virial: some term needs the virial.
-        widened: neighbour lists reach beyond the cutoff, for terms that displace atoms.
         summary: plain values saved with every checkpoint, such as the configuration.
     """
 
@@ -43,7 +42,6 @@ class PotentialTraining(pl.LightningModule):
         *,
         forces: bool = True,
         virial: bool = False,
-        widened: bool = False,
         summary: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -51,7 +49,8 @@ class PotentialTraining(pl.LightningModule):
         self.terms = nn.ModuleList(terms)
         self._optimizer = optimizer
         self._factor = learning_rate_factor
-        self._forces, self._virial, self._widened = forces, virial, widened
+        self._forces, self._virial = forces, virial
+        self._weak = [term for term in terms if isinstance(term, WeakTerm)]
         self._summary = summary or {}
         self.errors = ErrorStatistics(potential.species)
 
@@ -66,8 +65,7 @@ class PotentialTraining(pl.LightningModule):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Predictions]:
         """Total loss, the value of each term, and the predictions."""
-        graph = trim_edges(batch.graph, self.potential.cutoff) if self._widened else batch.graph
-        predictions = self.potential(graph, forces=self._forces, virial=self._virial)
+        predictions = self._predict(batch)
         total = predictions.energy.new_zeros(())
         parts: dict[str, Tensor] = {}
         for term in self.terms:
@@ -83,6 +81,13 @@ class PotentialTraining(pl.LightningModule):
         count = value.count.detach().clone()
         torch.distributed.all_reduce(count)
         return value.total * self.trainer.world_size / count.clamp_min(1e-12)
+
+    def _predict(self, batch: Batch) -> Predictions:
+        for term in self._weak:
+            # The displaced copies of the weak losses share this forward.
+            return term.predict(self.potential, batch, forces=self._forces, virial=self._virial)
+        predictions: Predictions = self.potential(batch.graph, forces=self._forces, virial=self._virial)
+        return predictions
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""

@@ -18,9 +18,9 @@ from surfaces import (
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import collate, sum_by_structure
 from pimlip_zoo.losses import consistency
+from pimlip_zoo.losses.copies import displaced_copies, strained, trim_edges
 from pimlip_zoo.losses.perturbation import UniformCube
 from pimlip_zoo.losses.residuals import RESIDUALS, get_residual
-from pimlip_zoo.models.weak import displaced_copies, strained, trim_edges
 
 NAMES = list(RESIDUALS)
 
@@ -98,7 +98,7 @@ def test_the_equations_are_those_of_the_table():
         "pitc_midpoint": ed - (e0 - dot(d, fh)),
         "pitc_central": (ed - em) / 2 + dot(d, f0),
         "pisc_triangle": ed - (ep - dot(d - p, fp)),
-        "pisc_two_estimates": (e0 - dot(d, f0)) - (ep - dot(d - p, fp)),
+        "pisc_two_estimates": (e0 - dot(p, f0)) - (ed - dot(p - d, fd)),
         "loop_trapezoid": dot(p, f0 + fp) / 2 + dot(d - p, fp + fd) / 2 - dot(d, fd + f0) / 2,
         "loop_simpson": simpson,
         "anchor_first_order": labels.energy - (ed + dot(d, fd)),
@@ -261,6 +261,9 @@ def test_a_teacher_takes_the_target_side_without_gradient():
     here, there = model(batch.graph._replace(positions=batch.graph.positions + d)), teacher(batch.graph)
     expected = here.energy - there.energy + consistency.work(d, there.forces, batch.graph.batch, 1)
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-9)
+    base = model(batch.graph)
+    with_base = model.weak_residuals(["pitc_first_order"], batch.graph, d, teacher=teacher, base=base)
+    torch.testing.assert_close(with_base["pitc_first_order"], expected, rtol=0, atol=1e-9)
     value.sum().backward()
     assert model.model.strength.grad is not None
     assert teacher.model.strength.grad is None

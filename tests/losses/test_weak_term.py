@@ -6,9 +6,10 @@ from surfaces import SKEWED, SPECIES, Morse, Swirl, batch_of, mixed_batch, molec
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Predictions
-from pimlip_zoo.losses.perturbation import Context, UniformCube
+from pimlip_zoo.losses.copies import choose
+from pimlip_zoo.losses.perturbation import UniformCube
 from pimlip_zoo.losses.residuals import RESIDUALS
-from pimlip_zoo.losses.weak import choose_structures, random_unit, step_generator
+from pimlip_zoo.losses.weak import choose_structures, join_unlabelled, random_unit, step_generator
 from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
 from pimlip_zoo.losses.weak_config import PRESETS, WeakConfig, term_names, weak_preset
 from pimlip_zoo.models.potential import Potential
@@ -128,33 +129,93 @@ def test_evaluation_neither_advances_nor_varies():
     assert term.steps == 0
 
 
-def test_an_unlabelled_pool_adds_its_structures_to_the_mean():
+@pytest.mark.parametrize("name", ["pitc_central", "taylor_augmentation"])
+def test_an_unlabelled_pool_adds_its_structures_to_terms_that_need_no_labels(name):
     model, batch = potential(Morse()), mixed_batch()
     pool = [batch_of([molecule(6, s)], 4.6) for s in range(10, 14)]
-    options = config({"pitc_central": {"unit": "total", "weight": 1.0}}, unlabelled_batch_size=3)
-    with_pool = build(options, model, pool=pool)
-    value = with_pool(model, batch, model(batch.graph)).mean()
-    alone = build(options, model)(model, batch, model(batch.graph)).mean()
-    more = value * 7 - alone * 4  # three structures more
-    assert more > 0
-    assert with_pool.pool.draw(torch.Generator().manual_seed(0)).graph.num_graphs == 3
-    only_labels = build(config({"taylor_augmentation": {}}), model, pool=pool)
-    plain = build(config({"taylor_augmentation": {}}), model)
-    torch.testing.assert_close(
-        only_labels(model, batch, model(batch.graph)).mean(), plain(model, batch, model(batch.graph)).mean()
-    )
+    options = config({name: {"unit": "total", "weight": 1.0}}, unlabelled_batch_size=3)
+    term = build(options, model, pool=pool)
+    value = term(model, batch, model(batch.graph)).mean()
+    generator = step_generator(0, 0, 0)
+    joint = join_unlabelled(batch, term.pool.draw(generator))
+    assert joint.graph.num_graphs == 7
+    d = UniformCube(0.05).sample(joint.graph, generator)
+    residual = model.weak_residuals([name], joint.graph, d, labels=joint.labels)[name]
+    used = residual if name == "pitc_central" else residual[:4]
+    torch.testing.assert_close(value, used.square().mean(), rtol=1e-10, atol=0)
+    assert torch.isnan(residual[4:]).all() == (name == "taylor_augmentation")
+    value.backward()
+    assert torch.isfinite(model.model.strength.grad)
 
 
 def test_a_fraction_of_the_structures_is_what_those_structures_are_alone():
     model, batch = potential(Morse()), mixed_batch()
-    whole = Context(model, batch, model(batch.graph))
-    part = choose_structures(whole, 0.5, torch.Generator().manual_seed(1))
-    assert part.batch.graph.num_graphs == 2
-    again = model(part.batch.graph)
-    torch.testing.assert_close(part.predictions.energy, again.energy, rtol=0, atol=1e-10)
-    torch.testing.assert_close(part.predictions.forces, again.forces, rtol=0, atol=1e-10)
-    assert choose_structures(whole, 0.01, torch.Generator().manual_seed(1)).batch.graph.num_graphs == 1
-    assert choose_structures(whole, 1.0, torch.Generator()) is whole
+    structure = choose_structures(batch.graph, 0.5, torch.Generator().manual_seed(1))
+    part, predictions = choose(batch, model(batch.graph), structure)
+    assert part.graph.num_graphs == structure.sum() == 2
+    again = model(part.graph)
+    torch.testing.assert_close(predictions.energy, again.energy, rtol=0, atol=1e-10)
+    torch.testing.assert_close(predictions.forces, again.forces, rtol=0, atol=1e-10)
+    assert choose_structures(batch.graph, 0.01, torch.Generator()).sum() == 1
+    assert choose_structures(batch.graph, 1.0, torch.Generator()).all()
+
+
+FUSED = {
+    "first order": {"terms": {"pitc_first_order": {}}},
+    "paper": {"terms": {"pitc_first_order": {}, "pisc_triangle": {}}},
+    "central, detached": {"terms": {"pitc_central": {"detach": "forces"}}},
+    "loop": {"terms": {"loop_simpson": {}}},
+    "labels": {"terms": {"anchor_trapezoid": {}, "taylor_central": {}}},
+    "part of the structures": {"terms": {"pitc_trapezoid": {}, "pisc_two_estimates": {}}, "fraction": 0.5},
+    "teacher": {"terms": {"pitc_trapezoid": {}}, "teacher": "ema"},
+    "strain": {"terms": {"strain_trapezoid": {}, "pitc_first_order": {}}, "strain": 0.005},
+    "force error": {"terms": {"pitc_first_order": {}}, "perturbation": {"name": "force_error"}},
+    "stiff modes": {"terms": {"pitc_first_order": {}}, "perturbation": {"name": "stiff"}},
+    "baseline": {"terms": {"noisy_labels": {}}},
+}
+
+
+@pytest.mark.parametrize("edges", [0, 10**9])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("make", [Morse, lambda: Swirl(0.4)])
+@pytest.mark.parametrize("case", FUSED)
+def test_one_forward_for_structures_and_copies_changes_nothing(case, make, pool, edges, monkeypatch):
+    monkeypatch.setattr("pimlip_zoo.losses.weak.FEW_EDGES", edges)
+    model, batch = potential(make()), crystals(4)
+    unlabelled = [batch_of([molecule(6, s, SKEWED)], 4.8) for s in range(10, 13)] if pool else ()
+    options = WeakConfig.model_validate(FUSED[case])
+    apart, together = (build(options, model, pool=unlabelled) for _ in range(2))
+    for _ in range(2):
+        expected = apart(model, batch, model(batch.graph))
+        predictions = together.predict(model, batch, forces=True, virial=False)
+        value = together(model, batch, predictions)
+        torch.testing.assert_close(value.mean(), expected.mean(), rtol=1e-9, atol=1e-15)
+        torch.testing.assert_close(predictions.energy, model(batch.graph).energy, rtol=0, atol=1e-9)
+        torch.testing.assert_close(predictions.forces, model(batch.graph).forces, rtol=0, atol=1e-9)
+        one, two = (torch.autograd.grad(v.mean(), [model.model.strength])[0] for v in (expected, value))
+        torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-15)
+
+
+def test_a_forward_is_shared_where_the_copies_need_forces():
+    class Calls(Morse):
+        count = 0
+
+        def forward(self, graph, vectors):
+            type(self).count += 1
+            return super().forward(graph, vectors)
+
+    model, batch = potential(Calls()), mixed_batch()
+    term = build(config({"pitc_trapezoid": {}, "pisc_two_estimates": {}}), model)
+    term(model, batch, term.predict(model, batch)).mean().backward()
+    assert Calls.count == 1
+
+
+def test_what_was_prepared_for_one_batch_is_not_used_for_another():
+    model, batch, other = potential(Morse()), mixed_batch(), crystals()
+    term, fresh = (build(config({"pitc_trapezoid": {}}), model) for _ in range(2))
+    term.predict(model, batch)
+    value = term(model, other, model(other.graph)).mean()
+    torch.testing.assert_close(value, fresh(model, other, model(other.graph)).mean(), rtol=1e-12, atol=0)
 
 
 def test_an_ema_teacher_follows_the_weights():
@@ -175,7 +236,7 @@ def test_a_curl_term_estimates_the_frobenius_norm():
     model, batch = potential(Swirl(0.6)), batch_of([molecule(4, 1)], 4.6)
     term = build(config({"curl": {"weight": 1.0}}), model)
     base = model(batch.graph)
-    mean = torch.stack([term(model, batch, base).mean() for _ in range(400)]).mean().item()
+    mean = torch.stack([term(model, batch, base).mean() for _ in range(200)]).mean().item()
 
     def forces(x):
         return model(batch.graph._replace(positions=x.reshape(-1, 3)), virial=False).forces.flatten()
@@ -183,7 +244,7 @@ def test_a_curl_term_estimates_the_frobenius_norm():
     jacobian = torch.autograd.functional.jacobian(forces, batch.graph.positions.flatten())
     # Directions without mean: the antisymmetric part has no component along rigid shifts here.
     expected = (jacobian - jacobian.T).square().sum().item() / (12 - 3)
-    assert mean == pytest.approx(expected, rel=0.1)
+    assert mean == pytest.approx(expected, rel=0.15)
     v = random_unit(mixed_batch().graph, torch.Generator().manual_seed(0))
     assert v[:5].square().sum().item() == pytest.approx(1.0)
 

@@ -1,0 +1,114 @@
+"""Displaced and strained copies of structures, and the batches that they are evaluated in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, edge_vectors
+
+__all__ = ["choose", "displaced_copies", "join", "strained", "trim_edges"]
+
+
+def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor]) -> AtomGraph:
+    """Copies of a batch one after the other, each displaced, sharing the list of edges.
+
+    Args:
+        graph: M structures, N atoms, E edges; the list wide enough for the displaced copies.
+        displacements: K of (N, 3) Å.
+
+    Returns:
+        A graph of K M structures, K N atoms, K E edges, copy by copy.
+    """
+    copies, atoms = len(displacements), len(graph.positions)
+    step = torch.arange(copies, device=graph.batch.device)
+    index = (graph.edge_index.unsqueeze(1) + atoms * step[None, :, None]).flatten(1)
+    return AtomGraph(
+        positions=torch.cat([graph.positions + d for d in displacements]),
+        species=graph.species.repeat(copies),
+        edge_index=index,
+        edge_shift=graph.edge_shift.repeat(copies, 1),
+        cell=graph.cell.repeat(copies, 1, 1),
+        batch=(graph.batch + graph.num_graphs * step.unsqueeze(1)).flatten(),
+        num_graphs=copies * graph.num_graphs,
+    )
+
+
+def join(graphs: Sequence[AtomGraph]) -> AtomGraph:
+    """Several graphs as one, in their order."""
+    if len(graphs) == 1:
+        return graphs[0]
+    atoms, structures, index, batch = 0, 0, [], []
+    for graph in graphs:
+        index.append(graph.edge_index + atoms)
+        batch.append(graph.batch + structures)
+        atoms += len(graph.positions)
+        structures += graph.num_graphs
+    return AtomGraph(
+        positions=torch.cat([graph.positions for graph in graphs]),
+        species=torch.cat([graph.species for graph in graphs]),
+        edge_index=torch.cat(index, dim=1),
+        edge_shift=torch.cat([graph.edge_shift for graph in graphs]),
+        cell=torch.cat([graph.cell for graph in graphs]),
+        batch=torch.cat(batch),
+        num_graphs=structures,
+    )
+
+
+def trim_edges(graph: AtomGraph, cutoff: float) -> AtomGraph:
+    """Without the edges that are not shorter than the cutoff, which only cost time: same predictions.
+
+    Args:
+        graph: the structures, their list widened or not.
+        cutoff: Å.
+    """
+    with torch.no_grad():
+        inside = edge_vectors(graph).square().sum(dim=1) < cutoff * cutoff
+    return graph._replace(edge_index=graph.edge_index[:, inside], edge_shift=graph.edge_shift[inside])
+
+
+def strained(graph: AtomGraph, strain: Tensor) -> AtomGraph:
+    """Positions and cell of each structure multiplied by ``1 + ε`` from the right; ε is (M, 3, 3)."""
+    positions = graph.positions + torch.bmm(graph.positions.unsqueeze(1), strain[graph.batch]).squeeze(1)
+    return graph._replace(positions=positions, cell=graph.cell + torch.bmm(graph.cell, strain))
+
+
+def choose(
+    batch: Batch, predictions: Predictions | None, structure: Tensor
+) -> tuple[Batch, Predictions | None]:
+    """Some structures of a batch, with their labels and predictions.
+
+    Args:
+        batch: M structures.
+        predictions: of these; quantities that were not asked for are empty.
+        structure: (M,) bool, those that are kept.
+    """
+    graph, labels = batch.graph, batch.labels
+    if bool(structure.all()):
+        return batch, predictions
+    atom = structure[graph.batch]
+    edge = atom[graph.edge_index[0]]
+    new_atom, new_structure = atom.cumsum(0) - 1, structure.cumsum(0) - 1
+    part = AtomGraph(
+        positions=graph.positions[atom],
+        species=graph.species[atom],
+        edge_index=new_atom[graph.edge_index[:, edge]],
+        edge_shift=graph.edge_shift[edge],
+        cell=graph.cell[structure],
+        batch=new_structure[graph.batch[atom]],
+        num_graphs=int(structure.sum()),
+    )
+    part_labels = Labels(
+        labels.energy[structure], labels.forces[atom], labels.stress[structure], labels.weight[structure]
+    )
+    if predictions is None:
+        return Batch(part, part_labels), None
+    part_predictions = Predictions(
+        predictions.energy[structure],
+        predictions.forces[atom] if len(predictions.forces) == len(atom) else predictions.forces,
+        predictions.virial[structure] if len(predictions.virial) == len(structure) else predictions.virial,
+        predictions.atomic_energy[atom],
+    )
+    return Batch(part, part_labels), part_predictions
