@@ -17,7 +17,6 @@ OPTIONAL = {
     "tensorboard": "TensorBoard events: pip install 'pimlip-zoo[tensorboard]'",
     "torch_scatter": "optional scatter backend: pip install --no-build-isolation 'pimlip-zoo[pyg]'",
     "torch_cluster": "optional neighbour search: pip install --no-build-isolation 'pimlip-zoo[pyg]'",
-    "mace": "conversion of MACE models: pip install mace-torch",
 }
 
 
