@@ -184,6 +184,8 @@ def _new_folder(out: Path | None, model: str) -> Path:
     from pimlip_zoo.errors import InputError
 
     if out is not None:
+        if out.exists() and not out.is_dir():
+            raise InputError("is a file, no folder for a run", file=out, mend="give another --out")
         if (out / "checkpoints").exists():
             raise InputError(
                 "the folder holds a run already", file=out, mend="--resume it, or give another --out"

@@ -96,8 +96,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError("no such file", file=path) from error
     except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"not a readable checkpoint: {str(error).splitlines()[0][:120]}",
+            f"not a readable checkpoint: {reason[:120]}",
             file=path,
             mend="is it truncated?",
         ) from error

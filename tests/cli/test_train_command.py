@@ -1,0 +1,416 @@
+"""``pimlip-zoo train`` and what follows it; everything that a user can get wrong is one line, exit code 2, no trace."""
+
+import csv
+import errno
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pimlip_zoo.training import callbacks
+from pimlip_zoo.training.checkpoint import load_potential, read_checkpoint
+
+DATA = "builtin:ethanol-gfn2/train@:12"
+SMALL = ["--set", "model.channels=4", "--set", "model.radial_hidden=[4]", "--set", "trainer.valid_every=2"]
+
+
+def frame(positions, energy="-1.0", forces=True, numbers=("O", "H", "H"), head=""):
+    """An extended XYZ frame, to the letter."""
+    columns = "species:S:1:pos:R:3" + (":forces:R:3" if forces else "")
+    energy = f" energy={energy}" if energy is not None else ""
+    lines = [str(len(numbers)), f"Properties={columns}{energy}{head}"]
+    for symbol, position in zip(numbers, positions, strict=True):
+        values = [*position, *([0.1, 0.0, -0.1] if forces else [])]
+        lines.append(" ".join([symbol, *map(str, values)]))
+    return "\n".join(lines) + "\n"
+
+
+WATER = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+
+
+def data_file(path, bad, place=2, count=4, **good):
+    """A file of good frames with a bad one among them."""
+    frames = [frame(WATER + 0.01 * i, **good) for i in range(count)]
+    frames[place] = bad
+    path.write_text("".join(frames))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from pimlip_zoo import experiment
+    from pimlip_zoo.config import load_config, parse_settings
+
+    settings = [*SMALL[1::2], f"data.train={DATA}", "trainer.max_steps=4"]
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    experiment.train(experiment.prepare(load_config(None, parse_settings(settings))), folder)
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A run of four steps."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+# ---- what it does
+
+
+def test_a_run_folder_holds_what_is_needed_to_use_resume_and_understand_it(cli, tmp_path):
+    arguments = ["--test", "builtin:ethanol-gfn2/test_300K@:3", "--max-steps", 4, "--out", tmp_path / "run"]
+    result = cli("train", "--model", "nequip", "--data", DATA, *SMALL, *arguments)
+    assert result.code == 0, result
+    run = tmp_path / "run"
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    wanted = "config.yaml metrics.csv log.txt report.html test.json parity.npz"
+    assert names == {*wanted.split(), "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["channels"] == 4
+    assert config["trainer"]["max_steps"] == 4
+    with (run / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
+    errors = json.loads((run / "test.json").read_text())
+    assert set(errors) == {"validation", "builtin:ethanol-gfn2/test_300K@:3"}
+    assert (
+        "training: 11 structures, 99 atoms; labels: energy 11/11, forces 11/11"
+        in (run / "log.txt").read_text()
+    )
+    assert "meV/atom" in result.out
+    assert load_potential(run).species == ("H", "C", "O")
+
+
+def test_resuming_goes_on_to_the_new_number_of_steps(cli, run):
+    result = cli("train", "--resume", "--out", run, "--max-steps", 6)
+    assert result.code == 0, result
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 6
+
+
+def test_the_newest_run_is_resumed_when_none_is_named(cli, run, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    run.rename(tmp_path / "runs" / "nequip-1")
+    monkeypatch.chdir(tmp_path)
+    result = cli("train", "--resume", "--max-steps", 5)
+    assert result.code == 0, result
+    assert "nequip-1" in result.out
+
+
+def test_runs_without_a_name_are_numbered(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        assert cli("train", "--data", DATA, *SMALL, "--max-steps", 1).code == 0
+        assert (tmp_path / "runs" / f"nequip-{number}" / "report.html").exists()
+
+
+def test_fine_tuning_starts_from_a_run(cli, run, tmp_path):
+    result = cli("train", "--from", run, "--data", DATA, "--max-steps", 1, "--out", tmp_path / "tuned")
+    assert result.code == 0, result
+    assert "the run, re-fitted" in result.out
+    config = yaml.safe_load((tmp_path / "tuned" / "config.yaml").read_text())
+    assert config["finetune"]["run"] == str(run)
+    assert config["model"]["channels"] == 4
+
+
+def test_eval_writes_what_the_documentation_says(cli, run, tmp_path):
+    out, plot = tmp_path / "errors.json", tmp_path / "parity.png"
+    test = "builtin:ethanol-gfn2/test_300K@:4"
+    result = cli("eval", run, "--data", test, "--json", out, "--plot", plot)
+    assert result.code == 0, result
+    errors = json.loads(out.read_text())
+    assert errors["n_structures"] == 4
+    assert errors["n_atoms"] == 36
+    assert errors["stress"] is None
+    assert set(errors["per_species"]) == {"H", "C", "O"}
+    for quantity in ("energy", "energy_per_atom", "forces"):
+        assert 0 < errors[quantity]["mae"] <= errors[quantity]["rmse"]
+    assert errors["energy"]["mae"] == pytest.approx(9 * errors["energy_per_atom"]["mae"])
+    assert errors["model"] == str(run)
+    assert errors["seconds"] > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_takes_a_checkpoint_and_a_precision(cli, run):
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    result = cli("eval", checkpoint, "--data", "builtin:ethanol-gfn2/test_300K@:2", "--dtype", "float64")
+    assert result.code == 0, result
+
+
+def test_models_lists_the_architectures_and_the_options_of_one(cli):
+    result = cli("models")
+    assert result.code == 0
+    for name in ("nequip", "allegro", "mace"):
+        assert name in result.out
+    described = json.loads(cli("models", "nequip", "--json").out)
+    assert described["options"]["channels"]["default"] == 32
+    assert described["presets"]["small"]["parameters"] > 0
+    assert described["options"]["l_max"]["help"]
+
+
+def test_doctor_says_that_training_works(cli):
+    result = cli("doctor")
+    assert result.code == 0
+    assert "a training step: energy, forces and their gradient are finite" in result.out
+    assert torch.__version__.split("+")[0] in result.out
+
+
+# ---- bad data
+
+BAD_DATA = {
+    "NaN position": (frame([[0, 0, 0], ["nan", 0, 0], [0, 1, 0]]), ["positions", "atom 1", "NaN"]),
+    "infinite position": (frame([[0, 0, 0], ["inf", 0, 0], [0, 1, 0]]), ["positions", "atom 1"]),
+    "NaN energy": (frame(WATER, energy="nan"), ["energy", "NaN"]),
+    "infinite energy": (frame(WATER, energy="inf"), ["energy", "infinite"]),
+    "two atoms on one spot": (
+        frame([[0, 0, 0], [1, 0, 0], [1, 0, 0]]),
+        ["positions", "atoms 1 and 2", "one spot"],
+    ),
+    "singular cell": (
+        frame(WATER, head=' Lattice="4 0 0 0 4 0 4 4 0" pbc="T T T"'),
+        ["cell", "singular"],
+    ),
+    "periodic without a cell vector": (
+        frame(WATER, head=' Lattice="4 0 0 0 4 0 0 0 0" pbc="T T T"'),
+        ["cell", "direction c"],
+    ),
+    "a word for a number": (frame([[0, 0, 0], ["here", 0, 0], [0, 1, 0]]), ["here"]),
+    "no element": (frame(WATER, numbers=("O", "H", "Zz")), ["Zz"]),
+}
+
+
+@pytest.mark.parametrize("fault", list(BAD_DATA))
+def test_a_frame_that_cannot_be_used_is_named_by_file_and_frame(refused, tmp_path, fault):
+    bad, says = BAD_DATA[fault]
+    path = data_file(tmp_path / "train.extxyz", bad)
+    refused("train", "--data", path, *SMALL, says=["train.extxyz", "frame 2", *says])
+
+
+def test_an_infinite_force_is_named_by_frame_and_atom(refused, tmp_path):
+    bad = frame(WATER).replace("0.1 0.0 -0.1\n", "0.1 inf -0.1\n", 1)
+    path = data_file(tmp_path / "train.extxyz", bad)
+    refused("train", "--data", path, *SMALL, says=["train.extxyz", "frame 2", "forces", "atom 0"])
+
+
+def test_a_frame_that_ends_too_early_is_named(refused, tmp_path):
+    path = data_file(tmp_path / "train.extxyz", "".join(frame(WATER).splitlines(keepends=True)[:-1]), place=3)
+    refused("train", "--data", path, *SMALL, says=["train.extxyz", "frame 3"])
+
+
+def test_missing_files_are_named(refused, tmp_path):
+    missing = tmp_path / "nowhere.extxyz"
+    for option in ("--data", "--valid", "--test", "--config", "--unlabelled"):
+        extra = ["--weak", "taylor"] if option == "--unlabelled" else []
+        refused("train", option, missing, *SMALL, *extra, says=["nowhere.extxyz", "no such file"])
+
+
+def test_data_without_structures_are_refused(refused, tmp_path):
+    empty = tmp_path / "empty.extxyz"
+    empty.write_text("")
+    refused("train", "--data", empty, *SMALL, says=["empty.extxyz", "empty"])
+    refused("train", "--data", "builtin:ethanol-gfn2/train@5:5", *SMALL, says=["no frames"])
+
+
+def test_data_without_labels_are_refused(refused, tmp_path):
+    path = tmp_path / "bare.extxyz"
+    path.write_text("".join(frame(WATER + 0.01 * i, energy=None, forces=False) for i in range(4)))
+    line = refused("train", "--data", path, *SMALL, says=["bare.extxyz", "energy"])
+    assert "?energy_key=" in line
+
+
+def test_a_label_that_was_asked_for_and_is_nowhere_is_refused(refused):
+    line = refused(
+        "train", "--data", DATA, *SMALL, "--labels", "energy,forces,stress", says=["data.labels", "stress"]
+    )
+    assert "energy, forces" in line
+
+
+def test_one_structure_cannot_be_split(refused):
+    refused("train", "--data", "builtin:ethanol-gfn2/train@:1", *SMALL, says=["data.valid", "--valid"])
+
+
+def test_energies_in_another_unit_are_noticed(refused, tmp_path):
+    path = tmp_path / "kcal.extxyz"
+    path.write_text("".join(frame(WATER + 0.01 * i, energy=str(-48000.0 - i)) for i in range(4)))
+    options = ["--set", "data.energy_references={H: -13.6, O: -2043.0}"]
+    refused("train", "--data", path, *SMALL, *options, says=["frame 0", "energy", "eV per atom", "units"])
+
+
+def test_test_data_are_looked_at_before_the_training(refused, tmp_path):
+    path = tmp_path / "test.extxyz"
+    path.write_text(frame(WATER, numbers=("O", "H", "Cl")))
+    refused("train", "--data", DATA, *SMALL, "--test", path, says=["test.extxyz", "frame 0", "Cl"])
+    path.write_text(frame(WATER, energy=None, forces=False))
+    refused("train", "--data", DATA, *SMALL, "--test", path, says=["test.extxyz", "no structure has a label"])
+
+
+# ---- bad options
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model", "nequp"], ["nequp", "did you mean nequip?"]),
+        (["--preset", "tiny"], ["tiny", "small"]),
+        (["--set", "optimizer.lrr=1"], ["optimizer.lrr", "did you mean lr"]),
+        (["--set", "optimiser.lr=1"], ["optimiser", "did you mean optimizer"]),
+        (["--set", "model.chanels=8"], ["model.chanels", "did you mean channels"]),
+        (["--set", "model.cutoff=-5"], ["cutoff", "-5", "> 0"]),
+        (["--set", "model.channels=many"], ["model.channels", "many"]),
+        (["--set", "optimizer.lr=-1"], ["optimizer.lr", "-1"]),
+        (["--set", "optimizer.lr"], ["optimizer.lr", "key=value"]),
+        (["--set", "data.train.x=1"], ["data.train"]),
+        (["--set", "model.name=[1]"], ["model.name"]),
+        (["--max-time", "soon"], ["trainer.max_time", "soon", "10m"]),
+        (["--device", "abacus"], ["trainer.device", "abacus"]),
+        (["--dtype", "float16"], ["trainer.dtype", "float16"]),
+        (["--labels", "energy,mass"], ["data.labels", "mass"]),
+        (["--forces", "indirect"], ["force_head", "indirect"]),
+        (["--data", "builtin:ethanl"], ["ethanl"]),
+        (["--data", f"{DATA}?energy=furlong"], ["energy", "fixed"]),
+        (["--set", "loss.energy_per_atom.weight=0", "--set", "loss.forces.weight=0"], ["loss", "weight"]),
+        (["--weak", "strong"], ["strong"]),
+        (["--from", "nowhere"], ["nowhere", "no such run"]),
+        (["--set", "finetune.freeze=[layers]"], ["finetune.freeze", "--from RUN"]),
+        (["--resume"], ["--resume", "--out"]),
+        (["--resume", "--from", "run"], ["--resume", "--from"]),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_name(refused, options, says):
+    refused("train", "--data", DATA, *options, says=says)
+
+
+def test_a_configuration_file_that_cannot_be_read_is_named(refused, tmp_path):
+    for text, says in (
+        ("model: [", "not valid YAML"),
+        ("- a\n- b\n", "keys and values"),
+        ("optimizer: {lrr: 1}", "optimizer.lrr"),
+    ):
+        (tmp_path / "run.yaml").write_text(text)
+        refused("train", "--config", tmp_path / "run.yaml", says=["run.yaml", says])
+
+
+def test_a_run_is_not_overwritten(refused, run):
+    refused("train", "--data", DATA, *SMALL, "--out", run, says=["run", "--resume"])
+
+
+def test_a_file_is_no_run_folder(refused, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    refused("train", "--data", DATA, *SMALL, "--out", tmp_path / "taken", says=["taken"])
+    refused("train", "--data", DATA, *SMALL, "--out", tmp_path / "taken" / "run", says=["taken"])
+
+
+# ---- evaluation
+
+
+def test_eval_refuses_what_cannot_be_evaluated(refused, run, tmp_path):
+    test = "builtin:ethanol-gfn2/test_300K@:2"
+    refused("eval", tmp_path / "nowhere", "--data", test, says=["nowhere", "no such run"])
+    (tmp_path / "other").mkdir()
+    refused("eval", tmp_path / "other", "--data", test, says=["other", "best.ckpt"])
+    refused("eval", run, "--data", tmp_path / "nowhere.extxyz", says=["nowhere.extxyz", "no such file"])
+    refused("eval", run, "--data", test, "--plot", tmp_path / "parity.gif", says=["parity.gif", ".png"])
+    refused("eval", run, "--data", test, "--dtype", "half", says=["--dtype", "half"])
+    unknown = tmp_path / "unknown.extxyz"
+    unknown.write_text(frame(WATER) + frame(WATER, numbers=("O", "H", "Cl")))
+    refused("eval", run, "--data", unknown, says=["unknown.extxyz", "frame 1", "Cl"])
+    unknown.write_text(frame(WATER, energy=None, forces=False))
+    refused("eval", run, "--data", unknown, says=["unknown.extxyz", "no structure has a label"])
+
+
+def test_what_is_no_checkpoint_is_refused(refused, run, tmp_path):
+    test = "builtin:ethanol-gfn2/test_300K@:2"
+    whole = (run / "checkpoints" / "best.ckpt").read_bytes()
+    broken = tmp_path / "broken.ckpt"
+    for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+        broken.write_bytes(content)
+        refused("eval", broken, "--data", test, says=["broken.ckpt", "not a readable checkpoint"])
+    torch.save({"weights": torch.zeros(3)}, broken)
+    refused("eval", broken, "--data", test, says=["broken.ckpt", "not a checkpoint of pimlip-zoo"])
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["pimlip_zoo"]["format_version"] = 99
+    torch.save(content, broken)
+    refused("eval", broken, "--data", test, says=["format version 99", "update"])
+
+
+def test_models_refuses_an_unknown_name(refused):
+    refused("models", "nequp", says=["nequp", "did you mean nequip?"])
+
+
+# ---- no space left
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """From now on checkpoints larger than nothing do not fit."""
+
+    def fill(after=0):
+        left = [after]
+        save = callbacks.pl.Trainer.save_checkpoint
+
+        def failing(trainer, path, *arguments, **options):
+            if left[0] == 0:
+                path.write_bytes(b"the first bytes of a checkpoint")
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            left[0] -= 1
+            save(trainer, path, *arguments, **options)
+
+        monkeypatch.setattr(callbacks.pl.Trainer, "save_checkpoint", failing)
+
+    return fill
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_full_disk_ends_a_training_in_one_line_and_leaves_whole_files(cli, tmp_path, full_disk, written):
+    full_disk(after=written)
+    out = tmp_path / "run"
+    result = cli("train", "--data", DATA, *SMALL, "--max-steps", 4, "--out", out)
+    assert result.code == 2
+    (line,) = result.err.strip().splitlines()
+    assert "cannot be written: no space left on device" in line
+    assert f"{out}/checkpoints/" in line
+    found = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert found == ["best.ckpt", "last.ckpt"][:written]
+    for name in found:
+        read_checkpoint(out / "checkpoints" / name)
+
+
+def test_a_full_disk_leaves_the_results_of_before(refused, run, tmp_path, monkeypatch):
+    out = tmp_path / "errors.json"
+    out.write_text("those of before")
+
+    def full(path, *arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    test = "builtin:ethanol-gfn2/test_300K@:2"
+    refused("eval", run, "--data", test, "--json", out, says=["errors.json", "no space left on device"])
+    monkeypatch.undo()
+    assert out.read_text() == "those of before"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a file system")
+def test_a_disk_that_is_really_full(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        command = [sys.executable, "-m", "pimlip_zoo", "train", "--data", DATA, *SMALL, "--max-steps", "2"]
+        result = subprocess.run(
+            [*command, "--out", disk / "run"], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 2, result.stderr
+        (line,) = result.stderr.strip().splitlines()
+        assert (
+            line
+            == f"pimlip-zoo: {disk}/run/checkpoints/best.ckpt: cannot be written: no space left on device"
+        )
+        assert not list((disk / "run" / "checkpoints").iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
