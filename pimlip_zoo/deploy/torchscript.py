@@ -136,7 +136,7 @@ def _script(potential: Potential) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.freeze(torch.jit.script(module))
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # the compiler's own exceptions have no base class in common
         lines = [line for line in str(error).strip().split("\n") if line.strip()]
         reason = lines[0].strip() if lines else type(error).__name__
         raise InputError(

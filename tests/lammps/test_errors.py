@@ -6,26 +6,13 @@ import zipfile
 
 import numpy as np
 import pytest
-from toys import SPECIES, geometries
+from toys import SPECIES, geometries, with_metadata
 
 from pimlip_zoo.deploy.lammps.check import single_points
 from pimlip_zoo.deploy.lammps.input import write_data
 from pimlip_zoo.deploy.lammps.run import run_lammps
 from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.errors import InputError
-
-
-def with_metadata(source, target, **changes):
-    """A copy of an exported file with other metadata; None takes a key away."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
-        for item in old.infolist():
-            key = item.filename.rpartition("/extra/")[2] if "/extra/" in item.filename else None
-            if key in changes:
-                if changes[key] is not None:
-                    new.writestr(item.filename, changes[key])
-            else:
-                new.writestr(item, old.read(item.filename))
-    return target
 
 
 def attempt(model, plugin, **settings):

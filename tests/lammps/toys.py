@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import torch
 from ase import Atoms
@@ -148,3 +150,16 @@ def relative(found, expected) -> float:
     """Largest difference over the largest value; over 1e-3 where everything is smaller."""
     expected = np.asarray(expected)
     return float(np.abs(np.asarray(found) - expected).max() / max(np.abs(expected).max(), 1e-3))
+
+
+def with_metadata(source, target, **changes):
+    """A copy of an exported file with other metadata; None takes a key away."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        for item in old.infolist():
+            key = item.filename.rpartition("/extra/")[2] if "/extra/" in item.filename else None
+            if key in changes:
+                if changes[key] is not None:
+                    new.writestr(item.filename, changes[key])
+            else:
+                new.writestr(item, old.read(item.filename))
+    return target
