@@ -71,7 +71,7 @@ class PotentialTraining(pl.LightningModule):
         for term in self.terms:
             value = self._mean(term(self.potential, batch, predictions))
             parts[str(term.name)] = value.detach()
-            total = total + term.weight * value
+            total = total + float(term.weight) * value
         return total, parts, predictions
 
     def _mean(self, value: LossValue) -> Tensor:

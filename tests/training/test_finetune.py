@@ -13,6 +13,7 @@ from pimlip_zoo import experiment
 from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.run import training_module
 from pimlip_zoo.graph import collate
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.mace import MACE
@@ -346,7 +347,7 @@ def test_learning_rates_by_part(run):
     for name, rate in rates.items():
         assert rate == pytest.approx(0.002 if name.startswith("model.layers.0.") else 0.01)
     assert "model.species_embedding" not in rates
-    optimizer = experiment._module(begun).configure_optimizers()["optimizer"]
+    optimizer = training_module(begun).configure_optimizers()["optimizer"]
     warm_up = 1 / 3  # of two steps, the first
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([g["lr"] * warm_up for g in groups])
 

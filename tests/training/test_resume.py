@@ -11,6 +11,7 @@ import torch
 from pimlip_zoo import experiment
 from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment import run as runs
 
 SETTINGS = [
     "data.train=builtin:ethanol-gfn2/train@:35",
@@ -35,7 +36,7 @@ def run(folder, *, resume=False, interrupt=None, monkeypatch=None, settings=SETT
     prepared = experiment.prepare(load_config(None, parse_settings(settings)))
     if interrupt is None:
         return experiment.train(prepared, folder, resume=resume)
-    make = experiment._trainer
+    make = runs.make_trainer
 
     def with_signal(config, place):
         trainer = make(config, place)
@@ -43,7 +44,7 @@ def run(folder, *, resume=False, interrupt=None, monkeypatch=None, settings=SETT
         return trainer
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_trainer", with_signal)
+        patch.setattr(runs, "make_trainer", with_signal)
         return experiment.train(prepared, folder, resume=resume)
 
 

@@ -1,0 +1,8 @@
+"""A run, put together from its configuration and carried out."""
+
+from pimlip_zoo.experiment.data import load_split
+from pimlip_zoo.experiment.prepare import Experiment, prepare
+from pimlip_zoo.experiment.run import Outcome, steps_done, train
+from pimlip_zoo.experiment.trainer import parse_duration
+
+__all__ = ["Experiment", "Outcome", "load_split", "parse_duration", "prepare", "steps_done", "train"]

@@ -1,0 +1,159 @@
+"""The potential and the losses of a run, built from its configuration and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pimlip_zoo.config import RunConfig
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.statistics import (
+    EnergyReferences,
+    average_neighbours,
+    force_rms,
+)
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import Batch
+from pimlip_zoo.losses.base import LossTerm
+from pimlip_zoo.losses.supervised import SupervisedTerm
+from pimlip_zoo.losses.weak import WeakTerm
+from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.training.finetune import (
+    freeze,
+    parameter_groups,
+    refit_references,
+    set_references,
+    start_from,
+)
+
+__all__ = ["fine_tuned_potential", "loss_terms", "new_potential", "weak_term"]
+
+
+def loss_terms(config: RunConfig, labels: Sequence[str]) -> list[LossTerm]:
+    """The supervised terms of a configuration for the labels that are there."""
+    needs = {"energy": "energy", "energy_per_atom": "energy", "forces": "forces", "stress": "stress"}
+    terms: list[LossTerm] = []
+    for quantity, label in needs.items():
+        section = getattr(config.loss, quantity)
+        if label in labels and section.weight > 0:
+            terms.append(SupervisedTerm(quantity, section.weight, section.distance, section.delta))  # type: ignore[arg-type]
+    if not terms:
+        raise InputError("every loss has weight 0", key="loss", mend="give one a positive weight")
+    return terms
+
+
+def new_potential(
+    config: RunConfig, frames: Sequence[Frame], species: tuple[str, ...], references: EnergyReferences
+) -> tuple[Potential, list[Batch]]:
+    """A potential with random weights, scaled to the data, and the training samples."""
+    section = config.potential
+    if section.scale == "run":
+        raise InputError("there is no run to take it from", key="potential.scale", mend="give --from RUN")
+    options: dict[str, Any] = {}
+    cutoff = config.model.configure().cutoff
+    samples = [frame_to_sample(frame, species, cutoff) for frame in frames]
+    if config.model.configure().avg_num_neighbors is None:
+        options["avg_num_neighbors"] = average_neighbours(samples, cutoff)
+    dtype = getattr(torch, config.trainer.dtype)
+    model = config.model.info.model(config.model.configure(**options), species).to(dtype)
+    scale = (force_rms(frames) or 1.0) if section.scale == "forces_rms" else float(section.scale)
+    repulsion = None
+    if section.zbl:
+        from pimlip_zoo.nn.zbl import ZBL
+
+        repulsion = ZBL(species, cutoff=cutoff)
+    potential = Potential(
+        model,
+        energy_references=torch.as_tensor(references.energies),
+        scale=scale,
+        repulsion=repulsion,
+        trainable_scale=section.trainable_scale,
+    )
+    return potential, samples
+
+
+def fine_tuned_potential(
+    config: RunConfig,
+    frames: Sequence[Frame],
+    found: Sequence[str],
+    atoms: dict[str, float],
+    checkpoint: Path | None,
+) -> tuple[Potential, list[Batch], EnergyReferences]:
+    """The potential of the run that is fine-tuned, with what the configuration changes about it."""
+    section, given = config.finetune, config.data.energy_references
+    assert section.run is not None
+    potential = start_from(
+        checkpoint or section.run,
+        found,
+        extend=section.extend_species,
+        dtype=getattr(torch, config.trainer.dtype),
+        trainable_scale=config.potential.trainable_scale,
+    )
+    if config.model.configure() != potential.model.config:
+        raise InputError(
+            "the options of the model are not those of the run",
+            file=section.run,
+            key="model",
+            mend="let load_config take them from there",
+        )
+    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in frames]
+    new = [
+        s for s, e in zip(potential.species, potential.energy_references.tolist(), strict=True) if np.isnan(e)
+    ]
+    if checkpoint is not None:
+        references = set_references(potential, {}, "the checkpoint")
+    elif isinstance(given, dict):
+        references = set_references(potential, given, "given")
+    elif given not in ("auto", "least_squares"):
+        references = set_references(potential, atoms, "isolated atoms")
+    else:
+        references = set_references(potential, {s: e for s, e in atoms.items() if s in new}, "the run")
+        if section.refit_references:
+            references = refit_references(potential, samples)
+    missing = [s for s, e in zip(potential.species, references.energies, strict=True) if np.isnan(e)]
+    if missing:
+        raise InputError(
+            f"no energy reference for {', '.join(missing)}",
+            key="data.energy_references",
+            mend="give a table, isolated atoms, or refit_references: true",
+        )
+    freeze(potential, section.freeze)
+    parameter_groups(potential, 1.0, section.learning_rates)  # complains of patterns that match nothing
+    return potential, samples, references
+
+
+def weak_term(
+    config: RunConfig, potential: Potential, labels: Sequence[str], samples: Sequence[Batch]
+) -> WeakTerm | None:
+    """The weakly supervised losses of the run, checked against its data."""
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    weak, species, direct = config.weak, potential.species, potential.is_direct
+    pool: list[Batch] = []
+    if weak.unlabelled is not None:
+        if not chosen_terms(weak, direct=direct):
+            raise InputError(
+                "no loss looks at unlabelled structures",
+                key="weak.unlabelled",
+                mend="choose one with --weak or --set weak.terms.NAME.weight=...",
+            )
+        reach = potential.cutoff + list_skin(weak, species, potential.cutoff, direct=direct)
+        pool = [frame_to_sample(frame, species, reach) for frame in load_frames(weak.unlabelled)]
+    check_weak(weak, species, labels, [*samples, *pool], direct=direct)
+    return build_weak_term(
+        weak,
+        potential,
+        species,
+        direct=direct,
+        force_weight=config.loss.forces.weight if "forces" in labels else None,
+        pool=pool,
+        ensemble=[load_potential(run) for run in weak.ensemble],
+        seed=config.seed,
+    )

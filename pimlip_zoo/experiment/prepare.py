@@ -1,0 +1,118 @@
+"""Everything a run consists of, before its first step."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pimlip_zoo.config import RunConfig
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.statistics import (
+    EnergyReferences,
+    check_references,
+    is_isolated_atom,
+    isolated_atoms,
+    species_of,
+)
+from pimlip_zoo.experiment.build import fine_tuned_potential, loss_terms, new_potential, weak_term
+from pimlip_zoo.experiment.data import (
+    chosen_labels,
+    describe_labels,
+    energy_references_of,
+    keep_labels,
+    load_split,
+    reference_frames,
+)
+from pimlip_zoo.experiment.trainer import check_trainer
+from pimlip_zoo.graph import Batch
+from pimlip_zoo.losses.base import LossTerm
+from pimlip_zoo.losses.weak import WeakTerm
+from pimlip_zoo.losses.weak_build import list_skin
+from pimlip_zoo.models.potential import Potential
+
+__all__ = ["Experiment", "prepare"]
+
+log = logging.getLogger("pimlip_zoo")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run consists of."""
+
+    config: RunConfig
+    """The configuration, complete."""
+    potential: Potential
+    """Untrained, or as given to fine-tune."""
+    references: EnergyReferences
+    """Energy references and where they come from."""
+    labels: tuple[str, ...]
+    """Which labels are trained on."""
+    train: list[Batch]
+    """Training samples, their neighbour lists as wide as the weak losses need them."""
+    valid: list[Batch]
+    """Validation samples."""
+    weak: WeakTerm | None = None
+    """Weakly supervised losses."""
+    extra_terms: tuple[LossTerm, ...] = ()
+    """Further losses."""
+    frames: tuple[Frame, ...] = ()
+    """Training structures as they were read."""
+    valid_frames: tuple[Frame, ...] = ()
+    """Validation structures as they were read."""
+    baseline: dict[str, str] | None = None
+    """The calculator, and its version, that the potential is a difference to; None: it stands alone."""
+
+
+def prepare(
+    config: RunConfig,
+    *,
+    split: tuple[list[Frame], list[Frame]] | None = None,
+    checkpoint: Path | None = None,
+) -> Experiment:
+    """Read the data and build the potential.
+
+    Args:
+        config: of the run.
+        split: training and validation structures, where they are not what the configuration names.
+        checkpoint: of the same run, when it is to be resumed.
+
+    Raises:
+        InputError: for data or options that cannot be used.
+    """
+    torch.manual_seed(config.seed)
+    data = config.data
+    check_trainer(config)
+    train, valid = split or load_split(config)
+    references_file = reference_frames(data)
+    atoms = isolated_atoms([*references_file, *train])
+    if not references_file:
+        train = [f for f in train if not (is_isolated_atom(f) and f.energy is not None)] or train
+    labels = chosen_labels(data, train)
+    # What is not trained on is not looked at: not for the force scale, not for choosing the best weights.
+    train, valid = [keep_labels(f, labels) for f in train], [keep_labels(f, labels) for f in valid]
+    loss_terms(config, labels)
+    log.info("%s", describe_labels("training", train))
+    log.info("%s", describe_labels("validation", valid))
+    species = species_of([*train, *valid])
+    if config.finetune.run is None:
+        references = energy_references_of(config, train, species, atoms)
+        if data.check_references:
+            check_references(train, species, references)
+        potential, samples = new_potential(config, train, species, references)
+    else:
+        potential, samples, references = fine_tuned_potential(config, train, species, atoms, checkpoint)
+        species = potential.species
+        if data.check_references:
+            check_references(train, species, references)
+    skin = list_skin(config.weak, species, potential.cutoff, direct=potential.is_direct)
+    if skin > 0:
+        samples = [frame_to_sample(frame, species, potential.cutoff + skin) for frame in train]
+    valid_samples = [frame_to_sample(frame, species, potential.cutoff) for frame in valid]
+    weak = weak_term(config, potential, labels, samples)
+    return Experiment(
+        config, potential, references, labels, samples, valid_samples, weak, (), tuple(train), tuple(valid)
+    )

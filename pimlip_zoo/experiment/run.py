@@ -1,0 +1,158 @@
+"""The training itself, and the run folder that it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pimlip_zoo.config import save_config
+from pimlip_zoo.datasets.coverage import coverage
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.build import loss_terms
+from pimlip_zoo.experiment.prepare import Experiment
+from pimlip_zoo.experiment.trainer import make_trainer
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.training.data import SampleList, StepSampler, evaluation_loader, training_loader
+from pimlip_zoo.training.finetune import (
+    parameter_groups,
+)
+from pimlip_zoo.training.schedule import learning_rate_factor
+
+if TYPE_CHECKING:
+    from pimlip_zoo.training.module import PotentialTraining
+
+__all__ = ["Outcome", "steps_done", "train", "training_module"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    folder: Path
+    steps: int
+    seconds: float
+    signal: int | None
+    """SIGINT or SIGTERM, when one ended it."""
+
+
+def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outcome:
+    """Train and leave everything in the run folder.
+
+    Args:
+        experiment: from :func:`prepare`.
+        folder: the run folder; made here.
+        resume: go on from ``checkpoints/last.ckpt``.
+
+    Returns:
+        How it ended; the weights are in ``checkpoints``.
+    """
+    config = experiment.config
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume and not last.exists():
+        raise InputError("there is nothing to resume", file=last, mend="train without --resume")
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    torch.set_float32_matmul_precision("high" if config.trainer.tf32 else "highest")
+    from pimlip_zoo.training.callbacks import Interrupted
+
+    module = training_module(experiment)
+    trainer = make_trainer(config, folder)
+    sampler = StepSampler(
+        len(experiment.train),
+        config.data.batch_size,
+        config.trainer.max_steps,
+        config.seed,
+        rank=trainer.global_rank,
+        ranks=trainer.world_size,
+    )
+    if resume:
+        sampler.first_step = steps_done(last)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
+    started = time.monotonic()
+    number = None
+    try:
+        trainer.fit(
+            module,
+            training_loader(SampleList(experiment.train), sampler, config.data.num_workers),
+            evaluation_loader(SampleList(experiment.valid), config.data.valid_batch_size),
+            ckpt_path=last if resume else None,
+            weights_only=True,
+        )
+    except Interrupted as stop:
+        number = stop.number
+    return Outcome(folder, trainer.global_step, time.monotonic() - started, number)
+
+
+def training_module(experiment: Experiment) -> PotentialTraining:
+    """What Lightning trains: the potential with its losses and its optimiser."""
+    from pimlip_zoo.training.module import PotentialTraining
+
+    config = experiment.config
+    section = config.optimizer
+
+    def optimizer(module: Potential) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            parameter_groups(module, section.lr, config.finetune.learning_rates),
+            lr=section.lr,
+            betas=section.betas,
+            weight_decay=section.weight_decay,
+            amsgrad=section.amsgrad,
+            foreach=True,
+        )
+
+    weak = experiment.weak
+    terms = [*loss_terms(config, experiment.labels), *experiment.extra_terms]
+    return PotentialTraining(
+        experiment.potential,
+        terms if weak is None else [*terms, weak],
+        optimizer,
+        learning_rate_factor(
+            config.schedule.name,
+            warmup_steps=config.schedule.warmup_steps,
+            total_steps=config.trainer.max_steps,
+            final=config.schedule.final,
+        ),
+        forces="forces" in experiment.labels,
+        virial="stress" in experiment.labels,
+        summary={
+            "config": config.model_dump(mode="json"),
+            "energy_references": experiment.references.source,
+            "baseline": experiment.baseline,
+            "labels": list(experiment.labels),
+            "training_structures": len(experiment.train),
+            "coverage": {
+                "training": _counts(experiment.frames),
+                "validation": _counts(experiment.valid_frames),
+            },
+            "versions": _versions(),
+        },
+    )
+
+
+def _counts(frames: Sequence[Frame]) -> dict[str, int]:
+    counts = dataclasses.asdict(coverage(frames))
+    return {name: count for name, count in counts.items() if isinstance(count, int)}
+
+
+def _versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("pimlip-zoo", "torch", "e3nn", "lightning", "numpy")
+    return {**{name: version(name) for name in packages}, "python": platform.python_version()}
+
+
+def steps_done(checkpoint: Path) -> int:
+    """The optimiser steps of a training checkpoint."""
+    from pimlip_zoo.training.checkpoint import read_checkpoint
+
+    return int(read_checkpoint(checkpoint)["global_step"])

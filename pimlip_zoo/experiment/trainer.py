@@ -1,0 +1,114 @@
+"""Lightning's trainer, as the configuration wants it."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pimlip_zoo.config import RunConfig
+from pimlip_zoo.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+__all__ = ["check_trainer", "make_trainer", "parse_duration"]
+
+
+def parse_duration(text: str) -> datetime.timedelta:
+    """``90s``, ``10m``, ``2h``, ``1d12h`` as a time.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
+        raise InputError(
+            f"{text!r} is not a time", key="trainer.max_time", mend="write 90s, 10m, 2h or 1d12h"
+        )
+    units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+    parts = {units[unit]: float(number) for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text)}
+    return datetime.timedelta(**parts)
+
+
+def check_trainer(config: RunConfig) -> None:
+    """Refuse what Lightning would refuse after the run folder is made."""
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    if config.trainer.max_time is not None:
+        parse_duration(config.trainer.max_time)
+    device = config.trainer.device
+    known = {"auto", "gpu", *AcceleratorRegistry.available_accelerators()}
+    if device not in known:
+        raise InputError(
+            f"no device is called {device!r}", key="trainer.device", mend=did_you_mean(device, known)
+        )
+    accelerator = "cuda" if device == "gpu" and not torch.backends.mps.is_available() else device
+    if accelerator in AcceleratorRegistry and not AcceleratorRegistry.get(accelerator).is_available():
+        raise InputError(f"this machine has no {device}", key="trainer.device", mend="give auto or cpu")
+
+
+def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
+    """The trainer with the callbacks that write the run folder."""
+    import sys
+
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import EarlyStopping
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from pimlip_zoo.training.callbacks import (
+        AveragedWeights,
+        GracefulStop,
+        KeepBest,
+        KeepLast,
+        MetricsTable,
+        PlainProgress,
+        Progress,
+    )
+
+    # Lightning's chatter about accelerators and defaults is not the user's business.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    section = config.trainer
+    last = folder / "checkpoints" / "last.ckpt"
+    terminal = sys.stderr.isatty()
+    callbacks: list[Any] = [
+        MetricsTable(folder / "metrics.csv"),
+        KeepBest(
+            dirpath=folder / "checkpoints",
+            filename="best",
+            monitor="valid_score",
+            save_top_k=1,
+            enable_version_counter=False,
+        ),
+        KeepLast(last),
+        GracefulStop(last),
+        Progress() if terminal else PlainProgress(section.max_steps),
+    ]
+    if section.ema_decay > 0:
+        callbacks.insert(0, AveragedWeights(section.ema_decay))
+    if section.patience is not None:
+        callbacks.append(EarlyStopping("valid_score", patience=section.patience))
+    logger = TensorBoardLogger(folder, name="", version="tensorboard") if section.tensorboard else False
+    return pl.Trainer(
+        accelerator="auto" if section.device == "auto" else section.device,
+        devices=section.devices,
+        num_nodes=section.nodes,
+        max_steps=section.max_steps,
+        max_time=parse_duration(section.max_time) if section.max_time is not None else None,
+        val_check_interval=min(section.valid_every, section.max_steps),
+        check_val_every_n_epoch=None,
+        gradient_clip_val=section.gradient_clip,
+        num_sanity_val_steps=0,
+        inference_mode=False,
+        use_distributed_sampler=False,
+        logger=logger,
+        callbacks=callbacks,
+        enable_model_summary=False,
+        enable_progress_bar=terminal,
+        log_every_n_steps=50,
+        default_root_dir=folder,
+    )
