@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -68,10 +68,10 @@ class PotentialTraining(pl.LightningModule):
         predictions = self._predict(batch)
         total = predictions.energy.new_zeros(())
         parts: dict[str, Tensor] = {}
-        for term in self.terms:
+        for term in (cast("LossTerm", module) for module in self.terms):
             value = self._mean(term(self.potential, batch, predictions))
-            parts[str(term.name)] = value.detach()
-            total = total + float(term.weight) * value
+            parts[term.name] = value.detach()
+            total = total + term.weight * value
         return total, parts, predictions
 
     def _mean(self, value: LossValue) -> Tensor:
