@@ -9,7 +9,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors, sum_by_structure
 from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.weak import PhysicsWeakMixin
-from pimlip_zoo.nn.kernels import geometry_only
+from pimlip_zoo.nn.kernels import geometry_is_leaf, geometry_only
 
 __all__ = ["Potential"]
 
@@ -96,9 +96,11 @@ class Potential(PhysicsWeakMixin, nn.Module):
         keep = torch.is_grad_enabled()
         with torch.set_grad_enabled(keep or differentiate):
             vectors = edge_vectors(graph)
-            if differentiate and not vectors.requires_grad:
+            inner = differentiate and not vectors.requires_grad
+            if inner:
                 vectors.requires_grad_(True)
-            atomic_energy, direct_forces = self._atomic_energy(graph, vectors, direct=forces)
+            with geometry_is_leaf(inner):
+                atomic_energy, direct_forces = self._atomic_energy(graph, vectors, direct=forces)
             energy = sum_by_structure(atomic_energy, graph)
             gradient = self._edge_gradient(energy, vectors, keep) if differentiate else vectors
         if not forces:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.exact import ExactBuffers
+from pimlip_zoo.nn.kernels import EmbeddingForm, embed_edges
 from pimlip_zoo.nn.radial import BesselBasis, PolynomialCutoff
 from pimlip_zoo.nn.spherical import SphericalHarmonics
 
@@ -54,11 +55,25 @@ class EdgeEmbedding(ExactBuffers):
         self.cutoff = float(cutoff)
         self.by_pair = len(species_cutoffs) > 0
         self.num_species = len(species)
+        plain = not trainable and transform is None and cutoff_order == int(cutoff_order) and l_max >= 1
+        self.form = (
+            EmbeddingForm(num_basis, prefactor, int(cutoff_order), self.harmonics.couplings())
+            if plain
+            else None
+        )
         table = pair_cutoffs(species, cutoff, species_cutoffs)
         self.register_buffer("inverse_cutoffs", table.reciprocal().reshape(-1), persistent=False)
 
     def forward(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
         """Edge vectors (E, 3) -> radial functions (E, B), harmonics (E, (l_max + 1)²)."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM108
+            out = self.reference(vectors, graph)
+        else:
+            out = embed_edges(self, vectors, graph)
+        return out
+
+    def reference(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """The same in plain torch."""
         length = torch.linalg.vector_norm(vectors, dim=1)
         x = self.reduced_length(length, graph)
         seen = x if self.transform is None else self.transform(length, graph) * (1.0 / self.cutoff)

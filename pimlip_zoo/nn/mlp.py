@@ -98,7 +98,7 @@ class ScalarMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, sizes[0]) -> (rows, sizes[-1]), by the backend that ``nn.kernels`` selects."""
-        if torch.jit.is_scripting():  # noqa: SIM108  # type: ignore[attr-defined]
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM108
             out = self.reference(x)
         else:
             out = perceptron(self, x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from e3nn import o3
 from torch import Tensor
@@ -41,6 +43,20 @@ class SphericalHarmonics(ExactBuffers):
         self.register_buffer(
             "_coupling", torch.cat(flat) if flat else torch.zeros(0, dtype=torch.float64), persistent=False
         )
+
+    def couplings(self) -> tuple[tuple[tuple[int, int, int, float], ...], ...]:
+        """For each degree from 2 on, nonzero (component below, component of degree 1, component, coefficient)."""
+        found, start = [], 0
+        for degree in range(2, self.l_max + 1):
+            shape = (2 * degree - 1, 3, 2 * degree + 1)
+            block = self._coupling[start : start + math.prod(shape)].view(shape)  # type: ignore[index]
+            found.append(
+                tuple(
+                    (a, b, k, float(block[a, b, k])) for a, b, k in block.abs().gt(1e-12).nonzero().tolist()
+                )
+            )
+            start += math.prod(shape)
+        return tuple(found)
 
     def forward(self, unit_vectors: Tensor) -> Tensor:
         """Unit vectors (E, 3) -> (E, (l_max + 1)²)."""

@@ -5,17 +5,20 @@ from pimlip_zoo.nn.kernels.dispatch import (
     chosen_backend,
     contract,
     convolve,
+    embed_edges,
     multiply_edges,
     perceptron,
     use_kernels,
 )
+from pimlip_zoo.nn.kernels.embedding import EmbeddingForm
 from pimlip_zoo.nn.kernels.form import TrilinearForm
 from pimlip_zoo.nn.kernels.mlp import MLPForm
 from pimlip_zoo.nn.kernels.polynomial import PolynomialForm
 from pimlip_zoo.nn.kernels.reference import ReferenceConvolution
-from pimlip_zoo.nn.kernels.scope import geometry_only
+from pimlip_zoo.nn.kernels.scope import geometry_is_leaf, geometry_only
 
 __all__ = [
+    "EmbeddingForm",
     "MLPForm",
     "PolynomialForm",
     "ReferenceConvolution",
@@ -24,6 +27,8 @@ __all__ = [
     "chosen_backend",
     "contract",
     "convolve",
+    "embed_edges",
+    "geometry_is_leaf",
     "geometry_only",
     "multiply_edges",
     "perceptron",

@@ -13,6 +13,7 @@ from pimlip_zoo.nn.kernels.edges import EdgeLists
 from pimlip_zoo.nn.kernels.form import EdgeSum, NodeSum, TrilinearForm
 from pimlip_zoo.nn.kernels.generate import Target, edge_sum_source, node_sum_source
 from pimlip_zoo.nn.kernels.library import KernelLibrary
+from pimlip_zoo.nn.kernels.scope import is_useful
 
 __all__ = ["CpuConvolution", "cpu_convolution"]
 
@@ -105,7 +106,8 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, y, w = ctx.saved_tensors
-        needs = tuple(ctx.needs_input_grad[2:])
+        need_x, need_y, need_w = ctx.needs_input_grad[2:]
+        needs = (need_x, is_useful(need_y, y), need_w)
         return (None, None, *_gradients(ctx.op, ctx.edges, needs, x, y, w, g))
 
 
@@ -145,7 +147,8 @@ class _Backward(torch.autograd.Function):
         ctx: Any, hx: Tensor | None, hy: Tensor | None, hw: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         x, y, w, g = ctx.saved_tensors
-        needs = tuple(ctx.needs_input_grad[3:])
+        need_x, need_y, need_w, need_g = ctx.needs_input_grad[3:]
+        needs = (need_x, is_useful(need_y, y), need_w, need_g)
         second = _second_composed if torch.is_grad_enabled() else _second_fused
         return (None, None, None, *second(ctx.op, ctx.edges, needs, (x, y, w, g), (hx, hy, hw)))
 

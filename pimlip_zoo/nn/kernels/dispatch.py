@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.nn.kernels import build, cpu, mlp, polynomial, product
+from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.nn.kernels import build, cpu, embedding, mlp, polynomial, product
 from pimlip_zoo.nn.kernels.edges import edge_lists
 from pimlip_zoo.nn.kernels.form import TrilinearForm
 
@@ -23,6 +24,7 @@ __all__ = [
     "chosen_backend",
     "contract",
     "convolve",
+    "embed_edges",
     "multiply_edges",
     "perceptron",
     "use_kernels",
@@ -69,6 +71,20 @@ class PolynomialLike(Protocol):
 
     def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:
         """The same in plain torch."""
+        ...
+
+
+class EmbeddingLike(Protocol):
+    """What :func:`embed_edges` has to know."""
+
+    form: embedding.EmbeddingForm | None
+
+    def reference(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """The same in plain torch."""
+        ...
+
+    def reduced_length(self, length: Tensor, graph: AtomGraph) -> Tensor:
+        """Lengths over each edge's cutoff."""
         ...
 
 
@@ -223,6 +239,29 @@ def contract(module: PolynomialLike, x: Tensor, coefficients: Tensor, species: T
         return module.reference(x, coefficients, species)
     return polynomial.polynomial(
         kernels, module.reference, x.contiguous(), coefficients.contiguous(), species
+    )
+
+
+def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+    """Radial functions and harmonics of edges by the backend in force.
+
+    Args:
+        module: has the form, and computes the same in plain torch.
+        vectors: (E, 3) Å.
+        graph: the edges' atoms and species.
+
+    Returns:
+        (E, B), (E, (l_max + 1)²).
+    """
+    name, form, dtype = chosen_backend(), module.form, vectors.dtype
+    if name == "reference" or form is None or not _plain(vectors):
+        return module.reference(vectors, graph)
+    kernels = _or_reference(lambda: embedding.cpu_embedding(form, dtype), required=name == "cpu")
+    if kernels is None:
+        return module.reference(vectors, graph)
+    inverse = module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)
+    return embedding.embed(
+        kernels, lambda v: module.reference(v, graph), vectors.contiguous(), inverse.contiguous()
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pimlip_zoo.nn.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.nn.kernels.library import KernelLibrary
 from pimlip_zoo.nn.kernels.mlp_source import mlp_functions
-from pimlip_zoo.nn.kernels.scope import parameters_wanted
+from pimlip_zoo.nn.kernels.scope import is_useful, parameters_wanted
 
 __all__ = ["CpuMLP", "MLPForm", "cpu_mlp", "mlp"]
 
@@ -290,10 +290,9 @@ class _Apply(torch.autograd.Function):
     def forward(ctx: Any, op: CpuMLP, x: Tensor, flat: Tensor) -> Tensor:
         ctx.op = op
         ctx.save_for_backward(x, flat)
-        if all(
-            ctx.needs_input_grad[1:]
-        ):  # training: compile at once what forces and their derivatives will need
-            op.library.build(_Sweep(1, True, False), _Sweep(1, True, True), _Sweep(2, True, True, True))
+        if all(ctx.needs_input_grad[1:]):  # training: compile at once what the steps after this one need
+            inner = is_useful(True, x)
+            op.library.build(_Sweep(1, True), _Sweep(1, inner, True), _Sweep(2, inner, True, True))
         out = op.run(_FORWARD, x, flat)[0]
         assert out is not None
         return out
@@ -301,7 +300,7 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, flat = ctx.saved_tensors
-        needs = (ctx.needs_input_grad[1], ctx.needs_input_grad[2] and parameters_wanted())
+        needs = (is_useful(ctx.needs_input_grad[1], x), ctx.needs_input_grad[2] and parameters_wanted())
         return (None, *_Gradients.apply(ctx.op, needs, x, flat, g.contiguous()))
 
 
@@ -320,6 +319,7 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, hx: Tensor | None, hw: Tensor | None) -> tuple[Tensor | None, ...]:
         x, flat, g = ctx.saved_tensors
         need_x, need_w, need_g = ctx.needs_input_grad[2:]
+        need_x = is_useful(need_x, x)
         if hx is None and hw is None:
             return (None,) * 5
         if hw is not None or torch.is_grad_enabled():

@@ -25,6 +25,10 @@ class Program:
         """An input by name and index."""
         return self._make("input", name, index)
 
+    def constant(self, value: float) -> int:
+        """A number that is known; an input called ``constant``."""
+        return self._make("input", "constant", value)
+
     def add(self, a: Value, b: Value) -> Value:
         """``a + b``."""
         if a is None or b is None:

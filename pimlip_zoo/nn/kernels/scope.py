@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["geometry_only", "parameters_wanted"]
+from torch import Tensor
+
+__all__ = ["geometry_is_leaf", "geometry_only", "is_useful", "leaf_geometry", "parameters_wanted"]
 
 _state = threading.local()
 
@@ -28,3 +30,27 @@ def geometry_only() -> Iterator[None]:
 def parameters_wanted() -> bool:
     """Whether gradients of parameters have to be computed."""
     return not getattr(_state, "geometry_only", False)
+
+
+@contextmanager
+def geometry_is_leaf(yes: bool) -> Iterator[None]:
+    """In this block the geometry that a model sees is made for one derivative and seen by nobody else.
+
+    Once forces are known, nothing asks for derivatives by it again: what trains on forces needs those of parameters.
+    """
+    before = leaf_geometry()
+    _state.leaf = yes
+    try:
+        yield
+    finally:
+        _state.leaf = before
+
+
+def leaf_geometry() -> bool:
+    """Whether derivatives by geometry are of use inside ``geometry_only`` alone."""
+    return bool(getattr(_state, "leaf", False))
+
+
+def is_useful(needed: bool, operand: Tensor) -> bool:
+    """Whether a gradient that autograd asks for is used: not that of geometry which only forces are derived from."""
+    return needed and not (getattr(operand.grad_fn, "leaf", False) and parameters_wanted())
