@@ -93,6 +93,11 @@ class DataSection(Section):
     labels: Literal["auto"] | list[Literal["energy", "forces", "stress"]] = "auto"
     """Which labels are trained on; auto: all that the training structures have."""
     batch_size: PositiveInt = 10
+    """Structures in a step, over all ranks; the most there can be where a budget is given."""
+    max_atoms: PositiveInt | None = None
+    """Budget of a rank's batch."""
+    max_edges: PositiveInt | None = None
+    """Budget of a rank's batch: what to lower when memory runs out. Batches then hold structures of one size."""
     valid_batch_size: PositiveInt = 50
     num_workers: int = Field(0, ge=0)
     energy_references: dict[str, float] | str = "auto"

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.data import Sampler
 
 from pimlip_zoo.config import save_config
 from pimlip_zoo.datasets.coverage import coverage
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.build import loss_terms
 from pimlip_zoo.experiment.prepare import Experiment
@@ -26,6 +28,8 @@ from pimlip_zoo.training.finetune import (
 from pimlip_zoo.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
     from pimlip_zoo.training.module import PotentialTraining
 
 __all__ = ["Outcome", "steps_done", "train", "training_module"]
@@ -64,16 +68,7 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
 
     module = training_module(experiment)
     trainer = make_trainer(config, folder)
-    sampler = StepSampler(
-        len(experiment.train),
-        config.data.batch_size,
-        config.trainer.max_steps,
-        config.seed,
-        rank=trainer.global_rank,
-        ranks=trainer.world_size,
-    )
-    if resume:
-        sampler.first_step = steps_done(last)
+    sampler = _sampler(experiment, trainer, steps_done(last) if resume else 0)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_config(config, folder / "config.yaml")
     started = time.monotonic()
@@ -89,6 +84,34 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
     except Interrupted as stop:
         number = stop.number
     return Outcome(folder, trainer.global_step, time.monotonic() - started, number)
+
+
+def _sampler(experiment: Experiment, trainer: pl.Trainer, first_step: int) -> Sampler[list[int]]:
+    """Which samples each step takes: so many structures, or as many as fit a budget of atoms and edges."""
+    config, data = experiment.config, experiment.config.data
+    rank, ranks = trainer.global_rank, trainer.world_size
+    if data.max_atoms is None and data.max_edges is None:
+        steps = StepSampler(
+            len(experiment.train), data.batch_size, config.trainer.max_steps, config.seed, rank, ranks
+        )
+        steps.first_step = first_step
+        return steps
+    limits = {"max_atoms": data.max_atoms, "max_edges": data.max_edges}
+    budget = BatchBudget(
+        max_structures=-(-data.batch_size // ranks),
+        **{name: limit for name, limit in limits.items() if limit is not None},
+    )
+    sampler = BudgetSampler(
+        [len(sample.graph.positions) for sample in experiment.train],
+        [sample.graph.edge_index.shape[1] for sample in experiment.train],
+        budget,
+        seed=config.seed,
+        rank=rank,
+        ranks=ranks,
+        passes=None,
+    )
+    sampler.skip_to(first_step)
+    return sampler
 
 
 def training_module(experiment: Experiment) -> PotentialTraining:

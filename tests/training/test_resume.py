@@ -83,6 +83,23 @@ def test_weights_and_metrics_after_resuming_equal_those_of_an_uninterrupted_run(
     assert rows(uninterrupted) == rows(tmp_path / "run")
 
 
+def test_batches_by_a_budget_of_edges_resume_exactly_too(tmp_path, monkeypatch):
+    settings = [*SETTINGS, "data.max_edges=300", "data.batch_size=100"]
+    run(tmp_path / "whole", settings=settings)
+    run(tmp_path / "parts", settings=settings, interrupt=(6, signal.SIGTERM), monkeypatch=monkeypatch)
+    run(tmp_path / "parts", settings=settings, resume=True)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(
+        torch.equal(value, parts["current_model_state"][name])
+        for name, value in whole["current_model_state"].items()
+    )
+
+
+def test_a_structure_beyond_the_budget_is_refused_with_the_setting(tmp_path):
+    with pytest.raises(InputError, match="max_edges"):
+        run(tmp_path / "run", settings=[*SETTINGS, "data.max_edges=10"])
+
+
 def test_ctrl_c_is_answered_like_sigterm(tmp_path, monkeypatch):
     outcome = run(tmp_path / "run", interrupt=(2, signal.SIGINT), monkeypatch=monkeypatch)
     assert outcome.signal == signal.SIGINT
