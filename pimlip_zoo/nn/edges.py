@@ -66,11 +66,11 @@ class EdgeEmbedding(ExactBuffers):
 
     def forward(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
         """Edge vectors (E, 3) -> radial functions (E, B), harmonics (E, (l_max + 1)²)."""
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM108
-            out = self.reference(vectors, graph)
-        else:
-            out = embed_edges(self, vectors, graph)
-        return out
+        # TorchScript parses type comments and takes this one only at the very end of its line.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self.reference(vectors, graph)
+        else:  # noqa: RET505
+            return embed_edges(self, vectors, graph)
 
     def reference(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
         """The same in plain torch."""
