@@ -70,7 +70,7 @@ class SphericalHarmonics(ExactBuffers):
             for degree in range(2, self.l_max + 1):
                 width = 3 * (2 * degree - 1)
                 size = width * (2 * degree + 1)
-                coupling = self._coupling[start : start + size].view(width, 2 * degree + 1).to(y.dtype)
+                coupling = self._coupling[start : start + size].view(width, 2 * degree + 1).to(y.dtype)  # type: ignore[index]
                 y = (y.unsqueeze(2) * y1.unsqueeze(1)).reshape(rows, width) @ coupling
                 parts.append(y)
                 start += size
