@@ -20,6 +20,7 @@ import csv
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -166,6 +167,7 @@ def train(options: argparse.Namespace) -> int:
 
     name = f"{options.dataset}-{options.model}-{options.preset}-{options.seed}"
     name += f"-{options.steps}" if options.steps else ""
+    name += "".join(f"-{re.sub(r'[^A-Za-z0-9.]+', '_', setting)}" for setting in options.set)
     folder = RUNS / name
     last = folder / "checkpoints" / "last.ckpt"
     settings = training_settings(study, options)
@@ -180,6 +182,9 @@ def train(options: argparse.Namespace) -> int:
     outcome = experiment.train(prepared, folder, resume=last.exists())
     if alarm is not None:
         alarm.cancel()
+    if not (folder / "metrics.csv").exists():
+        print(f"{name}: stopped at step {outcome.steps}, before the first validation; call again to go on")
+        return 0
     result = describe(options, study, folder, outcome.steps, settings, prepared)
     RESULTS.mkdir(parents=True, exist_ok=True)
     temporary = RESULTS / f"{name}.tmp"
