@@ -193,7 +193,9 @@ def test_scripted_equals_eager_for_any_number_of_atoms(atoms: int, dtype: torch.
     assert result.dtype == dtype
     # Scripted it runs in plain torch, eagerly by compiled kernels: equal up to rounding.
     rounding = 1e-4 if dtype == torch.float32 else 1e-12
-    torch.testing.assert_close(torch.jit.script(contraction)(x, species), result, rtol=rounding, atol=rounding)
+    torch.testing.assert_close(
+        torch.jit.script(contraction)(x, species), result, rtol=rounding, atol=rounding
+    )
     exact = make(3, "0e+1o", 3, "paths")(x.double(), species)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
     torch.testing.assert_close(
