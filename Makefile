@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN    ?= runs/demo
+# Tests of small tensors run best side by side, one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-slow lint format docs clean
 .DEFAULT_GOAL := help
@@ -50,10 +52,10 @@ demo: $(VENV)/package
 	@echo "next           $(BIN)/pimlip-zoo --help"
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
