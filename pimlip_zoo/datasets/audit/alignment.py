@@ -12,6 +12,7 @@ from pimlip_zoo.datasets.frame import Frame
 
 __all__ = ["Displacement", "displacement", "near_pairs"]
 
+_SMALL = 300
 _DISTANCES = 2000
 """Features of a molecule: at most so many of its interatomic distances."""
 
@@ -30,7 +31,12 @@ class Displacement:
     @property
     def rms(self) -> float:
         """Å, root mean square; a strain counts by how far it moves an atom at 2 Å."""
-        return float(np.sqrt(np.mean(np.sum(self.moved**2, axis=1))) + 2.0 * np.linalg.norm(self.strain))
+        return self.atoms_rms + 2.0 * float(np.linalg.norm(self.strain))
+
+    @property
+    def atoms_rms(self) -> float:
+        """Å, root mean square of what atoms move at fixed strain."""
+        return float(np.sqrt(np.mean(np.sum(self.moved**2, axis=1))))
 
 
 def displacement(a: Frame, b: Frame) -> Displacement | None:
@@ -45,26 +51,27 @@ def displacement(a: Frame, b: Frame) -> Displacement | None:
 
 
 def near_pairs(frames: Sequence[Frame]) -> list[tuple[int, int]]:
-    """For each frame the nearest other one; and the nearest of another cell, where cells differ.
+    """For each frame the nearest others; and the nearest of another cell, where cells differ.
+
+    Of small sets each frame has several, so that there are pairs enough for statistics.
 
     Args:
         frames: of the same atoms in the same order, with the same periodicity.
     """
+    several = 3 if len(frames) <= _SMALL else 1
     features, cells = _features(frames)
     square = np.sum(features**2, axis=1)
     distance = square[:, None] + square[None] - 2.0 * features @ features.T
     np.fill_diagonal(distance, np.inf)
     distance[distance < 1e-10] = np.inf  # equal frames say nothing
-    pairs = set()
+    pairs: set[tuple[int, int]] = set()
     differ = np.zeros(distance.shape, dtype=bool)
     if cells is not None:
         differ = np.abs(cells[:, None] - cells[None]).max(axis=-1) > 1e-9
     for allowed in (~differ, differ):
         masked = np.where(allowed, distance, np.inf)
-        nearest = masked.argmin(axis=1)
-        for i, j in enumerate(nearest):
-            if np.isfinite(masked[i, j]):
-                pairs.add((min(i, int(j)), max(i, int(j))))
+        for i, row in enumerate(np.argsort(masked, axis=1)[:, :several]):
+            pairs.update((min(i, int(j)), max(i, int(j))) for j in row if np.isfinite(masked[i, j]))
     return sorted(pairs)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,18 +28,21 @@ _BUDGET = 40_000_000
 _MAX_PAIRS = 400
 _MIN_PAIRS = 10
 _TRUSTED = 0.7
-_TOLERANCE = 0.12
+_TOLERANCE = 0.08
 _DEVIATION = 0.35
 _RESAMPLED = 40
-_ENERGY = {"Hartree": 27.211386, "kcal/mol": 0.0433641, "kJ/mol": 0.0103643, "eV": 1.0, "Rydberg": 13.605693}
+_ENERGY = {"Hartree": 27.211386, "Rydberg": 13.605693, "kcal/mol": 0.0433641, "kJ/mol": 0.0103643, "eV": 1.0}
 _LENGTH = {"Bohr": 0.529177, "Å": 1.0, "nm": 10.0}
+_USED = (
+    *("Hartree/Bohr", "Hartree/Å", "Rydberg/Bohr", "eV/Bohr"),
+    *("kcal/mol/Å", "kcal/mol/Bohr", "kJ/mol/Å", "kJ/mol/nm"),
+)
 _FORCE_UNITS = {
     **{
-        f"forces in {energy}/{length}": _ENERGY[energy] / _LENGTH[length]
-        for energy, length in product(_ENERGY, _LENGTH)
-        if (energy, length) != ("eV", "Å")
+        f"forces in {unit}": _ENERGY[unit.rpartition("/")[0]] / _LENGTH[unit.rpartition("/")[2]]
+        for unit in _USED
     },
-    **{f"energies in {energy}": 1 / _ENERGY[energy] for energy in _ENERGY if energy != "eV"},
+    **{f"energies in {energy}": 1 / unit for energy, unit in _ENERGY.items() if energy != "eV"},
     "positions in Bohr": _LENGTH["Bohr"],
     "positions in nm": _LENGTH["nm"],
 }
@@ -99,10 +101,11 @@ def _verdict(survey: Survey, what: str, label: str, slope: _Slope, units: dict[s
     rest: dict[str, Any] = {"data": survey.name, "values": asdict(slope)}
     near = [name for name, unit in units.items() if abs(np.log(max(size, 1e-12) / unit)) < 0.3]
     sharp = [name for name in near if abs(size / units[name] - 1) < _TOLERANCE]
-    far = not 0.2 < size < 5.0
+    far = not (0.2 < size < 5.0 if slope.certain else 0.1 < size < 10.0)
     if slope.significant and ((far and near) or (slope.certain and sharp and abs(size - 1) > _TOLERANCE)):
-        best = min(abs(np.log(size / units[name])) for name in near)
-        names = " or ".join(name for name in near if abs(np.log(size / units[name])) < best + 0.05)
+        near.sort(key=lambda name: abs(np.log(size / units[name])))
+        best = abs(np.log(size / units[near[0]])) + (0.05 if slope.certain else 0.2)
+        names = " or ".join(name for name in near if abs(np.log(size / units[name])) < best)
         sign = ", with the opposite sign" if factor < 0 else ""
         text = f"energies change by {factor:.4g} of what the {label} say: it looks like {names}{sign}"
         mend = f"name the units: ?energy=...&length=...&{label}=..."
@@ -175,7 +178,9 @@ def _pairs(survey: Survey) -> list[tuple[float, float, float]]:
                 continue
             strained = bool(way.strain.any())
             if not strained or (a.stress is not None and b.stress is not None):
-                near[strained].append((way.rms, _energies(a, b, way)))
+                # For stress the atoms should move little: how large the strain is matters less.
+                far = way.atoms_rms + 0.2 * float(np.linalg.norm(way.strain))
+                near[strained].append((far, _energies(a, b, way)))
     # The nearer half: the error of the trapezoidal rule grows with the third power of the displacement.
     return [pair for found in near.values() for _, pair in sorted(found)[: _kept(len(found))]]
 
