@@ -10,6 +10,7 @@ that it takes. Gathered features count once per atom: they stay in cache. Proces
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -130,7 +131,7 @@ def operations(options: argparse.Namespace):
     yield "edges times environment", lambda v, a: product(v, a, index[0]), inputs, work, traffic
     for sizes in ((8, 64, 96), (64, 64, 160), (8, 64, 64, 64, 128)):
         perceptron = ScalarMLP(sizes)
-        work = 2 * edges * sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        work = 2 * edges * sum(a * b for a, b in itertools.pairwise(sizes))
         traffic = 4 * edges * (sizes[0] + sizes[-1])
         yield f"perceptron {'-'.join(map(str, sizes))}", perceptron, [numbers(edges, sizes[0])], work, traffic
     spec = symmetric_contraction_spec(o3.Irreps("0e + 1o + 2e + 3o"), o3.Irreps("0e + 1o"), 3)

@@ -11,7 +11,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from pimlip_zoo.nn.exact import ExactBuffers
-from pimlip_zoo.nn.kernels import TrilinearForm, convolve, multiply_edges
+from pimlip_zoo.nn.kernels import PolynomialForm, TrilinearForm, contract, convolve, multiply_edges
 
 __all__ = ["ContractionSpec", "EdgeContraction", "EdgeTensors", "contraction_spec"]
 
@@ -103,6 +103,50 @@ class EdgeTensors(nn.Module):
         return out.index_add(0, edge_index[0], tensors)
 
 
+class CentreMatrices(ExactBuffers):
+    """What all edges of an atom are multiplied with: environment, coefficients and weights made one.
+
+    (N, K_environment, C) and weights (P, C) or (P, 1) -> (N, R, C), a row for each entry.
+
+    Args:
+        spec: the paths.
+        entries: (component of V, component of out) of each row.
+    """
+
+    def __init__(self, spec: ContractionSpec, entries: tuple[tuple[int, int], ...]) -> None:
+        super().__init__()
+        place = {entry: row for row, entry in enumerate(entries)}
+        terms = sorted({(place[a, k], b) for _, a, b, k, _ in spec.terms})
+        index = {term: number for number, term in enumerate(terms)}
+        table = torch.zeros(len(terms), len(spec.paths), dtype=torch.float64)
+        for path, a, b, k, value in spec.terms:
+            table[index[place[a, k], b], path] += value
+        self.num_rows = len(entries)
+        self.form = PolynomialForm(
+            int(spec.irreps_environment.dim), len(entries), tuple((row, (b,)) for row, b in terms)
+        )
+        self._table = nn.Buffer(table, persistent=False)
+        self._row = nn.Buffer(torch.tensor([row for row, _ in terms], dtype=torch.int64), persistent=False)
+        self._component = nn.Buffer(torch.tensor([b for _, b in terms], dtype=torch.int64), persistent=False)
+
+    def forward(self, environment: Tensor, weights: Tensor) -> Tensor:
+        """The matrices of every atom."""
+        coefficients = torch.matmul(self._table.to(weights.dtype), weights)
+        coefficients = coefficients.expand(-1, environment.shape[2]).unsqueeze(0)
+        one = torch.zeros(environment.shape[0], dtype=torch.int64, device=environment.device)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            out = self.reference(environment, coefficients, one)
+        else:
+            out = contract(self, environment, coefficients, one)
+        return out
+
+    def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:  # noqa: ARG002
+        """The same in plain torch, with coefficients (1, T, C)."""
+        products = x[:, self._component] * coefficients
+        out = products.new_zeros((x.shape[0], self.num_rows, x.shape[2]))
+        return out.index_add(1, self._row, products)
+
+
 class EdgeContraction(ExactBuffers):
     """Each edge's features times the environment of its centre, path by path with trainable weights.
 
@@ -124,21 +168,11 @@ class EdgeContraction(ExactBuffers):
         self.weights = nn.Parameter(
             torch.empty(len(spec.paths), columns).uniform_(-math.sqrt(3.0), math.sqrt(3.0))
         )
-        # One row for every (path, component of V, component of out) that occurs.
-        rows = sorted({(path, a, k) for path, a, _, k, _ in spec.terms})
-        index = {row: number for number, row in enumerate(rows)}
-        table = torch.zeros(len(rows), spec.irreps_environment.dim, dtype=torch.float64)
-        for path, a, b, k, value in spec.terms:
-            table[index[path, a, k], b] = value
-        self._table = nn.Buffer(table, persistent=False)
         # Paths that meet in the same (component of V, component of out) are added before an edge is touched.
-        self.entries = tuple(sorted({(a, k) for _, a, k in rows}))
-        entry = [self.entries.index((a, k)) for _, a, k in rows]
-        self._entry = nn.Buffer(torch.tensor(entry, dtype=torch.int64), persistent=False)
+        self.entries = tuple(sorted({(a, k) for _, a, _, k, _ in spec.terms}))
+        self.matrices = CentreMatrices(spec, self.entries)
         place = [a * self.dim_out + k for a, k in self.entries]
         self._place = nn.Buffer(torch.tensor(place, dtype=torch.int64), persistent=False)
-        path_of_row = torch.tensor([path for path, _, _ in rows], dtype=torch.int64)
-        self._path = nn.Buffer(path_of_row, persistent=False)
 
     def forward(self, features: Tensor, environment: Tensor, centre: Tensor) -> Tensor:
         """Contract.
@@ -151,10 +185,7 @@ class EdgeContraction(ExactBuffers):
         Returns:
             (E, K_out, C).
         """
-        atoms, _, channels = environment.shape
-        products = torch.matmul(self._table.to(features.dtype), environment) * self.weights[self._path]
-        matrices = products.new_zeros((atoms, self._place.shape[0], channels))
-        matrices = matrices.index_add(1, self._entry, products)
+        matrices = self.matrices(environment, self.weights)
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             out = self.reference(features, matrices, centre)
         else:

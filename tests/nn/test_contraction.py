@@ -118,6 +118,6 @@ def test_no_edges_and_no_channels_lost_in_float32() -> None:
     out = contraction(torch.zeros(0, 9, 5), torch.zeros(2, 9, 5), torch.zeros(0, dtype=torch.int64))
     assert out.shape == (0, 9, 5)
     assert out.dtype == torch.float32
-    table = contraction._table.clone()
+    table = contraction.matrices._table.clone()
     contraction.to(torch.float32).to(torch.float64)
-    assert torch.equal(contraction._table, table)
+    assert torch.equal(contraction.matrices._table, table)
