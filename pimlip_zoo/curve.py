@@ -52,7 +52,7 @@ class Point:
     size: int
     """Labelled structures."""
     weak: str
-    """A weak preset, or none."""
+    """A weak preset, none, or one of the given variants."""
     seed: int
     """Of weights, order and choice of structures."""
 
@@ -79,7 +79,12 @@ def subset(frames: Sequence[Frame], size: int, seed: int) -> list[Frame]:
 
 
 def run_point(
-    point: Point, settings: Settings, tests: Sequence[str], folder: Path, config_file: Path | None = None
+    point: Point,
+    settings: Settings,
+    tests: Sequence[str],
+    folder: Path,
+    config_file: Path | None = None,
+    variants: Mapping[str, Settings] | None = None,
 ) -> int | None:
     """Train and evaluate one point, unless its result is there already; an interrupted run goes on.
 
@@ -89,6 +94,7 @@ def run_point(
         tests: DATA specifications.
         folder: of the curve; the run's folder is made in it.
         config_file: a ``run.yaml`` that the settings change.
+        variants: settings by name, for ways of training that are no preset.
 
     Returns:
         The signal that interrupted the training, or None.
@@ -97,7 +103,9 @@ def run_point(
     if (run / "result.json").exists():
         return None
     options = [*settings, ("seed", point.seed)]
-    if point.weak != "none":
+    if variants is not None and point.weak in variants:
+        options += variants[point.weak]
+    elif point.weak != "none":
         options.append(("weak.preset", point.weak))
     config = load_config(config_file, options)
     train_frames, valid_frames = load_split(config)
@@ -177,13 +185,14 @@ def run_points(
     tests: Sequence[str],
     folder: Path,
     config_file: Path | None = None,
+    variants: Mapping[str, Settings] | None = None,
     done: Callable[[Point], None] | None = None,
 ) -> int | None:
     """Run the points one after the other and keep the table up to date; the signal that ended it, or None."""
     folder.mkdir(parents=True, exist_ok=True)
     for point in points:
         log.info("%s", point.name)
-        signal = run_point(point, settings, tests, folder, config_file)
+        signal = run_point(point, settings, tests, folder, config_file, variants)
         if signal is not None:
             return signal
         write_table(collect(folder), folder / "runs.csv")

@@ -1,0 +1,90 @@
+"""The data sets of the study: where they are published, and the names that they have in the data folder.
+
+Get each from its source, convert it with `pimlip-zoo data convert`, and put it below one folder (--root), as named
+here.
+
+acac          acetylacetone, PBE-D3: dataset_acac of github.com/davkovacs/BOTNet-datasets (MIT)
+rmd17_aspirin revised MD17 aspirin, PBE: figshare 10.6084/m9.figshare.12672038
+tio2          TiO2, PBE: example data of github.com/atomisticnet/aenet-PyTorch, 1,000 of the structures split 800/50/150
+deepmd_water  water, PBE0: examples/water of github.com/deepmodeling/deepmd-kit, train 0-2, test 3
+mlearn_Si     silicon, PBE: data/Si of github.com/materialsvirtuallab/mlearn, its own split
+ethanol, cual built in
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StudySet:
+    """One data set."""
+
+    train: str
+    """Training structures; subsets of it are drawn by seed."""
+    valid: str | None
+    tests: tuple[str, ...]
+    cheap: str
+    """Calculator of the weak labels."""
+    sizes: tuple[int, ...]
+    batch_size: int = 10
+    periodic: bool = False
+
+
+SETS = {
+    "acac": StudySet(
+        train="acac/train_300K.extxyz@0:450",
+        valid="acac/train_300K.extxyz@450:500",
+        tests=("acac/test_MD_300K.extxyz", "acac/test_MD_600K.extxyz"),
+        cheap="gfn2",
+        sizes=(25, 50, 100, 200, 450),
+    ),
+    "rmd17_aspirin": StudySet(
+        train="rmd17_aspirin/valid_950.extxyz@0:500",
+        valid="rmd17_aspirin/train_50.extxyz",
+        tests=("rmd17_aspirin/valid_950.extxyz@500:950",),
+        cheap="gfn2",
+        sizes=(25, 50, 100, 200, 500),
+    ),
+    "tio2": StudySet(
+        train="tio2_aenet1000/train_800.extxyz",
+        valid="tio2_aenet1000/valid_50.extxyz",
+        tests=("tio2_aenet1000/test_150.extxyz",),
+        cheap="gfn1",
+        sizes=(25, 50, 100, 200, 500),
+        batch_size=4,
+        periodic=True,
+    ),
+    "deepmd_water": StudySet(
+        train="deepmd_water/train_data_0.extxyz,deepmd_water/train_data_1.extxyz",
+        valid="deepmd_water/train_data_2.extxyz",
+        tests=("deepmd_water/test_data_3.extxyz",),
+        cheap="gfn1",
+        sizes=(25, 50, 100),
+        batch_size=1,
+        periodic=True,
+    ),
+    "mlearn_Si": StudySet(
+        train="mlearn_Si/train.extxyz",
+        valid=None,
+        tests=("mlearn_Si/test.extxyz",),
+        cheap="gfn1",
+        sizes=(25, 50, 100, 180),
+        batch_size=2,
+        periodic=True,
+    ),
+    "ethanol": StudySet(
+        train="builtin:ethanol-gfn2",
+        valid="builtin:ethanol-gfn2/valid",
+        tests=("builtin:ethanol-gfn2/test_300K", "builtin:ethanol-gfn2/test_600K"),
+        cheap="gfn1",
+        sizes=(25, 50, 100, 200),
+    ),
+    "cual": StudySet(
+        train="builtin:cual-emt",
+        valid="builtin:cual-emt/valid",
+        tests=("builtin:cual-emt/test",),
+        cheap="ase.calculators.lj:LennardJones",
+        sizes=(25, 50, 100),
+        batch_size=4,
+        periodic=True,
+    ),
+}
