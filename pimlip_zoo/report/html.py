@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo.files import replacing
-from pimlip_zoo.report.curves import Row, learning_curves
+from pimlip_zoo.report.learning import Row, learning_curves
 from pimlip_zoo.report.parity import Pairs, parity_figure
 from pimlip_zoo.report.style import CSS
 

@@ -14,8 +14,8 @@ from pimlip_zoo.cli.report import _changed, write_run_report
 from pimlip_zoo.cli.train import evaluate_run
 from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.report.curves import learning_curves
 from pimlip_zoo.report.html import ReportData, render_report, write_report
+from pimlip_zoo.report.learning import learning_curves
 from pimlip_zoo.report.parity import load_pairs, parity_figure, parity_plot, save_pairs
 
 RNG = np.random.default_rng(0)
