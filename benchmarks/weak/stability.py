@@ -3,7 +3,8 @@
     python benchmarks/weak/stability.py --structure builtin:ethanol-gfn2/valid@0:1 --out stability RUN RUN ...
 
 A simulation ends when a bond leaves its physical length, atoms collapse, energy is not conserved (NVE) or the
-temperature runs away; see pimlip_zoo/deploy/stability.py. Every simulation is a folder; what is finished is not repeated.
+temperature runs away; see pimlip_zoo/deploy/stability.py. Every simulation is a folder; what is finished is not
+repeated.
 """
 
 import argparse

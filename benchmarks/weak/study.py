@@ -6,9 +6,9 @@
     python benchmarks/weak/study.py show conservative acac                   (what is there, mean and spread over seeds)
 
 Every point is a run folder below --out (default benchmarks/weak/results/TABLE-SET-MODEL); a finished point is not
-repeated and an interrupted one goes on. --budget steps gives every way of training the same number of optimiser steps on the labels,
---budget time the same wall-clock, pre-training and sampling of weak labels included in the time that is reported.
-The plain runs are tuned with the table `tuning`.
+repeated and an interrupted one goes on. --budget steps gives every way of training the same number of optimiser steps
+on the labels, --budget time the same wall-clock, pre-training and sampling of weak labels included in the time that is
+reported. The plain runs are tuned with the table `tuning`.
 """
 
 import argparse
