@@ -5,7 +5,7 @@ Samplers, statistics, E0 fits and searches for duplicates use these 48 bytes a f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from hashlib import blake2b
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.record import label_mask
 
-__all__ = ["BLOCK", "ENTRY", "CompositionTable", "count_edges", "entry_of", "geometry_digest"]
+__all__ = ["BLOCK", "ENTRY", "count_edges", "entry_of", "geometry_digest"]
 
 ENTRY = np.dtype(
     [
@@ -37,14 +37,6 @@ _SMALL = 64
 _GRID = 1e4
 
 
-@dataclass(frozen=True, slots=True)
-class CompositionTable:
-    """Compositions as a matrix: row c counts the atoms of each element of composition c."""
-
-    counts: NDArray[np.int64]
-    """(compositions, 119) atoms by atomic number."""
-
-
 def entry_of(frame: Frame, composition: int, cutoff: float) -> tuple[object, ...]:
     """The index entry of a frame.
 
@@ -55,8 +47,9 @@ def entry_of(frame: Frame, composition: int, cutoff: float) -> tuple[object, ...
     """
     force_square, force_max, force_atoms = 0.0, np.nan, 0
     if frame.forces is not None:
-        square = np.einsum("ij,ij->i", frame.forces, frame.forces)
-        labelled = square[~np.isnan(square)]
+        labelled = np.einsum("ij,ij->i", frame.forces, frame.forces)
+        if math.isnan(np.add.reduce(labelled)):
+            labelled = labelled[~np.isnan(labelled)]
         force_atoms = len(labelled)
         if force_atoms:
             force_square, force_max = float(labelled.sum()), float(labelled.max()) ** 0.5
@@ -79,8 +72,9 @@ def count_edges(frame: Frame, cutoff: float) -> int:
     """Directed pairs within the cutoff, as in the graph that a model of that cutoff would take."""
     n = len(frame.numbers)
     if n <= _SMALL and not frame.pbc.any():
-        delta = frame.positions[:, None] - frame.positions[None]
-        return int(np.count_nonzero(np.einsum("ijk,ijk->ij", delta, delta) < cutoff * cutoff)) - n
+        near = frame.positions - frame.positions[:1]
+        square = np.einsum("ij,ij->i", near, near)
+        return int(np.count_nonzero(square[:, None] + square - 2.0 * (near @ near.T) < cutoff * cutoff)) - n
     from pimlip_zoo.datasets.neighbours import neighbour_list
 
     return int(neighbour_list(frame.positions, frame.cell, frame.pbc, cutoff)[0].shape[1])
