@@ -86,13 +86,12 @@ def main() -> int:
     both = commands.add_parser("compare", help="ours and the peers' alternately, a table of ratios")
     both.add_argument("--models", nargs="+", default=["nequip", "allegro", "mace"])
     both.add_argument("--sizes", nargs="+", default=["small"])
-    both.add_argument("--tasks", nargs="+", default=list(TASKS))
-    both.add_argument("--peers", type=Path, required=True, help="folder with an environment for each peer")
-    both.add_argument(
-        "--peer-scripts", type=Path, required=True, help="folder with peers_nequip.py, peers_mace.py"
-    )
+    both.add_argument("--tasks", nargs="*", default=list(TASKS), help="none: only write the table")
+    both.add_argument("--peers", type=Path, help="folder with an environment for each peer")
+    both.add_argument("--peer-scripts", type=Path, help="folder with peers_nequip.py, peers_mace.py")
     both.add_argument("--modes", nargs="+", default=["eager"], help="modes of the peers' scripts")
     both.add_argument("--rounds", type=int, default=3)
+    both.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "speed.json")
     both.add_argument("--table", type=Path, help="file whose marked part is replaced by the table")
     for command in (one, both):
         command.add_argument(
@@ -293,15 +292,30 @@ def _profile(function) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
+    if not (options.peers and options.peer_scripts) and options.tasks:
+        print("skipped: give --peers and --peer-scripts", file=sys.stderr)
+        return SKIPPED
     rows = []
     for model in options.models:
         for size in options.sizes:
             for task in options.tasks:
                 for mode in options.modes:
                     rows += _compare_one(options, model, size, task, mode)
+                    _keep(options.results, rows)
     if options.table is not None:
-        _write_table(options.table, rows)
+        _write_table(options.table, json.loads(options.results.read_text()))
     return 0
+
+
+def _keep(path: Path, rows: list[dict]) -> None:
+    """Put rows in place of those of the same case, so that a table can be measured in several goes."""
+    key = lambda row: tuple(str(row[name]) for name in ("model", "size", "task", "mode"))  # noqa: E731
+    known = {key(row): row for row in (json.loads(path.read_text()) if path.exists() else [])}
+    known.update({key(row): row for row in rows})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_suffix(".new")
+    made.write_text(json.dumps([known[k] for k in sorted(known)], indent=1) + "\n")
+    made.replace(path)
 
 
 def _compare_one(options: argparse.Namespace, model: str, size: str, task: str, mode: str) -> list[dict]:

@@ -44,7 +44,7 @@ def sweeps(module, tensors, centre, backend):
 
 def worst(left, right) -> float:
     return max(
-        float((a - b).abs().max() / b.abs().max().clamp(min=1.0)) if b.numel() else 0.0
+        float(((a - b).abs().max() / b.abs().max().clamp(min=1.0)).detach()) if b.numel() else 0.0
         for a, b in zip(left, right, strict=True)
     )
 
