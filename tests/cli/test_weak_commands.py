@@ -1,0 +1,97 @@
+"""curve, distill, and weak supervision in train and models."""
+
+import csv
+import json
+
+import pytest
+
+from pimlip_zoo.datasets.lmdb import FrameStore
+from pimlip_zoo.losses.weak_config import PRESETS, term_names
+
+SMALL = (
+    "--model=nequip",
+    "--max-steps=2",
+    "--set=model.channels=4",
+    "--set=model.l_max=1",
+    "--set=trainer.valid_every=2",
+    "--set=trainer.device=cpu",
+)
+
+
+def test_models_lists_every_weak_preset_and_every_loss(cli):
+    text = cli("models", "--weak").out
+    for name in (*PRESETS, *term_names()):
+        assert name in text
+    content = json.loads(cli("models", "--weak", "--json").out)
+    assert content["presets"]["piwsl"]["options"]["terms"]["pitc_first_order"]["weight"] == 1.2
+    assert content["terms"] == term_names()
+
+
+def test_curve_writes_a_table_and_a_plot_and_goes_on_where_it_stopped(cli, tmp_path):
+    common = ("--valid=builtin:ethanol-gfn2/valid@0:4", "--test=builtin:ethanol-gfn2/test_300K@0:4")
+    arguments = (
+        "curve",
+        *SMALL,
+        *common,
+        "--data=builtin:ethanol-gfn2",
+        "--sizes=3",
+        f"--out={tmp_path / 'curve'}",
+    )
+    first = cli(*arguments, "--weak=none", "--seeds=1")
+    assert first.code == 0
+    result = tmp_path / "curve" / "none-3-seed0" / "result.json"
+    written = result.stat().st_mtime_ns
+    second = cli(*arguments, "--weak=none,piwsl", "--seeds=1")
+    assert second.code == 0
+    assert result.stat().st_mtime_ns == written
+    rows = list(csv.DictReader((tmp_path / "curve" / "runs.csv").open()))
+    assert [row["weak"] for row in rows] == ["none", "piwsl"]
+    assert (tmp_path / "curve" / "curve.png").exists()
+
+
+def test_distill_labels_with_the_mean_of_runs(cli, tmp_path):
+    runs = [tmp_path / name for name in ("a", "b")]
+    for seed, run in enumerate(runs):
+        trained = cli(
+            "train", *SMALL, "--data=builtin:ethanol-gfn2@0:4", "--valid=builtin:ethanol-gfn2/valid@0:2",
+            f"--seed={seed}", f"--out={run}",
+        )  # fmt: skip
+        assert trained.code == 0
+    out = tmp_path / "pool.lmdb"
+    arguments = ("distill", *runs, "--data=builtin:ethanol-gfn2@0:3", f"--out={out}")
+    assert cli(*arguments, "--sample=displaced", "--structures=5").code == 0
+    frames = list(FrameStore(out))
+    assert len(frames) == 5
+    assert all(0 < frame.weight <= 1 and frame.info["force_spread"] > 0 for frame in frames)
+    again = cli(*arguments)
+    assert again.code == 2
+    assert "there already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "--weak", "piwls"), "piwsl"),
+        (("train", "--set", "weak.terms.pitc_first.weight=1"), "pitc_first_order"),
+        (("train", "--set", "weak.terms.curl.weight=1"), "no curl"),
+        (("train", "--set", "weak.terms.strain_first_order.weight=1"), "no cell to strain"),
+        (("train", "--weak", "taylor", "--labels", "energy"), "force labels"),
+        (("train", "--weak", "piwsl", "--set", "weak.perturbation.amplitude=0.4"), "shortest bond"),
+        (("train", "--weak", "piwsl", "--set", "weak.terms.pitc_first_order.weight=-1"), "greater than"),
+        (("curve", "--sizes", "a,b"), "--sizes"),
+        (("curve", "--sizes", "100000"), "are asked for"),
+        (("curve", "--weak", "nothing"), "no weak preset"),
+        (("curve", "--data", "builtin:cual-emt"), "--test"),
+        (("distill", "nowhere", "--data", "builtin:ethanol-gfn2", "--out", "x.lmdb"), "no such run"),
+        (
+            ("distill", "nowhere", "--data", "builtin:ethanol-gfn2", "--out", "x.lmdb", "--sample", "all"),
+            "--sample",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(cli, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    result = cli(*arguments)
+    assert result.code == 2
+    assert says in result.err
+    assert "Traceback" not in result.err
