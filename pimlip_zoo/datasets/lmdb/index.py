@@ -9,7 +9,6 @@ import math
 from hashlib import blake2b
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.record import label_mask
