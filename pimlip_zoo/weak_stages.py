@@ -181,8 +181,8 @@ def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) ->
 
 
 def _with_second_head(experiment: Experiment, labels: WeakLabelsConfig) -> Experiment:
+    from pimlip_zoo.losses.draw import Pool
     from pimlip_zoo.losses.second_head import SecondHead
-    from pimlip_zoo.losses.weak import Pool
 
     potential, config = experiment.potential, experiment.config
     pool = weak_pool(experiment, labels, shift="energy" in experiment.labels)

@@ -9,8 +9,8 @@ from torch import nn
 
 from pimlip_zoo.graph import Batch, Predictions, graph_to
 from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
+from pimlip_zoo.losses.draw import Pool, step_generator
 from pimlip_zoo.losses.supervised import atom_counts
-from pimlip_zoo.losses.weak import Pool, step_generator
 
 __all__ = ["SecondHead"]
 

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, collate, graph_to, sum_by_structure
+from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, sum_by_structure
 from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
 from pimlip_zoo.losses.copies import choose, displaced_copies, join, trim_edges
-from pimlip_zoo.losses.perturbation import Context, Perturbation, RandomStrain, atom_count, remove_mean
+from pimlip_zoo.losses.draw import Draw, Pool, choose_structures, join_unlabelled, random_unit, step_generator
+from pimlip_zoo.losses.perturbation import Context, Perturbation, RandomStrain, atom_count
 from pimlip_zoo.losses.residuals import ORIGIN, RESIDUALS, Detach, Point, needs_of
 from pimlip_zoo.losses.schedules import Schedule, TiedToError
+from pimlip_zoo.losses.teacher import EmaTeacher
 from pimlip_zoo.losses.weak_config import TermConfig
 
-__all__ = [
-    "EmaTeacher",
-    "Pool",
-    "WeakPotential",
-    "WeakTerm",
-    "choose_structures",
-    "join_unlabelled",
-    "random_unit",
-    "step_generator",
-]
+__all__ = ["FEW_EDGES", "Part", "WeakPotential", "WeakTerm"]
 
 
 FEW_EDGES = 1000
@@ -80,55 +71,6 @@ class WeakPotential(PotentialLike, Protocol):
         """(N, 3) eV/Å²."""
 
 
-class Pool:
-    """Unlabelled structures, some of which every step looks at.
-
-    Args:
-        samples: graphs with lists as wide as the training's; their labels are not looked at.
-        batch_size: structures per step.
-    """
-
-    def __init__(self, samples: Sequence[Batch], batch_size: int) -> None:
-        if not samples:
-            raise InputError("there is no structure in it", key="weak.unlabelled")
-        self.samples, self.batch_size = samples, min(batch_size, len(samples))
-
-    def draw(self, generator: torch.Generator) -> Batch:
-        """A batch without repetition."""
-        order = torch.randperm(len(self.samples), generator=generator)[: self.batch_size]
-        return collate([self.samples[index] for index in order.tolist()])
-
-
-class EmaTeacher(nn.Module):
-    """A potential whose weights follow those of another: an exponential moving average.
-
-    Args:
-        potential: the one that is followed.
-        decay: of the average; smaller in the first steps, ``(1 + n) / (10 + n)``.
-    """
-
-    def __init__(self, potential: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.potential = copy.deepcopy(potential).requires_grad_(requires_grad=False)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, potential: nn.Module, count: int) -> None:
-        """Follow; ``count`` is the number of updates done, the first of which copies."""
-        decay = min(self.decay, (1.0 + count) / (10.0 + count)) if count else 0.0
-        for average, value in zip(self.potential.parameters(), potential.parameters(), strict=True):
-            average.lerp_(value.detach(), 1.0 - decay)
-
-    @property
-    def species(self) -> Sequence[str]:
-        """Chemical symbols."""
-        return cast("PotentialLike", self.potential).species
-
-    def forward(self, graph: AtomGraph, *, forces: bool = True, virial: bool = True) -> Predictions:
-        """Predict with the averaged weights."""
-        return cast("Predictions", self.potential(graph, forces=forces, virial=virial))
-
-
 @dataclass(frozen=True)
 class Part:
     """One residual of a :class:`WeakTerm`."""
@@ -136,39 +78,6 @@ class Part:
     name: str
     config: TermConfig
     schedule: Schedule
-
-
-@dataclass
-class Draw:
-    """What one step looks at."""
-
-    labelled: Batch
-    """The batch of the step."""
-    whole: Batch
-    """With structures of the pool behind it."""
-    structure: Tensor
-    """(M,) bool, which of the whole the weak losses look at."""
-    batch: Batch
-    """Those."""
-    d: Tensor
-    """(N, 3) Å, their displacements."""
-    p: Tensor
-    """(N, 3) Å, a second one."""
-    generator: torch.Generator
-    predictions: Predictions | None
-    """On the undisplaced structures, where they are known."""
-    energy: dict[Point, Tensor] = field(default_factory=dict)
-    """Of copies that have been evaluated already."""
-    forces: dict[Point, Tensor] = field(default_factory=dict)
-
-    def known(self) -> tuple[dict[Point, Tensor], dict[Point, Tensor]]:
-        """Energies and forces that need no evaluation."""
-        energy, forces = dict(self.energy), dict(self.forces)
-        if self.predictions is not None:
-            energy[ORIGIN] = self.predictions.energy
-            if len(self.predictions.forces) == len(self.batch.graph.positions):
-                forces[ORIGIN] = self.predictions.forces
-        return energy, forces
 
 
 class WeakTerm(LossTerm):
@@ -421,48 +330,6 @@ class WeakTerm(LossTerm):
         now = float(error)
         if self.training:
             self._error = now if self._error is None else 0.98 * self._error + 0.02 * now
-
-
-def step_generator(seed: int, rank: int, step: int) -> torch.Generator:
-    """A stream that is determined by these numbers. They are hashed: torch's generator looks at 32 bits."""
-    digest = hashlib.blake2b(f"{seed} {rank} {step}".encode(), digest_size=4).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-
-
-def random_unit(graph: AtomGraph, generator: torch.Generator) -> Tensor:
-    """(N, 3) random directions without mean, of unit norm over each structure."""
-    normal = torch.randn(
-        graph.positions.shape, generator=generator, device=generator.device, dtype=torch.float64
-    )
-    v = remove_mean(normal.to(graph.positions.device, graph.positions.dtype), graph)
-    square = sum_by_structure(v.square().sum(dim=1), graph)
-    return v / square.clamp_min(1e-300).sqrt()[graph.batch].unsqueeze(1)
-
-
-def choose_structures(graph: AtomGraph, fraction: float, generator: torch.Generator) -> Tensor:
-    """A random part of the structures, at least one: (M,) bool."""
-    total = graph.num_graphs
-    keep = max(1, round(fraction * total))
-    if keep >= total:
-        return torch.ones(total, dtype=torch.bool, device=graph.batch.device)
-    structure = torch.zeros(total, dtype=torch.bool)
-    structure[torch.randperm(total, generator=generator)[:keep]] = True
-    return structure.to(graph.batch.device)
-
-
-def join_unlabelled(batch: Batch, pool: Batch) -> Batch:
-    """The batch followed by structures of a pool, whose labels are taken away."""
-    graph = graph_to(pool.graph, batch.graph.positions.device)
-    nan = float("nan")
-    energy = torch.full((graph.num_graphs,), nan, dtype=torch.float64, device=graph.positions.device)
-    labels = Labels(
-        energy,
-        torch.full_like(graph.positions, nan),
-        torch.full_like(graph.cell, nan),
-        torch.ones_like(energy),
-    )
-    both = [torch.cat(pair) for pair in zip(batch.labels, labels, strict=True)]
-    return Batch(join([batch.graph, graph]), Labels(*both))
 
 
 def _head(predictions: Predictions, graph: AtomGraph) -> Predictions:

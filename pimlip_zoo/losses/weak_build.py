@@ -11,6 +11,7 @@ import torch
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import Batch, edge_vectors
 from pimlip_zoo.losses.directed import AlongForceError, AlongModes, AlongVariance
+from pimlip_zoo.losses.draw import Pool
 from pimlip_zoo.losses.perturbation import (
     Gaussian,
     LocalMask,
@@ -22,7 +23,8 @@ from pimlip_zoo.losses.perturbation import (
 )
 from pimlip_zoo.losses.residuals import RESIDUALS
 from pimlip_zoo.losses.schedules import Constant, Decay, Schedule, TiedToError, WarmUp
-from pimlip_zoo.losses.weak import EmaTeacher, Part, Pool, WeakTerm
+from pimlip_zoo.losses.teacher import EmaTeacher
+from pimlip_zoo.losses.weak import Part, WeakTerm
 from pimlip_zoo.losses.weak_config import PerturbationConfig, ScheduleConfig, TermConfig, WeakConfig
 
 if TYPE_CHECKING:

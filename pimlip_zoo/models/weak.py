@@ -119,7 +119,7 @@ class PhysicsWeakMixin:
 
         Args:
             graph: the structures.
-            v: (N, 3), of unit norm in each structure (:func:`pimlip_zoo.losses.weak.random_unit`).
+            v: (N, 3), of unit norm in each structure (:func:`pimlip_zoo.losses.draw.random_unit`).
 
         Returns:
             (N, 3) eV/Å².

@@ -7,9 +7,9 @@ from surfaces import SKEWED, SPECIES, Morse, Swirl, batch_of, mixed_batch, molec
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Predictions
 from pimlip_zoo.losses.copies import choose
+from pimlip_zoo.losses.draw import choose_structures, join_unlabelled, random_unit, step_generator
 from pimlip_zoo.losses.perturbation import UniformCube
 from pimlip_zoo.losses.residuals import RESIDUALS
-from pimlip_zoo.losses.weak import choose_structures, join_unlabelled, random_unit, step_generator
 from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
 from pimlip_zoo.losses.weak_config import PRESETS, WeakConfig, term_names, weak_preset
 from pimlip_zoo.models.potential import Potential
