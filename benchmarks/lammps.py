@@ -95,7 +95,7 @@ def evaluation_time(potential: Potential, atoms, repeats: int) -> float:
 def run(folder: Path, atoms, model: Path, *, ranks: int, steps: int, options: str) -> dict:
     """Step times and peak memory of LAMMPS."""
     write_data(folder / "structure.data", atoms, SPECIES)
-    warm = 3
+    warm = 3 if steps > 2 else 0
     text = SCRIPT.format(plugin=build_plugin(), model=model, options=options, warm=warm, steps=steps)
     (folder / "in.lammps").write_text(text)
     command = [*lammps_command(ranks), "-in", "in.lammps", "-log", "none"]
