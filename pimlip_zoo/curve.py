@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from pimlip_zoo.config import load_config
+from pimlip_zoo.datasets.coverage import is_isolated_atom
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.statistics import is_isolated_atom
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import load_split

@@ -20,8 +20,6 @@ __all__ = [
     "composition_matrix",
     "fit_references",
     "force_rms",
-    "is_isolated_atom",
-    "isolated_atoms",
     "references_from_atoms",
     "species_of",
 ]
@@ -129,19 +127,3 @@ def average_neighbours(samples: Sequence[Batch], cutoff: float) -> float:
     atoms = sum(len(sample.graph.positions) for sample in samples)
     edges = sum(int((edge_vectors(sample.graph).norm(dim=1) < cutoff).sum()) for sample in samples)
     return max(edges / max(atoms, 1), 1.0)
-
-
-def isolated_atoms(frames: Sequence[Frame]) -> dict[str, float]:
-    """Energies in eV of the frames that hold one atom and no periodic direction, by symbol."""
-    from ase.data import chemical_symbols
-
-    return {
-        chemical_symbols[int(frame.numbers[0])]: float(frame.energy)
-        for frame in frames
-        if is_isolated_atom(frame) and frame.energy is not None
-    }
-
-
-def is_isolated_atom(frame: Frame) -> bool:
-    """One atom, periodic in no direction."""
-    return len(frame.numbers) == 1 and not frame.pbc.any()

@@ -10,13 +10,12 @@ from dataclasses import replace
 import numpy as np
 
 from pimlip_zoo.config import DataSection, RunConfig
+from pimlip_zoo.datasets.coverage import is_isolated_atom, isolated_atom_energies
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import (
     EnergyReferences,
     fit_references,
-    is_isolated_atom,
-    isolated_atoms,
     references_from_atoms,
 )
 from pimlip_zoo.errors import InputError
@@ -63,7 +62,7 @@ def reference_frames(data: DataSection) -> list[Frame]:
     given = data.energy_references
     if isinstance(given, str) and given not in ("auto", "isolated", "least_squares", "none"):
         frames = load_frames(given)
-        if not isolated_atoms(frames):
+        if not isolated_atom_energies(frames):
             raise InputError(
                 "no structure of one atom with an energy and no periodic direction",
                 file=given,

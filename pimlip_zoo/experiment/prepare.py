@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 
 from pimlip_zoo.config import RunConfig
+from pimlip_zoo.datasets.coverage import is_isolated_atom, isolated_atom_energies
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.statistics import (
     EnergyReferences,
     check_references,
-    is_isolated_atom,
-    isolated_atoms,
     species_of,
 )
 from pimlip_zoo.experiment.build import fine_tuned_potential, loss_terms, new_potential, weak_term
@@ -88,7 +87,7 @@ def prepare(
     check_trainer(config)
     train, valid = split or load_split(config)
     references_file = reference_frames(data)
-    atoms = isolated_atoms([*references_file, *train])
+    atoms = isolated_atom_energies([*references_file, *train])
     if not references_file:
         train = [f for f in train if not (is_isolated_atom(f) and f.energy is not None)] or train
     labels = chosen_labels(data, train)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.coverage import isolated_atom_energies
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.statistics import (
@@ -11,7 +12,6 @@ from pimlip_zoo.datasets.statistics import (
     check_references,
     fit_references,
     force_rms,
-    isolated_atoms,
     references_from_atoms,
     species_of,
 )
@@ -57,7 +57,7 @@ def test_isolated_atoms_are_single_and_not_periodic():
         pbc=np.ones(3, dtype=bool),
         energy=-7.0,
     )
-    assert isolated_atoms([atom, crystal, *molecules()[0]]) == {"O": -5.0}
+    assert isolated_atom_energies([atom, crystal, *molecules()[0]]) == {"O": -5.0}
 
 
 def test_a_missing_reference_is_named():
