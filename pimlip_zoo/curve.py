@@ -19,6 +19,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import load_split
+from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_stages import Split, prepare_run, train_run
 
@@ -102,7 +103,7 @@ def run_point(
     run = folder / point.name
     if (run / "result.json").exists():
         return None
-    options = [*settings, ("seed", point.seed)]
+    options = [*_fitting(settings, point.weak), ("seed", point.seed)]
     if variants is not None and point.weak in variants:
         options += variants[point.weak]
     elif point.weak != "none":
@@ -200,6 +201,15 @@ def run_points(
         if done is not None:
             done(point)
     return None
+
+
+def _fitting(settings: Settings, weak: str) -> list[tuple[str, Any]]:
+    """The shared settings without those of weak supervision that this way of training does not have."""
+    if weak == "none":
+        return [(key, value) for key, value in settings if key.split(".")[0] != "weak"]
+    if weak in PRESETS and "labels" not in weak_preset(weak):
+        return [(key, value) for key, value in settings if not key.startswith("weak.labels.")]
+    return list(settings)
 
 
 def _spent(run: Path) -> float:

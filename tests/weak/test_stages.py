@@ -247,6 +247,14 @@ def test_a_curve_is_a_table_with_means_and_is_not_repeated(tmp_path):
         curve_plot(summary, tmp_path / "curve.txt")
 
 
+def test_options_of_weak_labels_touch_only_the_ways_that_have_weak_labels(tmp_path):
+    points = [Point(3, weak, 0) for weak in ("none", "piwsl", "pretrain")]
+    test = "builtin:ethanol-gfn2/test_300K@0:2"
+    run_points(points, settings(tmp_path, "pretrain"), [test], tmp_path / "curve")
+    stages = {point.weak: (tmp_path / "curve" / point.name / "pretrain").exists() for point in points}
+    assert stages == {"none": False, "piwsl": False, "pretrain": True}
+
+
 def test_a_run_with_consistency_losses_and_a_pool_trains_and_resumes_exactly(tmp_path):
     options = {
         "weak.preset": "direct-consistent",
