@@ -81,7 +81,7 @@ def export_torchscript(
         deviation = compare(ready, module)
         if written != metadata:
             raise InputError("the metadata did not survive writing", file=path)
-        os.replace(scratch, path)
+        scratch.replace(path)
     except OSError as error:
         raise InputError(f"cannot write: {error.strerror or error}", file=path) from error
     finally:
