@@ -161,7 +161,7 @@ def test_legacy_pair_style_nequip(name, exported):
     [
         ("pairs", False),
         ("pairs", True),
-        ("allegro", False),
+        pytest.param("allegro", False, marks=pytest.mark.slow),
         pytest.param("allegro", True, marks=pytest.mark.slow),
     ],
 )
