@@ -160,7 +160,9 @@ def _cached(
     path = (folder or cache_folder()) / f"{_safe(supervisor.name)}-{key[:20]}.lmdb"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_store(path, make(), meta={"supervisor": supervisor.name, "supervisor_version": supervisor.version})
+        write_store(
+            path, make(), meta={"supervisor": supervisor.name, "supervisor_version": supervisor.version}
+        )
     log.info("labels of %s: %s", supervisor.name, path)
     return list(FrameStore(path))
 

@@ -68,7 +68,9 @@ class StepSampler(Sampler[list[int]]):
             yield indices[self.rank :: self.ranks] or [-1 - indices[0]]
 
 
-def training_loader(samples: Dataset[Batch], sampler: Sampler[list[int]], num_workers: int = 0) -> DataLoader[Batch]:
+def training_loader(
+    samples: Dataset[Batch], sampler: Sampler[list[int]], num_workers: int = 0
+) -> DataLoader[Batch]:
     """Batches in the order of the sampler."""
     return DataLoader(
         samples,
