@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -60,8 +61,8 @@ class StepSampler(Sampler[list[int]]):
         for step in range(self.first_step, self.steps):
             number, batch = divmod(step, self.steps_per_pass)
             if number != current:
-                generator = torch.Generator().manual_seed((self.seed << 20) + number)
-                order = torch.randperm(self.size, generator=generator).tolist()
+                # A hash of both numbers: torch's generator on the CPU knows 32 bits of a seed only.
+                order = np.random.default_rng([self.seed, number]).permutation(self.size).tolist()
                 current = number
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             # A rank without a sample takes part with one that does not count.

@@ -381,3 +381,10 @@ def test_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path):
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert not (tmp_path / "a.lmdb").exists()
+
+
+def test_metadata_cannot_overwrite_what_the_format_says_of_itself(tmp_path):
+    frames = [Frame(numbers=np.array([1]), positions=np.zeros((1, 3)))]
+    with pytest.raises(ValueError, match="version"):
+        write_store(tmp_path / "a.lmdb", frames, meta={"version": "7"})
+    assert list(tmp_path.iterdir()) == [] or not (tmp_path / "a.lmdb").exists()

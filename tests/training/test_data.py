@@ -35,6 +35,13 @@ def test_every_pass_takes_each_sample_once(size, batch, seed):
     assert size < 5 or orders[0] != orders[1] or orders[1] != orders[2]
 
 
+def test_seeds_that_differ_in_high_bits_give_other_orders():
+    orders = {
+        tuple(next(iter(StepSampler(50, 50, 1, seed)))) for seed in (0, 1, 1 << 12, 1 << 32, (1 << 32) + 1)
+    }
+    assert len(orders) == 5
+
+
 @given(size=st.integers(4, 40), batch=st.integers(4, 20), ranks=st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
 def test_ranks_share_each_batch(size, batch, ranks):

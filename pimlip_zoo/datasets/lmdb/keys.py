@@ -44,7 +44,14 @@ def frame_key(index: int) -> bytes:
 
 
 def new_meta(**given: Any) -> dict[str, Any]:
-    """The metadata of an empty store."""
+    """The metadata of an empty store.
+
+    Raises:
+        ValueError: for a key that the format itself uses.
+    """
+    taken = {"format", "version", "count", "compositions", "index_cutoff", "units", "progress"} & given.keys()
+    if taken:
+        raise ValueError(f"the format has its own {', '.join(sorted(taken))}")
     return {
         "format": FORMAT,
         "version": VERSION,
