@@ -229,6 +229,10 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
 class Progress(RichProgressBar):
     """A bar over all steps with the loss and the validation errors in meV and meV/Å."""
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """One epoch is the whole training: its number says nothing."""
+        return "training"
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What stands at the end of the bar."""
         values = trainer.callback_metrics
