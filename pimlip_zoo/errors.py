@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 __all__ = ["InputError", "did_you_mean"]
 
+_FEW = 25
+
 
 class InputError(ValueError):
     """Input that cannot be used; the message names where, what and how to mend it.
@@ -42,7 +44,7 @@ class InputError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest known ones, or all of them.
+    """A hint for an unknown name: the nearest known ones, or all of them if they are few.
 
     >>> did_you_mean("nequp", ["nequip", "mace"])
     'did you mean nequip?'
@@ -51,4 +53,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(names)}" if names else "none is known"
+    if not names:
+        return "none is known"
+    return f"known: {', '.join(names)}" if len(names) <= _FEW else f"{len(names)} others are known"

@@ -1,0 +1,16 @@
+"""Errors name the place and the mend, and do not drown the user in names."""
+
+from pimlip_zoo.errors import InputError, did_you_mean
+
+
+def test_the_message_names_file_frame_key_and_mend():
+    error = InputError("is NaN", file="a.xyz", frame=3, key="forces", mend="leave it out")
+    assert str(error) == "a.xyz, frame 3, forces: is NaN (leave it out)"
+    assert str(InputError("is NaN")) == "is NaN"
+
+
+def test_near_names_come_first_then_all_if_few_then_their_number():
+    assert did_you_mean("nequp", ["nequip", "mace"]) == "did you mean nequip?"
+    assert did_you_mean("xyz", ["nequip", "mace"]) == "known: mace, nequip"
+    assert did_you_mean("xyz", []) == "none is known"
+    assert did_you_mean("xyz", [f"run{i}" for i in range(100)]) == "100 others are known"
