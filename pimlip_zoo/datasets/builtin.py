@@ -139,9 +139,7 @@ def make_builtin(
 
 def _check_name(name: str) -> None:
     if name not in _NAMES:
-        raise InputError(
-            f"no built-in data set is called {name!r}", mend=did_you_mean(name, _NAMES)
-        )
+        raise InputError(f"no built-in data set is called {name!r}", mend=did_you_mean(name, _NAMES))
 
 
 def _load(name: str) -> PackedSet:

@@ -140,11 +140,12 @@ def _change_of_basis(spec: SymmetricContractionSpec, block: WeightBlock, u_matri
     other = 0.0
     index = np.argwhere(np.abs(values).max(axis=-1) > 0)
     for component, *factors in index.tolist():
+        entry = (component, *factors)
         term = place.get((components.start + component, tuple(sorted(factors))))
         if term is None:  # what their antisymmetric couplings leave cancels
-            other = max(other, float(np.abs(values[(component, *factors)]).max()))
+            other = max(other, float(np.abs(values[entry]).max()))
         else:
-            theirs[term] += values[(component, *factors)]
+            theirs[term] += values[entry]
     ours = spec.table[:, block.first : block.first + block.size]
     if ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=0, atol=1e-6):
         return torch.eye(block.size, dtype=torch.float64)
