@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.checks import check_frame
-from pimlip_zoo.datasets.readers.source import FrameFile, Item, format_names, open_source, window_of
+from pimlip_zoo.datasets.readers.file import FrameFile, Item
+from pimlip_zoo.datasets.readers.source import format_names, open_source, window_of
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions, parse_spec
 from pimlip_zoo.errors import InputError
 

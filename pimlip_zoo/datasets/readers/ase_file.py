@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
-from pimlip_zoo.datasets.readers.source import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
 

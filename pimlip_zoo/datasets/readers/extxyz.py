@@ -18,8 +18,8 @@ from typing import IO, Any
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
-from pimlip_zoo.datasets.readers.source import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
-from pimlip_zoo.datasets.readers.source import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
-from pimlip_zoo.datasets.readers.source import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
 

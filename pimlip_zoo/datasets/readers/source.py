@@ -1,42 +1,16 @@
-"""What a file of structures is to the rest of the package, and which class reads which file."""
+"""Which class reads which file."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.file import FrameFile
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["ALL_FRAMES", "FrameFile", "Item", "format_names", "open_source", "window_of"]
-
-Item = tuple[int, "Frame | InputError"]
-"""Index of a frame in its file, and the frame or what is wrong with it."""
-
-ALL_FRAMES = range(sys.maxsize)
-
-
-class FrameFile(Protocol):
-    """A file, folder or built-in set of structures.
-
-    A frame that cannot be read is handed out as the error, so that the caller decides whether it ends the
-    reading; what makes the rest of the file unreadable, too, is raised. A class whose ``count`` reads all of
-    the file says so by ``counts_cheaply = False``.
-    """
-
-    finder: LabelFinder
-
-    def count(self) -> int:
-        """How many frames there are, found with as little reading as the format allows."""
-        ...
-
-    def read(self, window: range) -> Iterator[Item]:
-        """The frames of a window of indices, in order."""
-        ...
+__all__ = ["format_names", "open_source", "window_of"]
 
 
 def _builtin(path: str, options: ReadOptions) -> FrameFile:
