@@ -174,7 +174,7 @@ class TrainerSection(Section):
     nodes: PositiveInt = 1
     dtype: Literal["float32", "float64"] = "float32"
     threads: PositiveInt | None = None
-    """Of torch; None: as torch and OMP_NUM_THREADS have it."""
+    """Of torch; None: as torch and OMP_NUM_THREADS have it. 1 is best where other work has the cores."""
     tf32: bool = False
     """Faster, less exact float32 products on GPUs."""
     tensorboard: bool = False

@@ -95,6 +95,7 @@ def train(
 
 
 def _run(config: Any, folder: Path, *, resume: bool) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
     from rich.panel import Panel
 
     from pimlip_zoo.cli.console import console, errors_table, log_to, log_to_screen
@@ -130,6 +131,8 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
             f"stopped after step {outcome.steps}; go on with: pimlip-zoo train --out {folder} --resume"
         )
         raise typer.Exit(128 + outcome.signal)
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return  # one rank evaluates and writes the report
     screen.print(f"{outcome.steps:,} steps in {outcome.seconds:.0f} s")
     valid = {} if "validation" in tests else {"validation": experiment.valid_frames}
     screen.print(errors_table(evaluate_run(folder, tests, valid)))
