@@ -120,7 +120,10 @@ class SpeciesLinear(nn.Module):
             scale = 1.0 / float(fan_in * self.embedding_size) ** 0.5
             by_species = torch.einsum("sv,ivo->sio", embedding * scale, weight)
             rows_in = x[:, start : start + dim * copies_in]
-            if embedding.shape[0] * dim <= fan_in:
+            per_row = min(embedding.shape[0] * dim, fan_in) * copies_out * self.channels_out
+            if _many(rows, per_row):
+                y = _by_groups(rows_in.reshape(rows, dim, fan_in), by_species, species)
+            elif embedding.shape[0] * dim <= fan_in:
                 # Few species: the maps of all of them, of which each row keeps one, move less memory than a matrix
                 # for every row.
                 all_maps = by_species.permute(1, 0, 2).reshape(fan_in, -1)
@@ -135,6 +138,37 @@ class SpeciesLinear(nn.Module):
         if self._zeros_after > 0:
             parts.append(x.new_zeros((rows, self._zeros_after, self.channels_out)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _many(rows: int, per_row: int) -> bool:
+    """Whether intermediate values of that many elements for every row are too many to be held at once.
+
+    Sizes of groups are known only once there are values: what is traced with symbolic sizes goes without groups.
+    """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return rows * per_row > 1 << 20
+    else:  # noqa: RET505
+        return type(rows) is int and not torch.compiler.is_compiling() and rows * per_row > 1 << 20
+
+
+def _by_groups(x: Tensor, matrices: Tensor, group: Tensor) -> Tensor:
+    """Each row times the matrix of its group: (rows, dim, I), (S, I, O), (rows,) -> (rows, dim, O).
+
+    The rows of a group meet their matrix in one product, so that nothing is larger than input and output.
+    """
+    rows, dim, fan_in = x.shape
+    order = torch.argsort(group, stable=True)
+    ordered = x.index_select(0, order)
+    counts: list[int] = torch.bincount(group, minlength=matrices.shape[0]).tolist()
+    parts: list[Tensor] = []
+    start = 0
+    for index, count in enumerate(counts):
+        if count > 0:
+            of_group = ordered.narrow(0, start, count).reshape(count * dim, fan_in)
+            parts.append(torch.mm(of_group, matrices[index]))
+            start += count
+    y = torch.cat(parts).view(rows, dim, matrices.shape[2])
+    return y.index_select(0, torch.argsort(order))
 
 
 def _matching_blocks(
