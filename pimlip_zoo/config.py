@@ -90,6 +90,12 @@ class DataSection(Section):
     """None: a built-in set's own, or ``valid_fraction`` of the training structures."""
     test: str | None = None
     valid_fraction: float = Field(0.1, gt=0, lt=1)
+    max_valid: PositiveInt = 10_000
+    """Most structures that are taken from the training structures for validation."""
+    stream: bool = True
+    """Leave the structures of an LMDB store there and read each when its batch comes; false: read all at the start."""
+    cache_mb: int = Field(256, ge=0)
+    """MB of samples with their neighbour lists that each process keeps of a store; 0: they are made anew."""
     labels: Literal["auto"] | list[Literal["energy", "forces", "stress"]] = "auto"
     """Which labels are trained on; auto: all that the training structures have."""
     batch_size: PositiveInt = 10
@@ -100,6 +106,7 @@ class DataSection(Section):
     """Budget of a rank's batch: what to lower when memory runs out. Batches then hold structures of one size."""
     valid_batch_size: PositiveInt = 50
     num_workers: int = Field(0, ge=0)
+    """Processes of each rank that read structures and make neighbour lists beside the training."""
     energy_references: dict[str, float] | str = "auto"
     """eV: a table by symbol, a file of isolated atoms, or how to get them: isolated, least_squares, none, auto (the
     isolated atoms of the data where there are any, least squares otherwise)."""

@@ -36,7 +36,7 @@ __all__ = ["Split", "predict_labels", "prepare_run", "supervisor_of", "train_run
 
 log = logging.getLogger("pimlip_zoo")
 
-Split = tuple[list[Frame], list[Frame]]
+Split = tuple[Sequence[Frame], Sequence[Frame]]
 """Training and validation structures."""
 
 LABEL_SHARE = 0.3
@@ -213,7 +213,7 @@ def _student(
     settings = _stage_config(config, labels).model_dump()
     settings["weak"] = {"labels": {**labels.model_dump(), "method": "delta"}}
     teacher = prepare_run(
-        RunConfig.model_validate(settings), split=(list(experiment.frames), list(experiment.valid_frames))
+        RunConfig.model_validate(settings), split=(experiment.frames, experiment.valid_frames)
     )
     outcome = _stage(teacher, folder)
     if outcome.signal is not None:
@@ -227,7 +227,7 @@ def _student(
     repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(taught) / len(experiment.train)))
     if "forces" not in experiment.labels and config.potential.scale == "forces_rms":
         potential.scale.data.fill_(force_rms(pool) or 1.0)
-    mixed: list[Batch] = [*taught, *(experiment.train * repeats)]
+    mixed: list[Batch] = [*taught, *(list(experiment.train) * repeats)]
     return replace(experiment, train=mixed, labels=tuple({*experiment.labels, "energy", "forces"})), outcome
 
 

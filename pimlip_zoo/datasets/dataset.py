@@ -6,9 +6,9 @@ as long as they fit, so that small sets pay for their neighbour lists once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,29 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.lmdb.index import count_edges
 from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.stored import StoredFrames, estimate_edges
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch
 
-__all__ = ["FrameDataset", "StoreDataset", "estimate_edges"]
+__all__ = ["FrameDataset", "Samples", "StoreDataset", "estimate_edges"]
 
 _BYTES_PER_ATOM, _BYTES_PER_EDGE = 64, 40
+
+
+class Samples(Protocol):
+    """Graph samples by number: a list of them, or a data set that makes them when they are asked for."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Batch:
+        """The sample with a number."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One after the other."""
+        ...
 
 
 class _CachedSamples(Dataset[Batch]):
@@ -43,9 +60,7 @@ class _CachedSamples(Dataset[Batch]):
         except InputError as error:
             if error.frame is not None:
                 raise
-            raise InputError(
-                error.message, file=self._name(), frame=index, key=error.key, mend=error.mend
-            ) from error
+            raise InputError(error.message, **self._place(index), key=error.key, mend=error.mend) from error
         size = (
             _BYTES_PER_ATOM * len(sample.graph.positions) + _BYTES_PER_EDGE * sample.graph.edge_index.shape[1]
         )
@@ -57,8 +72,15 @@ class _CachedSamples(Dataset[Batch]):
     def _frame(self, index: int) -> Frame:
         raise NotImplementedError
 
-    def _name(self) -> object:
-        return None
+    def _place(self, index: int) -> dict[str, Any]:
+        return {"frame": index}
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in range(len(self)):
+            yield self[index]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         # Spawned workers fill caches of their own; sending the parent's would take longer than making them.
@@ -66,7 +88,7 @@ class _CachedSamples(Dataset[Batch]):
 
 
 class FrameDataset(_CachedSamples):
-    """Frames in memory.
+    """Frames in memory, or in a store.
 
     Args:
         frames: the structures.
@@ -85,7 +107,9 @@ class FrameDataset(_CachedSamples):
         return len(self.frames)
 
     def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Atoms and edges of each structure, for a sampler."""
+        """Atoms and edges of each structure, for a sampler; those of a store are estimated from its index."""
+        if isinstance(self.frames, StoredFrames):
+            return self.frames.sizes(self.cutoff)
         atoms = np.array([len(frame.numbers) for frame in self.frames], dtype=np.int64)
         edges = np.array([count_edges(frame, self.cutoff) for frame in self.frames], dtype=np.int64)
         return atoms, edges
@@ -93,8 +117,13 @@ class FrameDataset(_CachedSamples):
     def _frame(self, index: int) -> Frame:
         return self.frames[index]
 
+    def _place(self, index: int) -> dict[str, Any]:
+        if isinstance(self.frames, StoredFrames):
+            return {"file": self.frames.store.path, "frame": int(self.frames.indices[index])}
+        return {"frame": index}
 
-class StoreDataset(_CachedSamples):
+
+class StoreDataset(FrameDataset):
     """Frames of an LMDB store, or some of them; nothing is held but the index.
 
     Args:
@@ -117,12 +146,12 @@ class StoreDataset(_CachedSamples):
         indices: NDArray[np.int64] | None = None,
         cache_bytes: int = 0,
     ) -> None:
-        super().__init__(species, cutoff, cache_bytes)
-        self.store = FrameStore(path)
-        self.indices = np.arange(len(self.store)) if indices is None else np.asarray(indices, dtype=np.int64)
-        if len(self.indices) and not 0 <= self.indices.min() <= self.indices.max() < len(self.store):
-            raise InputError(f"an index is beyond its {len(self.store)} frames", file=path, key="indices")
-        unknown = [symbol for symbol in self.store.coverage().species if symbol not in self.species]
+        frames = StoredFrames(FrameStore(path), indices)
+        super().__init__(frames, species, cutoff, cache_bytes=cache_bytes)
+        chosen = frames.indices
+        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(frames.store):
+            raise InputError(f"an index is beyond its {len(frames.store)} frames", file=path, key="indices")
+        unknown = [symbol for symbol in frames.store.coverage().species if symbol not in self.species]
         if unknown:
             raise InputError(
                 f"the model does not know {', '.join(unknown)}",
@@ -130,34 +159,3 @@ class StoreDataset(_CachedSamples):
                 key="species",
                 mend=f"it knows {', '.join(self.species)}",
             )
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Atoms and estimated edges of each structure, from the index alone."""
-        entries = self.store.index[self.indices]
-        atoms = entries["natoms"].astype(np.int64)
-        edges = estimate_edges(
-            entries["edges"], atoms, entries["periodic"], self.store.index_cutoff, self.cutoff
-        )
-        return atoms, edges
-
-    def _frame(self, index: int) -> Frame:
-        return self.store[int(self.indices[index])]
-
-    def _name(self) -> object:
-        return self.store.path
-
-
-def estimate_edges(
-    edges: NDArray[Any], natoms: NDArray[np.int64], periodic: NDArray[Any], counted: float, cutoff: float
-) -> NDArray[np.int64]:
-    """Edges within a cutoff from those that were counted within another.
-
-    They grow with the volume of the sphere; in a molecule there are at most N (N - 1).
-    """
-    scaled = np.ceil(np.asarray(edges, dtype=np.float64) * (cutoff / counted) ** 3).astype(np.int64)
-    most = np.where(np.asarray(periodic) > 0, np.iinfo(np.int64).max, natoms * (natoms - 1))
-    estimate: NDArray[np.int64] = np.minimum(scaled, most)
-    return estimate

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pimlip_zoo.datasets.facts import Facts, facts_of
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch
@@ -39,36 +40,50 @@ class EnergyReferences(NamedTuple):
     """Rank of the composition matrix; S where the references are determined."""
 
 
-def species_of(frames: Sequence[Frame]) -> tuple[str, ...]:
-    """Chemical symbols of all frames, by atomic number."""
+def species_of(*parts: Sequence[Frame]) -> tuple[str, ...]:
+    """Chemical symbols of all frames of some sets, by atomic number."""
     from ase.data import chemical_symbols
 
-    numbers: set[int] = set()
-    for frame in frames:
-        numbers.update(int(z) for z in np.unique(frame.numbers))
+    numbers = {int(z) for frames in parts for z in facts_of(frames).elements()}
     return tuple(chemical_symbols[z] for z in sorted(numbers))
 
 
 def composition_matrix(frames: Sequence[Frame], species: Sequence[str]) -> NDArray[np.float64]:
     """(frames, S) how many atoms of each species a frame has."""
+    facts = facts_of(frames)
+    return _by_species(facts, species)[facts.composition]
+
+
+def _by_species(facts: Facts, species: Sequence[str]) -> NDArray[np.float64]:
+    """(compositions, S)."""
     from ase.data import atomic_numbers
 
-    numbers = [atomic_numbers[symbol] for symbol in species]
-    return np.array([[np.count_nonzero(f.numbers == z) for z in numbers] for f in frames], dtype=np.float64)
+    return facts.compositions[:, [atomic_numbers[symbol] for symbol in species]].astype(np.float64)
 
 
 def fit_references(frames: Sequence[Frame], species: Sequence[str]) -> EnergyReferences:
     """Least squares of the energies against compositions, the shortest solution where it is not unique.
 
+    Frames of one composition enter as their mean energy with the root of their number as weight, which has the same
+    solution: the work does not grow with the number of frames.
+
     Raises:
         InputError: when no frame has an energy.
     """
-    labelled = [frame for frame in frames if frame.energy is not None]
-    if not labelled:
+    facts = facts_of(frames)
+    labelled = ~np.isnan(facts.energy)
+    if not labelled.any():
         raise InputError("no structure has an energy", key="energy")
-    matrix = composition_matrix(labelled, species)
-    energies = np.array([frame.energy for frame in labelled])
-    solution, _, rank, _ = np.linalg.lstsq(matrix, energies, rcond=1e-8)
+    group, size = facts.composition[labelled], len(facts.compositions)
+    number = np.bincount(group, minlength=size)
+    # Differences to one energy first: sums of large totals lose digits.
+    origin = facts.energy[labelled][0]
+    total = np.bincount(group, facts.energy[labelled] - origin, minlength=size)
+    there = number > 0
+    weight = np.sqrt(number[there])
+    mean = origin + total[there] / number[there]
+    matrix = _by_species(facts, species)[there]
+    solution, _, rank, _ = np.linalg.lstsq(weight[:, None] * matrix, weight * mean, rcond=1e-8)
     return EnergyReferences(solution, "least squares", int(rank))
 
 
@@ -96,34 +111,32 @@ def check_references(frames: Sequence[Frame], species: Sequence[str], references
     Raises:
         InputError: naming the frame whose energy is more than 50 eV per atom away from them.
     """
-    for index, (frame, counts) in enumerate(zip(frames, composition_matrix(frames, species), strict=True)):
-        if frame.energy is None:
-            continue
-        error = (frame.energy - float(counts @ references.energies)) / max(len(frame.numbers), 1)
-        if abs(error) > MAX_REFERENCE_ERROR:
-            raise InputError(
-                f"the energy is {error:.1f} eV per atom from the references ({references.source})",
-                frame=index,
-                key="energy",
-                mend="mend units or references, or set data.check_references=false",
-            )
+    facts = facts_of(frames)
+    expected = (_by_species(facts, species) @ references.energies)[facts.composition]
+    error = (facts.energy - expected) / np.maximum(facts.natoms, 1)
+    wrong = np.flatnonzero(np.abs(error) > MAX_REFERENCE_ERROR)  # NaN is not: no energy, no error
+    if len(wrong):
+        raise InputError(
+            f"the energy is {error[wrong[0]]:.1f} eV per atom from the references ({references.source})",
+            frame=int(wrong[0]),
+            key="energy",
+            mend="mend units or references, or set data.check_references=false",
+        )
 
 
 def force_rms(frames: Sequence[Frame]) -> float | None:
     """Root mean square of the force components in eV/Å, None where no frame has forces."""
-    total, count = 0.0, 0
-    for frame in frames:
-        if frame.forces is not None:
-            known = frame.forces[~np.isnan(frame.forces).any(axis=1)]
-            total += float(np.square(known).sum())
-            count += known.size
+    facts = facts_of(frames)
+    total, count = float(facts.force_square.sum()), 3 * int(facts.force_atoms.sum())
     return math.sqrt(total / count) if count and total > 0 else None
 
 
-def average_neighbours(samples: Sequence[Batch], cutoff: float) -> float:
+def average_neighbours(samples: Iterable[Batch], cutoff: float) -> float:
     """Mean number of neighbours within the cutoff, over all atoms; at least 1."""
     from pimlip_zoo.graph import edge_vectors
 
-    atoms = sum(len(sample.graph.positions) for sample in samples)
-    edges = sum(int((edge_vectors(sample.graph).norm(dim=1) < cutoff).sum()) for sample in samples)
+    atoms = edges = 0
+    for sample in samples:
+        atoms += len(sample.graph.positions)
+        edges += int((edge_vectors(sample.graph).norm(dim=1) < cutoff).sum())
     return max(edges / max(atoms, 1), 1.0)

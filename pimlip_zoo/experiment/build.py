@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pimlip_zoo.config import RunConfig
+from pimlip_zoo.config import DataSection, RunConfig
+from pimlip_zoo.datasets.dataset import FrameDataset, Samples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
@@ -18,6 +19,7 @@ from pimlip_zoo.datasets.statistics import (
     average_neighbours,
     force_rms,
 )
+from pimlip_zoo.datasets.stored import StoredFrames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
@@ -33,7 +35,10 @@ from pimlip_zoo.training.finetune import (
     start_from,
 )
 
-__all__ = ["fine_tuned_potential", "loss_terms", "new_potential", "weak_term"]
+__all__ = ["fine_tuned_potential", "loss_terms", "new_potential", "samples_of", "weak_term"]
+
+LOOKED_AT = 10_000
+"""Structures of a store whose neighbours are counted, and that losses are checked on, before the first step."""
 
 
 def loss_terms(config: RunConfig, labels: Sequence[str]) -> list[LossTerm]:
@@ -49,18 +54,35 @@ def loss_terms(config: RunConfig, labels: Sequence[str]) -> list[LossTerm]:
     return terms
 
 
+def samples_of(
+    frames: Sequence[Frame], species: tuple[str, ...], cutoff: float, data: DataSection
+) -> Samples:
+    """Graph samples of the frames: made now for frames in memory, when they are asked for from a store."""
+    if isinstance(frames, StoredFrames):
+        return FrameDataset(frames, species, cutoff, cache_bytes=data.cache_mb << 20)
+    return [frame_to_sample(frame, species, cutoff) for frame in frames]
+
+
+def some_of(samples: Samples, seed: int) -> Samples:
+    """All samples of a small set; of a large one that is read from a store so many, drawn from the seed."""
+    if isinstance(samples, list) or len(samples) <= LOOKED_AT:
+        return samples
+    chosen = np.random.default_rng(seed).permutation(len(samples))[:LOOKED_AT]
+    return [samples[i] for i in np.sort(chosen).tolist()]
+
+
 def new_potential(
     config: RunConfig, frames: Sequence[Frame], species: tuple[str, ...], references: EnergyReferences
-) -> tuple[Potential, list[Batch]]:
+) -> tuple[Potential, Samples]:
     """A potential with random weights, scaled to the data, and the training samples."""
     section = config.potential
     if section.scale == "run":
         raise InputError("there is no run to take it from", key="potential.scale", mend="give --from RUN")
     options: dict[str, Any] = {}
     cutoff = config.model.configure().cutoff
-    samples = [frame_to_sample(frame, species, cutoff) for frame in frames]
+    samples = samples_of(frames, species, cutoff, config.data)
     if config.model.configure().avg_num_neighbors is None:
-        options["avg_num_neighbors"] = average_neighbours(samples, cutoff)
+        options["avg_num_neighbors"] = average_neighbours(some_of(samples, config.seed), cutoff)
     dtype = getattr(torch, config.trainer.dtype)
     model = config.model.info.model(config.model.configure(**options), species).to(dtype)
     scale = (force_rms(frames) or 1.0) if section.scale == "forces_rms" else float(section.scale)
@@ -85,7 +107,7 @@ def fine_tuned_potential(
     found: Sequence[str],
     atoms: dict[str, float],
     checkpoint: Path | None,
-) -> tuple[Potential, list[Batch], EnergyReferences]:
+) -> tuple[Potential, Samples, EnergyReferences]:
     """The potential of the run that is fine-tuned, with what the configuration changes about it."""
     section, given = config.finetune, config.data.energy_references
     assert section.run is not None
@@ -103,7 +125,7 @@ def fine_tuned_potential(
             key="model",
             mend="let load_config take them from there",
         )
-    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in frames]
+    samples = samples_of(frames, potential.species, potential.cutoff, config.data)
     new = [
         s for s, e in zip(potential.species, potential.energy_references.tolist(), strict=True) if np.isnan(e)
     ]
@@ -116,7 +138,7 @@ def fine_tuned_potential(
     else:
         references = set_references(potential, {s: e for s, e in atoms.items() if s in new}, "the run")
         if section.refit_references:
-            references = refit_references(potential, samples)
+            references = refit_references(potential, list(some_of(samples, config.seed)))
     missing = [s for s, e in zip(potential.species, references.energies, strict=True) if np.isnan(e)]
     if missing:
         raise InputError(
@@ -130,7 +152,7 @@ def fine_tuned_potential(
 
 
 def weak_term(
-    config: RunConfig, potential: Potential, labels: Sequence[str], samples: Sequence[Batch]
+    config: RunConfig, potential: Potential, labels: Sequence[str], samples: Samples
 ) -> WeakTerm | None:
     """The weakly supervised losses of the run, checked against its data."""
     from pimlip_zoo.training.checkpoint import load_potential
@@ -146,7 +168,9 @@ def weak_term(
             )
         reach = potential.cutoff + list_skin(weak, species, potential.cutoff, direct=direct)
         pool = [frame_to_sample(frame, species, reach) for frame in load_frames(weak.unlabelled)]
-    check_weak(weak, species, labels, [*samples, *pool], direct=direct)
+    if chosen_terms(weak, direct=direct):
+        samples = some_of(samples, config.seed)
+        check_weak(weak, species, labels, [*samples, *pool], direct=direct)
     return build_weak_term(
         weak,
         potential,

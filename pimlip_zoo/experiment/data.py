@@ -6,11 +6,14 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pimlip_zoo.config import DataSection, RunConfig
 from pimlip_zoo.datasets.coverage import is_isolated_atom, isolated_atom_energies
+from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import (
@@ -18,6 +21,7 @@ from pimlip_zoo.datasets.statistics import (
     fit_references,
     references_from_atoms,
 )
+from pimlip_zoo.datasets.stored import LABELS, StoredFrames, open_frames
 from pimlip_zoo.errors import InputError
 
 __all__ = [
@@ -27,34 +31,73 @@ __all__ = [
     "keep_labels",
     "load_split",
     "reference_frames",
+    "without_isolated_atoms",
 ]
 
 log = logging.getLogger("pimlip_zoo")
 
-LABELS = ("energy", "forces", "stress")
 
+def load_split(config: RunConfig) -> tuple[Sequence[Frame], Sequence[Frame]]:
+    """The training and the validation structures that a configuration names; those of a store stay there.
 
-def load_split(config: RunConfig) -> tuple[list[Frame], list[Frame]]:
-    """The training and the validation structures that a configuration names."""
+    Without ``data.valid`` it is drawn from the training structures: ``data.valid_fraction`` of them, at most
+    ``data.max_valid``.
+    """
     data = config.data
-    train = load_frames(data.train)
+    train = _frames(data.train, data)
     if data.valid is not None:
-        return train, load_frames(data.valid)
+        return train, _frames(data.valid, data)
     if re.fullmatch(r"builtin:[^/,@]+", data.train):
         return train, load_frames(f"{data.train}/valid")
-    structures = [i for i, frame in enumerate(train) if not is_isolated_atom(frame)] or list(
-        range(len(train))
-    )
+    atoms = set(isolated_atoms(train))
+    structures = [i for i in range(len(train)) if i not in atoms] or list(range(len(train)))
     if len(structures) < 2:
         raise InputError(
             "one structure cannot be split", file=data.train, key="data.valid", mend="give --valid DATA"
         )
-    count = min(max(1, round(data.valid_fraction * len(structures))), len(structures) - 1)
-    chosen = set(np.random.default_rng(config.seed).permutation(structures)[:count].tolist())
-    return (
-        [frame for i, frame in enumerate(train) if i not in chosen],
-        [frame for i, frame in enumerate(train) if i in chosen],
-    )
+    count = min(max(1, round(data.valid_fraction * len(structures))), len(structures) - 1, data.max_valid)
+    held = np.zeros(len(train), dtype=bool)
+    held[np.random.default_rng(config.seed).permutation(structures)[:count]] = True
+    return select(train, np.flatnonzero(~held)), select(train, np.flatnonzero(held))
+
+
+def _frames(spec: str, data: DataSection) -> Sequence[Frame]:
+    """The frames of a specification, left in their store where they are to be streamed."""
+    stored = open_frames(spec) if data.stream else None
+    return load_frames(spec) if stored is None else stored
+
+
+def select(frames: Sequence[Frame], positions: NDArray[np.int64]) -> Sequence[Frame]:
+    """Some of the frames by position; those of a store stay there."""
+    if isinstance(frames, StoredFrames):
+        return frames.subset(positions)
+    return [frames[i] for i in positions.tolist()]
+
+
+def isolated_atoms(frames: Sequence[Frame]) -> list[int]:
+    """The positions of isolated atoms."""
+    if isinstance(frames, StoredFrames):
+        single = np.flatnonzero(frames.facts.natoms == 1).tolist()
+        return [i for i in single if is_isolated_atom(frames[i])]
+    return [i for i, frame in enumerate(frames) if is_isolated_atom(frame)]
+
+
+def without_isolated_atoms(
+    frames: Sequence[Frame], *, keep: bool = False
+) -> tuple[Sequence[Frame], list[Frame]]:
+    """The structures to train on, and the isolated atoms with an energy that stood among them.
+
+    Args:
+        frames: all of them.
+        keep: leave the atoms among the structures, because references come from elsewhere.
+    """
+    labelled = [i for i in isolated_atoms(frames) if frames[i].energy is not None]
+    atoms = [frames[i] for i in labelled]
+    if keep or not labelled or len(labelled) == len(frames):
+        return frames, atoms
+    others = np.ones(len(frames), dtype=bool)
+    others[labelled] = False
+    return select(frames, np.flatnonzero(others)), atoms
 
 
 def reference_frames(data: DataSection) -> list[Frame]:
@@ -78,7 +121,8 @@ def chosen_labels(data: DataSection, frames: Sequence[Frame]) -> tuple[str, ...]
     Raises:
         InputError: when a label that was asked for is nowhere, or there is none at all.
     """
-    present = [label for label in LABELS if any(getattr(frame, label) is not None for frame in frames)]
+    facts = facts_of(frames)
+    present = [label for label in LABELS if facts.count(label)]
     if data.labels != "auto":
         missing = [label for label in data.labels if label not in present]
         if missing:
@@ -99,24 +143,21 @@ def chosen_labels(data: DataSection, frames: Sequence[Frame]) -> tuple[str, ...]
     return tuple(present)
 
 
-def keep_labels(frame: Frame, labels: Sequence[str]) -> Frame:
-    """The frame without its other labels."""
-    return replace(
-        frame,
-        energy=frame.energy if "energy" in labels else None,
-        forces=frame.forces if "forces" in labels else None,
-        stress=frame.stress if "stress" in labels else None,
-    )
+def keep_labels(frames: Sequence[Frame], labels: Sequence[str]) -> Sequence[Frame]:
+    """The frames without their other labels."""
+    if isinstance(frames, StoredFrames):
+        return frames.with_labels(labels)
+    gone: dict[str, Any] = {name: None for name in LABELS if name not in labels}
+    return [replace(frame, **gone) for frame in frames]
 
 
 def describe_labels(name: str, frames: Sequence[Frame]) -> str:
     """One line: how many structures there are, and how many have which label."""
-    counts = [sum(getattr(frame, label) is not None for frame in frames) for label in LABELS]
-    atoms = sum(len(frame.numbers) for frame in frames)
-    found = ", ".join(
-        f"{label} {count}/{len(frames)}" for label, count in zip(LABELS, counts, strict=True) if count
-    )
-    return f"{name}: {len(frames)} structures, {atoms} atoms; labels: {found or 'none'}"
+    facts = facts_of(frames)
+    counts = {label: facts.count(label) for label in LABELS}
+    found = ", ".join(f"{label} {count}/{len(frames)}" for label, count in counts.items() if count)
+    text = f"{name}: {len(frames)} structures, {facts.natoms.sum()} atoms; labels: {found or 'none'}"
+    return f"{text}; read from {frames.store.path} as needed" if isinstance(frames, StoredFrames) else text
 
 
 def energy_references_of(
@@ -126,7 +167,7 @@ def energy_references_of(
     given = config.data.energy_references
     if isinstance(given, dict):
         return references_from_atoms(given, species, "given")
-    if given == "none" or not any(frame.energy is not None for frame in frames):
+    if given == "none" or not facts_of(frames).count("energy"):
         return EnergyReferences(np.zeros(len(species)), "none", len(species))
     if given == "auto" and config.data.train.startswith("builtin:"):
         from pimlip_zoo.datasets.builtin import builtin_atom_energies

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pimlip_zoo.config import RunConfig
-from pimlip_zoo.datasets.coverage import is_isolated_atom, isolated_atom_energies
+from pimlip_zoo.datasets.coverage import isolated_atom_energies
+from pimlip_zoo.datasets.dataset import Samples
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.statistics import (
     EnergyReferences,
     check_references,
     species_of,
 )
-from pimlip_zoo.experiment.build import fine_tuned_potential, loss_terms, new_potential, weak_term
+from pimlip_zoo.experiment.build import (
+    fine_tuned_potential,
+    loss_terms,
+    new_potential,
+    samples_of,
+    weak_term,
+)
 from pimlip_zoo.experiment.data import (
     chosen_labels,
     describe_labels,
@@ -25,9 +32,9 @@ from pimlip_zoo.experiment.data import (
     keep_labels,
     load_split,
     reference_frames,
+    without_isolated_atoms,
 )
 from pimlip_zoo.experiment.trainer import check_trainer
-from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.losses.weak import WeakTerm
 from pimlip_zoo.losses.weak_build import list_skin
@@ -50,17 +57,17 @@ class Experiment:
     """Energy references and where they come from."""
     labels: tuple[str, ...]
     """Which labels are trained on."""
-    train: list[Batch]
+    train: Samples
     """Training samples, their neighbour lists as wide as the weak losses need them."""
-    valid: list[Batch]
+    valid: Samples
     """Validation samples."""
     weak: WeakTerm | None = None
     """Weakly supervised losses."""
     extra_terms: tuple[LossTerm, ...] = ()
     """Further losses."""
-    frames: tuple[Frame, ...] = ()
+    frames: Sequence[Frame] = ()
     """Training structures as they were read."""
-    valid_frames: tuple[Frame, ...] = ()
+    valid_frames: Sequence[Frame] = ()
     """Validation structures as they were read."""
     baseline: dict[str, str] | None = None
     """The calculator, and its version, that the potential is a difference to; None: it stands alone."""
@@ -69,7 +76,7 @@ class Experiment:
 def prepare(
     config: RunConfig,
     *,
-    split: tuple[list[Frame], list[Frame]] | None = None,
+    split: tuple[Sequence[Frame], Sequence[Frame]] | None = None,
     checkpoint: Path | None = None,
 ) -> Experiment:
     """Read the data and build the potential.
@@ -87,16 +94,15 @@ def prepare(
     check_trainer(config)
     train, valid = split or load_split(config)
     references_file = reference_frames(data)
-    atoms = isolated_atom_energies([*references_file, *train])
-    if not references_file:
-        train = [f for f in train if not (is_isolated_atom(f) and f.energy is not None)] or train
+    train, single = without_isolated_atoms(train, keep=bool(references_file))
+    atoms = isolated_atom_energies([*references_file, *single])
     labels = chosen_labels(data, train)
     # What is not trained on is not looked at: not for the force scale, not for choosing the best weights.
-    train, valid = [keep_labels(f, labels) for f in train], [keep_labels(f, labels) for f in valid]
+    train, valid = keep_labels(train, labels), keep_labels(valid, labels)
     loss_terms(config, labels)
     log.info("%s", describe_labels("training", train))
     log.info("%s", describe_labels("validation", valid))
-    species = species_of([*train, *valid])
+    species = species_of(train, valid)
     if config.finetune.run is None:
         references = energy_references_of(config, train, species, atoms)
         if data.check_references:
@@ -109,9 +115,7 @@ def prepare(
             check_references(train, species, references)
     skin = list_skin(config.weak, species, potential.cutoff, direct=potential.is_direct)
     if skin > 0:
-        samples = [frame_to_sample(frame, species, potential.cutoff + skin) for frame in train]
-    valid_samples = [frame_to_sample(frame, species, potential.cutoff) for frame in valid]
+        samples = samples_of(train, species, potential.cutoff + skin, data)
+    valid_samples = samples_of(valid, species, potential.cutoff, data)
     weak = weak_term(config, potential, labels, samples)
-    return Experiment(
-        config, potential, references, labels, samples, valid_samples, weak, (), tuple(train), tuple(valid)
-    )
+    return Experiment(config, potential, references, labels, samples, valid_samples, weak, (), train, valid)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +12,22 @@ import torch
 from torch.utils.data import Sampler
 
 from pimlip_zoo.config import save_config
-from pimlip_zoo.datasets.coverage import coverage
+from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
+from pimlip_zoo.datasets.stored import LABELS
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.build import loss_terms
 from pimlip_zoo.experiment.prepare import Experiment
 from pimlip_zoo.experiment.trainer import make_trainer
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.training.data import SampleList, StepSampler, evaluation_loader, training_loader
+from pimlip_zoo.training.data import (
+    SampleList,
+    StepSampler,
+    evaluation_loader,
+    sample_sizes,
+    training_loader,
+)
 from pimlip_zoo.training.finetune import (
     parameter_groups,
 )
@@ -77,7 +83,9 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
         trainer.fit(
             module,
             training_loader(SampleList(experiment.train), sampler, config.data.num_workers),
-            evaluation_loader(SampleList(experiment.valid), config.data.valid_batch_size),
+            evaluation_loader(
+                SampleList(experiment.valid), config.data.valid_batch_size, config.data.num_workers
+            ),
             ckpt_path=last if resume else None,
             weights_only=True,
         )
@@ -102,8 +110,7 @@ def _sampler(experiment: Experiment, trainer: pl.Trainer, first_step: int) -> Sa
         **{name: limit for name, limit in limits.items() if limit is not None},
     )
     sampler = BudgetSampler(
-        [len(sample.graph.positions) for sample in experiment.train],
-        [sample.graph.edge_index.shape[1] for sample in experiment.train],
+        *sample_sizes(experiment.train),
         budget,
         seed=config.seed,
         rank=rank,
@@ -161,8 +168,13 @@ def training_module(experiment: Experiment) -> PotentialTraining:
 
 
 def _counts(frames: Sequence[Frame]) -> dict[str, int]:
-    counts = dataclasses.asdict(coverage(frames))
-    return {name: count for name, count in counts.items() if isinstance(count, int)}
+    facts = facts_of(frames)
+    return {
+        "structures": len(frames),
+        "atoms": int(facts.natoms.sum()),
+        **{label: facts.count(label) for label in LABELS},
+        "periodic": int(facts.periodic.sum()),
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -6,27 +6,57 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pimlip_zoo.datasets.dataset import FrameDataset, Samples
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, collate
 
-__all__ = ["SampleList", "StepSampler", "evaluation_loader", "training_loader"]
+__all__ = ["SampleList", "StepSampler", "evaluation_loader", "join", "sample_sizes", "training_loader"]
 
 
-class SampleList(Dataset[Batch]):
-    """Samples held in memory, neighbour lists included; index ``-1 - i`` is sample i without weight."""
+class SampleList(Dataset[Batch | InputError]):
+    """Samples with their neighbour lists; index ``-1 - i`` is sample i without weight.
 
-    def __init__(self, samples: Sequence[Batch]) -> None:
+    A structure that cannot be read is handed out as its error, which :func:`join` passes on: an error that is
+    raised in a worker would arrive with the worker's traceback as its message.
+    """
+
+    def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Batch:
-        if index >= 0:
-            return self.samples[index]
-        sample = self.samples[-1 - index]
+    def __getitem__(self, index: int) -> Batch | InputError:
+        try:
+            if index >= 0:
+                return self.samples[index]
+            sample = self.samples[-1 - index]
+        except InputError as error:
+            return error
         return sample._replace(labels=sample.labels._replace(weight=torch.zeros_like(sample.labels.weight)))
+
+
+def join(samples: Sequence[Batch | InputError]) -> Batch | InputError:
+    """The samples as one batch, or the first error among them."""
+    intact: list[Batch] = []
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+        intact.append(sample)
+    return collate(intact)
+
+
+def sample_sizes(samples: Samples) -> tuple[ArrayLike, ArrayLike]:
+    """Atoms and edges of each sample; those of samples that are not made yet are estimated."""
+    if isinstance(samples, FrameDataset):
+        return samples.sizes()
+    return (
+        [len(sample.graph.positions) for sample in samples],
+        [sample.graph.edge_index.shape[1] for sample in samples],
+    )
 
 
 class StepSampler(Sampler[list[int]]):
@@ -56,32 +86,40 @@ class StepSampler(Sampler[list[int]]):
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        order: list[int] = []
+        order = np.empty(0, dtype=np.int64)
         current = -1
         for step in range(self.first_step, self.steps):
             number, batch = divmod(step, self.steps_per_pass)
             if number != current:
                 # A hash of both numbers: torch's generator on the CPU knows 32 bits of a seed only.
-                order = np.random.default_rng([self.seed, number]).permutation(self.size).tolist()
+                order = np.random.default_rng([self.seed, number]).permutation(self.size)
                 current = number
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             # A rank without a sample takes part with one that does not count.
             yield indices[self.rank :: self.ranks] or [-1 - indices[0]]
 
 
 def training_loader(
-    samples: Dataset[Batch], sampler: Sampler[list[int]], num_workers: int = 0
-) -> DataLoader[Batch]:
+    samples: SampleList, sampler: Sampler[list[int]], num_workers: int = 0
+) -> DataLoader[Batch | InputError]:
     """Batches in the order of the sampler."""
     return DataLoader(
         samples,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=join,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )
 
 
-def evaluation_loader(samples: Dataset[Batch], batch_size: int) -> DataLoader[Batch]:
+def evaluation_loader(
+    samples: SampleList, batch_size: int, num_workers: int = 0
+) -> DataLoader[Batch | InputError]:
     """Batches in the order of the data."""
-    return DataLoader(samples, batch_size=batch_size, collate_fn=collate)
+    return DataLoader(
+        samples,
+        batch_size=batch_size,
+        collate_fn=join,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )

@@ -89,6 +89,12 @@ class PotentialTraining(pl.LightningModule):
         predictions: Predictions = self.potential(batch.graph, forces=self._forces, virial=self._virial)
         return predictions
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Raise what a worker of the loader found; see :class:`~pimlip_zoo.training.data.SampleList`."""
+        if isinstance(batch, InputError):
+            raise batch
+        return batch
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
         total, parts, _ = self.loss(batch)

@@ -40,17 +40,17 @@ class StoreFile:
 
         _refuse_options(options, path)
         self.finder = LabelFinder(options, file=path)
-        self._store = FrameStore(path)
+        self.store = FrameStore(path)
 
     def count(self) -> int:
         """Frames of the store."""
-        return len(self._store)
+        return len(self.store)
 
     def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
         """Frames of the window."""
-        for index in range(window.start, min(window.stop, len(self._store)), window.step):
+        for index in range(window.start, min(window.stop, len(self.store)), window.step):
             try:
-                yield index, self._store[index]
+                yield index, self.store[index]
             except InputError as error:
                 yield index, error
 

@@ -1,0 +1,151 @@
+"""Frames that stay in their store: read one at a time, counted and measured by the index alone.
+
+What takes a sequence of frames takes these, too; memory grows by the index, some hundred bytes a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pimlip_zoo.datasets.facts import Facts
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.lmdb import FrameStore
+from pimlip_zoo.datasets.lmdb.record import ENERGY, STRESS
+from pimlip_zoo.datasets.readers import check_frame, open_source, parse_spec, window_of
+from pimlip_zoo.datasets.readers.inside import StoreFile
+from pimlip_zoo.errors import InputError
+
+__all__ = ["LABELS", "StoredFrames", "estimate_edges", "open_frames"]
+
+LABELS = ("energy", "forces", "stress")
+
+
+class StoredFrames(Sequence[Frame]):
+    """Frames of a store by number, or some of them, with all their labels or some of them.
+
+    Args:
+        store: the store.
+        indices: which frames, in which order; None for all.
+        labels: which labels they are given with.
+        nan: as in :func:`~pimlip_zoo.datasets.readers.check_frame`.
+    """
+
+    def __init__(
+        self,
+        store: FrameStore,
+        indices: ArrayLike | None = None,
+        labels: Sequence[str] = LABELS,
+        nan: str = "error",
+    ) -> None:
+        self.store, self.labels, self.nan = store, tuple(labels), nan
+        self.indices: NDArray[np.int64] = (
+            np.arange(len(store)) if indices is None else np.asarray(indices, dtype=np.int64)
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Frame]: ...
+    def __getitem__(self, index: int | slice) -> Frame | list[Frame]:
+        """A frame, or a list of them.
+
+        Raises:
+            InputError: for a damaged frame, or one that cannot be used.
+        """
+        if isinstance(index, slice):
+            return [self._read(i) for i in self.indices[index].tolist()]
+        return self._read(int(self.indices[index]))
+
+    def __iter__(self) -> Iterator[Frame]:
+        for i in range(len(self)):
+            yield self[i]
+
+    def subset(self, positions: ArrayLike) -> StoredFrames:
+        """Some of these frames by their position among them."""
+        chosen = self.indices[np.asarray(positions, dtype=np.int64)]
+        return StoredFrames(self.store, chosen, self.labels, self.nan)
+
+    def with_labels(self, labels: Sequence[str]) -> StoredFrames:
+        """The same frames without their other labels."""
+        kept = [name for name in self.labels if name in labels]
+        return StoredFrames(self.store, self.indices, kept, self.nan)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """Sizes, compositions and labels, from the index."""
+        entries = self.store.index[self.indices]
+        mask = entries["labels"]
+        with_energy = (mask & ENERGY > 0) & ("energy" in self.labels)
+        forces = "forces" in self.labels
+        return Facts(
+            natoms=entries["natoms"].astype(np.int64),
+            composition=entries["composition"].astype(np.int64),
+            compositions=self.store.compositions,
+            energy=np.where(with_energy, entries["energy"], np.nan),
+            force_square=entries["force_square"] * forces,
+            force_atoms=entries["force_atoms"].astype(np.int64) * forces,
+            stress=(mask & STRESS > 0) & ("stress" in self.labels),
+            periodic=entries["periodic"] > 0,
+        )
+
+    def sizes(self, cutoff: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Atoms and estimated edges within a cutoff (Å) of each frame."""
+        entries = self.store.index[self.indices]
+        atoms = entries["natoms"].astype(np.int64)
+        return atoms, estimate_edges(
+            entries["edges"], atoms, entries["periodic"], self.store.index_cutoff, cutoff
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "facts"}
+
+    def _read(self, number: int) -> Frame:
+        frame = check_frame(self.store[number], file=str(self.store.path), index=number, nan=self.nan)
+        if self.labels == LABELS:
+            return frame
+        gone: dict[str, Any] = {name: None for name in LABELS if name not in self.labels}
+        return replace(frame, **gone)
+
+
+def open_frames(spec: str) -> StoredFrames | None:
+    """The frames of a DATA specification where they are in one store; None for everything else.
+
+    Raises:
+        InputError: for a store that cannot be read, or no frames.
+    """
+    sources = parse_spec(spec)
+    if len(sources) != 1 or sources[0].is_builtin:
+        return None
+    source = sources[0]
+    file = open_source(source)
+    if not isinstance(file, StoreFile):
+        return None
+    window = window_of(source.frames, file)
+    indices = np.arange(window.start, min(window.stop, file.count()), window.step)
+    if source.indices is not None:
+        indices = indices[np.isin(indices, np.fromiter(source.indices, dtype=np.int64))]
+    if not len(indices):
+        raise InputError("there are no frames", file=spec)
+    return StoredFrames(file.store, indices, nan=source.options.nan)
+
+
+def estimate_edges(
+    edges: NDArray[Any], natoms: NDArray[np.int64], periodic: NDArray[Any], counted: float, cutoff: float
+) -> NDArray[np.int64]:
+    """Edges within a cutoff from those that were counted within another.
+
+    They grow with the volume of the sphere; in a molecule there are at most N (N - 1).
+    """
+    scaled = np.ceil(np.asarray(edges, dtype=np.float64) * (cutoff / counted) ** 3).astype(np.int64)
+    most = np.where(np.asarray(periodic) > 0, np.iinfo(np.int64).max, natoms * (natoms - 1))
+    estimate: NDArray[np.int64] = np.minimum(scaled, most)
+    return estimate
