@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.nn.kernels import build, cpu, embedding, mlp, polynomial, product
+from pimlip_zoo.nn.kernels import build, convolution, cpu, embedding, mlp, polynomial, product
 from pimlip_zoo.nn.kernels.edges import edge_lists
 from pimlip_zoo.nn.kernels.form import TrilinearForm
 
@@ -167,7 +167,7 @@ def convolve(
     kernels = _or_reference(lambda: cpu.cpu_convolution(form, channels, dtype), required=name == "cpu")
     if kernels is None:
         return reference(x, harmonics, weights, edge_index)
-    return cpu.convolve(
+    return convolution.convolve(
         kernels,
         edge_lists(edge_index, int(x.shape[0])),
         x.contiguous(),
