@@ -40,8 +40,10 @@ COLUMNS = (
     "forces_rmse",
     "steps",
     "seconds",
+    "cpu_seconds",
 )
-"""Of the table of single runs; energies in eV, forces in eV/Å."""
+"""Of the table of single runs; energies in eV, forces in eV/Å; seconds contain every stage and the sampling of weak
+labels that were not in the cache yet."""
 
 Settings = Sequence[tuple[str, Any]]
 
@@ -111,16 +113,19 @@ def run_point(
     config = load_config(config_file, options)
     train_frames, valid_frames = load_split(config)
     split: Split = (subset(train_frames, point.size, point.seed), valid_frames)
-    started = time.monotonic()
     before = _spent(run)
+    started = {"seconds": time.monotonic(), "cpu_seconds": time.process_time()}
     last = run / "checkpoints" / "last.ckpt"
     resume = any(path.exists() for path in (last, *run.glob("*/checkpoints/last.ckpt")))
     experiment = prepare_run(config, split=split, checkpoint=last if last.exists() else None)
     run.mkdir(parents=True, exist_ok=True)
     outcome = train_run(experiment, run, resume=resume)
-    seconds = before + time.monotonic() - started
+    spent = {
+        name: round(before[name] + now - started[name], 2)
+        for name, now in (("seconds", time.monotonic()), ("cpu_seconds", time.process_time()))
+    }
     if outcome.signal is not None:
-        _write_json(run / "spent.json", {"seconds": seconds})
+        _write_json(run / "spent.json", spent)
         return outcome.signal
     potential, baseline = load_potential(run, difference=True), baseline_of(run)
     errors = {spec: evaluate(potential, spec, baseline=baseline).summary for spec in tests}
@@ -131,7 +136,7 @@ def run_point(
             "weak": point.weak,
             "seed": point.seed,
             "steps": outcome.steps,
-            "seconds": round(seconds, 2),
+            **spent,
             "parameters": sum(p.numel() for p in potential.model.parameters()),
             "tests": errors,
         },
@@ -145,7 +150,9 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*/result.json")):
         result = json.loads(path.read_text())
         for spec, summary in result["tests"].items():
-            row = {key: result[key] for key in ("size", "weak", "seed", "steps", "seconds")}
+            row = {
+                key: result.get(key) for key in ("size", "weak", "seed", "steps", "seconds", "cpu_seconds")
+            }
             row["test"] = spec
             for quantity in ("energy", "energy_per_atom", "forces"):
                 for kind in ("mae", "rmse"):
@@ -212,9 +219,11 @@ def _fitting(settings: Settings, weak: str) -> list[tuple[str, Any]]:
     return list(settings)
 
 
-def _spent(run: Path) -> float:
+def _spent(run: Path) -> dict[str, float]:
+    """What earlier calls took, of an interrupted run."""
     path = run / "spent.json"
-    return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {name: float(found.get(name, 0.0)) for name in ("seconds", "cpu_seconds")}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

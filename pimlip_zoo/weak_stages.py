@@ -26,6 +26,7 @@ from pimlip_zoo.datasets.statistics import force_rms
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import Experiment, Outcome, load_split, prepare, steps_done, train
 from pimlip_zoo.graph import Batch, collate
+from pimlip_zoo.losses.weak_build import list_skin
 from pimlip_zoo.losses.weak_config import WeakConfig, WeakLabelsConfig
 from pimlip_zoo.models.potential import Potential
 
@@ -91,9 +92,9 @@ def train_run(experiment: Experiment, folder: Path, *, resume: bool = False) -> 
             return train(experiment, folder, resume=resume)
         outcome = _pretrain(experiment, labels, folder / "pretrain")
         return outcome if outcome.signal is not None else train(experiment, folder)
-    if labels.method == "second_head":
+    if labels.method in ("second_head", "shared_head"):
         return train(_with_second_head(experiment, labels), folder, resume=main_begun)
-    student, outcome = _student(experiment, labels, folder / "teacher")
+    student, outcome = _student(experiment, labels, folder)
     if student is None:
         return outcome
     return train(student, folder, resume=main_begun)
@@ -105,13 +106,13 @@ def supervisor_of(labels: WeakLabelsConfig) -> Supervisor:
     Raises:
         InputError: for an unknown one, or one that is not installed.
     """
+    return find_supervisor(labels.calculator, load_run=_load_run)
 
-    def load_run(run: str) -> Calculator:
-        import pimlip_zoo
 
-        return pimlip_zoo.calculator(run)
+def _load_run(run: str) -> Calculator:
+    import pimlip_zoo
 
-    return find_supervisor(labels.calculator, load_run=load_run)
+    return pimlip_zoo.calculator(run)
 
 
 def weak_pool(experiment: Experiment, labels: WeakLabelsConfig, *, shift: bool) -> list[Frame]:
@@ -181,54 +182,85 @@ def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) ->
 
 
 def _with_second_head(experiment: Experiment, labels: WeakLabelsConfig) -> Experiment:
+    """The experiment with the weak labels beside the reference ones, asked of a second head."""
     from pimlip_zoo.losses.draw import Pool
-    from pimlip_zoo.losses.second_head import SecondHead
+    from pimlip_zoo.losses.second_head import SecondHead, SecondPotential, SharedFeatures
 
     potential, config = experiment.potential, experiment.config
-    pool = weak_pool(experiment, labels, shift="energy" in experiment.labels)
-    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in pool]
-    torch.manual_seed(config.seed + 1)
-    correction = Potential(
-        type(potential.model)(potential.model.config, potential.species).to(potential.model.dtype),
-        scale=potential.scale.detach().clone(),
-    )
-    term = SecondHead(
-        Pool(samples, labels.batch_size),
-        correction,
-        energy_weight=config.loss.energy_per_atom.weight,
-        force_weight=config.loss.forces.weight,
-        weight=labels.weight,
-        seed=config.seed,
-    )
+    frames = weak_pool(experiment, labels, shift="energy" in experiment.labels)
+    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in frames]
+    pool = Pool(samples, labels.batch_size)
+    options = {
+        "energy_weight": config.loss.energy_per_atom.weight,
+        "force_weight": config.loss.forces.weight,
+        "weight": labels.weight,
+        "seed": config.seed,
+    }
+    term: SecondHead
+    if labels.method == "shared_head":
+        term = SharedFeatures(pool, potential, **options)
+    else:
+        torch.manual_seed(config.seed + 1)
+        model = type(potential.model)(potential.model.config, potential.species).to(potential.model.dtype)
+        term = SecondPotential(pool, Potential(model, scale=potential.scale.detach().clone()), **options)
     return replace(experiment, extra_terms=(*experiment.extra_terms, term))
 
 
 def _student(
     experiment: Experiment, labels: WeakLabelsConfig, folder: Path
 ) -> tuple[Experiment | None, Outcome]:
-    """The experiment with the teacher's labels beside the reference ones; None while the teacher is interrupted."""
+    """The experiment with a teacher's labels beside the reference ones; None while a stage is interrupted.
+
+    The teacher is a difference model (stage ``teacher``), its structures are sampled by the cheap calculator. In
+    further rounds a student (stage ``student-K``) samples more structures: the teacher is asked where a student goes.
+    """
     from pimlip_zoo.training.checkpoint import load_potential
 
-    config = experiment.config
-    settings = _stage_config(config, labels).model_dump()
+    settings = _stage_config(experiment.config, labels).model_dump()
     settings["weak"] = {"labels": {**labels.model_dump(), "method": "delta"}}
-    teacher = prepare_run(
-        RunConfig.model_validate(settings), split=(experiment.frames, experiment.valid_frames)
-    )
-    outcome = _stage(teacher, folder)
+    split = (experiment.frames, experiment.valid_frames)
+    outcome = _stage(prepare_run(RunConfig.model_validate(settings), split=split), folder / "teacher")
     if outcome.signal is not None:
         return None, outcome
+    correction = load_potential(folder / "teacher", difference=True)
     pool = weak_pool(experiment, labels, shift=False)
-    corrections = predict_labels(load_potential(folder, difference=True), pool)
-    potential = experiment.potential
-    taught = [
-        frame_to_sample(frame, potential.species, potential.cutoff) for frame in add_labels(pool, corrections)
-    ]
-    repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(taught) / len(experiment.train)))
+    taught = add_labels(pool, predict_labels(correction, pool))
+    for number in range(1, labels.iterations):
+        stage = replace(
+            _taught(experiment, taught), config=_stage_config(experiment.config, labels), weak=None
+        )
+        outcome = _stage(stage, folder / f"student-{number}")
+        if outcome.signal is not None:
+            return None, outcome
+        scratch = experiment.potential.state_dict()
+        scratch.update(load_potential(folder / f"student-{number}").state_dict())
+        experiment.potential.load_state_dict(scratch)
+        more = _sampled_by_student(experiment, labels, folder / f"student-{number}")
+        taught += add_labels(more, predict_labels(correction, more))
+    return _taught(experiment, taught), outcome
+
+
+def _taught(experiment: Experiment, taught: Sequence[Frame]) -> Experiment:
+    """The experiment with a teacher's structures beside the labelled ones, which are repeated to have their share."""
+    config, potential = experiment.config, experiment.potential
+    reach = potential.cutoff + list_skin(
+        config.weak, potential.species, potential.cutoff, direct=potential.is_direct
+    )
+    samples = [frame_to_sample(frame, potential.species, reach) for frame in taught]
+    repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(samples) / len(experiment.train)))
     if "forces" not in experiment.labels and config.potential.scale == "forces_rms":
-        potential.scale.data.fill_(force_rms(pool) or 1.0)
-    mixed: list[Batch] = [*taught, *(list(experiment.train) * repeats)]
-    return replace(experiment, train=mixed, labels=tuple({*experiment.labels, "energy", "forces"})), outcome
+        potential.scale.data.fill_(force_rms(taught) or 1.0)
+    mixed: list[Batch] = [*samples, *(list(experiment.train) * repeats)]
+    return replace(experiment, train=mixed, labels=tuple({*experiment.labels, "energy", "forces"}))
+
+
+def _sampled_by_student(experiment: Experiment, labels: WeakLabelsConfig, student: Path) -> list[Frame]:
+    """Structures of a student's molecular dynamics with the cheap calculator's labels."""
+    supervisor, cache = find_supervisor(f"run:{student}", load_run=_load_run), _cache(labels)
+    pool = labelled_pool(
+        list(experiment.frames), supervisor, PoolOptions(**labels.pool.model_dump()), cache, _progress()
+    )
+    return cached_labels(pool, supervisor_of(labels), cache)
 
 
 def _stage(stage: Experiment, folder: Path) -> Outcome:

@@ -25,7 +25,13 @@ class StudySet:
     cheap: str
     """Calculator of the weak labels."""
     sizes: tuple[int, ...]
-    batch_size: int = 10
+    """The first is the number of labels of all ways of training, the others are those of the plain runs beside them."""
+    pool: int = 1000
+    """Structures that the cheap calculator labels."""
+    timestep: float = 1.0
+    """fs, of their dynamics."""
+    stride: int = 10
+    batch_size: int = 5
     periodic: bool = False
 
 
@@ -35,21 +41,21 @@ SETS = {
         valid="acac/train_300K.extxyz@450:500",
         tests=("acac/test_MD_300K.extxyz", "acac/test_MD_600K.extxyz"),
         cheap="gfn2",
-        sizes=(25, 50, 100, 200, 450),
+        sizes=(50, 200, 450),
     ),
     "rmd17_aspirin": StudySet(
         train="rmd17_aspirin/valid_950.extxyz@0:500",
         valid="rmd17_aspirin/train_50.extxyz",
         tests=("rmd17_aspirin/valid_950.extxyz@500:950",),
         cheap="gfn2",
-        sizes=(25, 50, 100, 200, 500),
+        sizes=(50, 200, 500),
     ),
     "tio2": StudySet(
         train="tio2_aenet1000/train_800.extxyz",
         valid="tio2_aenet1000/valid_50.extxyz",
         tests=("tio2_aenet1000/test_150.extxyz",),
         cheap="gfn1",
-        sizes=(25, 50, 100, 200, 500),
+        sizes=(50, 200, 500),
         batch_size=4,
         periodic=True,
     ),
@@ -58,7 +64,7 @@ SETS = {
         valid="deepmd_water/train_data_2.extxyz",
         tests=("deepmd_water/test_data_3.extxyz",),
         cheap="gfn1",
-        sizes=(25, 50, 100),
+        sizes=(50, 100),
         batch_size=1,
         periodic=True,
     ),
@@ -67,7 +73,7 @@ SETS = {
         valid=None,
         tests=("mlearn_Si/test.extxyz",),
         cheap="gfn1",
-        sizes=(25, 50, 100, 180),
+        sizes=(50, 180),
         batch_size=2,
         periodic=True,
     ),
@@ -76,14 +82,14 @@ SETS = {
         valid="builtin:ethanol-gfn2/valid",
         tests=("builtin:ethanol-gfn2/test_300K", "builtin:ethanol-gfn2/test_600K"),
         cheap="gfn1",
-        sizes=(25, 50, 100, 200),
+        sizes=(50, 200),
     ),
     "cual": StudySet(
         train="builtin:cual-emt",
         valid="builtin:cual-emt/valid",
         tests=("builtin:cual-emt/test",),
         cheap="ase.calculators.lj:LennardJones",
-        sizes=(25, 50, 100),
+        sizes=(50, 100),
         batch_size=4,
         periodic=True,
     ),

@@ -2,200 +2,146 @@
 
     python benchmarks/weak/study.py list
     python benchmarks/weak/study.py run conservative acac --root data        (a table, on one data set)
-    python benchmarks/weak/study.py run conservative acac --root data --budget time
     python benchmarks/weak/study.py show conservative acac                   (what is there, mean and spread over seeds)
 
-Every point is a run folder below --out (default benchmarks/weak/results/TABLE-SET-MODEL); a finished point is not
-repeated and an interrupted one goes on. --budget steps gives every way of training the same number of optimiser steps
-on the labels, --budget time the same wall-clock, pre-training and sampling of weak labels included in the time that is
-reported. The plain runs are tuned with the table `tuning`.
+Every point is trained in a run folder below --runs; its result is kept in results/TABLE-SET-MODEL, and one that is there
+is not repeated; an interrupted one goes on. The ways of training and their budgets are in ways.py. `show` also tests
+each way against `plain` with the same number of labels: Welch's t over the seeds.
 """
 
 import argparse
+import json
+import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sets import SETS
-
-CENTRAL = [("weak.terms.pitc_central.weight", 0.1), ("weak.perturbation.amplitude", 0.05)]
-DETACHED = [*CENTRAL, ("weak.terms.pitc_central.detach", "forces")]
-
-# Ways of training by name; what is not here is a preset (or none).
-VARIANTS = {
-    "pitc-trapezoid": [("weak.terms.pitc_trapezoid.weight", 0.1)],
-    "pitc-midpoint": [("weak.terms.pitc_midpoint.weight", 0.1)],
-    "pitc-central": CENTRAL,
-    "pitc-central-detached": DETACHED,
-    "pitc-first": [("weak.terms.pitc_first_order.weight", 0.1), ("weak.perturbation.amplitude", 0.02)],
-    "taylor-central": [("weak.terms.taylor_central.weight", 0.1)],
-    "loop": [("weak.terms.loop_trapezoid.weight", 0.1)],
-    "curl": [("weak.terms.curl.weight", 0.01)],
-    "anchor": [("weak.terms.anchor_trapezoid.weight", 0.1)],
-    "central-teacher": [*CENTRAL, ("weak.teacher", "ema")],
-    "central-tied": [*DETACHED, ("weak.terms.pitc_central.schedule.name", "tied_to_error")],
-    "central-warm-up": [*DETACHED, ("weak.terms.pitc_central.schedule.name", "warm_up")],
-    "central-stiff": [*DETACHED, ("weak.perturbation.name", "stiff")],
-    "central-soft": [*DETACHED, ("weak.perturbation.name", "soft")],
-    "central-adversarial": [*DETACHED, ("weak.perturbation.name", "force_error")],
-    "strain": [("weak.terms.strain_trapezoid.weight", 0.1)],
-    "lr-low": [("optimizer.lr", 0.003)],
-    "lr-high": [("optimizer.lr", 0.02)],
-    "force-weight-10": [("loss.forces.weight", 10.0)],
-    "force-weight-100": [("loss.forces.weight", 100.0)],
-}
-
-# Name -> (what it answers, ways of training, settings, only sets of this kind).
-TABLES = {
-    "tuning": (
-        "learning rate and force weight of plain runs",
-        ["none", "lr-low", "lr-high", "force-weight-10", "force-weight-100"],
-        [],
-    ),
-    "conservative": (
-        "conservative head, energies and forces",
-        [
-            "none",
-            "piwsl",
-            "pitc-trapezoid",
-            "pitc-central",
-            "taylor",
-            "noisy-nodes",
-            "denoising",
-            "pretrain",
-            "second-head",
-            "distill",
-            "delta",
-        ],
-        [],
-    ),
-    "energies": (
-        "conservative head, energies only",
-        ["none", "piwsl", "anchor", "pitc-trapezoid", "pretrain", "second-head", "distill", "delta"],
-        [("data.labels", ["energy"])],
-    ),
-    "direct": (
-        "direct head, energies and forces",
-        [
-            "none",
-            "piwsl",
-            "pitc-first",
-            "pitc-trapezoid",
-            "pitc-midpoint",
-            "pitc-central",
-            "pitc-central-detached",
-            "taylor",
-            "taylor-central",
-            "loop",
-            "curl",
-            "pretrain",
-        ],
-        [("model.force_head", "direct")],
-    ),
-    "direct-energies": (
-        "direct head, energies only",
-        ["none", "piwsl", "pitc-trapezoid", "loop", "anchor", "pretrain"],
-        [("model.force_head", "direct"), ("data.labels", ["energy"])],
-    ),
-    "kinds": (
-        "direct head: kinds of displacement, schedules, teacher",
-        [
-            "pitc-central-detached",
-            "central-teacher",
-            "central-tied",
-            "central-warm-up",
-            "central-stiff",
-            "central-soft",
-            "central-adversarial",
-        ],
-        [("model.force_head", "direct")],
-    ),
-    "strain": ("conservative head, periodic structures: strain", ["none", "strain"], []),
-}
+from ways import TABLES, settings_of
 
 
-def settings_of(args, study):
+def shared_settings(args, study):
     """The settings that all points of a table share."""
-    place = "" if study.train.startswith("builtin:") else f"{args.root}/"
-    _, _, extra = TABLES[args.table]
     settings = [
         ("model.name", args.model),
         ("model.preset", args.preset),
-        ("data.train", ",".join(place + part for part in study.train.split(","))),
+        *((key, json.loads(value)) for key, _, value in (item.partition("=") for item in args.options)),
+        ("data.train", placed(args, study.train)),
         ("data.batch_size", study.batch_size),
         ("data.energy_references", "least_squares"),
-        ("trainer.max_steps", args.steps),
-        ("trainer.valid_every", max(1, args.steps // 20)),
-        *extra,
+        ("trainer.valid_every", args.valid_every),
+        *TABLES[args.table].settings,
     ]
     if study.valid is not None:
-        settings.append(("data.valid", place + study.valid))
-    if args.budget == "time":
-        settings.append(("trainer.max_time", args.max_time))
-    if args.channels:
-        settings.append(("model.channels", args.channels))
-    return settings, [place + test for test in study.tests]
+        settings.append(("data.valid", placed(args, study.valid)))
+    return settings
 
 
-def variants_of(args, study):
-    """Settings by way of training: presets with weak labels get the set's calculator."""
-    from pimlip_zoo.losses.weak_config import weak_preset
+def placed(args, data):
+    """Where the data are: below --root, unless built in."""
+    return (
+        data if data.startswith("builtin:") else ",".join(f"{args.root}/{part}" for part in data.split(","))
+    )
 
-    _, names, _ = TABLES[args.table]
-    variants = {}
-    for name in names:
-        if name in VARIANTS:
-            variants[name] = VARIANTS[name]
-        elif name != "none" and "labels" in weak_preset(name):
-            variants[name] = [
-                ("weak.preset", name),
-                ("weak.labels.calculator", study.cheap),
-                ("weak.labels.steps", args.steps),
-            ]
-    return variants
+
+def points_of(args, study):
+    """Seed by seed, in the order of the ways' worth."""
+    from pimlip_zoo.curve import Point
+
+    table = TABLES[args.table]
+    ways = args.ways.split(",") if args.ways else table.ways
+    sizes = [int(size) for size in args.sizes.split(",")] if args.sizes else study.sizes
+    for seed in range(args.first_seed, args.seeds):
+        for way in ways:
+            more = sizes if args.sizes or way in table.more_labels else sizes[:1]
+            yield from (Point(size, way, seed) for size in more)
 
 
 def run(args):
+    """Train and evaluate what is not there yet."""
     from pimlip_zoo.cli.console import log_to_screen
-    from pimlip_zoo.curve import Point, run_points
+    from pimlip_zoo.curve import collect, run_point, summarise, write_table
 
     log_to_screen()
-    study = SETS[args.set]
-    settings, tests = settings_of(args, study)
-    sizes = [int(size) for size in args.sizes.split(",")] if args.sizes else study.sizes
-    ways = args.ways.split(",") if args.ways else TABLES[args.table][1]
-    points = [Point(size, way, seed) for seed in range(args.seeds) for size in sizes for way in ways]
-    signal = run_points(points, settings, tests, folder_of(args), variants=variants_of(args, study))
-    show(args)
-    return 0 if signal is None else 128 + signal
+    study, results = SETS[args.set], results_of(args)
+    runs = Path(args.runs) / results.name
+    settings, tests = shared_settings(args, study), [placed(args, test) for test in study.tests]
+    for point in points_of(args, study):
+        kept = results / point.name / "result.json"
+        if kept.exists():
+            continue
+        print(point.name, flush=True)
+        # Unlabelled structures are those of the training set, the labelled ones among them.
+        pool = {"{pool}": placed(args, study.train)}
+        way = [
+            (key, pool.get(value, value) if isinstance(value, str) else value)
+            for key, value in settings_of(point.weak, args.steps, study)
+        ]
+        variants = {point.weak: way}
+        signal = run_point(point, settings, tests, runs, variants=variants)
+        if signal is not None:
+            return 128 + signal
+        result = json.loads((runs / point.name / "result.json").read_text())
+        # Where the data lay is nothing that a result should say.
+        result["tests"] = {
+            spec.removeprefix(f"{args.root}/"): summary for spec, summary in result["tests"].items()
+        }
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({**result, "total_steps": args.steps}, indent=1))
+        write_table(collect(results), results / "runs.csv")
+        write_table(summarise(collect(results)), results / "curve.csv")
+        if not args.keep_runs:
+            shutil.rmtree(runs / point.name)
+    return show(args)
 
 
 def show(args):
     """Print mean ± standard deviation over seeds, energies per structure as in the tables of the documentation."""
     from pimlip_zoo.curve import collect, summarise
 
-    print("| labels | training | test | E RMSE meV | F RMSE meV/Å | steps | s | seeds |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in summarise(collect(folder_of(args))):
-        cells = []
+    rows = collect(results_of(args))
+    print("| labels | training | test | E RMSE meV | F RMSE meV/Å | E, F: plain / this | p | CPU s | seeds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in summarise(rows):
+        cells, ratios, chances = [], [], []
         for name in ("energy_rmse", "forces_rmse"):
             spread = f" ± {1e3 * row[f'{name}_std']:.1f}" if row[f"{name}_std"] is not None else ""
             cells.append("" if row[name] is None else f"{1e3 * row[name]:.1f}{spread}")
-        test = Path(row["test"]).name
-        way = f"| {row['size']} | {row['weak']} | {test} | {cells[0]} | {cells[1]} "
-        print(f"{way}| {row['steps']:.0f} | {row['seconds']:.0f} | {row['seeds']} |")
+            ratio, chance = against_plain(rows, row, name)
+            ratios.append(ratio)
+            chances.append(chance)
+        test = Path(row["test"]).stem
+        print(
+            f"| {row['size']} | {row['weak']} | {test} | {cells[0]} | {cells[1]} | {', '.join(ratios)} "
+            f"| {', '.join(chances)} | {row['cpu_seconds']:.0f} | {row['seeds']} |"
+        )
     return 0
 
 
-def folder_of(args):
-    name = f"{args.table}-{args.set}-{args.model}" + ("-time" if args.budget == "time" else "")
-    return Path(args.out) / name
+def against_plain(rows, row, name):
+    """How much smaller an error is than that of plain runs with as many labels, and Welch's p (two-sided)."""
+    from scipy.stats import ttest_ind
+
+    def values(way):
+        return [r[name] for r in rows if (r["test"], r["size"], r["weak"]) == (row["test"], row["size"], way)]
+
+    plain, own = values("plain"), values(row["weak"])
+    if row["weak"] == "plain" or not plain or None in plain or None in own:
+        return "", ""
+    ratio = f"{sum(plain) / len(plain) / (sum(own) / len(own)):.2f}"
+    if min(len(plain), len(own)) < 2:
+        return ratio, "-"
+    return ratio, f"{ttest_ind(plain, own, equal_var=False).pvalue:.1g}"
+
+
+def results_of(args):
+    return Path(args.out) / f"{args.table}-{args.set}-{args.model}{args.tag}"
 
 
 def listing(args):  # noqa: ARG001
-    for name, (text, ways, _) in TABLES.items():
-        print(f"{name:16s} {text}: {', '.join(ways)}")
+    for name, table in TABLES.items():
+        print(f"{name:20s} {table.text}: {', '.join(table.ways)}")
     print("sets:", ", ".join(SETS))
     return 0
 
@@ -213,14 +159,19 @@ def main():
         command.add_argument("set", choices=list(SETS))
         command.add_argument("--model", default="nequip")
         command.add_argument("--preset", default="small")
-        command.add_argument("--channels", type=int, default=16)
-        command.add_argument("--steps", type=int, default=5000)
+        command.add_argument(
+            "--set", action="append", default=[], dest="options", help="such as model.channels=16"
+        )
+        command.add_argument("--steps", type=int, default=6000, help="T, over all stages of a run")
+        command.add_argument("--valid-every", type=int, default=250)
         command.add_argument("--sizes", help="instead of those of the set")
         command.add_argument("--ways", help="instead of those of the table")
         command.add_argument("--seeds", type=int, default=3)
-        command.add_argument("--budget", choices=["steps", "time"], default="steps")
-        command.add_argument("--max-time", default="5m")
+        command.add_argument("--first-seed", type=int, default=0)
+        command.add_argument("--tag", default="", help="behind the name of the results")
         command.add_argument("--root", default="data")
+        command.add_argument("--runs", default="runs/weak", help="where the run folders are")
+        command.add_argument("--keep-runs", action="store_true")
         command.add_argument("--out", default=str(Path(__file__).parent / "results"))
     args = parser.parse_args()
     sys.exit(args.function(args))

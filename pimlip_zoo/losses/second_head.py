@@ -1,30 +1,29 @@
-"""Training on two levels of theory at once: weak labels through a correction that is thrown away afterwards."""
+"""Training on two levels of theory at once: weak labels through a second head that is thrown away afterwards."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pimlip_zoo.graph import Batch, Predictions, graph_to
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import AtomGraph, Batch, Predictions, graph_to
 from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
 from pimlip_zoo.losses.draw import Pool, step_generator
 from pimlip_zoo.losses.supervised import atom_counts
 
-__all__ = ["SecondHead"]
+__all__ = ["SecondHead", "SecondPotential", "SharedFeatures"]
 
 
 class SecondHead(LossTerm):
-    """Weak labels, asked of the potential plus a correction of its own.
+    """Weak labels, asked of a second head beside the potential.
 
-    The potential stands for the reference level; ``potential + correction`` for the cheap one, so that what
-    the levels share is learnt from the many cheap labels and what they do not share ends up in the correction. Every
-    architecture can do this, and what is exported is the potential alone.
+    The potential stands for the reference level, the second head for the cheap one, so that what the levels share is
+    learnt from the many cheap labels. What is exported is the potential alone.
 
     Args:
         pool: structures with cheap energies and forces.
-        correction: a potential of the same species.
         energy_weight: of the squared energy error per atom.
         force_weight: of the squared force error by component.
         weight: of the term.
@@ -34,7 +33,6 @@ class SecondHead(LossTerm):
     def __init__(
         self,
         pool: Pool,
-        correction: nn.Module,
         *,
         energy_weight: float = 1.0,
         force_weight: float = 1.0,
@@ -42,7 +40,7 @@ class SecondHead(LossTerm):
         seed: int = 0,
     ) -> None:
         super().__init__("second_head", weight)
-        self.pool, self.correction = pool, correction
+        self.pool = pool
         self.energy_weight, self.force_weight, self.seed = energy_weight, force_weight, seed
         self.steps = 0
 
@@ -54,6 +52,10 @@ class SecondHead(LossTerm):
         """See :meth:`get_extra_state`."""
         self.steps = state["steps"]
 
+    def predict(self, potential: PotentialLike, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """Energies (M,) eV and forces (N, 3) eV/Å of the cheap level."""
+        raise NotImplementedError
+
     def forward(self, potential: PotentialLike, batch: Batch, predictions: Predictions) -> LossValue:  # noqa: ARG002
         """See :class:`LossTerm`; the batch of reference labels is not looked at."""
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
@@ -62,10 +64,66 @@ class SecondHead(LossTerm):
             self.steps += 1
         device = predictions.energy.device
         graph = graph_to(drawn.graph, device)
-        own = potential(graph, forces=True, virial=False)
-        more = cast("PotentialLike", self.correction)(graph, forces=True, virial=False)
+        predicted_energy, predicted_forces = self.predict(potential, graph)
         count = atom_counts(Batch(graph, drawn.labels)).to(device)
-        energy = (own.energy + more.energy - drawn.labels.energy.to(device)) / count
-        forces = own.forces + more.forces - drawn.labels.forces.to(device)
+        energy = (predicted_energy - drawn.labels.energy.to(device)) / count
+        forces = predicted_forces - drawn.labels.forces.to(device)
         total = self.energy_weight * energy.square().mean() + self.force_weight * forces.square().mean()
         return LossValue(total, torch.ones_like(total))
+
+
+class SecondPotential(SecondHead):
+    """The cheap level is the potential plus a correction with features of its own: every architecture can do this.
+
+    Args:
+        pool: as :class:`SecondHead`.
+        correction: a potential of the same species.
+        options: as :class:`SecondHead`.
+    """
+
+    def __init__(self, pool: Pool, correction: nn.Module, **options: Any) -> None:
+        super().__init__(pool, **options)
+        self.correction = correction
+
+    def predict(self, potential: PotentialLike, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """See :class:`SecondHead`."""
+        own = potential(graph, forces=True, virial=False)
+        more = cast("PotentialLike", self.correction)(graph, forces=True, virial=False)
+        return own.energy + more.energy, own.forces + more.forces
+
+
+class SharedFeatures(SecondHead):
+    """The cheap level has readouts of its own on the same features: multi-fidelity learning.
+
+    One forward with the second readouts in the place of the first; they start as a copy of these.
+
+    Args:
+        pool: as :class:`SecondHead`.
+        potential: whose architecture names its readouts (``AtomicEnergyModel.readout_modules``).
+        options: as :class:`SecondHead`.
+
+    Raises:
+        InputError: when the architecture does not say what its readouts are.
+    """
+
+    def __init__(self, pool: Pool, potential: nn.Module, **options: Any) -> None:
+        super().__init__(pool, **options)
+        model = cast("nn.Module", potential.model)
+        prefixes = tuple(f"model.{name}." for name in cast("tuple[str, ...]", model.readout_modules))
+        own = {name: p for name, p in potential.named_parameters() if name.startswith(prefixes)}
+        if not own:
+            raise InputError(
+                f"{type(model).__name__} does not say which of its modules are readouts",
+                key="weak.labels.method",
+                mend="use second_head, or set readout_modules in the architecture",
+            )
+        self.names = tuple(own)
+        self.readouts = nn.ParameterList(p.detach().clone() for p in own.values())
+
+    def predict(self, potential: PotentialLike, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """See :class:`SecondHead`."""
+        readouts = dict(zip(self.names, self.readouts, strict=True))
+        result: Predictions = torch.func.functional_call(
+            cast("nn.Module", potential), readouts, (graph,), {"forces": True, "virial": False}
+        )
+        return result.energy, result.forces

@@ -109,18 +109,18 @@ class PoolConfig(_Section):
 class WeakLabelsConfig(_Section):
     """Energies and forces from cheap physics."""
 
-    method: Literal["pretrain", "second_head", "delta", "distill"] = "pretrain"
+    method: Literal["pretrain", "second_head", "shared_head", "delta", "distill"] = "pretrain"
     calculator: str = "gfn2"
     """gfn2, gfn1, emt, ``MODULE:FACTORY`` of an ASE calculator, or ``run:RUN``."""
     pool: PoolConfig = PoolConfig()
     steps: PositiveInt = 5000
-    """Of the stage that trains on weak labels."""
+    """Of a stage before the run: pre-training, or the difference model that teaches."""
     learning_rate: PositiveFloat | None = None
     """Of that stage; None: the run's."""
-    teacher_steps: PositiveInt | None = None
-    """distill: of the difference model; None: the run's."""
+    iterations: PositiveInt = 1
+    """distill: rounds of sampling; each after the first samples with the student of the one before."""
     weight: PositiveFloat = 1.0
-    """second_head: factor of the loss on weak labels."""
+    """second_head, shared_head: factor of the loss on weak labels."""
     batch_size: PositiveInt = 10
     cache: str | None = None
     """Folder of labelled pools, found again by hash; None: ``$PIMLIP_ZOO_CACHE`` or the user's cache."""
@@ -213,11 +213,15 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "distill": (
         "a difference model labels sampled structures for a student that needs no cheap calculator",
-        {"labels": {"method": "distill", "pool": {"structures": 3000}, "steps": 9000}},
+        {"labels": {"method": "distill", "pool": {"structures": 3000}}},
     ),
     "second-head": (
         "train on both levels together, a correction for the cheap one beside the model",
         {"labels": {"method": "second_head"}},
+    ),
+    "shared-head": (
+        "train on both levels together, two readouts on the same features",
+        {"labels": {"method": "shared_head"}},
     ),
     "taylor": (
         "baseline: labels extrapolated to displaced copies (needs force labels)",

@@ -198,6 +198,8 @@ class AllegroLayer(nn.Module):
 class Allegro(AtomicEnergyModel):
     """Allegro-like: strictly local, tensor products of edges with their centre's environment."""
 
+    readout_modules = ("readout", "force_readout")
+
     def __init__(self, config: AllegroConfig, species: Sequence[str]) -> None:
         super().__init__(config, species)
         self.interaction_depth = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,9 @@ class AtomicEnergyModel(nn.Module):
     interaction_depth = 1
     """How many cutoffs away an atom can still matter: 1 for a strictly local model, T for T message
     passing layers. A deployed model's halo follows from it."""
+
+    readout_modules: ClassVar[tuple[str, ...]] = ()
+    """Names of the submodules that turn features into energies and forces: what a second level of theory gets anew."""
 
     def __init__(self, config: ModelConfig, species: Sequence[str]) -> None:
         super().__init__()

@@ -163,6 +163,8 @@ class MACELayer(nn.Module):
 class MACE(AtomicEnergyModel):
     """MACE-like: few layers of message passing whose messages couple many neighbours at once."""
 
+    readout_modules = ("readouts", "force_readouts")
+
     def __init__(self, config: MACEConfig, species: Sequence[str]) -> None:
         super().__init__(config, species)
         channels, direct, count = config.channels, config.force_head == "direct", len(self.species)

@@ -127,6 +127,8 @@ class NequIPLayer(nn.Module):
 class NequIP(AtomicEnergyModel):
     """NequIP-like: T layers of equivariant message passing, linear readout of the last layer's scalars."""
 
+    readout_modules = ("readout", "force_readout")
+
     def __init__(self, config: NequIPConfig, species: Sequence[str]) -> None:
         super().__init__(config, species)
         channels, direct = config.channels, config.force_head == "direct"

@@ -141,6 +141,54 @@ def test_the_correction_of_a_second_head_is_trained(tmp_path):
     assert sum(changed) > 0.5 * len(changed)
 
 
+@pytest.mark.parametrize("name", ["nequip", "allegro", "mace"])
+@pytest.mark.parametrize("head", ["conservative", "direct"])
+def test_two_levels_share_their_features_and_differ_in_their_readouts_alone(tmp_path, name, head):
+    model = {"nequip": {"channels": 4, "l_max": 1}, "mace": {"channels": 4, "l_max": 1}, "allegro": {}}[name]
+    options = {"model.name": name, "model.force_head": head}
+    given = [item for item in settings(tmp_path, "shared_head", **options) if item[0][:6] != "model."]
+    chosen = [*options.items(), *((f"model.{key}", value) for key, value in model.items())]
+    experiment = prepare_run(load_config(None, [*given, *chosen]))
+    potential = experiment.potential
+    from pimlip_zoo.weak_stages import _with_second_head
+
+    term = _with_second_head(experiment, experiment.config.weak.labels).extra_terms[0]
+    assert all("readout" in name for name in term.names)
+    batch = experiment.train[0]
+    before = potential(batch.graph)
+    assert torch.equal(term.predict(potential, batch.graph)[0], before.energy)  # they start as a copy
+    with torch.no_grad():
+        for parameter in term.readouts:
+            parameter.mul_(1.5)
+    energy, forces = term.predict(potential, batch.graph)
+    assert not torch.allclose(energy, before.energy)
+    assert torch.equal(potential(batch.graph).energy, before.energy)
+    (energy.sum() + forces.square().sum()).backward()
+    features = [p for n, p in potential.named_parameters() if n.startswith("model.") and n not in term.names]
+    assert sum(p.grad is not None and bool(p.grad.any()) for p in features) > 0.5 * len(features)
+    assert all(p.grad is None for n, p in potential.named_parameters() if n in term.names)
+    assert any(bool(p.grad.any()) for p in term.readouts)
+
+
+def test_a_shared_head_is_trained_resumed_and_not_part_of_the_potential(tmp_path):
+    run(tmp_path, "shared_head")
+    weights = load_potential(tmp_path / "run").state_dict()
+    assert not any("terms" in name for name in weights)
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    heads = {name: value for name, value in content.items() if ".readouts." in name and "terms" in name}
+    assert heads
+    own = [value for name, value in content.items() if name.startswith("potential.model.readout")]
+    assert not all(torch.equal(a, b) for a, b in zip(heads.values(), own, strict=True))
+
+
+def test_an_architecture_that_names_no_readouts_is_refused_a_shared_head(tmp_path, monkeypatch):
+    from pimlip_zoo.models.nequip import NequIP
+
+    monkeypatch.setattr(NequIP, "readout_modules", ())
+    with pytest.raises(InputError, match="which of its modules are readouts"):
+        run(tmp_path, "shared_head")
+
+
 def test_a_difference_is_learnt_evaluated_and_used_with_its_baseline(tmp_path):
     experiment, _ = run(tmp_path, "delta")
     folder = tmp_path / "run"
@@ -172,6 +220,33 @@ def test_a_student_learns_from_the_difference_model_and_stands_alone(tmp_path):
     assert baseline_of(folder / "teacher") == "emt"
     assert baseline_of(folder) is None
     load_potential(folder)
+
+
+def test_a_teacher_is_asked_again_where_its_student_goes(tmp_path):
+    options = {"weak.labels.iterations": 2, "model.name": "nequip"}
+    given = settings(tmp_path, "distill")
+    experiment = prepare_run(load_config(None, [*given, *options.items()]))
+    assert train_run(experiment, tmp_path / "run").steps == 4
+    folder = tmp_path / "run"
+    assert [path.name for path in sorted(folder.iterdir()) if path.is_dir()] == [
+        "checkpoints",
+        "student-1",
+        "teacher",
+    ]
+    assert baseline_of(folder / "student-1") is None
+    stores = sorted(path.name for path in (tmp_path / "cache").glob("*.lmdb"))
+    assert any("student-1" in name for name in stores)  # sampled with the student
+    first, last = load_potential(folder / "student-1"), load_potential(folder)
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
+
+
+def test_the_steps_of_a_teacher_and_its_student_are_those_asked_for(tmp_path):
+    from pimlip_zoo.experiment import steps_done
+
+    run(tmp_path, "distill")
+    folder = tmp_path / "run"
+    assert steps_done(folder / "teacher" / "checkpoints" / "last.ckpt") == 3
+    assert steps_done(folder / "checkpoints" / "last.ckpt") == 4
 
 
 def test_an_ensemble_labels_with_its_mean_and_weights_by_agreement(tmp_path):

@@ -1,0 +1,187 @@
+"""The ways of training that the study compares, and its tables.
+
+Every way of a table costs about the same number of optimiser steps in total, T (--steps), so that the comparison is one
+of equal computing time; `plain-short` takes as many steps on the labels as the ways with a stage before them (T/3), so
+that it is the one of equal steps on the labels.
+"""
+
+from dataclasses import dataclass, field
+
+CENTRAL = [("weak.terms.pitc_central.weight", 0.1), ("weak.perturbation.amplitude", 0.05)]
+DETACHED = [*CENTRAL, ("weak.terms.pitc_central.detach", "forces")]
+PAPER = [("weak.terms.pitc_first_order.weight", 0.1), ("weak.perturbation.amplitude", 0.02)]
+TRAPEZOID = [("weak.terms.pitc_trapezoid.weight", 0.1)]
+
+
+def after_pretraining(settings):
+    """A consistency loss in the run that follows pre-training."""
+    return [("weak.labels.method", "pretrain"), *settings]
+
+
+# Settings by name; what is not here is a preset (or none).
+SETTINGS = {
+    "pitc-first": PAPER,
+    "pitc-trapezoid": TRAPEZOID,
+    "pitc-midpoint": [("weak.terms.pitc_midpoint.weight", 0.1)],
+    "pitc-central": CENTRAL,
+    "pitc-central-detached": DETACHED,
+    "taylor-central": [("weak.terms.taylor_central.weight", 0.1)],
+    "loop": [("weak.terms.loop_trapezoid.weight", 0.1)],
+    "curl": [("weak.terms.curl.weight", 0.01)],
+    "anchor": [("weak.terms.anchor_trapezoid.weight", 0.1)],
+    "central-pool": [*DETACHED, ("weak.unlabelled", "{pool}")],
+    "central-teacher": [*CENTRAL, ("weak.teacher", "ema")],
+    "central-tied": [*DETACHED, ("weak.terms.pitc_central.schedule.name", "tied_to_error")],
+    "central-warm-up": [*DETACHED, ("weak.terms.pitc_central.schedule.name", "warm_up")],
+    "central-stiff": [*DETACHED, ("weak.perturbation.name", "stiff")],
+    "central-soft": [*DETACHED, ("weak.perturbation.name", "soft")],
+    "central-adversarial": [*DETACHED, ("weak.perturbation.name", "force_error")],
+    "strain": [("weak.terms.strain_trapezoid.weight", 0.1)],
+    "lr-low": [("optimizer.lr", 0.003)],
+    "lr-high": [("optimizer.lr", 0.02)],
+    "force-weight-10": [("loss.forces.weight", 10.0)],
+    "force-weight-100": [("loss.forces.weight", 100.0)],
+    "pretrain+trapezoid": after_pretraining(TRAPEZOID),
+    "pretrain+trapezoid-pool": after_pretraining([*TRAPEZOID, ("weak.unlabelled", "{pool}")]),
+    "pretrain+piwsl": after_pretraining([("weak.preset", "piwsl")]),
+    "pretrain-low-lr": [("weak.labels.method", "pretrain"), ("optimizer.lr", 0.003)],
+    "distill-iterated": [("weak.preset", "distill"), ("weak.labels.iterations", 2)],
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table answers, and what is run for it."""
+
+    text: str
+    ways: tuple[str, ...]
+    """In the order of their worth: what comes first is run first."""
+    settings: list = field(default_factory=list)
+    more_labels: tuple[str, ...] = ()
+    """Ways that are also run with the larger numbers of labels."""
+
+
+TABLES = {
+    "tuning": Table(
+        "learning rate and force weight of plain runs",
+        ("plain", "lr-low", "lr-high", "force-weight-10", "force-weight-100"),
+    ),
+    "conservative": Table(
+        "conservative head, energies and forces",
+        ("plain", "pretrain", "distill", "delta", "plain-short", "shared-head", "second-head"),
+        more_labels=("plain",),
+    ),
+    "energies": Table(
+        "conservative head, energies only",
+        ("plain", "pretrain", "distill", "delta"),
+        [("data.labels", ["energy"])],
+    ),
+    "consistency": Table(
+        "conservative head, energies and forces: consistency losses and baselines, alone and after pre-training",
+        (
+            "plain",
+            "pitc-trapezoid",
+            "pitc-first",
+            "piwsl",
+            "taylor",
+            "denoising",
+            "noisy-nodes",
+            "pretrain",
+            "pretrain+trapezoid-pool",
+            "pretrain+trapezoid",
+            "pretrain+piwsl",
+        ),
+    ),
+    "consistency-energies": Table(
+        "conservative head, energies only: consistency losses",
+        ("plain", "piwsl", "anchor", "pitc-trapezoid"),
+        [("data.labels", ["energy"])],
+    ),
+    "direct": Table(
+        "direct head, energies and forces",
+        (
+            "plain",
+            "pitc-central-detached",
+            "central-pool",
+            "piwsl",
+            "pitc-central",
+            "pitc-first",
+            "pitc-trapezoid",
+            "taylor-central",
+            "pretrain",
+            "loop",
+            "curl",
+        ),
+        [("model.force_head", "direct")],
+        more_labels=("plain", "pitc-central-detached", "central-pool"),
+    ),
+    "direct-energies": Table(
+        "direct head, energies only",
+        ("plain", "piwsl", "pitc-trapezoid", "loop", "anchor", "pretrain"),
+        [("model.force_head", "direct"), ("data.labels", ["energy"])],
+    ),
+    "kinds": Table(
+        "direct head: kinds of displacement, schedules, teacher",
+        (
+            "pitc-central-detached",
+            "central-teacher",
+            "central-tied",
+            "central-warm-up",
+            "central-stiff",
+            "central-soft",
+            "central-adversarial",
+        ),
+        [("model.force_head", "direct")],
+    ),
+    "transfer": Table(
+        "what pre-training and distillation depend on",
+        ("pretrain", "pretrain-low-lr", "distill", "distill-iterated"),
+    ),
+    "strain": Table("conservative head, periodic structures: strain", ("plain", "strain")),
+}
+
+
+def settings_of(way, steps, study):
+    """Settings of one way of training.
+
+    Args:
+        way: its name.
+        steps: T, over all stages.
+        study: the data set, for the calculator of weak labels.
+    """
+    from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
+
+    if way == "plain":
+        return [("trainer.max_steps", steps)]
+    if way == "plain-short":
+        return [("trainer.max_steps", steps // 3)]
+    settings = list(SETTINGS[way]) if way in SETTINGS else [("weak.preset", way)]
+    presets = [value for key, value in settings if key == "weak.preset" and value in PRESETS]
+    labels = {key.removeprefix("weak.labels."): value for key, value in settings if "weak.labels" in key}
+    for preset in presets:
+        labels = {**weak_preset(preset).get("labels", {}), **labels}
+    if not labels:
+        return [*settings, ("trainer.max_steps", steps)]
+    before, after = stages(labels["method"], steps, labels.get("iterations", 1))
+    return [
+        *settings,
+        ("weak.labels.calculator", study.cheap),
+        ("weak.labels.steps", before),
+        ("trainer.max_steps", after),
+        ("weak.labels.pool.structures", study.pool),
+        ("weak.labels.pool.timestep", study.timestep),
+        ("weak.labels.pool.stride", study.stride),
+        ("weak.labels.batch_size", study.batch_size),
+    ]
+
+
+def stages(method, steps, iterations):
+    """Steps of a stage before the run, and of the run; together about as many as `steps`."""
+    if method == "pretrain":
+        return steps - steps // 3, steps // 3
+    if method == "distill":
+        before = steps // (2 + iterations)
+        return before, steps - before * iterations
+    if method in ("second_head", "shared_head"):
+        return steps, steps // 2  # two batches a step
+    return steps, steps
