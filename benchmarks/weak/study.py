@@ -4,9 +4,9 @@
     python benchmarks/weak/study.py run conservative acac --root data        (a table, on one data set)
     python benchmarks/weak/study.py show conservative acac                   (what is there, mean and spread over seeds)
 
-Every point is trained in a run folder below --runs; its result is kept in results/TABLE-SET-MODEL, and one that is
-there is not repeated; an interrupted one goes on. The ways of training and their budgets are in ways.py. `show` also tests
-each way against `plain` with the same number of labels: Welch's t over the seeds.
+Every point is trained in a run folder below --runs; its result is kept in results/TABLE-SET-MODEL. A result that is
+there is not computed again, and an interrupted run goes on. The ways of training and their budgets are in ways.py.
+`show` also tests each way against `plain` with the same number of labels: Welch's t over the seeds.
 """
 
 import argparse
