@@ -182,8 +182,11 @@ class TrainerSection(Section):
     dtype: Literal["float32", "float64"] = "float32"
     threads: PositiveInt | None = None
     """Of torch; None: as torch and OMP_NUM_THREADS have it. 1 is best where other work has the cores."""
-    tf32: bool = False
-    """Faster, less exact float32 products on GPUs."""
+    products: Literal["float32", "tf32", "bf16"] = "float32"
+    """Matrix products while training: tf32 (GPUs only) and bf16 are faster and less exact; validation uses float32, or
+    tf32. Weights, sums, geometry keep their precision."""
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are averaged for one optimiser step: batches beyond what memory holds."""
     tensorboard: bool = False
 
 
@@ -224,6 +227,14 @@ class RunConfig(Section):
     schedule: ScheduleSection = ScheduleSection()
     trainer: TrainerSection = TrainerSection()
     finetune: FineTuneSection = FineTuneSection()
+
+    @model_validator(mode="after")
+    def _bf16_is_for_float32(self) -> RunConfig:
+        if self.trainer.products == "bf16" and self.trainer.dtype != "float32":
+            raise InputError(
+                "products in bf16 are for weights in float32", key="trainer.products", mend="--dtype float32"
+            )
+        return self
 
     @model_validator(mode="after")
     def _built_in_data_need_fewer_steps(self) -> RunConfig:

@@ -39,6 +39,10 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in --out (or the newest).")
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Devices of each node; start with torchrun or srun.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     max_time: Annotated[str | None, typer.Option(help="90s, 10m, 2h, ...")] = None,
@@ -67,6 +71,8 @@ def train(
         ("data.valid", valid),
         ("data.test", test),
         ("trainer.device", device),
+        ("trainer.devices", devices),
+        ("trainer.nodes", nodes),
         ("seed", seed),
         ("trainer.max_steps", max_steps),
         ("trainer.max_time", max_time),
@@ -113,7 +119,7 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
         check_labelled(potential, spec)
     log_to(folder)  # nothing is refused any more, and nothing was written before
     parameters = sum(p.numel() for p in potential.model.parameters())
-    steps, batch = config.trainer.max_steps, config.data.batch_size
+    steps, batch = config.trainer.max_steps, config.data.batch_size * config.trainer.accumulate
     screen.print(
         Panel.fit(
             f"[bold]{config.model.name}[/bold] ({config.model.preset or 'own options'}), {parameters:,} parameters, "

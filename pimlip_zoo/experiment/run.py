@@ -69,7 +69,7 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
         raise InputError("there is nothing to resume", file=last, mend="train without --resume")
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    torch.set_float32_matmul_precision("high" if config.trainer.tf32 else "highest")
+    torch.set_float32_matmul_precision("high" if config.trainer.products == "tf32" else "highest")
     from pimlip_zoo.training.callbacks import Interrupted
 
     module = training_module(experiment)
@@ -97,12 +97,12 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
 def _sampler(experiment: Experiment, trainer: pl.Trainer, first_step: int) -> Sampler[list[int]]:
     """Which samples each step takes: so many structures, or as many as fit a budget of atoms and edges."""
     config, data = experiment.config, experiment.config.data
+    first_batch = first_step * config.trainer.accumulate
     rank, ranks = trainer.global_rank, trainer.world_size
     if data.max_atoms is None and data.max_edges is None:
-        steps = StepSampler(
-            len(experiment.train), data.batch_size, config.trainer.max_steps, config.seed, rank, ranks
-        )
-        steps.first_step = first_step
+        batches = config.trainer.max_steps * config.trainer.accumulate
+        steps = StepSampler(len(experiment.train), data.batch_size, batches, config.seed, rank, ranks)
+        steps.first_step = first_batch
         return steps
     limits = {"max_atoms": data.max_atoms, "max_edges": data.max_edges}
     budget = BatchBudget(
@@ -117,7 +117,7 @@ def _sampler(experiment: Experiment, trainer: pl.Trainer, first_step: int) -> Sa
         ranks=ranks,
         passes=None,
     )
-    sampler.skip_to(first_step)
+    sampler.skip_to(first_batch)
     return sampler
 
 

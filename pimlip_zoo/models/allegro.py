@@ -17,6 +17,7 @@ from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.nn.contraction import EdgeContraction, EdgeTensors, contraction_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
+from pimlip_zoo.nn.kernels import sum_by_centre
 from pimlip_zoo.nn.linear import EquivariantLinear
 from pimlip_zoo.nn.mlp import ScalarMLP
 from pimlip_zoo.nn.pair import PairEmbedding
@@ -273,9 +274,9 @@ class Allegro(AtomicEnergyModel):
     def _atomic_energy(self, latents: Tensor, graph: AtomGraph) -> Tensor:
         """Edge energies, added at their centres."""
         energy = self.readout(latents).squeeze(-1)
-        out = torch.zeros(graph.species.shape[0], dtype=energy.dtype, device=energy.device)
         # Both atoms of an edge feel its energy: hence the 2.
-        return out.index_add(0, graph.edge_index[0], energy) * (self.scale / math.sqrt(2.0))
+        total = sum_by_centre(energy, graph.edge_index[0], graph.species.shape[0])
+        return total * (self.scale / math.sqrt(2.0))
 
 
 def layer_irreps(config: AllegroConfig) -> list[o3.Irreps]:

@@ -17,6 +17,7 @@ from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.nn.agnesi import AgnesiTransform
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
+from pimlip_zoo.nn.kernels import sum_by_centre
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 from pimlip_zoo.nn.mlp import ACTIVATIONS, ScalarMLP
 from pimlip_zoo.nn.readout import DirectForces
@@ -141,7 +142,7 @@ class MACELayer(nn.Module):
         basis = self.linear_out(self.convolution(self.linear_in(x), harmonics, weights, graph.edge_index))
         if self.density is not None:
             of_edge = torch.tanh(self.density(radial).square())
-            total = x.new_ones((x.shape[0], 1)).index_add(0, graph.edge_index[0], of_edge)
+            total = 1.0 + sum_by_centre(of_edge, graph.edge_index[0], x.shape[0])
             basis = basis / total.unsqueeze(-1)
         else:
             basis = basis * self.scale

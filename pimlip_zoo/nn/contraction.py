@@ -11,7 +11,14 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from pimlip_zoo.nn.exact import ExactBuffers
-from pimlip_zoo.nn.kernels import PolynomialForm, TrilinearForm, contract, convolve, multiply_edges
+from pimlip_zoo.nn.kernels import (
+    PolynomialForm,
+    TrilinearForm,
+    contract,
+    convolve,
+    multiply_edges,
+    sum_by_centre,
+)
 
 __all__ = ["ContractionSpec", "EdgeContraction", "EdgeTensors", "contraction_spec"]
 
@@ -99,8 +106,7 @@ class EdgeTensors(nn.Module):
     def reference(self, ones: Tensor, harmonics: Tensor, weights: Tensor, edge_index: Tensor) -> Tensor:
         """The sum in plain torch."""
         tensors = self.forward(harmonics, weights)
-        out = ones.new_zeros((ones.shape[0], tensors.shape[1], tensors.shape[2]))
-        return out.index_add(0, edge_index[0], tensors)
+        return sum_by_centre(tensors, edge_index[0], ones.shape[0])
 
 
 class CentreMatrices(ExactBuffers):

@@ -161,9 +161,12 @@ class GracefulStop(Callback):
             raise KeyboardInterrupt
         self.signal = number
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: object, **kwargs: object) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Stop if a signal came in, unless a validation comes first: it writes the checkpoint."""
-        if self.signal is not None and not _validates(trainer):
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # no gradients are waiting
+        if self.signal is not None and stepped and not _validates(trainer):
             save_checkpoint(trainer, self.last)
             raise Interrupted(self.signal)
 
@@ -181,8 +184,9 @@ class GracefulStop(Callback):
 
 def _validates(trainer: pl.Trainer) -> bool:
     """Whether a validation follows the step that was just done."""
-    step = trainer.global_step
-    return trainer.should_stop or step >= trainer.max_steps or step % int(trainer.val_check_batch or 1) == 0
+    step, batches = trainer.global_step, int(trainer.val_check_batch or 1)
+    every = max(batches // trainer.accumulate_grad_batches, 1)
+    return trainer.should_stop or step >= trainer.max_steps or step % every == 0
 
 
 class KeepBest(ModelCheckpoint):

@@ -115,7 +115,9 @@ class PotentialTraining(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the errors."""
-        predictions = self.potential(batch.graph, forces=True, virial=self._virial)
+        # As the potential is used afterwards: without products of low precision.
+        with torch.autocast(self.device.type, enabled=False):
+            predictions = self.potential(batch.graph, forces=True, virial=self._virial)
         self.errors.update(batch, predictions)
 
     def on_validation_epoch_end(self) -> None:

@@ -25,10 +25,11 @@ SETTINGS = [
 
 class SignalAt(pl.Callback):
     def __init__(self, step, number):
-        self.step, self.number = step, number
+        self.step, self.number, self.sent = step, number, False
 
     def on_train_batch_start(self, trainer, *args):
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and not self.sent:  # a step may take several batches
+            self.sent = True
             os.kill(os.getpid(), self.number)
 
 

@@ -16,6 +16,7 @@ from pimlip_zoo.nn.kernels.mlp import MLPForm
 from pimlip_zoo.nn.kernels.polynomial import PolynomialForm
 from pimlip_zoo.nn.kernels.reference import ReferenceConvolution
 from pimlip_zoo.nn.kernels.scope import geometry_is_leaf, geometry_only
+from pimlip_zoo.nn.kernels.sums import sum_by_centre
 
 __all__ = [
     "EmbeddingForm",
@@ -32,5 +33,6 @@ __all__ = [
     "geometry_only",
     "multiply_edges",
     "perceptron",
+    "sum_by_centre",
     "use_kernels",
 ]

@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 ENVIRONMENT = "PIMLIP_ZOO_KERNELS"
-BACKENDS = ("auto", "reference", "cpu", "triton", "cueq")
+BACKENDS = ("auto", "reference", "scatter", "cpu", "triton", "cueq")
+_IN_TORCH = ("reference", "scatter")
 
 _log = logging.getLogger("pimlip_zoo.kernels")
 _override: list[str] = []
@@ -93,7 +94,7 @@ def use_kernels(name: str) -> Iterator[None]:
     """Use one backend inside a ``with`` block, whatever the environment says.
 
     Args:
-        name: auto, reference, cpu, triton or cueq.
+        name: auto, reference, scatter, cpu, triton or cueq.
 
     Raises:
         InputError: for an unknown name, or a backend that does not work here.
@@ -124,6 +125,9 @@ def available_backends() -> dict[str, str]:
     """
     return {
         "reference": "available: torch, any device",
+        "scatter": "available: reference with sums by torch-scatter, any device"
+        if importlib.util.find_spec("torch_scatter")
+        else "not available: torch-scatter is not installed",
         "cpu": _cpu_status(),
         "triton": "not available: no GPU kernel is part of this version; GPUs use reference",
         "cueq": "not available: "
@@ -161,7 +165,7 @@ def convolve(
         (N, K_out, C).
     """
     name = chosen_backend()
-    if name == "reference" or not form.terms or not _plain(x, harmonics, weights):
+    if name in _IN_TORCH or not form.terms or not _plain(x, harmonics, weights):
         return reference(x, harmonics, weights, edge_index)
     channels, dtype = int(x.shape[2]), x.dtype
     kernels = _or_reference(lambda: cpu.cpu_convolution(form, channels, dtype), required=name == "cpu")
@@ -189,7 +193,7 @@ def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, 
         (E, K_out, C).
     """
     name = chosen_backend()
-    if name == "reference" or not module.entries or not _plain(features, matrices):
+    if name in _IN_TORCH or not module.entries or not _plain(features, matrices):
         return module.reference(features, matrices, centre)
     key = (module.entries, module.dim_in, module.dim_out, int(features.shape[2]), features.dtype)
     kernels = _or_reference(lambda: product.cpu_edge_product(*key), required=name == "cpu")
@@ -211,7 +215,7 @@ def perceptron(module: PerceptronLike, x: Tensor) -> Tensor:
     """
     name = chosen_backend()
     form, weights = module.form, list(module.weights)
-    if name == "reference" or form is None or not _plain(x, *weights):
+    if name in _IN_TORCH or form is None or not _plain(x, *weights):
         return module.reference(x)
     dtype = x.dtype
     kernels = _or_reference(lambda: mlp.cpu_mlp(form, dtype), required=name == "cpu")
@@ -231,7 +235,7 @@ def contract(module: PolynomialLike, x: Tensor, coefficients: Tensor, species: T
         (N, K_out, C).
     """
     name, form = chosen_backend(), module.form
-    if name == "reference" or not form.terms or not _plain(x, coefficients):
+    if name in _IN_TORCH or not form.terms or not _plain(x, coefficients):
         return module.reference(x, coefficients, species)
     channels, dtype = int(x.shape[2]), x.dtype
     kernels = _or_reference(lambda: polynomial.cpu_polynomial(form, channels, dtype), required=name == "cpu")
@@ -254,7 +258,7 @@ def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tup
         (E, B), (E, (l_max + 1)²).
     """
     name, form, dtype = chosen_backend(), module.form, vectors.dtype
-    if name == "reference" or form is None or not _plain(vectors):
+    if name in _IN_TORCH or form is None or not _plain(vectors):
         return module.reference(vectors, graph)
     kernels = _or_reference(lambda: embedding.cpu_embedding(form, dtype), required=name == "cpu")
     if kernels is None:
@@ -268,7 +272,7 @@ def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tup
 def _checked(name: str, key: str) -> str:
     if name not in BACKENDS:
         raise InputError(f"no kernel backend is called {name!r}", key=key, mend=did_you_mean(name, BACKENDS))
-    if name in ("triton", "cueq"):
+    if name in ("triton", "cueq", "scatter") and not available_backends()[name].startswith("available"):
         raise InputError(f"{name} is {available_backends()[name]}", key=key, mend="use auto")
     return name
 

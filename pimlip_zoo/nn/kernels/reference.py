@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pimlip_zoo.nn.exact import ExactBuffers
 from pimlip_zoo.nn.kernels.form import TrilinearForm
+from pimlip_zoo.nn.kernels.sums import sum_by_centre
 
 __all__ = ["ReferenceConvolution"]
 
@@ -39,7 +40,6 @@ class ReferenceConvolution(ExactBuffers):
         """(N, K_in, C), (E, K_edge), (E, P, C), (2, E) -> (N, K_out, C)."""
         coupling = (harmonics @ self._table.to(x.dtype)).view(harmonics.shape[0], self.num_rows, self.dim_in)
         messages = torch.bmm(coupling, x[edge_index[1]]) * weights[:, self._path]
-        sums = torch.zeros((x.shape[0], self.num_rows, x.shape[2]), dtype=x.dtype, device=x.device)
-        sums = sums.index_add(0, edge_index[0], messages)
-        out = torch.zeros((x.shape[0], self.dim_out, x.shape[2]), dtype=x.dtype, device=x.device)
+        sums = sum_by_centre(messages, edge_index[0], x.shape[0])
+        out = torch.zeros((x.shape[0], self.dim_out, x.shape[2]), dtype=sums.dtype, device=x.device)
         return out.index_add(1, self._order, sums)
