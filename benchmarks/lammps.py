@@ -1,9 +1,16 @@
-"""Step time and memory of an exported model in LAMMPS, beside the bare model's evaluation in Python.
+"""Exported models in LAMMPS: speed against system size and ranks, and beside the bare model in Python.
 
-One JSON line for each case. Times are CPU seconds of one thread, medians over the steps.
+    python benchmarks/lammps.py step --model nequip --format aot --atoms 256,4000 --ranks 1    # JSON lines
+    python benchmarks/lammps.py compare       # step time and memory beside Python's
+    python benchmarks/lammps.py scaling       # against system size and ranks
+    python benchmarks/lammps.py table         # both tables into docs/benchmarks.md
 
-    python benchmarks/lammps.py step --model nequip --size small --atoms 216 --format torchscript --ranks 1
-    python benchmarks/lammps.py memory --model nequip --size small --atoms 1000,4000,16000 --chunk 0
+``compare`` and ``scaling`` keep every case in ``benchmarks/results/lammps.json`` as soon as it is measured and leave
+out what is there already. Models have random weights, on which speed does not depend, and 20 neighbours for each atom
+of jittered fcc Cu3Al; exported files are kept in ``--models``.
+
+Times are CPU seconds, user and system, which other work on the machine disturbs less than wall time. Ranks that wait
+for each other use CPU time while they wait.
 """
 
 from __future__ import annotations
@@ -11,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import resource
 import statistics
 import subprocess
@@ -26,19 +32,22 @@ import numpy as np
 import torch
 from ase.build import bulk
 
-from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbours import frame_to_sample
-from pimlip_zoo.deploy.aot import export_aot
+from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.lammps.build import build_plugin
 from pimlip_zoo.deploy.lammps.input import in_lammps_axes, write_data
 from pimlip_zoo.deploy.lammps.run import lammps_command
-from pimlip_zoo.deploy.torchscript import export_torchscript
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.kernels import use_kernels
 from pimlip_zoo.registry import get_model
 
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "lammps.json"
+DOCS = HERE.parent / "docs" / "benchmarks.md"
 SPECIES = ("Cu", "Al")
 CUTOFF = 4.5
+SUFFIX = {"torchscript": ".nequip.pth", "aot": ".nequip.pt2"}
+MODELS = ("nequip", "allegro", "mace")
+TICK = os.sysconf("SC_CLK_TCK")
 
 SCRIPT = """units metal
 atom_style atomic
@@ -51,8 +60,7 @@ velocity all create 300 1
 fix 1 all nve
 timestep 0.0001
 neighbor 1.0 bin
-thermo 1
-thermo_style custom step cpu etotal
+thermo_modify flush yes
 run {warm}
 run {steps}
 """
@@ -74,90 +82,248 @@ def potential_of(model: str, size: str, dtype: str) -> Potential:
     return Potential(info.model(config, SPECIES)).set_dtype(getattr(torch, dtype)).eval()
 
 
-def evaluation_time(potential: Potential, atoms, repeats: int) -> float:
-    """CPU seconds of one evaluation of the bare potential, graph given."""
-    frame = Frame(
-        numbers=atoms.numbers.astype(np.int64),
-        positions=atoms.positions,
-        cell=np.array(atoms.cell),
-        pbc=np.array(atoms.pbc),
-    )
-    graph = frame_to_sample(frame, SPECIES, CUTOFF).graph
-    times = []
-    for _ in range(repeats + 2):
+def exported(case: dict, folder: Path) -> tuple[Path, float]:
+    """The file of a case, written once, and the seconds that took."""
+    from pimlip_zoo.cli.export import ExportFormat, export_potential
+
+    stem = f"{case['model']}-{case['size']}-{case['dtype']}"
+    path, note = folder / f"{stem}{SUFFIX[case['format']]}", folder / f"{stem}.{case['format']}.json"
+    if not (path.exists() and note.exists()):
+        folder.mkdir(parents=True, exist_ok=True)
         start = time.process_time()
-        with torch.no_grad():
-            potential(graph)
-        times.append(time.process_time() - start)
-    return statistics.median(times[2:])
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        potential = potential_of(case["model"], case["size"], case["dtype"])
+        export_potential(potential, path, format=ExportFormat(case["format"]))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        compiler = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
+        note.write_text(json.dumps(time.process_time() - start + compiler))
+    return path, float(json.loads(note.read_text()))
+
+
+def descendants(root: int) -> list[int]:
+    """Processes that a process started, and those that they started; itself, too."""
+    parent = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                text = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parent[int(entry.name)] = int(text.rpartition(")")[2].split()[1])
+    found = [root]
+    for pid in found:
+        found += [child for child, owner in parent.items() if owner == pid]
+    return found
+
+
+def usage(root: int) -> dict[int, tuple[float, float]]:
+    """CPU seconds and peak MB of the processes."""
+    result = {}
+    for pid in descendants(root):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue
+        peak = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
+        result[pid] = ((int(fields[11]) + int(fields[12])) / TICK, peak / 1024)
+    return result
 
 
 def run(folder: Path, atoms, model: Path, *, ranks: int, steps: int, options: str) -> dict:
     """Step times and peak memory of LAMMPS."""
     write_data(folder / "structure.data", atoms, SPECIES)
-    warm = 3 if steps > 2 else 0
-    text = SCRIPT.format(plugin=build_plugin(), model=model, options=options, warm=warm, steps=steps)
+    text = SCRIPT.format(
+        plugin=build_plugin(), model=model.resolve(), options=options, warm=min(3, steps), steps=steps
+    )
     (folder / "in.lammps").write_text(text)
     command = [*lammps_command(ranks), "-in", "in.lammps", "-log", "none"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode != 0:
-        sys.exit(done.stdout[-1000:] + done.stderr[-1000:])
-    loops = re.findall(r"Loop time of (\S+) on", done.stdout)
-    usage = re.findall(r"(\S+)% CPU use", done.stdout)
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        lines, seen, loop = [], [], []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("Loop time"):  # LAMMPS goes on; reading /proc takes a millisecond
+                seen.append(usage(process.pid))
+                loop.append(float(line.split()[3]))
+    if process.returncode != 0:
+        sys.exit("".join(lines)[-2000:])
+    used = [seconds - seen[0][pid][0] for pid, (seconds, _) in seen[1].items() if pid in seen[0]]
     return {
-        "wall_ms_step": 1e3 * float(loops[-1]) / steps,
-        "cpu_ms_step": 1e3 * float(loops[-1]) / steps * float(usage[-1]) / 100.0,
-        "rss_mb": after.ru_maxrss / 1024.0,
-        "total_cpu_s": after.ru_utime - before.ru_utime,
+        "wall_ms": 1e3 * loop[1] / steps,
+        "cpu_ms": 1e3 * sum(used) / steps,  # over all ranks
+        "rank_cpu_ms": 1e3 * max(used) / steps,  # of the busiest rank
+        "rank_mb": max(peak for _, peak in seen[1].values()),
     }
 
 
-def step(arguments: argparse.Namespace) -> None:
+def bare(arguments: argparse.Namespace) -> None:
+    """One JSON line: the potential in Python, CPU ms of an evaluation and peak MB of the ASE calculator."""
+    atoms = crystal(arguments.atoms[0])
     potential = potential_of(arguments.model, arguments.size, arguments.dtype)
-    export = {"torchscript": export_torchscript, "aot": export_aot}[arguments.format]
-    suffix = {"torchscript": ".nequip.pth", "aot": ".nequip.pt2"}[arguments.format]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        report = export(potential, folder / f"model{suffix}", name=arguments.model)
-        for count in arguments.atoms:
-            atoms = crystal(count)
-            result = {
-                "model": arguments.model,
-                "size": arguments.size,
-                "dtype": arguments.dtype,
-                "format": arguments.format,
-                "ranks": arguments.ranks,
-                "atoms": len(atoms),
-                "chunk": arguments.chunk,
-                "export_s": report.seconds,
-            }
-            options = f"chunk {arguments.chunk}" if arguments.chunk else ""
-            result |= run(
-                folder, atoms, report.path, ranks=arguments.ranks, steps=arguments.steps, options=options
-            )
-            if arguments.command == "step":
-                result["bare_cpu_ms"] = 1e3 * evaluation_time(potential, atoms, arguments.steps)
-                with use_kernels("reference"):
-                    result["bare_reference_cpu_ms"] = 1e3 * evaluation_time(potential, atoms, arguments.steps)
-            print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}))
+    with use_kernels(arguments.kernels):
+        atoms.calc = PimlipCalculator(potential)
+        atoms.get_forces()
+        graph = atoms.calc.neighbours.graph(atoms, potential.species)
+        times = []
+        for _ in range(arguments.steps + 2):
+            start = time.process_time()
+            with torch.no_grad():
+                potential(graph)
+            times.append(time.process_time() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"cpu_ms": 1e3 * statistics.median(times[2:]), "mb": peak}))
+
+
+def measure(case: dict, arguments: argparse.Namespace) -> dict:
+    """A case in LAMMPS."""
+    path, seconds = exported(case, arguments.models)
+    atoms = crystal(case["atoms"])
+    options = f"chunk {case['chunk']}" if case["chunk"] else ""
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(Path(folder), atoms, path, ranks=case["ranks"], steps=arguments.steps, options=options)
+    return {**case, "atoms": len(atoms), "export_cpu_s": seconds, **found}
+
+
+def python_side(case: dict, kernels: str, arguments: argparse.Namespace) -> dict:
+    """The bare model in a process of its own."""
+    command = [sys.executable, __file__, "bare", "--kernels", kernels, "--steps", str(arguments.steps)]
+    for key in ("model", "size", "dtype", "atoms"):
+        command += [f"--{key}", str(case[key])]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def cases(arguments: argparse.Namespace, formats: list[str], ranks: list[int]):
+    """Every combination that is asked for, small systems first."""
+    for atoms in arguments.atoms:
+        for model in arguments.model.split(","):
+            for format_ in formats:
+                for count in ranks:
+                    case = {
+                        "model": model,
+                        "size": arguments.size,
+                        "dtype": arguments.dtype,
+                        "format": format_,
+                    }
+                    yield {**case, "atoms": atoms, "ranks": count, "chunk": arguments.chunk}
+
+
+def step(arguments: argparse.Namespace) -> None:
+    for case in cases(arguments, arguments.format.split(","), arguments.ranks):
+        print(json.dumps(rounded(measure(case, arguments))), flush=True)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """LAMMPS, the bare model with compiled kernels and in plain torch, alternately; medians."""
+    for case in cases(arguments, arguments.format.split(","), [1]):
+        if known("compare", case):
+            continue
+        rounds = []
+        for _ in range(arguments.rounds):
+            found = measure(case, arguments)
+            for kernels in ("auto", "reference"):
+                side = python_side(case, kernels, arguments)
+                found |= {f"{kernels}_cpu_ms": side["cpu_ms"], f"{kernels}_mb": side["mb"]}
+            rounds.append(found)
+        medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0] if key not in case}
+        keep("compare", case, {"atoms_exact": rounds[0]["atoms"], **medians})
+
+
+def scaling(arguments: argparse.Namespace) -> None:
+    for case in cases(arguments, arguments.format.split(","), arguments.ranks):
+        if not known("scaling", case):
+            found = measure(case, arguments)
+            keep("scaling", case, {"atoms_exact": found.pop("atoms"), **found})
+
+
+def rounded(values: dict) -> dict:
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
+
+
+def load() -> list[dict]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def known(kind: str, case: dict) -> bool:
+    return any(row["kind"] == kind and all(row[key] == case[key] for key in case) for row in load())
+
+
+def keep(kind: str, case: dict, found: dict) -> None:
+    row = rounded({"kind": kind, **found, **case})
+    print(json.dumps(row), flush=True)
+    scratch = RESULTS.with_suffix(".tmp")
+    scratch.write_text(json.dumps([*load(), row], indent=1) + "\n")
+    scratch.replace(RESULTS)
+
+
+def table(_: argparse.Namespace) -> None:
+    """Both tables, between their marks in the documentation."""
+    text = DOCS.read_text()
+    for kind, lines in (("compare", compare_table()), ("scaling", scaling_table())):
+        begin, end = f"<!-- lammps {kind}: begin -->", f"<!-- lammps {kind}: end -->"
+        head, rest = text.split(begin)
+        text = head + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+    DOCS.write_text(text)
+
+
+def compare_table() -> list[str]:
+    names = "model, format, atoms, LAMMPS ms, bare model ms, ratio, bare in plain torch ms, LAMMPS MB, ASE MB, ratio"
+    names += ", export CPU s"
+    lines = [f"| {' | '.join(names.split(', '))} |", "|---" * len(names.split(", ")) + "|"]
+    rows = [row for row in load() if row["kind"] == "compare"]
+    for r in sorted(rows, key=lambda r: (MODELS.index(r["model"]), r["format"], r["atoms"])):
+        lines.append(  # noqa: PERF401
+            f"| {r['model']} | {r['format']} | {r['atoms_exact']:,} | {r['cpu_ms']:.1f} | {r['auto_cpu_ms']:.1f} "
+            f"| {r['cpu_ms'] / r['auto_cpu_ms']:.2f} | {r['reference_cpu_ms']:.1f} | {r['rank_mb']:.0f} "
+            f"| {r['auto_mb']:.0f} | {r['rank_mb'] / r['auto_mb']:.2f} | {r['export_cpu_s']:.0f} |"
+        )
+    return lines
+
+
+def scaling_table() -> list[str]:
+    rows = [row for row in load() if row["kind"] == "scaling"]
+    ranks = sorted({row["ranks"] for row in rows})
+    lines = [
+        "| model | format | atoms | chunk | "
+        + " | ".join(f"{n} rank{'s' * (n > 1)}" for n in ranks)
+        + " | MB of a rank, "
+        + " / ".join(map(str, ranks))
+        + " |",
+        "|---|---|---|---|" + "---|" * (len(ranks) + 1),
+    ]
+    groups: dict[tuple, dict[int, dict]] = {}
+    for r in rows:
+        group = (MODELS.index(r["model"]), r["format"], r["atoms_exact"], r["chunk"])
+        groups.setdefault(group, {})[r["ranks"]] = r
+    for (model, format_, atoms, chunk), found in sorted(groups.items()):
+        speed = [f"{1e3 * atoms / found[n]['rank_cpu_ms']:,.0f}" if n in found else "" for n in ranks]
+        memory = " / ".join(f"{found[n]['rank_mb']:,.0f}" if n in found else "-" for n in ranks)
+        cells = [MODELS[model], format_, f"{atoms:,}", str(chunk or "-"), *speed, memory]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+COMMANDS = {"step": step, "compare": compare, "scaling": scaling, "table": table, "bare": bare}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("step", "memory"))
-    parser.add_argument("--model", default="nequip")
+    numbers = lambda text: [int(n) for n in text.split(",")]  # noqa: E731
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--model", default=",".join(MODELS), help="one or several")
     parser.add_argument("--size", default="small")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
-    parser.add_argument("--format", default="torchscript", choices=("torchscript", "aot"))
-    parser.add_argument("--atoms", type=lambda text: [int(n) for n in text.split(",")], default=[216])
-    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--format", default="aot", help="torchscript, aot, or both with a comma")
+    parser.add_argument("--atoms", type=numbers, default=[256])
+    parser.add_argument("--ranks", type=numbers, default=[1])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--chunk", type=int, default=0)
-    step(parser.parse_args())
+    parser.add_argument("--rounds", type=int, default=3, help="of compare")
+    parser.add_argument("--kernels", default="auto", help="of bare")
+    parser.add_argument("--models", type=Path, default=HERE.parent / "runs" / "lammps-benchmark")
+    arguments = parser.parse_args()
+    COMMANDS[arguments.command](arguments)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class ExportFormat(str, Enum):
     torchscript = "torchscript"
     aot = "aot"
     native = "native"
+    mliap = "mliap"
 
 
 class Precision(str, Enum):
@@ -40,6 +41,7 @@ _SUFFIX = {
     ExportFormat.torchscript: ".nequip.pth",
     ExportFormat.aot: ".nequip.pt2",
     ExportFormat.native: ".ckpt",
+    ExportFormat.mliap: ".mliap.pkl",
 }
 
 
@@ -50,7 +52,8 @@ def export_command(
         ExportFormat,
         typer.Option(
             help="torchscript: for pair_style pimlip, nequip and allegro; aot: the same, compiled for this "
-            "kind of machine; native: a checkpoint for Python, without the state of the training."
+            "kind of machine; native: a checkpoint for Python, without the state of the training; mliap: a pickle "
+            "for LAMMPS' own pair_style mliap, strictly local models only."
         ),
     ] = ExportFormat.torchscript,
     output: Annotated[
@@ -76,8 +79,12 @@ def export_command(
         f"wrote {report.path} ({size:.1f} MB, {report.seconds:.1f} s); agrees with the potential to "
         f"{report.deviation:.0e}"
     )
-    if format is not ExportFormat.native:
-        names = report.metadata["type_names"]
+    names = report.metadata.get("type_names", "")
+    if format is ExportFormat.mliap:
+        console.print(
+            f"in LAMMPS: pair_style mliap unified {report.path.name}\n           pair_coeff * * {names}"
+        )
+    elif format is not ExportFormat.native:
         console.print(f"in LAMMPS: pair_style pimlip\n           pair_coeff * * {report.path.name} {names}")
 
 
@@ -114,6 +121,10 @@ def export_potential(
         from pimlip_zoo.deploy.aot import export_aot
 
         return export_aot(potential, target, name=name, dtype=wanted, training=training)
+    if format is ExportFormat.mliap:
+        from pimlip_zoo.deploy.mliap import export_mliap
+
+        return export_mliap(potential, target, name=name, dtype=wanted, training=training)
     return _export_native(potential, target, dtype=wanted)
 
 

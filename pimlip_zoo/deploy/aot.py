@@ -42,6 +42,7 @@ def export_aot(
     dtype: torch.dtype | None = None,
     training: Mapping[str, object] | None = None,
     device: str | torch.device = "cpu",
+    threads: int = 1,
 ) -> ExportReport:
     """Compile a potential for ``pair_style pimlip`` and check what was compiled.
 
@@ -52,6 +53,8 @@ def export_aot(
         dtype: precision inside, the potential's own by default; the border is float64 always.
         training: where the weights come from, anything that JSON takes.
         device: where the file will run, cpu or cuda.
+        threads: of the compiled loops; it cannot be changed later. With one, sums over edges need no atomic
+            operations, and ranks divide the work.
 
     Raises:
         InputError: when there is no C++ compiler, the architecture cannot be traced, or the path cannot be
@@ -74,7 +77,7 @@ def export_aot(
         # The name of the file is the name of the folder inside it.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
             scratch = Path(folder) / path.name
-            _compile(ready, scratch, metadata, torch.device(device))
+            _compile(ready, scratch, metadata, torch.device(device), threads)
             deviation = compare(ready, load_compiled(scratch), by_positions=False)
             written = read_metadata(scratch)
             if any(written.get(key) != value for key, value in metadata.items()):
@@ -128,7 +131,9 @@ class _EnergyAndGradient(nn.Module):
         return outputs if forces is None else (*outputs, forces.detach())
 
 
-def _compile(potential: Potential, path: Path, metadata: Mapping[str, str], device: torch.device) -> None:
+def _compile(
+    potential: Potential, path: Path, metadata: Mapping[str, str], device: torch.device, threads: int
+) -> None:
     from torch._inductor import aot_compile
     from torch._inductor.package.package import package_aoti
     from torch.export import Dim
@@ -147,7 +152,11 @@ def _compile(potential: Potential, path: Path, metadata: Mapping[str, str], devi
                 files = aot_compile(
                     program.module(),
                     tuple(example),
-                    options={"aot_inductor.package": True, "aot_inductor.metadata": dict(metadata)},
+                    options={
+                        "aot_inductor.package": True,
+                        "aot_inductor.metadata": dict(metadata),
+                        "cpp.threads": threads,
+                    },
                 )
             package_aoti(str(path), {AOT_ENTRY: files})  # type: ignore[dict-item]
         except Exception as error:  # the compiler's exceptions have no base class in common

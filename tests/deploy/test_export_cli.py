@@ -100,6 +100,7 @@ def test_the_build_against_a_source_tree(monkeypatch, tmp_path):
     # A compiler and an MPI wrapper that note how they are called.
     from pimlip_zoo.deploy.lammps import build
 
+    monkeypatch.chdir(tmp_path)  # where the compiler below writes a file called --version
     tree, tools = tmp_path / "lammps" / "src", tmp_path / "tools"
     tree.mkdir(parents=True)
     tools.mkdir()
