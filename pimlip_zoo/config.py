@@ -132,8 +132,10 @@ class LossSection(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW."""
+    """What turns gradients into steps."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: matrices move along their orthogonalised momentum, all else by AdamW; fewer steps to the same error."""
     lr: PositiveFloat = 0.01
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)

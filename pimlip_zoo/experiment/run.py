@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Sampler
@@ -124,19 +124,23 @@ def _sampler(experiment: Experiment, trainer: pl.Trainer, first_step: int) -> Sa
 def training_module(experiment: Experiment) -> PotentialTraining:
     """What Lightning trains: the potential with its losses and its optimiser."""
     from pimlip_zoo.training.module import PotentialTraining
+    from pimlip_zoo.training.muon import Muon, linear_maps
 
     config = experiment.config
     section = config.optimizer
 
     def optimizer(module: Potential) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameter_groups(module, section.lr, config.finetune.learning_rates),
-            lr=section.lr,
-            betas=section.betas,
-            weight_decay=section.weight_decay,
-            amsgrad=section.amsgrad,
-            foreach=True,
-        )
+        groups = parameter_groups(module, section.lr, config.finetune.learning_rates)
+        options: dict[str, Any] = {
+            "lr": section.lr,
+            "betas": section.betas,
+            "weight_decay": section.weight_decay,
+            "amsgrad": section.amsgrad,
+            "foreach": True,
+        }
+        if section.name == "muon":
+            return Muon(groups, linear_maps(module.model), **options)
+        return torch.optim.AdamW(groups, **options)
 
     weak = experiment.weak
     terms = [*loss_terms(config, experiment.labels), *experiment.extra_terms]

@@ -1,0 +1,132 @@
+"""Muon: steps along orthogonal matrices for linear maps, Adam for everything else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
+from pimlip_zoo.nn.mlp import ScalarMLP
+
+__all__ = ["Muon", "linear_maps"]
+
+NARROWEST = 4
+"""Maps to or from fewer channels are left to Adam: they are vectors rather than matrices."""
+
+
+def linear_maps(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module that are matrices applied to features.
+
+    Embeddings, coefficients of tensor products and biases are not among them. A species-dependent map
+    (in, species, out) counts as one matrix per species.
+    """
+    found: list[nn.Parameter] = []
+    for part in module.modules():
+        if isinstance(part, EquivariantLinear | SpeciesLinear | ScalarMLP):
+            found += list(part.weights)
+        elif isinstance(part, nn.Linear):
+            found.append(part.weight)
+    return [weight for weight in found if min(weight.shape[0], weight.shape[-1]) >= NARROWEST]
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but matrices move along their orthogonalised momentum (Jordan et al., 2024, "Muon").
+
+    A step of a matrix is the orthogonal factor of the polar decomposition of its momentum, found by a few
+    Newton-Schulz iterations, and scaled so that its entries are of size ``lr`` (root mean square) as those of Adam's
+    first step are; the same learning rate then fits both.
+
+    ``torch.optim.Muon`` takes matrices only, one at a time and in bfloat16; here matrices of one shape go together,
+    which for the many small ones of an equivariant model is most of the cost.
+
+    Args:
+        params: parameters or groups of them, as for AdamW.
+        matrices: those of them that are matrices, see :func:`linear_maps`.
+        momentum: of the matrices.
+        options: of AdamW, for all other parameters; ``weight_decay`` acts on both.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        matrices: Sequence[nn.Parameter],
+        *,
+        momentum: float = 0.95,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, **options)
+        self._matrices = {id(matrix) for matrix in matrices}
+        self._momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; see torch.optim.Optimizer."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        held: list[tuple[Tensor, Tensor]] = []
+        for group in self.param_groups:
+            members = [p for p in group["params"] if id(p) in self._matrices and p.grad is not None]
+            if members:
+                self._move(members, float(group["lr"]), group["weight_decay"])
+            held += [(p, p.grad) for p in members if p.grad is not None]
+        for parameter, _ in held:
+            parameter.grad = None  # AdamW passes over what has no gradient
+        super().step()
+        for parameter, gradient in held:
+            parameter.grad = gradient
+        return result
+
+    def _move(self, matrices: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+        gradients = [p.grad for p in matrices if p.grad is not None]
+        for p in matrices:
+            if "momentum" not in self.state[p]:
+                # AdamW looks for a step in every state that it loads.
+                self.state[p].update(step=torch.zeros(()), momentum=torch.zeros_like(p))
+        momenta = [self.state[p]["momentum"] for p in matrices]
+        torch._foreach_lerp_(momenta, gradients, 1.0 - self._momentum)
+        # Nesterov's: a step ahead along the gradient.
+        ahead = torch._foreach_lerp(gradients, momenta, self._momentum)
+        shapes: dict[tuple[object, ...], list[tuple[Tensor, Tensor]]] = {}
+        for parameter, update in zip(matrices, ahead, strict=True):
+            wide = _stack(update)
+            shapes.setdefault((wide.shape[1:], wide.dtype, wide.device), []).append((parameter, wide))
+        for together in shapes.values():
+            polar = orthogonalised(torch.cat([wide for _, wide in together]))
+            polar = polar * math.sqrt(max(polar.shape[1:]))
+            for (parameter, _), step in zip(
+                together, polar.split([len(w) for _, w in together]), strict=True
+            ):
+                if weight_decay:
+                    parameter.mul_(1.0 - lr * weight_decay)
+                parameter.add_(_unstack(step, parameter), alpha=-lr)
+
+
+def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Roughly the orthogonal polar factors of wide matrices (B, m, n), m <= n: singular values of 0.7 to 1.2.
+
+    The quintic Newton-Schulz iteration with the coefficients of Jordan et al., which trade exactness for speed.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-30)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x
+
+
+def _stack(update: Tensor) -> Tensor:
+    """(in, out) or (in, species, out) as wide matrices (B, m, n)."""
+    stack = update.transpose(0, 1) if update.dim() == 3 else update.unsqueeze(0)
+    return stack.mT if stack.shape[1] > stack.shape[2] else stack
+
+
+def _unstack(stack: Tensor, parameter: Tensor) -> Tensor:
+    if parameter.shape[0] > parameter.shape[-1]:
+        stack = stack.mT
+    return stack.transpose(0, 1) if parameter.dim() == 3 else stack.squeeze(0)

@@ -1,0 +1,89 @@
+"""The optimiser Muon: what it moves how, and that its state can be saved."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pimlip_zoo.registry import available_models
+from pimlip_zoo.training.muon import Muon, linear_maps, orthogonalised
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (8, 64), (32, 320), (5, 7)])
+def test_singular_values_become_nearly_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = orthogonalised(matrix, iterations=8)
+    singular = torch.linalg.svdvals(result)
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3
+    # The singular vectors stay: the product with the transpose is symmetric and positive.
+    product = result @ matrix.mT
+    torch.testing.assert_close(product, product.mT, rtol=1e-9, atol=1e-9)
+    assert torch.linalg.eigvalsh(product).min() > 0
+
+
+def parameters() -> list[nn.Parameter]:
+    """Wide, tall, square, by species, a vector, and one without a gradient."""
+    torch.manual_seed(1)
+    shapes = [(8, 16), (16, 8), (8, 8), (8, 3, 16), (16, 3, 8), (7,), (8, 8)]
+    made = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
+    for parameter in made[:-1]:
+        parameter.grad = torch.randn_like(parameter)
+    return made
+
+
+def test_matrices_take_orthogonal_steps_of_the_size_of_the_learning_rate() -> None:
+    given = parameters()
+    before = [p.detach().clone() for p in given]
+    Muon(given, given[:5] + given[6:], lr=0.01, weight_decay=0.0).step()
+    for parameter, old in zip(given[:5], before, strict=False):
+        step = parameter.detach() - old
+        by_species = step.transpose(0, 1) if step.dim() == 3 else step.unsqueeze(0)
+        gradient = parameter.grad.transpose(0, 1) if step.dim() == 3 else parameter.grad.unsqueeze(0)
+        for one, downhill in zip(by_species, -gradient, strict=True):
+            assert 0.006 < one.square().mean().sqrt() < 0.013
+            left, _, right = torch.linalg.svd(downhill, full_matrices=False)
+            along = left.mT @ one @ right.mT
+            torch.testing.assert_close(along, torch.diag(along.diagonal()), rtol=0, atol=1e-4 * 0.16)
+            assert along.diagonal().min() > 0
+    assert torch.equal(given[6], before[6])
+
+
+def test_all_else_moves_as_with_adamw() -> None:
+    ours, theirs = parameters(), parameters()
+    optimizer = Muon(ours, ours[:5], lr=0.01, weight_decay=0.1)
+    reference = torch.optim.AdamW(theirs[5:], lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.step()
+        reference.step()
+    assert torch.equal(ours[5], theirs[5])
+    assert all(p.grad is not None for p in ours[:6])  # as they were, for whoever looks at them
+
+
+def test_a_saved_state_goes_on_exactly() -> None:
+    first = parameters()
+    optimizer = Muon(first, first[:5], lr=0.01)
+    optimizer.step()
+    second = [nn.Parameter(p.detach().clone()) for p in first]
+    for copied, original in zip(second, first, strict=True):
+        copied.grad = original.grad
+    resumed = Muon(second, second[:5], lr=0.01)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.step()
+    resumed.step()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", ["nequip", "allegro", "mace"])
+def test_embeddings_and_coefficients_of_products_are_no_matrices(name: str) -> None:
+    info = available_models()[name]
+    model = info.model(info.configure("small", avg_num_neighbors=10.0), ("H", "C", "N", "O", "F"))
+    chosen = {id(p) for p in linear_maps(model)}
+    names = {n for n, p in model.named_parameters() if id(p) in chosen}
+    assert not [n for n in names if "embedding" in n.split(".")[0] and "radial" not in n]
+    assert not [n for n in names if "contraction" in n]
+    matrices = sum(p.numel() for p in model.parameters() if id(p) in chosen)
+    assert matrices > 0.7 * sum(p.numel() for p in model.parameters())
