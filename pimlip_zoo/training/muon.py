@@ -18,13 +18,13 @@ NARROWEST = 4
 """Maps to or from fewer channels are left to Adam: they are vectors rather than matrices."""
 
 
-def linear_maps(module: nn.Module) -> list[nn.Parameter]:
+def linear_maps(module: nn.Module) -> list[Tensor]:
     """The parameters of a module that are matrices applied to features.
 
     Embeddings, coefficients of tensor products and biases are not among them. A species-dependent map
     (in, species, out) counts as one matrix per species.
     """
-    found: list[nn.Parameter] = []
+    found: list[Tensor] = []
     for part in module.modules():
         if isinstance(part, EquivariantLinear | SpeciesLinear | ScalarMLP):
             found += list(part.weights)
@@ -53,7 +53,7 @@ class Muon(torch.optim.AdamW):
     def __init__(
         self,
         params: Iterable[Any],
-        matrices: Sequence[nn.Parameter],
+        matrices: Sequence[Tensor],
         *,
         momentum: float = 0.95,
         **options: Any,
@@ -91,7 +91,7 @@ class Muon(torch.optim.AdamW):
         momenta = [self.state[p]["momentum"] for p in matrices]
         torch._foreach_lerp_(momenta, gradients, 1.0 - self._momentum)
         # Nesterov's: a step ahead along the gradient.
-        ahead = torch._foreach_lerp(gradients, momenta, self._momentum)
+        ahead = [g.lerp(m, self._momentum) for g, m in zip(gradients, momenta, strict=True)]
         shapes: dict[tuple[object, ...], list[tuple[Tensor, Tensor]]] = {}
         for parameter, update in zip(matrices, ahead, strict=True):
             wide = _stack(update)
