@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.nn.elements import atomic_numbers
 
 __all__ = ["AtomicEnergyModel", "ForceHead", "ModelConfig"]
 
@@ -29,9 +34,10 @@ class ModelConfig:
     """Forces as ``-dE/dr`` or from a head of their own."""
 
     def __post_init__(self) -> None:
-        if not self.cutoff > 0:
+        _check_types(self)
+        if not 0 < self.cutoff < math.inf:
             raise InputError(f"cutoff is {self.cutoff}", key="cutoff", mend="give a length > 0 in Å")
-        if self.avg_num_neighbors is not None and not self.avg_num_neighbors > 0:
+        if self.avg_num_neighbors is not None and not 0 < self.avg_num_neighbors < math.inf:
             raise InputError(
                 f"avg_num_neighbors is {self.avg_num_neighbors}",
                 key="avg_num_neighbors",
@@ -41,6 +47,20 @@ class ModelConfig:
             raise InputError(
                 f"force_head is {self.force_head!r}", key="force_head", mend="conservative or direct"
             )
+
+
+def _check_types(config: ModelConfig) -> None:
+    """Refuse values that are not of the type that their option is annotated with, also in derived classes."""
+    hints = typing.get_type_hints(type(config))
+    for option in dataclasses.fields(config):
+        value = getattr(config, option.name)
+        try:
+            TypeAdapter(hints[option.name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise InputError(
+                f"{option.name} is {value!r}", key=option.name, mend=f"give {reason}"
+            ) from error
 
 
 class AtomicEnergyModel(nn.Module):
@@ -68,6 +88,10 @@ class AtomicEnergyModel(nn.Module):
         super().__init__()
         if not species:
             raise InputError("a model needs at least one species", key="species")
+        atomic_numbers(species)  # refuses what is no element
+        twice = sorted({symbol for symbol in species if list(species).count(symbol) > 1})
+        if twice:
+            raise InputError(f"{', '.join(twice)} is named twice", key="species", mend="name each once")
         self.config = config
         self.species = tuple(species)
         self.cutoff = float(config.cutoff)

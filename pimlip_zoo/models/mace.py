@@ -87,6 +87,10 @@ class MACEConfig(ModelConfig):
             self._require(name, all(width >= 1 for width in getattr(self, name)), "widths >= 1")
         for name, choices in _CHOICES.items():
             self._require(name, getattr(self, name) in choices, ", ".join(map(str, choices)))
+        if self.force_head == "direct" and self.l_max < 1:
+            raise InputError(
+                "a direct force head needs vectors, and l_max 0 has none", key="l_max", mend="give l_max >= 1"
+            )
         least, most = int(self.force_head == "direct"), self.l_max * self.correlation
         allowed = f"{least} to {most}, what l_max {self.l_max}, correlation {self.correlation} and the force head allow"
         self._require("hidden_l_max", least <= self.hidden_l_max <= most, allowed)
