@@ -82,14 +82,16 @@ def test_without_it_nothing_is_called_painn() -> None:
         get_model("painn")
 
 
-def test_it_keeps_the_contract_of_architectures(site: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("marked", "least"), [("not slow", 20), pytest.param("slow", 1, marks=pytest.mark.slow)]
+)
+def test_it_keeps_the_contract_of_architectures(site: Path, tmp_path: Path, marked: str, least: int) -> None:
     shutil.copy(EXAMPLE / "tests" / "test_painn.py", tmp_path)
-    done = run(
-        ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_painn.py")], site, tmp_path
-    )
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked]
+    done = run([*arguments, str(tmp_path / "test_painn.py")], site, tmp_path)
     assert done.returncode == 0, done.stdout
     passed = int(done.stdout.rsplit(" passed", 1)[0].split()[-1])
-    assert passed >= 20
+    assert passed >= least
 
 
 def test_it_trains_evaluates_and_exports_by_the_same_commands(site: Path, tmp_path: Path) -> None:

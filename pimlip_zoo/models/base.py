@@ -58,9 +58,7 @@ def _check_types(config: ModelConfig) -> None:
             TypeAdapter(hints[option.name]).validate_python(value, strict=True)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Input should be ")
-            raise InputError(
-                f"{option.name} is {value!r}", key=option.name, mend=f"give {reason}"
-            ) from error
+            raise InputError(f"{option.name} is {value!r}", key=option.name, mend=f"give {reason}") from error
 
 
 class AtomicEnergyModel(nn.Module):

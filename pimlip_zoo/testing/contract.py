@@ -7,11 +7,12 @@ unless a test says otherwise.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -40,40 +41,31 @@ class ArchitectureContract:
     # ---- symmetry
 
     def test_rotations_reflections_and_translations_turn_the_forces_and_leave_the_energy(self) -> None:
-        potential = self.potential()
-        for name in ("molecule", "triclinic", "slab"):
-            frame = structure(name, self.species)
-            before = self.predict(potential, frame)
-            for seed, sign in ((1, 1.0), (2, -1.0)):
-                rotation = _orthogonal(seed, sign)
-                moved = replace(
-                    frame, positions=frame.positions @ rotation.T + 0.37, cell=frame.cell @ rotation.T
-                )
-                after = self.predict(potential, moved)
-                turn = torch.as_tensor(rotation)
-                _close(after.energy, before.energy, 1e-9)
-                _close(after.forces, before.forces @ turn.T, 1e-9)
-                _close(after.virial, turn @ before.virial @ turn.T, 1e-9)
-
-    def test_symmetry_holds_in_float32(self) -> None:
-        potential = self.potential(dtype=torch.float32)
-        frame = structure("molecule", self.species)
-        rotation = _orthogonal(3, -1.0)
-        before = self.predict(potential, frame)
-        after = self.predict(potential, replace(frame, positions=frame.positions @ rotation.T))
-        _close(after.energy, before.energy, 1e-4)
-        _close(after.forces, before.forces @ torch.as_tensor(rotation).T, 1e-4)
+        for potential, tolerance in self.precisions(1e-9):
+            for name in ("molecule", "triclinic", "slab"):
+                frame = structure(name, self.species)
+                before = self.predict(potential, frame)
+                for seed, sign in ((1, 1.0), (2, -1.0)):
+                    rotation = _orthogonal(seed, sign)
+                    moved = replace(
+                        frame, positions=frame.positions @ rotation.T + 0.37, cell=frame.cell @ rotation.T
+                    )
+                    after = self.predict(potential, moved)
+                    turn = torch.as_tensor(rotation)
+                    _close(after.energy, before.energy, tolerance)
+                    _close(after.forces, before.forces @ turn.T, tolerance)
+                    _close(after.virial, turn @ before.virial @ turn.T, tolerance)
 
     def test_permuting_atoms_permutes_the_forces(self) -> None:
-        potential = self.potential()
-        frame = structure("triclinic", self.species)
-        order = np.random.default_rng(0).permutation(len(frame.numbers))
-        before = self.predict(potential, frame)
-        after = self.predict(
-            potential, replace(frame, numbers=frame.numbers[order], positions=frame.positions[order])
-        )
-        _close(after.energy, before.energy, 1e-10)
-        _close(after.forces, before.forces[torch.as_tensor(order)], 1e-10)
+        for potential, tolerance in self.precisions(1e-10):
+            frame = structure("triclinic", self.species)
+            order = np.random.default_rng(0).permutation(len(frame.numbers))
+            before = self.predict(potential, frame)
+            after = self.predict(
+                potential, replace(frame, numbers=frame.numbers[order], positions=frame.positions[order])
+            )
+            _close(after.energy, before.energy, tolerance)
+            _close(after.forces, before.forces[torch.as_tensor(order)], tolerance)
 
     # ---- derivatives
 
@@ -129,16 +121,16 @@ class ArchitectureContract:
     # ---- locality
 
     def test_edges_beyond_the_cutoff_change_nothing(self) -> None:
-        potential = self.potential()
-        for name in ("molecule", "triclinic"):
-            frame = structure(name, self.species)
-            near = potential(as_graph(frame, self.species, potential.cutoff))
-            far = potential(as_graph(frame, self.species, potential.cutoff + 1.5))
-            _close(far.energy, near.energy, 1e-12)
-            _close(far.forces, near.forces, 1e-12)
-            _close(far.virial, near.virial, 1e-12)
+        for potential, tolerance in self.precisions(1e-12):
+            for name in ("molecule", "triclinic"):
+                frame = structure(name, self.species)
+                near = potential(as_graph(frame, self.species, potential.cutoff))
+                far = potential(as_graph(frame, self.species, potential.cutoff + 1.5))
+                _close(far.energy, near.energy, tolerance)
+                _close(far.forces, near.forces, tolerance)
+                _close(far.virial, near.virial, tolerance)
 
-    def test_energy_and_force_vanish_smoothly_at_the_cutoff(self) -> None:
+    def test_energy_force_and_its_derivative_vanish_smoothly_at_the_cutoff(self) -> None:
         potential = self.potential()
         alone = self.predict(potential, _dimer(self.species, potential.cutoff + 1.0))
         for gap, bound in ((1e-2, 1e-3), (1e-3, 1e-5), (1e-5, 1e-9)):
@@ -146,6 +138,12 @@ class ArchitectureContract:
             assert abs(float(pair.energy - alone.energy)) < bound
             assert float(pair.forces.abs().max()) < bound
         _close(alone.forces, torch.zeros_like(alone.forces), 0.0)
+        graph = as_graph(_dimer(self.species, potential.cutoff - 1e-5), self.species, potential.cutoff)
+        positions = graph.positions.requires_grad_(True)
+        forces = potential(graph._replace(positions=positions)).forces
+        for force in forces.flatten():
+            (row,) = torch.autograd.grad(force, positions, retain_graph=True)
+            assert float(row.abs().max()) < 1e-3
 
     def test_atoms_beyond_the_receptive_field_do_not_matter(self) -> None:
         potential = self.potential()
@@ -161,21 +159,21 @@ class ArchitectureContract:
         _close(gradient[-1], torch.zeros(3, dtype=gradient.dtype), 0.0)
 
     def test_structures_of_a_batch_do_not_see_each_other(self) -> None:
-        potential = self.potential()
-        samples = [
-            frame_to_sample(structure(name, self.species, seed=i), self.species, potential.cutoff)
-            for i, name in enumerate(STRUCTURES)
-        ]
-        together = potential(collate(samples).graph)
-        apart = [potential(sample.graph) for sample in samples]
-        _close(together.energy, torch.cat([p.energy for p in apart]), 1e-11)
-        _close(together.forces, torch.cat([p.forces for p in apart]), 1e-11)
-        _close(together.virial, torch.cat([p.virial for p in apart]), 1e-11)
-        graph = collate(samples).graph
-        positions = graph.positions.requires_grad_(True)
-        energy = potential(graph._replace(positions=positions)).energy
-        (gradient,) = torch.autograd.grad(energy[0], positions)
-        _close(gradient[graph.batch > 0], torch.zeros_like(gradient[graph.batch > 0]), 0.0)
+        for potential, tolerance in self.precisions(1e-11):
+            samples = [
+                frame_to_sample(structure(name, self.species, seed=i), self.species, potential.cutoff)
+                for i, name in enumerate(STRUCTURES)
+            ]
+            together = potential(collate(samples).graph)
+            apart = [potential(sample.graph) for sample in samples]
+            _close(together.energy, torch.cat([p.energy for p in apart]), tolerance)
+            _close(together.forces, torch.cat([p.forces for p in apart]), tolerance)
+            _close(together.virial, torch.cat([p.virial for p in apart]), tolerance)
+            graph = collate(samples).graph
+            positions = graph.positions.requires_grad_(True)
+            energy = potential(graph._replace(positions=positions)).energy
+            (gradient,) = torch.autograd.grad(energy[0], positions)
+            _close(gradient[graph.batch > 0], torch.zeros_like(gradient[graph.batch > 0]), 0.0)
 
     # ---- shapes
 
@@ -213,39 +211,38 @@ class ArchitectureContract:
     # ---- physics
 
     def test_an_isolated_atom_has_its_reference_energy(self) -> None:
-        potential = self.potential()
-        for index, symbol in enumerate(self.species):
-            result = self.predict(potential, structure("atom", [symbol]))
-            _close(result.energy, potential.energy_references[index : index + 1], 1e-12)
-            _close(result.forces, torch.zeros_like(result.forces), 0.0)
+        for potential, tolerance in self.precisions(1e-12):
+            for index, symbol in enumerate(self.species):
+                result = self.predict(potential, structure("atom", [symbol]))
+                _close(result.energy, potential.energy_references[index : index + 1], tolerance)
+                _close(result.forces, torch.zeros_like(result.forces), 0.0)
 
     def test_a_supercell_has_the_energy_of_its_cells(self) -> None:
         from ase import Atoms
 
-        potential = self.potential()
-        for name in PERIODIC:
-            frame = structure(name, self.species)
-            atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=True) * (
-                2,
-                1,
-                2,
-            )
-            large = Frame(
-                numbers=atoms.numbers.astype(np.int64),
-                positions=atoms.positions,
-                cell=atoms.cell.array,
-                pbc=frame.pbc,
-            )
-            _close(self.predict(potential, large).energy, 4 * self.predict(potential, frame).energy, 1e-9)
+        for potential, tolerance in self.precisions(1e-9):
+            for name in PERIODIC:
+                frame = structure(name, self.species)
+                atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=True)
+                atoms = atoms * (2, 1, 2)
+                large = Frame(
+                    numbers=atoms.numbers.astype(np.int64),
+                    positions=atoms.positions,
+                    cell=atoms.cell.array,
+                    pbc=frame.pbc,
+                )
+                energy = self.predict(potential, large).energy
+                _close(energy, 4 * self.predict(potential, frame).energy, tolerance)
 
     def test_separated_fragments_add_up(self) -> None:
-        potential = self.potential()
-        frame = structure("molecule", self.species)
-        far = frame.positions + np.array([3 * potential.cutoff + 5.0, 0, 0])
-        pair = Frame(
-            numbers=np.concatenate([frame.numbers] * 2), positions=np.concatenate([frame.positions, far])
-        )
-        _close(self.predict(potential, pair).energy, 2 * self.predict(potential, frame).energy, 1e-10)
+        for potential, tolerance in self.precisions(1e-10):
+            frame = structure("molecule", self.species)
+            far = frame.positions + np.array([3 * potential.cutoff + 5.0, 0, 0])
+            pair = Frame(
+                numbers=np.concatenate([frame.numbers] * 2), positions=np.concatenate([frame.positions, far])
+            )
+            energy = self.predict(potential, pair).energy
+            _close(energy, 2 * self.predict(potential, frame).energy, tolerance)
 
     # ---- precision, scripting, learning
 
@@ -287,6 +284,29 @@ class ArchitectureContract:
                 if len(vectors) > 0:
                     gradients = [torch.autograd.grad(energy.sum(), vectors)[0] for energy in energies]
                     _close(gradients[1], gradients[0], 1e-11)
+
+    @pytest.mark.slow
+    def test_compiled_it_is_the_same_function(self) -> None:
+        model = self.potential(dtype=torch.float32).model.eval()
+        torch.compiler.reset()
+        compiled = torch.compile(model)
+        for name in ("molecule", "triclinic"):
+            graph = as_graph(structure(name, self.species), self.species, model.cutoff)
+            vectors = edge_vectors(graph).to(torch.float32).requires_grad_(True)
+            energies = [function(graph, vectors) for function in (model, compiled)]
+            gradients = [torch.autograd.grad(energy.sum(), vectors)[0] for energy in energies]
+            for values in (energies, gradients):
+                _close(values[1], values[0], 1e-6 * max(1.0, float(values[0].detach().abs().max())))
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+    def test_a_gpu_computes_what_the_cpu_computes(self) -> None:
+        for potential, tolerance in self.precisions(1e-9):
+            graph = as_graph(structure("triclinic", self.species), self.species, potential.cutoff)
+            on_cpu = potential(graph)
+            moved = [value.cuda() if isinstance(value, Tensor) else value for value in graph]
+            on_gpu = potential.cuda()(AtomGraph(*moved))
+            for name in ("energy", "forces", "virial"):
+                _close(getattr(on_gpu, name).cpu(), getattr(on_cpu, name), tolerance)
 
     def test_it_learns_five_structures_by_heart(self) -> None:
         torch.manual_seed(0)
@@ -341,6 +361,11 @@ class ArchitectureContract:
         model = info.model(config, tuple(self.species)).to(dtype)
         potential = Potential(model, energy_references=references, scale=0.7)
         return potential.train(train)
+
+    def precisions(self, tolerance: float) -> Iterator[tuple[Potential, float]]:
+        """The potential in float64 with that tolerance, and in float32 with 1e-4."""
+        yield self.potential(), tolerance
+        yield self.potential(dtype=torch.float32), 1e-4
 
     def predict(self, potential: Potential, frame: Frame) -> Predictions:
         """Evaluate without keeping the graph of derivatives."""

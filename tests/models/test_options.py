@@ -32,7 +32,7 @@ EVERYWHERE: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize("name", ["nequip", "allegro", "mace"])
-@pytest.mark.parametrize(("options", "key", "allowed"), EVERYWHERE, ids=lambda value: str(value))
+@pytest.mark.parametrize(("options", "key", "allowed"), EVERYWHERE, ids=str)
 def test_an_option_that_cannot_work_is_refused_by_name(
     name: str, options: dict[str, Any], key: str, allowed: str
 ) -> None:
