@@ -303,8 +303,8 @@ class ArchitectureContract:
         for potential, tolerance in self.precisions(1e-9):
             graph = as_graph(structure("triclinic", self.species), self.species, potential.cutoff)
             on_cpu = potential(graph)
-            moved = [value.cuda() if isinstance(value, Tensor) else value for value in graph]
-            on_gpu = potential.cuda()(AtomGraph(*moved))
+            tensors: Any = {k: v.cuda() for k, v in graph._asdict().items() if isinstance(v, Tensor)}
+            on_gpu = potential.cuda()(graph._replace(**tensors))
             for name in ("energy", "forces", "virial"):
                 _close(getattr(on_gpu, name).cpu(), getattr(on_cpu, name), tolerance)
 
