@@ -4,6 +4,7 @@ import os
 import pickle
 import struct
 import sys
+from dataclasses import replace
 
 import lmdb
 import numpy as np
@@ -23,7 +24,7 @@ from pimlip_zoo.datasets.lmdb import (
     write_store,
 )
 from pimlip_zoo.datasets.lmdb.environment import check_pages
-from pimlip_zoo.datasets.lmdb.index import BLOCK
+from pimlip_zoo.datasets.lmdb.index import BLOCK, ENTRY, entries_of, entry_of
 from pimlip_zoo.datasets.lmdb.keys import META, frame_key
 from pimlip_zoo.datasets.lmdb.record import HEADER, RecordError, decode, encode
 from pimlip_zoo.datasets.readers import load_frames
@@ -388,3 +389,22 @@ def test_metadata_cannot_overwrite_what_the_format_says_of_itself(tmp_path):
     with pytest.raises(ValueError, match="version"):
         write_store(tmp_path / "a.lmdb", frames, meta={"version": "7"})
     assert list(tmp_path.iterdir()) == [] or not (tmp_path / "a.lmdb").exists()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9), st.booleans()), min_size=1, max_size=12))
+def test_index_entries_made_together_are_those_made_one_by_one(kinds):
+    frames = [(crystal if periodic else molecule)(seed, size) for seed, size, periodic in kinds]
+    forces = frames[0].forces
+    if forces is not None:  # single atoms without a label, a structure without any
+        partly = forces.copy()
+        partly[0] = np.nan
+        frames += [replace(frames[0], forces=partly), replace(frames[0], forces=None, energy=None)]
+    numbers = list(range(len(frames)))
+    together = entries_of(frames, numbers, 3.0)
+    apart = np.array([entry_of(f, k, 3.0) for k, f in zip(numbers, frames, strict=True)], dtype=ENTRY)
+    for name in ENTRY.names:
+        if ENTRY[name].kind == "f":
+            np.testing.assert_allclose(together[name], apart[name], rtol=1e-12)
+        else:
+            np.testing.assert_array_equal(together[name], apart[name])

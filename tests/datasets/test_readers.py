@@ -17,8 +17,8 @@ from pimlip_zoo.datasets.coverage import (
     separate_isolated_atoms,
 )
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
-from pimlip_zoo.datasets.readers import load_frames, read_frames
-from pimlip_zoo.datasets.readers.checks import coinciding_atoms
+from pimlip_zoo.datasets.readers import DataSource, checked, load_frames, read_frames
+from pimlip_zoo.datasets.readers.checks import all_usable, check_frame, coinciding_atoms
 from pimlip_zoo.errors import InputError
 
 KCAL = units.kcal / units.mol
@@ -175,6 +175,45 @@ def test_an_impossible_frame_is_named_by_file_index_and_key(tmp_path, frame, mes
     found = []
     assert len(list(read_frames(path, on_bad=found.append))) == 1
     assert [error.frame for error in found] == [1]
+
+
+BAD = {
+    "energy": {"energy": np.nan},
+    "forces": {"forces": np.full((5, 3), np.nan)},
+    "one force": {"forces": np.where(np.arange(15).reshape(5, 3) == 7, np.inf, 0.0)},
+    "positions": {"positions": np.full((5, 3), np.nan)},
+    "one spot": {"positions": np.zeros((5, 3))},
+    "cell": {"cell": np.full((3, 3), np.nan)},
+    "element": {"numbers": np.array([1, 1, 200, 1, 1])},
+    "no element": {"numbers": np.array([0, 1, 1, 1, 1])},
+    "stress": {"stress": np.full((3, 3), np.inf)},
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_frame_among_many_is_told_from_the_good_ones(kind):
+    good = [molecule(k, 5) for k in range(6)]
+    assert all_usable(good)
+    assert not all_usable([*good, molecule(7, 5, **BAD[kind])])
+    with pytest.raises(InputError):
+        check_frame(molecule(7, 5, **BAD[kind]), file="a", index=0)
+    items = [(k, frame) for k, frame in enumerate(good)]
+    items[3] = (3, molecule(7, 5, **BAD[kind]))
+    found = list(checked(DataSource("a.xyz"), iter(items)))
+    assert [index for index, _ in found] == list(range(6))
+    assert [isinstance(item, InputError) for _, item in found] == [k == 3 for k in range(6)]
+    assert "a.xyz, frame 3" in str(found[3][1])
+
+
+def test_frames_before_an_error_of_the_reader_come_first():
+    def reader():
+        yield 0, molecule(0, 5)
+        raise InputError("the file ends here")
+
+    items = checked(DataSource("a.xyz"), reader())
+    assert next(items)[0] == 0
+    with pytest.raises(InputError, match="ends here"):
+        next(items)
 
 
 def test_nan_labels_are_missing_ones_when_it_is_said(tmp_path):

@@ -6,14 +6,18 @@ Samplers, statistics, E0 fits and searches for duplicates use these 48 bytes a f
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pimlip_zoo.datasets.alike import groups_of_alike
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.record import label_mask
 
-__all__ = ["BLOCK", "ENTRY", "count_edges", "entry_of", "geometry_digest"]
+__all__ = ["BLOCK", "ENTRY", "count_edges", "entries_of", "entry_of", "force_sums", "geometry_digest"]
 
 ENTRY = np.dtype(
     [
@@ -32,7 +36,6 @@ ENTRY = np.dtype(
 )
 BLOCK = 8192
 """Entries per block of the index."""
-_SMALL = 64
 _GRID = 1e4
 
 
@@ -67,13 +70,65 @@ def entry_of(frame: Frame, composition: int, cutoff: float) -> tuple[object, ...
     )
 
 
+def entries_of(frames: Sequence[Frame], compositions: Sequence[int], cutoff: float) -> NDArray[Any]:
+    """The index entries of many frames: as :func:`entry_of` for each, in a fraction of the time for molecules."""
+    entries = np.zeros(len(frames), ENTRY)
+    groups, others = groups_of_alike(frames)
+    for place in others:
+        entries[place] = entry_of(frames[place], compositions[place], cutoff)
+    for group in groups:
+        count, n = group.positions.shape[:2]
+        part = np.zeros(count, ENTRY)
+        members = [frames[i] for i in group.places]
+        part["natoms"] = n
+        part["composition"] = [compositions[i] for i in group.places]
+        part["edges"] = np.count_nonzero(group.squared_distances() < cutoff * cutoff, axis=(1, 2)) - n
+        part["labels"] = [label_mask(frame) for frame in members]
+        part["energy"] = [np.nan if frame.energy is None else frame.energy for frame in members]
+        part["digest"] = _digests(members, group.positions)
+        part["force_max"] = np.nan
+        with_forces = [k for k, frame in enumerate(members) if frame.forces is not None]
+        if with_forces:
+            square, largest, atoms = force_sums(np.array([members[k].forces for k in with_forces]))
+            part["force_square"][with_forces] = square
+            part["force_max"][with_forces] = largest
+            part["force_atoms"][with_forces] = atoms
+        entries[group.places] = part
+    return entries
+
+
+def force_sums(
+    forces: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """(B, N, 3) to (B,) sum of squares, largest norm (NaN where there is none), and atoms, of labelled atoms."""
+    square = np.einsum("bij,bij->bi", forces, forces)
+    unknown = np.isnan(square)
+    atoms = square.shape[1] - np.count_nonzero(unknown, axis=1)
+    square[unknown] = 0.0
+    largest = np.sqrt(square.max(axis=1, initial=0.0))
+    return square.sum(axis=1), np.where(atoms > 0, largest, np.nan), atoms
+
+
+def _digests(frames: Sequence[Frame], positions: NDArray[np.float64]) -> list[int]:
+    """:func:`geometry_digest` of open frames of one size."""
+    grid = np.rint(positions * _GRID).astype(np.int64)
+    size, content = grid[0].nbytes, grid.tobytes()
+    return [
+        int.from_bytes(
+            blake2b(
+                frame.numbers.astype(np.uint8).tobytes() + content[k * size : (k + 1) * size], digest_size=8
+            ).digest(),
+            "little",
+        )
+        for k, frame in enumerate(frames)
+    ]
+
+
 def count_edges(frame: Frame, cutoff: float) -> int:
     """Directed pairs within the cutoff, as in the graph that a model of that cutoff would take."""
-    n = len(frame.numbers)
-    if n <= _SMALL and not frame.pbc.any():
-        near = frame.positions - frame.positions[:1]
-        square = np.einsum("ij,ij->i", near, near)
-        return int(np.count_nonzero(square[:, None] + square - 2.0 * (near @ near.T) < cutoff * cutoff)) - n
+    for group in groups_of_alike([frame])[0]:
+        near = np.count_nonzero(group.squared_distances() < cutoff * cutoff)
+        return int(near) - group.positions.shape[1]
     from pimlip_zoo.datasets.neighbours import neighbour_list
 
     return int(neighbour_list(frame.positions, frame.cell, frame.pbc, cutoff)[0].shape[1])

@@ -57,7 +57,7 @@ def encode(frame: Frame, *, float32: bool = False) -> bytes:
     if float32:
         flags |= POSITIONS32 | (FORCES32 if frame.forces is not None else 0)
     parts = []
-    if frame.cell.any():
+    if np.count_nonzero(frame.cell):
         flags |= CELL
         parts.append(np.ascontiguousarray(frame.cell, dtype="<f8").tobytes())
     if frame.stress is not None:

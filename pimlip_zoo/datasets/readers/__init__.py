@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.readers.checks import check_frame
+from pimlip_zoo.datasets.readers.checks import all_usable, check_frame
 from pimlip_zoo.datasets.readers.file import FrameFile, Item
 from pimlip_zoo.datasets.readers.source import format_names, open_source, window_of
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions, parse_spec
@@ -29,6 +29,9 @@ __all__ = [
     "read_window",
     "window_of",
 ]
+
+
+_PART_ITEMS, _PART_ATOMS = 256, 10_000
 
 
 def read_frames(spec: str, *, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Frame]:
@@ -86,18 +89,39 @@ def read_window(
 
 def checked(source: DataSource, items: Iterator[Item]) -> Iterator[Item]:
     """The chosen frames of a source that can be used, and for each of the others what is wrong with it."""
-    for index, item in items:
-        if source.indices is not None and index not in source.indices:
+    if source.indices is not None:
+        chosen = source.indices
+        items = (item for item in items if item[0] in chosen)
+    for part in _parts(items):
+        frames = [item for _, item in part if not isinstance(item, InputError)]
+        if len(frames) == len(part) and all_usable(frames):
+            yield from part
             continue
-        if isinstance(item, InputError):
-            yield index, _located(item, source.path, index)
-            continue
-        try:
-            frame = check_frame(item, file=source.path, index=index, nan=source.options.nan)
-        except InputError as error:
-            yield index, error
-            continue
-        yield index, frame
+        for index, item in part:
+            if isinstance(item, InputError):
+                yield index, _located(item, source.path, index)
+                continue
+            try:
+                yield index, check_frame(item, file=source.path, index=index, nan=source.options.nan)
+            except InputError as error:
+                yield index, error
+
+
+def _parts(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Some items at a time; those before an error of the reader come first."""
+    part: list[Item] = []
+    atoms = 0
+    try:
+        for index, item in items:
+            part.append((index, item))
+            atoms += 0 if isinstance(item, InputError) else len(item.numbers)
+            if atoms >= _PART_ATOMS or len(part) >= _PART_ITEMS:
+                yield part
+                part, atoms = [], 0
+    except InputError:
+        yield part
+        raise
+    yield part
 
 
 def _located(error: InputError, file: str, index: int) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pimlip_zoo.datasets.frame import Frame
@@ -48,11 +49,12 @@ class AseDatabase:
         if window.start >= stop:
             return
         try:
-            rows = self._database.select(offset=window.start, limit=stop - window.start)
-            for i, row in enumerate(rows):
-                index = window.start + i
-                if index in window:
-                    yield index, self._item(row, index)
+            with self._held():
+                rows = self._database.select(offset=window.start, limit=stop - window.start)
+                for i, row in enumerate(rows):
+                    index = window.start + i
+                    if index in window:
+                        yield index, self._item(row, index)
         except InputError:
             raise
         except Exception as error:
@@ -74,6 +76,13 @@ class AseDatabase:
             return error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             return InputError(f"cannot be read: {error}", file=self.path, frame=index)
+
+    def _held(self) -> AbstractContextManager[Any]:
+        """One connection for all rows: ASE's SQLite class otherwise makes one for each."""
+        held: AbstractContextManager[Any] = (
+            self._database if hasattr(self._database, "managed_connection") else nullcontext()
+        )
+        return held
 
     def _connect(self) -> Any:
         from ase.db import connect

@@ -125,29 +125,35 @@ class Hdf5File:
             place = np.asarray(positions[start:stop], dtype=np.float64) * self.finder.length_unit
             if place.shape != (stop - start, numbers.shape[-1], 3):
                 raise InputError(f"positions have shape {positions.shape}", file=self.path, key=name)
+            energies, forces = self._labels(block, stop - start)
             for i in range(stop - start):
                 if offset + start + i in window:
                     z = numbers if numbers.ndim == 1 else numbers[start + i]
-                    yield offset + start + i, self._frame(z, place[i], block, i, info)
+                    yield (
+                        offset + start + i,
+                        Frame(
+                            numbers=z,
+                            positions=place[i],
+                            energy=energies[i],
+                            forces=forces[i],
+                            info=dict(info),
+                        ),
+                    )
 
-    def _frame(
-        self,
-        numbers: NDArray[np.int64],
-        positions: NDArray[np.float64],
-        block: dict[str, NDArray[np.float64] | None],
-        i: int,
-        info: dict[str, Any],
-    ) -> Frame:
-        energy, forces, gradient = block["energy"], block["forces"], block["gradient"]
-        value = None if energy is None or np.isnan(energy[i]) else float(energy[i]) * self.finder.energy_unit
-        force = None
-        if gradient is not None:
-            force = -gradient[i] * self.finder.forces_unit
-        elif forces is not None:
-            force = forces[i] * self.finder.forces_unit
-        if force is not None and np.isnan(force).all():
-            force = None
-        return Frame(numbers=numbers, positions=positions, energy=value, forces=force, info=dict(info))
+    def _labels(
+        self, block: dict[str, NDArray[np.float64] | None], size: int
+    ) -> tuple[list[float | None], list[NDArray[np.float64] | None]]:
+        """Energies and forces in eV and eV/Å; None where a structure has none, which these files mark by NaN."""
+        energies: list[float | None] = [None] * size
+        forces: list[NDArray[np.float64] | None] = [None] * size
+        if (energy := block["energy"]) is not None:
+            energies = [None if e != e else e for e in (energy * self.finder.energy_unit).tolist()]  # noqa: PLR0124
+        sign, values = (-1.0, block["gradient"]) if block["gradient"] is not None else (1.0, block["forces"])
+        if values is not None:
+            values = sign * self.finder.forces_unit * values
+            unknown = np.isnan(values).reshape(size, -1).sum(axis=1) == values[0].size
+            forces = [None if gone else force for force, gone in zip(values, unknown, strict=True)]
+        return energies, forces
 
     def _block(
         self, group: Any, key: str | None, start: int, stop: int, shape: tuple[int, ...]

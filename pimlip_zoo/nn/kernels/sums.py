@@ -29,8 +29,8 @@ def sum_by_centre(values: Tensor, centre: Tensor, num_atoms: int) -> Tensor:
         (N, ...), in the dtype of the values.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        out = torch.zeros([num_atoms] + values.shape[1:], dtype=values.dtype, device=values.device)  # noqa: RUF005
-        out = out.index_add(0, centre, values)
+        shape = [num_atoms] + list(values.shape[1:])  # noqa: RUF005  (TorchScript has no stars)
+        out = torch.zeros(shape, dtype=values.dtype, device=values.device).index_add(0, centre, values)
     elif chosen_backend() == "scatter":
         out = segment_sum(values, centre, num_atoms)
     else:

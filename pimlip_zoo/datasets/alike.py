@@ -1,0 +1,56 @@
+"""Small open structures of one size, looked at together: what numpy asks for each call is paid once for hundreds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.frame import Frame
+
+__all__ = ["Alike", "groups_of_alike"]
+
+_SMALL = 64
+_DISTANCES = 1 << 20
+"""Most distances held at once."""
+_OPEN = bytes(3)
+
+
+class Alike(NamedTuple):
+    """Some frames with N atoms, not periodic."""
+
+    places: list[int]
+    """Where they stand among all frames."""
+    positions: NDArray[np.float64]
+    """(B, N, 3) Å."""
+
+    def squared_distances(self) -> NDArray[np.float64]:
+        """(B, N, N) Å²; zero between an atom and itself."""
+        result = np.zeros((*self.positions.shape[:2], self.positions.shape[1]))
+        for axis in range(3):
+            delta = self.positions[:, :, None, axis] - self.positions[:, None, :, axis]
+            result += np.square(delta, out=delta)
+        return result
+
+
+def groups_of_alike(frames: Sequence[Frame]) -> tuple[Iterator[Alike], list[int]]:
+    """Frames that can be looked at together, and the places of those that cannot."""
+    sizes: dict[int, list[int]] = {}
+    others: list[int] = []
+    for place, frame in enumerate(frames):
+        n = len(frame.numbers)
+        if 0 < n <= _SMALL and frame.pbc.tobytes() == _OPEN and frame.positions.shape == (n, 3):
+            sizes.setdefault(n, []).append(place)
+        else:
+            others.append(place)
+
+    def cut() -> Iterator[Alike]:
+        for n, places in sizes.items():
+            most = max(_DISTANCES // (n * n), 1)
+            for start in range(0, len(places), most):
+                part = places[start : start + most]
+                yield Alike(part, np.array([frames[i].positions for i in part], dtype=np.float64))
+
+    return cut(), others
