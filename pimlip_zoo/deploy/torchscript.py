@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pimlip_zoo.deploy.metadata import REQUIRED_KEYS, export_metadata
+from pimlip_zoo.deploy.metadata import REQUIRED_KEYS, export_metadata, read_metadata, torch_version
 from pimlip_zoo.deploy.module import PairStyleModule
 from pimlip_zoo.deploy.selfcheck import compare
 from pimlip_zoo.errors import InputError
@@ -115,10 +115,8 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]
             warnings.simplefilter("ignore", DeprecationWarning)
             module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise InputError(
-            f"not a complete TorchScript file: {reason}", file=path, mend="export it again"
-        ) from error
+        reason = str(error).strip().split("\n", 1)[0].split(". This is an internal")[0]
+        raise InputError(f"{_what_is_wrong(path)}: {reason}", file=path, mend="export it again") from error
     metadata = {key: text.decode() if isinstance(text, bytes) else str(text) for key, text in extra.items()}
     if not metadata["pimlip_format"]:
         raise InputError("has no metadata of pimlip-zoo", file=path, mend="write it with `pimlip-zoo export`")
@@ -128,6 +126,16 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]
         return {key: value.detach() for key, value in module(data).items()}
 
     return evaluate, metadata
+
+
+def _what_is_wrong(path: str | os.PathLike[str]) -> str:
+    try:
+        written = read_metadata(path)["torch_version"]
+    except InputError:
+        return "not a complete TorchScript file"
+    if written == torch_version():
+        return "not a complete TorchScript file"
+    return f"written by torch {written}, which this torch {torch_version()} cannot load"
 
 
 def _script(potential: Potential) -> Any:

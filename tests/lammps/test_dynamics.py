@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import ase.io
 import numpy as np
 import pytest
 import torch
+from ase import units
 from ase.build import bulk
 from toys import SPECIES, geometries, potential_of, predict
 
+from pimlip_zoo.deploy.lammps.check import BAR, single_points
 from pimlip_zoo.deploy.lammps.input import in_lammps_axes, write_data
 from pimlip_zoo.deploy.lammps.run import run_lammps
+from pimlip_zoo.deploy.torchscript import export_torchscript
+from pimlip_zoo.training.checkpoint import load_potential
 
 SCRIPT = """units {units}
 atom_style atomic
@@ -161,6 +169,61 @@ def test_npt_finds_the_volume_without_pressure(tmp_path, plugin, exported):
     assert abs(late[:, 3].mean()) < 2000.0  # bar
     assert abs(lattice - ground) < 0.05
     assert abs(rows[0, 4] ** (1 / 3) / 3 - ground) > 0.05  # it had to look for it
+
+
+@pytest.mark.slow
+def test_npt_with_a_model_trained_on_the_builtin_alloys(tmp_path, plugin):
+    run, data = tmp_path / "run", "builtin:cual-emt"
+    words = f"train --model nequip --data {data} --valid {data}/valid --max-steps 400 --set model.channels=8"
+    command = [sys.executable, "-m", "pimlip_zoo", *words.split(), "--out", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    potential = load_potential(run)
+    model = export_torchscript(potential, tmp_path / "alloy.nequip.pth", dtype=torch.float64).path
+    atoms = bulk("Cu", cubic=True, a=3.85) * (3, 3, 3)
+    atoms.symbols[::4] = "Al"
+    species = potential.species
+    write_data(tmp_path / "structure.data", in_lammps_axes(atoms), species)
+    dump = "dump frames all custom 50 frames.txt id type x y z\ndump_modify frames sort id format float %.17g"
+    rows, _ = dynamics(
+        tmp_path,
+        plugin,
+        style=style(model, species),
+        timestep=0.002,
+        every=10,
+        fix=f"velocity all create 600 3\nfix integrate all npt temp 300 300 0.1 iso 0 0 0.5\n{dump}",
+        run="run 1000",
+    )
+    late = rows[len(rows) // 2 :]
+    assert abs(late[:, 5].mean() - 300.0) < 45.0
+    assert abs(late[:, 3].mean()) < 4000.0  # bar
+    frames = ase.io.read(tmp_path / "frames.txt", ":", format="lammps-dump-text", specorder=list(species))
+    from ase.calculators.emt import EMT
+
+    frames, pressure = frames[len(frames) // 2 :], []
+    for frame, row in zip(frames, rows[rows[:, 0] % 50 == 0][-len(frames) :], strict=True):
+        frame.calc = EMT()
+        assert (
+            abs(frame.get_potential_energy() - row[2]) / len(frame) < 0.03
+        )  # eV, what it was trained to say
+        pressure.append(-np.trace(frame.get_stress(voigt=False)) / 3 / units.GPa)
+    # The density: what is left of the pressure in the theory that it learned, 1 GPa being 1 % of the volume.
+    motion = 2 / 3 * np.mean(late[:, 1] - late[:, 2]) / np.mean(late[:, 4]) / units.GPa
+    assert abs(np.mean(pressure) + motion) < 1.5
+    assert late[:, 4].mean() < 0.985 * atoms.get_volume()  # it had to look for it
+    # The pressure is the derivative of the energy, at the last frame.
+    last, step = frames[-1], 1e-4
+    scaled = []
+    for factor in (1 - step, 1.0, 1 + step):
+        copy = in_lammps_axes(last)
+        copy.set_cell(copy.cell * factor ** (1 / 3), scale_atoms=True)
+        scaled.append(copy)
+    low, here, high = single_points(scaled, model=model, plugin=plugin, species=species)
+    slope = -(high.energy - low.energy) / (2 * step * last.get_volume())
+    virial = np.trace(here.virial) / 3 / last.get_volume()
+    assert virial == pytest.approx(slope, abs=1e-6)
+    kinetic = 2 / 3 * (rows[-1, 1] - rows[-1, 2]) / rows[-1, 4]
+    assert rows[-1, 3] / BAR == pytest.approx(virial + kinetic, abs=1e-7)
 
 
 def test_atom_ids_may_have_gaps(tmp_path, plugin, exported):

@@ -6,11 +6,13 @@ import zipfile
 
 import numpy as np
 import pytest
-from toys import SPECIES, geometries, with_metadata
+from toys import SPECIES, geometries, potential_of, with_metadata
 
+from pimlip_zoo.deploy.aot import export_aot
 from pimlip_zoo.deploy.lammps.check import single_points
 from pimlip_zoo.deploy.lammps.input import write_data
 from pimlip_zoo.deploy.lammps.run import run_lammps
+from pimlip_zoo.deploy.loading import load_exported
 from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.errors import InputError
 
@@ -34,6 +36,42 @@ def test_metadata_that_do_not_fit(changes, reason, tmp_path, plugin, exported):
     model = with_metadata(exported("pairs"), tmp_path / "changed.nequip.pth", **changes)
     with pytest.raises(InputError, match=reason):
         attempt(model, plugin)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    path = tmp_path_factory.mktemp("compiled") / "pairs.nequip.pt2"
+    return export_aot(potential_of("pairs"), path, name="pairs").path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "lammps_says", "python_says"),
+    [
+        (
+            {"torch_version": "2.5.1"},
+            "compiled with torch 2.5.1 and this is torch",
+            "compiled with torch 2.5.1",
+        ),
+        ({"pimlip_format": "7"}, "its format is version 7", "its format is version 7"),
+        ({"pimlip_format": None}, "no metadata of pimlip-zoo", "no metadata of pimlip-zoo"),
+        ({"r_max": None}, "its metadata lack r_max", "its metadata lack r_max"),
+    ],
+)
+def test_compiled_files_that_do_not_fit(changes, lammps_says, python_says, tmp_path, plugin, compiled):
+    model = with_metadata(compiled, tmp_path / compiled.name, **changes)
+    with pytest.raises(InputError, match=lammps_says):
+        attempt(model, plugin)
+    with pytest.raises(InputError, match=python_says):
+        load_exported(model)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("run", "it is a folder"), ("best.ckpt", "it is a checkpoint")])
+def test_runs_and_checkpoints_are_not_exported_files(name, reason, tmp_path, plugin):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "best.ckpt").write_text("weights")
+    with pytest.raises(InputError, match=f"{reason}.*pimlip-zoo export"):
+        attempt(tmp_path / name, plugin)
 
 
 def test_an_unchanged_copy_loads(tmp_path, plugin, exported):
@@ -67,6 +105,8 @@ def test_a_file_of_a_torch_that_cannot_be_read_names_both_versions(tmp_path, plu
             new.writestr(item, content)
     with pytest.raises(InputError, match=r"written by torch 9.1.0 and torch .* cannot load it"):
         attempt(model, plugin)
+    with pytest.raises(InputError, match=r"written by torch 9.1.0, which this torch .* cannot load"):
+        load_exported(model)
 
 
 def test_a_missing_file(tmp_path, plugin):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 
 import numpy as np
@@ -156,6 +157,11 @@ def with_metadata(source, target, **changes):
     """A copy of an exported file with other metadata; None takes a key away."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
         for item in old.infolist():
+            if item.filename.endswith("_metadata.json"):  # a compiled file has them together
+                values = json.loads(old.read(item.filename)) | changes
+                kept = {key: value for key, value in values.items() if value is not None}
+                new.writestr(item.filename, json.dumps(kept))
+                continue
             key = item.filename.rpartition("/extra/")[2] if "/extra/" in item.filename else None
             if key in changes:
                 if changes[key] is not None:

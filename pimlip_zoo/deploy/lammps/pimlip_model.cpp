@@ -10,6 +10,7 @@
 #include <torch/version.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <unordered_map>
@@ -39,7 +40,8 @@ std::string brief(const std::exception &error)
     if (first.empty()) first = line;
     last = line;
   }
-  return first.rfind("The following operation failed", 0) == 0 ? last : first;
+  if (first.rfind("The following operation failed", 0) == 0) return last;
+  return first.substr(0, first.find(". This is an internal miniz error"));
 }
 
 bool ends_with(const std::string &text, const std::string &ending)
@@ -163,6 +165,9 @@ Model::Model(const std::string &file, const std::string &device, int local_rank)
 {
   try {
     if (!std::ifstream(file, std::ios::binary).good()) throw ModelError("the file cannot be read");
+    if (std::filesystem::is_directory(file))
+      throw ModelError("it is a folder (write a file of the run with `pimlip-zoo export`)");
+    if (ends_with(file, ".ckpt")) throw ModelError("it is a checkpoint (write a file of it with `pimlip-zoo export`)");
     const torch::Device where = choose_device(device, local_rank);
     keep_freed_memory();
     const bool compiled = ends_with(file, ".pt2");
