@@ -35,13 +35,13 @@ class Alike(NamedTuple):
         return result
 
 
-def groups_of_alike(frames: Sequence[Frame]) -> tuple[Iterator[Alike], list[int]]:
-    """Frames that can be looked at together, and the places of those that cannot."""
+def groups_of_alike(frames: Sequence[Frame], most_atoms: int = _SMALL) -> tuple[Iterator[Alike], list[int]]:
+    """Frames of at most some atoms that can be looked at together, and the places of those that cannot."""
     sizes: dict[int, list[int]] = {}
     others: list[int] = []
     for place, frame in enumerate(frames):
         n = len(frame.numbers)
-        if 0 < n <= _SMALL and frame.pbc.tobytes() == _OPEN and frame.positions.shape == (n, 3):
+        if 0 < n <= most_atoms and frame.pbc.tobytes() == _OPEN and frame.positions.shape == (n, 3):
             sizes.setdefault(n, []).append(place)
         else:
             others.append(place)

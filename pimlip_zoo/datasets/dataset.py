@@ -7,6 +7,7 @@ as long as they fit, so that small sets pay for their neighbour lists once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +18,10 @@ from torch.utils.data import Dataset
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.lmdb.index import count_edges
-from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.datasets.stored import StoredFrames, estimate_edges
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import Batch
+from pimlip_zoo.graph import Batch, collate
 
 __all__ = ["FrameDataset", "Samples", "StoreDataset", "estimate_edges"]
 
@@ -48,7 +49,7 @@ class _CachedSamples(Dataset[Batch]):
 
     def __init__(self, species: Sequence[str], cutoff: float, cache_bytes: int) -> None:
         self.species, self.cutoff = tuple(species), float(cutoff)
-        self._room = cache_bytes
+        self._room = self._cache_bytes = cache_bytes
         self._kept: dict[int, Batch] = {}
 
     def __getitem__(self, index: int) -> Batch:
@@ -84,7 +85,7 @@ class _CachedSamples(Dataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Spawned workers fill caches of their own; sending the parent's would take longer than making them.
-        return {**self.__dict__, "_kept": {}}
+        return {**self.__dict__, "_kept": {}, "_room": self._cache_bytes}
 
 
 class FrameDataset(_CachedSamples):
@@ -105,6 +106,23 @@ class FrameDataset(_CachedSamples):
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Some samples as one batch; made together unless the cache can keep all samples of the set."""
+        if not isinstance(self.frames, StoredFrames) or self._keeps_all:
+            return collate([self[index] for index in indices])
+        frames = self.frames.read(indices)
+        try:
+            return frames_to_batch(frames, self.species, self.cutoff)
+        except InputError:
+            return collate([self[index] for index in indices])  # says which frame it is
+
+    @cached_property
+    def _keeps_all(self) -> bool:
+        if not self._cache_bytes:
+            return False
+        atoms, edges = self.sizes()
+        return int(atoms.sum()) * _BYTES_PER_ATOM + int(edges.sum()) * _BYTES_PER_EDGE <= self._cache_bytes
 
     def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Atoms and edges of each structure, for a sampler; those of a store are estimated from its index."""

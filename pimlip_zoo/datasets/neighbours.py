@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pimlip_zoo.datasets.alike import groups_of_alike
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
 
-__all__ = ["frame_to_sample", "neighbour_list", "species_indices"]
+__all__ = ["frame_to_sample", "frames_to_batch", "neighbour_list", "species_indices"]
 
 _FEW_ATOMS = 48
 
@@ -104,6 +105,68 @@ def frame_to_sample(frame: Frame, species: Sequence[str], cutoff: float) -> Batc
         weight=torch.tensor([frame.weight], dtype=torch.float64),
     )
     return Batch(graph, labels)
+
+
+def frames_to_batch(frames: Sequence[Frame], species: Sequence[str], cutoff: float) -> Batch:
+    """Frames as one batch: what collating their samples gives, in a fraction of the time for molecules.
+
+    Args:
+        frames: at least one.
+        species: chemical symbols in the model's order.
+        cutoff: Å.
+
+    Raises:
+        InputError: as :func:`frame_to_sample`, without saying which frame.
+    """
+    counts = np.array([len(frame.numbers) for frame in frames])
+    batch = np.repeat(np.arange(len(frames)), counts)
+    numbers = np.concatenate([frame.numbers for frame in frames])
+    nan = np.nan
+    edge_index, edge_shift = _edges_of(frames, np.cumsum(counts) - counts, cutoff)
+    graph = AtomGraph(
+        positions=torch.as_tensor(np.concatenate([f.positions for f in frames], dtype=np.float64)),
+        species=torch.as_tensor(species_indices(numbers, species)),
+        edge_index=torch.as_tensor(edge_index),
+        edge_shift=torch.as_tensor(edge_shift),
+        cell=torch.as_tensor(np.array([frame.cell for frame in frames], dtype=np.float64)),
+        batch=torch.as_tensor(batch),
+        num_graphs=len(frames),
+    )
+    unknown = np.full((int(counts.max()), 3), nan)
+    forces = [unknown[:n] if f.forces is None else f.forces for n, f in zip(counts, frames, strict=True)]
+    stress = [np.full((3, 3), nan) if frame.stress is None else frame.stress for frame in frames]
+    energy = [nan if frame.energy is None else frame.energy for frame in frames]
+    labels = Labels(
+        energy=torch.tensor(energy, dtype=torch.float64),
+        forces=torch.as_tensor(np.concatenate(forces, dtype=np.float64)),
+        stress=torch.as_tensor(np.array(stress, dtype=np.float64)),
+        weight=torch.tensor([frame.weight for frame in frames], dtype=torch.float64),
+    )
+    return Batch(graph, labels)
+
+
+def _edges_of(
+    frames: Sequence[Frame], first: NDArray[np.int64], cutoff: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Edges of all frames, whose atoms start at ``first``, sorted by centre."""
+    groups, others = groups_of_alike(frames, _FEW_ATOMS)
+    pairs, shifts = [np.zeros((2, 0), dtype=np.int64)], [np.zeros((0, 3))]
+    for group in groups:
+        near = group.squared_distances() < cutoff * cutoff
+        np.einsum("bii->bi", near)[:] = False
+        member, i, j = near.nonzero()
+        pairs.append(first[group.places][member] + np.stack([i, j]))
+        shifts.append(np.zeros((len(i), 3)))
+    for place in others:
+        frame = frames[place]
+        edge_index, shift = neighbour_list(frame.positions, frame.cell, frame.pbc, cutoff)
+        pairs.append(edge_index + first[place])
+        shifts.append(shift)
+    edges, shift = np.concatenate(pairs, axis=1), np.concatenate(shifts)
+    if len(pairs) == 2:
+        return edges, shift
+    order = np.argsort(edges[0], kind="stable")
+    return edges[:, order], shift[order]
 
 
 @lru_cache(maxsize=64)

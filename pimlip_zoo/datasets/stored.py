@@ -17,13 +17,14 @@ from pimlip_zoo.datasets.facts import Facts
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.lmdb.record import ENERGY, STRESS
-from pimlip_zoo.datasets.readers import check_frame, open_source, parse_spec, window_of
+from pimlip_zoo.datasets.readers import all_usable, check_frame, open_source, parse_spec, window_of
 from pimlip_zoo.datasets.readers.inside import StoreFile
 from pimlip_zoo.errors import InputError
 
 __all__ = ["LABELS", "StoredFrames", "estimate_edges", "open_frames"]
 
 LABELS = ("energy", "forces", "stress")
+_READ_AT_ONCE = 256
 
 
 class StoredFrames(Sequence[Frame]):
@@ -62,12 +63,31 @@ class StoredFrames(Sequence[Frame]):
             InputError: for a damaged frame, or one that cannot be used.
         """
         if isinstance(index, slice):
-            return [self._read(i) for i in self.indices[index].tolist()]
-        return self._read(int(self.indices[index]))
+            return self.read(range(*index.indices(len(self))))
+        return self.read([index])[0]
 
     def __iter__(self) -> Iterator[Frame]:
-        for i in range(len(self)):
-            yield self[i]
+        for start in range(0, len(self), _READ_AT_ONCE):
+            yield from self[start : start + _READ_AT_ONCE]
+
+    def read(self, positions: Sequence[int]) -> list[Frame]:
+        """Some of the frames.
+
+        Raises:
+            InputError: for a damaged frame, or one that cannot be used.
+        """
+        numbers = self.indices[np.asarray(positions, dtype=np.int64)].tolist()
+        frames = [self.store[number] for number in numbers]
+        if not all_usable(frames):
+            place = str(self.store.path)
+            frames = [
+                check_frame(frame, file=place, index=number, nan=self.nan)
+                for number, frame in zip(numbers, frames, strict=True)
+            ]
+        if self.labels == LABELS:
+            return frames
+        gone: dict[str, Any] = {name: None for name in LABELS if name not in self.labels}
+        return [replace(frame, **gone) for frame in frames]
 
     def subset(self, positions: ArrayLike) -> StoredFrames:
         """Some of these frames by their position among them."""
@@ -107,13 +127,6 @@ class StoredFrames(Sequence[Frame]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "facts"}
-
-    def _read(self, number: int) -> Frame:
-        frame = check_frame(self.store[number], file=str(self.store.path), index=number, nan=self.nan)
-        if self.labels == LABELS:
-            return frame
-        gone: dict[str, Any] = {name: None for name in LABELS if name not in self.labels}
-        return replace(frame, **gone)
 
 
 def open_frames(spec: str) -> StoredFrames | None:

@@ -30,23 +30,32 @@ class SampleList(Dataset[Batch | InputError]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Batch | InputError:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Batch | InputError]:
+        """What a loader asks for: the samples, or all of them as one batch."""
+        plain = [index if index >= 0 else -1 - index for index in indices]
         try:
-            if index >= 0:
-                return self.samples[index]
-            sample = self.samples[-1 - index]
+            if isinstance(self.samples, FrameDataset):
+                batch = self.samples.batch(plain)
+            else:
+                batch = collate([self.samples[index] for index in plain])
         except InputError as error:
-            return error
-        return sample._replace(labels=sample.labels._replace(weight=torch.zeros_like(sample.labels.weight)))
+            return [error]
+        if min(indices) >= 0:
+            return [batch]
+        counts = torch.tensor([float(index >= 0) for index in indices], dtype=torch.float64)
+        return [batch._replace(labels=batch.labels._replace(weight=batch.labels.weight * counts))]
 
 
 def join(samples: Sequence[Batch | InputError]) -> Batch | InputError:
-    """The samples as one batch, or the first error among them."""
+    """What :class:`SampleList` gave, as one batch, or the first error."""
     intact: list[Batch] = []
     for sample in samples:
         if isinstance(sample, InputError):
             return sample
         intact.append(sample)
-    return collate(intact)
+    return intact[0] if len(intact) == 1 else collate(intact)
 
 
 def sample_sizes(samples: Samples) -> tuple[ArrayLike, ArrayLike]:

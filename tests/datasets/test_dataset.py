@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from example_frames import crystal, molecule
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from pimlip_zoo.datasets.dataset import FrameDataset, StoreDataset, estimate_edges
 from pimlip_zoo.datasets.lmdb import write_store
-from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import collate
@@ -87,3 +91,24 @@ def test_a_loader_gives_the_same_batches_with_and_without_workers(path, frames, 
     assert len(batches) == len(order)
     for batch, indices in zip(batches, order, strict=True):
         assert_equal(batch, collate([frame_to_sample(frames[i], SPECIES, 4.0) for i in indices]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9), st.booleans()), min_size=1, max_size=8))
+def test_a_batch_made_at_once_is_the_collated_samples(kinds):
+    made = [(crystal if periodic else molecule)(seed, size) for seed, size, periodic in kinds]
+    made.append(replace(made[0], forces=None, energy=None, weight=2.0))
+    made.append(molecule(3, 60))  # too many atoms for all distances at once
+    assert_equal(
+        frames_to_batch(made, SPECIES, 3.0), collate([frame_to_sample(f, SPECIES, 3.0) for f in made])
+    )
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_batches_of_a_store_are_the_collated_samples(frames, path, cache_bytes):
+    store = StoreDataset(path, SPECIES, 4.0, cache_bytes=cache_bytes)
+    for indices in ([5, 2, 9, 2], [0]):
+        expected = collate([frame_to_sample(frames[i], SPECIES, 4.0) for i in indices])
+        assert_equal(store.batch(indices), expected)
+    with pytest.raises(InputError, match=r"frame \d+.*does not know"):
+        FrameDataset(store.frames, ("C",), 4.0, cache_bytes=0).batch([3, 4])

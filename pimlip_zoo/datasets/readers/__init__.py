@@ -19,6 +19,7 @@ __all__ = [
     "FrameFile",
     "Item",
     "ReadOptions",
+    "all_usable",
     "check_frame",
     "checked",
     "format_names",
