@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
-from pimlip_zoo.nn.contraction import EdgeContraction, EdgeTensors, contraction_spec
+from pimlip_zoo.nn.contraction import EdgeContraction, EdgeEnvironment, EdgeTensors, contraction_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
 from pimlip_zoo.nn.kernels import sum_by_centre
 from pimlip_zoo.nn.linear import EquivariantLinear
@@ -221,7 +221,8 @@ class Allegro(AtomicEnergyModel):
         self.embed_mlp = config.mlp(embedding, config.embed_hidden, width)
         self.embed_tensors = ScalarMLP((width, num_irreps * channels))
         self.embed_latents = ScalarMLP((width, width + num_irreps * channels))
-        self.tensors = EdgeTensors(irreps[0])
+        self.tensors = EdgeTensors(irreps[0], channels)
+        self.environment = EdgeEnvironment(irreps[0], channels)
         pairs = itertools.pairwise(irreps)
         self.layers = nn.ModuleList(
             AllegroLayer(config, n, before, after) for n, (before, after) in enumerate(pairs)
@@ -267,7 +268,7 @@ class Allegro(AtomicEnergyModel):
         latents, weights = projected[:, : self.width], projected[:, self.width :]
         for layer in self.layers:
             weights = (self.scale * weights).view(-1, self.num_irreps, self.channels)
-            environment = self.tensors.environment(harmonics, weights, graph.edge_index, num_atoms)
+            environment = self.environment(harmonics, weights, graph.edge_index, num_atoms)
             tensors, latents, weights = layer(tensors, latents, environment, envelope, centre)
         return latents, tensors, harmonics[:, 1:4]
 

@@ -126,7 +126,7 @@ class MACELayer(nn.Module):
         self.irreps_in, self.irreps_out, self.channels = irreps_in, irreps_out, channels
         harmonics = o3.Irreps.spherical_harmonics(config.l_max)
         self.linear_in = EquivariantLinear(irreps_in, irreps_in, channels, channels)
-        self.convolution = Convolution(convolution_spec(irreps_in, harmonics, harmonics))
+        self.convolution = Convolution(convolution_spec(irreps_in, harmonics, harmonics), channels)
         widths = (config.num_bessel, *config.radial_hidden, self.convolution.num_paths * channels)
         self.radial = ScalarMLP(widths, gain=1.0, normalized=True)
         self.linear_out = EquivariantLinear(self.convolution.irreps_out, harmonics, channels, channels)

@@ -88,7 +88,7 @@ class NequIPLayer(nn.Module):
         gate = Gate(self.irreps_out, "0e" if o3.Irrep("0e") in reachable else "0o")
         self.gate = gate
         self.linear_in = EquivariantLinear(irreps_in, irreps_in, channels, channels)
-        self.convolution = Convolution(convolution_spec(irreps_in, harmonics, gate.irreps_in))
+        self.convolution = Convolution(convolution_spec(irreps_in, harmonics, gate.irreps_in), channels)
         self.radial = ScalarMLP(
             (config.num_bessel, *config.radial_hidden, self.convolution.num_paths * channels)
         )

@@ -20,7 +20,15 @@ from pimlip_zoo.nn.kernels import (
     sum_by_centre,
 )
 
-__all__ = ["ContractionSpec", "EdgeContraction", "EdgeTensors", "contraction_spec"]
+__all__ = [
+    "CentreMatrices",
+    "ContractionSpec",
+    "EdgeContraction",
+    "EdgeEnvironment",
+    "EdgeProduct",
+    "EdgeTensors",
+    "contraction_spec",
+]
 
 
 @dataclass(frozen=True)
@@ -74,27 +82,38 @@ def contraction_spec(
 class EdgeTensors(nn.Module):
     """Spherical harmonics of an edge, each degree times weights of its own: (E, K), (E, L, C) -> (E, K, C).
 
-    Summed over the edges of each centre these are Allegro's environments: a convolution of nothing but ones.
-
     Args:
         irreps: components of the harmonics; L is how many irreps there are.
+        channels: C, for which kernels are made ahead of the first call; None: when it is called.
     """
 
-    def __init__(self, irreps: o3.Irreps) -> None:
+    def __init__(self, irreps: o3.Irreps, channels: int | None = None) -> None:
         super().__init__()
-        self.irreps = o3.Irreps(irreps)
-        degree = [index for index, (_, irrep) in enumerate(self.irreps) for _ in range(irrep.dim)]
+        self.irreps, self.channels = o3.Irreps(irreps), channels
+        self.form = _degrees_form(self.irreps)
+        degree = [term[0] for term in self.form.terms]
         self._degree = nn.Buffer(torch.tensor(degree, dtype=torch.int64), persistent=False)
-        terms = tuple((index, 0, component, component, 1.0) for component, index in enumerate(degree))
-        self.form = TrilinearForm(1, len(degree), len(degree), len(self.irreps), terms)
 
     def forward(self, harmonics: Tensor, weights: Tensor) -> Tensor:
         """The tensors of every edge."""
         return harmonics.unsqueeze(2) * weights[:, self._degree]
 
-    @torch.jit.export
-    def environment(self, harmonics: Tensor, weights: Tensor, edge_index: Tensor, num_atoms: int) -> Tensor:
-        """Their sum over the edges of each centre: (N, K, C)."""
+
+class EdgeEnvironment(nn.Module):
+    """The sum of :class:`EdgeTensors` over the edges of each centre: a convolution of nothing but ones.
+
+    Args:
+        irreps: components of the harmonics.
+        channels: as of :class:`EdgeTensors`.
+    """
+
+    def __init__(self, irreps: o3.Irreps, channels: int | None = None) -> None:
+        super().__init__()
+        self.form, self.channels = _degrees_form(o3.Irreps(irreps)), channels
+        self.tensors = EdgeTensors(irreps, channels)
+
+    def forward(self, harmonics: Tensor, weights: Tensor, edge_index: Tensor, num_atoms: int) -> Tensor:
+        """(E, K), (E, L, C) -> (N, K, C)."""
         ones = torch.ones((num_atoms, 1, weights.shape[2]), dtype=weights.dtype, device=weights.device)
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             out = self.reference(ones, harmonics, weights, edge_index)
@@ -105,8 +124,14 @@ class EdgeTensors(nn.Module):
     @torch.jit.export
     def reference(self, ones: Tensor, harmonics: Tensor, weights: Tensor, edge_index: Tensor) -> Tensor:
         """The sum in plain torch."""
-        tensors = self.forward(harmonics, weights)
-        return sum_by_centre(tensors, edge_index[0], ones.shape[0])
+        return sum_by_centre(self.tensors(harmonics, weights), edge_index[0], ones.shape[0])
+
+
+def _degrees_form(irreps: o3.Irreps) -> TrilinearForm:
+    """``sum x Y_k w_degree(k) g_k`` with a single component of x."""
+    degree = [index for index, (_, irrep) in enumerate(irreps) for _ in range(irrep.dim)]
+    terms = tuple((index, 0, component, component, 1.0) for component, index in enumerate(degree))
+    return TrilinearForm(1, len(degree), len(degree), len(irreps), terms)
 
 
 class CentreMatrices(ExactBuffers):
@@ -117,10 +142,15 @@ class CentreMatrices(ExactBuffers):
     Args:
         spec: the paths.
         entries: (component of V, component of out) of each row.
+        channels: C.
+        per_channel: whether weights are (P, C) or (P, 1).
     """
 
-    def __init__(self, spec: ContractionSpec, entries: tuple[tuple[int, int], ...]) -> None:
+    def __init__(
+        self, spec: ContractionSpec, entries: tuple[tuple[int, int], ...], channels: int, *, per_channel: bool
+    ) -> None:
         super().__init__()
+        self.channels, self.per_channel = channels, per_channel
         place = {entry: row for row, entry in enumerate(entries)}
         terms = sorted({(place[a, k], b) for _, a, b, k, _ in spec.terms})
         index = {term: number for number, term in enumerate(terms)}
@@ -137,14 +167,22 @@ class CentreMatrices(ExactBuffers):
 
     def forward(self, environment: Tensor, weights: Tensor) -> Tensor:
         """The matrices of every atom."""
-        coefficients = torch.matmul(self._table.to(weights.dtype), weights)
-        coefficients = coefficients.expand(-1, environment.shape[2]).unsqueeze(0)
+        coefficients = self.coefficients(weights)
         one = torch.zeros(environment.shape[0], dtype=torch.int64, device=environment.device)
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             out = self.reference(environment, coefficients, one)
         else:
             out = contract(self, environment, coefficients, one)
         return out
+
+    def table(self, dtype: torch.dtype) -> Tensor:
+        """(T, P): how much each path's weights count in each term."""
+        return self._table.to(dtype)
+
+    def coefficients(self, weights: Tensor) -> Tensor:
+        """(1, T, C): what each term is multiplied with."""
+        of_terms = torch.matmul(self.table(weights.dtype), weights)
+        return of_terms.expand(-1, self.channels).unsqueeze(0)
 
     def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:  # noqa: ARG002
         """The same in plain torch, with coefficients (1, T, C)."""
@@ -153,7 +191,51 @@ class CentreMatrices(ExactBuffers):
         return out.index_add(1, self._row, products)
 
 
-class EdgeContraction(ExactBuffers):
+class EdgeProduct(nn.Module):
+    """Each edge's features times the sparse matrix of its centre.
+
+    Args:
+        entries: (component of the features, component of the result) of each row of the matrices, sorted.
+        dim_in: components of the features.
+        dim_out: components of the result.
+    """
+
+    def __init__(self, entries: tuple[tuple[int, int], ...], dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.entries, self.dim_in, self.dim_out = entries, dim_in, dim_out
+        place = [a * dim_out + k for a, k in entries]
+        self._place = nn.Buffer(torch.tensor(place, dtype=torch.int64), persistent=False)
+
+    def forward(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
+        """Multiply.
+
+        Args:
+            features: (E, K_in, C).
+            matrices: (N, R, C), a row for each entry.
+            centre: (E,) the row of the matrices that belongs to an edge.
+
+        Returns:
+            (E, K_out, C).
+        """
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            out = self.reference(features, matrices, centre)
+        else:
+            out = multiply_edges(self, features, matrices, centre)
+        return out
+
+    @torch.jit.export
+    def reference(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
+        """The same in plain torch."""
+        atoms, _, channels = matrices.shape
+        dense = matrices.new_zeros((atoms, self.dim_in * self.dim_out, channels))
+        dense = dense.index_add(1, self._place, matrices).view(atoms, self.dim_in, self.dim_out, channels)
+        out = features[:, :1] * dense[:, 0][centre]
+        for a in range(1, self.dim_in):
+            out = torch.addcmul(out, features[:, a : a + 1], dense[:, a][centre])
+        return out
+
+
+class EdgeContraction(nn.Module):
     """Each edge's features times the environment of its centre, path by path with trainable weights.
 
     The environment belongs to the atom, so its product with coefficients and weights is made once per atom: a
@@ -169,16 +251,14 @@ class EdgeContraction(ExactBuffers):
         super().__init__()
         self.spec = spec
         self.irreps_out = spec.irreps_out
-        self.dim_in, self.dim_out = int(spec.irreps_in.dim), int(spec.irreps_out.dim)
         columns = channels if per_channel else 1
         self.weights = nn.Parameter(
             torch.empty(len(spec.paths), columns).uniform_(-math.sqrt(3.0), math.sqrt(3.0))
         )
         # Paths that meet in the same (component of V, component of out) are added before an edge is touched.
-        self.entries = tuple(sorted({(a, k) for _, a, _, k, _ in spec.terms}))
-        self.matrices = CentreMatrices(spec, self.entries)
-        place = [a * self.dim_out + k for a, k in self.entries]
-        self._place = nn.Buffer(torch.tensor(place, dtype=torch.int64), persistent=False)
+        entries = tuple(sorted({(a, k) for _, a, _, k, _ in spec.terms}))
+        self.matrices = CentreMatrices(spec, entries, channels, per_channel=per_channel)
+        self.product = EdgeProduct(entries, int(spec.irreps_in.dim), int(spec.irreps_out.dim))
 
     def forward(self, features: Tensor, environment: Tensor, centre: Tensor) -> Tensor:
         """Contract.
@@ -191,20 +271,5 @@ class EdgeContraction(ExactBuffers):
         Returns:
             (E, K_out, C).
         """
-        matrices = self.matrices(environment, self.weights)
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            out = self.reference(features, matrices, centre)
-        else:
-            out = multiply_edges(self, features, matrices, centre)
-        return out
-
-    @torch.jit.export
-    def reference(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
-        """Edges times the matrices (N, R, C) of their centres in plain torch."""
-        atoms, _, channels = matrices.shape
-        dense = matrices.new_zeros((atoms, self.dim_in * self.dim_out, channels))
-        dense = dense.index_add(1, self._place, matrices).view(atoms, self.dim_in, self.dim_out, channels)
-        out = features[:, :1] * dense[:, 0][centre]
-        for a in range(1, self.dim_in):
-            out = torch.addcmul(out, features[:, a : a + 1], dense[:, a][centre])
+        out: Tensor = self.product(features, self.matrices(environment, self.weights), centre)
         return out

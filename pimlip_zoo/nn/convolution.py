@@ -80,11 +80,12 @@ class Convolution(nn.Module):
 
     Args:
         spec: the paths.
+        channels: C, for which kernels are made ahead of the first call; None: when it is called.
     """
 
-    def __init__(self, spec: ConvolutionSpec) -> None:
+    def __init__(self, spec: ConvolutionSpec, channels: int | None = None) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.channels = spec, channels
         self.irreps_out = spec.irreps_out
         self.num_paths = len(spec.paths)
         self.form = TrilinearForm(

@@ -8,6 +8,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from pimlip_zoo.nn.kernels.gate import FUNCTIONS, GatedScalar, GateForm
 from pimlip_zoo.nn.mlp import ScaledActivation
 
 __all__ = ["Gate"]
@@ -56,8 +57,33 @@ class Gate(nn.Module):
         self._gated_dims = [irrep.dim for irrep in gated]
         self.scalar_activations = nn.ModuleList(ScaledActivation(activations[irrep.p]) for irrep in scalars)
         self.gate_activation = ScaledActivation(activations[gate_irrep.p])
+        self.form = self._kernel_form(scalars, gated, gate_irrep, activations)
         expand = [index for index, dim in enumerate(self._gated_dims) for _ in range(dim)]
         self.register_buffer("_expand", torch.tensor(expand, dtype=torch.int64), persistent=False)
+
+    def _kernel_form(
+        self,
+        scalars: list[o3.Irrep],
+        gated: list[o3.Irrep],
+        gate_irrep: o3.Irrep,
+        activations: Mapping[int, str],
+    ) -> GateForm | None:
+        """What the compiled gate has to know; None where it does not know an activation."""
+        if any(activations[irrep.p] not in FUNCTIONS for irrep in [*scalars, gate_irrep]):
+            return None
+        entries = []
+        for number, irrep in enumerate(scalars):
+            name = activations[irrep.p]
+            constant = ScaledActivation(name).constant
+            entries.append(GatedScalar(name, constant, self._scalar_positions[number], number))
+        name, begin = activations[gate_irrep.p], self._first_gated
+        for number, irrep in enumerate(gated):
+            components = tuple(range(begin, begin + irrep.dim))
+            target = len(scalars) + begin - self._first_gated
+            constant = self.gate_activation.constant
+            entries.append(GatedScalar(name, constant, self._first_gate + number, target, components))
+            begin += irrep.dim
+        return GateForm(int(self.irreps_in.dim), int(self.irreps_out.dim), tuple(entries))
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, K_in, C) -> (rows, K_out, C)."""

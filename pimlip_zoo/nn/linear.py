@@ -6,7 +6,9 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-__all__ = ["EquivariantLinear", "SpeciesLinear", "irrep_slices"]
+from pimlip_zoo.nn.kernels.linear import LinearBlock, LinearForm
+
+__all__ = ["EquivariantLinear", "SpeciesLinear", "irrep_slices", "linear_form"]
 
 
 def irrep_slices(irreps: o3.Irreps) -> list[tuple[o3.Irrep, int, int]]:
@@ -41,10 +43,10 @@ class EquivariantLinear(nn.Module):
         super().__init__()
         self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
         self.channels_in, self.channels_out = channels_in, channels_out
-        self._blocks, self._zeros_after = _matching_blocks(self.irreps_in, self.irreps_out)
+        self.blocks, self._zeros_after = _matching_blocks(self.irreps_in, self.irreps_out)
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(copies_in * channels_in, copies_out * channels_out))
-            for _, copies_in, _, copies_out, _ in self._blocks
+            for _, copies_in, _, copies_out, _ in self.blocks
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ class EquivariantLinear(nn.Module):
         parts: list[Tensor] = []
         index = 0
         for weight in self.weights:
-            start, copies_in, dim, copies_out, zeros = self._blocks[index]
+            start, copies_in, dim, copies_out, zeros = self.blocks[index]
             if zeros > 0:
                 parts.append(x.new_zeros((rows, zeros, self.channels_out)))
             fan_in = copies_in * self.channels_in
@@ -92,10 +94,10 @@ class SpeciesLinear(nn.Module):
         self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
         self.channels_in, self.channels_out = channels_in, channels_out
         self.embedding_size = embedding_size
-        self._blocks, self._zeros_after = _matching_blocks(self.irreps_in, self.irreps_out)
+        self.blocks, self._zeros_after = _matching_blocks(self.irreps_in, self.irreps_out)
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(copies_in * channels_in, embedding_size, copies_out * channels_out))
-            for _, copies_in, _, copies_out, _ in self._blocks
+            for _, copies_in, _, copies_out, _ in self.blocks
         )
 
     def forward(self, x: Tensor, embedding: Tensor, species: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class SpeciesLinear(nn.Module):
         parts: list[Tensor] = []
         index = 0
         for weight in self.weights:
-            start, copies_in, dim, copies_out, zeros = self._blocks[index]
+            start, copies_in, dim, copies_out, zeros = self.blocks[index]
             if zeros > 0:
                 parts.append(x.new_zeros((rows, zeros, self.channels_out)))
             fan_in = copies_in * self.channels_in
@@ -169,6 +171,19 @@ def _by_groups(x: Tensor, matrices: Tensor, group: Tensor) -> Tensor:
             start += count
     y = torch.cat(parts).view(rows, dim, matrices.shape[2])
     return y.index_select(0, torch.argsort(order))
+
+
+def linear_form(module: EquivariantLinear | SpeciesLinear, num_species: int = 1) -> LinearForm:
+    """What the compiled kernels have to know of a map, with as many sets of weights as there are species."""
+    blocks, first_out = [], 0
+    embedding = module.embedding_size if isinstance(module, SpeciesLinear) else 1
+    for start, copies_in, dim, copies_out, zeros in module.blocks:
+        first_out += zeros
+        scale = float(copies_in * module.channels_in * embedding) ** -0.5
+        blocks.append(LinearBlock(start, copies_in, first_out, copies_out, dim, scale))
+        first_out += dim * copies_out
+    dim_in, dim_out = int(module.irreps_in.dim), int(module.irreps_out.dim)
+    return LinearForm(dim_in, dim_out, module.channels_in, module.channels_out, tuple(blocks), num_species)
 
 
 def _matching_blocks(

@@ -248,9 +248,13 @@ class SymmetricContraction(ExactBuffers):
         components = [component for component, _ in spec.terms]
         self._terms_of_component = [components.count(k) for k in range(int(spec.irreps_out.dim))]
 
+    def table(self, dtype: torch.dtype) -> Tensor:
+        """(T, rows of the weights): the generalised Clebsch-Gordan coefficients."""
+        return self._table.to(dtype)
+
     def coefficients(self) -> Tensor:
         """(S, T, C): what each species multiplies each term with."""
-        return torch.matmul(self._table.to(self.weights.dtype), self.weights)
+        return torch.matmul(self.table(self.weights.dtype), self.weights)
 
     def forward(self, x: Tensor, species: Tensor) -> Tensor:
         """Contract.

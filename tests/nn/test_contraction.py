@@ -9,7 +9,7 @@ import pytest
 import torch
 from e3nn import o3
 
-from pimlip_zoo.nn.contraction import EdgeContraction, EdgeTensors, contraction_spec
+from pimlip_zoo.nn.contraction import EdgeContraction, EdgeEnvironment, EdgeTensors, contraction_spec
 
 CASES = [
     ("0e + 1o + 2e", "0e + 1o + 2e", "0e + 1o + 2e"),
@@ -106,7 +106,8 @@ def test_environments_are_sums_over_the_edges_of_each_centre() -> None:
     assert torch.equal(per_edge[3, 0], harmonics[3, 0] * weights[3, 0])
     assert torch.equal(per_edge[3, 2], harmonics[3, 2] * weights[3, 1])
     assert torch.equal(per_edge[3, 8], harmonics[3, 8] * weights[3, 2])
-    sums = tensors.environment(harmonics, weights, torch.stack([centre, centre.flip(0)]), 4)
+    environment = EdgeEnvironment(o3.Irreps("0e + 1o + 2e"))
+    sums = environment(harmonics, weights, torch.stack([centre, centre.flip(0)]), 4)
     torch.testing.assert_close(sums[2], per_edge[2:].sum(0))
     assert sums[1].abs().max() == 0
     assert sums[3].abs().max() == 0

@@ -19,7 +19,7 @@ from pimlip_zoo.nn.kernels.library import KernelLibrary
 from pimlip_zoo.nn.kernels.mlp_source import mlp_functions
 from pimlip_zoo.nn.kernels.scope import is_useful, parameters_wanted
 
-__all__ = ["CpuMLP", "MLPForm", "cpu_mlp", "mlp"]
+__all__ = ["CpuMLP", "MLPForm", "MLPSweep", "cpu_mlp", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,19 @@ class MLPForm:
 
 
 @dataclass(frozen=True)
-class _Sweep:
+class MLPSweep:
     """What a kernel computes: ``kind`` 0 the output, 1 gradients, 2 derivatives of the input's gradient."""
 
     kind: int
     wants_input: bool = False
     wants_weights: bool = False
     wants_cotangent: bool = False
+    """In the second kind: the derivative by the cotangent, which is the output's tangent."""
+    adds: bool = False
+    """In the second kind: add the gradients that another cotangent gives."""
 
 
-_FORWARD = _Sweep(0)
+_FORWARD = MLPSweep(0)
 
 
 class CpuMLP:
@@ -72,7 +75,7 @@ class CpuMLP:
         self.library.build(_FORWARD)
 
     def _source(self, kernel: Hashable, machine: Target) -> str:
-        assert isinstance(kernel, _Sweep)
+        assert isinstance(kernel, MLPSweep)
         body = _Writer(self.form, kernel, machine)
         lines = [
             *prelude(machine, [machine.lanes]),
@@ -84,7 +87,13 @@ class CpuMLP:
         return "\n".join(["#include <stdlib.h>", *lines, ""])
 
     def run(
-        self, kernel: _Sweep, x: Tensor, weights: Tensor, g: Tensor | None = None, v: Tensor | None = None
+        self,
+        kernel: MLPSweep,
+        x: Tensor,
+        weights: Tensor,
+        g: Tensor | None = None,
+        v: Tensor | None = None,
+        h: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """(output or gradient of the input, gradient of the weights, derivative with respect to g)."""
         form, rows = self.form, x.shape[0]
@@ -98,7 +107,7 @@ class CpuMLP:
             rows=rows,
             work=None,
             lists=(None, None, None),
-            operands=(x, v, None, None, weights, None, g, None),
+            operands=(x, v, None, None, weights, None, g, h),
             results=(first, sums, third),
         )
         if sums is not None:
@@ -109,7 +118,7 @@ class CpuMLP:
 class _Writer:
     """The loop over tiles of one kernel."""
 
-    def __init__(self, form: MLPForm, kernel: _Sweep, machine: Target) -> None:
+    def __init__(self, form: MLPForm, kernel: MLPSweep, machine: Target) -> None:
         self.form, self.kernel, self.lanes = form, kernel, machine.lanes
         self.layers = len(form.sizes) - 1
         self.padded = [-(-size // machine.lanes) * machine.lanes for size in form.sizes]
@@ -123,8 +132,9 @@ class _Writer:
     def lines(self) -> list[str]:
         """Everything inside the function."""
         tile = [*self._load("x0", "a0", 0), *self._upward()]
-        if self.kernel.kind:
+        if self.kernel.wants_input or self.kernel.wants_weights:
             tile += self._load("g0", f"b{self.layers}", self.layers)
+            tile += self._load("g1", f"c{self.layers}", self.layers) if self.kernel.adds else []
             tile += self._downward()
         form, kernel = self.form, self.kernel
         weights = [
@@ -236,7 +246,7 @@ class _Writer:
     def _downward(self) -> list[str]:
         """Cotangents of all layers: b of the values or, in the second kind, of the tangents, then c of the values."""
         kind, out, kernel = self.kernel.kind, [], self.kernel
-        has_c = False
+        has_c = kernel.adds
         for n in reversed(range(self.layers)):
             if kernel.wants_weights:
                 out.append(self._outer(f"a{n}" if kind == 1 else f"e{n}", f"b{n + 1}", n))
@@ -292,7 +302,7 @@ class _Apply(torch.autograd.Function):
         ctx.save_for_backward(x, flat)
         if all(ctx.needs_input_grad[1:]):  # training: compile at once what the steps after this one need
             inner = is_useful(True, x)
-            op.library.build(_Sweep(1, True), _Sweep(1, inner, True), _Sweep(2, inner, True, True))
+            op.library.build(MLPSweep(1, True), MLPSweep(1, inner, True), MLPSweep(2, inner, True, True))
         out = op.run(_FORWARD, x, flat)[0]
         assert out is not None
         return out
@@ -312,7 +322,7 @@ class _Gradients(torch.autograd.Function):
         ctx.op, ctx.needs = op, needs
         ctx.save_for_backward(x, flat, g)
         ctx.set_materialize_grads(False)
-        gx, gw, _ = op.run(_Sweep(1, needs[0], needs[1]), x, flat, g)
+        gx, gw, _ = op.run(MLPSweep(1, needs[0], needs[1]), x, flat, g)
         return gx, gw
 
     @staticmethod
@@ -324,7 +334,7 @@ class _Gradients(torch.autograd.Function):
             return (None,) * 5
         if hw is not None or torch.is_grad_enabled():
             return (None, None, *_composed(ctx.op.form, (x, flat, g), (hx, hw), (need_x, need_w, need_g)))
-        gx, gw, gg = ctx.op.run(_Sweep(2, need_x, need_w, need_g), x, flat, g, hx)
+        gx, gw, gg = ctx.op.run(MLPSweep(2, need_x, need_w, need_g), x, flat, g, hx)
         return None, None, gx, gw, gg
 
 

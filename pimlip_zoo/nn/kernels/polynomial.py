@@ -19,7 +19,7 @@ from pimlip_zoo.nn.kernels.library import KernelLibrary
 from pimlip_zoo.nn.kernels.program import Program, Value
 from pimlip_zoo.nn.kernels.scope import parameters_wanted
 
-__all__ = ["CpuPolynomial", "PolynomialForm", "cpu_polynomial", "polynomial"]
+__all__ = ["CpuPolynomial", "PolynomialForm", "PolynomialSweep", "cpu_polynomial", "polynomial"]
 
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -37,19 +37,22 @@ class PolynomialForm:
 
 
 @dataclass(frozen=True)
-class _Sweep:
+class PolynomialSweep:
     """``kind`` 0: the result. 1: gradients. 2: derivatives of ``<h, dS/dA>``."""
 
     kind: int
     wants_input: bool = False
     wants_coefficients: bool = False
     wants_cotangent: bool = False
+    """In the second kind: the derivative by g, which is the result's tangent."""
+    adds: bool = False
+    """In the second kind: add the gradients that another cotangent gives."""
 
 
-_FORWARD = _Sweep(0)
+_FORWARD = PolynomialSweep(0)
 _GROUP = 96  # terms in one function
 _PART = (
-    "const T *restrict pa, const T *restrict ph, const T *restrict pg, const T *restrict pq, "
+    "const T *restrict pa, const T *restrict ph, const T *restrict pg, const T *restrict pk, const T *restrict pq, "
     "T *restrict o, T *restrict oq, T *restrict og"
 )
 
@@ -72,7 +75,7 @@ class CpuPolynomial:
         self.library.build(_FORWARD)
 
     def _source(self, kernel: Hashable, machine: Target) -> str:
-        assert isinstance(kernel, _Sweep)
+        assert isinstance(kernel, PolynomialSweep)
         form, width = self.form, self.channels
         segments = channel_segments(width, machine.lanes)
         lines = prelude(machine, [lanes for _, _, lanes in segments])
@@ -89,9 +92,9 @@ class CpuPolynomial:
             chunks = f"for (int c = {start}; c < {stop}; c += {lanes}) {{"
             lines += [parallel, *((chunks, atoms) if kernel.wants_coefficients else (atoms, chunks))]
             lines.append(f"const int64_t q = (int64_t)row[n] * {len(form.terms) * width} + c;")
-            rows = [("x0", form.dim_in), ("x1", form.dim_in), ("g0", form.dim_out)]
+            rows = [("x0", form.dim_in), ("x1", form.dim_in), ("g0", form.dim_out), ("g1", form.dim_out)]
             rows += [("out0", first), ("out2", form.dim_out)]
-            pa, ph, pg, o, og = (f"{name} + n * {dim * width} + c" for name, dim in rows)
+            pa, ph, pg, pk, o, og = (f"{name} + n * {dim * width} + c" for name, dim in rows)
             if kernel.kind == 0 or kernel.wants_input:
                 lines.append(
                     f"for (int i = 0; i < {first}; i++) memset({o} + i * {width}, 0, sizeof(v{lanes}));"
@@ -101,7 +104,7 @@ class CpuPolynomial:
                     f"for (int i = 0; i < {form.dim_out}; i++) memset({og} + i * {width}, 0, sizeof(v{lanes}));"
                 )
             for number in range(len(self._groups())):
-                lines.append(f"part{number}_{lanes}({pa}, {ph}, {pg}, w0 + q, {o}, out1 + q, {og});")
+                lines.append(f"part{number}_{lanes}({pa}, {ph}, {pg}, {pk}, w0 + q, {o}, out1 + q, {og});")
             lines.append("}}")
         return "\n".join([*lines, "}", ""])
 
@@ -110,7 +113,7 @@ class CpuPolynomial:
         order = sorted(range(len(self.form.terms)), key=lambda t: self.form.terms[t])
         return [order[i : i + _GROUP] for i in range(0, len(order), _GROUP)]
 
-    def _body(self, kernel: _Sweep, vector: str, group: list[int]) -> list[str]:
+    def _body(self, kernel: PolynomialSweep, vector: str, group: list[int]) -> list[str]:
         form, width, program = self.form, self.channels, Program()
         components = sorted({form.terms[t][0] for t in group})
         inputs = sorted({i for t in group for i in form.terms[t][1]})
@@ -123,7 +126,7 @@ class CpuPolynomial:
             for i in monomial[1:]:
                 product = program.multiply(product, a[i])
             sums[component] = program.add(sums[component], program.multiply(q[t], product))
-        out = [sums[k] for k in components]
+        plain = out = [sums[k] for k in components]
         if kernel.kind == 2:
             out = program.tangents(out, {a[i]: program.input("h", i) for i in inputs})
         results: list[tuple[Value, str]] = []
@@ -135,6 +138,8 @@ class CpuPolynomial:
             ]
         if kernel.wants_input or kernel.wants_coefficients:
             total = program.dot([program.input("g", k) for k in components], out)
+            if kernel.adds:
+                total = program.add(total, program.dot([program.input("k", k) for k in components], plain))
             found = program.gradients(total, [*a.values(), *q.values()])
             if kernel.wants_input:
                 results += [
@@ -146,17 +151,18 @@ class CpuPolynomial:
                     (value, f"*({vector} *)(oq + {t * width}) += {{}};")
                     for t, value in zip(group, found[len(a) :], strict=True)
                 ]
-        load = {name: f"*(const {vector} *)(p{name} + {{}} * {width})" for name in "ahgq"}
+        load = {name: f"*(const {vector} *)(p{name} + {{}} * {width})" for name in "ahgkq"}
         return program.emit(vector, load, [(v, text) for v, text in results if v is not None])
 
     def run(
         self,
-        kernel: _Sweep,
+        kernel: PolynomialSweep,
         species: Tensor,
         a: Tensor,
         q: Tensor,
         g: Tensor | None = None,
         h: Tensor | None = None,
+        k: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """(result or gradient of A, gradient of q, derivative by g), None where it is not wanted."""
         rows, width, form = a.shape[0], self.channels, self.form
@@ -173,7 +179,7 @@ class CpuPolynomial:
             rows=rows,
             work=rows * len(form.terms) * width,
             lists=(None, species, None),
-            operands=(a, h, None, None, q, None, g, None),
+            operands=(a, h, None, None, q, None, g, k),
             results=(first, sums, third),
         )
         return first, sums, third
@@ -201,7 +207,11 @@ class _Apply(torch.autograd.Function):
         ctx.row = species.to(torch.int32)
         ctx.save_for_backward(a, q)
         if ctx.needs_input_grad[4]:  # training: compile at once what forces and their derivatives will need
-            op.library.build(_Sweep(1, True, False), _Sweep(1, True, True), _Sweep(2, True, True, True))
+            op.library.build(
+                PolynomialSweep(1, True, False),
+                PolynomialSweep(1, True, True),
+                PolynomialSweep(2, True, True, True),
+            )
         out = op.run(_FORWARD, ctx.row, a, q)[0]
         assert out is not None
         return out
@@ -221,7 +231,7 @@ class _Gradients(torch.autograd.Function):
         ctx.op, ctx.reference, ctx.species, ctx.row = first.op, first.reference, first.species, first.row
         ctx.save_for_backward(a, q, g)
         ctx.set_materialize_grads(False)
-        ga, gq, _ = ctx.op.run(_Sweep(1, *needs), ctx.row, a, q, g)
+        ga, gq, _ = ctx.op.run(PolynomialSweep(1, *needs), ctx.row, a, q, g)
         return ga, gq
 
     @staticmethod
@@ -232,7 +242,7 @@ class _Gradients(torch.autograd.Function):
         if hq is not None or torch.is_grad_enabled():
             return (None, None, *_composed(ctx, ctx.saved_tensors, (ha, hq), needs))
         a, q, g = ctx.saved_tensors
-        ga, gq, gg = ctx.op.run(_Sweep(2, *needs), ctx.row, a, q, g, ha)
+        ga, gq, gg = ctx.op.run(PolynomialSweep(2, *needs), ctx.row, a, q, g, ha)
         return None, None, ga, gq, gg
 
 

@@ -18,14 +18,14 @@ from pimlip_zoo.nn.kernels.edges import EdgeLists
 from pimlip_zoo.nn.kernels.generate import Target, channel_segments, kernel_head, prelude
 from pimlip_zoo.nn.kernels.library import KernelLibrary
 
-__all__ = ["CpuEdgeProduct", "cpu_edge_product", "edge_product"]
+__all__ = ["CentreSum", "CpuEdgeProduct", "EdgeRows", "cpu_edge_product", "edge_product"]
 
 Entries = tuple[tuple[int, int], ...]
 Operands = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
-class _EdgeRows:
+class EdgeRows:
     """``dS/dg`` (side ``out``: reads v) or ``dS/dv`` (``in``: reads g), summed over variants (edge, m)."""
 
     side: str
@@ -33,14 +33,14 @@ class _EdgeRows:
 
 
 @dataclass(frozen=True)
-class _CentreSum:
+class CentreSum:
     """``dS/dm``, summed over variants (v, g)."""
 
     terms: tuple[tuple[int, int], ...]
 
 
-_FORWARD, _BACKWARD_V = _EdgeRows("out", ((0, 0),)), _EdgeRows("in", ((0, 0),))
-_BACKWARD_M = _CentreSum(((0, 0),))
+_FORWARD, _BACKWARD_V = EdgeRows("out", ((0, 0),)), EdgeRows("in", ((0, 0),))
+_BACKWARD_M = CentreSum(((0, 0),))
 
 
 class CpuEdgeProduct:
@@ -74,12 +74,12 @@ class CpuEdgeProduct:
         ]
         for start, stop, lanes in segments:
             lines.append(f"for (int c = {start}; c < {stop}; c += {lanes}) {{")
-            lines += self._centre_sum(kernel, f"v{lanes}") if isinstance(kernel, _CentreSum) else []
-            lines += self._edge_rows(kernel, f"v{lanes}") if isinstance(kernel, _EdgeRows) else []
+            lines += self._centre_sum(kernel, f"v{lanes}") if isinstance(kernel, CentreSum) else []
+            lines += self._edge_rows(kernel, f"v{lanes}") if isinstance(kernel, EdgeRows) else []
             lines.append("}")
         return "\n".join([*lines, "}}", ""])
 
-    def _edge_rows(self, kernel: _EdgeRows, vector: str) -> list[str]:
+    def _edge_rows(self, kernel: EdgeRows, vector: str) -> list[str]:
         inward = kernel.side == "in"
         source, width, dim = ("g", self.dim_out, self.dim_in) if inward else ("x", self.dim_in, self.dim_out)
         lines = [
@@ -100,7 +100,7 @@ class CpuEdgeProduct:
             lines.append(f"*({vector} *)(o + {result * self.channels}) = {' + '.join(parts) or zero};")
         return [*lines, "}"]
 
-    def _centre_sum(self, kernel: _CentreSum, vector: str) -> list[str]:
+    def _centre_sum(self, kernel: CentreSum, vector: str) -> list[str]:
         lines = []
         for start in range(0, len(self.entries), 12):  # as many sums as stay in registers
             group = list(enumerate(self.entries))[start : start + 12]
@@ -132,10 +132,10 @@ class CpuEdgeProduct:
         return lines
 
     def run(
-        self, kernel: _EdgeRows | _CentreSum, edges: EdgeLists, v: Operands, m: Operands, g: Operands
+        self, kernel: EdgeRows | CentreSum, edges: EdgeLists, v: Operands, m: Operands, g: Operands
     ) -> Tensor:
         """One derivative of S; operands are pairs (itself, tangent), None where it is not read."""
-        if isinstance(kernel, _CentreSum):
+        if isinstance(kernel, CentreSum):
             shape = (edges.num_nodes, len(self.entries), self.channels)
         else:
             shape = (edges.num_edges, self.dim_in if kernel.side == "in" else self.dim_out, self.channels)
@@ -230,9 +230,9 @@ class _ProductBackward(torch.autograd.Function):
         operands = ((v, hv), (m, hm), (g, None))
         terms = ((1, 0),) * (hv is not None) + ((0, 1),) * (hm is not None)
         if need_v and hm is not None:
-            gv = op.run(_EdgeRows("in", ((0, 1),)), edges, *operands)
+            gv = op.run(EdgeRows("in", ((0, 1),)), edges, *operands)
         if need_m and hv is not None:
-            gm = op.run(_CentreSum(((1, 0),)), edges, *operands)
+            gm = op.run(CentreSum(((1, 0),)), edges, *operands)
         if need_g and terms:
-            gg = op.run(_EdgeRows("out", terms), edges, *operands)
+            gg = op.run(EdgeRows("out", terms), edges, *operands)
         return None, None, None, gv, gm, gg

@@ -23,7 +23,7 @@ def module_of(irreps_in: str, irreps_out: str, channels: int, l_max: int = 2) ->
 def operands(module, nodes, count, channels, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     centre = torch.randint(nodes, (count,), generator=generator).sort().values
-    features = torch.randn(count, module.dim_in, channels, generator=generator, dtype=torch.float64)
+    features = torch.randn(count, module.product.dim_in, channels, generator=generator, dtype=torch.float64)
     environment = torch.randn(
         nodes, module.spec.irreps_environment.dim, channels, generator=generator, dtype=torch.float64
     )
@@ -59,7 +59,7 @@ def worst(left, right) -> float:
 )
 def test_equals_plain_torch_in_all_derivatives(irreps_in, irreps_out, nodes, count, channels):
     module = module_of(irreps_in, irreps_out, channels)
-    if not module.entries:
+    if not module.product.entries:
         return
     tensors, centre = operands(module, nodes, count, channels)
     assert worst(sweeps(module, tensors, centre, "cpu"), sweeps(module, tensors, centre, "reference")) < 1e-10

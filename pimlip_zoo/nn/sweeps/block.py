@@ -1,0 +1,124 @@
+"""What a step of a model has to offer so that its four sweeps can be run without autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Block", "Call", "NotCovered", "Place", "Tensors", "block_for", "blocks", "is_block"]
+
+Tensors = tuple[Tensor | None, ...]
+Place = tuple[int, ...]
+"""Number of an argument; in a list, that of the element, too."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation of a traced model, as a block is made for it."""
+
+    target: Any
+    """The module or function that is called, or the name of the method."""
+    args: tuple[Any, ...]
+    """Its arguments; values of the trace stand as :class:`torch.fx.Node`."""
+    kwargs: dict[str, Any]
+    """Likewise."""
+    active: tuple[Place, ...]
+    """Which positional arguments, or elements of lists among them, are tensors that depend on geometry or parameters."""
+    geometric: tuple[bool, ...]
+    """Which of these depend on geometry."""
+    trainable: tuple[bool, ...]
+    """Which of these depend on parameters."""
+    dtype: torch.dtype
+    """Of the model."""
+
+
+class Block:
+    """The four sweeps of one step ``z = f(x; theta)`` of a model whose energy is differentiated by geometry.
+
+    With ``g = dE/dz`` the forces' cotangent, ``v`` a direction of geometry, ``t = dx[v]`` the tangents along it and
+    ``h`` the derivative of a loss ``L(E, dE/dr)`` by z, a training step is
+
+    1. ``forward``:  ``z = f(x)``
+    2. ``adjoint``:  ``dE/dx = J^T g``
+    3. ``tangent``:  ``dz[v] = J t``, where ``v = dL/d(dE/dr)``
+    4. ``second``:   ``dL/dx = J^T h + d<g, J t>/dx``, and the same by theta.
+
+    Inputs, tangents and results are those of the active arguments, in their order; None stands for zero.
+    A block with several outputs has ``outputs > 1`` and gets and returns tuples in place of z, g, h and dz.
+    """
+
+    outputs = 1
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
+        """Work to be done before the first sweep, such as compiling kernels, by a key under which it is done once.
+
+        Raises:
+            CompilerError: the work does, when a kernel cannot be built.
+        """
+        return {}
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """theta, in the order of ``second``'s results."""
+        return tuple(self.call.target.parameters()) if isinstance(self.call.target, nn.Module) else ()
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """(z, whatever the other sweeps need)."""
+        raise NotImplementedError
+
+    def adjoint(self, saved: Any, g: Any) -> Tensors:
+        """Cotangents of the active arguments."""
+        raise NotImplementedError
+
+    def tangent(self, saved: Any, tangents: Tensors) -> Any:
+        """The tangent of z; at least one of the tangents is not None."""
+        raise NotImplementedError
+
+    def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
+        """Derivatives of the loss by the active arguments and by the parameters.
+
+        ``g`` is None where no geometry enters, and then all tangents are.
+        """
+        raise NotImplementedError
+
+
+_Made = TypeVar("_Made", bound=type[Block])
+_blocks: dict[Any, type[Block]] = {}
+
+
+def blocks(*targets: Any) -> Callable[[_Made], _Made]:
+    """Class decorator: this block does these modules (classes), functions or methods (names)."""
+
+    def register(kind: _Made) -> _Made:
+        for target in targets:
+            _blocks[target] = kind
+        return kind
+
+    return register
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether there is a block for this kind of module."""
+    return type(module) in _blocks
+
+
+def block_for(call: Call) -> Block:
+    """The block of a call, or the one that asks autograd."""
+    from pimlip_zoo.nn.sweeps.fallback import AutogradBlock
+
+    key = type(call.target) if isinstance(call.target, nn.Module) else call.target
+    kind = _blocks.get(key, AutogradBlock)
+    try:
+        return kind(call)
+    except NotCovered:
+        return AutogradBlock(call, kind.outputs)
+
+
+class NotCovered(Exception):  # noqa: N818  (no error: the fallback takes over)
+    """Raised by a block's constructor for a variant of the call that it does not do."""

@@ -1,0 +1,134 @@
+"""Sweeps of equivariant linear maps, of one set of weights or of one for every species."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pimlip_zoo.nn.kernels.linear import CpuLinear, LinearForm, LinearSweep, RowTiles, cpu_linear
+from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear, linear_form
+from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks
+
+__all__ = ["LinearBlock", "SpeciesLinearBlock"]
+
+_FORWARD, _ADJOINT = LinearSweep(0), LinearSweep(1)
+
+
+class LinearMapBlock(Block):
+    """``z = x W``, W (S, all weights) by the species of a row."""
+
+    form: LinearForm
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        into = bool(call.trainable) and call.trainable[0]
+        self._plain = LinearSweep(2, into, True)
+        self._second = LinearSweep(2, into, True, tangents=True)
+
+    @property
+    def kernels(self) -> CpuLinear:
+        """Compiled when asked for."""
+        return cpu_linear(self.form, self.call.dtype)
+
+    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
+        wanted = [_FORWARD]
+        if any(self.call.geometric):
+            wanted.append(_ADJOINT)
+        if training:
+            wanted += [self._plain, *([self._second] if any(self.call.geometric) else [])]
+        return {
+            (self.form, kernel): lambda kernel=kernel: self.kernels.library.build(kernel) for kernel in wanted
+        }
+
+    def run(self, x: Tensor, weights: Tensor, tiles: RowTiles) -> tuple[Tensor, Any]:
+        """The first sweep."""
+        x = x.contiguous()
+        out = self.kernels.run(_FORWARD, tiles, weights, x=x)[0]
+        assert out is not None
+        return out, (tiles, weights, x)
+
+    def adjoint(self, saved: Any, g: Tensor) -> Tensors:
+        tiles, weights, _ = saved[:3]
+        return (self.kernels.run(_ADJOINT, tiles, weights, g=g)[0], *(None,) * (len(self.call.active) - 1))
+
+    def tangent(self, saved: Any, tangents: Tensors) -> Any:
+        tiles, weights, _ = saved[:3]
+        return self.kernels.run(_FORWARD, tiles, weights, x=tangents[0])[0]
+
+    def gradients(self, saved: Any, tangents: Tensors, g: Any, h: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The last sweep: derivatives by x and by the weights (S, all)."""
+        tiles, weights, x = saved[:3]
+        if g is None or tangents[0] is None:
+            into, found = self.kernels.run(self._plain, tiles, weights, x=x, h=h)
+        else:
+            into, found = self.kernels.run(self._second, tiles, weights, x=x, t=tangents[0], g=g, h=h)
+        assert found is not None
+        return into, found
+
+
+@blocks(EquivariantLinear)
+class LinearBlock(LinearMapBlock):
+    """x -> :class:`EquivariantLinear`."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.module: EquivariantLinear = call.target
+        self.form = linear_form(self.module)
+        if len(call.active) != 1:
+            raise NotCovered
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        return tuple(self.module.weights)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        x = args[0]
+        weights = torch.cat([weight.reshape(-1) for weight in self.module.weights]).unsqueeze(0)
+        return self.run(x, weights, RowTiles(int(x.shape[0])))
+
+    def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
+        into, found = self.gradients(saved, tangents, g, h)
+        parts = found[0].split([weight.numel() for weight in self.module.weights])
+        return (into,), tuple(p.view_as(w) for p, w in zip(parts, self.module.weights, strict=True))
+
+
+@blocks(SpeciesLinear)
+class SpeciesLinearBlock(LinearMapBlock):
+    """(x, embedding, species) -> :class:`SpeciesLinear`; the weights are bilinear in the embedding."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.module: SpeciesLinear = call.target
+        self.form = linear_form(self.module)
+        if call.active not in (((0,),), ((0,), (1,))) or any(call.geometric[1:]):
+            raise NotCovered
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        return tuple(self.module.weights)
+
+    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
+        return {}  # how many species there are is known when it is called
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        x, embedding, species = args
+        self.form = linear_form(self.module, int(embedding.shape[0]))
+        by_species = [torch.einsum("sv,ivo->sio", embedding, w).flatten(1) for w in self.module.weights]
+        out, saved = self.run(x, torch.cat(by_species, dim=1), RowTiles(int(x.shape[0]), species))
+        return out, (*saved, embedding)
+
+    def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
+        into, found = self.gradients(saved, tangents, g, h)
+        embedding, weights = saved[3], self.module.weights
+        sizes = [w.shape[0] * w.shape[2] for w in weights]
+        parts = [
+            p.reshape(-1, w.shape[0], w.shape[2]) for p, w in zip(found.split(sizes, 1), weights, strict=True)
+        ]
+        own = tuple(torch.einsum("sv,sio->ivo", embedding, part) for part in parts)
+        if len(self.call.active) == 1:
+            return (into,), own
+        of_embedding = sum(
+            torch.einsum("sio,ivo->sv", part, w) for part, w in zip(parts, weights, strict=True)
+        )
+        return (into, of_embedding), own  # type: ignore[return-value]

@@ -1,0 +1,310 @@
+"""Runs the four sweeps of a traced model: energies, their gradient, and what trains on both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.nn.sweeps.trace import Step, Trace, Value, trace_model
+
+__all__ = ["Sweeps", "energies_and_gradient", "sweeps_of"]
+
+Values = list[Any]
+
+
+def energies_and_gradient(
+    sweeps: Sweeps, graph: AtomGraph, vectors: Tensor, scale: Tensor, *, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Atomic energies of a model and ``d sum_i scale_i e_i / d vectors``, differentiable once by its parameters.
+
+    Args:
+        sweeps: of the model.
+        graph: the structures.
+        vectors: (E, 3) edge vectors in the model's dtype, taken as constants.
+        scale: (N,) in the model's dtype, taken as constants.
+        gradient: whether the gradient is wanted; without, it is empty.
+
+    Returns:
+        (N,), (E, 3).
+    """
+    parameters = sweeps.parameters()
+    if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+        out: tuple[Tensor, Tensor] = _EnergiesAndGradient.apply(
+            sweeps, graph, vectors, scale, gradient, *parameters
+        )
+        return out
+    return sweeps.predict(graph, vectors, scale, gradient=gradient)
+
+
+_known: WeakKeyDictionary[nn.Module, dict[torch.dtype, Sweeps | None]] = WeakKeyDictionary()
+
+
+def sweeps_of(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
+    """The sweeps of a model, traced when they are first asked for; None where its code cannot be traced."""
+    by_dtype = _known.setdefault(model, {})
+    if dtype not in by_dtype:
+        trace = trace_model(model)
+        by_dtype[dtype] = None if trace is None else Sweeps(model, trace)
+    return by_dtype[dtype]
+
+
+@dataclass
+class _Tape:
+    """What one evaluation leaves for the sweeps that follow."""
+
+    values: Values
+    saved: list[Any]
+    cotangents: Values | None = None
+
+
+class Sweeps:
+    """The four sweeps of one model.
+
+    Args:
+        model: the architecture.
+        trace: its steps.
+    """
+
+    def __init__(self, model: nn.Module, trace: Trace) -> None:
+        # Not the model itself: whoever knows its sweeps by the model would keep it alive.
+        self.trace = trace
+        self._fills = [(_filler(step.call.args), _filler(step.call.kwargs)) for step in trace.steps]
+        self._constants = {number: _getter(model, name) for number, name in trace.constants.items()}
+        self._prepared: set[bool] = set()
+        self._owners = self._parameters_of_steps()
+        self._places = {id(p): i for i, p in enumerate(self._owners)}
+
+    def _parameters_of_steps(self) -> list[nn.Parameter]:
+        found = [p for step in self.trace.steps if step.block is not None for p in step.block.parameters()]
+        found += [get() for number, get in self._constants.items() if number in self.trace.trainable]
+        return list({id(p): p for p in found}.values())
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Of all steps, each once."""
+        return self._owners
+
+    def prepare(self, *, training: bool) -> None:
+        """Compile what the blocks need, several kernels at a time."""
+        if training in self._prepared:
+            return
+        work: dict[Any, Callable[[], None]] = {}
+        for step in self.trace.steps:
+            if step.block is not None:
+                work.update(step.block.prepare(training=training))
+        if work:
+            with ThreadPoolExecutor(min(len(work), 16)) as pool:
+                list(pool.map(lambda job: job(), work.values()))
+        self._prepared.add(training)
+
+    def predict(
+        self, graph: AtomGraph, vectors: Tensor, scale: Tensor, *, gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Energies and gradient, nothing kept."""
+        self.prepare(training=False)
+        with torch.no_grad():
+            tape = self.forward(graph, vectors)
+            energies: Tensor = tape.values[self.trace.result]
+            return energies, self.adjoint(tape, scale) if gradient else vectors.new_zeros((0, 3))
+
+    def forward(self, graph: AtomGraph, vectors: Tensor) -> _Tape:
+        """First sweep."""
+        trace = self.trace
+        values: Values = [None] * trace.size
+        values[trace.places["vectors"]] = vectors
+        for name, field in zip(AtomGraph._fields, graph, strict=True):
+            values[trace.places[name]] = field
+        for number, get in self._constants.items():
+            values[number] = get()
+        saved: list[Any] = []
+        for step, (fill_args, fill_kwargs) in zip(trace.steps, self._fills, strict=True):
+            args, kwargs = fill_args(values), fill_kwargs(values)
+            if step.block is None:
+                target = step.call.target
+                out = (
+                    getattr(args[0], target)(*args[1:], **kwargs)
+                    if isinstance(target, str)
+                    else target(*args, **kwargs)
+                )
+                saved.append(None)
+            else:
+                out, kept = step.block.forward(*args, **kwargs)
+                saved.append(kept)
+            _put(values, step.results, out)
+        return _Tape(values, saved)
+
+    def adjoint(self, tape: _Tape, scale: Tensor) -> Tensor:
+        """Second sweep: the gradient by the vectors. Cotangents stay on the tape."""
+        trace = self.trace
+        cotangents: Values = [None] * trace.size
+        cotangents[trace.result] = scale
+        for step, saved in zip(reversed(trace.steps), reversed(tape.saved), strict=True):
+            if step.block is None or not self._geometric(step):
+                continue
+            g = _take(tape.values, cotangents, step.results)
+            if g is None:
+                continue
+            for number, part in zip(step.inputs, step.block.adjoint(saved, g), strict=True):
+                if number in trace.geometric:
+                    _add(cotangents, number, part)
+        tape.cotangents = cotangents
+        found = cotangents[trace.places["vectors"]]
+        vectors: Tensor = tape.values[trace.places["vectors"]]
+        return torch.zeros_like(vectors) if found is None else found
+
+    def tangent(self, tape: _Tape, direction: Tensor) -> Values:
+        """Third sweep: tangents of all values along a direction of the vectors."""
+        trace = self.trace
+        tangents: Values = [None] * trace.size
+        tangents[trace.places["vectors"]] = direction
+        for step, saved in zip(trace.steps, tape.saved, strict=True):
+            if step.block is not None and self._geometric(step) and self._reached(tape, step):
+                inputs = tuple(tangents[number] for number in step.inputs)
+                if any(t is not None for t in inputs):
+                    _put(tangents, step.results, step.block.tangent(saved, inputs))
+        return tangents
+
+    def second(self, tape: _Tape, tangents: Values, h: Tensor) -> list[Tensor | None]:
+        """Fourth sweep: the gradient of a loss by the parameters.
+
+        Args:
+            tape: after the first sweep and, where the loss has the gradient in it, the second.
+            tangents: along the derivative of the loss by the gradient; all None without.
+            h: (N,) derivative of the loss by the energies.
+        """
+        trace = self.trace
+        gradients: list[Tensor | None] = [None] * len(self._owners)
+        bars: Values = [None] * trace.size
+        bars[trace.result] = h
+        for step, saved in zip(reversed(trace.steps), reversed(tape.saved), strict=True):
+            if step.block is None or not any(number in trace.trainable for number in step.results):
+                continue
+            incoming = _take(tape.values, bars, step.results)
+            if incoming is None:
+                continue
+            inputs = tuple(tangents[number] for number in step.inputs)
+            g = None
+            if tape.cotangents is not None and any(t is not None for t in inputs):
+                g = _take(tape.values, tape.cotangents, step.results)
+            if g is None:
+                inputs = (None,) * len(inputs)
+            by_input, by_parameter = step.block.second(saved, inputs, g, incoming)
+            for number, part in zip(step.inputs, by_input, strict=True):
+                if number in trace.trainable:
+                    _add(bars, number, part)
+            for parameter, part in zip(step.block.parameters(), by_parameter, strict=True):
+                _add(gradients, self._places[id(parameter)], part)
+        for number, get in self._constants.items():
+            if number in trace.trainable:
+                _add(gradients, self._places[id(get())], bars[number])
+        return gradients
+
+    def _geometric(self, step: Step) -> bool:
+        return any(number in self.trace.geometric for number in step.inputs)
+
+    @staticmethod
+    def _reached(tape: _Tape, step: Step) -> bool:
+        cotangents = tape.cotangents
+        return cotangents is None or any(cotangents[number] is not None for number in step.results)
+
+
+class _EnergiesAndGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sweeps: Sweeps,
+        graph: AtomGraph,
+        vectors: Tensor,
+        scale: Tensor,
+        gradient: bool,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        sweeps.prepare(training=True)
+        ctx.set_materialize_grads(False)
+        ctx.sweeps, ctx.versions = sweeps, [p._version for p in parameters]  # noqa: SLF001
+        ctx.tape = sweeps.forward(graph, vectors)
+        energies = ctx.tape.values[sweeps.trace.result]
+        out = sweeps.adjoint(ctx.tape, scale) if gradient else vectors.new_zeros((0, 3))
+        return energies, out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, h: Tensor | None, direction: Tensor | None) -> tuple[Tensor | None, ...]:
+        sweeps, tape = ctx.sweeps, ctx.tape
+        if tape is None:
+            raise RuntimeError(
+                "this prediction was differentiated before: predict again, or make one loss of both"
+            )
+        if ctx.versions != [p._version for p in sweeps.parameters()]:  # noqa: SLF001
+            raise RuntimeError("parameters were changed between a prediction and its derivative")
+        ctx.tape = None
+        if h is None:
+            h = torch.zeros_like(tape.values[sweeps.trace.result])
+        if direction is not None and direction.numel():
+            tangents = sweeps.tangent(tape, direction.contiguous())
+        else:
+            tangents = [None] * sweeps.trace.size
+        return (None,) * 5 + tuple(sweeps.second(tape, tangents, h))
+
+
+def _getter(model: nn.Module, name: str) -> Callable[[], Any]:
+    """Reads an attribute when it is asked for, since a parameter may be replaced, from the module that holds it."""
+    path, _, attribute = name.rpartition(".")
+    holder = model.get_submodule(path) if path else None
+    if holder is None:
+        value = getattr(model, attribute)
+        return lambda: value
+    return lambda: getattr(holder, attribute)
+
+
+def _filler(template: Any) -> Callable[[Values], Any]:
+    """A function that puts values into the arguments of a call."""
+    if isinstance(template, Value):
+        number = template.number
+        return lambda values: values[number]
+    if isinstance(template, dict):
+        if not template:
+            return lambda _: {}
+        items = {key: _filler(value) for key, value in template.items()}
+        return lambda values: {key: fill(values) for key, fill in items.items()}
+    if isinstance(template, slice):
+        parts = [_filler(part) for part in (template.start, template.stop, template.step)]
+        return lambda values: slice(*(fill(values) for fill in parts))
+    if isinstance(template, (tuple, list)):
+        fills = [_filler(part) for part in template]
+        if hasattr(template, "_fields"):
+            kind: Any = type(template)
+            return lambda values: kind(*(fill(values) for fill in fills))
+        made = tuple if isinstance(template, tuple) else list
+        return lambda values: made([fill(values) for fill in fills])
+    return lambda _: template
+
+
+def _put(values: Values, results: Sequence[int], out: Any) -> None:
+    if len(results) == 1:
+        values[results[0]] = out
+    else:
+        for number, part in zip(results, out, strict=True):
+            values[number] = part
+
+
+def _take(values: Values, cotangents: Values, results: Sequence[int]) -> Any:
+    """Cotangents of a step's results; None where all are zero. Of several, missing ones become zeros."""
+    if len(results) == 1:
+        return cotangents[results[0]]
+    parts = [cotangents[number] for number in results]
+    if all(part is None for part in parts):
+        return None
+    return tuple(torch.zeros_like(values[n]) if p is None else p for n, p in zip(results, parts, strict=True))
+
+
+def _add(into: Values, place: int, part: Tensor | None) -> None:
+    if part is not None:
+        into[place] = part if into[place] is None else into[place] + part
