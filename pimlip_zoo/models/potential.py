@@ -9,7 +9,8 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors, sum_by_structure
 from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.weak import PhysicsWeakMixin
-from pimlip_zoo.nn.kernels import geometry_is_leaf, geometry_only
+from pimlip_zoo.nn.kernels import compiled_for, geometry_is_leaf, geometry_only
+from pimlip_zoo.nn.sweeps import Sweeps, energies_and_gradient, sweeps_of
 
 __all__ = ["Potential"]
 
@@ -94,15 +95,21 @@ class Potential(PhysicsWeakMixin, nn.Module):
         """
         differentiate = virial or (forces and not self.is_direct)
         keep = torch.is_grad_enabled()
-        with torch.set_grad_enabled(keep or differentiate):
-            vectors = edge_vectors(graph)
-            inner = differentiate and not vectors.requires_grad
-            if inner:
-                vectors.requires_grad_(True)
-            with geometry_is_leaf(inner):
-                atomic_energy, direct_forces = self._atomic_energy(graph, vectors, direct=forces)
-            energy = sum_by_structure(atomic_energy, graph)
-            gradient = self._edge_gradient(energy, vectors, keep) if differentiate else vectors
+        vectors = edge_vectors(graph)
+        sweeps = self._sweeps(vectors)
+        if sweeps is not None:
+            atomic_energy, gradient = self._by_sweeps(sweeps, graph, vectors, differentiate=differentiate)
+            direct_forces = vectors
+        else:
+            with torch.set_grad_enabled(keep or differentiate):
+                inner = differentiate and not vectors.requires_grad
+                if inner:
+                    vectors.requires_grad_(True)
+                with geometry_is_leaf(inner):
+                    atomic_energy, direct_forces = self._atomic_energy(graph, vectors, direct=forces)
+                energy = atomic_energy.sum()
+                gradient = self._edge_gradient(energy, vectors, keep) if differentiate else vectors
+        energy = sum_by_structure(atomic_energy, graph)
         if not forces:
             all_forces = graph.positions.new_zeros((0, 3))
         elif self.is_direct:
@@ -129,12 +136,42 @@ class Potential(PhysicsWeakMixin, nn.Module):
             energy = energy + self.repulsion(graph, vectors)
         return energy, forces
 
+    def _sweeps(self, vectors: Tensor) -> Sweeps | None:
+        """The model's sweeps, where they do what is asked: derivatives by geometry and, once, by the model's parameters."""
+        trains_more = self.scale.requires_grad or self.energy_references.requires_grad
+        if self.repulsion is not None:
+            trains_more = trains_more or any(p.requires_grad for p in self.repulsion.parameters())
+        if self.is_direct or vectors.requires_grad or (trains_more and torch.is_grad_enabled()):
+            return None
+        dtype = self.model.dtype
+        return sweeps_of(self.model, dtype) if compiled_for(vectors.to(dtype)) else None
+
+    def _by_sweeps(
+        self, sweeps: Sweeps, graph: AtomGraph, vectors: Tensor, *, differentiate: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Atomic energies in eV and the gradient of their sum by the edge vectors."""
+        dtype = self.model.dtype
+        scale = self.scale.detach()[graph.species]
+        raw, raw_gradient = energies_and_gradient(
+            sweeps, graph, vectors.to(dtype), scale.to(dtype), gradient=differentiate
+        )
+        energy = scale * raw.to(torch.float64) + self.energy_references.detach()[graph.species]
+        gradient = raw_gradient.to(torch.float64)
+        if self.repulsion is not None:
+            with torch.enable_grad():
+                leaf = vectors.detach().requires_grad_()
+                repulsion = self.repulsion(graph, leaf)
+                if differentiate:
+                    gradient = gradient + self._edge_gradient(repulsion.sum(), leaf, keep=False)
+            energy = energy + repulsion.detach()
+        return energy, gradient
+
     @staticmethod
     def _edge_gradient(energy: Tensor, vectors: Tensor, keep: bool) -> Tensor:
         if not energy.requires_grad:
             return torch.zeros_like(vectors)
         with geometry_only():
-            (gradient,) = torch.autograd.grad(energy.sum(), vectors, create_graph=keep, allow_unused=True)
+            (gradient,) = torch.autograd.grad(energy, vectors, create_graph=keep, allow_unused=True)
         return torch.zeros_like(vectors) if gradient is None else gradient
 
 

@@ -22,10 +22,12 @@ __all__ = [
     "BACKENDS",
     "available_backends",
     "chosen_backend",
+    "compiled_for",
     "contract",
     "convolve",
     "embed_edges",
     "multiply_edges",
+    "or_reference",
     "perceptron",
     "use_kernels",
 ]
@@ -118,6 +120,11 @@ def chosen_backend() -> str:
     return "auto" if not name or name == "auto" else _checked(name, ENVIRONMENT)
 
 
+def compiled_for(tensor: Tensor) -> bool:
+    """Whether operations on such a tensor are done by compiled kernels, as far as is known before the first one."""
+    return chosen_backend() in ("auto", "cpu") and not _failed and _plain(tensor)
+
+
 def available_backends() -> dict[str, str]:
     """Every backend with what there is to say about it here, for ``pimlip-zoo doctor``.
 
@@ -168,7 +175,7 @@ def convolve(
     if name in _IN_TORCH or not form.terms or not _plain(x, harmonics, weights):
         return reference(x, harmonics, weights, edge_index)
     channels, dtype = int(x.shape[2]), x.dtype
-    kernels = _or_reference(lambda: cpu.cpu_convolution(form, channels, dtype), required=name == "cpu")
+    kernels = or_reference(lambda: cpu.cpu_convolution(form, channels, dtype), required=name == "cpu")
     if kernels is None:
         return reference(x, harmonics, weights, edge_index)
     return convolution.convolve(
@@ -196,7 +203,7 @@ def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, 
     if name in _IN_TORCH or not module.entries or not _plain(features, matrices):
         return module.reference(features, matrices, centre)
     key = (module.entries, module.dim_in, module.dim_out, int(features.shape[2]), features.dtype)
-    kernels = _or_reference(lambda: product.cpu_edge_product(*key), required=name == "cpu")
+    kernels = or_reference(lambda: product.cpu_edge_product(*key), required=name == "cpu")
     if kernels is None:
         return module.reference(features, matrices, centre)
     edges = edge_lists(centre, int(matrices.shape[0]))
@@ -218,7 +225,7 @@ def perceptron(module: PerceptronLike, x: Tensor) -> Tensor:
     if name in _IN_TORCH or form is None or not _plain(x, *weights):
         return module.reference(x)
     dtype = x.dtype
-    kernels = _or_reference(lambda: mlp.cpu_mlp(form, dtype), required=name == "cpu")
+    kernels = or_reference(lambda: mlp.cpu_mlp(form, dtype), required=name == "cpu")
     return module.reference(x) if kernels is None else mlp.mlp(kernels, x.contiguous(), weights)
 
 
@@ -238,7 +245,7 @@ def contract(module: PolynomialLike, x: Tensor, coefficients: Tensor, species: T
     if name in _IN_TORCH or not form.terms or not _plain(x, coefficients):
         return module.reference(x, coefficients, species)
     channels, dtype = int(x.shape[2]), x.dtype
-    kernels = _or_reference(lambda: polynomial.cpu_polynomial(form, channels, dtype), required=name == "cpu")
+    kernels = or_reference(lambda: polynomial.cpu_polynomial(form, channels, dtype), required=name == "cpu")
     if kernels is None:
         return module.reference(x, coefficients, species)
     return polynomial.polynomial(
@@ -260,7 +267,7 @@ def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tup
     name, form, dtype = chosen_backend(), module.form, vectors.dtype
     if name in _IN_TORCH or form is None or not _plain(vectors):
         return module.reference(vectors, graph)
-    kernels = _or_reference(lambda: embedding.cpu_embedding(form, dtype), required=name == "cpu")
+    kernels = or_reference(lambda: embedding.cpu_embedding(form, dtype), required=name == "cpu")
     if kernels is None:
         return module.reference(vectors, graph)
     inverse = module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)
@@ -290,8 +297,13 @@ def _plain(*tensors: Tensor) -> bool:
     )
 
 
-def _or_reference(make: Callable[[], Kernels], *, required: bool) -> Kernels | None:
-    """Compiled kernels, or None where they cannot be had, which is said once."""
+def or_reference(make: Callable[[], Kernels], *, required: bool | None = None) -> Kernels | None:
+    """What needs compiled kernels, or None where they cannot be had, which is said once.
+
+    Raises:
+        InputError: when they are required, as they are by the name of the backend in force if nothing else is said.
+    """
+    required = chosen_backend() == "cpu" if required is None else required
     if _failed and not required:
         return None
     try:

@@ -89,7 +89,7 @@ class AutogradBlock(Block):
         found: Tensors = (None,) * len(wanted)
         if pairs and wanted:
             outs, seeds = [z for z, _ in pairs], [each for _, each in pairs]
-            found = torch.autograd.grad(outs, wanted, seeds, allow_unused=True)
+            found = torch.autograd.grad(outs, wanted, seeds, retain_graph=True, allow_unused=True)
         by_parameter = dict(zip(map(id, parameters), found[len(record.leaves) :], strict=True))
         return found[: len(record.leaves)], tuple(by_parameter.get(id(p)) for p in self.parameters())
 

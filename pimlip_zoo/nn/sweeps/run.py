@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.nn.kernels import or_reference
 from pimlip_zoo.nn.sweeps.trace import Step, Trace, Value, trace_model
 
 __all__ = ["Sweeps", "energies_and_gradient", "sweeps_of"]
@@ -48,12 +49,23 @@ _known: WeakKeyDictionary[nn.Module, dict[torch.dtype, Sweeps | None]] = WeakKey
 
 
 def sweeps_of(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
-    """The sweeps of a model, traced when they are first asked for; None where its code cannot be traced."""
+    """The sweeps of a model in one precision, traced and compiled when they are first asked for.
+
+    Returns:
+        None where the model's code cannot be traced, or kernels cannot be compiled.
+
+    Raises:
+        InputError: when compiled kernels were asked for by name and cannot be had.
+    """
     by_dtype = _known.setdefault(model, {})
     if dtype not in by_dtype:
         trace = trace_model(model)
         by_dtype[dtype] = None if trace is None else Sweeps(model, trace)
-    return by_dtype[dtype]
+    sweeps = by_dtype[dtype]
+    if sweeps is None:
+        return None
+    training = torch.is_grad_enabled() and any(p.requires_grad for p in sweeps.parameters())
+    return or_reference(lambda: sweeps.prepare(training=training))
 
 
 @dataclass
@@ -91,10 +103,14 @@ class Sweeps:
         """Of all steps, each once."""
         return self._owners
 
-    def prepare(self, *, training: bool) -> None:
-        """Compile what the blocks need, several kernels at a time."""
+    def prepare(self, *, training: bool) -> Sweeps:
+        """Compile what the blocks need, several kernels at a time, unless that was done before.
+
+        Raises:
+            CompilerError: when a kernel cannot be built.
+        """
         if training in self._prepared:
-            return
+            return self
         work: dict[Any, Callable[[], None]] = {}
         for step in self.trace.steps:
             if step.block is not None:
@@ -103,12 +119,12 @@ class Sweeps:
             with ThreadPoolExecutor(min(len(work), 16)) as pool:
                 list(pool.map(lambda job: job(), work.values()))
         self._prepared.add(training)
+        return self
 
     def predict(
         self, graph: AtomGraph, vectors: Tensor, scale: Tensor, *, gradient: bool
     ) -> tuple[Tensor, Tensor]:
         """Energies and gradient, nothing kept."""
-        self.prepare(training=False)
         with torch.no_grad():
             tape = self.forward(graph, vectors)
             energies: Tensor = tape.values[self.trace.result]
@@ -226,13 +242,13 @@ class _EnergiesAndGradient(torch.autograd.Function):
         gradient: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        sweeps.prepare(training=True)
         ctx.set_materialize_grads(False)
         ctx.sweeps, ctx.versions = sweeps, [p._version for p in parameters]  # noqa: SLF001
         ctx.tape = sweeps.forward(graph, vectors)
         energies = ctx.tape.values[sweeps.trace.result]
         out = sweeps.adjoint(ctx.tape, scale) if gradient else vectors.new_zeros((0, 3))
-        return energies, out
+        # Aliases: what is returned refers to this record, which must not refer to it.
+        return energies.view_as(energies), out.view_as(out)
 
     @staticmethod
     @once_differentiable
@@ -244,7 +260,6 @@ class _EnergiesAndGradient(torch.autograd.Function):
             )
         if ctx.versions != [p._version for p in sweeps.parameters()]:  # noqa: SLF001
             raise RuntimeError("parameters were changed between a prediction and its derivative")
-        ctx.tape = None
         if h is None:
             h = torch.zeros_like(tape.values[sweeps.trace.result])
         if direction is not None and direction.numel():
