@@ -137,7 +137,7 @@ class Potential(PhysicsWeakMixin, nn.Module):
         return energy, forces
 
     def _sweeps(self, vectors: Tensor) -> Sweeps | None:
-        """The model's sweeps, where they do what is asked: derivatives by geometry and, once, by the model's parameters."""
+        """The model's sweeps, where they do all that may be asked: derivatives by geometry and by its parameters."""
         trains_more = self.scale.requires_grad or self.energy_references.requires_grad
         if self.repulsion is not None:
             trains_more = trains_more or any(p.requires_grad for p in self.repulsion.parameters())

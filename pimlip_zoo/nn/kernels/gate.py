@@ -92,13 +92,13 @@ class CpuGate:
         if kernel in (TANGENT, SECOND):
             out.append(f"const V y = {load('x1', scalar.source)};")
         if not scalar.gated:
-            g = lambda name: load(name, scalar.target)  # noqa: E731
+            first, second = load("g0", scalar.target), load("g1", scalar.target)
             results = {
                 FORWARD: "a",
-                ADJOINT: f"f * {g('g0')}",
-                PLAIN: f"f * {g('g1')}",
+                ADJOINT: f"f * {first}",
+                PLAIN: f"f * {second}",
                 TANGENT: "f * y",
-                SECOND: f"f * {g('g1')} + d * y * {g('g0')}",
+                SECOND: f"f * {second} + d * y * {first}",
             }
             return [
                 *out,

@@ -78,7 +78,9 @@ class RowTiles:
             return
         self.order = torch.argsort(species, stable=True)
         counts = torch.bincount(species).tolist()
-        first, kinds, begin = [], [], 0
+        first: list[int] = []
+        kinds: list[int] = []
+        begin = 0
         for kind, count in enumerate(counts):
             first += range(begin, begin + count, TILE)
             kinds += [kind] * (-(-count // TILE))
@@ -222,7 +224,8 @@ class _Writer:
 
     def _packed(self) -> tuple[list[str], list[int]]:
         """Weights with rows of whole vectors, transposed for cotangents; and how many numbers each block takes."""
-        lines, sizes = [], []
+        lines: list[str] = []
+        sizes: list[int] = []
         for block, at in zip(self.form.blocks, self.form.offsets, strict=False):
             a, b = self.form.shape(block)
             name, rows, columns = ("pack", a, b) if self.kernel.kind == 0 else ("pack_transposed", b, a)
@@ -239,10 +242,10 @@ class _Writer:
             side = self._side(name)
             out += [
                 f"for (int64_t j = 0; j < {TILE}; j++) {{",
+                f"T *at = b{name} + j * {self.stride[side]};",
                 "if (j < count) { const int64_t r = row ? row[begin + j] : begin + j;",
-                f"memcpy(b{name} + j * {self.stride[side]}, {sources[name]} + r * {self.width[side]}, "
-                f"sizeof(T) * {self.width[side]}); }}",
-                f"else memset(b{name} + j * {self.stride[side]}, 0, sizeof(T) * {self.width[side]}); }}",
+                f"memcpy(at, {sources[name]} + r * {self.width[side]}, sizeof(T) * {self.width[side]}); }}",
+                f"else memset(at, 0, sizeof(T) * {self.width[side]}); }}",
             ]
         if kernel.wants_weights:
             begin = 0
@@ -273,9 +276,10 @@ class _Writer:
             for m in range(block.dim):
                 start_in, start_out = self._start(block, m)
                 start, end = (start_in, start_out) if forward else (start_out, start_in)
+                width = self._padded(columns)
                 out.append(
-                    f"product({TILE}, {inner}, {self._padded(columns) // self.lanes}, b{source} + {start}, "
-                    f"{self.stride[1 - side]}, 1, w + {begin}, {self._padded(columns)}, bo + {end}, {self.stride[side]}, 0);"
+                    f"product({TILE}, {inner}, {width // self.lanes}, b{source} + {start}, {self.stride[1 - side]}, 1, "
+                    f"w + {begin}, {width}, bo + {end}, {self.stride[side]}, 0);"
                 )
         return [
             *out,
@@ -287,9 +291,10 @@ class _Writer:
         """``d += left^T right`` over the rows of the tile."""
         a, b = self.form.shape(block)
         start_in, start_out = self._start(block, m)
+        width = self._padded(b)
         return (
-            f"product({self._rows(a)}, {TILE}, {self._padded(b) // self.lanes}, b{left} + {start_in}, 1, {self.stride[0]}, "
-            f"b{right} + {start_out}, {self.stride[1]}, d + {begin}, {self._padded(b)}, 1);"
+            f"product({self._rows(a)}, {TILE}, {width // self.lanes}, b{left} + {start_in}, 1, {self.stride[0]}, "
+            f"b{right} + {start_out}, {self.stride[1]}, d + {begin}, {width}, 1);"
         )
 
     def _start(self, block: LinearBlock, m: int) -> tuple[int, int]:

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Block", "Call", "NotCovered", "Place", "Tensors", "block_for", "blocks", "is_block"]
+__all__ = [
+    "Block",
+    "Call",
+    "Cotangents",
+    "NotCovered",
+    "Part",
+    "Place",
+    "Tensors",
+    "block_for",
+    "blocks",
+    "is_block",
+]
+
+
+class Part(NamedTuple):
+    """The cotangent of ``x[index]`` as one of x: zero elsewhere, which need not be written before parts are added."""
+
+    g: Tensor
+    index: Any
+    """Of slices, numbers and None."""
+    shape: torch.Size
+    """Of x."""
+
 
 Tensors = tuple[Tensor | None, ...]
+Cotangents = tuple[Tensor | Part | None, ...]
 Place = tuple[int, ...]
 """Number of an argument; in a list, that of the element, too."""
 
@@ -27,7 +50,7 @@ class Call:
     kwargs: dict[str, Any]
     """Likewise."""
     active: tuple[Place, ...]
-    """Which positional arguments, or elements of lists among them, are tensors that depend on geometry or parameters."""
+    """Which arguments, or elements of lists among them, are tensors that depend on geometry or parameters."""
     geometric: tuple[bool, ...]
     """Which of these depend on geometry."""
     trainable: tuple[bool, ...]
@@ -72,7 +95,7 @@ class Block:
         """(z, whatever the other sweeps need)."""
         raise NotImplementedError
 
-    def adjoint(self, saved: Any, g: Any) -> Tensors:
+    def adjoint(self, saved: Any, g: Any) -> Cotangents:
         """Cotangents of the active arguments."""
         raise NotImplementedError
 
@@ -80,7 +103,7 @@ class Block:
         """The tangent of z; at least one of the tangents is not None."""
         raise NotImplementedError
 
-    def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
+    def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Cotangents, Tensors]:
         """Derivatives of the loss by the active arguments and by the parameters.
 
         ``g`` is None where no geometry enters, and then all tangents are.

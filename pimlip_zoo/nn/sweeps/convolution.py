@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -63,10 +63,10 @@ class TrilinearBlock(Block):
         if training:
             wanted += [_tangent(self.geometric), *_second(self.geometric, self.trainable, with_g=True)]
             wanted += _second(self.geometric, self.trainable, with_g=False)
-        return {
-            (self.form, channels, kernel): lambda kernel=kernel: self._kernels(channels).library.build(kernel)
-            for kernel in wanted
-        }
+        return {(self.form, channels, kernel): partial(self._build, channels, kernel) for kernel in wanted}
+
+    def _build(self, channels: int, kernel: Kernel) -> None:
+        self._kernels(channels).prepare(kernel)
 
     def run(self, edges: EdgeLists, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Any]:
         """The first sweep."""

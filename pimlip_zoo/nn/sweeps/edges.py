@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,9 +37,10 @@ class EmbeddingBlock(Block):
 
     def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
         wanted = (0, 1, 2) if training else (0, 1)
-        return {
-            (self.form, kernel): lambda kernel=kernel: self.kernels.library.build(kernel) for kernel in wanted
-        }
+        return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
+
+    def _build(self, kernel: Hashable) -> None:
+        self.kernels.library.build(kernel)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         vectors, graph = args

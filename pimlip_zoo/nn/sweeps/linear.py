@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ class LinearMapBlock(Block):
             wanted.append(_ADJOINT)
         if training:
             wanted += [self._plain, *([self._second] if any(self.call.geometric) else [])]
-        return {
-            (self.form, kernel): lambda kernel=kernel: self.kernels.library.build(kernel) for kernel in wanted
-        }
+        return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
+
+    def _build(self, kernel: Hashable) -> None:
+        self.kernels.library.build(kernel)
 
     def run(self, x: Tensor, weights: Tensor, tiles: RowTiles) -> tuple[Tensor, Any]:
         """The first sweep."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ class MLPBlock(Block):
 
     def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
         wanted = [_FORWARD, _ADJOINT, *((_TANGENT, self._plain, self._second) if training else ())]
-        return {
-            (self.form, kernel): lambda kernel=kernel: self.kernels.library.build(kernel) for kernel in wanted
-        }
+        return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
+
+    def _build(self, kernel: Hashable) -> None:
+        self.kernels.library.build(kernel)
 
     def parameters(self) -> Sequence[nn.Parameter]:
         return tuple(self.module.weights)
@@ -52,16 +54,19 @@ class MLPBlock(Block):
         return self.kernels.run(_FORWARD, x, flat)[0], (x, flat)
 
     def adjoint(self, saved: Any, g: Tensor) -> Tensors:
-        return (self.kernels.run(_ADJOINT, *saved, g)[0],)
+        x, flat = saved
+        return (self.kernels.run(_ADJOINT, x, flat, g)[0],)
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
-        return self.kernels.run(_TANGENT, *saved, v=tangents[0])[2]
+        x, flat = saved
+        return self.kernels.run(_TANGENT, x, flat, v=tangents[0])[2]
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
+        x, flat = saved
         if g is None:
-            into, flat, _ = self.kernels.run(self._plain, *saved, h)
+            into, flat, _ = self.kernels.run(self._plain, x, flat, h)
         else:
-            into, flat, _ = self.kernels.run(self._second, *saved, g, tangents[0], h)
+            into, flat, _ = self.kernels.run(self._second, x, flat, g, tangents[0], h)
         assert flat is not None
         weights = self.module.weights
         parts = flat.split([weight.numel() for weight in weights])

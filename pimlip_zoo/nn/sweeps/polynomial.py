@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +29,10 @@ class PolynomialBlock(Block):
 
     def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
         wanted = [_FORWARD, _ADJOINT, *((_TANGENT, _PLAIN, _SECOND) if training else ())]
-        return {
-            (self.form, kernel): lambda kernel=kernel: self._kernels().library.build(kernel)
-            for kernel in wanted
-        }
+        return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
+
+    def _build(self, kernel: Hashable) -> None:
+        self._kernels().library.build(kernel)
 
     def _kernels(self) -> Any:
         return cpu_polynomial(self.form, self.channels, self.call.dtype)

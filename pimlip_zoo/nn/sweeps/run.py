@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.kernels import or_reference
+from pimlip_zoo.nn.sweeps.block import Part
 from pimlip_zoo.nn.sweeps.trace import Step, Trace, Value, trace_model
 
 __all__ = ["Sweeps", "energies_and_gradient", "sweeps_of"]
@@ -45,7 +47,7 @@ def energies_and_gradient(
     return sweeps.predict(graph, vectors, scale, gradient=gradient)
 
 
-_known: WeakKeyDictionary[nn.Module, dict[torch.dtype, Sweeps | None]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, dict[tuple[torch.dtype, bool], Sweeps | None]] = WeakKeyDictionary()
 
 
 def sweeps_of(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
@@ -57,15 +59,55 @@ def sweeps_of(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
     Raises:
         InputError: when compiled kernels were asked for by name and cannot be had.
     """
-    by_dtype = _known.setdefault(model, {})
-    if dtype not in by_dtype:
+    known, key = _known.setdefault(model, {}), (dtype, model.training)
+    if key not in known:
         trace = trace_model(model)
-        by_dtype[dtype] = None if trace is None else Sweeps(model, trace)
-    sweeps = by_dtype[dtype]
+        known[key] = None if trace is None else Sweeps(model, trace)
+    sweeps = known[key]
     if sweeps is None:
         return None
     training = torch.is_grad_enabled() and any(p.requires_grad for p in sweeps.parameters())
     return or_reference(lambda: sweeps.prepare(training=training))
+
+
+class _Cotangents:
+    """Cotangents of all values, added up as they come."""
+
+    def __init__(self, values: Values) -> None:
+        self.values = values
+        self.sums: Values = [None] * len(values)
+        self.owned: set[int] = set()
+        """Values whose sum was made here and is seen by nobody else, so that it may be added to in place."""
+
+    def add(self, number: int, part: Tensor | Part | None) -> None:
+        """Add to the cotangent of a value."""
+        known = self.sums[number]
+        if part is None:
+            return
+        if isinstance(part, Part):
+            if number not in self.owned:
+                g = part.g
+                zeros = torch.zeros(part.shape, dtype=g.dtype, device=g.device)
+                self.sums[number] = known = zeros if known is None else known.clone()
+                self.owned.add(number)
+            known[part.index] += part.g
+        elif known is None:
+            self.sums[number] = part
+        elif number in self.owned:
+            known += part
+        else:
+            self.sums[number] = known + part
+            self.owned.add(number)
+
+    def of(self, results: Sequence[int]) -> Any:
+        """Those of a step's results; None where all are zero. Of several, missing ones become zeros."""
+        if len(results) == 1:
+            return self.sums[results[0]]
+        parts = [self.sums[number] for number in results]
+        if all(part is None for part in parts):
+            return None
+        filled = zip(results, parts, strict=True)
+        return tuple(torch.zeros_like(self.values[n]) if part is None else part for n, part in filled)
 
 
 @dataclass
@@ -74,7 +116,7 @@ class _Tape:
 
     values: Values
     saved: list[Any]
-    cotangents: Values | None = None
+    cotangents: _Cotangents | None = None
 
 
 class Sweeps:
@@ -159,21 +201,18 @@ class Sweeps:
     def adjoint(self, tape: _Tape, scale: Tensor) -> Tensor:
         """Second sweep: the gradient by the vectors. Cotangents stay on the tape."""
         trace = self.trace
-        cotangents: Values = [None] * trace.size
-        cotangents[trace.result] = scale
+        tape.cotangents = cotangents = _Cotangents(tape.values)
+        cotangents.add(trace.result, scale)
         for step, saved in zip(reversed(trace.steps), reversed(tape.saved), strict=True):
-            if step.block is None or not self._geometric(step):
-                continue
-            g = _take(tape.values, cotangents, step.results)
-            if g is None:
+            g = cotangents.of(step.results)
+            if step.block is None or g is None or not self._geometric(step):
                 continue
             for number, part in zip(step.inputs, step.block.adjoint(saved, g), strict=True):
                 if number in trace.geometric:
-                    _add(cotangents, number, part)
-        tape.cotangents = cotangents
-        found = cotangents[trace.places["vectors"]]
-        vectors: Tensor = tape.values[trace.places["vectors"]]
-        return torch.zeros_like(vectors) if found is None else found
+                    cotangents.add(number, part)
+        vectors = trace.places["vectors"]
+        found = cotangents.of((vectors,))
+        return torch.zeros_like(tape.values[vectors]) if found is None else found
 
     def tangent(self, tape: _Tape, direction: Tensor) -> Values:
         """Third sweep: tangents of all values along a direction of the vectors."""
@@ -197,30 +236,36 @@ class Sweeps:
         """
         trace = self.trace
         gradients: list[Tensor | None] = [None] * len(self._owners)
-        bars: Values = [None] * trace.size
-        bars[trace.result] = h
+        bars = _Cotangents(tape.values)
+        bars.add(trace.result, h)
         for step, saved in zip(reversed(trace.steps), reversed(tape.saved), strict=True):
-            if step.block is None or not any(number in trace.trainable for number in step.results):
+            incoming = bars.of(step.results)
+            if step.block is None or incoming is None or not trace.trainable.intersection(step.results):
                 continue
-            incoming = _take(tape.values, bars, step.results)
-            if incoming is None:
-                continue
-            inputs = tuple(tangents[number] for number in step.inputs)
-            g = None
-            if tape.cotangents is not None and any(t is not None for t in inputs):
-                g = _take(tape.values, tape.cotangents, step.results)
-            if g is None:
-                inputs = (None,) * len(inputs)
+            inputs, g = self._along(tape, tangents, step)
             by_input, by_parameter = step.block.second(saved, inputs, g, incoming)
             for number, part in zip(step.inputs, by_input, strict=True):
                 if number in trace.trainable:
-                    _add(bars, number, part)
+                    bars.add(number, part)
             for parameter, part in zip(step.block.parameters(), by_parameter, strict=True):
-                _add(gradients, self._places[id(parameter)], part)
+                self._collect(gradients, parameter, part)
         for number, get in self._constants.items():
             if number in trace.trainable:
-                _add(gradients, self._places[id(get())], bars[number])
+                self._collect(gradients, get(), bars.of((number,)))
         return gradients
+
+    def _along(self, tape: _Tape, tangents: Values, step: Step) -> tuple[tuple[Tensor | None, ...], Any]:
+        """A step's tangents and the forces' cotangent of its results; None where geometry does not enter."""
+        inputs = tuple(tangents[number] for number in step.inputs)
+        if tape.cotangents is None or all(t is None for t in inputs):
+            return (None,) * len(inputs), None
+        g = tape.cotangents.of(step.results)
+        return (None,) * len(inputs) if g is None else inputs, g
+
+    def _collect(self, gradients: list[Tensor | None], parameter: nn.Parameter, part: Tensor | None) -> None:
+        place = self._places[id(parameter)]
+        known = gradients[place]
+        gradients[place] = part if known is None else known if part is None else known + part
 
     def _geometric(self, step: Step) -> bool:
         return any(number in self.trace.geometric for number in step.inputs)
@@ -228,7 +273,7 @@ class Sweeps:
     @staticmethod
     def _reached(tape: _Tape, step: Step) -> bool:
         cotangents = tape.cotangents
-        return cotangents is None or any(cotangents[number] is not None for number in step.results)
+        return cotangents is None or any(cotangents.sums[number] is not None for number in step.results)
 
 
 class _EnergiesAndGradient(torch.autograd.Function):
@@ -282,23 +327,17 @@ def _getter(model: nn.Module, name: str) -> Callable[[], Any]:
 def _filler(template: Any) -> Callable[[Values], Any]:
     """A function that puts values into the arguments of a call."""
     if isinstance(template, Value):
-        number = template.number
-        return lambda values: values[number]
+        return operator.itemgetter(template.number)
     if isinstance(template, dict):
-        if not template:
-            return lambda _: {}
         items = {key: _filler(value) for key, value in template.items()}
         return lambda values: {key: fill(values) for key, fill in items.items()}
     if isinstance(template, slice):
-        parts = [_filler(part) for part in (template.start, template.stop, template.step)]
-        return lambda values: slice(*(fill(values) for fill in parts))
+        parts = _filler((template.start, template.stop, template.step))
+        return lambda values: slice(*parts(values))
     if isinstance(template, (tuple, list)):
         fills = [_filler(part) for part in template]
-        if hasattr(template, "_fields"):
-            kind: Any = type(template)
-            return lambda values: kind(*(fill(values) for fill in fills))
-        made = tuple if isinstance(template, tuple) else list
-        return lambda values: made([fill(values) for fill in fills])
+        make = getattr(template, "_make", list if isinstance(template, list) else tuple)
+        return lambda values: make([fill(values) for fill in fills])
     return lambda _: template
 
 
@@ -308,18 +347,3 @@ def _put(values: Values, results: Sequence[int], out: Any) -> None:
     else:
         for number, part in zip(results, out, strict=True):
             values[number] = part
-
-
-def _take(values: Values, cotangents: Values, results: Sequence[int]) -> Any:
-    """Cotangents of a step's results; None where all are zero. Of several, missing ones become zeros."""
-    if len(results) == 1:
-        return cotangents[results[0]]
-    parts = [cotangents[number] for number in results]
-    if all(part is None for part in parts):
-        return None
-    return tuple(torch.zeros_like(values[n]) if p is None else p for n, p in zip(results, parts, strict=True))
-
-
-def _add(into: Values, place: int, part: Tensor | None) -> None:
-    if part is not None:
-        into[place] = part if into[place] is None else into[place] + part

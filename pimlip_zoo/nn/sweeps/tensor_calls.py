@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks
+from pimlip_zoo.nn.sweeps.block import Block, Call, Cotangents, NotCovered, Part, Tensors, blocks
 
 __all__ = ["CatBlock", "IndexAddBlock", "ItemBlock", "ProductOfTensors", "ReshapeBlock", "SumOfTensors"]
 
@@ -16,7 +16,7 @@ __all__ = ["CatBlock", "IndexAddBlock", "ItemBlock", "ProductOfTensors", "Reshap
 class LinearCall(Block):
     """A call that is linear in its active arguments: its sweeps are the call itself and its adjoint."""
 
-    def second(self, saved: Any, tangents: Tensors, g: Any, h: Tensor) -> tuple[Tensors, Tensors]:
+    def second(self, saved: Any, tangents: Tensors, g: Any, h: Tensor) -> tuple[Cotangents, Tensors]:
         return self.adjoint(saved, h), ()
 
 
@@ -33,7 +33,7 @@ class ReshapeBlock(LinearCall):
         out = getattr(args[0], self.call.target)(*args[1:], **kwargs)
         return out, (args[0].shape, out.shape)
 
-    def adjoint(self, saved: Any, g: Tensor) -> Tensors:
+    def adjoint(self, saved: Any, g: Tensor) -> Cotangents:
         return (g.reshape(saved[0]),)
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
@@ -54,17 +54,15 @@ class ItemBlock(LinearCall):
         x, index = args
         return x[index], (x.shape, index)
 
-    def adjoint(self, saved: Any, g: Tensor) -> Tensors:
+    def adjoint(self, saved: Any, g: Tensor) -> Cotangents:
         shape, index = saved
+        indices = index if isinstance(index, tuple) else (index,)
+        if not any(isinstance(each, Tensor) for each in indices):
+            return (Part(g, index, shape),)
         out = torch.zeros(shape, dtype=g.dtype, device=g.device)
-        if isinstance(index, Tensor) and index.dtype == torch.int64:
-            return (out.index_add_(0, index.reshape(-1), g.reshape(-1, *shape[1:])),)
-        if isinstance(index, Tensor) or (
-            isinstance(index, tuple) and any(isinstance(i, Tensor) for i in index)
-        ):
-            return (out.index_put_(index if isinstance(index, tuple) else (index,), g, accumulate=True),)
-        out[index] = g
-        return (out,)
+        if len(indices) == 1 and indices[0].dtype == torch.int64:
+            return (out.index_add_(0, indices[0].reshape(-1), g.reshape(-1, *shape[1:])),)
+        return (out.index_put_(indices, g, accumulate=True),)
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
         assert tangents[0] is not None
@@ -88,7 +86,7 @@ class SumOfTensors(LinearCall):
     def _signs(self) -> list[int]:
         return [self.sign if place == 1 else 1 for (place,) in self.call.active]
 
-    def adjoint(self, saved: Any, g: Tensor) -> Tensors:
+    def adjoint(self, saved: Any, g: Tensor) -> Cotangents:
         parts = zip(saved[0], self._signs(), strict=True)
         return tuple(_sum_to(g if sign == 1 else -g, shape) for shape, sign in parts)
 
@@ -124,7 +122,7 @@ class ProductOfTensors(Block):
         out: Tensor = other * saved[1 - place]
         return out
 
-    def adjoint(self, saved: Any, g: Tensor) -> Tensors:
+    def adjoint(self, saved: Any, g: Tensor) -> Cotangents:
         return tuple(
             _sum_to(self._with(saved, place, g), saved[place].shape) for (place,) in self.call.active
         )
@@ -137,8 +135,8 @@ class ProductOfTensors(Block):
         ]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
-    def second(self, saved: Any, tangents: Tensors, g: Any, h: Tensor) -> tuple[Tensors, Tensors]:
-        out = list(self.adjoint(saved, h))
+    def second(self, saved: Any, tangents: Tensors, g: Any, h: Tensor) -> tuple[Cotangents, Tensors]:
+        out: list[Any] = list(self.adjoint(saved, h))
         if g is not None and len(self.call.active) == 2:
             for mine, other in ((0, 1), (1, 0)):
                 t, sofar = tangents[other], out[mine]
@@ -157,7 +155,7 @@ class CatBlock(LinearCall):
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         return torch.cat(list(tensors), dim=dim), (tuple(t.shape for t in tensors), dim, tensors[0].dtype)
 
-    def adjoint(self, saved: Any, g: Tensor) -> Tensors:
+    def adjoint(self, saved: Any, g: Tensor) -> Cotangents:
         shapes, dim, _ = saved
         parts = g.split([shape[dim] for shape in shapes], dim=dim)
         return tuple(parts[place[1]] for place in self.call.active)
@@ -183,7 +181,7 @@ class IndexAddBlock(LinearCall):
         x, _, index, source = args
         return x.index_add(0, index, source), (index, x.shape)
 
-    def adjoint(self, saved: Any, g: Tensor) -> Tensors:
+    def adjoint(self, saved: Any, g: Tensor) -> Cotangents:
         return tuple(g if place == (0,) else g[saved[0]] for place in self.call.active)
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:

@@ -93,11 +93,16 @@ class _Tracer(fx.Tracer):
 
 
 def trace_model(model: nn.Module) -> Trace | None:
-    """The steps of ``model(graph, vectors)``, or None where its code depends on what tensors hold.
+    """The steps of ``model(graph, vectors)``.
 
     Args:
-        model: an architecture of one precision.
+        model: an architecture of one precision, in training or not: what its code asks of itself is asked once.
+
+    Returns:
+        None where nothing is gained, since no module is a block, or where the code depends on what tensors hold.
     """
+    if not any(is_block(module) for module in model.modules()):
+        return None
     root = _Root(model)
     try:
         graph = _Tracer().trace(root)
@@ -131,6 +136,10 @@ class _Builder:
                 if node.target == "vectors":
                     self.geometric.add(self.number[node])
             elif node.op == "get_attr":
+                if not node.target.startswith(
+                    "model."
+                ):  # made while tracing: it would be another one in every call
+                    return None
                 value = self._attribute(node.target)
                 self.constants[self._new(node)] = node.target.removeprefix("model.")
                 if isinstance(value, nn.Parameter):
@@ -139,7 +148,7 @@ class _Builder:
                 (result,) = node.args
             elif not self._takes_output(node) and not self._call(node):
                 return None
-        if not isinstance(result, fx.Node) or not any(step.block is not None for step in self.steps):
+        if not isinstance(result, fx.Node):
             return None
         return Trace(
             tuple(self.steps),
@@ -219,4 +228,5 @@ class _Builder:
         return number is not None and (number in self.geometric or number in self.trainable)
 
     def _fill(self, arguments: Any) -> Any:
-        return fx.map_arg(arguments, lambda node: Value(self.number[node]))
+        number: Any = lambda node: Value(self.number[node])  # noqa: E731
+        return fx.map_arg(arguments, number)
