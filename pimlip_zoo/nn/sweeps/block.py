@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "Tensors",
     "block_for",
     "blocks",
+    "functions",
     "is_block",
 ]
 
@@ -124,6 +126,11 @@ def blocks(*targets: Any) -> Callable[[_Made], _Made]:
         return kind
 
     return register
+
+
+def functions() -> tuple[FunctionType, ...]:
+    """The functions that there are blocks for; what they do inside is not traced."""
+    return tuple(target for target in _blocks if isinstance(target, FunctionType))
 
 
 def is_block(module: nn.Module) -> bool:

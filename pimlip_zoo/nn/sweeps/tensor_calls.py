@@ -8,9 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pimlip_zoo.nn.kernels import sum_by_centre
 from pimlip_zoo.nn.sweeps.block import Block, Call, Cotangents, NotCovered, Part, Tensors, blocks
 
-__all__ = ["CatBlock", "IndexAddBlock", "ItemBlock", "ProductOfTensors", "ReshapeBlock", "SumOfTensors"]
+__all__ = [
+    "CatBlock",
+    "CentreSumBlock",
+    "IndexAddBlock",
+    "ItemBlock",
+    "ProductOfTensors",
+    "ReshapeBlock",
+    "SumOfTensors",
+]
 
 
 class LinearCall(Block):
@@ -191,6 +200,26 @@ class IndexAddBlock(LinearCall):
             return t
         base = torch.zeros(saved[1], dtype=source.dtype) if t is None else t
         return base.index_add(0, saved[0], source)
+
+
+@blocks(sum_by_centre)
+class CentreSumBlock(LinearCall):
+    """``sum_by_centre(values, centre, num_atoms)``."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        if call.active != ((0,),):
+            raise NotCovered
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        return sum_by_centre(*args), args[1:]
+
+    def adjoint(self, saved: Any, g: Tensor) -> Cotangents:
+        return (g[saved[0]],)
+
+    def tangent(self, saved: Any, tangents: Tensors) -> Any:
+        assert tangents[0] is not None
+        return sum_by_centre(tangents[0], *saved)
 
 
 def _sum_to(g: Tensor, shape: torch.Size) -> Tensor:

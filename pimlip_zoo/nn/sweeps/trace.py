@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.nn.sweeps.block import Block, Call, Place, block_for, is_block
+from pimlip_zoo.nn.sweeps.block import Block, Call, Place, block_for, functions, is_block
 
 __all__ = ["Step", "Trace", "trace_model"]
 
@@ -105,7 +105,7 @@ def trace_model(model: nn.Module) -> Trace | None:
         return None
     root = _Root(model)
     try:
-        graph = _Tracer().trace(root)
+        graph = _Tracer(autowrap_functions=functions()).trace(root)
     except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, ValueError):
         return None
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
