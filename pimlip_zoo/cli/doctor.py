@@ -15,7 +15,8 @@ OPTIONAL = {
     "h5py": "HDF5 data: pip install 'pimlip-zoo[hdf5]'",
     "tensorboard": "TensorBoard events: pip install 'pimlip-zoo[tensorboard]'",
     "torch_scatter": "optional scatter backend: pip install --no-build-isolation 'pimlip-zoo[pyg]'",
-    "torch_cluster": "optional neighbour search: pip install --no-build-isolation 'pimlip-zoo[pyg]'",
+    "nvalchemiops": "optional neighbour lists on GPUs: pip install nvalchemi-toolkit-ops",
+    "torch_cluster": "optional neighbour lists of molecules: pip install --no-build-isolation 'pimlip-zoo[pyg]'",
 }
 
 

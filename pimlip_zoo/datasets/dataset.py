@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.linking import Unlinked, frames_to_unlinked
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.lmdb.index import count_edges
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
@@ -106,6 +107,14 @@ class FrameDataset(_CachedSamples):
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def unlinked(self, indices: Sequence[int]) -> Unlinked:
+        """Some structures as one batch without edges."""
+        if isinstance(self.frames, StoredFrames):
+            frames = self.frames.read(indices)
+        else:
+            frames = [self.frames[index] for index in indices]
+        return frames_to_unlinked(frames, self.species)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Some samples as one batch; made together unless the cache can keep all samples of the set."""

@@ -14,7 +14,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
 
-__all__ = ["frame_to_sample", "frames_to_batch", "neighbour_list", "species_indices"]
+__all__ = ["complete_cell", "frame_to_sample", "frames_to_batch", "neighbour_list", "species_indices"]
 
 _FEW_ATOMS = 48
 
@@ -40,7 +40,7 @@ def neighbour_list(
         return _all_pairs(np.asarray(positions, dtype=np.float64).reshape(-1, 3), cutoff)
     from vesin import NeighborList
 
-    box = _complete_cell(cell, pbc)
+    box = complete_cell(cell, pbc)
     calculator = NeighborList(cutoff=float(cutoff), full_list=True, sorted=True)
     i, j, shift = calculator.compute(
         points=np.ascontiguousarray(positions, dtype=np.float64),
@@ -107,13 +107,13 @@ def frame_to_sample(frame: Frame, species: Sequence[str], cutoff: float) -> Batc
     return Batch(graph, labels)
 
 
-def frames_to_batch(frames: Sequence[Frame], species: Sequence[str], cutoff: float) -> Batch:
+def frames_to_batch(frames: Sequence[Frame], species: Sequence[str], cutoff: float | None) -> Batch:
     """Frames as one batch: what collating their samples gives, in a fraction of the time for molecules.
 
     Args:
         frames: at least one.
         species: chemical symbols in the model's order.
-        cutoff: Å.
+        cutoff: Å; None makes no edges.
 
     Raises:
         InputError: as :func:`frame_to_sample`, without saying which frame.
@@ -122,7 +122,9 @@ def frames_to_batch(frames: Sequence[Frame], species: Sequence[str], cutoff: flo
     batch = np.repeat(np.arange(len(frames)), counts)
     numbers = np.concatenate([frame.numbers for frame in frames])
     nan = np.nan
-    edge_index, edge_shift = _edges_of(frames, np.cumsum(counts) - counts, cutoff)
+    edge_index, edge_shift = np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3))
+    if cutoff is not None:
+        edge_index, edge_shift = _edges_of(frames, np.cumsum(counts) - counts, cutoff)
     graph = AtomGraph(
         positions=torch.as_tensor(np.concatenate([f.positions for f in frames], dtype=np.float64)),
         species=torch.as_tensor(species_indices(numbers, species)),
@@ -191,7 +193,7 @@ def _all_pairs(
     return edge_index, np.zeros((edge_index.shape[1], 3))
 
 
-def _complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
+def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
     """A cell of full rank: vectors of directions that are not periodic are chosen orthogonal where missing."""
     box = np.array(cell, dtype=np.float64).reshape(3, 3).copy()
     lengths = np.linalg.norm(box, axis=1)

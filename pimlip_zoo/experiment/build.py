@@ -12,6 +12,7 @@ import torch
 from pimlip_zoo.config import DataSection, RunConfig
 from pimlip_zoo.datasets.dataset import FrameDataset, Samples
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.linking import check_linker
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import (
@@ -58,7 +59,9 @@ def samples_of(
     frames: Sequence[Frame], species: tuple[str, ...], cutoff: float, data: DataSection
 ) -> Samples:
     """Graph samples of the frames: made now for frames in memory, when they are asked for from a store."""
-    if isinstance(frames, StoredFrames):
+    if data.neighbours != "workers":
+        check_linker(data.neighbours)
+    if isinstance(frames, StoredFrames) or data.neighbours != "workers":
         return FrameDataset(frames, species, cutoff, cache_bytes=data.cache_mb << 20)
     return [frame_to_sample(frame, species, cutoff) for frame in frames]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,17 @@ import torch
 from torch.utils.data import Sampler
 
 from pimlip_zoo.config import save_config
+from pimlip_zoo.datasets.dataset import FrameDataset
 from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.linking import Unlinked, link
 from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
 from pimlip_zoo.datasets.stored import LABELS
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.build import loss_terms
 from pimlip_zoo.experiment.prepare import Experiment
 from pimlip_zoo.experiment.trainer import make_trainer
+from pimlip_zoo.graph import Batch
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.data import (
     SampleList,
@@ -77,14 +81,16 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
     sampler = _sampler(experiment, trainer, steps_done(last) if resume else 0)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_config(config, folder / "config.yaml")
-    started = time.monotonic()
+    started, linked = time.monotonic(), _link(experiment) is None
     number = None
     try:
         trainer.fit(
             module,
-            training_loader(SampleList(experiment.train), sampler, config.data.num_workers),
+            training_loader(SampleList(experiment.train, linked=linked), sampler, config.data.num_workers),
             evaluation_loader(
-                SampleList(experiment.valid), config.data.valid_batch_size, config.data.num_workers
+                SampleList(experiment.valid, linked=linked),
+                config.data.valid_batch_size,
+                config.data.num_workers,
             ),
             ckpt_path=last if resume else None,
             weights_only=True,
@@ -156,6 +162,7 @@ def training_module(experiment: Experiment) -> PotentialTraining:
         ),
         forces="forces" in experiment.labels,
         virial="stress" in experiment.labels,
+        link=_link(experiment),
         summary={
             "config": config.model_dump(mode="json"),
             "energy_references": experiment.references.source,
@@ -169,6 +176,13 @@ def training_module(experiment: Experiment) -> PotentialTraining:
             "versions": _versions(),
         },
     )
+
+
+def _link(experiment: Experiment) -> Callable[[Unlinked], Batch] | None:
+    backend, samples = experiment.config.data.neighbours, experiment.train
+    if backend == "workers" or not isinstance(samples, FrameDataset):
+        return None
+    return partial(link, cutoff=samples.cutoff, backend=backend)
 
 
 def _counts(frames: Sequence[Frame]) -> dict[str, int]:

@@ -10,52 +10,61 @@ from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pimlip_zoo.datasets.dataset import FrameDataset, Samples
+from pimlip_zoo.datasets.linking import Unlinked
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, collate
 
-__all__ = ["SampleList", "StepSampler", "evaluation_loader", "join", "sample_sizes", "training_loader"]
+__all__ = ["SampleList", "StepSampler", "evaluation_loader", "sample_sizes", "training_loader"]
 
 
-class SampleList(Dataset[Batch | InputError]):
+Joined = Batch | Unlinked | InputError
+"""What a loader hands out."""
+
+
+class SampleList(Dataset[Joined]):
     """Samples with their neighbour lists; index ``-1 - i`` is sample i without weight.
 
-    A structure that cannot be read is handed out as its error, which :func:`join` passes on: an error that is
-    raised in a worker would arrive with the worker's traceback as its message.
+    A structure that cannot be read is handed out as its error: raised in a worker, it would arrive with the
+    worker's traceback as its message.
+
+    Args:
+        samples: a list, or a data set.
+        linked: False leaves the edges of a data set's batches to the training.
     """
 
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
+    def __init__(self, samples: Samples, *, linked: bool = True) -> None:
+        self.samples, self.linked = samples, linked
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Batch | InputError:
+    def __getitem__(self, index: int) -> Joined:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Batch | InputError]:
-        """What a loader asks for: the samples, or all of them as one batch."""
+    def __getitems__(self, indices: Sequence[int]) -> list[Joined]:
+        """What a loader asks for: the samples as one batch, the only element of a list."""
         plain = [index if index >= 0 else -1 - index for index in indices]
         try:
-            if isinstance(self.samples, FrameDataset):
-                batch = self.samples.batch(plain)
-            else:
-                batch = collate([self.samples[index] for index in plain])
+            made = self._batch(plain)
         except InputError as error:
             return [error]
         if min(indices) >= 0:
-            return [batch]
+            return [made]
         counts = torch.tensor([float(index >= 0) for index in indices], dtype=torch.float64)
-        return [batch._replace(labels=batch.labels._replace(weight=batch.labels.weight * counts))]
+        batch = made.batch if isinstance(made, Unlinked) else made
+        batch = batch._replace(labels=batch.labels._replace(weight=batch.labels.weight * counts))
+        return [made._replace(batch=batch) if isinstance(made, Unlinked) else batch]
+
+    def _batch(self, indices: Sequence[int]) -> Batch | Unlinked:
+        if not isinstance(self.samples, FrameDataset):
+            return collate([self.samples[index] for index in indices])
+        return self.samples.batch(indices) if self.linked else self.samples.unlinked(indices)
 
 
-def join(samples: Sequence[Batch | InputError]) -> Batch | InputError:
-    """What :class:`SampleList` gave, as one batch, or the first error."""
-    intact: list[Batch] = []
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-        intact.append(sample)
-    return intact[0] if len(intact) == 1 else collate(intact)
+def only(batches: Sequence[Joined]) -> Joined:
+    """What :class:`SampleList` gave for one batch."""
+    (batch,) = batches
+    return batch
 
 
 def sample_sizes(samples: Samples) -> tuple[ArrayLike, ArrayLike]:
@@ -110,25 +119,23 @@ class StepSampler(Sampler[list[int]]):
 
 def training_loader(
     samples: SampleList, sampler: Sampler[list[int]], num_workers: int = 0
-) -> DataLoader[Batch | InputError]:
+) -> DataLoader[Joined]:
     """Batches in the order of the sampler."""
     return DataLoader(
         samples,
         batch_sampler=sampler,
-        collate_fn=join,
+        collate_fn=only,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )
 
 
-def evaluation_loader(
-    samples: SampleList, batch_size: int, num_workers: int = 0
-) -> DataLoader[Batch | InputError]:
+def evaluation_loader(samples: SampleList, batch_size: int, num_workers: int = 0) -> DataLoader[Joined]:
     """Batches in the order of the data."""
     return DataLoader(
         samples,
         batch_size=batch_size,
-        collate_fn=join,
+        collate_fn=only,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.datasets.linking import Unlinked
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions
 from pimlip_zoo.losses.base import LossTerm, LossValue
@@ -30,6 +31,7 @@ class PotentialTraining(pl.LightningModule):
         learning_rate_factor: by step, multiplies the optimiser's learning rates.
         forces: some term needs forces.
         virial: some term needs the virial.
+        link: makes the neighbour lists of batches that come without them.
         summary: plain values saved with every checkpoint, such as the configuration.
     """
 
@@ -42,6 +44,7 @@ class PotentialTraining(pl.LightningModule):
         *,
         forces: bool = True,
         virial: bool = False,
+        link: Callable[[Unlinked], Batch] | None = None,
         summary: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -51,6 +54,7 @@ class PotentialTraining(pl.LightningModule):
         self._factor = learning_rate_factor
         self._forces, self._virial = forces, virial
         self._weak = [term for term in terms if isinstance(term, WeakTerm)]
+        self._link = link
         self._summary = summary or {}
         self.errors = ErrorStatistics(potential.species)
 
@@ -94,6 +98,10 @@ class PotentialTraining(pl.LightningModule):
         if isinstance(batch, InputError):
             raise batch
         return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the neighbour lists of a batch that came without."""
+        return self._link(batch) if isinstance(batch, Unlinked) and self._link is not None else batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
