@@ -62,7 +62,7 @@ class AllegroConfig(ModelConfig):
     cutoff_order: float = 6.0
     """p of the polynomial cutoff."""
     species_cutoffs: tuple[tuple[str, str, float], ...] = ()
-    """(centre, neighbour, Å): shorter cutoffs for single pairs of species."""
+    """(centre, neighbour, Å): shorter cutoffs for pairs of species, ``*`` for any; later ones win."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,7 +67,7 @@ class MACEConfig(ModelConfig):
     distance_transform: DistanceTransform = "none"
     """agnesi: the basis sees distances relative to the covalent radii."""
     species_cutoffs: tuple[tuple[str, str, float], ...] = ()
-    """(centre, neighbour, Å): shorter cutoffs for single pairs of species."""
+    """(centre, neighbour, Å): shorter cutoffs for pairs of species, ``*`` for any; later ones win."""
     normalization: Normalization = "neighbors"
     """What sums over neighbours are divided by: their mean number, or one plus a learned density."""
     residual_first: bool = False

@@ -45,7 +45,7 @@ class NequIPConfig(ModelConfig):
     cutoff_order: float = 6.0
     """p of the polynomial cutoff."""
     species_cutoffs: tuple[tuple[str, str, float], ...] = ()
-    """(centre, neighbour, Å): shorter cutoffs for single pairs of species."""
+    """(centre, neighbour, Å): shorter cutoffs for pairs of species, ``*`` for any; later ones win."""
     self_connection: bool = True
     """Species-dependent linear self-interaction beside the convolution, from the second layer on."""
     resnet: bool = False

@@ -94,13 +94,18 @@ def pair_cutoffs(
 ) -> Tensor:
     """(S, S) float64 table of cutoffs by (centre, neighbour).
 
+    Args:
+        species: chemical symbols.
+        cutoff: Å, of all pairs without an exception.
+        exceptions: (centre, neighbour, Å), ``*`` for any species; later ones win.
+
     Raises:
         InputError: for an unknown species, or a cutoff that is not in (0, cutoff].
     """
     table = torch.full((len(species), len(species)), float(cutoff), dtype=torch.float64)
     for centre, neighbour, value in exceptions:
         for symbol in (centre, neighbour):
-            if symbol not in species:
+            if symbol not in (*species, "*"):
                 raise InputError(
                     f"a cutoff is given for {symbol}, which the model does not have",
                     key="species_cutoffs",
@@ -112,5 +117,8 @@ def pair_cutoffs(
                 key="species_cutoffs",
                 mend=f"give a length in (0, {cutoff}] Å",
             )
-        table[list(species).index(centre), list(species).index(neighbour)] = float(value)
+        rows, columns = (
+            slice(None) if symbol == "*" else list(species).index(symbol) for symbol in (centre, neighbour)
+        )
+        table[rows, columns] = float(value)
     return table

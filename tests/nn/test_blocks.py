@@ -198,3 +198,8 @@ def test_cutoffs_of_pairs_are_ordered_by_centre_and_neighbour():
     for wrong, message in ((("H", "N", 3.0), "N"), (("H", "C", 6.0), "6.0"), (("H", "C", 0.0), "0.0")):
         with pytest.raises(InputError, match=message):
             pair_cutoffs(("H", "C"), 5.0, [wrong])
+
+
+def test_a_star_stands_for_every_species_and_later_cutoffs_win():
+    table = pair_cutoffs(("H", "C", "O"), 5.0, [("H", "*", 3.0), ("*", "H", 4.0), ("O", "H", 2.0)])
+    assert table.tolist() == [[4.0, 3.0, 3.0], [4.0, 5.0, 5.0], [2.0, 5.0, 5.0]]
