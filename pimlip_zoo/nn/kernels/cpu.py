@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.nn.kernels.convolution import FORWARD, Operands
-from pimlip_zoo.nn.kernels.edges import EdgeLists
+from pimlip_zoo.nn.kernels.edges import EdgeLists, EdgePairs
 from pimlip_zoo.nn.kernels.form import EdgeSum, NodeSum, TrilinearForm
 from pimlip_zoo.nn.kernels.generate import Target, edge_sum_source, node_sum_source
 from pimlip_zoo.nn.kernels.library import KernelLibrary
@@ -48,14 +48,14 @@ class CpuConvolution:
         self, kernel: NodeSum, edges: EdgeLists, x: Operands, y: Operands, w: Operands, g: Operands
     ) -> Tensor:
         """Run a :class:`NodeSum`; operands are pairs (itself, tangent), None where it is not read."""
-        inward = kernel.side == "in"
+        inward, lists = kernel.side == "in", _lists(kernel, edges)
         dim = self.form.dim_in if inward else self.form.dim_out
         out = torch.empty((edges.num_nodes, dim, self.channels), dtype=self.dtype)
         self.library.run(
             kernel,
             rows=edges.num_nodes,
             work=edges.num_edges * self.form.num_paths * self.channels,
-            lists=edges.by_neighbour if inward else edges.by_centre,
+            lists=lists.by_neighbour if inward else lists.by_centre,
             operands=(*x, *y, *w, *g),
             results=(out, None, None),
         )
@@ -65,19 +65,30 @@ class CpuConvolution:
         self, kernel: EdgeSum, edges: EdgeLists, x: Operands, y: Operands, w: Operands, g: Operands
     ) -> tuple[Tensor | None, Tensor | None]:
         """Run an :class:`EdgeSum`: gradients of w (E, P, C) and of Y (E, K_edge), None where not wanted."""
-        rows, form = edges.num_edges, self.form
-        shape_w, shape_y = (rows, form.num_paths, self.channels), (rows, form.dim_edge)
+        form, lists = self.form, _lists(kernel, edges)
+        rows, both = (
+            (edges.num_edges, None) if isinstance(lists, EdgeLists) else (lists.num_pairs, lists.both)
+        )
+        shape_w, shape_y = (rows, form.num_paths, self.channels), (edges.num_edges, form.dim_edge)
         out_w = torch.empty(shape_w, dtype=self.dtype) if kernel.weights else None
         out_y = torch.empty(shape_y, dtype=self.dtype) if kernel.harmonics else None
         self.library.run(
             kernel,
             rows=rows,
-            work=rows * form.num_paths * self.channels,
-            lists=(None, edges.neighbour, edges.centre),
+            work=edges.num_edges * form.num_paths * self.channels,
+            lists=(both, edges.neighbour, edges.centre),
             operands=(*x, *y, *w, *g),
             results=(out_w, out_y, None),
         )
         return out_w, out_y
+
+
+def _lists(kernel: NodeSum | EdgeSum, edges: EdgeLists) -> EdgeLists | EdgePairs:
+    if not kernel.paired:
+        return edges
+    if edges.pairs is None:
+        raise ValueError("the opposite edges are not known")
+    return edges.pairs
 
 
 @cache

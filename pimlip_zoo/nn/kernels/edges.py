@@ -8,7 +8,37 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["EdgeLists", "edge_lists"]
+__all__ = ["EdgeLists", "EdgePairs", "edge_lists"]
+
+
+class EdgePairs:
+    """Edges and their opposites, ``(i, j, shift)`` and ``(j, i, -shift)``: of equal length, so equal in all that is radial.
+
+    Args:
+        edges: lists of the edges, sorted by centre.
+        of_edge: (E,) int32, the pair of each edge.
+        both: (2, P) int64, the first edge of each pair, and the second or -1.
+    """
+
+    def __init__(self, edges: EdgeLists, of_edge: Tensor, both: Tensor) -> None:
+        self.of_edge, self.both = of_edge, both
+        self.first = both[0].contiguous()
+        each = torch.arange(edges.num_edges, dtype=torch.int32)
+        first, row, _ = edges.by_centre
+        self.by_centre = (first, row, torch.cat([each, of_edge]))
+        self._edges = edges
+
+    @property
+    def num_pairs(self) -> int:
+        """P."""
+        return int(self.both.shape[1])
+
+    @cached_property
+    def by_neighbour(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As of :class:`EdgeLists`, the edges of all slots followed by their pairs."""
+        first, row, slot = self._edges.by_neighbour
+        assert slot is not None
+        return first, row, torch.cat([slot, self.of_edge[slot.long()]])
 
 
 class EdgeLists:
@@ -30,6 +60,8 @@ class EdgeLists:
             low, high = torch.aminmax(edge_index)
             if int(low) < 0 or int(high) >= num_nodes:
                 raise IndexError(f"an edge names atom {int(high) if low >= 0 else int(low)} of {num_nodes}")
+        self.pairs: EdgePairs | None = None
+        """Set by who has found them."""
         self.centre = edge_index[0].to(torch.int32).contiguous()
         self.neighbour = edge_index[1].to(torch.int32).contiguous()
 

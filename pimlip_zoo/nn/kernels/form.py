@@ -76,6 +76,8 @@ class NodeSum:
     """``out``: gathers x, sums at the centres. ``in``: gathers g, sums at the neighbours."""
     terms: tuple[Term, ...]
     """Variants of (gathered operand, Y, w)."""
+    paired: bool = False
+    """w has one row for each pair of opposite edges, see ``edges.EdgePairs``."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,5 @@ class EdgeSum:
     """Variants of (x, Y, g) that make the gradient of w."""
     harmonics: tuple[Term, ...]
     """Variants of (x, w, g) that make the gradient of Y."""
+    paired: bool = False
+    """w and its gradient have one row for each pair of opposite edges."""

@@ -111,7 +111,8 @@ class _Coupling:
 def node_sum_source(form: TrilinearForm, kernel: NodeSum, channels: int, target: Target) -> str:
     """C of a :class:`NodeSum`.
 
-    ``first`` has each atom's slots, ``row[s]`` the atom that slot s gathers, ``slot[s]`` its edge (null: s).
+    ``first`` has each atom's slots, ``row[s]`` the atom that slot s gathers, ``slot[s]`` its edge (null: s). When
+    weights are those of pairs, ``slot`` goes on with the pair of each slot.
     """
     inward = kernel.side == "in"
     source, dim_source, dim_result = (
@@ -135,6 +136,13 @@ def node_sum_source(form: TrilinearForm, kernel: NodeSum, channels: int, target:
         f"int64_t edge[{_BLOCK}];",
         "for (int j = 0; j < n; j++) edge[j] = slot ? slot[s + j] : s + j;",
     ]
+    of_weights = "edge"
+    if kernel.paired:
+        of_weights = "pair"
+        out += [
+            f"int64_t pair[{_BLOCK}];",
+            "for (int j = 0; j < n; j++) pair[j] = slot[first[rows] + s + j];",
+        ]
     for y in y_variants:
         out += [
             f"T t{y}[{form.dim_edge}][{_BLOCK}] __attribute__((aligned(64)));",
@@ -159,7 +167,7 @@ def node_sum_source(form: TrilinearForm, kernel: NodeSum, channels: int, target:
                 for v in s_variants
             ]
             out += [
-                f"const T *restrict pw{v} = w{v} + edge[j] * {form.num_paths * channels} + c;"
+                f"const T *restrict pw{v} = w{v} + {of_weights}[j] * {form.num_paths * channels} + c;"
                 for v in w_variants
             ]
             for path in group:
@@ -226,7 +234,8 @@ def _zero(vector: str) -> str:
 def edge_sum_source(form: TrilinearForm, kernel: EdgeSum, channels: int, target: Target) -> str:
     """C of an :class:`EdgeSum`: ``row[e]`` is the neighbour, ``slot[e]`` the centre of edge e.
 
-    ``out0`` is the gradient of the weights, ``out1`` that of the harmonics.
+    ``out0`` is the gradient of the weights, ``out1`` that of the harmonics. When weights are those of pairs, these
+    are the rows, ``first[p]`` is the first edge of pair p and ``first[rows + p]`` the second, -1 where there is none.
     """
     segments = channel_segments(channels, target.lanes)
     both = kernel.weights + kernel.harmonics
@@ -238,7 +247,15 @@ def edge_sum_source(form: TrilinearForm, kernel: EdgeSum, channels: int, target:
     out += [
         *kernel_head(),
         "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)",
-        "for (int64_t e = 0; e < rows; e++) {",
+        "for (int64_t p = 0; p < rows; p++) {",
+        *(
+            [
+                "for (int half = 0; half < 2; half++) {",
+                "const int64_t e = first[half * rows + p]; if (e < 0) break;",
+            ]
+            if kernel.paired
+            else ["{ const int64_t e = p;"]
+        ),
         *[
             f"const T *restrict bx{v} = x{v} + (int64_t)row[e] * {form.dim_in * channels};"
             for v in x_variants
@@ -250,7 +267,7 @@ def edge_sum_source(form: TrilinearForm, kernel: EdgeSum, channels: int, target:
         *[f"const T *restrict py{v} = y{v} + e * {form.dim_edge};" for v in y_variants],
     ]
     if kernel.weights:
-        out.append(f"T *restrict ow = out0 + e * {form.num_paths * channels};")
+        out.append(f"T *restrict ow = out0 + p * {form.num_paths * channels};")
         missing = set(range(form.num_paths)) - {path.index for path in form.paths}
         out += [f"memset(ow + {p * channels}, 0, sizeof(T) * {channels});" for p in sorted(missing)]
     if wanted:
@@ -275,7 +292,7 @@ def edge_sum_source(form: TrilinearForm, kernel: EdgeSum, channels: int, target:
         out.append("}")
     if wanted:
         out.append(f"memcpy(out1 + e * {form.dim_edge}, total, sizeof total);")
-    out.append("}}")
+    out.append("}}}")
     return "\n".join(out) + "\n"
 
 
@@ -316,10 +333,12 @@ def _path_into_edges(
             for y in sorted({term[1] for term in kernel.weights})
             for b in components
         )
-        out.append(f"*({vector} *)(ow + {path.index * channels} + c) = {parts};")
+        place = f"*({vector} *)(ow + {path.index * channels} + c)"
+        before = f"(half ? {place} : ({vector}){_zero(vector)}) + " if kernel.paired else ""
+        out.append(f"{place} = {before}{parts};")
     for w in sorted({term[1] for term in kernel.harmonics}):
         out.append(
-            f"{{ const {vector} q = *(const {vector} *)(w{w} + e * {form.num_paths * channels}"
+            f"{{ const {vector} q = *(const {vector} *)(w{w} + p * {form.num_paths * channels}"
             f" + {path.index * channels} + c);"
         )
         name = sums[_products(kernel.harmonics, w)]

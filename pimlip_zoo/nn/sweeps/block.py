@@ -22,6 +22,7 @@ __all__ = [
     "blocks",
     "functions",
     "is_block",
+    "listed",
 ]
 
 
@@ -126,6 +127,11 @@ def blocks(*targets: Any) -> Callable[[_Made], _Made]:
         return kind
 
     return register
+
+
+def listed(parameters: nn.ParameterList) -> tuple[nn.Parameter, ...]:
+    """The elements of a list, without the work of its iterator."""
+    return tuple(parameters._parameters.values())  # type: ignore[arg-type]  # noqa: SLF001
 
 
 def functions() -> tuple[FunctionType, ...]:

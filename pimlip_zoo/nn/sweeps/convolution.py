@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ __all__ = ["ConvolutionBlock", "EnvironmentBlock", "TensorsBlock"]
 
 _FORWARD = NodeSum("out", ((0, 0, 0),))
 Kernel = NodeSum | EdgeSum
+AnyKernel = TypeVar("AnyKernel", NodeSum, EdgeSum)
 
 
 class TrilinearBlock(Block):
@@ -34,7 +36,8 @@ class TrilinearBlock(Block):
     def __init__(self, call: Call, form: TrilinearForm) -> None:
         super().__init__(call)
         self.form = form
-        self._channels = 0
+        self.paired = False
+        """Whether kernels for weights of pairs of edges are to be made ahead."""
         self.geometric = self._by_operand(call.geometric)
         self.trainable = self._by_operand(call.trainable)
 
@@ -63,6 +66,7 @@ class TrilinearBlock(Block):
         if training:
             wanted += [_tangent(self.geometric), *_second(self.geometric, self.trainable, with_g=True)]
             wanted += _second(self.geometric, self.trainable, with_g=False)
+        wanted = [_for_rows(kernel, self.paired) for kernel in wanted]
         return {(self.form, channels, kernel): partial(self._build, channels, kernel) for kernel in wanted}
 
     def _build(self, channels: int, kernel: Kernel) -> None:
@@ -72,13 +76,9 @@ class TrilinearBlock(Block):
         """The first sweep."""
         op = self._kernels(int(w.shape[2]))
         x, y, w = x.contiguous(), y.contiguous(), w.contiguous()
-        return op.node_sum(_FORWARD, edges, (x, None), (y, None), (w, None), (None, None)), (
-            op,
-            edges,
-            x,
-            y,
-            w,
-        )
+        kernel = _for_rows(_FORWARD, _is_paired(edges, w))
+        out = op.node_sum(kernel, edges, (x, None), (y, None), (w, None), (None, None))
+        return out, (op, edges, x, y, w)
 
     def adjoint(self, saved: Any, g: Tensor) -> Tensors:
         op, edges, x, y, w = saved
@@ -89,7 +89,8 @@ class TrilinearBlock(Block):
         op, edges, x, y, w = saved
         t = self._tangents(tangents)
         present = (t[0] is not None, t[1] is not None, t[2] is not None)
-        return op.node_sum(_tangent(present), edges, (x, t[0]), (y, t[1]), (w, t[2]), (None, None))
+        kernel = _for_rows(_tangent(present), _is_paired(edges, w))
+        return op.node_sum(kernel, edges, (x, t[0]), (y, t[1]), (w, t[2]), (None, None))
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Tensor) -> tuple[Tensors, Tensors]:
         op, edges, x, y, w = saved
@@ -107,12 +108,25 @@ class TrilinearBlock(Block):
 
     def _run(self, op: CpuConvolution, edges: EdgeLists, kernels: Sequence[Kernel], operands: Any) -> Tensors:
         found: list[Tensor | None] = [None, None, None]
-        for kernel in kernels:
+        paired = _is_paired(edges, operands[2][0])
+        for each in kernels:
+            kernel = _for_rows(each, paired)
             if isinstance(kernel, NodeSum):
                 found[0] = op.node_sum(kernel, edges, *operands)
             else:
                 found[2], found[1] = op.edge_sum(kernel, edges, *operands)
         return tuple(found[place] for place in self._active_operands())
+
+
+@cache
+def _for_rows(kernel: AnyKernel, paired: bool) -> AnyKernel:
+    """The kernel for weights of pairs of edges, or of edges."""
+    return replace(kernel, paired=paired)
+
+
+def _is_paired(edges: EdgeLists, w: Tensor) -> bool:
+    """Whether there is a row of weights for each pair of edges, and not for each edge."""
+    return int(w.shape[0]) != edges.num_edges
 
 
 @cache

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.edges import EdgeEmbedding
+from pimlip_zoo.nn.kernels.edges import edge_lists
 from pimlip_zoo.nn.kernels.embedding import CpuEmbedding, cpu_embedding
+from pimlip_zoo.nn.kernels.pairs import pair_up
 from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks
 
 __all__ = ["EmbeddingBlock"]
@@ -19,7 +21,12 @@ __all__ = ["EmbeddingBlock"]
 
 @blocks(EdgeEmbedding)
 class EmbeddingBlock(Block):
-    """(vectors, graph) -> (radial functions, harmonics); no parameters."""
+    """(vectors, graph) -> (radial functions, harmonics); no parameters.
+
+    Where all that is done with radial functions is done row by row until they weigh a sum over neighbours
+    (``pairs.share_radial``), an edge and its opposite share them: there is a row for each pair, and their derivative
+    is that by the first edge of each.
+    """
 
     outputs = 2
 
@@ -29,6 +36,12 @@ class EmbeddingBlock(Block):
         if self.module.form is None or len(call.args) != 2:
             raise NotCovered
         self.form = self.module.form
+        self.shared = False
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether opposite edges have equal radial functions."""
+        return not self.module.by_pair
 
     @property
     def kernels(self) -> CpuEmbedding:
@@ -46,7 +59,14 @@ class EmbeddingBlock(Block):
         vectors, graph = args
         vectors = vectors.contiguous()
         inverse = self._inverse(vectors, graph)
-        return self.kernels.run(0, vectors, inverse), (vectors, inverse)
+        radial, harmonics = self.kernels.run(0, vectors, inverse)
+        first = self._first_edges(graph) if self.shared else None
+        return (radial if first is None else radial[first], harmonics), (vectors, inverse, first)
+
+    @staticmethod
+    def _first_edges(graph: AtomGraph) -> Tensor | None:
+        pairs = pair_up(edge_lists(graph.edge_index, len(graph.species)), graph.edge_shift)
+        return None if pairs is None else pairs.first
 
     def _inverse(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """(E,) inverse cutoffs."""
@@ -55,9 +75,15 @@ class EmbeddingBlock(Block):
         return self.module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)
 
     def adjoint(self, saved: Any, g: Any) -> Tensors:
-        return (self.kernels.run(1, *saved, g[0].contiguous(), g[1].contiguous())[0],)
+        vectors, inverse, first = saved
+        radial, harmonics = g
+        if first is not None:
+            radial = radial.new_zeros((vectors.shape[0], radial.shape[1])).index_copy_(0, first, radial)
+        return (self.kernels.run(1, vectors, inverse, radial.contiguous(), harmonics.contiguous())[0],)
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
+        vectors, inverse, first = saved
         direction = tangents[0]
         assert direction is not None
-        return self.kernels.run(2, *saved, direction)
+        radial, harmonics = self.kernels.run(2, vectors, inverse, direction)
+        return radial if first is None else radial[first], harmonics

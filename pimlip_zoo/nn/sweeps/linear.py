@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.nn.kernels.linear import CpuLinear, LinearForm, LinearSweep, RowTiles, cpu_linear
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear, linear_form
-from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks
+from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks, listed
 
 __all__ = ["LinearBlock", "SpeciesLinearBlock"]
 
@@ -83,17 +83,17 @@ class LinearBlock(LinearMapBlock):
             raise NotCovered
 
     def parameters(self) -> Sequence[nn.Parameter]:
-        return tuple(self.module.weights)
+        return listed(self.module.weights)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x = args[0]
-        weights = torch.cat([weight.reshape(-1) for weight in self.module.weights]).unsqueeze(0)
+        weights = torch.cat([weight.reshape(-1) for weight in listed(self.module.weights)]).unsqueeze(0)
         return self.run(x, weights, RowTiles(int(x.shape[0])))
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
         into, found = self.gradients(saved, tangents, g, h)
-        parts = found[0].split([weight.numel() for weight in self.module.weights])
-        return (into,), tuple(p.view_as(w) for p, w in zip(parts, self.module.weights, strict=True))
+        parts = found[0].split([weight.numel() for weight in listed(self.module.weights)])
+        return (into,), tuple(p.view_as(w) for p, w in zip(parts, listed(self.module.weights), strict=True))
 
 
 @blocks(SpeciesLinear)
@@ -108,7 +108,7 @@ class SpeciesLinearBlock(LinearMapBlock):
             raise NotCovered
 
     def parameters(self) -> Sequence[nn.Parameter]:
-        return tuple(self.module.weights)
+        return listed(self.module.weights)
 
     def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
         return {}  # how many species there are is known when it is called
@@ -116,13 +116,15 @@ class SpeciesLinearBlock(LinearMapBlock):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x, embedding, species = args
         self.form = linear_form(self.module, int(embedding.shape[0]))
-        by_species = [torch.einsum("sv,ivo->sio", embedding, w).flatten(1) for w in self.module.weights]
+        by_species = [
+            torch.einsum("sv,ivo->sio", embedding, w).flatten(1) for w in listed(self.module.weights)
+        ]
         out, saved = self.run(x, torch.cat(by_species, dim=1), RowTiles(int(x.shape[0]), species))
         return out, (*saved, embedding)
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
         into, found = self.gradients(saved, tangents, g, h)
-        embedding, weights = saved[3], self.module.weights
+        embedding, weights = saved[3], listed(self.module.weights)
         sizes = [w.shape[0] * w.shape[2] for w in weights]
         parts = [
             p.reshape(-1, w.shape[0], w.shape[2]) for p, w in zip(found.split(sizes, 1), weights, strict=True)

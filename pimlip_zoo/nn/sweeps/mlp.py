@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.nn.kernels.mlp import CpuMLP, MLPSweep, cpu_mlp
 from pimlip_zoo.nn.mlp import ScalarMLP
-from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks
+from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks, listed
 
 __all__ = ["MLPBlock"]
 
@@ -46,11 +46,11 @@ class MLPBlock(Block):
         self.kernels.library.build(kernel)
 
     def parameters(self) -> Sequence[nn.Parameter]:
-        return tuple(self.module.weights)
+        return listed(self.module.weights)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x = args[0].contiguous()
-        flat = torch.cat([weight.reshape(-1) for weight in self.module.weights])
+        flat = torch.cat([weight.reshape(-1) for weight in listed(self.module.weights)])
         return self.kernels.run(_FORWARD, x, flat)[0], (x, flat)
 
     def adjoint(self, saved: Any, g: Tensor) -> Tensors:
@@ -68,6 +68,6 @@ class MLPBlock(Block):
         else:
             into, flat, _ = self.kernels.run(self._second, x, flat, g, tangents[0], h)
         assert flat is not None
-        weights = self.module.weights
+        weights = listed(self.module.weights)
         parts = flat.split([weight.numel() for weight in weights])
         return (into,), tuple(part.view_as(weight) for part, weight in zip(parts, weights, strict=True))

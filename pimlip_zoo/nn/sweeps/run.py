@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.kernels import or_reference
 from pimlip_zoo.nn.sweeps.block import Part
+from pimlip_zoo.nn.sweeps.pairs import share_radial
 from pimlip_zoo.nn.sweeps.trace import Step, Trace, Value, trace_model
 
 __all__ = ["Sweeps", "energies_and_gradient", "sweeps_of"]
@@ -31,12 +32,13 @@ def energies_and_gradient(
     Args:
         sweeps: of the model.
         graph: the structures.
-        vectors: (E, 3) edge vectors in the model's dtype, taken as constants.
+        vectors: (E, 3) edge vectors in the model's dtype, taken as constants; those of opposite edges are opposite.
         scale: (N,) in the model's dtype, taken as constants.
         gradient: whether the gradient is wanted; without, it is empty.
 
     Returns:
-        (N,), (E, 3).
+        (N,), (E, 3). Of an edge and its opposite only the difference of the gradients is defined, which is all that
+        forces and virials have of them.
     """
     parameters = sweeps.parameters()
     if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
@@ -128,6 +130,7 @@ class Sweeps:
     """
 
     def __init__(self, model: nn.Module, trace: Trace) -> None:
+        share_radial(trace)
         # Not the model itself: whoever knows its sweeps by the model would keep it alive.
         self.trace = trace
         self._fills = [(_filler(step.call.args), _filler(step.call.kwargs)) for step in trace.steps]

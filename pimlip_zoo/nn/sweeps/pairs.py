@@ -1,0 +1,55 @@
+"""Finds out in which models an edge and its opposite can share what is made from their length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pimlip_zoo.nn.sweeps.convolution import ConvolutionBlock
+from pimlip_zoo.nn.sweeps.edges import EmbeddingBlock
+from pimlip_zoo.nn.sweeps.mlp import MLPBlock
+from pimlip_zoo.nn.sweeps.tensor_calls import ReshapeBlock
+from pimlip_zoo.nn.sweeps.trace import Step, Trace
+
+__all__ = ["share_radial"]
+
+
+def share_radial(trace: Trace) -> None:
+    """Let the embeddings of a trace make radial functions once for each pair of opposite edges where that is possible.
+
+    It is where nothing else is done with them than perceptrons, row by row, whose results weigh convolutions.
+    """
+    for step in trace.steps:
+        if (
+            isinstance(step.block, EmbeddingBlock)
+            and step.block.symmetric
+            and trace.result not in step.results
+        ):
+            convolutions = _convolutions(trace.steps, step.results[0])
+            if convolutions:
+                step.block.shared = True
+                for convolution in convolutions:
+                    convolution.paired = True
+
+
+def _convolutions(steps: Sequence[Step], radial: int) -> list[ConvolutionBlock]:
+    """Those that are weighed by what perceptrons make of a value; none if anything else is done with it."""
+    derived, found = {radial}, []
+    for step in steps:
+        entering = derived.intersection(step.inputs)
+        if not entering:
+            continue
+        block = step.block
+        keeps_rows = isinstance(block, MLPBlock) or (
+            isinstance(block, ReshapeBlock) and block.call.target == "view" and block.call.args[1:2] == (-1,)
+        )
+        if keeps_rows:
+            derived.update(step.results)
+        elif (
+            isinstance(block, ConvolutionBlock)
+            and entering == {step.inputs[-1]}
+            and block.call.active[-1] == (2,)
+        ):
+            found.append(block)
+        else:
+            return []
+    return found
