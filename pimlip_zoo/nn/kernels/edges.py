@@ -12,7 +12,7 @@ __all__ = ["EdgeLists", "EdgePairs", "edge_lists"]
 
 
 class EdgePairs:
-    """Edges and their opposites, ``(i, j, shift)`` and ``(j, i, -shift)``: of equal length, so equal in all that is radial.
+    """Edges and their opposites, ``(i, j, shift)`` and ``(j, i, -shift)``: what is radial is equal for both.
 
     Args:
         edges: lists of the edges, sorted by centre.

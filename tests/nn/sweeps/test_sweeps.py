@@ -82,6 +82,19 @@ def by_autograd(model, graph, vectors, scale, h, direction):
         return energies, gradient, torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
+def by_atom(graph, gradient):
+    """Of an edge and its opposite only the difference of the gradients is defined: forces."""
+    out = gradient.new_zeros(len(graph.species), 3)
+    return out.index_add(0, graph.edge_index[0], gradient).index_add(0, graph.edge_index[1], -gradient)
+
+
+def antisymmetric(graph, vectors):
+    """A direction of the vectors in which opposite edges stay opposite: atoms that move, and a strain."""
+    moves = torch.randn(len(graph.species), 3, dtype=vectors.dtype)
+    strain = torch.randn(3, 3, dtype=vectors.dtype)
+    return moves[graph.edge_index[1]] - moves[graph.edge_index[0]] + vectors @ strain
+
+
 def close(left, right, tolerance):
     if left is None or right is None:
         other = right if left is None else left
@@ -99,14 +112,14 @@ def test_equals_autograd_in_energies_gradient_and_what_trains_on_both(name, dtyp
     model, graph = model_of(name, dtype), batch_of()
     vectors = edge_vectors(graph).to(dtype)
     scale, h = torch.rand(len(graph.species), dtype=dtype) + 0.5, torch.randn(len(graph.species), dtype=dtype)
-    direction = torch.randn_like(vectors)
+    direction = antisymmetric(graph, vectors)
     energies, gradient, expected = by_autograd(model, graph, vectors, scale, h, direction)
     sweeps = sweeps_of(model, dtype)
     assert sweeps is not None
     tolerance = 1e-11 if dtype == torch.float64 else 2e-4
     found, found_gradient = energies_and_gradient(sweeps, graph, vectors, scale, gradient=True)
     assert close(found, energies, tolerance)
-    assert close(found_gradient, gradient, tolerance)
+    assert close(by_atom(graph, found_gradient), by_atom(graph, gradient), tolerance)
     loss = (found * h).sum() + (found_gradient * direction).sum()
     ours = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     assert all(close(a, b, tolerance) for a, b in zip(ours, expected, strict=True))
@@ -128,7 +141,7 @@ def test_one_atom_and_no_edge_are_structures_like_others(names, name):
     ones, h, direction = (
         torch.ones(len(graph.species), dtype=torch.float64),
         torch.randn(len(graph.species), dtype=torch.float64),
-        torch.randn_like(vectors),
+        antisymmetric(graph, vectors),
     )
     if not len(vectors):
         energies, gradient = energies_and_gradient(
@@ -144,7 +157,7 @@ def test_one_atom_and_no_edge_are_structures_like_others(names, name):
     loss = (found * h).sum() + (found_gradient * direction).sum()
     ours = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     assert close(found, energies, 1e-11)
-    assert close(found_gradient, gradient, 1e-11)
+    assert close(by_atom(graph, found_gradient), by_atom(graph, gradient), 1e-11)
     assert all(close(a, b, 1e-10) for a, b in zip(ours, expected, strict=True))
 
 
@@ -246,14 +259,14 @@ def test_what_has_no_block_is_done_by_autograd():
         torch.rand(len(graph.species), dtype=torch.float64),
         torch.randn(len(graph.species), dtype=torch.float64),
     )
-    direction = torch.randn_like(vectors)
+    direction = antisymmetric(graph, vectors)
     energies, gradient, expected = by_autograd(model, graph, vectors, scale, h, direction)
     sweeps = sweeps_of(model, torch.float64)
     found, found_gradient = energies_and_gradient(sweeps, graph, vectors, scale, gradient=True)
     loss = (found * h).sum() + (found_gradient * direction).sum()
     ours = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     assert close(found, energies, 1e-12)
-    assert close(found_gradient, gradient, 1e-12)
+    assert close(by_atom(graph, found_gradient), by_atom(graph, gradient), 1e-12)
     assert all(close(a, b, 1e-10) for a, b in zip(ours, expected, strict=True))
 
 
@@ -281,3 +294,54 @@ def test_a_potential_asks_for_derivatives_by_positions_by_autograd():
     torch.testing.assert_close(fast.virial, slow.virial, rtol=0, atol=1e-12)
     (second,) = torch.autograd.grad(slow.forces.square().sum(), positions)
     assert second.abs().max() > 0
+
+
+@needs_compiler
+def test_opposite_edges_share_radial_functions_wherever_nothing_else_needs_them():
+    from pimlip_zoo.nn.sweeps.edges import EmbeddingBlock
+
+    def shared(name, **options):
+        info = get_model(name)
+        model = info.model(info.configure(cutoff=3.5, avg_num_neighbors=5.0, **options), SPECIES)
+        steps = sweeps_of(model, torch.float32).trace.steps
+        (block,) = [step.block for step in steps if isinstance(step.block, EmbeddingBlock)]
+        return block.shared
+
+    assert shared("nequip", channels=4)
+    assert shared("mace", channels=4)
+    assert not shared("allegro")  # its pairs of species are ordered
+    assert not shared("nequip", channels=4, species_cutoffs=(("H", "C", 2.0),))
+    assert not shared("mace", channels=4, normalization="density")
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    names=st.lists(st.sampled_from(STRUCTURES), min_size=1, max_size=4),
+    cutoff=st.sampled_from([2.0, 3.5, 6.0]),
+)
+@needs_compiler
+def test_every_edge_has_one_opposite(names, cutoff):
+    from pimlip_zoo.nn.kernels.edges import EdgeLists
+    from pimlip_zoo.nn.kernels.pairs import pair_up
+
+    graph = batch_of(names, cutoff)
+    pairs = pair_up(EdgeLists(graph.edge_index, len(graph.species)), graph.edge_shift)
+    vectors = edge_vectors(graph)
+    first, second = pairs.both
+    assert torch.equal(torch.cat([first, second]).sort().values, torch.arange(len(vectors)))
+    assert torch.equal(vectors[first], -vectors[second])
+    assert torch.equal(pairs.of_edge[first].long(), torch.arange(pairs.num_pairs))
+    assert torch.equal(pairs.of_edge[second].long(), torch.arange(pairs.num_pairs))
+
+
+@needs_compiler
+def test_an_edge_without_its_opposite_is_a_pair_of_its_own():
+    graph = batch_of(["molecule"])
+    kept = torch.arange(graph.edge_index.shape[1]) % 3 != 0
+    part = graph._replace(edge_index=graph.edge_index[:, kept], edge_shift=graph.edge_shift[kept])
+    model = model_of("nequip")
+    with use_kernels("reference"):
+        expected = Potential(model)(part)
+    found = Potential(model)(part)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-12)
