@@ -58,9 +58,12 @@ def prepare_run(
         InputError: for data or options that cannot be used.
     """
     labels = config.weak.labels
-    if labels is None or labels.method != "delta":
+    if labels is None:
         return prepare(config, split=split, checkpoint=checkpoint)
     supervisor = supervisor_of(labels)
+    supervisor.make()  # what cannot be used is said here and not after the first files are written
+    if labels.method != "delta":
+        return prepare(config, split=split, checkpoint=checkpoint)
     train_frames, valid_frames = split or load_split(config)
     differences = [
         subtract_labels(frames, cached_labels(frames, supervisor, _cache(labels)))

@@ -26,7 +26,7 @@ class StudySet:
     """Calculator of the weak labels."""
     sizes: tuple[int, ...]
     """The first is the number of labels of all ways of training, the others are those of the plain runs beside them."""
-    pool: int = 1000
+    pool: int = 500
     """Structures that the cheap calculator labels."""
     timestep: float = 1.0
     """fs, of their dynamics."""

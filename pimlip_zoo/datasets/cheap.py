@@ -80,7 +80,19 @@ def _imported(name: str) -> Calculator:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise InputError(str(error), key="weak.labels.calculator", mend=f"is {name} importable?") from error
-    calculator: Calculator = found()  # type: ignore[operator]
+    try:
+        calculator: Calculator = found()  # type: ignore[operator]
+    except Exception as error:
+        raise InputError(
+            f"{name} fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            key="weak.labels.calculator",
+            mend="it has to be a function without arguments that returns an ASE calculator",
+        ) from error
+    if not hasattr(calculator, "get_potential_energy"):
+        raise InputError(
+            f"{name} returns {type(calculator).__name__}, which is no ASE calculator",
+            key="weak.labels.calculator",
+        )
     return calculator
 
 

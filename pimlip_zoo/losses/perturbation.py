@@ -162,7 +162,9 @@ class SpeciesScaled(Perturbation):
     def __init__(self, inner: Perturbation, factors: Sequence[float]) -> None:
         if not factors or min(factors) < 0 or max(factors) <= 0:
             raise InputError(
-                f"the species' factors are {list(factors)}", key="species_factors", mend="give numbers >= 0"
+                f"the species' factors are {list(factors)}",
+                key="weak.perturbation.species",
+                mend="give numbers >= 0",
             )
         largest = max(factors)
         super().__init__(inner.amplitude * largest, inner.max_displacement * largest)

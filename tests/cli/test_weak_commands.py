@@ -78,6 +78,13 @@ def test_distill_labels_with_the_mean_of_runs(cli, tmp_path):
         (("train", "--weak", "taylor", "--labels", "energy"), "force labels"),
         (("train", "--weak", "piwsl", "--set", "weak.perturbation.amplitude=0.4"), "shortest bond"),
         (("train", "--weak", "piwsl", "--set", "weak.terms.pitc_first_order.weight=-1"), "greater than"),
+        (
+            ("train", "--weak", "piwsl", "--set", "weak.perturbation.species.H=-1"),
+            "weak.perturbation.species",
+        ),
+        (("train", "--weak", "pretrain", "--set", "weak.labels.calculator=pm7"), "no cheap calculator"),
+        (("train", "--weak", "distill", "--set", "weak.labels.calculator=run:nowhere"), "no such run"),
+        (("train", "--weak", "distill", "--set", "weak.labels.iterations=0"), "greater than"),
         (("curve", "--sizes", "a,b"), "--sizes"),
         (("curve", "--sizes", "100000"), "are asked for"),
         (("curve", "--weak", "nothing"), "no weak preset"),
@@ -95,3 +102,4 @@ def test_mistakes_are_one_line_and_exit_code_2(cli, tmp_path, monkeypatch, argum
     assert result.code == 2
     assert says in result.err
     assert "Traceback" not in result.err
+    assert not list(tmp_path.glob("runs/*/*"))  # nothing half-written

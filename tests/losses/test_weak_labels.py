@@ -127,6 +127,8 @@ def test_calculators_are_found_by_name(tmp_path):
         ("run:/nowhere", "cannot be used here"),
         ("no_such_module_here:make", "importable"),
         ("ase.calculators.lj:Nothing", "importable"),
+        ("math:sin", "without arguments"),
+        ("time:time", "no ASE calculator"),
     ],
 )
 def test_unknown_calculators_are_refused(name, match):

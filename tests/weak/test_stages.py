@@ -12,6 +12,7 @@ from pimlip_zoo.curve import Point, collect, run_points, subset, summarise
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.cheap import find_supervisor
 from pimlip_zoo.datasets.frame import frame_to_atoms
+from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.pool import label_frames
 from pimlip_zoo.distillation import ensemble_labels
 from pimlip_zoo.errors import InputError
@@ -247,6 +248,25 @@ def test_the_steps_of_a_teacher_and_its_student_are_those_asked_for(tmp_path):
     folder = tmp_path / "run"
     assert steps_done(folder / "teacher" / "checkpoints" / "last.ckpt") == 3
     assert steps_done(folder / "checkpoints" / "last.ckpt") == 4
+
+
+@pytest.mark.parametrize("method", ["pretrain", "distill"])
+def test_an_imported_potential_supervises_as_any_run_does(tmp_path, method):
+    from pimlip_zoo.cli.import_ import write_run
+
+    torch.manual_seed(0)
+    options = {"model.name": "mace", "model.channels": 4, "model.l_max": 1, "model.correlation": 2}
+    foundation = prepare(load_config(None, settings(tmp_path, None, **options))).potential
+    write_run(foundation, tmp_path / "foundation", {"imported": "foundation.model", "head": None})
+    supervisor = ("weak.labels.calculator", f"run:{tmp_path / 'foundation'}")
+    experiment = prepare_run(load_config(None, [*settings(tmp_path, method), supervisor]))
+    assert train_run(experiment, tmp_path / "run").steps == 4
+    assert type(experiment.potential.model).__name__ == "NequIP"
+    (pool,) = [s for s in (tmp_path / "cache").glob("*.lmdb") if len(FrameStore(s)) == 6]
+    frames = list(FrameStore(pool))
+    for frame, predicted in zip(frames, predict_labels(foundation, frames), strict=True):
+        assert frame.energy == pytest.approx(predicted.energy, abs=1e-5)
+        np.testing.assert_allclose(frame.forces, predicted.forces, atol=1e-5)
 
 
 def test_an_ensemble_labels_with_its_mean_and_weights_by_agreement(tmp_path):
