@@ -97,7 +97,8 @@ def train(
     run_config = load_config(config, options, complete=resume)
     if not resume:
         folder = _new_folder(out, run_config.model.name)
-    _run(run_config, folder, resume=resume)
+    # A run that ended before its first checkpoint goes on from the start.
+    _run(run_config, folder, resume=resume and _has_checkpoint(folder))
 
 
 def _run(config: Any, folder: Path, *, resume: bool) -> None:
@@ -195,7 +196,7 @@ def _new_folder(out: Path | None, model: str) -> Path:
     if out is not None:
         if out.exists() and not out.is_dir():
             raise InputError("is a file, no folder for a run", file=out, mend="give another --out")
-        if (out / "checkpoints").exists():
+        if _has_checkpoint(out):
             raise InputError(
                 "the folder holds a run already", file=out, mend="--resume it, or give another --out"
             )
@@ -204,6 +205,11 @@ def _new_folder(out: Path | None, model: str) -> Path:
     while (folder := Path("runs") / f"{model}-{number}").exists():
         number += 1
     return folder
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether a run, or a stage of it, has written one."""
+    return any(True for depth in ("", "*/") for _ in folder.glob(f"{depth}checkpoints/last.ckpt"))
 
 
 def _newest_run() -> Path:

@@ -273,10 +273,16 @@ def _make_shard(
 ) -> _Shard:
     path = folder / f"shard-{number:05d}.lmdb"
     if path.exists():
-        meta = FrameStore(path).meta[0]
-        report(int(meta["count"]))
-        return _Shard(int(meta["count"]), int(meta["skipped"]), tuple(meta["skipped_list"]))
+        shard = _done(path)
+        report(shard.frames)
+        return shard
     return _ShardJob(path, settings, report).run(task)
+
+
+def _done(path: Path) -> _Shard:
+    """What a finished shard says of itself."""
+    meta = FrameStore(path).meta[0]
+    return _Shard(int(meta["count"]), int(meta["skipped"]), tuple(meta["skipped_list"]))
 
 
 class _ShardJob:
@@ -293,6 +299,10 @@ class _ShardJob:
         state = self.state
         try:
             self.report(len(self.writer))
+            if self.writer.progress is None and len(self.writer):
+                # Killed in finish(): all is committed, only the name is missing. Nothing may be read again.
+                self.writer.finish()
+                return _done(self.writer.path)
             for number in range(state["piece"], len(task)):
                 if number != state["piece"]:
                     state.update(piece=number, next=None)

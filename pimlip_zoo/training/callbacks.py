@@ -92,6 +92,21 @@ class MetricsTable(Callback):
         self._start = time.monotonic()
         self._before = 0.0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop rows of steps that are done again, because the run was killed before their checkpoint was written."""
+        if not trainer.is_global_zero or not self.path.exists():
+            return
+        with self.path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        kept = [
+            row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) <= trainer.global_step
+        ]
+        if len(kept) < len(rows):
+            with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.COLUMNS, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(kept)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write a row."""
         if trainer.sanity_checking or not trainer.is_global_zero:

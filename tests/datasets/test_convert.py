@@ -175,6 +175,28 @@ def test_killed_at_random_moments_nothing_is_lost(tmp_path, shard_frames):
     assert not (tmp_path / "a.lmdb.partial").exists()
 
 
+@pytest.mark.parametrize("shard_frames", [100_000, 20])
+def test_a_kill_between_the_last_commit_and_the_new_name_repeats_no_frame(
+    tmp_path, monkeypatch, shard_frames
+):
+    from pimlip_zoo.datasets.lmdb import writer
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*args, **kwargs):
+        raise Killed
+
+    out, spec = tmp_path / "a.lmdb", "builtin:ethanol-gfn2/train@:30"
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "pad_to_header", kill)
+        with pytest.raises(Killed):
+            convert(spec, out, shard_frames=shard_frames)
+    assert any((tmp_path / "a.lmdb.partial").glob("*.partial"))
+    assert convert(spec, out, shard_frames=shard_frames).frames == 30
+    assert [f.energy for f in FrameStore(out)] == [f.energy for f in load_frames(spec)]
+
+
 def test_the_command_line_converts_and_says_how_many(tmp_path, data):
     from typer.testing import CliRunner
 

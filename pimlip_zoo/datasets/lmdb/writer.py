@@ -146,7 +146,9 @@ class StoreWriter:
     def close(self) -> None:
         """Close and leave the partial file for a later run."""
         self._environment.close()
-        os.close(self._claim)
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
 
     def __enter__(self) -> Self:
         return self
