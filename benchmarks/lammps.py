@@ -9,8 +9,9 @@
 out what is there already. Models have random weights, on which speed does not depend, and 20 neighbours for each atom
 of jittered fcc Cu3Al; exported files are kept in ``--models``.
 
-Times are CPU seconds, user and system, which other work on the machine disturbs less than wall time. Ranks that wait
-for each other use CPU time while they wait.
+Times are CPU seconds, which other work on the machine disturbs less than wall time: of ``compare`` user and system time
+of the whole process; of ``scaling`` the user time of a rank inside the pair style, mean over the ranks, since ranks
+that wait for each other use CPU time as well.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ fix 1 all nve
 timestep 0.0001
 neighbor 1.0 bin
 thermo_modify flush yes
+timer full
 run {warm}
 run {steps} pre no
 """
@@ -149,11 +151,12 @@ def run(folder: Path, atoms, model: Path, *, ranks: int, steps: int, options: st
                 loop.append(float(line.split()[3]))
     if process.returncode != 0:
         sys.exit("".join(lines)[-2000:])
+    pair = next(line.split("|") for line in reversed(lines) if line.startswith("Pair"))  # avg time, %CPU
     used = [seconds - seen[0][pid][0] for pid, (seconds, _) in seen[1].items() if pid in seen[0]]
     return {
         "wall_ms": 1e3 * loop[1] / steps,
-        "cpu_ms": 1e3 * sum(used) / steps,  # over all ranks
-        "rank_cpu_ms": 1e3 * max(used) / steps,  # of the busiest rank
+        "cpu_ms": 1e3 * sum(used) / steps,  # user and system, over all ranks
+        "pair_cpu_ms": 10.0 * float(pair[2]) * float(pair[5]) / steps,  # user, mean over the ranks
         "rank_mb": max(peak for _, peak in seen[1].values()),
     }
 
@@ -297,7 +300,7 @@ def scaling_table() -> list[str]:
         group = (MODELS.index(r["model"]), r["format"], r["atoms_exact"], r["chunk"])
         groups.setdefault(group, {})[r["ranks"]] = r
     for (model, format_, atoms, chunk), found in sorted(groups.items()):
-        speed = [f"{1e3 * atoms / found[n]['rank_cpu_ms']:,.0f}" if n in found else "" for n in ranks]
+        speed = [f"{1e3 * atoms / found[n]['pair_cpu_ms']:,.0f}" if n in found else "" for n in ranks]
         memory = " / ".join(f"{found[n]['rank_mb']:,.0f}" if n in found else "-" for n in ranks)
         cells = [MODELS[model], format_, f"{atoms:,}", str(chunk or "-"), *speed, memory]
         lines.append("| " + " | ".join(cells) + " |")
