@@ -74,14 +74,8 @@ def export_metadata(
         name: of the architecture.
         dtype: of the model inside.
         training: a summary of where the weights come from, anything that JSON takes.
-
-    Raises:
-        InputError: for a species name with white space, which the lists of the pair styles cannot hold.
     """
     species = potential.species
-    for symbol in species:
-        if not symbol or any(character.isspace() for character in symbol):
-            raise InputError(f"the species name {symbol!r} contains white space", key="species")
     config = potential.model.config
     options = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else {}
     return {
