@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -14,9 +14,14 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.nn.kernels import build, convolution, cpu, embedding, mlp, polynomial, product
+from pimlip_zoo.nn.kernels import build, convolution, cpu, cueq, embedding, mlp, polynomial, product
+from pimlip_zoo.nn.kernels.convolution import ConvolutionSums
 from pimlip_zoo.nn.kernels.edges import edge_lists
 from pimlip_zoo.nn.kernels.form import TrilinearForm
+from pimlip_zoo.nn.kernels.gpu import launch
+from pimlip_zoo.nn.kernels.gpu.convolution import triton_convolution
+from pimlip_zoo.nn.kernels.gpu.polynomial import triton_polynomial
+from pimlip_zoo.nn.kernels.gpu.product import triton_edge_product
 
 __all__ = [
     "BACKENDS",
@@ -39,6 +44,7 @@ _IN_TORCH = ("reference", "scatter")
 _log = logging.getLogger("pimlip_zoo.kernels")
 _override: list[str] = []
 _failed: list[str] = []  # why there are no compiled kernels, once that is known
+_without_triton: list[torch.device] = []
 
 Kernels = TypeVar("Kernels")
 Reference = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -122,7 +128,9 @@ def chosen_backend() -> str:
 
 def compiled_for(tensor: Tensor) -> bool:
     """Whether operations on such a tensor are done by compiled kernels, as far as is known before the first one."""
-    return chosen_backend() in ("auto", "cpu") and not _failed and _plain(tensor)
+    return (
+        _plain(tensor) and tensor.device.type == "cpu" and chosen_backend() in ("auto", "cpu") and not _failed
+    )
 
 
 def available_backends() -> dict[str, str]:
@@ -136,14 +144,8 @@ def available_backends() -> dict[str, str]:
         if importlib.util.find_spec("torch_scatter")
         else "not available: torch-scatter is not installed",
         "cpu": _cpu_status(),
-        "triton": "not available: no GPU kernel is part of this version; GPUs use reference",
-        "cueq": "not available: "
-        + (
-            "cuEquivariance is installed, but this version does not call it"
-            if _has_cueq()
-            else "not installed"
-        )
-        + "; GPUs use reference",
+        "triton": launch.status(),
+        "cueq": cueq.status(),
     }
 
 
@@ -157,8 +159,8 @@ def convolve(
 ) -> Tensor:
     """The convolution by the backend in force.
 
-    ``auto`` takes compiled kernels for float32 and float64 on the CPU and the reference for everything else:
-    other devices and dtypes, a graph that is being traced or compiled, a machine without a C compiler.
+    ``auto`` takes compiled kernels for float32 and float64, on the CPU with a C compiler and on a GPU with triton, and
+    the reference for everything else: other dtypes, a graph that is being traced or compiled.
 
     Args:
         form: what is computed.
@@ -171,20 +173,20 @@ def convolve(
     Returns:
         (N, K_out, C).
     """
-    name = chosen_backend()
-    if name in _IN_TORCH or not form.terms or not _plain(x, harmonics, weights):
-        return reference(x, harmonics, weights, edge_index)
-    channels, dtype = int(x.shape[2]), x.dtype
-    kernels = or_reference(lambda: cpu.cpu_convolution(form, channels, dtype), required=name == "cpu")
-    if kernels is None:
-        return reference(x, harmonics, weights, edge_index)
-    return convolution.convolve(
-        kernels,
-        edge_lists(edge_index, int(x.shape[0])),
-        x.contiguous(),
-        harmonics.contiguous(),
-        weights.contiguous(),
+    backend = (
+        _backend(x, harmonics, weights, covered=("cpu", "triton", "cueq")) if form.terms else "reference"
     )
+    if backend == "cueq":
+        return cueq.convolve(form, x, harmonics, weights, edge_index)
+    sums: ConvolutionSums | None = None
+    if backend == "triton":
+        sums = triton_convolution(form, int(x.shape[2]), x.dtype)
+    elif backend == "cpu":
+        sums = or_reference(lambda: cpu.cpu_convolution(form, int(x.shape[2]), x.dtype))
+    if sums is None:
+        return reference(x, harmonics, weights, edge_index)
+    edges = edge_lists(edge_index, int(x.shape[0]))
+    return convolution.convolve(sums, edges, x.contiguous(), harmonics.contiguous(), weights.contiguous())
 
 
 def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
@@ -199,11 +201,17 @@ def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, 
     Returns:
         (E, K_out, C).
     """
-    name = chosen_backend()
-    if name in _IN_TORCH or not module.entries or not _plain(features, matrices):
-        return module.reference(features, matrices, centre)
+    backend = (
+        _backend(features, matrices, covered=("cpu", "triton", "cueq")) if module.entries else "reference"
+    )
+    if backend == "cueq":
+        return cueq.multiply_edges(module.entries, module.dim_in, module.dim_out, features, matrices, centre)
     key = (module.entries, module.dim_in, module.dim_out, int(features.shape[2]), features.dtype)
-    kernels = or_reference(lambda: product.cpu_edge_product(*key), required=name == "cpu")
+    kernels: product.EdgeProductKernels | None = None
+    if backend == "triton":
+        kernels = triton_edge_product(*key)
+    elif backend == "cpu":
+        kernels = or_reference(lambda: product.cpu_edge_product(*key))
     if kernels is None:
         return module.reference(features, matrices, centre)
     edges = edge_lists(centre, int(matrices.shape[0]))
@@ -220,12 +228,10 @@ def perceptron(module: PerceptronLike, x: Tensor) -> Tensor:
     Returns:
         (rows, sizes[-1]).
     """
-    name = chosen_backend()
     form, weights = module.form, list(module.weights)
-    if name in _IN_TORCH or form is None or not _plain(x, *weights):
+    if form is None or _backend(x, *weights, covered=("cpu",)) != "cpu":
         return module.reference(x)
-    dtype = x.dtype
-    kernels = or_reference(lambda: mlp.cpu_mlp(form, dtype), required=name == "cpu")
+    kernels = or_reference(lambda: mlp.cpu_mlp(form, x.dtype))
     return module.reference(x) if kernels is None else mlp.mlp(kernels, x.contiguous(), weights)
 
 
@@ -241,11 +247,16 @@ def contract(module: PolynomialLike, x: Tensor, coefficients: Tensor, species: T
     Returns:
         (N, K_out, C).
     """
-    name, form = chosen_backend(), module.form
-    if name in _IN_TORCH or not form.terms or not _plain(x, coefficients):
-        return module.reference(x, coefficients, species)
-    channels, dtype = int(x.shape[2]), x.dtype
-    kernels = or_reference(lambda: polynomial.cpu_polynomial(form, channels, dtype), required=name == "cpu")
+    form = module.form
+    backend = _backend(x, coefficients, covered=("cpu", "triton", "cueq")) if form.terms else "reference"
+    if backend == "cueq":
+        return cueq.contract(form, x, coefficients, species)
+    key = (form, int(x.shape[2]), x.dtype)
+    kernels: polynomial.PolynomialKernels | None = None
+    if backend == "triton":
+        kernels = triton_polynomial(*key)
+    elif backend == "cpu":
+        kernels = or_reference(lambda: polynomial.cpu_polynomial(*key))
     if kernels is None:
         return module.reference(x, coefficients, species)
     return polynomial.polynomial(
@@ -264,10 +275,10 @@ def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tup
     Returns:
         (E, B), (E, (l_max + 1)²).
     """
-    name, form, dtype = chosen_backend(), module.form, vectors.dtype
-    if name in _IN_TORCH or form is None or not _plain(vectors):
+    form = module.form
+    if form is None or _backend(vectors, covered=("cpu",)) != "cpu":
         return module.reference(vectors, graph)
-    kernels = or_reference(lambda: embedding.cpu_embedding(form, dtype), required=name == "cpu")
+    kernels = or_reference(lambda: embedding.cpu_embedding(form, vectors.dtype))
     if kernels is None:
         return module.reference(vectors, graph)
     inverse = module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)
@@ -279,21 +290,61 @@ def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tup
 def _checked(name: str, key: str) -> str:
     if name not in BACKENDS:
         raise InputError(f"no kernel backend is called {name!r}", key=key, mend=did_you_mean(name, BACKENDS))
-    if name in ("triton", "cueq", "scatter") and not available_backends()[name].startswith("available"):
-        raise InputError(f"{name} is {available_backends()[name]}", key=key, mend="use auto")
+    if name in ("scatter", "triton", "cueq") and not (text := available_backends()[name]).startswith(
+        "available"
+    ):
+        raise InputError(f"{name} is {text}", key=key, mend="use auto")
     return name
 
 
+def _backend(*tensors: Tensor, covered: Sequence[str]) -> str:
+    """What computes an operation on these tensors: reference, or one of the backends that have kernels for it.
+
+    A backend that is chosen by name but has no kernel for the operation leaves it to what ``auto`` would take.
+    """
+    name, device = chosen_backend(), tensors[0].device
+    if name in _IN_TORCH or not _plain(*tensors):
+        return "reference"
+    if name == "triton" and "triton" in covered and device.type == "cpu" and not launch.interpreted():
+        raise InputError(
+            "triton computes on GPUs and got a tensor on the CPU",
+            key=ENVIRONMENT,
+            mend="move the model to the GPU, use auto, or set TRITON_INTERPRET=1 to test",
+        )
+    if name == "cueq" and any(t.numel() == 0 for t in tensors):
+        return "reference"  # its fallback knows no empty operands
+    if name in ("triton", "cueq") and name in covered:
+        return name
+    if device.type == "cuda" and name != "cpu" and "triton" in covered and _triton_works(device):
+        return "triton"
+    return "cpu" if device.type == "cpu" and "cpu" in covered else "reference"
+
+
+def _triton_works(device: torch.device) -> bool:
+    """Whether triton runs on this GPU; said once where it is installed and does not."""
+    if launch.missing() is not None:
+        return False
+    reason = launch.works_on(device)
+    if reason is not None and device not in _without_triton:
+        _without_triton.append(device)
+        _log.warning("kernels run in plain torch on %s, many times slower: %s", device, reason)
+    return reason is None
+
+
 def _plain(*tensors: Tensor) -> bool:
-    """Whether pointers to these tensors may be handed to C: real ones on the CPU, nothing tracing them."""
+    """Whether pointers to these tensors may be handed over: real ones in one place, nothing tracing them."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # noqa: SLF001
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:  # noqa: SLF001
         return False
-    dtype = tensors[0].dtype
-    return dtype in (torch.float32, torch.float64) and all(
-        type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.dtype == dtype
-        for t in tensors
+    dtype, device = tensors[0].dtype, tensors[0].device
+    return (
+        dtype in (torch.float32, torch.float64)
+        and device.type in ("cpu", "cuda")
+        and all(
+            type(t) in (Tensor, torch.nn.Parameter) and t.device == device and t.dtype == dtype
+            for t in tensors
+        )
     )
 
 
@@ -329,7 +380,3 @@ def _cpu_status() -> str:
         return f"not available: {error}; CPUs use reference"
     flags = " ".join(build.machine_flags()) or "baseline instructions"
     return f"available: {name}, {flags}, kept in {build.cache_folder()}"
-
-
-def _has_cueq() -> bool:
-    return importlib.util.find_spec("cuequivariance_torch") is not None

@@ -57,9 +57,7 @@ class EdgeLists:
         edge_index = edge_index if edge_index.dim() == 2 else edge_index.expand(2, -1)
         self.num_edges = int(edge_index.shape[1])
         if self.num_edges:
-            low, high = torch.aminmax(edge_index)
-            if int(low) < 0 or int(high) >= num_nodes:
-                raise IndexError(f"an edge names atom {int(high) if low >= 0 else int(low)} of {num_nodes}")
+            _check(edge_index, num_nodes)
         self.pairs: EdgePairs | None = None
         """Set by who has found them."""
         self.centre = edge_index[0].to(torch.int32).contiguous()
@@ -68,21 +66,38 @@ class EdgeLists:
     @cached_property
     def by_centre(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """(first slot of each atom, neighbour in each slot, edge in each slot; None: sorted already)."""
-        if self.num_edges < 2 or bool((self.centre[1:] >= self.centre[:-1]).all()):
+        if self.centre.device.type == "cpu" and bool((self.centre[1:] >= self.centre[:-1]).all()):
             return self._first(self.centre), self.neighbour, None
-        order = torch.argsort(self.centre, stable=True)
-        return self._first(self.centre), self.neighbour[order], order.to(torch.int32)
+        order = torch.argsort(
+            self.centre, stable=True
+        )  # elsewhere, asking whether it is sorted means to wait
+        return self._first(self.centre[order]), self.neighbour[order], order.to(torch.int32)
 
     @cached_property
     def by_neighbour(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """(first slot of each atom, centre in each slot, edge in each slot)."""
         order = torch.argsort(self.neighbour, stable=True)
-        return self._first(self.neighbour), self.centre[order], order.to(torch.int32)
+        return self._first(self.neighbour[order]), self.centre[order], order.to(torch.int32)
+
+    @cached_property
+    def every(self) -> Tensor:
+        """(E,) the edges in their order, what slots hold where the list is sorted already."""
+        return torch.arange(self.num_edges, dtype=torch.int32, device=self.centre.device)
 
     def _first(self, atom: Tensor) -> Tensor:
-        first = torch.zeros(self.num_nodes + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(atom, minlength=self.num_nodes), 0, out=first[1:])
-        return first
+        """Where each atom begins in an ascending list."""
+        return torch.searchsorted(
+            atom, torch.arange(self.num_nodes + 1, dtype=torch.int32, device=atom.device)
+        )
+
+
+def _check(edge_index: Tensor, num_nodes: int) -> None:
+    low, high = torch.aminmax(edge_index)
+    if edge_index.device.type == "cpu":
+        if int(low) < 0 or int(high) >= num_nodes:
+            raise IndexError(f"an edge names atom {int(high) if low >= 0 else int(low)} of {num_nodes}")
+    else:  # without waiting for the device
+        torch._assert_async((low >= 0) & (high < num_nodes), f"an edge names an atom beyond {num_nodes}")  # noqa: SLF001
 
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 
 from pimlip_zoo.nn.kernels.form import EdgeSum, NodeSum, Path, Term, TrilinearForm
 
-__all__ = ["Target", "channel_segments", "edge_sum_source", "kernel_head", "node_sum_source", "prelude"]
+__all__ = [
+    "Coupling",
+    "Target",
+    "channel_segments",
+    "edge_sum_source",
+    "kernel_head",
+    "node_sum_source",
+    "prelude",
+    "products_around",
+]
 
 _BLOCK = 16  # edges whose coupling coefficients are computed together
 
@@ -81,7 +90,7 @@ def kernel_head() -> list[str]:
     return [_SIGNATURE, "{"]
 
 
-class _Coupling:
+class Coupling:
     """Distinct ``sum_b coefficient_b Y_b`` that a list of paths needs, equal ones up to sign kept once."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -118,7 +127,7 @@ def node_sum_source(form: TrilinearForm, kernel: NodeSum, channels: int, target:
     source, dim_source, dim_result = (
         ("g", form.dim_out, form.dim_in) if inward else ("x", form.dim_in, form.dim_out)
     )
-    coupling = _Coupling(form.paths)
+    coupling = Coupling(form.paths)
     y_variants = sorted({term[1] for term in kernel.terms})
     w_variants = sorted({term[2] for term in kernel.terms})
     s_variants = sorted({term[0] for term in kernel.terms})
@@ -196,7 +205,7 @@ def _groups(paths: Sequence[Path], *, inward: bool, limit: int) -> list[list[Pat
 
 
 def _path_into_nodes(
-    path: Path, kernel: NodeSum, coupling: _Coupling, channels: int, vector: str
+    path: Path, kernel: NodeSum, coupling: Coupling, channels: int, vector: str
 ) -> list[str]:
     inward = kernel.side == "in"
     source, inputs = ("g", path.outputs) if inward else ("x", path.inputs)
@@ -312,9 +321,9 @@ def _path_into_edges(
         ]
     sums: dict[tuple[tuple[int, int], ...], str] = {}
     for y in sorted({term[1] for term in kernel.weights}):
-        sums.setdefault(_products(kernel.weights, y), f"s{len(sums)}")
+        sums.setdefault(products_around(kernel.weights, y), f"s{len(sums)}")
     for w in sorted({term[1] for term in kernel.harmonics}):
-        sums.setdefault(_products(kernel.harmonics, w), f"s{len(sums)}")
+        sums.setdefault(products_around(kernel.harmonics, w), f"s{len(sums)}")
     pairs = list(dict.fromkeys((t[0], t[2]) for t in path.terms))
     components = sorted({t[1] for t in path.terms})
     for products, name in sums.items():
@@ -329,7 +338,7 @@ def _path_into_edges(
             out.append(f"const {vector} {name}_{b} = {parts};")
     if kernel.weights:
         parts = " + ".join(
-            f"py{y}[{b}] * {sums[_products(kernel.weights, y)]}_{b}"
+            f"py{y}[{b}] * {sums[products_around(kernel.weights, y)]}_{b}"
             for y in sorted({term[1] for term in kernel.weights})
             for b in components
         )
@@ -341,13 +350,13 @@ def _path_into_edges(
             f"{{ const {vector} q = *(const {vector} *)(w{w} + p * {form.num_paths * channels}"
             f" + {path.index * channels} + c);"
         )
-        name = sums[_products(kernel.harmonics, w)]
+        name = sums[products_around(kernel.harmonics, w)]
         out += [f"h{b} += q * {name}_{b};" for b in components]
         out.append("}")
     out.append("}")
     return out
 
 
-def _products(terms: Sequence[Term], middle: int) -> tuple[tuple[int, int], ...]:
+def products_around(terms: Sequence[Term], middle: int) -> tuple[tuple[int, int], ...]:
     """Which (x, g) are multiplied and added for one variant of the operand between them."""
     return tuple(sorted((x, g) for x, m, g in terms if m == middle))

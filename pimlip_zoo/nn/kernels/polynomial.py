@@ -6,10 +6,10 @@ t; the result is ``dS/dg``, and all derivatives come from the program that compu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,15 @@ from pimlip_zoo.nn.kernels.library import KernelLibrary
 from pimlip_zoo.nn.kernels.program import Program, Value
 from pimlip_zoo.nn.kernels.scope import parameters_wanted
 
-__all__ = ["CpuPolynomial", "PolynomialForm", "PolynomialSweep", "cpu_polynomial", "polynomial"]
+__all__ = [
+    "CpuPolynomial",
+    "PolynomialForm",
+    "PolynomialKernels",
+    "PolynomialSweep",
+    "cpu_polynomial",
+    "polynomial",
+    "sweep_program",
+]
 
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -57,6 +65,27 @@ _PART = (
 )
 
 
+class PolynomialKernels(Protocol):
+    """The sweeps of one form by one backend."""
+
+    def prepare(self, *kernels: PolynomialSweep) -> None:
+        """Compile what will be asked for, together, where that is quicker."""
+        ...
+
+    def run(
+        self,
+        kernel: PolynomialSweep,
+        species: Tensor,
+        a: Tensor,
+        q: Tensor,
+        g: Tensor | None = None,
+        h: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(result or gradient of A, gradient of q, derivative by g), None where it is not wanted."""
+        ...
+
+
 class CpuPolynomial:
     """The kernels of one form for one number of channels and one dtype.
 
@@ -73,6 +102,10 @@ class CpuPolynomial:
         self.form, self.channels, self.dtype = form, channels, dtype
         self.library = KernelLibrary(self._source, dtype)
         self.library.build(_FORWARD)
+
+    def prepare(self, *kernels: PolynomialSweep) -> None:
+        """Compile these kernels, several at a time."""
+        self.library.build(*kernels)
 
     def _source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, PolynomialSweep)
@@ -114,45 +147,12 @@ class CpuPolynomial:
         return [order[i : i + _GROUP] for i in range(0, len(order), _GROUP)]
 
     def _body(self, kernel: PolynomialSweep, vector: str, group: list[int]) -> list[str]:
-        form, width, program = self.form, self.channels, Program()
-        components = sorted({form.terms[t][0] for t in group})
-        inputs = sorted({i for t in group for i in form.terms[t][1]})
-        a = {i: program.input("a", i) for i in inputs}
-        q = {t: program.input("q", t) for t in group}
-        sums: dict[int, Value] = dict.fromkeys(components)
-        for t in group:
-            component, monomial = form.terms[t]
-            product: Value = a[monomial[0]]
-            for i in monomial[1:]:
-                product = program.multiply(product, a[i])
-            sums[component] = program.add(sums[component], program.multiply(q[t], product))
-        plain = out = [sums[k] for k in components]
-        if kernel.kind == 2:
-            out = program.tangents(out, {a[i]: program.input("h", i) for i in inputs})
-        results: list[tuple[Value, str]] = []
-        if kernel.kind == 0 or kernel.wants_cotangent:
-            name = "o" if kernel.kind == 0 else "og"
-            results += [
-                (value, f"*({vector} *)({name} + {k * width}) += {{}};")
-                for k, value in zip(components, out, strict=True)
-            ]
-        if kernel.wants_input or kernel.wants_coefficients:
-            total = program.dot([program.input("g", k) for k in components], out)
-            if kernel.adds:
-                total = program.add(total, program.dot([program.input("k", k) for k in components], plain))
-            found = program.gradients(total, [*a.values(), *q.values()])
-            if kernel.wants_input:
-                results += [
-                    (value, f"*({vector} *)(o + {i * width}) += {{}};")
-                    for i, value in zip(inputs, found[: len(a)], strict=True)
-                ]
-            if kernel.wants_coefficients:
-                results += [
-                    (value, f"*({vector} *)(oq + {t * width}) += {{}};")
-                    for t, value in zip(group, found[len(a) :], strict=True)
-                ]
-        load = {name: f"*(const {vector} *)(p{name} + {{}} * {width})" for name in "ahgkq"}
-        return program.emit(vector, load, [(v, text) for v, text in results if v is not None])
+        program, results = sweep_program(self.form, kernel, group)
+        load = {name: f"*(const {vector} *)(p{name} + {{}} * {self.channels})" for name in "ahgkq"}
+        writes = [
+            (value, f"*({vector} *)({name} + {row * self.channels}) += {{}};") for value, name, row in results
+        ]
+        return program.emit(vector, load, writes)
 
     def run(
         self,
@@ -185,15 +185,57 @@ class CpuPolynomial:
         return first, sums, third
 
 
+def sweep_program(
+    form: PolynomialForm, kernel: PolynomialSweep, group: Sequence[int]
+) -> tuple[Program, list[tuple[int, str, int]]]:
+    """What some of the terms contribute to a sweep, for one atom and channel.
+
+    Returns:
+        A program of the inputs a, h, g, k and q, and (value, where, row) of what is to be added: to ``o``, the result
+        or the gradient of A, to ``oq``, that of the coefficients, and to ``og``, the derivative by g.
+    """
+    program = Program()
+    components = sorted({form.terms[t][0] for t in group})
+    inputs = sorted({i for t in group for i in form.terms[t][1]})
+    a = {i: program.input("a", i) for i in inputs}
+    q = {t: program.input("q", t) for t in group}
+    sums: dict[int, Value] = dict.fromkeys(components)
+    for t in group:
+        component, monomial = form.terms[t]
+        product: Value = a[monomial[0]]
+        for i in monomial[1:]:
+            product = program.multiply(product, a[i])
+        sums[component] = program.add(sums[component], program.multiply(q[t], product))
+    plain = out = [sums[k] for k in components]
+    if kernel.kind == 2:
+        out = program.tangents(out, {a[i]: program.input("h", i) for i in inputs})
+    results: list[tuple[Value, str, int]] = []
+    if kernel.kind == 0 or kernel.wants_cotangent:
+        name = "o" if kernel.kind == 0 else "og"
+        results += [(value, name, k) for k, value in zip(components, out, strict=True)]
+    if kernel.wants_input or kernel.wants_coefficients:
+        total = program.dot([program.input("g", k) for k in components], out)
+        if kernel.adds:
+            total = program.add(total, program.dot([program.input("k", k) for k in components], plain))
+        found = program.gradients(total, [*a.values(), *q.values()])
+        if kernel.wants_input:
+            results += [(value, "o", i) for i, value in zip(inputs, found[: len(a)], strict=True)]
+        if kernel.wants_coefficients:
+            results += [(value, "oq", t) for t, value in zip(group, found[len(a) :], strict=True)]
+    return program, [(value, name, row) for value, name, row in results if value is not None]
+
+
 @cache
 def cpu_polynomial(form: PolynomialForm, channels: int, dtype: torch.dtype) -> CpuPolynomial:
     """The kernels of this form, shared by all modules that have it."""
     return CpuPolynomial(form, channels, dtype)
 
 
-def polynomial(op: CpuPolynomial, reference: Reference, a: Tensor, q: Tensor, species: Tensor) -> Tensor:
+def polynomial(op: PolynomialKernels, reference: Reference, a: Tensor, q: Tensor, species: Tensor) -> Tensor:
     """(N, K_in, C), (S, T, C), (N,) -> (N, K_out, C), differentiable to any order."""
-    if species.numel() and not 0 <= int(species.min()) <= int(species.max()) < q.shape[0]:
+    if species.device.type != "cpu":  # without waiting for the device
+        torch._assert_async(((species >= 0) & (species < q.shape[0])).all(), "a species that is not there")  # noqa: SLF001
+    elif species.numel() and not 0 <= int(species.min()) <= int(species.max()) < q.shape[0]:
         raise IndexError(f"a species is not among the {q.shape[0]} that there are")
     return _Apply.apply(op, reference, species, a, q)
 
@@ -201,13 +243,13 @@ def polynomial(op: CpuPolynomial, reference: Reference, a: Tensor, q: Tensor, sp
 class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, op: CpuPolynomial, reference: Reference, species: Tensor, a: Tensor, q: Tensor
+        ctx: Any, op: PolynomialKernels, reference: Reference, species: Tensor, a: Tensor, q: Tensor
     ) -> Tensor:
         ctx.op, ctx.reference, ctx.species = op, reference, species
         ctx.row = species.to(torch.int32)
         ctx.save_for_backward(a, q)
         if ctx.needs_input_grad[4]:  # training: compile at once what forces and their derivatives will need
-            op.library.build(
+            op.prepare(
                 PolynomialSweep(1, True, False),
                 PolynomialSweep(1, True, True),
                 PolynomialSweep(2, True, True, True),

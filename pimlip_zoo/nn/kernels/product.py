@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,14 @@ from pimlip_zoo.nn.kernels.edges import EdgeLists
 from pimlip_zoo.nn.kernels.generate import Target, channel_segments, kernel_head, prelude
 from pimlip_zoo.nn.kernels.library import KernelLibrary
 
-__all__ = ["CentreSum", "CpuEdgeProduct", "EdgeRows", "cpu_edge_product", "edge_product"]
+__all__ = [
+    "CentreSum",
+    "CpuEdgeProduct",
+    "EdgeProductKernels",
+    "EdgeRows",
+    "cpu_edge_product",
+    "edge_product",
+]
 
 Entries = tuple[tuple[int, int], ...]
 Operands = tuple[Tensor | None, Tensor | None]
@@ -43,6 +50,20 @@ _FORWARD, _BACKWARD_V = EdgeRows("out", ((0, 0),)), EdgeRows("in", ((0, 0),))
 _BACKWARD_M = CentreSum(((0, 0),))
 
 
+class EdgeProductKernels(Protocol):
+    """The derivatives of S by one backend."""
+
+    def prepare(self, *kernels: EdgeRows | CentreSum) -> None:
+        """Compile what will be asked for, together, where that is quicker."""
+        ...
+
+    def run(
+        self, kernel: EdgeRows | CentreSum, edges: EdgeLists, v: Operands, m: Operands, g: Operands
+    ) -> Tensor:
+        """One derivative of S; operands are pairs (itself, tangent), None where it is not read."""
+        ...
+
+
 class CpuEdgeProduct:
     """The kernels of one set of entries for one number of channels and one dtype.
 
@@ -64,6 +85,10 @@ class CpuEdgeProduct:
         self.channels, self.dtype = channels, dtype
         self.library = KernelLibrary(self._source, dtype)
         self.library.build(_FORWARD)
+
+    def prepare(self, *kernels: EdgeRows | CentreSum) -> None:
+        """Compile these kernels, several at a time."""
+        self.library.build(*kernels)
 
     def _source(self, kernel: Hashable, machine: Target) -> str:
         segments = channel_segments(self.channels, machine.lanes)
@@ -167,18 +192,18 @@ def cpu_edge_product(
     return CpuEdgeProduct(entries, dim_in, dim_out, channels, dtype)
 
 
-def edge_product(op: CpuEdgeProduct, edges: EdgeLists, features: Tensor, matrices: Tensor) -> Tensor:
+def edge_product(op: EdgeProductKernels, edges: EdgeLists, features: Tensor, matrices: Tensor) -> Tensor:
     """(E, K_in, C), (N, R, C) -> (E, K_out, C), differentiable to any order."""
     return _Product.apply(op, edges, features, matrices)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, op: CpuEdgeProduct, edges: EdgeLists, v: Tensor, m: Tensor) -> Tensor:
+    def forward(ctx: Any, op: EdgeProductKernels, edges: EdgeLists, v: Tensor, m: Tensor) -> Tensor:
         ctx.op, ctx.edges = op, edges
         ctx.save_for_backward(v, m)
         if any(ctx.needs_input_grad):
-            op.library.build(_FORWARD, _BACKWARD_V, _BACKWARD_M)
+            op.prepare(_FORWARD, _BACKWARD_V, _BACKWARD_M)
         return op.run(_FORWARD, edges, (v, None), (m, None), (None, None))
 
     @staticmethod
@@ -188,7 +213,7 @@ class _Product(torch.autograd.Function):
 
 
 def _gradients(
-    op: CpuEdgeProduct, edges: EdgeLists, needs: tuple[bool, ...], v: Tensor, m: Tensor, g: Tensor
+    op: EdgeProductKernels, edges: EdgeLists, needs: tuple[bool, ...], v: Tensor, m: Tensor, g: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     return _ProductBackward.apply(op, edges, needs, v, m, g)
 
@@ -197,7 +222,7 @@ class _ProductBackward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        op: CpuEdgeProduct,
+        op: EdgeProductKernels,
         edges: EdgeLists,
         needs: tuple[bool, ...],
         v: Tensor,

@@ -97,13 +97,21 @@ class Program:
                 cotangent[a] = self.add(cotangent.get(a), b)
                 cotangent[b] = self.add(cotangent.get(b), a)
 
-    def emit(self, vector: str, load: Mapping[str, str], results: Sequence[tuple[int, str]]) -> list[str]:
-        """C statements.
+    def emit(
+        self,
+        vector: str,
+        load: Mapping[str, str],
+        results: Sequence[tuple[int, str]],
+        *,
+        define: str = "const {vector} {name} = {value};",
+    ) -> list[str]:
+        """Statements, of C if nothing else is said.
 
         Args:
             vector: type of a value.
-            load: for each name of input, C of its value with ``{}`` for the index.
+            load: for each name of input, its value with ``{}`` for the index.
             results: (value, statement with ``{}`` for it).
+            define: how a value gets a name.
 
         Returns:
             Lines, each value just once and before its use, results as soon as they are known.
@@ -121,7 +129,7 @@ class Program:
                     if value not in done:
                         done.add(value)
                         text = load[str(a)].format(b) if kind == "input" else f"t{a} {kind} t{b}"
-                        lines.append(f"const {vector} t{value} = {text};")
+                        lines.append(define.format(vector=vector, name=f"t{value}", value=text))
                 else:
                     stack += missing  # type: ignore[arg-type]
             lines.append(statement.format(f"t{result}"))

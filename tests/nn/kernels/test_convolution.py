@@ -85,7 +85,7 @@ def e3nn_convolution(module: Convolution, channels: int):
 def sweeps(function, tensors, index, seed: int = 1) -> list[Tensor]:
     """Result, first derivatives, and the derivatives of a random combination of those."""
     generator = torch.Generator().manual_seed(seed)
-    like = lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)  # noqa: E731
+    like = lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)  # noqa: E731
     out = function(*tensors, index)
     g = like(out).requires_grad_()
     first = torch.autograd.grad(out, tensors, g, create_graph=True)

@@ -32,7 +32,7 @@ def sweeps(module, x, species, backend):
     with use_kernels(backend):
         generator = torch.Generator().manual_seed(4)
         y = module(x, species)
-        g = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype).requires_grad_()
+        g = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y).requires_grad_()
         first = torch.autograd.grad(y, [x, module.weights], g, create_graph=True)
         loss = (first[0] ** 2).sum() + (y**2).sum()
         return [y, *first, *torch.autograd.grad(loss, [x, g, module.weights])]

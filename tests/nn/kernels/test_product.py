@@ -33,7 +33,7 @@ def operands(module, nodes, count, channels, dtype=torch.float64, seed=0):
 def sweeps(module, tensors, centre, backend):
     with use_kernels(backend):
         generator = torch.Generator().manual_seed(1)
-        like = lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)  # noqa: E731
+        like = lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)  # noqa: E731
         out = module(*tensors, centre)
         g = like(out).requires_grad_()
         inputs = [*tensors, module.weights]

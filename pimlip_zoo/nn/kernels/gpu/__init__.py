@@ -1,0 +1,1 @@
+"""GPU kernels of the same forms, generated as triton functions."""
