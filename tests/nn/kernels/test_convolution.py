@@ -313,8 +313,6 @@ def test_processes_that_build_the_same_kernel_at_once(tmp_path):
 def test_names_of_backends_are_checked(monkeypatch):
     with pytest.raises(InputError, match="did you mean cpu"), use_kernels("cpuu"):
         pass
-    with pytest.raises(InputError, match="triton is not available"), use_kernels("triton"):
-        pass
     monkeypatch.setenv("PIMLIP_ZOO_KERNELS", "cuek")
     with pytest.raises(InputError, match="PIMLIP_ZOO_KERNELS"):
         dispatch.chosen_backend()
