@@ -68,9 +68,8 @@ class EdgeLists:
         """(first slot of each atom, neighbour in each slot, edge in each slot; None: sorted already)."""
         if self.centre.device.type == "cpu" and bool((self.centre[1:] >= self.centre[:-1]).all()):
             return self._first(self.centre), self.neighbour, None
-        order = torch.argsort(
-            self.centre, stable=True
-        )  # elsewhere, asking whether it is sorted means to wait
+        # On a GPU the question whether they are sorted would wait for the answer.
+        order = torch.argsort(self.centre, stable=True)
         return self._first(self.centre[order]), self.neighbour[order], order.to(torch.int32)
 
     @cached_property
@@ -86,9 +85,8 @@ class EdgeLists:
 
     def _first(self, atom: Tensor) -> Tensor:
         """Where each atom begins in an ascending list."""
-        return torch.searchsorted(
-            atom, torch.arange(self.num_nodes + 1, dtype=torch.int32, device=atom.device)
-        )
+        every = torch.arange(self.num_nodes + 1, dtype=torch.int32, device=atom.device)
+        return torch.searchsorted(atom, every)
 
 
 def _check(edge_index: Tensor, num_nodes: int) -> None:
