@@ -3,8 +3,8 @@
     python benchmarks/presets.py run --model mace --preset small
     python benchmarks/presets.py table
 
-``run`` measures one preset on the built-in ethanol (9 atoms, 5 structures a step) and on a periodic box of 216 atoms at the
-density of liquid water, one thread, float32: CPU time of the process, the median of repetitions after a warm-up.
+``run`` measures one preset on the built-in ethanol (9 atoms, 5 structures a step) and on a periodic box of 216 atoms
+at the density of liquid water, one thread, float32: CPU time of the process, the median of repetitions after a warm-up.
 Without --model and --preset it measures all of them, one process each. ``table`` writes ``docs/models.md``.
 """
 
@@ -138,7 +138,12 @@ def write_table() -> None:
             cells = (
                 ["not measured"] * 4
                 if r is None
-                else [f"{r['parameters']:,}", f"{r['train_ms']:.0f}", f"{r['box_ms']:.0f}", f"{r['peak_mb']:,}"]
+                else [
+                    f"{r['parameters']:,}",
+                    f"{r['train_ms']:.0f}",
+                    f"{r['box_ms']:.0f}",
+                    f"{r['peak_mb']:,}",
+                ]
             )
             lines.append(f"| {model} | {preset} | {' | '.join(cells)} |")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
