@@ -201,22 +201,34 @@ def training_settings(study: Study, options: argparse.Namespace) -> list[tuple[s
     from pimlip_zoo.config import parse_settings
 
     settings: list[tuple[str, object]] = [
-        # One composition, or elements: least squares start at the mean energy, isolated atoms would not.
-        ("data.energy_references", "least_squares"),
+        *fixed_settings(study),
         ("seed", options.seed),
         ("model.name", options.model),
         ("model.preset", options.preset),
         ("data.train", study.train.format(*[options.data] * 9)),
         ("data.valid", study.valid.format(options.data)),
-        ("data.batch_size", study.batch_size),
-        ("loss.energy_per_atom.weight", 10.0),
         ("trainer.max_steps", options.steps or study.steps),
-        ("trainer.valid_every", 500),
-        ("trainer.ema_decay", 0.999),
         ("trainer.threads", options.threads),
         ("trainer.device", options.device),
     ]
     return settings + parse_settings(options.set)
+
+
+def training_part(study: Study) -> str:
+    """Some of the structures that are trained on: what is learned of them, beside what is learned of others."""
+    return study.train.split(",")[0]
+
+
+def fixed_settings(study: Study) -> list[tuple[str, object]]:
+    """What all runs of a study have in common."""
+    return [
+        # One composition, or elements: least squares start at the mean energy, isolated atoms would not.
+        ("data.energy_references", "least_squares"),
+        ("data.batch_size", study.batch_size),
+        ("loss.energy_per_atom.weight", 10.0),
+        ("trainer.valid_every", 500),
+        ("trainer.ema_decay", 0.999),
+    ]
 
 
 def describe(
@@ -230,8 +242,9 @@ def describe(
     from pimlip_zoo.training.checkpoint import load_potential
 
     potential = load_potential(folder)
+    fitted = training_part(study)
     tests = {}
-    for test, spec in study.tests.items():
+    for test, spec in {**study.tests, "training": fitted}.items():
         summary = evaluate(potential, spec.format(options.data), batch_size=20).summary
         tests[test] = {
             q: summary[q] for q in ("n_structures", "energy", "energy_per_atom", "forces", "stress")
@@ -250,6 +263,7 @@ def describe(
         "parameters": sum(p.numel() for p in potential.model.parameters()),
         "training_structures": len(prepared.train),
         "settings": {key: value for key, value in settings if key not in hidden},
+        "fitted": tests.pop("training"),
         "tests": tests,
         "curve": [
             {k: float(row[k]) for k in ("step", "seconds", "valid_energy_rmse", "valid_forces_rmse")}
@@ -286,8 +300,21 @@ def load_results(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
+STANDING = {
+    *("seed", "model.name", "model.preset", "data.train", "data.valid"),
+    *("trainer.max_steps", "trainer.threads", "trainer.device"),
+}
+"""Settings that every result has and that its row says otherwise."""
+
+
 def label(result: dict) -> str:
-    return f"{result['model']}, {result['preset']}, seed {result['seed']}"
+    """The architecture, its preset, and what else was not as in the study."""
+    usual = set(dict(fixed_settings(STUDIES[result["dataset"]]))) | STANDING
+    names = {"optimizer.name": "", "optimizer.lr": "learning rate "}
+    given = [
+        f"{names.get(key, key + ' ')}{value}" for key, value in result["settings"].items() if key not in usual
+    ]
+    return ", ".join([result["model"], result["preset"], *given, f"seed {result['seed']}"])
 
 
 def write_table(docs: Path, results: list[dict]) -> None:
@@ -353,7 +380,11 @@ def learning_curves(results: list[dict]) -> list[str]:
             if row["step"] >= next_step or row is result["curve"][-1]:
                 points.append(f"{row['step']:,.0f}: {1e3 * row['valid_forces_rmse']:.1f}")
                 next_step = 2 * row["step"]
-        lines.append(f"- {label(result)}: {', '.join(points)}")
+        fitted = ""
+        if result.get("fitted") and result["fitted"]["forces"]:
+            fitted = f"; of {result['fitted']['n_structures']} training structures in the end: "
+            fitted += f"{1e3 * result['fitted']['forces']['rmse']:.1f}"
+        lines.append(f"- {label(result)}: {', '.join(points)}{fitted}")
     return ["", "Forces RMSE on the validation structures in meV/Å, by step:", "", *lines] if lines else []
 
 

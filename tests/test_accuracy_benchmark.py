@@ -52,6 +52,8 @@ def result(**more):
         "of_steps": 1000,
         "seconds": 5400,
         "parameters": 12345,
+        "settings": {"seed": 0, "model.name": "nequip", "trainer.max_steps": 1000, "trainer.threads": 1},
+        "fitted": {**test, "n_structures": 50},
         "tests": {"300 K": test, "600 K": test},
         "curve": [
             {"step": step, "seconds": 1.0, "valid_energy_rmse": 0.1, "valid_forces_rmse": 1.0 / step}
@@ -100,9 +102,18 @@ def test_the_table_stands_between_its_markers_and_is_honest_about_steps(accuracy
     assert "what was there" not in text
     assert "| nequip, small, seed 0 | 2.34 | 5.67 | 2.34 | 5.67 | 12,345 | 500 of 1,000 | 1.5 h |" in text
     assert "NequIP, published" in text
-    assert "100: 10.0, 200: 5.0, 500: 2.0" in text
+    assert "100: 10.0, 200: 5.0, 500: 2.0; of 50 training structures in the end: 5.7" in text
     assert "a computer" in text
     assert "Not run yet." in text
+
+
+def test_a_row_says_what_is_not_as_in_the_study(accuracy):
+    settings = dict(accuracy.training_settings(accuracy.STUDIES["acac"], options(data="DATA")))
+    plain = {**result(), "settings": settings}
+    assert accuracy.label(plain) == "nequip, small, seed 0"
+    more = {"optimizer.name": "muon", "optimizer.lr": 0.02, "model.channels": 7}
+    changed = {**plain, "settings": {**settings, **more}}
+    assert accuracy.label(changed) == "nequip, small, muon, learning rate 0.02, model.channels 7, seed 0"
 
 
 def test_a_page_without_a_place_for_the_table_is_left_alone(accuracy, tmp_path):
