@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pimlip_zoo.nn.kernels.watch import watchers
+
 __all__ = ["EdgeLists", "EdgePairs", "edge_lists"]
 
 
@@ -62,6 +64,8 @@ class EdgeLists:
         """Set by who has found them."""
         self.centre = edge_index[0].to(torch.int32).contiguous()
         self.neighbour = edge_index[1].to(torch.int32).contiguous()
+        for watcher in watchers():
+            watcher.made(self, edge_index, num_nodes)
 
     @cached_property
     def by_centre(self) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pimlip_zoo.nn.kernels.build import compile_library, target
 from pimlip_zoo.nn.kernels.generate import Target
+from pimlip_zoo.nn.kernels.watch import KernelCall, watchers
 
 __all__ = ["KernelLibrary"]
 
@@ -50,6 +51,10 @@ class KernelLibrary:
         function.restype = None
         return function
 
+    def source(self, kernel: Hashable, machine: Target) -> str:
+        """C of a kernel for another machine than this one."""
+        return self._source(kernel, machine)
+
     def run(
         self,
         kernel: Hashable,
@@ -76,3 +81,5 @@ class KernelLibrary:
         threads = torch.get_num_threads() if work is None or work > _SMALL else 1
         pointers = [None if t is None else t.data_ptr() for t in (*lists, *kept, *results)]
         self._functions[kernel](rows, threads, *pointers)
+        for watcher in watchers():
+            watcher.called(KernelCall(self, kernel, rows, work, lists, kept, results))

@@ -15,6 +15,7 @@ from torch import Tensor
 from pimlip_zoo.nn.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.nn.kernels.library import KernelLibrary
 from pimlip_zoo.nn.kernels.mlp_source import mlp_functions
+from pimlip_zoo.nn.kernels.watch import watchers
 
 __all__ = ["CpuLinear", "LinearForm", "LinearSweep", "RowTiles", "cpu_linear"]
 
@@ -73,6 +74,8 @@ class RowTiles:
         self.rows = rows
         self.order: Tensor | None = None
         self.species: Tensor | None = None
+        for watcher in watchers():
+            watcher.made(self, species, rows)
         if species is None:
             self.first = torch.arange(0, rows + TILE, TILE)[: -(-rows // TILE) + 1].clamp(max=rows)
             return

@@ -1,0 +1,73 @@
+"""The file of a native model: metadata, C for three kinds of processors, weights; a zip archive without compression."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pimlip_zoo.errors import InputError
+
+__all__ = ["SUFFIX", "TARGETS", "NativeFile", "read_native", "source_entry", "write_native"]
+
+SUFFIX = ".pimlip"
+TARGETS = {64: 32, 32: 16, 16: 16}
+"""Bytes of a vector, and registers, of the processors that the C is written for: AVX-512, AVX2, any other."""
+
+_ROOT = "pimlip"
+
+
+@dataclass(frozen=True)
+class NativeFile:
+    """What is in it."""
+
+    metadata: Mapping[str, str]
+    sources: Mapping[int, str]
+    """C by the bytes of a vector."""
+    weights: bytes
+
+
+def source_entry(vector_bytes: int) -> str:
+    """Name of a source in the archive; ``extra/<name>`` has its hash."""
+    return f"model-{vector_bytes}.c"
+
+
+def write_native(path: Path, content: NativeFile) -> None:
+    """Write a file; readers in C++ need no library for zip archives that are not compressed."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for key, value in content.metadata.items():
+            archive.writestr(f"{_ROOT}/extra/{key}", value)
+        for width, source in content.sources.items():
+            archive.writestr(f"{_ROOT}/extra/{source_entry(width)}", source_hash(source))
+            archive.writestr(f"{_ROOT}/{source_entry(width)}", source)
+        archive.writestr(f"{_ROOT}/weights.bin", content.weights)
+
+
+def read_native(path: str | os.PathLike[str]) -> NativeFile:
+    """Read a file back.
+
+    Raises:
+        InputError: when it is missing, truncated, of another version, or no native model.
+    """
+    from pimlip_zoo.deploy.metadata import read_metadata
+
+    metadata = read_metadata(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sources = {width: archive.read(f"{_ROOT}/{source_entry(width)}").decode() for width in TARGETS}
+            weights = archive.read(f"{_ROOT}/weights.bin")
+    except KeyError as error:
+        raise InputError(
+            "not a native model", file=path, mend="write it with `pimlip-zoo export --format native`"
+        ) from error
+    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise InputError("not a complete exported model", file=path, mend="export it again") from error
+    return NativeFile(metadata, sources, weights)
+
+
+def source_hash(source: str) -> str:
+    """What compiled models are kept under."""
+    return hashlib.sha256(source.encode()).hexdigest()

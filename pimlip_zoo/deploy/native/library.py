@@ -1,0 +1,255 @@
+"""Compiles a native model with the C compiler of this machine and calls it; needs no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.deploy.native.archive import read_native, source_hash
+from pimlip_zoo.errors import InputError
+
+__all__ = ["NativeModel", "StructureResult", "machine_level", "num_threads"]
+
+Reals = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_LEVELS = {
+    "v4": (64, ("-march=x86-64-v4",)),
+    "v3": (32, ("-march=x86-64-v3",)),
+    "any": (16, ()),
+}
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+_NEEDS = {
+    "v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "v3": {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"},
+}
+_WRONG = {
+    1: "a species is not among those of the model",
+    2: "an edge names an atom that is not there",
+    3: "the edges are not sorted by centre",
+    4: "there is not enough memory",
+}
+
+
+class StructureResult(NamedTuple):
+    """Of a structure, in eV and Å."""
+
+    energies: Reals
+    """(N,)"""
+    forces: Reals
+    """(N, 3)"""
+    virial: Reals
+    """(3, 3)"""
+    edges: int
+    """How many pairs are closer than the cutoff."""
+
+
+@cache
+def machine_level() -> str:
+    """Which of the sources this processor takes: v4 (AVX-512), v3 (AVX2) or any."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "any"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "any"
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    if not _NEEDS["v3"] <= flags:
+        return "any"
+    return "v4" if _NEEDS["v4"] <= flags else "v3"
+
+
+def num_threads() -> int:
+    """``$OMP_NUM_THREADS``, or as many as there are cores to run on."""
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class NativeModel:
+    """A native model, compiled when it is first loaded on a machine and kept in the cache of kernels.
+
+    Args:
+        path: a file of ``pimlip-zoo export --format native``.
+        threads: of one evaluation; as :func:`num_threads` says by default.
+        level: of the processor, this one's by default.
+
+    Raises:
+        InputError: when the file cannot be read, or there is no compiler that takes it.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int | None = None, level: str | None = None
+    ) -> None:
+        content = read_native(path)
+        self.metadata = dict(content.metadata)
+        self.species = tuple(self.metadata["type_names"].split())
+        self.cutoff = float(self.metadata["r_max"])
+        self.threads = num_threads() if threads is None else threads
+        level = level or machine_level()
+        self._library = _load(content.sources[_LEVELS[level][0]], level, path)
+        if len(content.weights) != ctypes.c_int64.in_dll(self._library, "pimlip_weight_bytes").value:
+            raise InputError("its weights are not complete", file=path, mend="export it again")
+        self._weights = _aligned(len(content.weights))
+        self._weights[:] = np.frombuffer(content.weights, np.uint8)
+        self._memory = _aligned(0)
+
+    def evaluate(
+        self, vectors: Reals, edge_index: Integers, species: Integers, is_local: Reals
+    ) -> tuple[Reals, Reals]:
+        """Energies (N,) and the gradient (E, 3) of the local atoms' energy by the edge vectors.
+
+        Args:
+            vectors: (E, 3) Å.
+            edge_index: (2, E) centre and neighbour, sorted by centre.
+            species: (N,).
+            is_local: (N,) 1 where an atom's energy counts.
+
+        Raises:
+            ValueError: for edges or species that do not fit.
+        """
+        atoms, edges = len(species), len(vectors)
+        inputs = [
+            np.ascontiguousarray(value, kind)
+            for value, kind in ((vectors, "f8"), (edge_index, "i8"), (species, "i8"), (is_local, "f8"))
+        ]
+        energy, gradient = np.zeros(atoms), np.zeros((edges, 3))
+        wrong = self._library.pimlip_evaluate(
+            self._weights.ctypes.data,
+            self._room(atoms, edges),
+            atoms,
+            edges,
+            self.threads,
+            *(value.ctypes.data for value in (*inputs, energy, gradient)),
+        )
+        if wrong:
+            raise ValueError(_WRONG[wrong])
+        return energy, gradient
+
+    def structure(
+        self,
+        positions: Reals,
+        species: Integers,
+        cell: Reals | None = None,
+        pairs: tuple[Integers, Reals] | None = None,
+    ) -> StructureResult:
+        """Energies, forces and virial of a structure.
+
+        Args:
+            positions: (N, 3) Å.
+            species: (N,).
+            cell: (3, 3) rows in Å, where there are periodic images.
+            pairs: index (2, P) sorted by centre and shift (P, 3) of all pairs that may be closer than the cutoff;
+                None: every pair of atoms is looked at.
+
+        Raises:
+            ValueError: for pairs or species that do not fit.
+        """
+        atoms = len(species)
+        positions, species = np.ascontiguousarray(positions, "f8"), np.ascontiguousarray(species, "i8")
+        result = StructureResult(np.empty(atoms), np.empty((atoms, 3)), np.empty((3, 3)), 0)
+        box = index = shift = None
+        count = atoms * max(atoms - 1, 0)
+        if pairs is not None:
+            index, shift = (np.ascontiguousarray(v, kind) for v, kind in zip(pairs, ("i8", "f8"), strict=True))
+            box = np.ascontiguousarray(np.zeros((3, 3)) if cell is None else cell, "f8")
+            count = index.shape[1]
+        edges = self._library.pimlip_structure(
+            self._weights.ctypes.data,
+            self._room(atoms, count),
+            atoms,
+            self.threads,
+            self.cutoff,
+            positions.ctypes.data,
+            None if box is None else box.ctypes.data,
+            species.ctypes.data,
+            count,
+            None if index is None else index.ctypes.data,
+            None if shift is None else shift.ctypes.data,
+            *(value.ctypes.data for value in result[:3]),
+        )
+        if edges < 0:
+            raise ValueError(_WRONG[-edges])
+        return result._replace(edges=edges)
+
+    def _room(self, atoms: int, edges: int) -> int:
+        """Address of memory for so many; kept, and only ever made larger."""
+        needed = self._library.pimlip_workspace(atoms, edges)
+        if len(self._memory) < needed:
+            self._memory = _aligned(0)  # let go of it first
+            self._memory = _aligned(needed + needed // 8)
+        return int(self._memory.ctypes.data)
+
+
+def _aligned(count: int) -> NDArray[np.uint8]:
+    """Bytes that begin at a multiple of 64."""
+    raw = np.empty(count + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count]
+
+
+def _load(source: str, level: str, path: str | os.PathLike[str]) -> ctypes.CDLL:
+    name = f"native-{source_hash(source)[:32]}-{level}.so"
+    library = _cache_folder() / name
+    if not library.exists():
+        _compile(source, _LEVELS[level][1], library, path)
+    loaded = ctypes.CDLL(str(library))
+    integer, address = ctypes.c_int64, ctypes.c_void_p
+    loaded.pimlip_workspace.argtypes, loaded.pimlip_workspace.restype = [integer] * 2, integer
+    loaded.pimlip_evaluate.argtypes = [address] * 2 + [integer] * 3 + [address] * 6
+    loaded.pimlip_evaluate.restype = ctypes.c_int
+    loaded.pimlip_structure.argtypes = [
+        *(address, address, integer, integer, ctypes.c_double),
+        *(address, address, address, integer, address, address, address, address, address),
+    ]
+    loaded.pimlip_structure.restype = integer
+    return loaded
+
+
+@cache
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "pimlip-zoo" / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="pimlip-zoo-kernels-"))
+
+
+def _compile(source: str, flags: tuple[str, ...], library: Path, path: str | os.PathLike[str]) -> None:
+    chosen = os.environ.get("CC", "").split()
+    compiler = next((c for c in ([chosen] if chosen else [["cc"], ["gcc"], ["clang"]]) if shutil.which(c[0])), None)
+    if compiler is None:
+        what = f"CC={chosen[0]} is not an executable" if chosen else "there is no C compiler"
+        raise InputError(
+            f"{what}, and a native model is compiled where it is used",
+            file=path,
+            mend="install gcc or clang, or use a machine with one and the same cache folder "
+            f"({library.parent}) first",
+        )
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as scratch:
+        text, built = Path(scratch) / "model.c", Path(scratch) / "model.so"
+        text.write_text(source)
+        # Apple's clang, for one, has no OpenMP: one thread is better than no model.
+        for parallel in (("-fopenmp",), ()):
+            command = [*compiler, *_FLAGS, *flags, *parallel, str(text), "-shared", "-o", str(built), "-lm"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+            if done.returncode == 0:
+                built.replace(library)
+                return
+    reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+    raise InputError(f"{compiler[0]} failed: {reason}", file=path, mend="give another compiler as CC=...")

@@ -1,0 +1,391 @@
+"""Watches a model being evaluated on graphs of several sizes and writes down what it did.
+
+Whatever the model is made of, an evaluation is a list of calls of compiled kernels and of operations of torch between
+them. The list is the same for every graph, and all sizes in it are of the form ``a + b N + c E``: recorded on graphs
+with different numbers of atoms N and edges E, it is a program for any graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from pimlip_zoo.deploy.native.program import (
+    INPUTS,
+    KernelOp,
+    ListsOp,
+    Operation,
+    Program,
+    Size,
+    TensorOp,
+    View,
+)
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.nn.kernels.edges import EdgeLists
+from pimlip_zoo.nn.kernels.watch import KernelCall, watched_by
+
+if TYPE_CHECKING:
+    from pimlip_zoo.models.potential import Potential
+
+__all__ = ["record"]
+
+Evaluate = Callable[..., tuple[Tensor, ...]]
+
+_SIZES = ((5, 23), (8, 23), (5, 37), (11, 53))
+"""Atoms and edges of the graphs: any three determine a size, the last one checks."""
+_MEND = "use --format torchscript or aot"
+
+
+@dataclass
+class _Call:
+    """One thing that happened."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    reads: list[Tensor]
+    writes: list[Tensor]
+    event: Any = None
+    """A kernel's call, or lists that were made."""
+
+
+class _Recorder(TorchDispatchMode):
+    """Everything that happens, in order. Tensors are kept, so that no storage is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        reads = _tensors((args, kwargs))
+        written = [
+            value
+            for place, argument in zip(args, func._schema.arguments, strict=False)  # noqa: SLF001
+            if argument.alias_info is not None and argument.alias_info.is_write
+            for value in _tensors(place)
+        ]
+        known = {_storage(t) for t in reads}
+        written += [t for t in _tensors(out) if _storage(t) not in known]
+        name = func._schema.name.split("::")[1]  # noqa: SLF001
+        self.calls.append(_Call(name, tuple(args), dict(kwargs), reads, written))
+        return out
+
+    def called(self, call: KernelCall) -> None:
+        """A kernel was."""
+        inputs = [t for t in (*call.lists, *call.operands) if t is not None]
+        outputs = [t for t in call.results if t is not None]
+        self.calls.append(_Call("kernel", (), {}, inputs, outputs, call))
+
+    def made(self, lists: object, source: Tensor | None, rows: int) -> None:
+        """Lists were."""
+        reads = [] if source is None else [source]
+        self.calls.append(_Call("lists", (source, rows), {}, reads, [], lists))
+
+
+def record(potential: Potential) -> Program:
+    """A potential's energies and edge gradient as a program.
+
+    Raises:
+        InputError: when it cannot be written as one.
+    """
+    if potential.is_direct:
+        raise InputError("a direct force head has no native form", key="format", mend=_MEND)
+    evaluate = _evaluation(potential)
+    count = len(potential.species)
+    samples = [_Sample(evaluate, potential.cutoff, count, atoms, edges) for atoms, edges in _SIZES]
+    program = _Merge(samples).program()
+    program.dtype, program.num_species = potential.model.dtype, count
+    return program
+
+
+def _evaluation(potential: Potential) -> Evaluate:
+    """(vectors, edge_index, species, is_local) -> energies and edge gradient, by sweeps."""
+    from pimlip_zoo.graph import AtomGraph
+    from pimlip_zoo.nn.sweeps import sweeps_of
+
+    model, repulsion, dtype = potential.model, potential.repulsion, potential.model.dtype
+    found = sweeps_of(model, dtype)
+    if found is None:
+        raise InputError(
+            f"{type(model).__name__} cannot be taken apart into steps", key="format", mend=_MEND
+        )
+    sweeps = found
+    sweeps.prepare(training=False)
+    scales, references = potential.scale.detach(), potential.energy_references.detach()
+
+    def evaluate(
+        vectors: Tensor, edge_index: Tensor, species: Tensor, is_local: Tensor
+    ) -> tuple[Tensor, ...]:
+        zeros = torch.zeros((len(species), 3), dtype=torch.float64)
+        cell = torch.zeros((1, 3, 3), dtype=torch.float64)
+        graph = AtomGraph(
+            zeros, species, edge_index, torch.zeros_like(vectors), cell, torch.zeros_like(species), 1
+        )
+        tape = sweeps.forward(graph, vectors.to(dtype))
+        scale = scales[species]
+        energy = scale * tape.values[sweeps.trace.result].to(torch.float64) + references[species]
+        gradient = sweeps.adjoint(tape, (scale * is_local).to(dtype)).to(torch.float64)
+        if repulsion is not None:
+            with torch.enable_grad():
+                leaf = vectors.detach().requires_grad_()
+                added = repulsion(graph, leaf)
+                (of_pairs,) = torch.autograd.grad((added * is_local).sum(), leaf)
+            energy, gradient = energy + added.detach(), gradient + of_pairs
+        return energy, gradient
+
+    return evaluate
+
+
+class _Sample:
+    """One evaluation."""
+
+    def __init__(self, evaluate: Evaluate, cutoff: float, num_species: int, atoms: int, edges: int) -> None:
+        self.atoms, self.edges = atoms, edges
+        random = torch.Generator().manual_seed(atoms + edges)
+        direction = torch.randn((edges, 3), generator=random, dtype=torch.float64)
+        length = cutoff * (0.4 + 0.5 * torch.rand((edges, 1), generator=random, dtype=torch.float64))
+        centre = (torch.arange(edges) * atoms) // edges
+        step = torch.randint(1, atoms, (edges,), generator=random)
+        self.inputs = {
+            "vectors": direction / direction.norm(dim=1, keepdim=True) * length,
+            "edge_index": torch.stack([centre, (centre + step) % atoms]),
+            "species": torch.arange(atoms) % num_species,
+            "is_local": torch.ones(atoms, dtype=torch.float64),
+        }
+        recorder = _Recorder()
+        with torch.no_grad(), watched_by(recorder), recorder:
+            self.outputs = evaluate(*self.inputs.values())
+        self.calls = recorder.calls
+        self.storages: dict[int, int] = {}
+        self.by_number: list[Tensor] = []
+        for tensor in self.inputs.values():
+            self.number(tensor)
+        self.lists = [self._lists(call) for call in self.calls]
+        for call in self.calls:
+            for tensor in (*call.reads, *call.writes):
+                self.number(tensor)
+
+    def number(self, tensor: Tensor) -> int:
+        """Of a tensor's storage, in the order in which they appear."""
+        key = _storage(tensor)
+        if key not in self.storages:
+            self.storages[key] = len(self.storages)
+            self.by_number.append(tensor)
+        return self.storages[key]
+
+    def _lists(self, call: _Call) -> dict[str, Tensor]:
+        if call.name != "lists":
+            return {}
+        made = call.event
+        if isinstance(made, EdgeLists):
+            found: dict[str, Tensor | None] = {"centre": made.centre, "neighbour": made.neighbour}
+            for name, key in (("by_centre", "c"), ("by_neighbour", "n")):
+                if name in made.__dict__:
+                    parts = zip(("first", "row", "slot"), made.__dict__[name], strict=True)
+                    found.update({f"{part}_{key}": tensor for part, tensor in parts})
+            if found.pop("slot_c", None) is not None:
+                raise InputError("edges that are not sorted by centre have no native form", mend=_MEND)
+            found.pop("row_c", None)  # the neighbours themselves
+        else:
+            found = {"first": made.first, "order": made.order, "species": made.species}
+        out = {name: tensor for name, tensor in found.items() if tensor is not None}
+        call.writes = list(out.values())
+        return out
+
+
+class _Merge:
+    """Several evaluations made one program."""
+
+    def __init__(self, samples: Sequence[_Sample]) -> None:
+        self.samples = samples
+        self.first = samples[0]
+        names = [call.name for call in self.first.calls]
+        if any([call.name for call in sample.calls] != names for sample in samples):
+            raise InputError("what the model does depends on the structure", key="format", mend=_MEND)
+        self.count = len(self.first.by_number)
+        numbers = [[[s.number(t) for t in (*c.reads, *c.writes)] for c in s.calls] for s in samples]
+        if any(each != numbers[0] for each in numbers):
+            raise InputError("how the model uses memory depends on the structure", key="format", mend=_MEND)
+        self.reads = [{self.first.number(t) for t in c.reads} for c in self.first.calls]
+        self.writes = [{self.first.number(t) for t in c.writes} for c in self.first.calls]
+        self.of_lists = {
+            self.first.number(t): (index, name)
+            for index, lists in enumerate(self.first.lists)
+            for name, t in lists.items()
+        }
+
+    def program(self) -> Program:
+        """The operations that the outputs need; what depends on weights alone is a constant."""
+        variable = self._variable()
+        outputs = [self.first.number(t) for t in self.first.outputs]
+        live, kept = set(outputs), []
+        for index in reversed(range(len(self.first.calls))):
+            call = self.first.calls[index]
+            writes = self.writes[index] & live & variable
+            if not writes or (call.name != "lists" and writes <= self.of_lists.keys()):
+                continue
+            live |= self.reads[index]
+            kept.append(index)
+        self.tiles = {index: n for n, index in enumerate(i for i in reversed(kept) if self.first.lists[i])}
+        operations = [op for index in reversed(kept) if (op := self._operation(index, live)) is not None]
+        program = Program(
+            torch.float32,
+            operations,
+            {},
+            {n: self._content(n) for n in live - variable},
+            {name: self._view([s.inputs[name] for s in self.samples]) for name in INPUTS},
+            {
+                name: self._view([s.outputs[place] for s in self.samples])
+                for place, name in enumerate(("energy", "gradient"))
+            },
+        )
+        for operation in operations:
+            # Kernels may write, too, what nothing reads.
+            for view in program.views(operation):
+                if view.buffer in variable and view.buffer not in self.of_lists:
+                    program.buffers[view.buffer] = self._bytes(view.buffer)
+            if isinstance(operation, ListsOp):
+                sizes = _list_sizes(operation)
+                program.buffers.update({view.buffer: sizes[name] for name, view in operation.out.items()})
+        return program
+
+    def _variable(self) -> set[int]:
+        """Storages that depend on the structure."""
+        variable = {self.first.number(t) for t in self.first.inputs.values()} | self.of_lists.keys()
+        shapes = list(zip(*([t.untyped_storage().nbytes() for t in s.by_number] for s in self.samples), strict=True))
+        variable |= {n for n, sizes in enumerate(shapes) if len(set(sizes)) > 1}
+        while True:
+            before = len(variable)
+            for reads, writes in zip(self.reads, self.writes, strict=True):
+                if (reads | writes) & variable:
+                    variable |= writes
+            if len(variable) == before:
+                return variable
+
+    def _operation(self, index: int, live: set[int]) -> Operation | None:
+        calls = [sample.calls[index] for sample in self.samples]
+        if calls[0].name == "kernel":
+            return self._kernel([call.event for call in calls])
+        if calls[0].name == "lists":
+            return self._lists(index, calls, live)
+        out = [call.writes[0] for call in calls]
+        if calls[0].name.startswith("empty") or calls[0].name == "new_empty":
+            return None
+        args = self._fill([call.args for call in calls])
+        kwargs = self._fill([call.kwargs for call in calls])
+        return TensorOp(calls[0].name.strip("_"), args, kwargs, self._view(out))
+
+    def _kernel(self, events: list[KernelCall]) -> KernelOp:
+        first = events[0]
+        columns = list(zip(*((*e.lists, *e.operands, *e.results) for e in events), strict=True))
+        views = tuple(None if column[0] is None else self._view(list(column)) for column in columns)
+        tiles = self.of_lists.get(self.first.number(first.lists[0])) if first.lists[0] is not None else None
+        rows: Size | int = (
+            self.tiles[tiles[0]]
+            if tiles is not None and tiles[1] == "first"
+            else self._fit([e.rows for e in events])
+        )
+        work = None if first.work is None else self._fit([e.work or 0 for e in events])
+        return KernelOp(first.library, first.kernel, rows, work, views)
+
+    def _lists(self, index: int, calls: list[_Call], live: set[int]) -> ListsOp:
+        names = [name for name, t in self.first.lists[index].items() if self.first.number(t) in live]
+        out = {
+            name: View(self.first.number(self.first.lists[index][name]), torch.int32, (), (), Size(0))
+            for name in names
+        }
+        kind = "edges" if isinstance(calls[0].event, EdgeLists) else "tiles"
+        source = None if calls[0].args[0] is None else self._view([call.args[0] for call in calls])
+        return ListsOp(kind, self.tiles[index], source, self._fit([call.args[1] for call in calls]), out)
+
+    def _fill(self, values: list[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, Tensor):
+            return self._view(values)
+        if isinstance(first, dict):
+            return {key: self._fill([value[key] for value in values]) for key in first}
+        if isinstance(first, (list, tuple)):
+            return tuple(self._fill(list(column)) for column in zip(*values, strict=True))
+        if any(value != first for value in values) and all(isinstance(value, int) for value in values):
+            return self._fit(values)
+        if any(value != first for value in values):
+            raise InputError("a number in the model depends on the structure", key="format", mend=_MEND)
+        return first
+
+    def _view(self, tensors: Sequence[Tensor]) -> View:
+        first = tensors[0]
+        number = self.first.number(first)
+        if number in self.of_lists:  # of a type and size of their own
+            return View(number, first.dtype, (), (), Size(0))
+        sizes = tuple(self._fit([t.shape[d] for t in tensors]) for d in range(first.dim()))
+        strides = tuple(
+            Size(0) if size == Size(1) else self._fit([t.stride(d) for t in tensors])
+            for d, size in enumerate(sizes)
+        )
+        return View(number, first.dtype, sizes, strides, self._fit([t.storage_offset() for t in tensors]))
+
+    def _bytes(self, number: int) -> Size:
+        return self._fit([s.by_number[number].untyped_storage().nbytes() for s in self.samples])
+
+    def _content(self, number: int) -> Tensor:
+        contents = [_flat(sample.by_number[number]) for sample in self.samples]
+        if not all(torch.equal(contents[0], other) for other in contents[1:]):
+            raise InputError("a constant of the model depends on the structure", key="format", mend=_MEND)
+        return contents[0].clone()
+
+    def _fit(self, values: Sequence[int]) -> Size:
+        """The size that is these for the samples."""
+        (n0, e0), (n1, _), (_, e2) = _SIZES[:3]
+        atoms, left = divmod(values[1] - values[0], n1 - n0)
+        edges, rest = divmod(values[2] - values[0], e2 - e0)
+        size = Size(values[0] - atoms * n0 - edges * e0, atoms, edges)
+        checked = size.constant + atoms * _SIZES[3][0] + edges * _SIZES[3][1]
+        if left or rest or checked != values[3]:
+            raise InputError(
+                "a size in the model is not a sum of atoms and edges", key="format", mend=_MEND
+            )
+        return size
+
+
+def _list_sizes(operation: ListsOp) -> dict[str, Size]:
+    """Bytes."""
+    rows = operation.rows
+    if operation.kind == "tiles":
+        order = Size(*(4 * part for part in rows))
+        return {"first": Size(8 * rows.constant + 1024, 8 * rows.atoms, 8 * rows.edges), "order": order, "species": order._replace(constant=order.constant + 1024)}
+    assert operation.source is not None
+    each = Size(*(4 * part for part in operation.source.sizes[-1]))
+    first = Size(8 * rows.constant + 8, 8 * rows.atoms, 8 * rows.edges)
+    return {
+        "centre": each,
+        "neighbour": each,
+        "first_c": first,
+        "first_n": first,
+        "row_n": each,
+        "slot_n": each,
+    }
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    tree_map_only(Tensor, found.append, value)
+    return found
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All that is in a tensor's storage."""
+    storage = tensor.detach().untyped_storage()
+    out = torch.empty(0, dtype=tensor.dtype)
+    return out.set_(storage)  # type: ignore[call-overload]

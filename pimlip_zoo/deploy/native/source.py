@@ -1,0 +1,198 @@
+"""One C file for a whole model: the kernels that it calls, and the function that calls them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pimlip_zoo.deploy.native.memory import Plan, plan_memory
+from pimlip_zoo.deploy.native.program import KernelOp, ListsOp, Operation, Program, Size, View
+from pimlip_zoo.deploy.native.tensors import C_TYPES, pointer, tensor_lines
+from pimlip_zoo.nn.kernels.generate import Target
+from pimlip_zoo.nn.kernels.linear import TILE
+
+__all__ = ["ALIGNMENT", "constant_offsets", "model_source"]
+
+ALIGNMENT = 64
+"""Bytes, of every constant and every piece of memory."""
+
+_SMALL = 1 << 16  # as in KernelLibrary: less work than this is not worth threads
+_ATTRIBUTE = re.compile(r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)")
+_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+_LIST_TYPES = {"first": "int64_t", "first_c": "int64_t", "first_n": "int64_t"}
+
+
+def constant_offsets(program: Program) -> tuple[dict[int, int], int]:
+    """Where each constant begins among the weights' bytes, and their number."""
+    offsets, end = {}, 0
+    for number, value in sorted(program.constants.items()):
+        offsets[number] = end
+        end += -(-value.numel() * value.element_size() // ALIGNMENT) * ALIGNMENT
+    return offsets, end
+
+
+def model_source(program: Program, vector_bytes: int, registers: int) -> str:
+    """C of a program, kernels written for vectors of this many bytes.
+
+    Raises:
+        InputError: for an operation that has no C.
+    """
+    scalar = "float" if program.dtype.itemsize == 4 else "double"
+    kernels = _Kernels(Target(scalar, vector_bytes, registers))
+    body = [line for op in program.operations for line in _lines(op, kernels)]
+    plan = plan_memory(program)
+    runtime = (Path(__file__).parent / "runtime.c").read_text()
+    marker = "/* model */"
+    before, after = runtime.split(marker)
+    parts = [before, *kernels.items, *_driver(program, plan, body), after]
+    return "\n".join(parts)
+
+
+class _Kernels:
+    """Sources of kernels in one file: what they share once, the rest under names of its own."""
+
+    def __init__(self, machine: Target) -> None:
+        self.machine = machine
+        self.items: list[str] = []
+        self._known: dict[str, str] = {}
+        self._names: dict[tuple[int, object], str] = {}
+
+    def name(self, op: KernelOp) -> str:
+        """The function of a kernel, its source added when it is first asked for."""
+        key = (id(op.library), op.kernel)
+        if key not in self._names:
+            self._names[key] = f"kernel{len(self._names)}"
+            self._add(op.library.source(op.kernel, self.machine), self._names[key])
+        return self._names[key]
+
+    def _add(self, source: str, name: str) -> None:
+        items = [(_defined(item), item) for item in _top_level(_COMMENT.sub(" ", source))]
+        renamed = {"kernel": name}
+        for own, item in items:
+            if own is not None and own != "kernel" and self._known.get(own, item) != item:
+                renamed[own] = f"{own}_{name}"
+        pattern = re.compile(r"\b(" + "|".join(map(re.escape, renamed)) + r")\b")
+        for own, item in items:
+            if own is None:  # an include
+                if item not in self.items:
+                    self.items.append(item)
+                continue
+            text = pattern.sub(lambda found: renamed[found[1]], item)
+            if own == "kernel":
+                text = f"static __attribute__((noinline)) {text}"
+            if self._known.setdefault(renamed.get(own, own), text) is text:
+                self.items.append(text)
+
+
+def _top_level(source: str) -> list[str]:
+    """Directives, types and functions one by one."""
+    items: list[str] = []
+    current: list[str] = []
+    depth = 0
+    for line in source.splitlines():
+        if not line.strip():
+            continue
+        if depth == 0 and not current and line.lstrip().startswith("#"):
+            items.append(line.strip())
+            continue
+        current.append(line)
+        depth += line.count("{") - line.count("}")
+        if depth == 0 and line.rstrip().endswith((";", "}")):
+            items.append("\n".join(current))
+            current = []
+    return [*items, *(["\n".join(current)] if current else [])]
+
+
+def _defined(item: str) -> str | None:
+    """The name that an item defines; None for an include."""
+    if item.startswith("#include"):
+        return None
+    if item.startswith("#define"):
+        return item.split()[1].split("(")[0]
+    plain = _ATTRIBUTE.sub(" ", item)
+    if plain.lstrip().startswith("typedef"):
+        return re.findall(r"\w+", plain)[-1]
+    found = re.search(r"(\w+)\s*\(", plain)
+    assert found is not None, item
+    return found[1]
+
+
+def _lines(op: Operation, kernels: _Kernels) -> list[str]:
+    if isinstance(op, KernelOp):
+        rows = f"tiles{op.rows}" if isinstance(op.rows, int) else op.rows.text
+        threads = "threads" if op.work is None else f"({op.work.text}) > {_SMALL} ? threads : 1"
+        views = ", ".join("0" if v is None else f"(void *){pointer(v)}" for v in op.views)
+        return [f"{kernels.name(op)}({rows}, {threads}, {views});"]
+    if isinstance(op, ListsOp):
+        return _lists(op)
+    return tensor_lines(op)
+
+
+def _lists(op: ListsOp) -> list[str]:
+    if op.kind == "edges":
+        assert op.source is not None
+        names = ("centre", "neighbour", "first_c", "first_n", "row_n", "slot_n")
+        out = ", ".join(f"b{op.out[name].buffer}" if name in op.out else "0" for name in names)
+        stride = op.source.strides[0].text
+        return [
+            f"native_edge_lists({op.rows.text}, {op.source.sizes[-1].text}, {pointer(op.source)}, "
+            f"{pointer(op.source)} + {stride}, {out});"
+        ]
+    out = ", ".join(f"b{op.out[name].buffer}" if name in op.out else "0" for name in ("first", "order", "species"))
+    source = "0" if op.source is None else pointer(op.source)
+    return [
+        f"const int64_t tiles{op.number} = native_row_tiles({op.rows.text}, NUM_SPECIES, {TILE}, {source}, {out});"
+    ]
+
+
+def _driver(program: Program, plan: Plan, body: list[str]) -> list[str]:
+    offsets, total = constant_offsets(program)
+    types = _types(program)
+    lines = [
+        f"#define NUM_SPECIES {program.num_species}",
+        f"const int64_t pimlip_weight_bytes = {total};",
+        "int64_t pimlip_workspace(int64_t atoms, int64_t edges) {",
+        f"int64_t bytes = {ALIGNMENT};",
+        *(f"bytes += native_aligned({size.text});" for size in plan.pieces),
+        "return bytes; }",
+        "static void native_model(const char *weights, char *memory, int64_t atoms, int64_t edges, int64_t threads,",
+        "    const double *vectors, const int64_t *edge_index, const int64_t *species, const double *is_local,",
+        "    double *energy, double *gradient) {",
+        f"memory = (char *)(((uintptr_t)memory + {ALIGNMENT - 1}) / {ALIGNMENT} * {ALIGNMENT});",
+    ]
+    for number, size in enumerate(plan.pieces):
+        lines.append(f"char *piece{number} = memory; memory += native_aligned({size.text});")
+    used = {view.buffer for op in program.operations for view in program.views(op)}
+    used |= {view.buffer for view in program.outputs.values()}
+    for name, view in program.inputs.items():
+        if view.buffer in used:
+            lines.append(f"const {C_TYPES[view.dtype]} *b{view.buffer} = {name};")
+    for number in sorted(used & program.constants.keys()):
+        kind = C_TYPES[program.constants[number].dtype]
+        lines.append(f"const {kind} *b{number} = (const {kind} *)(weights + {offsets[number]});")
+    for number, piece in plan.place.items():
+        lines.append(f"{types[number]} *b{number} = ({types[number]} *)piece{piece};")
+    lines += body
+    for name, view in program.outputs.items():
+        lines += _output(name, view)
+    return [*lines, "}"]
+
+
+def _types(program: Program) -> dict[int, str]:
+    types: dict[int, str] = {}
+    for op in program.operations:
+        if isinstance(op, ListsOp):
+            types.update({v.buffer: _LIST_TYPES.get(name, "int32_t") for name, v in op.out.items()})
+    for op in program.operations:
+        for view in program.views(op):
+            types.setdefault(view.buffer, C_TYPES[view.dtype])
+    return types
+
+
+def _output(name: str, view: View) -> list[str]:
+    columns = view.sizes[1] if len(view.sizes) > 1 else Size(1)
+    stride = view.strides[1].text if len(view.sizes) > 1 else "0"
+    return [
+        f"for (int64_t i = 0; i < {view.sizes[0].text}; i++) for (int64_t j = 0; j < {columns.text}; j++)",
+        f"{name}[i * ({columns.text}) + j] = {pointer(view)}[i * ({view.strides[0].text}) + j * ({stride})];",
+    ]

@@ -1,0 +1,55 @@
+"""Lets somebody see which kernels are called, with what: native export writes it down."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["KernelCall", "Watcher", "watched_by", "watchers"]
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One call of a compiled function, see :meth:`KernelLibrary.run`."""
+
+    library: object
+    kernel: Hashable
+    rows: int
+    work: int | None
+    lists: Sequence[Tensor | None]
+    operands: Sequence[Tensor | None]
+    results: Sequence[Tensor | None]
+
+
+class Watcher(Protocol):
+    """Whoever wants to know."""
+
+    def called(self, call: KernelCall) -> None:
+        """A kernel was called."""
+        ...
+
+    def made(self, lists: object, source: Tensor | None, rows: int) -> None:
+        """Lists for kernels were made, of what and for how many rows."""
+        ...
+
+
+_active: list[Watcher] = []
+
+
+def watchers() -> Sequence[Watcher]:
+    """Those who are told at present."""
+    return _active
+
+
+@contextmanager
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    """Tell this one inside a ``with`` block."""
+    _active.append(watcher)
+    try:
+        yield
+    finally:
+        _active.remove(watcher)
