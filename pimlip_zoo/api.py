@@ -26,26 +26,50 @@ def load(run: str | Path, **options: Any) -> Potential:
 
 
 def calculator(*runs: str | Path, device: str = "cpu", skin: float = 0.5, **options: Any) -> Calculator:
-    """An ASE calculator of a run folder or checkpoint; of several, their mean with its spread.
+    """An ASE calculator of a run folder, checkpoint or native model; of several, their mean with its spread.
 
     A run that learnt the difference to a cheap calculator is added to that calculator.
 
     Args:
-        runs: run folders or checkpoints.
-        device: where to compute.
+        runs: run folders, checkpoints, files of ``export --format native``.
+        device: where to compute; native models compute on the CPU.
         skin: Å, see :class:`~pimlip_zoo.deploy.ase.PimlipCalculator`.
         options: of :func:`load`.
     """
+    from pimlip_zoo.deploy.native.archive import SUFFIX
+
+    if len(runs) == 1 and str(runs[0]).endswith(SUFFIX):  # needs no torch, and imports none
+        return _native(runs[0], device=device, skin=skin, options=options)
     from pimlip_zoo.deploy.ase import PimlipCalculator
     from pimlip_zoo.deploy.difference import with_baseline
     from pimlip_zoo.training.checkpoint import baseline_of
 
     members = [
-        PimlipCalculator(load(run, difference=True, **options), device=device, skin=skin) for run in runs
+        _native(run, device=device, skin=skin, options=options)
+        if str(run).endswith(SUFFIX)
+        else PimlipCalculator(load(run, difference=True, **options), device=device, skin=skin)
+        for run in runs
     ]
-    baselines = {baseline_of(run) for run in runs}
+    baselines = {None if str(run).endswith(SUFFIX) else baseline_of(run) for run in runs}
     if len(members) == 1:
         return with_baseline(members[0], baselines)
     from pimlip_zoo.deploy.committee import CommitteeCalculator
 
     return with_baseline(CommitteeCalculator(members), baselines)
+
+
+def _native(path: str | Path, *, device: str, skin: float, options: dict[str, Any]) -> Calculator:
+    from pimlip_zoo.deploy.native.calculator import NativeCalculator
+    from pimlip_zoo.errors import InputError
+
+    if device not in ("cpu", "auto"):
+        raise InputError(
+            f"a native model computes on the CPU, not on {device}",
+            file=path,
+            mend="use the run, or --format aot",
+        )
+    if options:
+        raise InputError(
+            f"a native model has no option {min(options)}", file=path, mend="export it as it should be"
+        )
+    return NativeCalculator(path, skin=skin)

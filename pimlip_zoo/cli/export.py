@@ -27,6 +27,7 @@ class ExportFormat(str, Enum):
     torchscript = "torchscript"
     aot = "aot"
     native = "native"
+    checkpoint = "checkpoint"
     mliap = "mliap"
 
 
@@ -40,7 +41,8 @@ class Precision(str, Enum):
 _SUFFIX = {
     ExportFormat.torchscript: ".nequip.pth",
     ExportFormat.aot: ".nequip.pt2",
-    ExportFormat.native: ".ckpt",
+    ExportFormat.native: ".pimlip",
+    ExportFormat.checkpoint: ".ckpt",
     ExportFormat.mliap: ".mliap.pkl",
 }
 
@@ -52,8 +54,9 @@ def export_command(
         ExportFormat,
         typer.Option(
             help="torchscript: for pair_style pimlip, nequip and allegro; aot: the same, compiled for this "
-            "kind of machine; native: a checkpoint for Python, without the state of the training; mliap: a pickle "
-            "for LAMMPS' own pair_style mliap, strictly local models only."
+            "kind of machine; native: C and weights, compiled where it is used, for ASE and pair_style pimlip "
+            "without torch; checkpoint: for Python, without the state of the training; mliap: a pickle for LAMMPS' "
+            "own pair_style mliap, strictly local models only."
         ),
     ] = ExportFormat.torchscript,
     output: Annotated[
@@ -84,7 +87,7 @@ def export_command(
         console.print(
             f"in LAMMPS: pair_style mliap unified {report.path.name}\n           pair_coeff * * {names}"
         )
-    elif format is not ExportFormat.native:
+    elif format is not ExportFormat.checkpoint:
         console.print(f"in LAMMPS: pair_style pimlip\n           pair_coeff * * {report.path.name} {names}")
 
 
@@ -125,10 +128,20 @@ def export_potential(
         from pimlip_zoo.deploy.mliap import export_mliap
 
         return export_mliap(potential, target, name=name, dtype=wanted, training=training)
-    return _export_native(potential, target, dtype=wanted)
+    if target.suffix == ".ckpt" and format is ExportFormat.native:
+        raise InputError(
+            "a native model is no checkpoint",
+            file=target,
+            mend="end the name in .pimlip, or use --format checkpoint",
+        )
+    if format is ExportFormat.native:
+        from pimlip_zoo.deploy.native.export import export_native
+
+        return export_native(potential, target, name=name, dtype=wanted, training=training)
+    return _export_checkpoint(potential, target, dtype=wanted)
 
 
-def _export_native(potential: Potential, target: Path, *, dtype: torch.dtype | None) -> ExportReport:
+def _export_checkpoint(potential: Potential, target: Path, *, dtype: torch.dtype | None) -> ExportReport:
     """The checkpoint that ``load_potential`` reads, with the weights alone."""
     import time
 

@@ -16,7 +16,7 @@ app = typer.Typer(
     name="lammps", help="Build the LAMMPS plugin, write input scripts, check models.", no_args_is_help=True
 )
 
-MODEL_SUFFIXES = (".pth", ".pt2")
+MODEL_SUFFIXES = (".pth", ".pt2", ".pimlip")
 
 
 class Ensemble(str, Enum):

@@ -1,9 +1,8 @@
-"""Neighbour lists with any periodicity, and the graph sample that a model takes."""
+"""Frames as the graphs that a model takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,11 +10,12 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.alike import groups_of_alike
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.datasets.pairs import FEW_ATOMS, neighbour_list, species_indices
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
 
 __all__ = ["complete_cell", "frame_to_sample", "frames_to_batch", "neighbour_list", "species_indices"]
 
+<<<<<<< HEAD
 _FEW_ATOMS = 48
 
 
@@ -73,6 +73,8 @@ def species_indices(numbers: NDArray[np.int64], species: Sequence[str]) -> NDArr
         )
     return indices
 
+=======
+>>>>>>> 294647f (export --format native, its ASE calculator without torch; checkpoint for what was called native)
 
 def frame_to_sample(frame: Frame, species: Sequence[str], cutoff: float) -> Batch:
     """A frame as a batch of one: the graph within the cutoff, labels with NaN where there is none.
@@ -151,7 +153,7 @@ def _edges_of(
     frames: Sequence[Frame], first: NDArray[np.int64], cutoff: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Edges of all frames, whose atoms start at ``first``, sorted by centre."""
-    groups, others = groups_of_alike(frames, _FEW_ATOMS)
+    groups, others = groups_of_alike(frames, FEW_ATOMS)
     pairs, shifts = [np.zeros((2, 0), dtype=np.int64)], [np.zeros((0, 3))]
     for group in groups:
         near = group.squared_distances() < cutoff * cutoff
@@ -169,6 +171,7 @@ def _edges_of(
         return edges, shift
     order = np.argsort(edges[0], kind="stable")
     return edges[:, order], shift[order]
+<<<<<<< HEAD
 
 
 @lru_cache(maxsize=64)
@@ -214,3 +217,5 @@ def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[
         for axis, direction in zip(open_axes, basis, strict=True):
             box[axis] = direction
     return box
+=======
+>>>>>>> 294647f (export --format native, its ASE calculator without torch; checkpoint for what was called native)

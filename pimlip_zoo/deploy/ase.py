@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, all_changes
-from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.neighbours import neighbour_list, species_indices
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.datasets.pairs import species_indices
+from pimlip_zoo.deploy.skin import SkinnedPairs
 from pimlip_zoo.graph import AtomGraph, edge_vectors, graph_to, stress_from_virial
 from pimlip_zoo.models.potential import Potential
 
@@ -22,26 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["PimlipCalculator", "SkinnedNeighbours"]
 
 
-class SkinnedNeighbours:
-    """Neighbour lists that are built with a skin and used until an atom has moved half of it.
-
-    Args:
-        cutoff: Å.
-        skin: Å; 0 builds a list every time.
-    """
-
-    def __init__(self, cutoff: float, skin: float = 0.5) -> None:
-        if not skin >= 0:
-            raise InputError(f"the skin is {skin}", key="skin", mend="give a length >= 0 in Å")
-        self.cutoff, self.skin = cutoff, skin
-        self.builds = 0
-        """How many lists were built."""
-        self._key: tuple[Any, ...] | None = None
-        self._positions: NDArray[np.float64] = np.zeros((0, 3))
-        self._list: tuple[NDArray[np.int64], NDArray[np.float64]] = (
-            np.zeros((2, 0), np.int64),
-            np.zeros((0, 3)),
-        )
+class SkinnedNeighbours(SkinnedPairs):
+    """:class:`SkinnedPairs` as the graphs that models take."""
 
     def graph(self, atoms: Atoms, species: Sequence[str]) -> AtomGraph:
         """The graph of a structure, edges within the cutoff.
@@ -49,23 +30,12 @@ class SkinnedNeighbours:
         Raises:
             InputError: for positions or a cell that are not finite, or an element that the species lack.
         """
-        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
-            raise InputError("a position or the cell is NaN or infinite", key="positions")
-        key = (
-            len(atoms),
-            atoms.numbers.tobytes(),
-            atoms.cell.array.tobytes(),
-            np.asarray(atoms.pbc, dtype=bool).tobytes(),
-        )
-        if key != self._key or self._moved(atoms.positions):
-            self._list = neighbour_list(atoms.positions, atoms.cell.array, atoms.pbc, self.cutoff + self.skin)
-            self._key, self._positions = key, atoms.positions.copy()
-            self.builds += 1
+        edge_index, edge_shift = self.pairs(atoms)
         graph = AtomGraph(
             positions=torch.as_tensor(atoms.positions.astype(np.float64)),
             species=torch.as_tensor(species_indices(atoms.numbers, species)),
-            edge_index=torch.as_tensor(self._list[0]),
-            edge_shift=torch.as_tensor(self._list[1]),
+            edge_index=torch.as_tensor(edge_index),
+            edge_shift=torch.as_tensor(edge_shift),
             cell=torch.as_tensor(np.array(atoms.cell.array, dtype=np.float64)).reshape(1, 3, 3),
             batch=torch.zeros(len(atoms), dtype=torch.int64),
             num_graphs=1,
@@ -74,12 +44,6 @@ class SkinnedNeighbours:
             return graph
         near = edge_vectors(graph).square().sum(dim=1) < self.cutoff**2
         return graph._replace(edge_index=graph.edge_index[:, near], edge_shift=graph.edge_shift[near])
-
-    def _moved(self, positions: NDArray[np.float64]) -> bool:
-        if not len(positions):
-            return False
-        distance = np.square(positions - self._positions).sum(axis=1).max()
-        return bool(distance > (0.5 * self.skin) ** 2)
 
 
 class PimlipCalculator(Calculator):

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pimlip_zoo.deploy.metadata import read_metadata
+from pimlip_zoo.deploy.native.archive import SUFFIX
 from pimlip_zoo.deploy.torchscript import load_torchscript
 
 __all__ = ["load_exported"]
@@ -27,4 +28,9 @@ def load_exported(
         from pimlip_zoo.deploy.aot import load_compiled
 
         return load_compiled(path), metadata
+    if Path(path).suffix == SUFFIX:
+        from pimlip_zoo.deploy.native.export import pair_style_function
+        from pimlip_zoo.deploy.native.library import NativeModel
+
+        return pair_style_function(NativeModel(path)), metadata
     return load_torchscript(path)

@@ -10,12 +10,12 @@ import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pimlip_zoo import __version__
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from pimlip_zoo.models.potential import Potential
 
 __all__ = [
@@ -57,6 +57,8 @@ REQUIRED_KEYS = (
 
 def torch_version() -> str:
     """The version of torch without its build suffix, as C++ sees it."""
+    import torch
+
     return torch.__version__.split("+")[0]
 
 
@@ -142,6 +144,8 @@ def _metadata_entries(archive: zipfile.ZipFile) -> dict[str, str]:
 
 def weights_hash(potential: Potential) -> str:
     """SHA-256 over names and values of all parameters and persistent buffers."""
+    import torch
+
     digest = hashlib.sha256()
     for name, value in sorted(potential.state_dict().items()):
         digest.update(name.encode())

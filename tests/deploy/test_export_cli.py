@@ -40,11 +40,11 @@ def checkpoint(tmp_path_factory) -> Path:
     config = info.configure("small", num_layers=2, channels=2, cutoff=3.0, avg_num_neighbors=8.0)
     path = tmp_path_factory.mktemp("run") / "model.ckpt"
     potential = Potential(info.model(config, ("H", "O")), energy_references=torch.tensor([-1.0, -2.0]))
-    assert export_potential(potential, path, format=ExportFormat.native).path == path
+    assert export_potential(potential, path, format=ExportFormat.checkpoint).path == path
     return path
 
 
-def test_a_native_file_is_a_checkpoint(checkpoint):
+def test_an_exported_checkpoint_is_loaded(checkpoint):
     potential = load_potential(checkpoint)
     assert potential.species == ("H", "O")
     assert potential.energy_references.tolist() == [-1.0, -2.0]

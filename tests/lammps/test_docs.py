@@ -29,7 +29,9 @@ def test_from_a_run_to_a_simulation_in_five_commands(tmp_path, plugin):
     config = info.configure("small", num_layers=2, channels=4, cutoff=4.0, avg_num_neighbors=8.0)
     run = tmp_path / "runs" / "ethanol" / "checkpoints"
     run.mkdir(parents=True)
-    export_potential(Potential(info.model(config, SPECIES)), run / "best.ckpt", format=ExportFormat.native)
+    export_potential(
+        Potential(info.model(config, SPECIES)), run / "best.ckpt", format=ExportFormat.checkpoint
+    )
     molecule("CH3CH2OH").write(tmp_path / "start.xyz")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(

@@ -38,10 +38,10 @@ def source_entry(vector_bytes: int) -> str:
 def write_native(path: Path, content: NativeFile) -> None:
     """Write a file; readers in C++ need no library for zip archives that are not compressed."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for key, value in content.metadata.items():
+        hashes = {source_entry(width): source_hash(source) for width, source in content.sources.items()}
+        for key, value in {**content.metadata, **hashes}.items():
             archive.writestr(f"{_ROOT}/extra/{key}", value)
         for width, source in content.sources.items():
-            archive.writestr(f"{_ROOT}/extra/{source_entry(width)}", source_hash(source))
             archive.writestr(f"{_ROOT}/{source_entry(width)}", source)
         archive.writestr(f"{_ROOT}/weights.bin", content.weights)
 

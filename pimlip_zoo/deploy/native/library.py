@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.deploy.native.archive import read_native, source_hash
 from pimlip_zoo.errors import InputError
 
-__all__ = ["NativeModel", "StructureResult", "machine_level", "num_threads"]
+__all__ = ["NativeModel", "StructureResult", "cache_folder", "machine_level", "num_threads"]
 
 Reals = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -162,7 +162,9 @@ class NativeModel:
         box = index = shift = None
         count = atoms * max(atoms - 1, 0)
         if pairs is not None:
-            index, shift = (np.ascontiguousarray(v, kind) for v, kind in zip(pairs, ("i8", "f8"), strict=True))
+            index, shift = (
+                np.ascontiguousarray(v, kind) for v, kind in zip(pairs, ("i8", "f8"), strict=True)
+            )
             box = np.ascontiguousarray(np.zeros((3, 3)) if cell is None else cell, "f8")
             count = index.shape[1]
         edges = self._library.pimlip_structure(
@@ -201,7 +203,7 @@ def _aligned(count: int) -> NDArray[np.uint8]:
 
 def _load(source: str, level: str, path: str | os.PathLike[str]) -> ctypes.CDLL:
     name = f"native-{source_hash(source)[:32]}-{level}.so"
-    library = _cache_folder() / name
+    library = cache_folder() / name
     if not library.exists():
         _compile(source, _LEVELS[level][1], library, path)
     loaded = ctypes.CDLL(str(library))
@@ -218,7 +220,8 @@ def _load(source: str, level: str, path: str | os.PathLike[str]) -> ctypes.CDLL:
 
 
 @cache
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where compiled models are kept: ``$XDG_CACHE_HOME/pimlip-zoo/kernels`` or the same in ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "pimlip-zoo" / "kernels"
     try:
@@ -232,7 +235,9 @@ def _cache_folder() -> Path:
 
 def _compile(source: str, flags: tuple[str, ...], library: Path, path: str | os.PathLike[str]) -> None:
     chosen = os.environ.get("CC", "").split()
-    compiler = next((c for c in ([chosen] if chosen else [["cc"], ["gcc"], ["clang"]]) if shutil.which(c[0])), None)
+    compiler = next(
+        (c for c in ([chosen] if chosen else [["cc"], ["gcc"], ["clang"]]) if shutil.which(c[0])), None
+    )
     if compiler is None:
         what = f"CC={chosen[0]} is not an executable" if chosen else "there is no C compiler"
         raise InputError(

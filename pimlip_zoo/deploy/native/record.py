@@ -62,7 +62,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.calls: list[_Call] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         reads = _tensors((args, kwargs))
@@ -114,9 +114,7 @@ def _evaluation(potential: Potential) -> Evaluate:
     model, repulsion, dtype = potential.model, potential.repulsion, potential.model.dtype
     found = sweeps_of(model, dtype)
     if found is None:
-        raise InputError(
-            f"{type(model).__name__} cannot be taken apart into steps", key="format", mend=_MEND
-        )
+        raise InputError(f"{type(model).__name__} cannot be taken apart into steps", key="format", mend=_MEND)
     sweeps = found
     sweeps.prepare(training=False)
     scales, references = potential.scale.detach(), potential.energy_references.detach()
@@ -260,7 +258,9 @@ class _Merge:
     def _variable(self) -> set[int]:
         """Storages that depend on the structure."""
         variable = {self.first.number(t) for t in self.first.inputs.values()} | self.of_lists.keys()
-        shapes = list(zip(*([t.untyped_storage().nbytes() for t in s.by_number] for s in self.samples), strict=True))
+        shapes = list(
+            zip(*([t.untyped_storage().nbytes() for t in s.by_number] for s in self.samples), strict=True)
+        )
         variable |= {n for n, sizes in enumerate(shapes) if len(set(sizes)) > 1}
         while True:
             before = len(variable)
@@ -280,6 +280,8 @@ class _Merge:
         if calls[0].name.startswith("empty") or calls[0].name == "new_empty":
             return None
         args = self._fill([call.args for call in calls])
+        if calls[0].name == "copy_" and args[0] == args[1]:  # what Python does after `x[i] += y`
+            return None
         kwargs = self._fill([call.kwargs for call in calls])
         return TensorOp(calls[0].name.strip("_"), args, kwargs, self._view(out))
 
@@ -325,12 +327,12 @@ class _Merge:
         number = self.first.number(first)
         if number in self.of_lists:  # of a type and size of their own
             return View(number, first.dtype, (), (), Size(0))
-        sizes = tuple(self._fit([t.shape[d] for t in tensors]) for d in range(first.dim()))
+        sizes = tuple(self._fit([int(t.shape[d]) for t in tensors]) for d in range(first.dim()))
         strides = tuple(
             Size(0) if size == Size(1) else self._fit([t.stride(d) for t in tensors])
             for d, size in enumerate(sizes)
         )
-        return View(number, first.dtype, sizes, strides, self._fit([t.storage_offset() for t in tensors]))
+        return View(number, first.dtype, sizes, strides, self._fit([int(t.storage_offset()) for t in tensors]))
 
     def _bytes(self, number: int) -> Size:
         return self._fit([s.by_number[number].untyped_storage().nbytes() for s in self.samples])
@@ -349,9 +351,7 @@ class _Merge:
         size = Size(values[0] - atoms * n0 - edges * e0, atoms, edges)
         checked = size.constant + atoms * _SIZES[3][0] + edges * _SIZES[3][1]
         if left or rest or checked != values[3]:
-            raise InputError(
-                "a size in the model is not a sum of atoms and edges", key="format", mend=_MEND
-            )
+            raise InputError("a size in the model is not a sum of atoms and edges", key="format", mend=_MEND)
         return size
 
 
@@ -360,7 +360,11 @@ def _list_sizes(operation: ListsOp) -> dict[str, Size]:
     rows = operation.rows
     if operation.kind == "tiles":
         order = Size(*(4 * part for part in rows))
-        return {"first": Size(8 * rows.constant + 1024, 8 * rows.atoms, 8 * rows.edges), "order": order, "species": order._replace(constant=order.constant + 1024)}
+        return {
+            "first": Size(8 * rows.constant + 1024, 8 * rows.atoms, 8 * rows.edges),
+            "order": order,
+            "species": order._replace(constant=order.constant + 1024),
+        }
     assert operation.source is not None
     each = Size(*(4 * part for part in operation.source.sizes[-1]))
     first = Size(8 * rows.constant + 8, 8 * rows.atoms, 8 * rows.edges)
@@ -388,4 +392,4 @@ def _flat(tensor: Tensor) -> Tensor:
     """All that is in a tensor's storage."""
     storage = tensor.detach().untyped_storage()
     out = torch.empty(0, dtype=tensor.dtype)
-    return out.set_(storage)  # type: ignore[call-overload]
+    return out.set_(storage)

@@ -108,7 +108,7 @@ def _defined(item: str) -> str | None:
     if item.startswith("#include"):
         return None
     if item.startswith("#define"):
-        return item.split()[1].split("(")[0]
+        return item.split()[1].split("(", maxsplit=1)[0]
     plain = _ATTRIBUTE.sub(" ", item)
     if plain.lstrip().startswith("typedef"):
         return re.findall(r"\w+", plain)[-1]
@@ -134,11 +134,11 @@ def _lists(op: ListsOp) -> list[str]:
         names = ("centre", "neighbour", "first_c", "first_n", "row_n", "slot_n")
         out = ", ".join(f"b{op.out[name].buffer}" if name in op.out else "0" for name in names)
         stride = op.source.strides[0].text
-        return [
-            f"native_edge_lists({op.rows.text}, {op.source.sizes[-1].text}, {pointer(op.source)}, "
-            f"{pointer(op.source)} + {stride}, {out});"
-        ]
-    out = ", ".join(f"b{op.out[name].buffer}" if name in op.out else "0" for name in ("first", "order", "species"))
+        sizes = f"{op.rows.text}, {op.source.sizes[-1].text}"
+        return [f"native_edge_lists({sizes}, {pointer(op.source)}, {pointer(op.source)} + {stride}, {out});"]
+    out = ", ".join(
+        f"b{op.out[name].buffer}" if name in op.out else "0" for name in ("first", "order", "species")
+    )
     source = "0" if op.source is None else pointer(op.source)
     return [
         f"const int64_t tiles{op.number} = native_row_tiles({op.rows.text}, NUM_SPECIES, {TILE}, {source}, {out});"

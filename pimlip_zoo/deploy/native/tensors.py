@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ _FORMULAS = {
     "addcmul": "{0} + {value} * {1} * {2}",
     "clone": "{0}",
     "to_copy": "{0}",
-    "copy": "{1}",
+    "copy": "{0}",
     "tanh_backward": "{0} * (1 - {1} * {1})",
     "sigmoid_backward": "{0} * {1} * (1 - {1})",
     "silu_backward": "{0} * (1 + {1} * (1 - 1 / (1 + F(exp)(-{1})))) / (1 + F(exp)(-{1}))",
@@ -166,37 +167,23 @@ def _each(out: View, text: str, inputs: Sequence[View], *, cast: str = "") -> Li
 
 
 def _elementwise(op: TensorOp) -> Lines:
-    views = [a for a in op.args if isinstance(a, View)]
-    kind = op.out.dtype
-    if op.name in _COMPARISONS:
-        kind = _common(op.args)
-    if op.name == "div" and op.kwargs.get("rounding_mode") is not None:
+    if op.kwargs.get("rounding_mode") is not None:
         raise InputError("rounded division has no native form", key="format")
-    parts, number = [], 0
-    for argument in op.args:
-        if isinstance(argument, View):
-            parts.append(f"{{{number}}}")
-            number += 1
-        elif isinstance(argument, (int, float)):
-            parts.append(f"(({C_TYPES[kind]}){_number(argument)})")
-    text = _FORMULAS[op.name]
+    kind = _common(op.args) if op.name in _COMPARISONS else op.out.dtype
+    # The first argument of copy is where it goes.
+    arguments = [a for a in op.args if isinstance(a, (View, int, float))][1 if op.name == "copy" else 0 :]
+    views = [a for a in arguments if isinstance(a, View)]
+    numbers = iter(range(len(views)))
+    parts = [
+        f"{{{next(numbers)}}}" if isinstance(a, View) else f"(({C_TYPES[kind]}){_number(a)})"
+        for a in arguments
+    ]
+    formula = _FORMULAS[op.name]
     if op.name == "pow" and not isinstance(op.args[1], View):
-        text = _power(op.args[1])
-    if op.name == "copy":  # the first argument is where it goes
-        views, parts, text = views[1:], ["{0}"], "{0}"
-    factor = op.kwargs.get("alpha", op.kwargs.get("value", 1))
-    text = text.replace("F(", "f(").replace("{alpha} * ", "" if factor == 1 else f"{_number(factor)} * ")
-    text = text.replace("{value} * ", "" if factor == 1 else f"{_number(factor)} * ")
+        formula = _power(op.args[1])
+    factors = {name: _number(op.kwargs.get(name, 1)) for name in ("alpha", "value")}
     suffix = "f" if kind == torch.float32 else ""
-    for name in ("pow", "sqrt", "exp", "log1p", "log", "sin", "cos", "tanh", "erf", "fabs"):
-        text = text.replace(f"f({name})", f"{name}{suffix}")
-    for place, part in enumerate(parts):
-        text = text.replace(f"{{{place}}}", f"\0{place}\0")
-        del part
-    for place, part in enumerate(parts):
-        text = text.replace(f"\0{place}\0", part)
-    if op.name in ("where", "masked_fill"):  # the condition keeps its type: no cast changes whether it holds
-        kind = op.out.dtype
+    text = re.sub(r"F\((\w+)\)", rf"\g<1>{suffix}", formula.format(*parts, **factors))
     return _each(op.out, text, views, cast=C_TYPES[kind])
 
 
@@ -226,7 +213,9 @@ def _arange(op: TensorOp) -> Lines:
 def _part(view: View, dim: int, start: Size, size: Size) -> View:
     """A slice along one dimension."""
     sizes = tuple(size if d == dim else s for d, s in enumerate(view.sizes))
-    return View(view.buffer, view.dtype, sizes, view.strides, _sum(view.offset, _times(start, view.strides[dim])))
+    return View(
+        view.buffer, view.dtype, sizes, view.strides, _sum(view.offset, _times(start, view.strides[dim]))
+    )
 
 
 def _chosen(view: View, dim: int, index: int) -> View:
@@ -321,11 +310,9 @@ def _index_put(op: TensorOp) -> Lines:
     view, (place, index), values = op.args[0], _rows(op.args[1]), op.args[2]
     accumulate = op.args[3] if len(op.args) > 3 else op.kwargs.get("accumulate", False)
     lines = [] if op.out.buffer == view.buffer else _copy(op.out, view)
-    count = len(index.sizes)
     sizes = (*view.sizes[:place], *index.sizes, *view.sizes[place + 1 :])
     over = View(values.buffer, values.dtype, sizes, (Size(0),) * len(sizes), Size(0))
     names, sign = _names(over), "+=" if accumulate else "="
-    del count
     target = _gathered(op.out, place, index, names)
     return [*lines, *_nest(over, names, [f"{target} {sign} {_index(values, names)};"], parallel=False)]
 

@@ -1,0 +1,69 @@
+"""A native model as an ASE calculator; needs no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+
+from pimlip_zoo.datasets.pairs import species_indices
+from pimlip_zoo.deploy.native.library import NativeModel
+from pimlip_zoo.deploy.skin import SkinnedPairs, check_finite
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["NativeCalculator"]
+
+_FEW_ATOMS = 200
+"""Up to so many atoms without periodic images, the model looks at all distances itself."""
+
+
+class NativeCalculator(Calculator):
+    """Energy, atomic energies, forces and stress of a native model, in ASE's units (eV, Å).
+
+    Args:
+        path: a file of ``pimlip-zoo export --format native``.
+        skin: Å, how far neighbour lists reach beyond the cutoff, to be used again in molecular dynamics.
+        threads: ``$OMP_NUM_THREADS``, or as many as there are cores, by default.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, skin: float = 0.5, threads: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = NativeModel(path, threads=threads)
+        self.neighbours = SkinnedPairs(self.model.cutoff, skin)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy", "forces"),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Compute everything; called by ASE."""
+        super().calculate(atoms, properties, system_changes)
+        structure = self.atoms
+        species = species_indices(structure.numbers, self.model.species)
+        pairs = None
+        if len(structure) > _FEW_ATOMS or structure.pbc.any():
+            pairs = self.neighbours.pairs(structure)
+        else:
+            check_finite(structure)
+        cell = structure.cell.array
+        found = self.model.structure(structure.positions, species, cell, pairs)
+        energy = float(found.energies.sum())
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": found.energies,
+            "forces": found.forces,
+        }
+        volume = abs(np.linalg.det(cell)) if cell.any() else 0.0
+        if volume > 0:
+            self.results["stress"] = -found.virial.reshape(9)[[0, 4, 8, 5, 2, 1]] / volume

@@ -1,0 +1,73 @@
+"""Neighbour lists that outlive a step of molecular dynamics; without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.pairs import neighbour_list
+from pimlip_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["SkinnedPairs", "check_finite"]
+
+
+class SkinnedPairs:
+    """Neighbour lists that are built with a skin and used until an atom has moved half of it.
+
+    Args:
+        cutoff: Å.
+        skin: Å; 0 builds a list every time.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.5) -> None:
+        if not skin >= 0:
+            raise InputError(f"the skin is {skin}", key="skin", mend="give a length >= 0 in Å")
+        self.cutoff, self.skin = cutoff, skin
+        self.builds = 0
+        """How many lists were built."""
+        self._key: tuple[Any, ...] | None = None
+        self._positions: NDArray[np.float64] = np.zeros((0, 3))
+        self._list: tuple[NDArray[np.int64], NDArray[np.float64]] = (
+            np.zeros((2, 0), np.int64),
+            np.zeros((0, 3)),
+        )
+
+    def pairs(self, atoms: Atoms) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """All pairs within the cutoff, and some up to the skin beyond: index (2, P), shift (P, 3).
+
+        Raises:
+            InputError: for positions or a cell that are not finite.
+        """
+        check_finite(atoms)
+        key = (
+            len(atoms),
+            atoms.numbers.tobytes(),
+            atoms.cell.array.tobytes(),
+            np.asarray(atoms.pbc, dtype=bool).tobytes(),
+        )
+        if key != self._key or self._moved(atoms.positions):
+            self._list = neighbour_list(atoms.positions, atoms.cell.array, atoms.pbc, self.cutoff + self.skin)
+            self._key, self._positions = key, atoms.positions.copy()
+            self.builds += 1
+        return self._list
+
+    def _moved(self, positions: NDArray[np.float64]) -> bool:
+        if not len(positions):
+            return False
+        distance = np.square(positions - self._positions).sum(axis=1).max()
+        return bool(distance > (0.5 * self.skin) ** 2)
+
+
+def check_finite(atoms: Atoms) -> None:
+    """Refuse positions or a cell that are NaN or infinite.
+
+    Raises:
+        InputError: for these.
+    """
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+        raise InputError("a position or the cell is NaN or infinite", key="positions")
