@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["FEW_ATOMS", "neighbour_list", "species_indices"]
+__all__ = ["FEW_ATOMS", "complete_cell", "neighbour_list", "species_indices"]
 
 FEW_ATOMS = 48
 """Up to so many atoms without periodic images, all their distances are computed."""
@@ -37,7 +37,7 @@ def neighbour_list(
         return _all_pairs(np.asarray(positions, dtype=np.float64).reshape(-1, 3), cutoff)
     from vesin import NeighborList
 
-    box = _complete_cell(cell, pbc)
+    box = complete_cell(cell, pbc)
     calculator = NeighborList(cutoff=float(cutoff), full_list=True, sorted=True)
     i, j, shift = calculator.compute(
         points=np.ascontiguousarray(positions, dtype=np.float64),
@@ -93,7 +93,7 @@ def _all_pairs(
     return edge_index, np.zeros((edge_index.shape[1], 3))
 
 
-def _complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
+def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
     """A cell of full rank: vectors of directions that are not periodic are chosen orthogonal where missing."""
     box = np.array(cell, dtype=np.float64).reshape(3, 3).copy()
     lengths = np.linalg.norm(box, axis=1)

@@ -109,14 +109,15 @@ def record(potential: Potential) -> Program:
 def _evaluation(potential: Potential) -> Evaluate:
     """(vectors, edge_index, species, is_local) -> energies and edge gradient, by sweeps."""
     from pimlip_zoo.graph import AtomGraph
-    from pimlip_zoo.nn.sweeps import sweeps_of
+    from pimlip_zoo.nn.sweeps.run import Sweeps
+    from pimlip_zoo.nn.sweeps.trace import trace_model
 
     model, repulsion, dtype = potential.model, potential.repulsion, potential.model.dtype
-    found = sweeps_of(model, dtype)
-    if found is None:
+    trace = trace_model(model)
+    if trace is None:
         raise InputError(f"{type(model).__name__} cannot be taken apart into steps", key="format", mend=_MEND)
-    sweeps = found
-    sweeps.prepare(training=False)
+    # How many pairs of opposite edges there are is no sum of atoms and edges.
+    sweeps = Sweeps(model, trace, share=False).prepare(training=False)
     scales, references = potential.scale.detach(), potential.energy_references.detach()
 
     def evaluate(
@@ -332,7 +333,9 @@ class _Merge:
             Size(0) if size == Size(1) else self._fit([t.stride(d) for t in tensors])
             for d, size in enumerate(sizes)
         )
-        return View(number, first.dtype, sizes, strides, self._fit([int(t.storage_offset()) for t in tensors]))
+        return View(
+            number, first.dtype, sizes, strides, self._fit([int(t.storage_offset()) for t in tensors])
+        )
 
     def _bytes(self, number: int) -> Size:
         return self._fit([s.by_number[number].untyped_storage().nbytes() for s in self.samples])

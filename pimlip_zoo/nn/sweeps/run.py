@@ -127,10 +127,12 @@ class Sweeps:
     Args:
         model: the architecture.
         trace: its steps.
+        share: let opposite edges share what is made from their length, where that is possible.
     """
 
-    def __init__(self, model: nn.Module, trace: Trace) -> None:
-        share_radial(trace)
+    def __init__(self, model: nn.Module, trace: Trace, *, share: bool = True) -> None:
+        if share:
+            share_radial(trace)
         # Not the model itself: whoever knows its sweeps by the model would keep it alive.
         self.trace = trace
         self._fills = [(_filler(step.call.args), _filler(step.call.kwargs)) for step in trace.steps]
