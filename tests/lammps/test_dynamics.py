@@ -171,18 +171,39 @@ def test_npt_finds_the_volume_without_pressure(tmp_path, plugin, exported):
     assert abs(rows[0, 4] ** (1 / 3) / 3 - ground) > 0.05  # it had to look for it
 
 
-@pytest.mark.slow
-def test_npt_with_a_model_trained_on_the_builtin_alloys(tmp_path, plugin):
-    run, data = tmp_path / "run", "builtin:cual-emt"
+@pytest.fixture(scope="module")
+def alloy(tmp_path_factory):
+    """A run trained on the built-in alloys."""
+    run, data = tmp_path_factory.mktemp("alloy") / "run", "builtin:cual-emt"
     words = f"train --model nequip --data {data} --valid {data}/valid --max-steps 800 --set model.channels=8"
     command = [sys.executable, "-m", "pimlip_zoo", *words.split(), "--out", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    potential = load_potential(run)
-    model = export_torchscript(potential, tmp_path / "alloy.nequip.pth", dtype=torch.float64).path
+    return load_potential(run)
+
+
+@pytest.mark.slow
+def test_nve_with_a_trained_model_in_float32_keeps_the_energy(tmp_path, plugin, alloy):
+    model = export_torchscript(alloy, tmp_path / "alloy.nequip.pth", dtype=torch.float32).path
+    atoms = bulk("Cu", cubic=True, a=3.7) * (3, 3, 3)
+    atoms.symbols[::4] = "Al"
+    write_data(tmp_path / "structure.data", in_lammps_axes(atoms), alloy.species)
+    settings = {"fix": "velocity all create 300 1\nfix integrate all nve", "timestep": 0.001, "skin": 1.0}
+    rows, _ = dynamics(
+        tmp_path, plugin, style=style(model, alloy.species), every=10, run="run 1000", **settings
+    )
+    drift = np.polyfit(rows[:, 0] * 1e-6, rows[:, 1] / len(atoms), 1)[0]  # eV/atom/ns
+    kinetic = rows[:, 1] - rows[:, 2]
+    assert np.ptp(kinetic / len(atoms)) > 1e-2  # something happened
+    assert abs(drift) * 1000 < 1.0, f"{1000 * drift:.3f} meV/atom/ns"
+
+
+@pytest.mark.slow
+def test_npt_with_a_model_trained_on_the_builtin_alloys(tmp_path, plugin, alloy):
+    model = export_torchscript(alloy, tmp_path / "alloy.nequip.pth", dtype=torch.float64).path
     atoms = bulk("Cu", cubic=True, a=3.85) * (3, 3, 3)
     atoms.symbols[::4] = "Al"
-    species = potential.species
+    species = alloy.species
     write_data(tmp_path / "structure.data", in_lammps_axes(atoms), species)
     dump = "dump frames all custom 50 frames.txt id type x y z\ndump_modify frames sort id format float %.17g"
     rows, _ = dynamics(
