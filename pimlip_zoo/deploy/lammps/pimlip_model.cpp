@@ -50,7 +50,7 @@ bool ends_with(const std::string &text, const std::string &ending)
 }
 
 // Every evaluation allocates and frees arrays of the same sizes. By default glibc gives large ones back to the
-// system each time, and the kernel clears all their pages again: a third of a step and more.
+// system each time, and the kernel clears all their pages again: a fifth to two fifths of a step.
 void keep_freed_memory()
 {
 #ifdef __GLIBC__
