@@ -24,15 +24,20 @@ class CpuConvolution:
         form: what is computed.
         channels: C.
         dtype: float32 or float64.
-
-    Raises:
-        CompilerError: when the first kernel cannot be built.
     """
 
     def __init__(self, form: TrilinearForm, channels: int, dtype: torch.dtype) -> None:
         self.form, self.channels, self.dtype = form, channels, dtype
         self.library = KernelLibrary(self._source, dtype)
+
+    def prepared(self) -> CpuConvolution:
+        """Itself, with the first kernel built.
+
+        Raises:
+            CompilerError: when it cannot be.
+        """
         self.prepare(FORWARD)
+        return self
 
     def prepare(self, *kernels: NodeSum | EdgeSum) -> None:
         """Compile these kernels, several at a time."""

@@ -182,7 +182,7 @@ def convolve(
     if backend == "triton":
         sums = triton_convolution(form, int(x.shape[2]), x.dtype)
     elif backend == "cpu":
-        sums = or_reference(lambda: cpu.cpu_convolution(form, int(x.shape[2]), x.dtype))
+        sums = or_reference(lambda: cpu.cpu_convolution(form, int(x.shape[2]), x.dtype).prepared())
     if sums is None:
         return reference(x, harmonics, weights, edge_index)
     edges = edge_lists(edge_index, int(x.shape[0]))

@@ -85,6 +85,8 @@ class Block:
     def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
         """Work to be done before the first sweep, such as compiling kernels, by a key under which it is done once.
 
+        Of the kernels of the last sweep, those for a loss on forces; others are compiled when they are needed.
+
         Raises:
             CompilerError: the work does, when a kernel cannot be built.
         """

@@ -65,7 +65,6 @@ class TrilinearBlock(Block):
         wanted: list[Kernel] = [_FORWARD, *_adjoint(self.geometric)]
         if training:
             wanted += [_tangent(self.geometric), *_second(self.geometric, self.trainable, with_g=True)]
-            wanted += _second(self.geometric, self.trainable, with_g=False)
         wanted = [_for_rows(kernel, self.paired) for kernel in wanted]
         return {(self.form, channels, kernel): partial(self._build, channels, kernel) for kernel in wanted}
 

@@ -39,7 +39,7 @@ class LinearMapBlock(Block):
         if any(self.call.geometric):
             wanted.append(_ADJOINT)
         if training:
-            wanted += [self._plain, *([self._second] if any(self.call.geometric) else [])]
+            wanted.append(self._second if any(self.call.geometric) else self._plain)
         return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
 
     def _build(self, kernel: Hashable) -> None:

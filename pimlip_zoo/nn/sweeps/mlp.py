@@ -39,7 +39,7 @@ class MLPBlock(Block):
         return cpu_mlp(self.form, self.call.dtype)
 
     def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        wanted = [_FORWARD, _ADJOINT, *((_TANGENT, self._plain, self._second) if training else ())]
+        wanted = [_FORWARD, _ADJOINT, *((_TANGENT, self._second) if training else ())]
         return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
 
     def _build(self, kernel: Hashable) -> None:

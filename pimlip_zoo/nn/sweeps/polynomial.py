@@ -28,7 +28,7 @@ class PolynomialBlock(Block):
     channels: int
 
     def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        wanted = [_FORWARD, _ADJOINT, *((_TANGENT, _PLAIN, _SECOND) if training else ())]
+        wanted = [_FORWARD, _ADJOINT, *((_TANGENT, _SECOND) if training else ())]
         return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
 
     def _build(self, kernel: Hashable) -> None:
