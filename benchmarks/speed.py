@@ -82,6 +82,8 @@ def main() -> int:
     one.add_argument("--dtype", default="float32", choices=("float32", "float64"))
     one.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     one.add_argument("--seconds", type=float, default=4.0, help="how long to repeat")
+    one.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
+    one.add_argument("--repeat", type=int, default=1, help="inferbox: repeat the box along each axis")
     one.add_argument("--profile", action="store_true", help="print where the time goes instead")
     both = commands.add_parser("compare", help="ours and the peers' alternately, a table of ratios")
     both.add_argument("--models", nargs="+", default=["nequip", "allegro", "mace"])
@@ -118,29 +120,38 @@ def case(options: argparse.Namespace) -> int:
     import torch
 
     torch.set_num_threads(options.threads)
-    potential = build(options)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(f"skipped {options.model} {options.task}: torch sees no GPU", file=sys.stderr)
+        return SKIPPED
+    potential = build(options).to(device)
     record = {
         "peer": f"pimlip-zoo/{options.model}",
-        **{key: getattr(options, key) for key in ("size", "dtype", "task")},
+        **{key: getattr(options, key) for key in ("size", "dtype", "task", "device")},
         "mode": os.environ.get("PIMLIP_ZOO_KERNELS", "auto"),
         "params": sum(p.numel() for p in potential.model.parameters()),
         "t_import_s": round(time.perf_counter() - started, 2),
         "calib0": calibration(),
     }
     if options.task.startswith("train"):
-        step, record["edges"], record["natoms"] = training_step(potential, source, int(options.task[5:]))
+        step, record["edges"], record["natoms"] = training_step(
+            potential, source, int(options.task[5:]), device
+        )
         if options.profile:
             return _profile(step)
-        record.update(timed(step, options.seconds))
+        record.update(timed(step, options.seconds, device))
     else:
-        predict, record["edges"], record["natoms"] = prediction(potential, source)
+        predict, record["edges"], record["natoms"] = prediction(potential, source, options.repeat, device)
         if options.profile:
             return _profile(predict)
-        record["bare"] = timed(predict, options.seconds)
-        if (through_ase := ase_prediction(potential, source)) is not None:
-            record["ase"] = timed(through_ase, options.seconds)
+        record["bare"] = timed(predict, options.seconds, device)
+        through_ase = ase_prediction(potential, source, options.repeat, device)
+        record["ase"] = timed(through_ase, options.seconds, device)
     record["calib1"] = calibration()
     record["rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    if device.type == "cuda":
+        record["gpu"] = torch.cuda.get_device_name(device)
+        record["gpu_mb"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     record.update(threads=torch.get_num_threads(), torch=torch.__version__, load=os.getloadavg()[0])
     print(json.dumps(record), flush=True)
     return 0
@@ -163,14 +174,15 @@ def build(options: argparse.Namespace):
     )
 
 
-def samples(source: Path, count: int):
+def samples(source: Path, count: int, repeat: int = 1):
     from ase.io import read
 
     from pimlip_zoo.datasets.frame import Frame
     from pimlip_zoo.datasets.neighbours import frame_to_sample
 
     made = []
-    for atoms in read(source, f":{count}"):
+    for found in read(source, f":{count}"):
+        atoms = found.repeat(repeat) if repeat > 1 else found
         labels = atoms.calc.results if atoms.calc is not None else {}
         frame = Frame(
             numbers=atoms.numbers,
@@ -184,32 +196,38 @@ def samples(source: Path, count: int):
     return made
 
 
-def training_step(potential, source: Path, size: int):
+def training_step(potential, source: Path, size: int, device):
     import torch
 
-    from pimlip_zoo.graph import collate
+    from pimlip_zoo.graph import collate, graph_to
 
     frames = samples(source, 4 * size)
-    batches = [collate(frames[i * size : (i + 1) * size]) for i in range(4)]
+    batches = []
+    for i in range(4):
+        batch = collate(frames[i * size : (i + 1) * size])
+        labels = (batch.labels.energy.to(device), batch.labels.forces.to(device))
+        batches.append((graph_to(batch.graph, device), *labels))
     optimizer = torch.optim.Adam([p for p in potential.parameters() if p.requires_grad], lr=1e-3, fused=True)
     potential.train()
 
     def step(i: int) -> None:
-        batch = batches[i % len(batches)]
+        graph, energies, forces = batches[i % len(batches)]
         optimizer.zero_grad(set_to_none=True)
-        predicted = potential(batch.graph, virial=False)
-        energy = (((predicted.energy - batch.labels.energy) / ATOMS) ** 2).mean()
-        loss = energy + ((predicted.forces - batch.labels.forces) ** 2).mean()
+        predicted = potential(graph, virial=False)
+        energy = (((predicted.energy - energies) / ATOMS) ** 2).mean()
+        loss = energy + ((predicted.forces - forces) ** 2).mean()
         loss.backward()
         optimizer.step()
 
-    return step, int(batches[0].graph.edge_index.shape[1]), len(batches[0].graph.positions)
+    return step, int(batches[0][0].edge_index.shape[1]), len(batches[0][0].positions)
 
 
-def prediction(potential, source: Path):
+def prediction(potential, source: Path, repeat: int, device):
     import torch
 
-    graph = samples(source, 1)[0].graph
+    from pimlip_zoo.graph import graph_to
+
+    graph = graph_to(samples(source, 1, repeat)[0].graph, device)
     potential.eval().requires_grad_(False)
 
     def predict(_: int) -> None:
@@ -219,15 +237,15 @@ def prediction(potential, source: Path):
     return predict, int(graph.edge_index.shape[1]), len(graph.positions)
 
 
-def ase_prediction(potential, source: Path):
+def ase_prediction(potential, source: Path, repeat: int, device):
     """Energy and forces through the ASE calculator with moving atoms, neighbour list included."""
     import numpy as np
     from ase.io import read
 
     from pimlip_zoo.deploy.ase import PimlipCalculator
 
-    atoms = read(source, "0")
-    atoms.calc = PimlipCalculator(potential)
+    atoms = read(source, "0").repeat(repeat)
+    atoms.calc = PimlipCalculator(potential, device=device)
     start, random = atoms.positions.copy(), np.random.RandomState(0)
 
     def predict(_: int) -> None:
@@ -238,17 +256,23 @@ def ase_prediction(potential, source: Path):
     return predict
 
 
-def timed(function, seconds: float, least: int = 4, most: int = 200) -> dict[str, float]:
+def timed(function, seconds: float, device, least: int = 4, most: int = 200) -> dict[str, float]:
     """Median and minimum of repeated calls; the first call apart, since it compiles what is missing."""
+    import torch
+
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     begun = time.perf_counter()
     function(0)
+    wait()
     first = time.perf_counter() - begun
     for i in range(1, 4):
         function(i)
+    wait()
     wall, cpu, begun = [], [], time.perf_counter()
     while len(wall) < least or (time.perf_counter() - begun < seconds and len(wall) < most):
         c, w = time.process_time(), time.perf_counter()
         function(len(wall))
+        wait()
         wall.append(1e3 * (time.perf_counter() - w))
         cpu.append(1e3 * (time.process_time() - c))
     return {
@@ -284,7 +308,7 @@ def _profile(function) -> int:
 
     for i in range(5):
         function(i)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=None) as profile:
         for i in range(10):
             function(i)
     print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=48))
