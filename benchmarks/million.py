@@ -64,10 +64,10 @@ def verify(store):
     FrameStore(store).verify()
 
 
-def train(store, run, count, batch, workers):
+def train(store, run, count, batch, workers, limit):
     from pimlip_zoo.cli import main
 
-    steps = -(-(count - count // 100) // batch)
+    steps = min(-(-(count - count // 100) // batch), limit)
     options = [
         f"data.batch_size={batch}",
         "data.valid_fraction=0.01",
@@ -86,6 +86,16 @@ def train(store, run, count, batch, workers):
     main()
 
 
+def own_memory(process):
+    """MB of a process now, without the pages of files that it has mapped (the store's, mostly)."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")]
+    return round(int(found[0]) / 1024) if found else 0
+
+
 def stage(folder, name, count, work, *arguments):
     """Do a stage in a process of its own, unless its result is there."""
     result = folder / f"{name}.json"
@@ -101,7 +111,11 @@ def stage(folder, name, count, work, *arguments):
                 code = int(end.code or 0)
             finally:
                 os._exit(code)
-        _, status, used = os.wait4(child, 0)
+        own, done = 0, 0
+        while not done:
+            own = max(own, own_memory(child))
+            time.sleep(0.2)
+            done, status, used = os.wait4(child, os.WNOHANG)
         if status:
             raise SystemExit(f"{name} ended with status {status}; the same command goes on")
         cpu, wall = used.ru_utime + used.ru_stime, time.perf_counter() - started
@@ -112,6 +126,7 @@ def stage(folder, name, count, work, *arguments):
             "cpu_s": round(cpu, 1),
             "wall_s": round(wall, 1),
             "peak_mb": round(used.ru_maxrss / 1024),
+            "peak_without_mapped_files_mb": own,
             "load": round(os.getloadavg()[0], 1),
         }
         result.write_text(json.dumps(line))
@@ -125,6 +140,7 @@ def main():
     parser.add_argument("--batch", type=int, default=500)
     parser.add_argument("--shard", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=10**9, help="stop the training early")
     parser.add_argument("--remove", action="store_true", help="remove the folder afterwards")
     a = parser.parse_args()
     a.folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +148,7 @@ def main():
     stage(a.folder, "make", a.count, make, source, a.count)
     stage(a.folder, "convert", a.count, convert, source, store, a.shard)
     stage(a.folder, "verify", a.count, verify, store)
-    stage(a.folder, "train", a.count, train, store, a.folder / "run", a.count, a.batch, a.workers)
+    stage(a.folder, "train", a.count, train, store, a.folder / "run", a.count, a.batch, a.workers, a.steps)
     if a.remove:
         shutil.rmtree(a.folder)
 

@@ -1,0 +1,80 @@
+"""What data cost beside training: the share of a step's CPU time that reading, checking and linking a batch takes.
+
+    python benchmarks/feeding.py
+    python benchmarks/feeding.py --model mace --batch 10 --steps 30
+
+A store of perturbed ethanol (9 atoms, 72 edges within 5 Å) is streamed without workers and without a cache: every
+structure is read and every neighbour list made anew in the process that trains, which is the worst case. With
+workers it happens beside the training. One JSON line per model: CPU milliseconds, the smallest of some rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from pimlip_zoo import experiment
+from pimlip_zoo.config import load_config
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.lmdb import write_store
+from pimlip_zoo.experiment.run import training_module
+from pimlip_zoo.training.data import SampleList, StepSampler, training_loader
+
+
+def measure(store, model, preset, batch_size, steps):
+    settings = [
+        ("data.train", str(store)),
+        ("model.name", model),
+        ("model.preset", preset),
+        ("data.cache_mb", 0),
+        ("data.max_valid", 2),
+    ]
+    prepared = experiment.prepare(load_config(None, settings))
+    module = training_module(prepared)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, foreach=True)
+    sampler = StepSampler(len(prepared.train), batch_size, 10**6, seed=0)
+    batches = iter(training_loader(SampleList(prepared.train), sampler))
+    data, training = [], []
+    for _ in range(steps):
+        start = time.process_time()
+        batch = next(batches)
+        middle = time.process_time()
+        optimizer.zero_grad()
+        module.loss(batch)[0].backward()
+        optimizer.step()
+        data.append(middle - start)
+        training.append(time.process_time() - middle)
+    read, step = min(data[3:]), min(training[3:])
+    line = {
+        "model": model,
+        "preset": preset,
+        "batch": batch_size,
+        "data_ms": round(1e3 * read, 2),
+        "step_ms": round(1e3 * step, 2),
+        "share": round(read / (read + step), 4),
+    }
+    print(json.dumps(line), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="nequip,allegro,mace")
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--batch", default="10,32")
+    parser.add_argument("--steps", type=int, default=25)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_store(Path(folder) / "all.lmdb", load_builtin("ethanol-gfn2/train"))
+        for model in arguments.model.split(","):
+            for size in map(int, arguments.batch.split(",")):
+                measure(store, model, arguments.preset, size, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()
