@@ -78,12 +78,15 @@ def frames_to_batch(frames: Sequence[Frame], species: Sequence[str], cutoff: flo
     )
     unknown = np.full((int(counts.max()), 3), nan)
     forces = [unknown[:n] if f.forces is None else f.forces for n, f in zip(counts, frames, strict=True)]
-    stress = [np.full((3, 3), nan) if frame.stress is None else frame.stress for frame in frames]
+    stress = np.full((len(frames), 3, 3), nan)
+    for place, frame in enumerate(frames):
+        if frame.stress is not None:
+            stress[place] = frame.stress
     energy = [nan if frame.energy is None else frame.energy for frame in frames]
     labels = Labels(
         energy=torch.tensor(energy, dtype=torch.float64),
         forces=torch.as_tensor(np.concatenate(forces, dtype=np.float64)),
-        stress=torch.as_tensor(np.array(stress, dtype=np.float64)),
+        stress=torch.as_tensor(stress),
         weight=torch.tensor([frame.weight for frame in frames], dtype=torch.float64),
     )
     return Batch(graph, labels)
