@@ -4,7 +4,7 @@
     python benchmarks/weak/step_cost.py --head direct --case pitc+pisc --json
 
 Plain and weak steps alternate in one process, so that what else the machine does meets both alike; times are those of
-the process, not of the clock, unless --wall. Memory is what autograd keeps for the backward passes of a step.
+the process, not of the clock, unless --wall. Memory is the most that tensors of a step take at once.
 """
 
 import argparse
@@ -84,33 +84,33 @@ def measure(args):
             functions[name](index)
             if index >= args.warm_up:
                 times[name].append(clock() - started)
-    memory = {name: saved(function) for name, function in functions.items()}
+    memory = {name: peak(function) for name, function in functions.items()}
     plain = statistics.median(times["plain"])
     return {
         name: {
             "ms": 1e3 * statistics.median(times[name]),
             "ratio": statistics.median(times[name]) / plain,
-            "saved_mb": memory[name],
+            "peak_mb": memory[name],
             "memory_ratio": memory[name] / memory["plain"],
         }
         for name in names
     }
 
 
-def saved(function):
-    """MB that autograd keeps for the backward pass of one step, each storage counted once."""
+def peak(function):
+    """MB of tensors that one step holds at most beyond those that were there before."""
     import torch
 
-    storages = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         function(0)
-    return sum(storages.values()) / 1e6
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most / 1e6
 
 
 def main():
@@ -147,7 +147,7 @@ def main():
     print(f"{args.model} {args.size}, {args.head}, {args.batch} structures of {args.data}")
     for name, row in result.items():
         print(
-            f"{name:22s} {row['ms']:8.1f} ms  {row['ratio']:5.2f} x   {row['saved_mb']:7.1f} MB  "
+            f"{name:22s} {row['ms']:8.1f} ms  {row['ratio']:5.2f} x   {row['peak_mb']:7.1f} MB  "
             f"{row['memory_ratio']:5.2f} x"
         )
 
