@@ -4,8 +4,8 @@
     python benchmarks/feeding.py --model mace --batch 10 --steps 30
 
 A store of ethanol (9 atoms, 72 edges within 5 Å) is streamed without workers. ``anew``: without a cache, every
-structure read and every neighbour list made by the process that trains, the worst case; ``kept``: from its cache, as for sets
-that fit. With workers it happens beside the training. CPU milliseconds, the smallest of some rounds.
+structure read and every neighbour list made by the process that trains, the worst case; ``kept``: from its cache, as
+for sets that fit. With workers it happens beside the training. CPU milliseconds, the smallest of some rounds.
 """
 
 from __future__ import annotations

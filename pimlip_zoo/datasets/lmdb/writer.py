@@ -72,6 +72,7 @@ class StoreWriter:
     ) -> None:
         self.path = Path(path)
         self._partial = partial_path(self.path)
+        self._claim = -1
         self._float32 = float32
         self._durable = durable
         self._rows: list[tuple[bytes, bytes]] = []
