@@ -200,11 +200,16 @@ def _with_second_head(experiment: Experiment, labels: WeakLabelsConfig) -> Exper
         "seed": config.seed,
     }
     term: SecondHead
+    torch.manual_seed(config.seed + 1)
+    model = type(potential.model)(potential.model.config, potential.species).to(potential.model.dtype)
     if labels.method == "shared_head":
-        term = SharedFeatures(pool, potential, **options)
+        twin = Potential(
+            model,
+            repulsion=potential.repulsion,
+            trainable_scale=bool(potential.scale.requires_grad),
+        )
+        term = SharedFeatures(pool, potential, twin, **options)
     else:
-        torch.manual_seed(config.seed + 1)
-        model = type(potential.model)(potential.model.config, potential.species).to(potential.model.dtype)
         term = SecondPotential(pool, Potential(model, scale=potential.scale.detach().clone()), **options)
     return replace(experiment, extra_terms=(*experiment.extra_terms, term))
 

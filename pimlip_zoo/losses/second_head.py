@@ -95,35 +95,38 @@ class SecondPotential(SecondHead):
 class SharedFeatures(SecondHead):
     """The cheap level has readouts of its own on the same features: multi-fidelity learning.
 
-    One forward with the second readouts in the place of the first; they start as a copy of these.
-
     Args:
         pool: as :class:`SecondHead`.
-        potential: whose architecture names its readouts (``AtomicEnergyModel.readout_modules``).
+        potential: the one that is trained.
+        twin: a fresh potential of the same kind; all of its parameters but those of the readouts
+            (``AtomicEnergyModel.readout_modules``) become those of the potential, the readouts start as a copy.
         options: as :class:`SecondHead`.
 
     Raises:
         InputError: when the architecture does not say what its readouts are.
     """
 
-    def __init__(self, pool: Pool, potential: nn.Module, **options: Any) -> None:
+    def __init__(self, pool: Pool, potential: nn.Module, twin: nn.Module, **options: Any) -> None:
         super().__init__(pool, **options)
         model = cast("nn.Module", potential.model)
         prefixes = tuple(f"model.{name}." for name in cast("tuple[str, ...]", model.readout_modules))
-        own = {name: p for name, p in potential.named_parameters() if name.startswith(prefixes)}
-        if not own:
+        twin.load_state_dict(potential.state_dict())
+        self.names = tuple(name for name, _ in potential.named_parameters() if name.startswith(prefixes))
+        if not self.names:
             raise InputError(
                 f"{type(model).__name__} does not say which of its modules are readouts",
                 key="weak.labels.method",
                 mend="use second_head, or set readout_modules in the architecture",
             )
-        self.names = tuple(own)
-        self.readouts = nn.ParameterList(p.detach().clone() for p in own.values())
+        for name, parameter in potential.named_parameters():
+            if name not in self.names:
+                parent, _, leaf = name.rpartition(".")
+                twin.get_submodule(parent).register_parameter(leaf, parameter)
+        self.readouts = nn.ParameterList(twin.get_parameter(name) for name in self.names)
+        self._twin = (twin,)  # no submodule: what it shares is the potential's
 
-    def predict(self, potential: PotentialLike, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+    def predict(self, potential: PotentialLike, graph: AtomGraph) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See :class:`SecondHead`."""
-        readouts = dict(zip(self.names, self.readouts, strict=True))
-        result: Predictions = torch.func.functional_call(
-            cast("nn.Module", potential), readouts, (graph,), {"forces": True, "virial": False}
-        )
+        twin = self._twin[0].to(graph.positions.device)
+        result: Predictions = twin(graph, forces=True, virial=False)
         return result.energy, result.forces
