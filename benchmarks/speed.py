@@ -80,6 +80,9 @@ def main() -> int:
     one.add_argument("--size", default="small", choices=("small", "big"))
     one.add_argument("--task", default="train5", choices=TASKS)
     one.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+    one.add_argument(
+        "--format", default="module", choices=("module", "native"), help="native: infer tasks only"
+    )
     one.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     one.add_argument("--seconds", type=float, default=4.0, help="how long to repeat")
     one.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
@@ -141,11 +144,15 @@ def case(options: argparse.Namespace) -> int:
             return _profile(step)
         record.update(timed(step, options.seconds, device))
     else:
-        predict, record["edges"], record["natoms"] = prediction(potential, source, options.repeat, device)
+        if options.format == "native":
+            predict, through_ase, record["edges"], record["natoms"] = native_prediction(potential, source)
+            record["mode"] = "native"
+        else:
+            predict, record["edges"], record["natoms"] = prediction(potential, source, options.repeat, device)
+            through_ase = ase_prediction(potential, source, options.repeat, device)
         if options.profile:
             return _profile(predict)
         record["bare"] = timed(predict, options.seconds, device)
-        through_ase = ase_prediction(potential, source, options.repeat, device)
         record["ase"] = timed(through_ase, options.seconds, device)
     record["calib1"] = calibration()
     record["rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
@@ -235,6 +242,37 @@ def prediction(potential, source: Path, repeat: int, device):
             potential(graph, virial=False)
 
     return predict, int(graph.edge_index.shape[1]), len(graph.positions)
+
+
+def native_prediction(potential, source: Path):
+    """The same by a native model: its library alone, and through ASE with moving atoms."""
+    import tempfile
+
+    import numpy as np
+    from ase.io import read
+
+    from pimlip_zoo.deploy.native.calculator import NativeCalculator
+    from pimlip_zoo.deploy.native.export import export_native
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pimlip"
+        export_native(potential, path)
+        calculator = NativeCalculator(path)
+    graph = samples(source, 1)[0].graph
+    atoms, species = read(source, "0"), graph.species.numpy()
+    pairs = (graph.edge_index.numpy(), graph.edge_shift.numpy())
+    atoms.calc = calculator
+    start, random = atoms.positions.copy(), np.random.RandomState(0)
+
+    def bare(_: int) -> None:
+        calculator.model.structure(start, species, atoms.cell.array, pairs)
+
+    def through_ase(_: int) -> None:
+        atoms.positions = start + 0.01 * random.randn(*start.shape)
+        atoms.get_potential_energy()
+        atoms.get_forces()
+
+    return bare, through_ase, int(graph.edge_index.shape[1]), len(start)
 
 
 def ase_prediction(potential, source: Path, repeat: int, device):

