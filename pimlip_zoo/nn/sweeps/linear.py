@@ -116,9 +116,7 @@ class SpeciesLinearBlock(LinearMapBlock):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x, embedding, species = args
         self.form = linear_form(self.module, int(embedding.shape[0]))
-        by_species = [
-            torch.einsum("sv,ivo->sio", embedding, w).flatten(1) for w in listed(self.module.weights)
-        ]
+        by_species = [_mix(embedding, w.transpose(0, 1)).flatten(1) for w in listed(self.module.weights)]
         out, saved = self.run(x, torch.cat(by_species, dim=1), RowTiles(int(x.shape[0]), species))
         return out, (*saved, embedding)
 
@@ -129,10 +127,14 @@ class SpeciesLinearBlock(LinearMapBlock):
         parts = [
             p.reshape(-1, w.shape[0], w.shape[2]) for p, w in zip(found.split(sizes, 1), weights, strict=True)
         ]
-        own = tuple(torch.einsum("sv,sio->ivo", embedding, part) for part in parts)
+        own = tuple(_mix(embedding.T, part).transpose(0, 1) for part in parts)
         if len(self.call.active) == 1:
             return (into,), own
-        of_embedding = sum(
-            torch.einsum("sio,ivo->sv", part, w) for part, w in zip(parts, weights, strict=True)
-        )
+        pairs = zip(parts, weights, strict=True)
+        of_embedding = sum(torch.mm(part.flatten(1), w.transpose(0, 1).flatten(1).T) for part, w in pairs)
         return (into, of_embedding), own  # type: ignore[return-value]
+
+
+def _mix(coefficients: Tensor, matrices: Tensor) -> Tensor:
+    """(A, B), (B, I, O) -> (A, I, O)."""
+    return torch.mm(coefficients, matrices.flatten(1)).view(-1, *matrices.shape[1:])
