@@ -15,7 +15,7 @@ from pimlip_zoo.nn.convolution import Convolution
 from pimlip_zoo.nn.kernels.cpu import CpuConvolution, cpu_convolution
 from pimlip_zoo.nn.kernels.edges import EdgeLists, edge_lists
 from pimlip_zoo.nn.kernels.form import EdgeSum, NodeSum, Term, TrilinearForm
-from pimlip_zoo.nn.sweeps.block import Block, Call, Tensors, blocks
+from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks
 
 __all__ = ["ConvolutionBlock", "EnvironmentBlock", "TensorsBlock"]
 
@@ -33,9 +33,11 @@ class TrilinearBlock(Block):
     operands: tuple[int, ...] = (0, 1, 2)
     """Which operand each active argument is."""
 
-    def __init__(self, call: Call, form: TrilinearForm) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__(call)
-        self.form = form
+        self.form: TrilinearForm = call.target.form
+        if not self.form.terms:
+            raise NotCovered
         self.paired = False
         """Whether kernels for weights of pairs of edges are to be made ahead."""
         self.geometric = self._by_operand(call.geometric)
@@ -54,13 +56,9 @@ class TrilinearBlock(Block):
     def _kernels(self, channels: int) -> CpuConvolution:
         return cpu_convolution(self.form, channels, self.call.dtype)
 
-    def channels(self) -> int | None:
-        """C, where the module knows it before it is called."""
-        return None
-
     def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        channels = self.channels()
-        if channels is None:
+        channels: int | None = self.call.target.channels
+        if channels is None:  # the module does not know them before it is called
             return {}
         wanted: list[Kernel] = [_FORWARD, *_adjoint(self.geometric)]
         if training:
@@ -162,12 +160,6 @@ def _second(
 class ConvolutionBlock(TrilinearBlock):
     """(x, harmonics, weights, edge_index) -> sums at the centres."""
 
-    def __init__(self, call: Call) -> None:
-        super().__init__(call, call.target.form)
-
-    def channels(self) -> int | None:
-        return self.call.target.channels
-
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x, y, w, edge_index = args
         return self.run(edge_lists(edge_index, int(x.shape[0])), x, y, w)
@@ -178,12 +170,6 @@ class EnvironmentBlock(TrilinearBlock):
     """(harmonics, weights, edge_index, num_atoms) -> sums at the centres; x is one."""
 
     operands = (1, 2)
-
-    def __init__(self, call: Call) -> None:
-        super().__init__(call, call.target.form)
-
-    def channels(self) -> int | None:
-        return self.call.target.channels
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         y, w, edge_index, atoms = args
@@ -196,12 +182,6 @@ class TensorsBlock(TrilinearBlock):
     """(harmonics, weights) -> their product for every edge, which is a sum of one term: each edge is a centre."""
 
     operands = (1, 2)
-
-    def __init__(self, call: Call) -> None:
-        super().__init__(call, call.target.form)
-
-    def channels(self) -> int | None:
-        return self.call.target.channels
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         y, w = args

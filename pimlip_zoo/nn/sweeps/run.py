@@ -62,11 +62,16 @@ def sweeps_of(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
         InputError: when compiled kernels were asked for by name and cannot be had.
     """
     known, key = _known.setdefault(model, {}), (dtype, model.training)
+    sweeps = known.get(key)
+    if sweeps is not None and not sweeps.are_of(model):
+        if not all(isinstance(value, nn.Parameter) for value in sweeps.present(model)):
+            return None  # tensors stand in for parameters for a while, as in torch.func.functional_call
+        del known[key]
     if key not in known:
         trace = trace_model(model)
         known[key] = None if trace is None else Sweeps(model, trace)
     sweeps = known[key]
-    if sweeps is None:
+    if sweeps is None or not sweeps.are_of(model):
         return None
     training = torch.is_grad_enabled() and any(p.requires_grad for p in sweeps.parameters())
     return or_reference(lambda: sweeps.prepare(training=training))
@@ -138,13 +143,20 @@ class Sweeps:
         self._fills = [(_filler(step.call.args), _filler(step.call.kwargs)) for step in trace.steps]
         self._constants = {number: _getter(model, name) for number, name in trace.constants.items()}
         self._prepared: set[bool] = set()
-        self._owners = self._parameters_of_steps()
+        self._names = [name for number, name in trace.constants.items() if number in trace.trainable]
+        self._found = self.present(model)
+        self._owners = list({id(p): p for p in self._found}.values())
         self._places = {id(p): i for i, p in enumerate(self._owners)}
 
-    def _parameters_of_steps(self) -> list[nn.Parameter]:
+    def present(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters that the steps have now."""
         found = [p for step in self.trace.steps if step.block is not None for p in step.block.parameters()]
-        found += [get() for number, get in self._constants.items() if number in self.trace.trainable]
-        return list({id(p): p for p in found}.values())
+        return found + [_attribute(model, name) for name in self._names]
+
+    def are_of(self, model: nn.Module) -> bool:
+        """Whether the model still has the parameters that it was traced with."""
+        present = self.present(model)
+        return len(present) == len(self._found) and all(map(operator.is_, present, self._found))
 
     def parameters(self) -> list[nn.Parameter]:
         """Of all steps, each once."""
@@ -319,13 +331,20 @@ class _EnergiesAndGradient(torch.autograd.Function):
         return (None,) * 5 + tuple(sweeps.second(tape, tangents, h))
 
 
+def _attribute(model: nn.Module, name: str) -> Any:
+    holder: Any = model
+    for part in name.split("."):
+        holder = getattr(holder, part)
+    return holder
+
+
 def _getter(model: nn.Module, name: str) -> Callable[[], Any]:
-    """Reads an attribute when it is asked for, since a parameter may be replaced, from the module that holds it."""
+    """Reads a parameter or buffer; that of the model itself, who must not be kept, once and for all."""
     path, _, attribute = name.rpartition(".")
-    holder = model.get_submodule(path) if path else None
-    if holder is None:
+    if not path:
         value = getattr(model, attribute)
         return lambda: value
+    holder = model.get_submodule(path)
     return lambda: getattr(holder, attribute)
 
 

@@ -345,3 +345,36 @@ def test_an_edge_without_its_opposite_is_a_pair_of_its_own():
     found = Potential(model)(part)
     torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-12)
     torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-12)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["species_embedding", "layers.0.linear_in.weights.0"])
+def test_parameters_that_are_replaced_are_noticed(name):
+    graph = batch_of(["molecule", "crystal"])
+    potential = Potential(model_of("nequip"))
+    potential(graph)
+    holder = potential.model.get_submodule(name.rpartition(".")[0])
+    last = name.rpartition(".")[2]
+    setattr(holder, last, nn.Parameter(1.5 * getattr(holder, last).detach()))
+    found = potential(graph)
+    with use_kernels("reference"):
+        expected = potential(graph)
+    torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-11)
+    (gradient,) = torch.autograd.grad(found.forces.square().sum(), getattr(holder, last))
+    (wanted,) = torch.autograd.grad(expected.forces.square().sum(), getattr(holder, last))
+    torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
+
+
+@needs_compiler
+def test_a_functional_call_trains_the_tensors_that_it_is_given():
+    graph, potential = batch_of(["molecule"]), Potential(model_of("nequip"))
+    before = potential(graph).energy
+    other = {
+        name: (1.5 * value).detach().requires_grad_() for name, value in potential.model.named_parameters()
+    }
+    given = {f"model.{name}": value for name, value in other.items()}
+    found = torch.func.functional_call(potential, given, (graph,))
+    gradients = torch.autograd.grad(found.forces.square().sum(), list(other.values()), allow_unused=True)
+    assert sum(float(g.abs().sum()) for g in gradients if g is not None) > 0
+    assert (found.energy - before).abs().max() > 1e-6
+    torch.testing.assert_close(potential(graph).energy, before, rtol=0, atol=0)
