@@ -143,6 +143,8 @@ class Potential(PhysicsWeakMixin, nn.Module):
             trains_more = trains_more or any(p.requires_grad for p in self.repulsion.parameters())
         if self.is_direct or vectors.requires_grad or (trains_more and torch.is_grad_enabled()):
             return None
+        if torch.is_autocast_enabled(vectors.device.type):  # products in bf16 are autograd's
+            return None
         dtype = self.model.dtype
         return sweeps_of(self.model, dtype) if compiled_for(vectors.to(dtype)) else None
 

@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.lammps)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _plain_torch():
     """No compiled kernels: they have tests of their own, and would be built for every model here."""
     with use_kernels("reference"):
@@ -50,7 +50,8 @@ def exported(tmp_path_factory):
         key = f"{name.replace(':', '-')}-{str(dtype).removeprefix('torch.')}"
         if key not in done:
             path = folder / f"{key}.nequip.pth"
-            done[key] = export_torchscript(potential_of(name, dtype), path, name=name).path
+            with use_kernels("reference"):
+                done[key] = export_torchscript(potential_of(name, dtype), path, name=name).path
         return done[key]
 
     return export
