@@ -46,8 +46,12 @@ def start(script, arguments):
     )
 
 
-def kill_again_and_again(script, arguments, kills, working, window, rng):
-    """Kill the command some time after it began to work; how often that was while it did."""
+def kill_again_and_again(script, arguments, kills, working, window, rng, finished=lambda: False):
+    """Kill the command some time after it began to work; how often that was while it did.
+
+    A kill may hit the moment between the last of the work and the end of the process: then ``finished`` says so, and
+    the command is not started again.
+    """
     done = 0
     while done < kills:
         job, before = start(script, arguments), working()
@@ -63,6 +67,8 @@ def kill_again_and_again(script, arguments, kills, working, window, rng):
         os.killpg(job.pid, signal.SIGKILL)
         job.communicate()
         done += 1
+        if finished():
+            return done, True
     job = start(script, arguments)
     _, error = job.communicate()
     if job.returncode:
@@ -90,7 +96,7 @@ def convert(folder, kills, rng):
             return sum(f.stat().st_blocks for f in partial.glob("*.lmdb*")) if partial.exists() else 0
 
         done, early = kill_again_and_again(
-            CONVERT, [source, out, shard, workers], -(-kills // 2), written, 0.1, rng
+            CONVERT, [source, out, shard, workers], -(-kills // 2), written, 0.1, rng, out.exists
         )
         store = FrameStore(out)
         intact = store.verify() == count and [frame.energy for frame in store] == energies.tolist()
