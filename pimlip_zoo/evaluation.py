@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,14 @@ from pimlip_zoo.datasets.offsets import subtract_labels
 from pimlip_zoo.datasets.pool import cached_labels
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
 from pimlip_zoo.graph import Batch, Predictions, collate, stress_from_virial
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.report.parity import save_pairs
+from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.training.metrics import ErrorStatistics
 
-__all__ = ["Evaluation", "check_labelled", "evaluate", "evaluate_frames"]
+__all__ = ["Evaluation", "check_labelled", "evaluate", "evaluate_frames", "evaluate_run", "tests_of"]
 
 
 @dataclass(frozen=True)
@@ -140,3 +145,39 @@ def _pairs(batch: Batch, predictions: Predictions) -> dict[str, tuple[torch.Tens
         if known.any():
             result[name] = (reference[known], predicted[known])
     return result
+
+
+def tests_of(config: Any) -> dict[str, str]:
+    """What is evaluated at the end: the validation set, and the test data if there are any."""
+    sets = {}
+    if config.data.valid is not None:
+        sets["validation"] = config.data.valid
+    if config.data.test is not None:
+        sets.update({part: part for part in config.data.test.split(",")})
+    elif config.data.train == "builtin:ethanol-gfn2":
+        sets.update(
+            {name: f"builtin:ethanol-gfn2/{name}" for name in ("test_300K", "test_600K", "test_1200K")}
+        )
+    return sets
+
+
+def evaluate_run(
+    folder: Path, sets: Mapping[str, str], frames: Mapping[str, Sequence[Any]] | None = None
+) -> dict[str, Any]:
+    """Errors of a run's best weights on several data sets; ``test.json`` and ``parity.npz`` in the run folder.
+
+    Args:
+        folder: of the run.
+        sets: DATA specifications by name.
+        frames: more of them, as frames that are at hand.
+    """
+    potential, baseline = load_potential(folder, difference=True), baseline_of(folder)
+    results = {name: evaluate_frames(potential, given) for name, given in (frames or {}).items() if given}
+    results |= {name: evaluate(potential, spec, baseline=baseline) for name, spec in sets.items()}
+    if not results:
+        return {}
+    summaries = {name: result.summary for name, result in results.items()}
+    save_pairs({name: result.pairs for name, result in results.items()}, folder / "parity.npz")
+    with replacing(folder / "test.json") as temporary:
+        temporary.write_text(json.dumps(summaries, indent=1))
+    return summaries

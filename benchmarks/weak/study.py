@@ -76,7 +76,7 @@ def run(args):
         pool = {"{pool}": placed(args, study.train)}
         way = [
             (key, pool.get(value, value) if isinstance(value, str) else value)
-            for key, value in settings_of(point.weak, args.steps, study)
+            for key, value in settings_of(point.weak, args.steps, study, pool_structures=args.pool)
         ]
         variants = {point.weak: way}
         signal = run_point(point, settings, tests, runs, variants=variants)
@@ -163,6 +163,7 @@ def main():
             "--set", action="append", default=[], dest="options", help="such as model.channels=16"
         )
         command.add_argument("--steps", type=int, default=6000, help="T, over all stages of a run")
+        command.add_argument("--pool", type=int, help="weakly labelled structures, instead of the set's")
         command.add_argument("--valid-every", type=int, default=250)
         command.add_argument("--sizes", help="instead of those of the set")
         command.add_argument("--ways", help="instead of those of the table")

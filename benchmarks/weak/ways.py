@@ -141,13 +141,14 @@ TABLES = {
 }
 
 
-def settings_of(way, steps, study):
+def settings_of(way, steps, study, pool_structures=None):
     """Settings of one way of training.
 
     Args:
         way: its name.
         steps: T, over all stages.
         study: the data set, for the calculator of weak labels.
+        pool_structures: how many structures that calculator labels; the data set says it otherwise.
     """
     from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
 
@@ -168,7 +169,7 @@ def settings_of(way, steps, study):
         ("weak.labels.calculator", study.cheap),
         ("weak.labels.steps", before),
         ("trainer.max_steps", after),
-        ("weak.labels.pool.structures", study.pool),
+        ("weak.labels.pool.structures", pool_structures or study.pool),
         ("weak.labels.pool.timestep", study.timestep),
         ("weak.labels.pool.stride", study.stride),
         ("weak.labels.batch_size", study.batch_size),

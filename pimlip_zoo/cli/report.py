@@ -98,9 +98,9 @@ def _gather(run: Path) -> ReportData:
 
 def _evaluate_if_needed(run: Path) -> list[str]:
     """Errors that the training did not get to; what keeps them from being found is a note, no failure."""
-    from pimlip_zoo.cli.train import evaluate_run, tests_of
     from pimlip_zoo.config import load_config
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.evaluation import evaluate_run, tests_of
 
     if (run / "test.json").exists() or not (run / "config.yaml").exists():
         return []

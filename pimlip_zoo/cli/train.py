@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,7 +106,7 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
 
     from pimlip_zoo.cli.console import console, errors_table, log_to, log_to_screen
     from pimlip_zoo.cli.report import write_run_report
-    from pimlip_zoo.evaluation import check_labelled
+    from pimlip_zoo.evaluation import check_labelled, evaluate_run, tests_of
     from pimlip_zoo.weak_stages import prepare_run, train_run
 
     screen = console()
@@ -145,49 +144,6 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
     screen.print(errors_table(evaluate_run(folder, tests, valid)))
     screen.print(f"report: {write_run_report(folder)}")
     screen.print(f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png")
-
-
-def tests_of(config: Any) -> dict[str, str]:
-    """What is evaluated at the end: the validation set, and the test data if there are any."""
-    sets = {}
-    if config.data.valid is not None:
-        sets["validation"] = config.data.valid
-    if config.data.test is not None:
-        sets.update({part: part for part in config.data.test.split(",")})
-    elif config.data.train == "builtin:ethanol-gfn2":
-        sets.update(
-            {name: f"builtin:ethanol-gfn2/{name}" for name in ("test_300K", "test_600K", "test_1200K")}
-        )
-    return sets
-
-
-def evaluate_run(
-    folder: Path, sets: Mapping[str, str], frames: Mapping[str, Sequence[Any]] | None = None
-) -> dict[str, Any]:
-    """Errors of a run's best weights on several data sets; ``test.json`` and ``parity.npz`` in the run folder.
-
-    Args:
-        folder: of the run.
-        sets: DATA specifications by name.
-        frames: more of them, as frames that are at hand.
-    """
-    import json
-
-    from pimlip_zoo.evaluation import evaluate, evaluate_frames
-    from pimlip_zoo.files import replacing
-    from pimlip_zoo.report.parity import save_pairs
-    from pimlip_zoo.training.checkpoint import baseline_of, load_potential
-
-    potential, baseline = load_potential(folder, difference=True), baseline_of(folder)
-    results = {name: evaluate_frames(potential, given) for name, given in (frames or {}).items() if given}
-    results |= {name: evaluate(potential, spec, baseline=baseline) for name, spec in sets.items()}
-    if not results:
-        return {}
-    summaries = {name: result.summary for name, result in results.items()}
-    save_pairs({name: result.pairs for name, result in results.items()}, folder / "parity.npz")
-    with replacing(folder / "test.json") as temporary:
-        temporary.write_text(json.dumps(summaries, indent=1))
-    return summaries
 
 
 def _new_folder(out: Path | None, model: str) -> Path:

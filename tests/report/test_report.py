@@ -11,9 +11,9 @@ import pytest
 
 from pimlip_zoo import experiment
 from pimlip_zoo.cli.report import _changed, write_run_report
-from pimlip_zoo.cli.train import evaluate_run
 from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.evaluation import evaluate_run
 from pimlip_zoo.report.html import ReportData, render_report, write_report
 from pimlip_zoo.report.learning import learning_curves
 from pimlip_zoo.report.parity import load_pairs, parity_figure, parity_plot, save_pairs

@@ -18,11 +18,11 @@ __all__ = [
     "Part",
     "Place",
     "Tensors",
-    "block_for",
     "blocks",
     "functions",
     "is_block",
     "listed",
+    "registered",
 ]
 
 
@@ -143,19 +143,12 @@ def functions() -> tuple[FunctionType, ...]:
 
 def is_block(module: nn.Module) -> bool:
     """Whether there is a block for this kind of module."""
-    return type(module) in _blocks
+    return registered(module) is not None
 
 
-def block_for(call: Call) -> Block:
-    """The block of a call, or the one that asks autograd."""
-    from pimlip_zoo.nn.sweeps.fallback import AutogradBlock
-
-    key = type(call.target) if isinstance(call.target, nn.Module) else call.target
-    kind = _blocks.get(key, AutogradBlock)
-    try:
-        return kind(call)
-    except NotCovered:
-        return AutogradBlock(call, kind.outputs)
+def registered(target: Any) -> type[Block] | None:
+    """The kind of block that does a module, function or method, if there is one."""
+    return _blocks.get(type(target) if isinstance(target, nn.Module) else target)
 
 
 class NotCovered(Exception):  # noqa: N818  (no error: the fallback takes over)

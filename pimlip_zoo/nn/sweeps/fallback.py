@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pimlip_zoo.nn.sweeps.block import Block, Call, Tensors
+from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, registered
 
-__all__ = ["AutogradBlock"]
+__all__ = ["AutogradBlock", "block_for"]
 
 
 @dataclass
@@ -92,6 +92,15 @@ class AutogradBlock(Block):
             found = torch.autograd.grad(outs, wanted, seeds, retain_graph=True, allow_unused=True)
         by_parameter = dict(zip(map(id, parameters), found[len(record.leaves) :], strict=True))
         return found[: len(record.leaves)], tuple(by_parameter.get(id(p)) for p in self.parameters())
+
+
+def block_for(call: Call) -> Block:
+    """The block of a call, or the one that asks autograd."""
+    kind = registered(call.target) or AutogradBlock
+    try:
+        return kind(call)
+    except NotCovered:
+        return AutogradBlock(call, kind.outputs)
 
 
 def _gradients(outs: tuple[Tensor, ...], leaves: list[Tensor], g: tuple[Tensor, ...]) -> Tensors:

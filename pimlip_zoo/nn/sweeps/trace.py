@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.nn.sweeps.block import Block, Call, Place, block_for, functions, is_block
+from pimlip_zoo.nn.sweeps.block import Block, Call, Place, functions, is_block
+from pimlip_zoo.nn.sweeps.fallback import block_for
 
 __all__ = ["Step", "Trace", "trace_model"]
 
