@@ -1,4 +1,4 @@
-"""Labels from an ensemble of trained potentials: the mean, weighted by how much the members agree."""
+"""Labels from trained potentials: the mean of several, weighted by how much they agree."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import collate
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.weak_stages import predict_labels
 
-__all__ = ["ensemble_labels"]
+__all__ = ["ensemble_labels", "predict_labels"]
 
 
 def ensemble_labels(
-    potentials: Sequence[Potential], frames: Sequence[Frame], *, scale: float = 0.1, batch_size: int = 32
+    potentials: Sequence[Potential],
+    frames: Sequence[Frame],
+    *,
+    scale: float | None = 0.1,
+    batch_size: int = 32,
 ) -> list[Frame]:
     """Label structures with the mean of several potentials.
 
@@ -26,7 +32,7 @@ def ensemble_labels(
     Args:
         potentials: the members, at least one.
         frames: structures; their own labels are replaced.
-        scale: eV/Å, spread at which a structure counts half.
+        scale: eV/Å, spread at which a structure counts half; None: each counts as it did.
         batch_size: structures evaluated at once.
 
     Returns:
@@ -37,7 +43,7 @@ def ensemble_labels(
     """
     if not potentials:
         raise InputError("there is no potential to ask", key="runs")
-    if not scale > 0:
+    if scale is not None and not scale > 0:
         raise InputError(f"the scale is {scale}", key="--scale", mend="give a number > 0 in eV/Å")
     members = [predict_labels(potential, frames, batch_size) for potential in potentials]
     labelled = []
@@ -53,8 +59,25 @@ def ensemble_labels(
                 energy=float(energies.mean()),
                 forces=forces.mean(axis=0),
                 stress=None,
-                weight=1.0 / (1.0 + (force_spread / scale) ** 2),
+                weight=frame.weight if scale is None else 1.0 / (1.0 + (force_spread / scale) ** 2),
                 info={**frame.info, "force_spread": force_spread, "energy_spread": energy_spread},
             )
         )
+    return labelled
+
+
+def predict_labels(potential: Potential, frames: Sequence[Frame], batch_size: int = 32) -> list[Frame]:
+    """The structures with the potential's energies and forces as labels."""
+    labelled: list[Frame] = []
+    for start in range(0, len(frames), batch_size):
+        part = frames[start : start + batch_size]
+        batch = collate([frame_to_sample(frame, potential.species, potential.cutoff) for frame in part])
+        with torch.no_grad():
+            predictions = potential(batch.graph, forces=True, virial=False)
+        counts = [len(frame.numbers) for frame in part]
+        forces = np.split(predictions.forces.cpu().numpy(), np.cumsum(counts)[:-1])
+        labelled += [
+            replace(frame, energy=float(energy), forces=force.copy(), stress=None)
+            for frame, energy, force in zip(part, predictions.energy.tolist(), forces, strict=True)
+        ]
     return labelled

@@ -23,9 +23,10 @@ from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.offsets import add_labels, fit_offset, shift_energies, subtract_labels
 from pimlip_zoo.datasets.pool import PoolOptions, cached_labels, labelled_pool
 from pimlip_zoo.datasets.statistics import force_rms
+from pimlip_zoo.distillation import ensemble_labels
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import Experiment, Outcome, load_split, prepare, steps_done, train
-from pimlip_zoo.graph import Batch, collate
+from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.weak_build import list_skin
 from pimlip_zoo.losses.weak_config import WeakConfig, WeakLabelsConfig
 from pimlip_zoo.models.potential import Potential
@@ -33,7 +34,7 @@ from pimlip_zoo.models.potential import Potential
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
-__all__ = ["Split", "predict_labels", "prepare_run", "supervisor_of", "train_run", "weak_pool"]
+__all__ = ["Split", "prepare_run", "supervisor_of", "train_run", "weak_pool"]
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -139,23 +140,6 @@ def weak_pool(experiment: Experiment, labels: WeakLabelsConfig, *, shift: bool) 
     return shift_energies(pool, offset)
 
 
-def predict_labels(potential: Potential, frames: Sequence[Frame], batch_size: int = 32) -> list[Frame]:
-    """The structures with the potential's energies and forces as labels."""
-    labelled: list[Frame] = []
-    for start in range(0, len(frames), batch_size):
-        part = frames[start : start + batch_size]
-        batch = collate([frame_to_sample(frame, potential.species, potential.cutoff) for frame in part])
-        with torch.no_grad():
-            predictions = potential(batch.graph, forces=True, virial=False)
-        counts = [len(frame.numbers) for frame in part]
-        forces = np.split(predictions.forces.cpu().numpy(), np.cumsum(counts)[:-1])
-        labelled += [
-            replace(frame, energy=float(energy), forces=force.copy(), stress=None)
-            for frame, energy, force in zip(part, predictions.energy.tolist(), forces, strict=True)
-        ]
-    return labelled
-
-
 def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) -> Outcome:
     """Train on the pool and leave the result in the experiment's potential."""
     from pimlip_zoo.training.checkpoint import load_potential
@@ -217,35 +201,51 @@ def _with_second_head(experiment: Experiment, labels: WeakLabelsConfig) -> Exper
 def _student(
     experiment: Experiment, labels: WeakLabelsConfig, folder: Path
 ) -> tuple[Experiment | None, Outcome]:
-    """The experiment with a teacher's labels beside the reference ones; None while a stage is interrupted.
+    """The experiment with teachers' labels beside the reference ones; None while a stage is interrupted.
 
-    The teacher is a difference model (stage ``teacher``), its structures are sampled by the cheap calculator. In
-    further rounds a student (stage ``student-K``) samples more structures: the teacher is asked where a student goes.
+    A teacher is a difference model (stages ``teacher``, ``teacher-2``, ...); the structures that they label are sampled
+    by the cheap calculator. In further rounds a student (stage ``student-K``) samples more structures: the teachers are
+    asked where a student goes.
     """
     from pimlip_zoo.training.checkpoint import load_potential
 
-    settings = _stage_config(experiment.config, labels).model_dump()
-    settings["weak"] = {"labels": {**labels.model_dump(), "method": "delta"}}
-    split = (experiment.frames, experiment.valid_frames)
-    outcome = _stage(prepare_run(RunConfig.model_validate(settings), split=split), folder / "teacher")
-    if outcome.signal is not None:
-        return None, outcome
-    correction = load_potential(folder / "teacher", difference=True)
-    pool = weak_pool(experiment, labels, shift=False)
-    taught = add_labels(pool, predict_labels(correction, pool))
+    teachers: list[Potential] = []
+    for number in range(labels.teachers):
+        stage = folder / ("teacher" if number == 0 else f"teacher-{number + 1}")
+        outcome = _stage(_teacher(experiment, labels, number), stage)
+        if outcome.signal is not None:
+            return None, outcome
+        teachers.append(load_potential(stage, difference=True))
+    taught = _teach(teachers, weak_pool(experiment, labels, shift=False), labels)
     for number in range(1, labels.iterations):
-        stage = replace(
+        student = replace(
             _taught(experiment, taught), config=_stage_config(experiment.config, labels), weak=None
         )
-        outcome = _stage(stage, folder / f"student-{number}")
+        outcome = _stage(student, folder / f"student-{number}")
         if outcome.signal is not None:
             return None, outcome
         scratch = experiment.potential.state_dict()
         scratch.update(load_potential(folder / f"student-{number}").state_dict())
         experiment.potential.load_state_dict(scratch)
         more = _sampled_by_student(experiment, labels, folder / f"student-{number}")
-        taught += add_labels(more, predict_labels(correction, more))
+        taught += _teach(teachers, more, labels)
     return _taught(experiment, taught), outcome
+
+
+def _teacher(experiment: Experiment, labels: WeakLabelsConfig, number: int) -> Experiment:
+    """A difference model with a seed of its own."""
+    settings = _stage_config(experiment.config, labels).model_dump()
+    settings["weak"] = {"labels": {**labels.model_dump(), "method": "delta"}}
+    settings["seed"] = experiment.config.seed + 1000 * number
+    split = (experiment.frames, experiment.valid_frames)
+    return prepare_run(RunConfig.model_validate(settings), split=split)
+
+
+def _teach(teachers: Sequence[Potential], pool: Sequence[Frame], labels: WeakLabelsConfig) -> list[Frame]:
+    """The cheap calculator's labels, corrected by the teachers."""
+    corrections = ensemble_labels(teachers, pool, scale=labels.agreement)
+    corrected = zip(add_labels(pool, corrections), corrections, strict=True)
+    return [replace(frame, weight=correction.weight) for frame, correction in corrected]
 
 
 def _taught(experiment: Experiment, taught: Sequence[Frame]) -> Experiment:

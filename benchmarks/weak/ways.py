@@ -46,6 +46,7 @@ SETTINGS = {
     "pretrain+piwsl": after_pretraining([("weak.preset", "piwsl")]),
     "pretrain-low-lr": [("weak.labels.method", "pretrain"), ("optimizer.lr", 0.003)],
     "distill-iterated": [("weak.preset", "distill"), ("weak.labels.iterations", 2)],
+    "distill-3": [("weak.preset", "distill"), ("weak.labels.teachers", 3)],
 }
 
 
@@ -135,7 +136,7 @@ TABLES = {
     ),
     "transfer": Table(
         "what pre-training and distillation depend on",
-        ("pretrain", "pretrain-low-lr", "distill", "distill-iterated"),
+        ("pretrain", "pretrain-low-lr", "distill", "distill-iterated", "distill-3"),
     ),
     "strain": Table("conservative head, periodic structures: strain", ("plain", "strain")),
 }
@@ -163,7 +164,9 @@ def settings_of(way, steps, study, pool_structures=None):
         labels = {**weak_preset(preset).get("labels", {}), **labels}
     if not labels:
         return [*settings, ("trainer.max_steps", steps)]
-    before, after = stages(labels["method"], steps, labels.get("iterations", 1))
+    before, after = stages(
+        labels["method"], steps, labels.get("teachers", 1) + labels.get("iterations", 1) - 1
+    )
     return [
         *settings,
         ("weak.labels.calculator", study.cheap),
@@ -176,13 +179,19 @@ def settings_of(way, steps, study, pool_structures=None):
     ]
 
 
-def stages(method, steps, iterations):
-    """Steps of a stage before the run, and of the run; together about as many as `steps`."""
+def stages(method, steps, befores):
+    """Steps of a stage before the run, and of the run; together about as many as `steps`.
+
+    Args:
+        method: of the weak labels.
+        steps: T.
+        befores: how many stages come before a distilled student.
+    """
     if method == "pretrain":
         return steps - steps // 3, steps // 3
     if method == "distill":
-        before = steps // (2 + iterations)
-        return before, steps - before * iterations
+        before = steps // (2 + befores)
+        return before, steps - before * befores
     if method in ("second_head", "shared_head"):
         return steps, steps // 2  # two batches a step
     return steps, steps

@@ -117,6 +117,10 @@ class WeakLabelsConfig(_Section):
     """Of a stage before the run: pre-training, or the difference model that teaches."""
     learning_rate: PositiveFloat | None = None
     """Of that stage; None: the run's."""
+    teachers: PositiveInt = 1
+    """distill: difference models of different seeds, whose mean teaches."""
+    agreement: PositiveFloat | None = None
+    """distill: eV/Å, spread of the teachers' forces at which a structure counts half; None: all count the same."""
     iterations: PositiveInt = 1
     """distill: rounds of sampling; each after the first samples with the student of the one before."""
     weight: PositiveFloat = 1.0

@@ -14,13 +14,13 @@ from pimlip_zoo.datasets.cheap import find_supervisor
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.pool import label_frames
-from pimlip_zoo.distillation import ensemble_labels
+from pimlip_zoo.distillation import ensemble_labels, predict_labels
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import prepare
 from pimlip_zoo.report.curve import curve_plot
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
-from pimlip_zoo.weak_stages import predict_labels, prepare_run, train_run
+from pimlip_zoo.weak_stages import prepare_run, train_run
 
 DATA = "builtin:ethanol-gfn2@0:8"
 LJ = "ase.calculators.lj:LennardJones"
@@ -239,6 +239,31 @@ def test_a_teacher_is_asked_again_where_its_student_goes(tmp_path):
     assert any("student-1" in name for name in stores)  # sampled with the student
     first, last = load_potential(folder / "student-1"), load_potential(folder)
     assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
+
+
+def test_several_teachers_of_different_seeds_label_with_their_mean(tmp_path, monkeypatch):
+    from pimlip_zoo import weak_stages
+
+    heard = []
+    original = weak_stages.ensemble_labels
+    monkeypatch.setattr(
+        weak_stages, "ensemble_labels", lambda *a, **k: heard.append((a, k)) or original(*a, **k)
+    )
+    options = {"weak.labels.teachers": 2, "weak.labels.agreement": 0.2}
+    given = settings(tmp_path, "distill", **options)
+    experiment = prepare_run(load_config(None, given))
+    assert train_run(experiment, tmp_path / "run").steps == 4
+    first, second = (load_potential(tmp_path / "run" / n, difference=True) for n in ("teacher", "teacher-2"))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    ((teachers, pool), keywords), *rest = heard
+    assert not rest
+    assert keywords == {"scale": 0.2}
+    corrections = [predict_labels(teacher, pool) for teacher in teachers]
+    taught = weak_stages._teach(teachers, pool, experiment.config.weak.labels)
+    for index, (frame, cheap) in enumerate(zip(taught, pool, strict=True)):
+        forces = np.stack([c[index].forces for c in corrections])
+        np.testing.assert_allclose(frame.forces, cheap.forces + forces.mean(axis=0), atol=1e-12)
+        assert frame.weight == pytest.approx(1 / (1 + forces.var(axis=0, ddof=1).mean() / 0.2**2))
 
 
 def test_the_steps_of_a_teacher_and_its_student_are_those_asked_for(tmp_path):
