@@ -3,10 +3,11 @@
     python benchmarks/weak/study.py list
     python benchmarks/weak/study.py run conservative acac --root data        (a table, on one data set)
     python benchmarks/weak/study.py show conservative acac                   (what is there, mean and spread over seeds)
+    python benchmarks/weak/study.py docs                                     (the tables of docs/weak-supervision.md)
 
 Every point is trained in a run folder below --runs; its result is kept in results/TABLE-SET-MODEL. A result that is
-there is not computed again, and an interrupted run goes on. The ways of training and their budgets are in ways.py.
-`show` also tests each way against `plain` with the same number of labels: Welch's t over the seeds.
+there is not computed again, and an interrupted run goes on. The ways of training and their budgets are in ways.py, what
+the tables show in tables.py.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sets import SETS
+from tables import fill, table_of
 from ways import TABLES, settings_of
 
 
@@ -97,42 +99,15 @@ def run(args):
 
 
 def show(args):
-    """Print mean ± standard deviation over seeds, energies per structure as in the tables of the documentation."""
-    from pimlip_zoo.curve import collect, summarise
-
-    rows = collect(results_of(args))
-    print("| labels | training | test | E RMSE meV | F RMSE meV/Å | E, F: plain / this | p | CPU s | seeds |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for row in summarise(rows):
-        cells, ratios, chances = [], [], []
-        for name in ("energy_rmse", "forces_rmse"):
-            spread = f" ± {1e3 * row[f'{name}_std']:.1f}" if row[f"{name}_std"] is not None else ""
-            cells.append("" if row[name] is None else f"{1e3 * row[name]:.1f}{spread}")
-            ratio, chance = against_plain(rows, row, name)
-            ratios.append(ratio)
-            chances.append(chance)
-        test = Path(row["test"]).stem
-        print(
-            f"| {row['size']} | {row['weak']} | {test} | {cells[0]} | {cells[1]} | {', '.join(ratios)} "
-            f"| {', '.join(chances)} | {row['cpu_seconds']:.0f} | {row['seeds']} |"
-        )
+    """Print a table as it stands in the documentation."""
+    print("\n".join(table_of(results_of(args), SETS[args.set])))
     return 0
 
 
-def against_plain(rows, row, name):
-    """How much smaller an error is than that of plain runs with as many labels, and Welch's p (two-sided)."""
-    from scipy.stats import ttest_ind
-
-    def values(way):
-        return [r[name] for r in rows if (r["test"], r["size"], r["weak"]) == (row["test"], row["size"], way)]
-
-    plain, own = values("plain"), values(row["weak"])
-    if row["weak"] == "plain" or not plain or None in plain or None in own:
-        return "", ""
-    ratio = f"{sum(plain) / len(plain) / (sum(own) / len(own)):.2f}"
-    if min(len(plain), len(own)) < 2:
-        return ratio, "-"
-    return ratio, f"{ttest_ind(plain, own, equal_var=False).pvalue:.1g}"
+def docs(args):
+    """Write every table whose place is marked in the documentation."""
+    fill(Path(args.docs), Path(args.out))
+    return 0
 
 
 def results_of(args):
@@ -152,6 +127,10 @@ def main():
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list").set_defaults(function=listing)
+    written = commands.add_parser("docs")
+    written.set_defaults(function=docs)
+    written.add_argument("--docs", default=str(Path(__file__).parents[2] / "docs" / "weak-supervision.md"))
+    written.add_argument("--out", default=str(Path(__file__).parent / "results"))
     for name, function in (("run", run), ("show", show)):
         command = commands.add_parser(name)
         command.set_defaults(function=function)

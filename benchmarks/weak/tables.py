@@ -1,0 +1,96 @@
+"""The study's results as tables: mean and standard deviation over seeds, tested against plain training.
+
+A table's place in the documentation is marked by `<!-- study NAME: begin -->` and `<!-- study NAME: end -->`, NAME the
+folder of its results.
+"""
+
+import re
+from pathlib import Path
+
+from sets import SETS
+from ways import SETTINGS, TABLES
+
+LEVEL = 0.05
+"""Of Welch's two-sided test over the seeds, below which a difference to plain training is marked."""
+
+
+def table_of(folder, study):
+    """Lines of Markdown: a row for each number of labels and way of training."""
+    from pimlip_zoo.curve import collect, summarise
+
+    rows = collect(folder)
+    quantity, unit = ("energy_per_atom_rmse", "meV/atom") if study.periodic else ("energy_rmse", "meV")
+    tests = [test for test in study.tests if any(row["test"] == test for row in rows)]
+    heads = [f"{name_of(test)}: {what}" for test in tests for what in (f"E {unit}", "F meV/Å")]
+    lines = [
+        f"| labels | training | {' | '.join(heads)} | steps | CPU s | seeds |",
+        f"|{'---|' * (len(heads) + 5)}",
+    ]
+    summary = {(row["test"], row["size"], row["weak"]): row for row in summarise(rows)}
+    keys = sorted({(size, weak) for _, size, weak in summary}, key=lambda key: (key[0], order_of(key[1])))
+    for size, weak in keys:
+        cells, found = [], None
+        for test in tests:
+            found = summary.get((test, size, weak))
+            cells += [cell_of(rows, found, name) if found else "" for name in (quantity, "forces_rmse")]
+        steps = f"{found['steps']:,.0f}" if found else ""
+        lines.append(
+            f"| {size} | {weak} | {' | '.join(cells)} | {steps} | {found['cpu_seconds']:.0f} | {found['seeds']} |"
+        )
+    return lines
+
+
+def order_of(weak):
+    """Plain first, then as the tables have them."""
+    known = ["plain", "plain-short", *(way for table in TABLES.values() for way in table.ways), *SETTINGS]
+    return known.index(weak) if weak in known else len(known)
+
+
+def name_of(test):
+    """What a test set is called in the head of a table."""
+    stem = Path(test.replace("builtin:", "")).stem
+    return re.sub(r"^test_(MD_)?", "", stem).replace("300K", "300 K").replace("600K", "600 K")
+
+
+def cell_of(rows, row, name):
+    """Mean and spread; bold where it is below plain training's with as many labels, italic where above."""
+    if row[name] is None:
+        return ""
+    digits = 1 if 1e3 * row[name] >= 10 else 2
+    text = f"{1e3 * row[name]:.{digits}f}"
+    if row[f"{name}_std"] is not None:
+        text += f" ± {1e3 * row[f'{name}_std']:.{digits}f}"
+    ratio, chance = against_plain(rows, row, name)
+    if chance is None or chance >= LEVEL:
+        return text
+    return f"**{text}**" if ratio > 1 else f"*{text}*"
+
+
+def against_plain(rows, row, name):
+    """How much smaller an error is than that of plain runs with as many labels, and Welch's p (two-sided), or None."""
+    from scipy.stats import ttest_ind
+
+    def values(way):
+        return [r[name] for r in rows if (r["test"], r["size"], r["weak"]) == (row["test"], row["size"], way)]
+
+    plain, own = values("plain"), values(row["weak"])
+    if row["weak"] == "plain" or min(len(plain), len(own)) < 2 or None in plain or None in own:
+        return 1.0, None
+    ratio = sum(plain) / len(plain) / (sum(own) / len(own))
+    return ratio, float(ttest_ind(plain, own, equal_var=False).pvalue)
+
+
+def fill(docs, results):
+    """Replace what stands between the marks of every table that there are results for."""
+    text = docs.read_text()
+    for name in re.findall(r"<!-- study (\S+): begin -->", text):
+        begin, end = (f"<!-- study {name}: {side} -->" for side in ("begin", "end"))
+        study = SETS[next(key for key in SETS if f"-{key}-" in name)]
+        if end not in text:
+            raise SystemExit(f"{docs}: there is no {end}")
+        before, rest = text.split(begin)
+        table = "\n".join(table_of(results / name, study))
+        text = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    temporary = docs.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(docs)
