@@ -1,6 +1,7 @@
 """Two processes train as one does."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -8,23 +9,27 @@ import sys
 import pytest
 import torch
 
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.lmdb import write_store
+
 TRAIN = [
-    *(
-        "train",
-        "--model",
-        "nequip",
-        "--max-steps",
-        "5",
-        "--dtype",
-        "float64",
-        "--seed",
-        "3",
-        "--device",
-        "cpu",
-    ),
-    *("--data", "builtin:ethanol-gfn2/train@:25", "--valid", "builtin:ethanol-gfn2/valid@:10"),
+    "train",
+    "--model",
+    "nequip",
+    "--max-steps",
+    "5",
+    "--dtype",
+    "float64",
+    "--seed",
+    "3",
+    "--device",
+    "cpu",
 ]
+DATA = ["--data", "builtin:ethanol-gfn2/train@:25", "--valid", "builtin:ethanol-gfn2/valid@:10"]
 COMMAND = "from pimlip_zoo.cli import main; main()"
+NO_STATISTICS = (
+    "import pimlip_zoo.experiment.build as build; build.force_rms = build.average_neighbours = None;"
+)
 
 
 def free_port():
@@ -33,45 +38,66 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
-def launch(folder, arguments, **environment):
-    command = [sys.executable, "-c", COMMAND, *TRAIN, "--out", str(folder), *arguments]
+def launch(command, arguments, **environment):
     return subprocess.Popen(
-        command,
+        [sys.executable, *command, *TRAIN, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 
+def finish(job):
+    return job.communicate(timeout=300)[0].decode(), job.returncode
+
+
 def weights(folder):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def train_with_ranks(folder, ranks, arguments=()):
-    """As torchrun starts them; the exit codes and outputs."""
+def train_with_ranks(ranks, arguments):
+    """As torchrun starts them, all but the first without the means to compute statistics; outputs and exit codes."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
     shared |= {"LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     jobs = [
         launch(
-            folder,
-            ["--set", f"trainer.devices={ranks}", *arguments],
+            ["-c", NO_STATISTICS * (rank > 0) + COMMAND],
+            ["--devices", ranks, *arguments],
             **shared,
             RANK=str(rank),
             LOCAL_RANK=str(rank),
         )
         for rank in range(ranks)
     ]
-    return [(job.communicate(timeout=300)[0].decode(), job.returncode) for job in jobs]
+    return [finish(job) for job in jobs]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """25 structures in two shards, and 10 for validation."""
+    frames, folder = load_builtin("ethanol-gfn2/train")[:25], tmp_path / "all.lmdb"
+    folder.mkdir()
+    write_store(folder / "shard-00000.lmdb", frames[:12])
+    write_store(folder / "shard-00001.lmdb", frames[12:])
+    write_store(tmp_path / "valid.lmdb", load_builtin("ethanol-gfn2/valid")[:10])
+    return folder
+
+
+def streamed(store):
+    return ["--data", store, "--valid", store.parent / "valid.lmdb", "--set", "data.cache_mb=0"]
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_weights_of_one_process(tmp_path):
+@pytest.mark.parametrize("source", ["in memory", "streamed from a store"])
+def test_two_ranks_give_the_weights_of_one_process(store, tmp_path, source):
     # 25 structures in batches of 10: the third step has 5, of which one rank gets 3 and the other 2.
-    alone = launch(tmp_path / "one", [])
-    output, _ = alone.communicate(timeout=300)
-    assert alone.returncode == 0, output.decode()
-    for output, code in train_with_ranks(tmp_path / "two", 2):
-        assert code == 0, output
+    data = DATA if source == "in memory" else streamed(store)
+    output, code = finish(launch(["-c", COMMAND], [*data, "--out", tmp_path / "one"]))
+    assert code == 0, output
+    (first, code), (second, other) = train_with_ranks(2, [*data, "--out", tmp_path / "two"])
+    assert code == other == 0, first + second
+    assert "report:" in first
+    assert "training" not in second  # the first speaks for all
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -81,8 +107,43 @@ def test_two_ranks_give_the_weights_of_one_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mistake_ends_all_ranks_with_one_clear_line(tmp_path):
-    for output, code in train_with_ranks(tmp_path / "two", 2, ["--set", "optimizer.lrr=1"]):
+@pytest.mark.parametrize("mistake", [["--set", "optimizer.lrr=1"], ["--labels", "stress"]])
+def test_a_mistake_ends_all_ranks_with_one_clear_line(tmp_path, mistake):
+    for output, code in train_with_ranks(2, [*DATA, "--out", tmp_path / "two", *mistake]):
         assert code == 2, output
         assert "Traceback" not in output
-        assert "lrr" in output
+        assert mistake[1].split(".")[-1].split("=")[0] in output
+
+
+@pytest.mark.slow
+def test_what_the_first_rank_finds_wrong_with_the_data_ends_all_ranks(store, tmp_path):
+    flip(store, load_builtin("ethanol-gfn2/train")[7])
+    for output, code in train_with_ranks(2, [*streamed(store), "--out", tmp_path / "two"]):
+        assert code == 2, output
+        assert "Traceback" not in output
+        assert "frame 7" in output
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.slow
+def test_a_frame_that_one_rank_cannot_read_ends_the_training_of_all(store, tmp_path):
+    flip(store, load_builtin("ethanol-gfn2/train")[7])
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    job = launch(
+        [*torchrun, sys.executable, "-c", COMMAND],
+        [*streamed(store), "--out", tmp_path / "two", "--devices", 2, "--set", "model.avg_num_neighbors=8.0"],
+    )
+    output, code = finish(job)
+    assert code != 0
+    assert re.search(r"^.*all\.lmdb, frame 7: .*checksum is wrong", output, flags=re.MULTILINE), output
+
+
+def flip(store, frame):
+    """Damage one frame of a store."""
+    word = frame.positions.tobytes()
+    for shard in store.iterdir():
+        content = bytearray(shard.read_bytes())
+        at = content.find(word)
+        if at >= 0:
+            content[at] ^= 0xFF
+            shard.write_bytes(content)

@@ -15,23 +15,27 @@ if TYPE_CHECKING:
 __all__ = ["console", "errors_table", "log_to", "log_to_screen"]
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A rich console; colours only on terminals."""
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A rich console; colours only on terminals. A quiet one prints nothing."""
     from rich.console import Console
 
-    screen = Console(stderr=stderr, highlight=False)
-    return screen if screen.is_terminal else Console(stderr=stderr, highlight=False, width=120)
+    screen = Console(stderr=stderr, highlight=False, quiet=quiet)
+    return screen if screen.is_terminal else Console(stderr=stderr, highlight=False, quiet=quiet, width=120)
 
 
-def log_to_screen() -> None:
-    """Send messages to the terminal; :func:`log_to` writes them down, those from before included."""
+def log_to_screen(*, quiet: bool = False) -> None:
+    """Send messages to the terminal; :func:`log_to` writes them down, those from before included.
+
+    Args:
+        quiet: errors only, for the ranks of a run that repeat what the first one says.
+    """
     import sys
     from logging.handlers import MemoryHandler
 
     warnings.filterwarnings("ignore", module="lightning.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.*")
     log = logging.getLogger("pimlip_zoo")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.handlers.clear()
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(_Plain())

@@ -62,6 +62,7 @@ def train(
     """Train a potential and leave everything in a run folder."""
     from pimlip_zoo.config import load_config, parse_settings
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.experiment import from_rank_zero, join_ranks
 
     given: list[tuple[str, Any]] = [
         ("model.name", model),
@@ -94,14 +95,14 @@ def train(
     else:
         folder = Path()
     run_config = load_config(config, options, complete=resume)
+    rank = join_ranks(run_config)
     if not resume:
-        folder = _new_folder(out, run_config.model.name)
+        folder = from_rank_zero(lambda: _new_folder(out, run_config.model.name))
     # A run that ended before its first checkpoint goes on from the start.
-    _run(run_config, folder, resume=resume and _has_checkpoint(folder))
+    _run(run_config, folder, rank, resume=resume and _has_checkpoint(folder))
 
 
-def _run(config: Any, folder: Path, *, resume: bool) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
+def _run(config: Any, folder: Path, rank: int, *, resume: bool) -> None:
     from rich.panel import Panel
 
     from pimlip_zoo.cli.console import console, errors_table, log_to, log_to_screen
@@ -109,15 +110,16 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
     from pimlip_zoo.evaluation import check_labelled, evaluate_run, tests_of
     from pimlip_zoo.weak_stages import prepare_run, train_run
 
-    screen = console()
-    log_to_screen()
+    screen = console(quiet=rank > 0)  # one rank speaks, writes the log, evaluates and reports
+    log_to_screen(quiet=rank > 0)
     last = folder / "checkpoints" / "last.ckpt"
     experiment = prepare_run(config, checkpoint=last if resume and last.exists() else None)
     potential = experiment.potential
     tests = tests_of(config)
     for spec in tests.values():
         check_labelled(potential, spec)
-    log_to(folder)  # nothing is refused any more, and nothing was written before
+    if rank == 0:
+        log_to(folder)  # nothing is refused any more, and nothing was written before
     parameters = sum(p.numel() for p in potential.model.parameters())
     steps, batch = config.trainer.max_steps, config.data.batch_size * config.trainer.accumulate
     screen.print(
@@ -137,8 +139,8 @@ def _run(config: Any, folder: Path, *, resume: bool) -> None:
             f"stopped after step {outcome.steps}; go on with: pimlip-zoo train --out {folder} --resume"
         )
         raise typer.Exit(128 + outcome.signal)
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return  # one rank evaluates and writes the report
+    if rank > 0:
+        return
     screen.print(f"{outcome.steps:,} steps in {outcome.seconds:.0f} s")
     valid = {} if "validation" in tests else {"validation": experiment.valid_frames}
     screen.print(errors_table(evaluate_run(folder, tests, valid)))

@@ -2,7 +2,18 @@
 
 from pimlip_zoo.experiment.data import load_split
 from pimlip_zoo.experiment.prepare import Experiment, prepare
+from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.experiment.trainer import parse_duration
 
-__all__ = ["Experiment", "Outcome", "load_split", "parse_duration", "prepare", "steps_done", "train"]
+__all__ = [
+    "Experiment",
+    "Outcome",
+    "from_rank_zero",
+    "join_ranks",
+    "load_split",
+    "parse_duration",
+    "prepare",
+    "steps_done",
+    "train",
+]

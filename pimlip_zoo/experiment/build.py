@@ -22,6 +22,7 @@ from pimlip_zoo.datasets.statistics import (
 )
 from pimlip_zoo.datasets.stored import StoredFrames
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.losses.supervised import SupervisedTerm
@@ -85,10 +86,16 @@ def new_potential(
     cutoff = config.model.configure().cutoff
     samples = samples_of(frames, species, cutoff, config.data)
     if config.model.configure().avg_num_neighbors is None:
-        options["avg_num_neighbors"] = average_neighbours(some_of(samples, config.seed), cutoff)
+        options["avg_num_neighbors"] = from_rank_zero(
+            lambda: average_neighbours(some_of(samples, config.seed), cutoff)
+        )
     dtype = getattr(torch, config.trainer.dtype)
     model = config.model.info.model(config.model.configure(**options), species).to(dtype)
-    scale = (force_rms(frames) or 1.0) if section.scale == "forces_rms" else float(section.scale)
+    scale = (
+        from_rank_zero(lambda: force_rms(frames) or 1.0)
+        if section.scale == "forces_rms"
+        else float(section.scale)
+    )
     repulsion = None
     if section.zbl:
         from pimlip_zoo.nn.zbl import ZBL
@@ -141,7 +148,11 @@ def fine_tuned_potential(
     else:
         references = set_references(potential, {s: e for s, e in atoms.items() if s in new}, "the run")
         if section.refit_references:
-            references = refit_references(potential, list(some_of(samples, config.seed)))
+            references = from_rank_zero(
+                lambda: refit_references(potential, list(some_of(samples, config.seed)))
+            )
+            table = dict(zip(potential.species, references.energies.tolist(), strict=True))
+            set_references(potential, table, references.source)
     missing = [s for s, e in zip(potential.species, references.energies, strict=True) if np.isnan(e)]
     if missing:
         raise InputError(
@@ -172,8 +183,9 @@ def weak_term(
         reach = potential.cutoff + list_skin(weak, species, potential.cutoff, direct=direct)
         pool = [frame_to_sample(frame, species, reach) for frame in load_frames(weak.unlabelled)]
     if chosen_terms(weak, direct=direct):
-        samples = some_of(samples, config.seed)
-        check_weak(weak, species, labels, [*samples, *pool], direct=direct)
+        from_rank_zero(
+            lambda: check_weak(weak, species, labels, [*some_of(samples, config.seed), *pool], direct=direct)
+        )
     return build_weak_term(
         weak,
         potential,

@@ -34,7 +34,7 @@ from pimlip_zoo.experiment.data import (
     reference_frames,
     without_isolated_atoms,
 )
-from pimlip_zoo.experiment.trainer import check_trainer
+from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.losses.weak import WeakTerm
 from pimlip_zoo.losses.weak_build import list_skin
@@ -91,7 +91,7 @@ def prepare(
     """
     torch.manual_seed(config.seed)
     data = config.data
-    check_trainer(config)
+    join_ranks(config)
     train, valid = split or load_split(config)
     references_file = reference_frames(data)
     train, single = without_isolated_atoms(train, keep=bool(references_file))
@@ -104,7 +104,7 @@ def prepare(
     log.info("%s", describe_labels("validation", valid))
     species = species_of(train, valid)
     if config.finetune.run is None:
-        references = energy_references_of(config, train, species, atoms)
+        references = from_rank_zero(lambda: energy_references_of(config, train, species, atoms))
         if data.check_references:
             check_references(train, species, references)
         potential, samples = new_potential(config, train, species, references)

@@ -80,7 +80,8 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
     trainer = make_trainer(config, folder)
     sampler = _sampler(experiment, trainer, steps_done(last) if resume else 0)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
+    if trainer.is_global_zero:
+        save_config(config, folder / "config.yaml")
     started, linked = time.monotonic(), _link(experiment) is None
     number = None
     try:
