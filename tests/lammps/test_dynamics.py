@@ -80,10 +80,13 @@ def style(model, species=SPECIES):
     return f"pair_style pimlip\npair_coeff * * {model} {' '.join(species)}"
 
 
-def test_nve_keeps_the_energy(tmp_path, plugin, exported):
+@pytest.mark.parametrize(
+    ("name", "file_format"), [("pairs", "torchscript"), ("nequip", "native")], indirect=["file_format"]
+)
+def test_nve_keeps_the_energy(name, tmp_path, plugin, exported):
     atoms = hot_structure(tmp_path, 300.0)
     rows, _ = dynamics(
-        tmp_path, plugin, style=style(exported("pairs")), every=10, run="run 1000", timestep=0.00025
+        tmp_path, plugin, style=style(exported(name)), every=10, run="run 1000", timestep=0.00025
     )
     time, energy = rows[:, 0] * 0.00025e-3, rows[:, 1] / len(atoms)  # ns, eV/atom
     drift = np.polyfit(time, energy, 1)[0]
@@ -92,7 +95,11 @@ def test_nve_keeps_the_energy(tmp_path, plugin, exported):
     assert abs(drift) * 1000 < 1.0, f"{1000 * drift:.3f} meV/atom/ns"
 
 
-@pytest.mark.parametrize("name", ["pairs", "messages3"])
+@pytest.mark.parametrize(
+    ("name", "file_format"),
+    [("pairs", "torchscript"), ("messages3", "torchscript"), ("nequip", "native")],
+    indirect=["file_format"],
+)
 def test_trajectories_do_not_depend_on_the_number_of_ranks(name, tmp_path, plugin, exported):
     # Hot enough for atoms to change ranks and for the neighbour lists to be rebuilt many times.
     final = {}
@@ -108,9 +115,12 @@ def test_trajectories_do_not_depend_on_the_number_of_ranks(name, tmp_path, plugi
     assert np.abs(final[1] - final[2]).max() < 1e-8
 
 
-def test_a_restart_goes_on_where_the_run_ended(tmp_path, plugin, exported):
+@pytest.mark.parametrize(
+    ("name", "file_format"), [("messages2", "torchscript"), ("nequip", "native")], indirect=["file_format"]
+)
+def test_a_restart_goes_on_where_the_run_ended(name, tmp_path, plugin, exported):
     hot_structure(tmp_path, 300.0)
-    model = style(exported("messages2"))
+    model = style(exported(name))
     _, straight = dynamics(tmp_path, plugin, style=model, run="run 80")
     dynamics(tmp_path, plugin, style=model, run="run 40\nwrite_restart half.restart")
     _, resumed = dynamics(tmp_path, plugin, style=model, start="read_restart half.restart", run="run 40")

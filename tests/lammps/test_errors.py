@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 
 import numpy as np
 import pytest
-from toys import SPECIES, geometries, potential_of, with_metadata
+from toys import SPECIES, geometries, potential_of, with_entry, with_metadata
 
 from pimlip_zoo.deploy.aot import export_aot
 from pimlip_zoo.deploy.lammps.check import single_points
@@ -14,12 +15,19 @@ from pimlip_zoo.deploy.lammps.input import write_data
 from pimlip_zoo.deploy.lammps.run import run_lammps
 from pimlip_zoo.deploy.loading import load_exported
 from pimlip_zoo.deploy.metadata import read_metadata
+from pimlip_zoo.deploy.native.archive import read_native, source_entry, source_hash
+from pimlip_zoo.deploy.native.library import _LEVELS, machine_level
 from pimlip_zoo.errors import InputError
 
 
 def attempt(model, plugin, **settings):
     atoms = geometries()["a skewed triclinic cell"]
     return single_points([atoms], model=model, plugin=plugin, species=SPECIES, **settings)
+
+
+BOTH = pytest.mark.parametrize(
+    ("name", "file_format"), [("pairs", "torchscript"), ("nequip", "native")], indirect=["file_format"]
+)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +40,10 @@ def attempt(model, plugin, **settings):
         ({"units": "kcal/mol"}, "its units are kcal/mol"),
     ],
 )
-def test_metadata_that_do_not_fit(changes, reason, tmp_path, plugin, exported):
-    model = with_metadata(exported("pairs"), tmp_path / "changed.nequip.pth", **changes)
+@BOTH
+def test_metadata_that_do_not_fit(name, changes, reason, tmp_path, plugin, exported):
+    source = exported(name)
+    model = with_metadata(source, tmp_path / source.name, **changes)
     with pytest.raises(InputError, match=reason):
         attempt(model, plugin)
 
@@ -66,26 +76,33 @@ def test_compiled_files_that_do_not_fit(changes, lammps_says, python_says, tmp_p
         load_exported(model)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("run", "it is a folder"), ("best.ckpt", "it is a checkpoint")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("run", "it is a folder"), ("run.pimlip", "it is a folder"), ("best.ckpt", "it is a checkpoint")],
+)
+@pytest.mark.parametrize("file_format", ["torchscript", "native"], indirect=True)
 def test_runs_and_checkpoints_are_not_exported_files(name, reason, tmp_path, plugin):
     (tmp_path / "run").mkdir()
+    (tmp_path / "run.pimlip").mkdir()
     (tmp_path / "best.ckpt").write_text("weights")
     with pytest.raises(InputError, match=f"{reason}.*pimlip-zoo export"):
         attempt(tmp_path / name, plugin)
 
 
-def test_an_unchanged_copy_loads(tmp_path, plugin, exported):
-    model = with_metadata(exported("pairs"), tmp_path / "copy.nequip.pth")
-    assert read_metadata(model) == read_metadata(exported("pairs"))
+@BOTH
+def test_an_unchanged_copy_loads(name, tmp_path, plugin, exported):
+    model = with_metadata(exported(name), tmp_path / exported(name).name)
+    assert read_metadata(model) == read_metadata(exported(name))
     assert np.isfinite(attempt(model, plugin)[0].energy)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_truncated_file(share, tmp_path, plugin, exported):
-    content = exported("pairs").read_bytes()
-    model = tmp_path / "half.nequip.pth"
+@BOTH
+def test_a_truncated_file(name, share, tmp_path, plugin, exported):
+    content = exported(name).read_bytes()
+    model = tmp_path / exported(name).name
     model.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match="not a complete TorchScript file"):
+    with pytest.raises(InputError, match=r"not a complete (TorchScript file|native model)"):
         attempt(model, plugin)
     with pytest.raises(InputError, match="not a complete exported model"):
         read_metadata(model)
@@ -109,14 +126,91 @@ def test_a_file_of_a_torch_that_cannot_be_read_names_both_versions(tmp_path, plu
         load_exported(model)
 
 
-def test_a_missing_file(tmp_path, plugin):
-    with pytest.raises(InputError, match="cannot be read"):
-        attempt(tmp_path / "nowhere.nequip.pth", plugin)
+@pytest.mark.parametrize(
+    ("entry", "change", "reason"),
+    [
+        ("weights.bin", None, "it is not a native model"),
+        ("model-64.c", None, "it is not a native model"),
+        ("weights.bin", lambda content: content[:-64], "its weights are not complete"),
+        ("extra/model-64.c", lambda content: b"../../" + content[6:], "it is not a native model"),
+    ],
+)
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+def test_native_files_with_other_entries(entry, change, reason, tmp_path, plugin, exported):
+    entry = entry.replace("64", str(_LEVELS[machine_level()][0]))  # of this processor
+    model = with_entry(exported("nequip"), tmp_path / "changed.pimlip", f"pimlip/{entry}", change)
+    with pytest.raises(InputError, match=reason):
+        attempt(model, plugin)
 
 
-def test_errors_of_many_ranks_are_one_line_too(tmp_path, plugin):
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+def test_a_native_file_with_one_wrong_bit(tmp_path, plugin, exported):
+    content = bytearray(exported("nequip").read_bytes())
+    content[len(content) // 2] ^= 4
+    model = tmp_path / "model.pimlip"
+    model.write_bytes(content)
+    with pytest.raises(InputError, match="not a complete native model"):
+        attempt(model, plugin)
+    with pytest.raises(InputError, match="not a complete exported model"):
+        load_exported(model)
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """Where nothing has been compiled yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pimlip-zoo" / "kernels"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("no-such-compiler", "there is no C compiler no-such-compiler, .*install gcc or set CC"),
+        ("false", "the C compiler false failed"),
+        ("gcc -march=pentium4x", "the C compiler gcc -march=pentium4x failed: .*error: bad value"),
+    ],
+)
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+def test_native_files_without_a_compiler(compiler, reason, ranks, plugin, exported, empty_cache, monkeypatch):
+    if compiler.startswith("gcc") and shutil.which("gcc") is None:
+        pytest.skip("there is no gcc")
+    model = exported("nequip")
+    monkeypatch.setenv("CC", compiler)
+    with pytest.raises(InputError, match=reason):
+        attempt(model, plugin, ranks=ranks)
+    assert not list(empty_cache.glob("*.so"))
+
+
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+def test_native_code_is_for_this_processor_and_in_the_cache_of_python(plugin, exported, empty_cache):
+    model = exported("nequip")
+    attempt(model, plugin)
+    (library,) = empty_cache.glob("*.so")
+    entry = source_entry(_LEVELS[machine_level()][0])
+    assert library.name == f"native-{read_metadata(model)[entry][:32]}-{machine_level()}.so"
+    assert source_hash(read_native(model).sources[_LEVELS[machine_level()][0]]) == read_metadata(model)[entry]
+    library.write_bytes(library.read_bytes()[:100])  # of another machine, or damaged
+    with pytest.raises(InputError, match=r"compiled of it cannot be loaded: .*remove that file"):
+        attempt(model, plugin)
+
+
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+def test_other_formats_and_gpus_are_refused_where_there_is_no_torch(tmp_path, plugin, exported):
+    with pytest.raises(InputError, match=r"device cuda was asked for, and native models run on CPUs"):
+        attempt(exported("nequip"), plugin, options="device cuda")
+    other = tmp_path / "model.nequip.pth"
+    other.write_bytes(exported("nequip").read_bytes())
+    with pytest.raises(InputError, match=r"built without torch and reads native models"):
+        attempt(other, plugin)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", ["nowhere.nequip.pth", "nowhere.pimlip"])
+@pytest.mark.parametrize("file_format", ["torchscript", "native"], indirect=True)
+def test_a_missing_file(name, ranks, tmp_path, plugin):
     with pytest.raises(InputError, match="cannot be read"):
-        attempt(tmp_path / "nowhere.nequip.pth", plugin, ranks=2)
+        attempt(tmp_path / name, plugin, ranks=ranks)
 
 
 SCRIPT = """units {units}
@@ -147,7 +241,8 @@ run 0
         ),
     ],
 )
-def test_input_scripts_that_cannot_work(changes, reason, tmp_path, plugin, exported):
+@BOTH
+def test_input_scripts_that_cannot_work(name, changes, reason, tmp_path, plugin, exported):
     write_data(tmp_path / "structure.data", geometries()["a skewed triclinic cell"], SPECIES)
     pieces = {
         "units": "metal",
@@ -157,7 +252,7 @@ def test_input_scripts_that_cannot_work(changes, reason, tmp_path, plugin, expor
         "coeff": "* * {model} H C O",
         "after": "",
     } | changes
-    pieces["coeff"] = pieces["coeff"].format(model=exported("pairs"))
+    pieces["coeff"] = pieces["coeff"].format(model=exported(name))
     script = tmp_path / "in.lammps"
     script.write_text(SCRIPT.format(plugin=plugin, **pieces))
     with pytest.raises(InputError, match=f"(?i){reason}"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from toys import SPECIES, geometries, graph_of, potential_of, predict, relative, with_metadata
 
+from pimlip_zoo.cli.export import ExportFormat
 from pimlip_zoo.deploy.aot import export_aot
 from pimlip_zoo.deploy.lammps.check import single_points
 from pimlip_zoo.errors import InputError
@@ -15,7 +18,19 @@ from pimlip_zoo.graph import edge_vectors
 from pimlip_zoo.registry import available_models
 
 ARCHITECTURES = sorted(available_models())
+FORMATS = ("torchscript", "native")
+NATIVE = ("allegro", "mace", "nequip")
 TOYS = ["pairs", "messages2", "messages3"]
+
+
+def cases(*fast, names=ARCHITECTURES):
+    """Names and formats; slow but for those given. What is written in plain torch alone may have no native form."""
+    for file_format in FORMATS:
+        for name in names:
+            if file_format == "torchscript" or name in NATIVE:
+                yield pytest.param(
+                    name, file_format, marks=() if (name, file_format) in fast else pytest.mark.slow
+                )
 
 
 def differences(points, potential, structures):
@@ -28,7 +43,11 @@ def differences(points, potential, structures):
     return worst
 
 
-@pytest.mark.parametrize("name", [*TOYS, *ARCHITECTURES])
+@pytest.mark.parametrize(
+    ("name", "file_format"),
+    cases(*itertools.product([*TOYS, *ARCHITECTURES], FORMATS), names=[*TOYS, *ARCHITECTURES]),
+    indirect=["file_format"],
+)
 def test_five_geometries_agree_in_float64(name, plugin, exported):
     structures = list(geometries().values())
     points = single_points(structures, model=exported(name), plugin=plugin, species=SPECIES)
@@ -37,8 +56,12 @@ def test_five_geometries_agree_in_float64(name, plugin, exported):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["pairs", "nequip", *(pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES if n != "nequip")],
+    ("name", "file_format"),
+    cases(
+        *(("pairs", "torchscript"), ("nequip", "torchscript"), ("allegro", "native")),
+        names=["pairs", *ARCHITECTURES],
+    ),
+    indirect=["file_format"],
 )
 def test_five_geometries_agree_in_float32(name, plugin, exported):
     structures = list(geometries().values())
@@ -70,9 +93,8 @@ def test_many_ranks_compute_what_one_computes(name, ranks, plugin, exported):
         assert np.abs(shift - np.round(shift)).max() < 1e-10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("name", "file_format"), cases(("nequip", "native")), indirect=["file_format"])
 def test_architectures_on_many_ranks(name, ranks, plugin, exported):
     structures = list(geometries().values())
     points = single_points(structures, model=exported(name), plugin=plugin, species=SPECIES, ranks=ranks)
@@ -85,7 +107,16 @@ def test_a_halo_of_several_hops_reaches_across_ranks_that_do_not_touch(plugin, e
     assert max(differences(points, potential_of("messages3"), [atoms]).values()) < 1e-10
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("pairs", 1), ("messages2", 1), ("messages2", 2)])
+@pytest.mark.parametrize(
+    ("name", "file_format", "ranks"),
+    [
+        ("pairs", "torchscript", 1),
+        ("messages2", "torchscript", 1),
+        ("messages2", "torchscript", 2),
+        ("nequip", "native", 2),
+    ],
+    indirect=["file_format"],
+)
 def test_chunks_change_nothing(name, ranks, plugin, exported):
     structures = list(geometries().values())
     points = single_points(
@@ -95,19 +126,23 @@ def test_chunks_change_nothing(name, ranks, plugin, exported):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_atomic_virials_sum_to_the_virial(ranks, plugin, exported):
+@pytest.mark.parametrize(
+    ("name", "file_format"), [("messages2", "torchscript"), ("nequip", "native")], indirect=["file_format"]
+)
+def test_atomic_virials_sum_to_the_virial(name, ranks, plugin, exported):
     structures = list(geometries().values())
-    points = single_points(
-        structures, model=exported("messages2"), plugin=plugin, species=SPECIES, ranks=ranks
-    )
+    points = single_points(structures, model=exported(name), plugin=plugin, species=SPECIES, ranks=ranks)
     for point in points:
         assert relative(point.atomic_virial.sum(0), point.virial) < 1e-10
 
 
-def test_atomic_virials_are_half_of_each_edge(plugin, exported):
+@pytest.mark.parametrize(
+    ("name", "file_format"), [("pairs", "torchscript"), ("nequip", "native")], indirect=["file_format"]
+)
+def test_atomic_virials_are_half_of_each_edge(name, plugin, exported):
     atoms = geometries()["a cell thinner than the cutoff"]
-    (point,) = single_points([atoms], model=exported("pairs"), plugin=plugin, species=SPECIES)
-    potential, graph = potential_of("pairs"), graph_of(atoms)
+    (point,) = single_points([atoms], model=exported(name), plugin=plugin, species=SPECIES)
+    potential, graph = potential_of(name), graph_of(atoms)
     vectors = edge_vectors(graph).requires_grad_()
     scaled = potential.scale[graph.species] * potential.model(graph, vectors)
     (gradient,) = torch.autograd.grad(scaled.sum(), vectors)
@@ -126,32 +161,45 @@ def test_direct_forces_come_from_their_head(plugin, exported):
     assert max(differences(points, potential_of("nequip:direct"), structures).values()) < 1e-10
 
 
-def test_newton_off_is_right_on_one_rank_and_refused_on_two(plugin, exported):
+@pytest.mark.parametrize(
+    ("name", "file_format"), [("messages2", "torchscript"), ("nequip", "native")], indirect=["file_format"]
+)
+def test_newton_off_is_right_on_one_rank_and_refused_on_two(name, plugin, exported):
     atoms = geometries()["a skewed triclinic cell"]
-    settings = {"model": exported("messages2"), "plugin": plugin, "species": SPECIES, "newton": "off"}
+    settings = {"model": exported(name), "plugin": plugin, "species": SPECIES, "newton": "off"}
     points = single_points([atoms], **settings)
-    assert max(differences(points, potential_of("messages2"), [atoms]).values()) < 1e-10
+    assert max(differences(points, potential_of(name), [atoms]).values()) < 1e-10
     with pytest.raises(InputError, match="needs `newton on`"):
         single_points([atoms], ranks=2, **settings)
 
 
-def test_one_atom_and_atoms_out_of_sight_have_their_reference_energy(plugin, exported):
+@pytest.mark.parametrize(
+    ("name", "file_format"),
+    [("messages2", "torchscript"), *((name, "native") for name in NATIVE)],
+    indirect=["file_format"],
+)
+def test_atoms_out_of_sight_and_ranks_without_atoms(name, plugin, exported):
     one = Atoms("O", positions=[[5.0, 5.0, 5.0]], cell=np.eye(3) * 10, pbc=True)
     apart = Atoms("HO", positions=[[1.0, 1.0, 1.0], [9.0, 9.0, 9.0]], cell=np.eye(3) * 20, pbc=True)
+    expected = [predict(potential_of(name), atoms)[0] for atoms in (one, apart)]
+    if name == "messages2":
+        assert expected == [-3.0, -4.0]  # the reference energies
     for ranks in (1, 4):  # ranks without atoms among them
         points = single_points(
-            [one, apart], model=exported("messages2"), plugin=plugin, species=SPECIES, ranks=ranks
+            [one, apart], model=exported(name), plugin=plugin, species=SPECIES, ranks=ranks
         )
-        assert points[0].energy == pytest.approx(-3.0, abs=1e-12)
-        assert points[1].energy == pytest.approx(-4.0, abs=1e-12)
+        assert [point.energy for point in points] == pytest.approx(expected, abs=1e-12)
         assert all(np.abs(point.forces).max() == 0.0 for point in points)
 
 
-def test_the_ase_calculator_says_the_same(plugin, exported):
+@pytest.mark.parametrize("file_format", FORMATS, indirect=True)
+def test_the_ase_calculator_says_the_same(file_format, plugin, exported):
     from pimlip_zoo.deploy.ase import PimlipCalculator
+    from pimlip_zoo.deploy.native.calculator import NativeCalculator
 
     atoms = geometries()["a skewed triclinic cell"].copy()
-    atoms.calc = PimlipCalculator(potential_of("nequip"))
+    native = file_format is ExportFormat.native
+    atoms.calc = NativeCalculator(exported("nequip")) if native else PimlipCalculator(potential_of("nequip"))
     (point,) = single_points([atoms], model=exported("nequip"), plugin=plugin, species=SPECIES)
     stress = -point.virial / atoms.get_volume()
     assert relative(point.energy, atoms.get_potential_energy()) < 1e-10

@@ -169,3 +169,15 @@ def with_metadata(source, target, **changes):
             else:
                 new.writestr(item, old.read(item.filename))
     return target
+
+
+def with_entry(source, target, name, change):
+    """A copy of an archive with the content of one entry changed; None takes the entry away."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        for item in old.infolist():
+            content = old.read(item.filename)
+            if item.filename != name:
+                new.writestr(item, content)
+            elif change is not None:
+                new.writestr(item.filename, change(content))
+    return target

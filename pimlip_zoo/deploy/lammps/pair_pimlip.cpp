@@ -137,7 +137,7 @@ void PairPimlip::coeff(int narg, char **arg)
     error->all(FLERR, "pair_style pimlip: {}", reason);
   }
 
-  const auto &known = model->species();
+  const auto &known = model->contract().species;
   std::string listed;
   for (const auto &name : known) listed += (listed.empty() ? "" : " ") + name;
   species_of_type.assign(ntypes + 1, -1);
@@ -186,14 +186,14 @@ void PairPimlip::init_style()
       if (force->special_lj[k] == 0.0 && force->special_coul[k] == 0.0)
         error->all(FLERR, "pair_style pimlip sees bonded atoms, too: add `special_bonds lj/coul 1.0 1.0 1.0`");
 
-  const bool halo = comm->nprocs > 1 && model->depth() > 1;
+  const bool halo = comm->nprocs > 1 && model->contract().depth > 1;
   if (comm->nprocs > 1 && !force->newton_pair)
     error->all(FLERR, "pair_style pimlip on several ranks needs `newton on`");
   neighbor->add_request(this, halo ? NeighConst::REQ_FULL | NeighConst::REQ_GHOST : NeighConst::REQ_FULL);
   if (halo) {
     if (comm->mode != Comm::SINGLE)
       error->all(FLERR, "pair_style pimlip with message passing on several ranks needs `comm_modify mode single`");
-    const double reach = model->depth() * model->cutoff() + neighbor->skin;
+    const double reach = model->contract().depth * model->contract().cutoff + neighbor->skin;
     comm->cutghostuser = MAX(comm->cutghostuser, reach);
   }
   neighbor_builds = -1;
@@ -202,7 +202,7 @@ void PairPimlip::init_style()
 double PairPimlip::init_one(int i, int j)
 {
   if (setflag[i][j] == 0) error->all(FLERR, "pair_style pimlip: pair_coeff does not set atom types {} and {}", i, j);
-  return model->cutoff();
+  return model->contract().cutoff;
 }
 
 /* ---------------------------------------------------------------------- */
@@ -283,7 +283,7 @@ void PairPimlip::build_graph(int first, int last)
   graph->num_local = static_cast<int64_t>(atom_of_row.size());
 
   size_t row = 0;
-  for (int hop = 0; hop < model->depth(); hop++)
+  for (int hop = 0; hop < model->contract().depth; hop++)
     for (const size_t reached = atom_of_row.size(); row < reached; row++) add_edges(static_cast<int>(row));
 
   for (const int i : atom_of_row) row_of[original[i]] = -1;
@@ -307,7 +307,7 @@ void PairPimlip::add_edges(int row)
 {
   const int i = atom_of_row[row];
   const double *const *const x = atom->x;
-  const double limit = model->cutoff() * model->cutoff();
+  const double limit = model->contract().cutoff * model->contract().cutoff;
   const int *const neighbors = list->firstneigh[i];
   for (int jj = 0; jj < list->numneigh[i]; jj++) {
     const int j = neighbors[jj] & NEIGHMASK;

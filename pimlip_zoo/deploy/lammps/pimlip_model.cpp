@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 
 #include "pimlip_model.h"
+
+#include "pimlip_file.h"
 #include "pimlip_native.h"
 
 #include <ATen/Parallel.h>
@@ -11,8 +13,6 @@
 #include <torch/version.h>
 
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <sstream>
 #include <unordered_map>
 
@@ -24,10 +24,7 @@ namespace pimlip {
 
 namespace {
 
-constexpr int FORMAT_VERSION = 1;
 constexpr const char *AOT_ENTRY = "pimlip";    // name of our entry point in a .pt2 package
-
-using Metadata = std::unordered_map<std::string, std::string>;
 
 // Errors of torch carry stack traces and hints over many lines; the last line of a TorchScript
 // trace and the first of any other one say what happened.
@@ -43,11 +40,6 @@ std::string brief(const std::exception &error)
   }
   if (first.rfind("The following operation failed", 0) == 0) return last;
   return first.substr(0, first.find(". This is an internal miniz error"));
-}
-
-bool ends_with(const std::string &text, const std::string &ending)
-{
-  return text.size() >= ending.size() && text.compare(text.size() - ending.size(), ending.size(), ending) == 0;
 }
 
 // Every evaluation allocates and frees arrays of the same sizes. By default glibc gives large ones back to the
@@ -181,14 +173,12 @@ struct NativeBackend : Model::Backend {
 Model::Model(const std::string &file, const std::string &device, int local_rank) : file_(file)
 {
   try {
-    if (!std::ifstream(file, std::ios::binary).good()) throw ModelError("the file cannot be read");
-    if (std::filesystem::is_directory(file))
-      throw ModelError("it is a folder (write a file of the run with `pimlip-zoo export`)");
-    if (ends_with(file, ".ckpt")) throw ModelError("it is a checkpoint (write a file of it with `pimlip-zoo export`)");
+    check_path(file);
     const torch::Device where = choose_device(device, local_rank);
     keep_freed_memory();
-    const bool compiled = ends_with(file, ".pt2");
-    if (Native::is_native(file))
+    const bool compiled = ends_with(file, ".pt2"), native = Native::is_native(file);
+    if (native && device == "cuda") throw ModelError("device cuda was asked for, and native models run on CPUs");
+    if (native)
       backend_ = std::make_unique<NativeBackend>(file);
     else if (compiled)
       backend_ = std::make_unique<CompiledBackend>(file, where);
@@ -196,35 +186,13 @@ Model::Model(const std::string &file, const std::string &device, int local_rank)
       backend_ = std::make_unique<TorchScriptBackend>(file, where);
 
     Metadata &metadata = backend_->metadata;
-    const std::string &format = metadata["pimlip_format"];
-    if (format.empty()) throw ModelError("it has no metadata of pimlip-zoo (write it with `pimlip-zoo export`)");
-    if (format != std::to_string(FORMAT_VERSION))
-      throw ModelError("its format is version " + format + " and this pair style reads version " +
-                       std::to_string(FORMAT_VERSION) + " (export the model and build the plugin with one pimlip-zoo)");
-    for (const char *key : {"r_max", "type_names", "interaction_depth", "units"})
-      if (metadata[key].empty()) throw ModelError(std::string("its metadata lack ") + key + " (export it again)");
-    if (metadata["units"] != "eV Angstrom") throw ModelError("its units are " + metadata["units"] + ", not eV and Å");
-    try {
-      cutoff_ = std::stod(metadata["r_max"]);
-      depth_ = std::stoi(metadata["interaction_depth"]);
-    } catch (const std::exception &) {
-      throw ModelError("its metadata are damaged: r_max is '" + metadata["r_max"] + "', interaction_depth is '" +
-                       metadata["interaction_depth"] + "' (export it again)");
-    }
-    std::istringstream names(metadata["type_names"]);
-    for (std::string name; names >> name;) species_.push_back(name);
-    if (!(cutoff_ > 0.0) || depth_ < 1 || species_.empty())
-      throw ModelError("its metadata are damaged: cutoff, depth or species are missing (export it again)");
-
-    if (compiled) backend_->padding_length = 2.0 * cutoff_;
+    contract_ = read_contract(metadata);
+    if (compiled) backend_->padding_length = 2.0 * contract_.cutoff;
     const bool tf32 = metadata["allow_tf32"] == "1";
     at::globalContext().setAllowTF32CuBLAS(tf32);
     at::globalContext().setAllowTF32CuDNN(tf32);
-    std::ostringstream text;
-    text << metadata["model_name"] << ", " << metadata["model_dtype"] << ", cutoff " << cutoff_ << " Å, "
-         << (depth_ == 1 ? "strictly local" : std::to_string(depth_) + " message-passing layers") << ", on "
-         << backend_->device.str() << (compiled ? ", compiled" : "");
-    summary_ = text.str();
+    const char *kind = native ? ", native code" : compiled ? ", compiled" : "";
+    summary_ = describe(metadata, contract_) + ", on " + backend_->device.str() + kind;
   } catch (const ModelError &error) {
     throw ModelError(file + ": " + error.what());
   }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 //
-// A model file of pimlip-zoo, loaded and evaluated with libtorch. Knows nothing of LAMMPS, and whoever
+// A model file of pimlip-zoo, loaded and evaluated, with libtorch or without. Knows nothing of LAMMPS, and whoever
 // includes this header needs nothing of torch.
 
 #ifndef PIMLIP_MODEL_H
 #define PIMLIP_MODEL_H
+
+#include "pimlip_file.h"
 
 #include <cstdint>
 #include <memory>
@@ -39,10 +41,8 @@ class Model {
   Model(const std::string &file, const std::string &device, int local_rank);
   ~Model();
 
-  double cutoff() const { return cutoff_; }                             // Å
-  int depth() const { return depth_; }                                  // cutoffs that information travels
-  const std::vector<std::string> &species() const { return species_; }  // chemical symbols
-  const std::string &summary() const { return summary_; }               // one line for the log
+  const Contract &contract() const { return contract_; }
+  const std::string &summary() const { return summary_; }    // one line for the log
 
   // Evaluates a graph; the results below stay valid until the next call.
   void evaluate(const Graph &graph);
@@ -57,9 +57,7 @@ class Model {
 
  private:
   std::unique_ptr<Backend> backend_;
-  double cutoff_ = 0.0;
-  int depth_ = 0;
-  std::vector<std::string> species_;
+  Contract contract_;
   std::string file_, summary_;
 };
 

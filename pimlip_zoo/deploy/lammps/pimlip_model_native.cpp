@@ -4,18 +4,15 @@
 // pimlip_model.cpp.
 
 #include "pimlip_model.h"
+
 #include "pimlip_native.h"
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
 
 namespace pimlip {
 
 namespace {
-
-constexpr int FORMAT_VERSION = 1;
 
 int threads_of_environment()
 {
@@ -38,29 +35,14 @@ struct Model::Backend {
 Model::Model(const std::string &file, const std::string &device, int /*local_rank*/) : file_(file)
 {
   try {
-    if (!std::ifstream(file, std::ios::binary).good()) throw ModelError("the file cannot be read");
+    check_path(file);
     if (!Native::is_native(file))
       throw ModelError("this plugin was built without torch and reads native models "
                        "(`pimlip-zoo export --format native`) only");
     if (device == "cuda") throw ModelError("device cuda was asked for, and native models run on CPUs");
     backend_ = std::make_unique<Backend>(file);
-    auto &metadata = backend_->native.metadata;
-    const std::string &format = metadata["pimlip_format"];
-    if (format != std::to_string(FORMAT_VERSION))
-      throw ModelError("its format is version " + format + " and this pair style reads version " +
-                       std::to_string(FORMAT_VERSION) + " (export the model and build the plugin with one pimlip-zoo)");
-    if (metadata["units"] != "eV Angstrom") throw ModelError("its units are " + metadata["units"] + ", not eV and Å");
-    cutoff_ = std::strtod(metadata["r_max"].c_str(), nullptr);
-    depth_ = std::atoi(metadata["interaction_depth"].c_str());
-    std::istringstream names(metadata["type_names"]);
-    for (std::string name; names >> name;) species_.push_back(name);
-    if (!(cutoff_ > 0.0) || depth_ < 1 || species_.empty())
-      throw ModelError("its metadata are damaged: cutoff, depth or species are missing (export it again)");
-    std::ostringstream text;
-    text << metadata["model_name"] << ", " << metadata["model_dtype"] << ", cutoff " << cutoff_ << " Å, "
-         << (depth_ == 1 ? "strictly local" : std::to_string(depth_) + " message-passing layers")
-         << ", native code, " << num_threads << (num_threads == 1 ? " thread" : " threads");
-    summary_ = text.str();
+    contract_ = read_contract(backend_->native.metadata);
+    summary_ = describe(backend_->native.metadata, contract_) + ", on cpu, native code";
   } catch (const ModelError &error) {
     throw ModelError(file + ": " + error.what());
   }

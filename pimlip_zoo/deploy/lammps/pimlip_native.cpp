@@ -6,8 +6,10 @@
 
 #include <dlfcn.h>
 #include <sys/file.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -21,12 +23,31 @@ namespace {
 
 constexpr const char *SUFFIX = ".pimlip";
 
+constexpr const char *DAMAGED = "it is not a complete native model (export it again)";
+constexpr const char *OTHER = "it is not a native model (write it with `pimlip-zoo export --format native`)";
+
 template <typename Number> Number read_number(const std::string &bytes, std::size_t at)
 {
-  if (at + sizeof(Number) > bytes.size()) throw ModelError("it is not a complete native model (export it again)");
+  if (at + sizeof(Number) > bytes.size()) throw ModelError(DAMAGED);
   Number value;
   std::memcpy(&value, bytes.data() + at, sizeof(Number));
   return value;
+}
+
+// The checksum of zip archives.
+std::uint32_t crc32(const char *bytes, std::size_t count)
+{
+  static const auto table = [] {
+    std::array<std::uint32_t, 256> rows{};
+    for (std::uint32_t k = 0; k < 256; k++) {
+      rows[k] = k;
+      for (int bit = 0; bit < 8; bit++) rows[k] = rows[k] & 1 ? 0xEDB88320u ^ (rows[k] >> 1) : rows[k] >> 1;
+    }
+    return rows;
+  }();
+  std::uint32_t sum = 0xFFFFFFFFu;
+  for (std::size_t k = 0; k < count; k++) sum = table[(sum ^ static_cast<unsigned char>(bytes[k])) & 255] ^ (sum >> 8);
+  return ~sum;
 }
 
 // The entries of a zip archive without compression.
@@ -35,18 +56,20 @@ std::unordered_map<std::string, std::string> read_archive(const std::string &fil
   std::ifstream stream(file, std::ios::binary);
   const std::string bytes((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
   const std::size_t end = bytes.rfind("PK\5\6");
-  if (end == std::string::npos) throw ModelError("it is not a complete native model (export it again)");
+  if (end == std::string::npos) throw ModelError(DAMAGED);
   const int count = read_number<std::uint16_t>(bytes, end + 10);
   std::size_t at = read_number<std::uint32_t>(bytes, end + 16);
   std::unordered_map<std::string, std::string> entries;
   for (int k = 0; k < count; k++) {
+    if (at > end || bytes.compare(at, 4, "PK\1\2") != 0) throw ModelError(DAMAGED);
     const int method = read_number<std::uint16_t>(bytes, at + 10);
+    const auto sum = read_number<std::uint32_t>(bytes, at + 16);
     const std::size_t size = read_number<std::uint32_t>(bytes, at + 20), local = read_number<std::uint32_t>(bytes, at + 42);
     const std::size_t name = read_number<std::uint16_t>(bytes, at + 28);
     const std::size_t start =
         local + 30 + read_number<std::uint16_t>(bytes, local + 26) + read_number<std::uint16_t>(bytes, local + 28);
-    if (method != 0 || start + size > bytes.size() || at + 46 + name > bytes.size())
-      throw ModelError("it is not a native model (write it with `pimlip-zoo export --format native`)");
+    if (method != 0) throw ModelError(OTHER);
+    if (start + size > bytes.size() || crc32(bytes.data() + start, size) != sum) throw ModelError(DAMAGED);
     entries[bytes.substr(at + 46, name)] = bytes.substr(start, size);
     at += 46 + name + read_number<std::uint16_t>(bytes, at + 30) + read_number<std::uint16_t>(bytes, at + 32);
   }
@@ -93,13 +116,20 @@ void compile(const std::string &source, const std::string &level, const std::fil
   const std::string march = level == "any" ? "" : " -march=x86-64-" + level;
   const std::string flags = " -std=gnu11 -O3 -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast -w" + march;
   const char *chosen = std::getenv("CC");
-  int status = 1;
-  for (const std::string compiler : {std::string(chosen ? chosen : "cc"), std::string(chosen ? chosen : "gcc")})
-    for (const char *parallel : {" -fopenmp ", " "})
-      if (status != 0)
-        status = std::system((compiler + flags + parallel + quoted(text) + " -shared -o " + quoted(built) + " -lm > " +
-                              quoted(log) + " 2>&1")
-                                 .c_str());
+  std::vector<std::string> compilers = {"cc", "gcc", "clang"};
+  if (chosen && *chosen) compilers = {chosen};
+  const int absent = 127;    // what the shell says of a program that is not there
+  int status = absent;
+  std::string compiler;
+  for (std::size_t k = 0; k < compilers.size() && status == absent; k++) {
+    compiler = compilers[k];
+    for (const char *parallel : {" -fopenmp ", " "})    // one thread is better than no model
+      if (status != 0) {
+        const std::string command = compiler + flags + parallel + quoted(text) + " -shared -o " + quoted(built) + " -lm";
+        const int code = std::system((command + " > " + quoted(log) + " 2>&1").c_str());
+        status = WIFEXITED(code) ? WEXITSTATUS(code) : 1;
+      }
+  }
   std::string reason;
   if (status != 0) {
     std::ifstream lines(log);
@@ -109,17 +139,19 @@ void compile(const std::string &source, const std::string &level, const std::fil
   } else
     std::filesystem::rename(built, library);
   for (const auto &scratch : {text, built, log}) std::remove(scratch.c_str());
-  if (status != 0)
-    throw ModelError("a native model is compiled where it is used, and the C compiler " +
-                     std::string(chosen ? chosen : "cc") + " failed: " + reason + " (install gcc or set CC)");
+  if (status == 0) return;
+  if (status == absent)
+    throw ModelError("there is no C compiler " + compilers.front() + ", and a native model is compiled where it is used (install "
+                     "gcc or set CC, or load it once where there is one, with the same cache folder " +
+                     library.parent_path().string() + ")");
+  throw ModelError("the C compiler " + compiler + " failed: " + reason + " (give another one as CC)");
 }
 
 }    // namespace
 
 bool Native::is_native(const std::string &file)
 {
-  const std::string ending = SUFFIX;
-  return file.size() >= ending.size() && file.compare(file.size() - ending.size(), ending.size(), ending) == 0;
+  return ends_with(file, SUFFIX);
 }
 
 Native::Native(const std::string &file)
@@ -128,11 +160,14 @@ Native::Native(const std::string &file)
   const std::string prefix = "pimlip/extra/";
   for (const auto &entry : entries)
     if (entry.first.rfind(prefix, 0) == 0) metadata[entry.first.substr(prefix.size())] = entry.second;
+  read_contract(metadata);    // before anything of another version is compiled
   const std::string level = machine_level();
   const std::string source = level == "v4" ? "model-64.c" : level == "v3" ? "model-32.c" : "model-16.c";
-  if (!entries.count("pimlip/" + source) || !entries.count("pimlip/weights.bin") || metadata[source].size() < 32)
-    throw ModelError("it is not a native model (write it with `pimlip-zoo export --format native`)");
-  load(entries["pimlip/" + source], metadata[source], level);
+  const std::string &hash = metadata[source];    // names a file of the cache
+  if (!entries.count("pimlip/" + source) || !entries.count("pimlip/weights.bin") || hash.size() != 64 ||
+      hash.find_first_not_of("0123456789abcdef") != std::string::npos)
+    throw ModelError(OTHER);
+  load(entries["pimlip/" + source], hash, level);
 
   const std::string &weights = entries["pimlip/weights.bin"];
   const auto *expected = static_cast<const std::int64_t *>(dlsym(library_, "pimlip_weight_bytes"));
@@ -168,10 +203,11 @@ void Native::load(const std::string &source, const std::string &hash, const std:
     if (!reason.empty()) throw ModelError(reason);
   }
   library_ = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!library_) throw ModelError(std::string("the compiled model cannot be loaded: ") + dlerror());
+  if (!library_) throw ModelError(std::string("what was compiled of it cannot be loaded: ") + dlerror() +
+                     " (remove that file, it is compiled again)");
   workspace_ = reinterpret_cast<decltype(workspace_)>(dlsym(library_, "pimlip_workspace"));
   evaluate_ = reinterpret_cast<decltype(evaluate_)>(dlsym(library_, "pimlip_evaluate"));
-  if (!workspace_ || !evaluate_) throw ModelError("the compiled model lacks its functions (export it again)");
+  if (!workspace_ || !evaluate_) throw ModelError(OTHER);
 }
 
 void Native::evaluate(std::int64_t atoms, std::int64_t edges, int threads, const double *vectors,

@@ -6,9 +6,10 @@
 #ifndef PIMLIP_NATIVE_H
 #define PIMLIP_NATIVE_H
 
+#include "pimlip_file.h"
+
 #include <cstdint>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 namespace pimlip {
@@ -22,7 +23,7 @@ class Native {
 
   static bool is_native(const std::string &file);    // by its name
 
-  std::unordered_map<std::string, std::string> metadata;
+  Metadata metadata;
 
   // edge_index (2, E), centres first and sorted; see PairStyleModule for the rest. Throws ModelError.
   void evaluate(std::int64_t atoms, std::int64_t edges, int threads, const double *vectors,
