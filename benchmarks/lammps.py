@@ -46,7 +46,7 @@ RESULTS = HERE / "results" / "lammps.json"
 DOCS = HERE.parent / "docs" / "benchmarks.md"
 SPECIES = ("Cu", "Al")
 CUTOFF = 4.5
-SUFFIX = {"torchscript": ".nequip.pth", "aot": ".nequip.pt2"}
+SUFFIX = {"torchscript": ".nequip.pth", "aot": ".nequip.pt2", "native": ".pimlip"}
 MODELS = ("nequip", "allegro", "mace")
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -133,12 +133,16 @@ def usage(root: int) -> dict[int, tuple[float, float]]:
 
 
 def run(folder: Path, atoms, model: Path, *, ranks: int, steps: int, options: str) -> dict:
-    """Step times and peak memory of LAMMPS."""
+    """Step times and peak memory of LAMMPS, whose plugin has no torch for native models."""
     write_data(folder / "structure.data", atoms, SPECIES)
     steps = steps or max(1, min(20, 5000 // len(atoms)))
     warm = 2 if steps > 1 else 0  # the evaluation before the first step is a warm-up, too
     text = SCRIPT.format(
-        plugin=build_plugin(), model=model.resolve(), options=options, warm=warm, steps=steps
+        plugin=build_plugin(with_torch=model.suffix != SUFFIX["native"]),
+        model=model.resolve(),
+        options=options,
+        warm=warm,
+        steps=steps,
     )
     (folder / "in.lammps").write_text(text)
     command = [*lammps_command(ranks), "-in", "in.lammps", "-log", "none"]
@@ -218,18 +222,20 @@ def step(arguments: argparse.Namespace) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """LAMMPS, the bare model with compiled kernels and in plain torch, alternately; medians."""
+    """LAMMPS and the bare model with compiled kernels, alternately, medians; in plain torch once."""
     for case in cases(arguments, arguments.format.split(","), [1]):
         if known("compare", case):
             continue
         rounds = []
         for _ in range(arguments.rounds):
             found = measure(case, arguments)
-            for kernels in ("auto", "reference"):
+            for kernels in ("reference", "auto")[bool(rounds) :]:
                 side = python_side(case, kernels, arguments)
                 found |= {f"{kernels}_cpu_ms": side["cpu_ms"], f"{kernels}_mb": side["mb"]}
             rounds.append(found)
-        medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0] if key not in case}
+        medians = {
+            key: statistics.median(r[key] for r in rounds if key in r) for key in rounds[0] if key not in case
+        }
         keep("compare", case, {"atoms_exact": rounds[0]["atoms"], **medians})
 
 
@@ -319,7 +325,7 @@ def main() -> None:
     parser.add_argument("--model", default=",".join(MODELS), help="one or several")
     parser.add_argument("--size", default="small")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
-    parser.add_argument("--format", default="aot", help="torchscript, aot, or both with a comma")
+    parser.add_argument("--format", default="aot", help="torchscript, aot, native, or several with commas")
     parser.add_argument("--atoms", type=numbers, default=[256])
     parser.add_argument("--ranks", type=numbers, default=[1])
     parser.add_argument("--steps", type=int, default=0, help="0: 1 to 20, fewer for larger systems")

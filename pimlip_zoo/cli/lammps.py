@@ -65,7 +65,6 @@ def write_input(
     chunk: Annotated[int, typer.Option(help="Atoms evaluated at once, to bound the memory; 0: all.")] = 0,
 ) -> None:
     """Write a folder with a working input script and the structure."""
-    from pimlip_zoo.deploy.lammps.build import build_plugin
     from pimlip_zoo.deploy.lammps.input import MDSettings, write_run
     from pimlip_zoo.deploy.metadata import read_metadata
     from pimlip_zoo.deploy.structure import read_structure
@@ -86,7 +85,7 @@ def write_input(
     output.mkdir(parents=True, exist_ok=True)
     model = _exported(run, output)
     species = read_metadata(model)["type_names"].split()
-    script = write_run(output, atoms, model=model, plugin=build_plugin(), species=species, settings=settings)
+    script = write_run(output, atoms, model=model, plugin=_plugin(model), species=species, settings=settings)
     typer.echo(f"wrote {script}; run it with: cd {output} && lmp -in {script.name}")
 
 
@@ -101,7 +100,6 @@ def check(
     """Run the model in LAMMPS and compare with Python; exit code 1 when they differ."""
     import tempfile
 
-    from pimlip_zoo.deploy.lammps.build import build_plugin
     from pimlip_zoo.deploy.lammps.check import check_deployment
     from pimlip_zoo.deploy.structure import read_structure
 
@@ -111,14 +109,21 @@ def check(
     counts = [int(word) for word in words]
     atoms = None if structure is None else read_structure(structure)
     with tempfile.TemporaryDirectory(prefix="pimlip-check-") as scratch:
-        rows = check_deployment(
-            _exported(run, Path(scratch)), plugin=build_plugin(), atoms=atoms, ranks=counts
-        )
+        model = _exported(run, Path(scratch))
+        rows = check_deployment(model, plugin=_plugin(model), atoms=atoms, ranks=counts)
     for row in rows:
         verdict = "ok" if row.deviation <= row.allowed else "DIFFERS"
         typer.echo(f"{verdict:8}{row.structure}, {row.ranks} rank(s), {row.quantity}: {row.deviation:.1e}")
     if any(not row.deviation <= row.allowed for row in rows):
         raise typer.Exit(1)
+
+
+def _plugin(model: Path) -> Path:
+    """The plugin for the file; one without torch, which starts faster, for a native model."""
+    from pimlip_zoo.deploy.lammps.build import build_plugin
+    from pimlip_zoo.deploy.native.archive import SUFFIX
+
+    return build_plugin(with_torch=model.suffix != SUFFIX)
 
 
 def _exported(run: Path, folder: Path) -> Path:

@@ -81,14 +81,17 @@ def style(model, species=SPECIES):
 
 
 @pytest.mark.parametrize(
-    ("name", "file_format"), [("pairs", "torchscript"), ("nequip", "native")], indirect=["file_format"]
+    ("name", "file_format", "timestep"),
+    # Untrained, NequIP is no smooth solid: what is left of the energy's error goes with the square of the step.
+    [("pairs", "torchscript", 0.00025), ("nequip", "native", 0.00005)],
+    indirect=["file_format"],
 )
-def test_nve_keeps_the_energy(name, tmp_path, plugin, exported):
+def test_nve_keeps_the_energy(name, timestep, tmp_path, plugin, exported):
     atoms = hot_structure(tmp_path, 300.0)
     rows, _ = dynamics(
-        tmp_path, plugin, style=style(exported(name)), every=10, run="run 1000", timestep=0.00025
+        tmp_path, plugin, style=style(exported(name)), every=10, run="run 1000", timestep=timestep
     )
-    time, energy = rows[:, 0] * 0.00025e-3, rows[:, 1] / len(atoms)  # ns, eV/atom
+    time, energy = rows[:, 0] * timestep * 1e-3, rows[:, 1] / len(atoms)  # ns, eV/atom
     drift = np.polyfit(time, energy, 1)[0]
     kinetic = rows[:, 1] - rows[:, 2]
     assert np.ptp(kinetic / len(atoms)) > 1e-3  # something happened

@@ -168,7 +168,7 @@ def empty_cache(tmp_path, monkeypatch):
     [
         ("no-such-compiler", "there is no C compiler no-such-compiler, .*install gcc or set CC"),
         ("false", "the C compiler false failed"),
-        ("gcc -march=pentium4x", "the C compiler gcc -march=pentium4x failed: .*error: bad value"),
+        ("gcc -no-such", "the C compiler gcc -no-such failed: .*error: unrecognized"),
     ],
 )
 @pytest.mark.parametrize("file_format", ["native"], indirect=True)

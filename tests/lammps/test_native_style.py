@@ -13,8 +13,9 @@ def test_the_plugin_has_no_torch_in_it(plugin):
     if shutil.which("ldd") is None:
         pytest.skip("there is no ldd")
     needed = subprocess.run(["ldd", plugin], capture_output=True, text=True, check=True).stdout
-    assert "torch" not in needed
-    assert "c10" not in needed
+    assert "libpthread" in needed or "libc.so" in needed
+    assert "libtorch" not in needed
+    assert "libc10" not in needed
 
 
 @pytest.mark.parametrize("with_torch", [False, True])

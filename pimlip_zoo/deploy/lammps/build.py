@@ -36,7 +36,8 @@ def source_files(*, with_torch: bool = True) -> list[Path]:
     """The C++ files of the plugin, as they are installed with the package."""
     here = Path(__file__).parent
     model = "pimlip_model.cpp" if with_torch else "pimlip_model_native.cpp"
-    return [here / name for name in ("pair_pimlip.cpp", model, "pimlip_file.cpp", "pimlip_native.cpp", "pimlip_plugin.cpp")]
+    names = ("pair_pimlip.cpp", model, "pimlip_file.cpp", "pimlip_native.cpp", "pimlip_plugin.cpp")
+    return [here / name for name in names]
 
 
 def plugin_cache() -> Path:
