@@ -2,7 +2,8 @@
 
 Every way of a table costs about the same number of optimiser steps in total, T (--steps), so that the comparison is one
 of equal computing time; `plain-short` takes as many steps on the labels as the ways with a stage before them (T/3), so
-that it is the one of equal steps on the labels.
+that it is the one of equal steps on the labels; `plain-long` takes 1.6 T steps, so that it is the one of equal time
+beside losses on displaced copies.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ CENTRAL = [("weak.terms.pitc_central.weight", 0.1), ("weak.perturbation.amplitud
 DETACHED = [*CENTRAL, ("weak.terms.pitc_central.detach", "forces")]
 PAPER = [("weak.terms.pitc_first_order.weight", 0.1), ("weak.perturbation.amplitude", 0.02)]
 TRAPEZOID = [("weak.terms.pitc_trapezoid.weight", 0.1)]
+AS_ALWAYS = [("weak.labels.learning_rate", 0.01)]
+"""The stage before, where the run itself has another learning rate."""
 
 
 def after_pretraining(settings):
@@ -29,6 +32,7 @@ SETTINGS = {
     "loop": [("weak.terms.loop_trapezoid.weight", 0.1)],
     "curl": [("weak.terms.curl.weight", 0.01)],
     "anchor": [("weak.terms.anchor_trapezoid.weight", 0.1)],
+    "central-strong": [*DETACHED, ("weak.terms.pitc_central.weight", 1.0)],
     "central-pool": [*DETACHED, ("weak.unlabelled", "{pool}")],
     "central-teacher": [*CENTRAL, ("weak.teacher", "ema")],
     "central-tied": [*DETACHED, ("weak.terms.pitc_central.schedule.name", "tied_to_error")],
@@ -44,7 +48,9 @@ SETTINGS = {
     "pretrain+trapezoid": after_pretraining(TRAPEZOID),
     "pretrain+trapezoid-pool": after_pretraining([*TRAPEZOID, ("weak.unlabelled", "{pool}")]),
     "pretrain+piwsl": after_pretraining([("weak.preset", "piwsl")]),
-    "pretrain-low-lr": [("weak.labels.method", "pretrain"), ("optimizer.lr", 0.003)],
+    "pretrain-low-lr": after_pretraining([("optimizer.lr", 0.003)]),
+    "pretrain-then-low-lr": after_pretraining([*AS_ALWAYS, ("optimizer.lr", 0.003)]),
+    "pretrain-then-lowest-lr": after_pretraining([*AS_ALWAYS, ("optimizer.lr", 0.001)]),
     "distill-iterated": [("weak.preset", "distill"), ("weak.labels.iterations", 2)],
     "distill-3": [("weak.preset", "distill"), ("weak.labels.teachers", 3)],
 }
@@ -65,7 +71,7 @@ class Table:
 TABLES = {
     "tuning": Table(
         "learning rate and force weight of plain runs",
-        ("plain", "lr-low", "lr-high", "force-weight-10", "force-weight-100"),
+        ("plain", "plain-long", "lr-low", "lr-high", "force-weight-10", "force-weight-100"),
     ),
     "conservative": Table(
         "conservative head, energies and forces",
@@ -136,7 +142,15 @@ TABLES = {
     ),
     "transfer": Table(
         "what pre-training and distillation depend on",
-        ("pretrain", "pretrain-low-lr", "distill", "distill-iterated", "distill-3"),
+        (
+            "pretrain",
+            "pretrain-low-lr",
+            "pretrain-then-low-lr",
+            "pretrain-then-lowest-lr",
+            "distill",
+            "distill-iterated",
+            "distill-3",
+        ),
     ),
     "strain": Table("conservative head, periodic structures: strain", ("plain", "strain")),
 }
@@ -157,6 +171,8 @@ def settings_of(way, steps, study, pool_structures=None):
         return [("trainer.max_steps", steps)]
     if way == "plain-short":
         return [("trainer.max_steps", steps // 3)]
+    if way == "plain-long":
+        return [("trainer.max_steps", steps * 8 // 5)]
     settings = list(SETTINGS[way]) if way in SETTINGS else [("weak.preset", way)]
     presets = [value for key, value in settings if key == "weak.preset" and value in PRESETS]
     labels = {key.removeprefix("weak.labels."): value for key, value in settings if "weak.labels" in key}
