@@ -12,8 +12,6 @@ CENTRAL = [("weak.terms.pitc_central.weight", 0.1), ("weak.perturbation.amplitud
 DETACHED = [*CENTRAL, ("weak.terms.pitc_central.detach", "forces")]
 PAPER = [("weak.terms.pitc_first_order.weight", 0.1), ("weak.perturbation.amplitude", 0.02)]
 TRAPEZOID = [("weak.terms.pitc_trapezoid.weight", 0.1)]
-AS_ALWAYS = [("weak.labels.learning_rate", 0.01)]
-"""The stage before, where the run itself has another learning rate."""
 
 
 def after_pretraining(settings):
@@ -49,8 +47,10 @@ SETTINGS = {
     "pretrain+trapezoid-pool": after_pretraining([*TRAPEZOID, ("weak.unlabelled", "{pool}")]),
     "pretrain+piwsl": after_pretraining([("weak.preset", "piwsl")]),
     "pretrain-low-lr": after_pretraining([("optimizer.lr", 0.003)]),
-    "pretrain-then-low-lr": after_pretraining([*AS_ALWAYS, ("optimizer.lr", 0.003)]),
-    "pretrain-then-lowest-lr": after_pretraining([*AS_ALWAYS, ("optimizer.lr", 0.001)]),
+    **{
+        f"pretrain-rate-{factor}": after_pretraining([("weak.labels.rate_after", factor)])
+        for factor in (1.0, 0.3, 0.1, 0.03)
+    },
     "distill-iterated": [("weak.preset", "distill"), ("weak.labels.iterations", 2)],
     "distill-3": [("weak.preset", "distill"), ("weak.labels.teachers", 3)],
 }

@@ -135,11 +135,12 @@ def training_module(experiment: Experiment) -> PotentialTraining:
 
     config = experiment.config
     section = config.optimizer
+    rate = section.lr * _rate_after(experiment)
 
     def optimizer(module: Potential) -> torch.optim.Optimizer:
-        groups = parameter_groups(module, section.lr, config.finetune.learning_rates)
+        groups = parameter_groups(module, rate, config.finetune.learning_rates)
         options: dict[str, Any] = {
-            "lr": section.lr,
+            "lr": rate,
             "betas": section.betas,
             "weight_decay": section.weight_decay,
             "amsgrad": section.amsgrad,
@@ -210,3 +211,13 @@ def steps_done(checkpoint: Path) -> int:
     from pimlip_zoo.training.checkpoint import read_checkpoint
 
     return int(read_checkpoint(checkpoint)["global_step"])
+
+
+def _rate_after(experiment: Experiment) -> float:
+    """The factor of the learning rate in a run that follows pre-training."""
+    labels = experiment.config.weak.labels
+    if labels is None or labels.method != "pretrain":
+        return 1.0
+    if labels.rate_after is not None:
+        return labels.rate_after
+    return 1.0 if {"forces", "stress"} & set(experiment.labels) else 0.1

@@ -117,6 +117,9 @@ class WeakLabelsConfig(_Section):
     """Of a stage before the run: pre-training, or the difference model that teaches."""
     learning_rate: PositiveFloat | None = None
     """Of that stage; None: the run's."""
+    rate_after: float | None = Field(default=None, gt=0, le=1)
+    """pretrain: factor of the learning rate in the run that follows. None: 1, or 0.1 where reference energies are the
+    only labels, since a fast run on these forgets the forces that it was taught."""
     teachers: PositiveInt = 1
     """distill: difference models of different seeds, whose mean teaches."""
     agreement: PositiveFloat | None = None

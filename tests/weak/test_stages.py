@@ -182,6 +182,23 @@ def test_a_shared_head_is_trained_resumed_and_not_part_of_the_potential(tmp_path
     assert not all(torch.equal(a, b) for a, b in zip(heads.values(), own, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("labels", "given", "factor"),
+    [(["energy"], None, 0.1), (["energy", "forces"], None, 1.0), (["energy", "forces"], 0.3, 0.3)],
+)
+def test_the_run_after_pre_training_is_slower_where_only_energies_are_labelled(
+    tmp_path, labels, given, factor
+):
+    from pimlip_zoo.experiment.run import training_module
+
+    options = {"data.labels": labels, "optimizer.lr": 0.02, "schedule.warmup_steps": 0}
+    if given is not None:
+        options["weak.labels.rate_after"] = given
+    experiment = prepare_run(load_config(None, settings(tmp_path, "pretrain", **options)))
+    (group,) = training_module(experiment).configure_optimizers()["optimizer"].param_groups
+    assert group["initial_lr"] == pytest.approx(0.02 * factor, rel=1e-12)
+
+
 def test_an_architecture_that_names_no_readouts_is_refused_a_shared_head(tmp_path, monkeypatch):
     from pimlip_zoo.models.nequip import NequIP
 
