@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,20 +136,26 @@ def collate(samples: Sequence[Batch]) -> Batch:
     """
     if not samples:
         raise ValueError("cannot collate an empty list of samples")
-    atoms, graphs, edge_index, batch = 0, 0, [], []
-    for sample in samples:
-        edge_index.append(sample.graph.edge_index + atoms)
-        batch.append(sample.graph.batch + graphs)
-        atoms += len(sample.graph.positions)
-        graphs += sample.graph.num_graphs
+    graphs = [sample.graph for sample in samples]
+    atoms = [len(graph.positions) for graph in graphs]
+    edges = [graph.edge_index.shape[1] for graph in graphs]
+    structures, device = [graph.num_graphs for graph in graphs], graphs[0].positions.device
     graph = AtomGraph(
-        positions=torch.cat([s.graph.positions for s in samples]),
-        species=torch.cat([s.graph.species for s in samples]),
-        edge_index=torch.cat(edge_index, dim=1),
-        edge_shift=torch.cat([s.graph.edge_shift for s in samples]),
-        cell=torch.cat([s.graph.cell for s in samples]),
-        batch=torch.cat(batch),
-        num_graphs=graphs,
+        positions=torch.cat([graph.positions for graph in graphs]),
+        species=torch.cat([graph.species for graph in graphs]),
+        edge_index=torch.cat([graph.edge_index for graph in graphs], dim=1).add_(
+            _before(atoms, edges, device)
+        ),
+        edge_shift=torch.cat([graph.edge_shift for graph in graphs]),
+        cell=torch.cat([graph.cell for graph in graphs]),
+        batch=torch.cat([graph.batch for graph in graphs]).add_(_before(structures, atoms, device)),
+        num_graphs=sum(structures),
     )
     labels = Labels(*(torch.cat([getattr(s.labels, field) for s in samples]) for field in Labels._fields))
     return Batch(graph, labels)
+
+
+def _before(sizes: Sequence[int], times: Sequence[int], device: torch.device) -> Tensor:
+    """The sum of the sizes before each sample, as often as is said for it."""
+    start = np.cumsum(sizes) - sizes
+    return torch.from_numpy(np.repeat(start, times)).to(device)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 
-__all__ = ["Alike", "groups_of_alike"]
+__all__ = ["Alike", "groups_of_alike", "squared_distances"]
 
 _SMALL = 64
 _DISTANCES = 1 << 20
@@ -28,11 +28,16 @@ class Alike(NamedTuple):
 
     def squared_distances(self) -> NDArray[np.float64]:
         """(B, N, N) Å²; zero between an atom and itself."""
-        result = np.zeros((*self.positions.shape[:2], self.positions.shape[1]))
-        for axis in range(3):
-            delta = self.positions[:, :, None, axis] - self.positions[:, None, :, axis]
-            result += np.square(delta, out=delta)
-        return result
+        return squared_distances(self.positions)
+
+
+def squared_distances(positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(B, N, 3) to (B, N, N), zero between an atom and itself."""
+    result = np.zeros((*positions.shape[:2], positions.shape[1]))
+    for axis in range(3):
+        delta = positions[:, :, None, axis] - positions[:, None, :, axis]
+        result += np.square(delta, out=delta)
+    return result
 
 
 def groups_of_alike(frames: Sequence[Frame], most_atoms: int = _SMALL) -> tuple[Iterator[Alike], list[int]]:

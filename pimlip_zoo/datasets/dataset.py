@@ -19,6 +19,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.linking import Unlinked, frames_to_unlinked
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.lmdb.index import count_edges
+from pimlip_zoo.datasets.molecules import batch_of_records
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.datasets.stored import StoredFrames, estimate_edges
 from pimlip_zoo.errors import InputError
@@ -120,9 +121,12 @@ class FrameDataset(_CachedSamples):
         """Some samples as one batch; made together unless the cache can keep all samples of the set."""
         if not isinstance(self.frames, StoredFrames) or self._keeps_all:
             return collate([self[index] for index in indices])
-        frames = self.frames.read(indices)
+        frames = self.frames
         try:
-            return frames_to_batch(frames, self.species, self.cutoff)
+            made = batch_of_records(frames.records(indices), self.species, self.cutoff, frames.labels)
+            if made is not None:
+                return made
+            return frames_to_batch(frames.read(indices), self.species, self.cutoff)
         except InputError:
             return collate([self[index] for index in indices])  # says which frame it is
 

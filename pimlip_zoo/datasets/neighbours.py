@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.alike import groups_of_alike
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.pairs import FEW_ATOMS, complete_cell, neighbour_list, species_indices
+from pimlip_zoo.datasets.pairs import FEW_ATOMS, complete_cell, near_pairs, neighbour_list, species_indices
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
 
 __all__ = ["complete_cell", "frame_to_sample", "frames_to_batch", "neighbour_list", "species_indices"]
@@ -99,9 +99,7 @@ def _edges_of(
     groups, others = groups_of_alike(frames, FEW_ATOMS)
     pairs, shifts = [np.zeros((2, 0), dtype=np.int64)], [np.zeros((0, 3))]
     for group in groups:
-        near = group.squared_distances() < cutoff * cutoff
-        np.einsum("bii->bi", near)[:] = False
-        member, i, j = near.nonzero()
+        member, i, j = near_pairs(group.squared_distances(), cutoff)
         pairs.append(first[group.places][member] + np.stack([i, j]))
         shifts.append(np.zeros((len(i), 3)))
     for place in others:

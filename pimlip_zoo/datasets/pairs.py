@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["FEW_ATOMS", "complete_cell", "neighbour_list", "species_indices"]
+__all__ = [
+    "FEW_ATOMS",
+    "complete_cell",
+    "join_edges",
+    "near_pairs",
+    "neighbour_list",
+    "species_indices",
+]
 
 FEW_ATOMS = 48
 """Up to so many atoms without periodic images, all their distances are computed."""
@@ -47,6 +54,21 @@ def neighbour_list(
     )
     edge_index = np.stack([np.asarray(i, dtype=np.int64), np.asarray(j, dtype=np.int64)])
     return edge_index, np.asarray(shift, dtype=np.float64).reshape(-1, 3)
+
+
+def near_pairs(square: NDArray[np.float64], cutoff: float) -> tuple[NDArray[np.int64], ...]:
+    """(B, N, N) squared distances to the structure, centre and neighbour of all pairs within the cutoff, in order."""
+    near = square < cutoff * cutoff
+    np.einsum("bii->bi", near)[:] = False
+    return near.nonzero()
+
+
+def join_edges(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Edges of several structures, each part sorted by centre, as one list that is."""
+    if len(parts) == 1:
+        return parts[0]
+    edges = np.concatenate(parts, axis=1)
+    return edges[:, np.argsort(edges[0], kind="stable")]
 
 
 def species_indices(numbers: NDArray[np.int64], species: Sequence[str]) -> NDArray[np.int64]:

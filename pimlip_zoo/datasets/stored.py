@@ -89,6 +89,12 @@ class StoredFrames(Sequence[Frame]):
         gone: dict[str, Any] = {name: None for name in LABELS if name not in self.labels}
         return [replace(frame, **gone) for frame in frames]
 
+    def records(self, positions: Sequence[int]) -> list[bytes]:
+        """The bytes of some of the frames, with all their labels, as they stand in the file."""
+        return [
+            self.store.raw(number) for number in self.indices[np.asarray(positions, dtype=np.int64)].tolist()
+        ]
+
     def subset(self, positions: ArrayLike) -> StoredFrames:
         """Some of these frames by their position among them."""
         chosen = self.indices[np.asarray(positions, dtype=np.int64)]

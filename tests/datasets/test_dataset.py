@@ -1,4 +1,6 @@
+import struct
 from dataclasses import replace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from pimlip_zoo.datasets.dataset import FrameDataset, StoreDataset, estimate_edges
-from pimlip_zoo.datasets.lmdb import write_store
+from pimlip_zoo.datasets.lmdb import FrameStore, write_store
+from pimlip_zoo.datasets.lmdb.record import HEADER, encode
+from pimlip_zoo.datasets.molecules import batch_of_records
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
+from pimlip_zoo.datasets.stored import LABELS, StoredFrames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import collate
 
@@ -102,6 +107,59 @@ def test_a_batch_made_at_once_is_the_collated_samples(kinds):
     assert_equal(
         frames_to_batch(made, SPECIES, 3.0), collate([frame_to_sample(f, SPECIES, 3.0) for f in made])
     )
+
+
+def test_batches_of_molecules_made_from_their_bytes_are_the_collated_samples(tmp_path):
+    info = {"config_type": "long"}
+    made = [replace(molecule(k, 1 + k % 7), info=info if k % 2 else {}, weight=1.0 + k) for k in range(20)]
+    made += [replace(made[0], energy=None), replace(made[1], forces=None), molecule(1, 48)]
+    for single in (False, True):
+        path = write_store(tmp_path / f"{single}.lmdb", made, float32=single)
+        stored = StoredFrames(FrameStore(path))
+        for labels in (LABELS, ("forces",), ("energy",)):
+            some = stored.with_labels(labels)
+            expected = collate([frame_to_sample(frame, SPECIES, 3.0) for frame in some])
+            batch = batch_of_records(some.records(range(len(made))), SPECIES, 3.0, some.labels)
+            assert batch is not None
+            assert_equal(batch, expected)
+
+
+def wrong(record, start, value):
+    """A record with other bytes and the checksum that goes with them."""
+    body = record[4:start] + value + record[start + len(value) :]
+    return struct.pack("<I", crc32(body)) + body
+
+
+def test_what_may_be_wrong_with_a_molecule_is_left_to_who_looks_at_it_alone(tmp_path):
+    good = molecule(0, 5)
+    record = encode(good)
+    nan, far = struct.pack("<d", np.nan), struct.pack("<d", 1e100)
+    position, number = HEADER.size, len(record) - 5
+    assert batch_of_records([record], SPECIES, 3.0, LABELS) is not None
+    broken = {
+        "checksum": record[:40] + b"?" + record[41:],
+        "length": record + b"?",
+        "short": record[:-1],
+        "header": record[:10],
+        "empty": b"",
+        "layout": wrong(record, 4, b"\x02"),
+        "flags": wrong(record, 6, b"\xff"),
+        "periodic": wrong(record, 7, b"\x01"),
+        "too many atoms": wrong(record, 8, struct.pack("<I", 1 << 31)),
+        "info": wrong(record, 12, struct.pack("<I", 1 << 30)),
+        "energy": wrong(record, 16, nan),
+        "position": wrong(record, position, nan),
+        "forces": wrong(record, position + 120, nan),
+        "no element": wrong(record, number, b"\x00"),
+        "beyond elements": wrong(record, number, b"\x77"),
+        "coinciding": encode(replace(good, positions=np.zeros((5, 3)))),
+        "crystal": encode(crystal(0, 5)),
+        "large": encode(molecule(0, 49)),
+    }
+    for name, bad in broken.items():
+        for records in ([bad], [record, bad], [bad, record, record]):
+            assert batch_of_records(records, SPECIES, 3.0, LABELS) is None, name
+    assert batch_of_records([wrong(record, position, far)], SPECIES, 3.0, LABELS) is not None
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])

@@ -6,23 +6,42 @@ The layout is specified in ``docs/data.md``; everything is little-endian.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 from zlib import crc32
 
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
+from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 
-__all__ = ["FORCES", "HEADER", "MAX_ATOMS", "STRESS", "RecordError", "decode", "encode", "label_mask"]
+__all__ = [
+    "FORCES",
+    "HEADER",
+    "KIND",
+    "MAX_ATOMS",
+    "STRESS",
+    "RecordError",
+    "decode",
+    "decode_alike",
+    "encode",
+    "is_molecule",
+    "label_mask",
+]
 
 HEADER = struct.Struct("<IHBBIIdd")
 """crc32 of the rest, layout, flags, periodic directions, natoms, bytes of info, energy, weight."""
+KIND = slice(4, 12)
+"""Layout, flags, periodic directions and number of atoms of a record: what fixes the place of all but its info."""
 LAYOUT = 1
 MAX_ATOMS = 1 << 28
 
 ENERGY, FORCES, STRESS, CELL, POSITIONS32, FORCES32 = 1, 2, 4, 8, 16, 32
 _KNOWN_FLAGS = 63
+_MOLECULE_FLAGS = ENERGY | FORCES | POSITIONS32 | FORCES32
+_KIND = struct.Struct("<HBBI")
 _NAN = float("nan")
 _NO_CELL = np.zeros((3, 3))
 _NO_CELL.flags.writeable = False
@@ -126,6 +145,50 @@ def decode(data: bytes) -> Frame:
         weight,
         _info(data[at + n :]) if info_size else {},
     )
+
+
+def is_molecule(kind: bytes, most_atoms: int) -> bool:
+    """Whether records with these bytes at :data:`KIND` have no cell, no stress, and not too many atoms."""
+    if len(kind) != _KIND.size:
+        return False
+    layout, flags, pbc, n = _KIND.unpack(kind)
+    return layout == LAYOUT and not flags & ~_MOLECULE_FLAGS and pbc == 0 and 0 < n <= most_atoms
+
+
+def decode_alike(records: Sequence[bytes]) -> NDArray[Any] | None:
+    """Molecules whose records agree at :data:`KIND`, as one array with the fields of :func:`_molecule`.
+
+    None if any is not as it should be: :func:`decode` says what is wrong.
+    """
+    dtype = _molecule(records[0][KIND])
+    size = dtype.itemsize
+    rows = np.frombuffer(b"".join([record[:size] for record in records]), np.uint8)
+    if len(rows) != size * len(records):
+        return None
+    rows = rows.view(dtype)
+    whole = [size + info for info in rows["info"].tolist()] == [len(record) for record in records]
+    if not whole or rows["info"].max() > _MAX_INFO:
+        return None
+    if [crc32(memoryview(record)[4:]) for record in records] != rows["checksum"].tolist():
+        return None
+    return rows
+
+
+@lru_cache(maxsize=256)
+def _molecule(kind: bytes) -> np.dtype[Any]:
+    """The layout of a molecule's record, up to its info."""
+    _, flags, _, n = _KIND.unpack(kind)
+    fields: list[Any] = [
+        ("checksum", "<u4"),
+        ("kind", "V8"),
+        ("info", "<u4"),
+        ("energy" if flags & ENERGY else "no energy", "<f8"),
+        ("weight", "<f8"),
+        ("positions", "<f4" if flags & POSITIONS32 else "<f8", (n, 3)),
+    ]
+    if flags & FORCES:
+        fields.append(("forces", "<f4" if flags & FORCES32 else "<f8", (n, 3)))
+    return np.dtype([*fields, ("numbers", "u1", (n,))])
 
 
 def _info(raw: bytes) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from pimlip_zoo.datasets.alike import groups_of_alike
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 
-__all__ = ["all_usable", "check_frame", "coinciding_atoms"]
+__all__ = ["MAX_NUMBER", "SAME_SPOT", "all_usable", "check_frame", "coinciding_atoms"]
 
-_SAME_SPOT = 1e-3
+SAME_SPOT = 1e-3
 _MANY_ATOMS = 64
-_MAX_NUMBER = 118
+MAX_NUMBER = 118
 
 
 def check_frame(frame: Frame, *, file: object, index: int, nan: str = "error") -> Frame:
@@ -71,12 +71,12 @@ def all_usable(frames: Sequence[Frame]) -> bool:
         if not all(_finite(values) for values in arrays):
             return False
         elements = np.array([frame.numbers for frame in members])
-        if elements.min() < 1 or elements.max() > _MAX_NUMBER:
+        if elements.min() < 1 or elements.max() > MAX_NUMBER:
             return False
         square = group.squared_distances()
         n = square.shape[1]
         square.reshape(len(square), -1)[:, :: n + 1] = np.inf
-        if square.min() < _SAME_SPOT**2:
+        if square.min() < SAME_SPOT**2:
             return False
     return True
 
@@ -88,8 +88,8 @@ def _all(frames: Sequence[Frame], key: str) -> list[NDArray[np.float64]]:
 def _check_geometry(frame: Frame, place: dict[str, Any]) -> None:
     if len(frame.numbers) == 0:
         raise InputError("has no atoms", **place)
-    if frame.numbers.min() < 1 or frame.numbers.max() > _MAX_NUMBER:
-        atom = int(np.argmax((frame.numbers < 1) | (frame.numbers > _MAX_NUMBER)))
+    if frame.numbers.min() < 1 or frame.numbers.max() > MAX_NUMBER:
+        atom = int(np.argmax((frame.numbers < 1) | (frame.numbers > MAX_NUMBER)))
         raise InputError(f"atom {atom} has atomic number {frame.numbers[atom]}", **place, key="species")
     for key, values in (("positions", frame.positions), ("cell", frame.cell)):
         if not _finite(values):
@@ -113,7 +113,7 @@ def coinciding_atoms(
     square = np.einsum("ijk,ijk->ij", delta, delta)
     square.flat[:: n + 1] = np.inf
     nearest = int(square.argmin())
-    if square.flat[nearest] >= _SAME_SPOT**2:
+    if square.flat[nearest] >= SAME_SPOT**2:
         return None
     i, j = sorted(divmod(nearest, n))
     return i, j
@@ -136,7 +136,7 @@ def _coinciding_in_large(
 
     pairs, shift = neighbour_list(positions, cell, pbc, 0.5)
     delta = positions[pairs[1]] - positions[pairs[0]] + shift @ cell
-    close = np.flatnonzero(np.linalg.norm(delta, axis=1) < _SAME_SPOT)
+    close = np.flatnonzero(np.linalg.norm(delta, axis=1) < SAME_SPOT)
     if not len(close):
         return None
     i, j = sorted(int(atom) for atom in pairs[:, close[0]])
