@@ -162,10 +162,10 @@ def decode_alike(records: Sequence[bytes]) -> NDArray[Any] | None:
     """
     dtype = _molecule(records[0][KIND])
     size = dtype.itemsize
-    rows = np.frombuffer(b"".join([record[:size] for record in records]), np.uint8)
-    if len(rows) != size * len(records):
+    joined = b"".join([record[:size] for record in records])
+    if len(joined) != size * len(records):
         return None
-    rows = rows.view(dtype)
+    rows: NDArray[Any] = np.frombuffer(joined, dtype)
     whole = [size + info for info in rows["info"].tolist()] == [len(record) for record in records]
     if not whole or rows["info"].max() > _MAX_INFO:
         return None
