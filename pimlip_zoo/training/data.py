@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from pimlip_zoo.datasets.dataset import FrameDataset, Samples
 from pimlip_zoo.datasets.linking import Unlinked
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, collate
+from pimlip_zoo.training.parcel import Parcel, pack
 
 __all__ = ["SampleList", "StepSampler", "evaluation_loader", "sample_sizes", "training_loader"]
 
@@ -61,10 +62,10 @@ class SampleList(Dataset[Joined]):
         return self.samples.batch(indices) if self.linked else self.samples.unlinked(indices)
 
 
-def only(batches: Sequence[Joined]) -> Joined:
-    """What :class:`SampleList` gave for one batch."""
+def only(batches: Sequence[Joined]) -> Joined | Parcel:
+    """What :class:`SampleList` gave for one batch; packed for the way where a worker made it."""
     (batch,) = batches
-    return batch
+    return pack(batch) if isinstance(batch, Batch) and get_worker_info() is not None else batch
 
 
 def sample_sizes(samples: Samples) -> tuple[ArrayLike, ArrayLike]:
@@ -120,7 +121,7 @@ class StepSampler(Sampler[list[int]]):
 def training_loader(
     samples: SampleList, sampler: Sampler[list[int]], num_workers: int = 0
 ) -> DataLoader[Joined]:
-    """Batches in the order of the sampler."""
+    """Batches in the order of the sampler; those of workers are parcels."""
     return DataLoader(
         samples,
         batch_sampler=sampler,
@@ -131,7 +132,7 @@ def training_loader(
 
 
 def evaluation_loader(samples: SampleList, batch_size: int, num_workers: int = 0) -> DataLoader[Joined]:
-    """Batches in the order of the data."""
+    """Batches in the order of the data; those of workers are parcels."""
     return DataLoader(
         samples,
         batch_size=batch_size,

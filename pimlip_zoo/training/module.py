@@ -17,6 +17,7 @@ from pimlip_zoo.losses.weak import WeakTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.checkpoint import KEY, describe
 from pimlip_zoo.training.metrics import ErrorStatistics
+from pimlip_zoo.training.parcel import Parcel, unpack
 
 __all__ = ["PotentialTraining"]
 
@@ -100,7 +101,9 @@ class PotentialTraining(pl.LightningModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make the neighbour lists of a batch that came without."""
+        """Unpack a batch from a worker; make the neighbour lists of one that came without."""
+        if isinstance(batch, Parcel):
+            return unpack(batch)
         return self._link(batch) if isinstance(batch, Unlinked) and self._link is not None else batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

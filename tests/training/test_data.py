@@ -1,9 +1,18 @@
 """The order of training samples is a function of seed and step."""
 
+import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pimlip_zoo.training.data import StepSampler
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
+from pimlip_zoo.training.data import SampleList, StepSampler, training_loader
+from pimlip_zoo.training.parcel import pack, unpack
+
+ETHANOL = load_builtin("ethanol-gfn2/train")[:7]
 
 
 @given(
@@ -51,3 +60,25 @@ def test_ranks_share_each_batch(size, batch, ranks):
         together = [index for part in parts for index in part[step] if index >= 0]
         assert sorted(together) == sorted(indices)
         assert all(part[step] for part in parts)
+
+
+@pytest.mark.parametrize(
+    "frames", [ETHANOL, ETHANOL[:1], [Frame(numbers=np.array([8]), positions=np.zeros((1, 3)))]]
+)
+def test_a_batch_is_packed_and_unpacked_bit_by_bit(frames):
+    batch = frames_to_batch(frames, ("H", "C", "O"), 3.0)
+    parcel = pack(batch)
+    assert parcel.words.dtype == torch.int64
+    again = unpack(parcel)
+    assert again.graph.num_graphs == len(frames)
+    for one, two in zip((*batch.graph[:-1], *batch.labels), (*again.graph[:-1], *again.labels), strict=True):
+        assert one.dtype == two.dtype
+        torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True)
+
+
+def test_batches_of_workers_are_those_of_the_training_itself():
+    samples = SampleList([frame_to_sample(frame, ("H", "C", "O"), 3.0) for frame in ETHANOL])
+    sampler = StepSampler(len(ETHANOL), 4, 5, seed=1)
+    for one, two in zip(training_loader(samples, sampler), training_loader(samples, sampler, 1), strict=True):
+        for left, right in zip(pack(one)[:2], two[:2], strict=True):
+            assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right

@@ -1,0 +1,48 @@
+"""A batch as one tensor, to send it from a worker to the process that trains.
+
+Each tensor that is sent costs the receiver a file descriptor and a mapping of shared memory, some 0.2 ms: for small
+molecules a batch of eleven took longer to receive than to make.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.graph import AtomGraph, Batch, Labels
+
+__all__ = ["Parcel", "pack", "unpack"]
+
+
+class Parcel(NamedTuple):
+    """All numbers of a batch, which have 8 bytes each, one tensor after the other."""
+
+    words: Tensor
+    """int64; the bits of float64 where the tensor has those."""
+    tensors: tuple[tuple[bool, tuple[int, ...]], ...]
+    """Whether it is float64, and its shape, of each tensor of graph and labels."""
+    num_graphs: int
+
+
+def pack(batch: Batch) -> Parcel:
+    """The batch as one tensor."""
+    tensors = [*batch.graph[:-1], *batch.labels]
+    return Parcel(
+        torch.cat([tensor.reshape(-1).view(torch.int64) for tensor in tensors]),
+        tuple((tensor.is_floating_point(), tuple(tensor.shape)) for tensor in tensors),
+        batch.graph.num_graphs,
+    )
+
+
+def unpack(parcel: Parcel) -> Batch:
+    """The batch, bit by bit; its tensors are views of the one that was sent."""
+    parts = parcel.words.split([math.prod(shape) for _, shape in parcel.tensors])
+    tensors = [
+        (part.view(torch.float64) if floating else part).view(shape)
+        for part, (floating, shape) in zip(parts, parcel.tensors, strict=True)
+    ]
+    inputs = len(AtomGraph._fields) - 1
+    return Batch(AtomGraph(*tensors[:inputs], parcel.num_graphs), Labels(*tensors[inputs:]))  # type: ignore[call-arg]
