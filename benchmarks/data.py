@@ -89,8 +89,82 @@ def write_db(path, count):
             database.write(frame_to_atoms(Frame(numbers=numbers, positions=p, energy=float(e), forces=f)))
 
 
-WRITERS = {"npz": write_npz, "h5": write_h5, "deepmd": write_deepmd, "extxyz": write_extxyz, "db": write_db}
-SMALLER = {"extxyz": 5, "db": 20}
+def write_spice(path, count):
+    """One group of 50 conformations after the other, as SPICE has them."""
+    import h5py
+    from ase import units
+
+    numbers, positions, energies, forces = perturbed(count)
+    with h5py.File(path, "w") as file:
+        for start in range(0, count, 50):
+            part, group = slice(start, start + 50), file.create_group(f"molecule {start}")
+            group["atomic_numbers"] = numbers
+            group["conformations"] = (positions[part] / units.Bohr).astype("f4")
+            group["dft_total_energy"] = energies[part] / units.Hartree
+            group["dft_total_gradient"] = (-forces[part] / units.Hartree * units.Bohr).astype("f4")
+            group["subset"] = [b"SPICE"]
+
+
+def write_n2p2(path, count):
+    numbers, positions, energies, forces = perturbed(count)
+    symbols = [{6: "C", 8: "O", 1: "H"}[int(z)] for z in numbers]
+    path.mkdir()
+    with (path / "input.data").open("w") as file:
+        for place, energy, force in zip(positions.tolist(), energies.tolist(), forces.tolist(), strict=True):
+            file.write("begin\n")
+            for symbol, r, f in zip(symbols, place, force, strict=True):
+                file.write(
+                    "atom {:.10f} {:.10f} {:.10f} {} 0 0 {:.10f} {:.10f} {:.10f}\n".format(*r, symbol, *f)
+                )
+            file.write(f"energy {energy:.10f}\ncharge 0\nend\n")
+
+
+def write_aselmdb(path, count):
+    """Zlib-compressed JSON by number of the row, as the LMDB backend of ASE's databases lays it out."""
+    import zlib
+
+    import lmdb
+
+    def array(values):
+        return {"__ndarray__": [list(values.shape), str(values.dtype), values.reshape(-1).tolist()]}
+
+    numbers, positions, energies, forces = perturbed(count)
+    same = {
+        "numbers": array(numbers),
+        "cell": array(np.zeros((3, 3))),
+        "pbc": array(np.zeros(3, dtype=bool)),
+        "key_value_pairs": {},
+        "data": {},
+    }
+    with (
+        lmdb.open(str(path), subdir=False, lock=False, map_size=4096 * count + (1 << 24)) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for k in range(count):
+            row = {
+                "positions": array(positions[k]),
+                "forces": array(forces[k]),
+                "energy": energies[k],
+                **same,
+            }
+            transaction.put(str(k + 1).encode(), zlib.compress(json.dumps(row).encode()))
+        transaction.put(b"nextid", zlib.compress(str(count + 1).encode()))
+        transaction.put(b"deleted_ids", zlib.compress(b"[]"))
+
+
+WRITERS = {
+    "npz": write_npz,
+    "h5": write_h5,
+    "spice": write_spice,
+    "deepmd": write_deepmd,
+    "extxyz": write_extxyz,
+    "n2p2": write_n2p2,
+    "aselmdb": write_aselmdb,
+    "db": write_db,
+}
+ENDINGS = {"deepmd": "", "n2p2": "", "spice": ".spice.h5"}
+INSIDE = {"n2p2": "/input.data?energy=eV&length=Å"}
+SMALLER = {"extxyz": 5, "n2p2": 5, "aselmdb": 5, "db": 20}
 """Formats that are slow to write for the benchmark get fewer structures."""
 
 
@@ -141,13 +215,13 @@ def feed(path, count, workers, batch):
 
 
 def run(count, only, folder, workers):
-    for name in ("npz", "h5", "deepmd", "extxyz", "db"):
+    for name, write in WRITERS.items():
         if only and name not in only:
             continue
         size = max(1000, count // SMALLER.get(name, 1))
-        path = folder / f"data{'' if name == 'deepmd' else '.' + name}"
-        apart(WRITERS[name], path, size)
-        spec = str(path)
+        path = folder / f"data{ENDINGS.get(name, '.' + name)}"
+        apart(write, path, size)
+        spec = f"{path}{INSIDE.get(name, '')}"
         measure(f"read {name}", size, lambda spec=spec: sum(1 for _ in read_frames(spec)))
         out = folder / f"{name}.lmdb"
         measure(f"convert {name}", size, lambda spec=spec, out=out: convert(spec, out))
@@ -185,7 +259,7 @@ def run(count, only, folder, workers):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--only", default="", help="npz,h5,deepmd,extxyz,db,store")
+    parser.add_argument("--only", default="", help=",".join([*WRITERS, "store"]))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", default=None, help="where to put the data; removed afterwards")
     arguments = parser.parse_args()
