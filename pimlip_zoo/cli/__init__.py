@@ -80,6 +80,21 @@ def _root(
     """
 
 
+_ROOM, _PLACE = "make room and run it again", "name a place where you may write, or change its permissions"
+_MENDS = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "keep it on a file system that takes larger files",
+    errno.EROFS: _PLACE,
+    errno.EACCES: _PLACE,
+    errno.EPERM: _PLACE,
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "a part of its path is a file: name another",
+    errno.ENAMETOOLONG: "name it shorter",
+}
+"""What the system refuses and the user can mend."""
+
+
 def main() -> None:
     """Run the command line; exit codes: 0 done, 2 the user's mistake, 1 anything else."""
     try:
@@ -87,16 +102,9 @@ def main() -> None:
     except InputError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno in (
-            errno.ENOSPC,
-            errno.EFBIG,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EISDIR,
-            errno.ENOTDIR,
-        ):
-            _fail(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}")
+        if error.errno in _MENDS:
+            where = error.filename2 or error.filename or "a file"
+            _fail(f"{where}: {error.strerror} ({_MENDS[error.errno]})")
         raise
 
 

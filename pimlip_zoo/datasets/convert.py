@@ -169,7 +169,12 @@ def _plan(folder: Path, settings: _Settings, shard_frames: int) -> list[list[_Pi
             mend="remove it, or give --restart",
         )
     tasks = _cut(sources, shard_frames)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot be made: {error.strerror}", file=folder, mend="name a place where you may write"
+        ) from error
     temporary = plan.with_suffix(".tmp")
     temporary.write_text(
         json.dumps({"fingerprint": fingerprint, "tasks": [[asdict(p) for p in task] for task in tasks]}),

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import random
@@ -195,6 +196,32 @@ def test_a_kill_between_the_last_commit_and_the_new_name_repeats_no_frame(
     assert any((tmp_path / "a.lmdb.partial").glob("*.partial"))
     assert convert(spec, out, shard_frames=shard_frames).frames == 30
     assert [f.energy for f in FrameStore(out)] == [f.energy for f in load_frames(spec)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a place where nobody may write")
+def test_a_place_where_nobody_may_write_is_named_and_mended(data):
+    with pytest.raises(InputError, match=r"/proc/a\.lmdb\.partial: cannot be made: .* \(name a place"):
+        convert(data, "/proc/a.lmdb")
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"),
+    [(errno.ENOSPC, "make room"), (errno.EROFS, "name a place"), (errno.EPERM, "may write")],
+)
+def test_what_the_system_refuses_is_one_line_with_the_mend(monkeypatch, capsys, number, mend):
+    from pimlip_zoo import cli
+
+    def refuse():
+        raise OSError(number, os.strerror(number), "a.lmdb")
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.startswith("pimlip-zoo: a.lmdb: ")
+    assert mend in said
+    assert said.count("\n") == 1
 
 
 def test_the_command_line_converts_and_says_how_many(tmp_path, data):

@@ -288,6 +288,27 @@ def test_sgdml_archives_say_their_units(tmp_path):
     assert len(load_frames(f"{tmp_path}/a.npz@1:3")) == 2
 
 
+def test_a_unit_that_is_not_the_files_own_is_refused(tmp_path):
+    R = np.arange(9.0).reshape(1, 3, 3)
+    np.savez(tmp_path / "a.npz", z=[1, 6, 8], R=R, E=[1.0], F=R, e_unit="eV", r_unit="Ang")
+    path = str(tmp_path / "a.npz")
+    assert load_frames(f"{path}?energy=eV&length=Å")[0].energy == load_frames(path)[0].energy == 1.0
+    with pytest.raises(
+        InputError, match=r"a\.npz, energy: the file says that its unit is eV, you say kcal/mol"
+    ):
+        load_frames(f"{path}?energy=kcal/mol")
+    with pytest.raises(InputError, match=r"a\.npz, length: .* is Ang, you say Bohr"):
+        load_frames(f"{path},{path}?length=Bohr")
+
+
+@pytest.mark.parametrize("number", [0, 119, -6])
+def test_a_number_that_is_no_element_is_named(tmp_path, number):
+    R = np.arange(9.0).reshape(1, 3, 3)
+    np.savez(tmp_path / "a.npz", z=[1, number, 8], R=R, E=[1.0], F=R, e_unit="eV", r_unit="Ang")
+    with pytest.raises(InputError, match=rf"a\.npz, frame 0, species: atom 1 has atomic number {number}"):
+        load_frames(str(tmp_path / "a.npz"))
+
+
 def test_rmd17_archives_are_in_kcal_per_mol(tmp_path):
     R = np.arange(18.0).reshape(2, 3, 3)
     np.savez(

@@ -13,6 +13,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.datasets.readers.units import energy_unit, length_unit
 from pimlip_zoo.errors import InputError
 
 __all__ = ["NpzFile"]
@@ -33,7 +34,7 @@ class NpzFile:
     def __init__(self, path: str, options: ReadOptions) -> None:
         self.path = path
         self._archive = self._load()
-        energy, length = self._units()
+        energy, length = self._units(options)
         self.finder = LabelFinder(options, file=path, energy=energy, length=length)
         self._numbers = self._array(_NUMBERS, "atomic numbers", None).astype(np.int64).reshape(-1)
         self._positions = self._array(_POSITIONS, "positions", None)
@@ -87,10 +88,22 @@ class NpzFile:
                 text = "it holds Python objects, which are not loaded: they could run any code"
             raise InputError(f"cannot be read: {text}", file=self.path) from error
 
-    def _units(self) -> tuple[str | None, str | None]:
+    def _units(self, options: ReadOptions) -> tuple[str | None, str | None]:
         if "old_indices" in self._names:
             return "kcal/mol", "Å"
-        return self._text("e_unit"), self._text("r_unit")
+        energy, length = self._text("e_unit"), self._text("r_unit")
+        for key, said, named, value in (
+            ("energy", energy, options.energy, energy_unit),
+            ("length", length, options.length, length_unit),
+        ):
+            if said and named and value(said, file=self.path) != value(named, file=self.path):
+                raise InputError(
+                    f"the file says that its unit is {said}, you say {named}",
+                    file=self.path,
+                    key=key,
+                    mend=f"leave out {key}=, or mend the file",
+                )
+        return energy, length
 
     def _text(self, key: str) -> str | None:
         if key not in self._archive:
