@@ -53,7 +53,7 @@ def plan_memory(program: Program) -> Plan:
 
 
 def _kind(size: Size) -> int:
-    return 2 if size.edges else 1 if size.atoms else 0
+    return 2 if size.edges or size.pairs else 1 if size.atoms else 0
 
 
 def _covers(piece: Size, size: Size) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -24,24 +24,31 @@ OUTPUTS = ("energy", "gradient")
 
 
 class Size(NamedTuple):
-    """``constant + atoms * N + edges * E``."""
+    """``constant + atoms * N + edges * E + pairs * P``, with P pairs of an edge and its opposite."""
 
     constant: int
     atoms: int = 0
     edges: int = 0
+    pairs: int = 0
 
     @property
     def text(self) -> str:
-        """In C, where N and E are ``atoms`` and ``edges``."""
+        """In C, where N, E and P are ``atoms``, ``edges`` and ``pairs``."""
         parts = [f"{self.atoms} * atoms"] if self.atoms else []
         parts += [f"{self.edges} * edges"] if self.edges else []
+        parts += [f"{self.pairs} * pairs"] if self.pairs else []
         parts += [str(self.constant)] if self.constant or not parts else []
         return " + ".join(parts).replace("+ -", "- ")
 
     @property
     def fixed(self) -> bool:
         """Whether it is the same for every structure."""
-        return not (self.atoms or self.edges)
+        return not (self.atoms or self.edges or self.pairs)
+
+    @property
+    def bound(self) -> Size:
+        """What it is at most, known before the pairs are: an edge without its opposite is a pair of its own."""
+        return Size(self.constant, self.atoms, self.edges + self.pairs)
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class ListsOp:
     """Lists of integers that are made for kernels, see ``EdgeLists`` and ``RowTiles``."""
 
     kind: str
-    """edges or tiles."""
+    """edges, pairs or tiles."""
     number: int
     source: View | None
     """(2, E) int64 atoms of the edges; species of the rows."""
@@ -110,6 +117,8 @@ class ListsOp:
     """Nodes of the edges; rows that are put into tiles."""
     out: dict[str, View]
     """Those that are used, by name."""
+    given: dict[str, View] = field(default_factory=dict)
+    """Other lists that they are made from: of pairs those of the edges, by name."""
 
 
 Operation = TensorOp | KernelOp | ListsOp
@@ -139,7 +148,8 @@ def _views(operation: Operation) -> Sequence[View]:
     if isinstance(operation, KernelOp):
         return [v for v in operation.views if v is not None]
     if isinstance(operation, ListsOp):
-        return [*operation.out.values(), *([operation.source] if operation.source is not None else [])]
+        source = [] if operation.source is None else [operation.source]
+        return [*operation.out.values(), *operation.given.values(), *source]
     found: list[View] = [operation.out]
     stack: list[Any] = [*operation.args, *operation.kwargs.values()]
     while stack:

@@ -1,8 +1,8 @@
 """Watches a model being evaluated on graphs of several sizes and writes down what it did.
 
 Whatever the model is made of, an evaluation is a list of calls of compiled kernels and of operations of torch between
-them. The list is the same for every graph, and all sizes in it are of the form ``a + b N + c E``: recorded on graphs
-with different numbers of atoms N and edges E, it is a program for any graph.
+them. The list is the same for every graph, and all sizes in it are of the form ``a + b N + c E + d P``: recorded on
+graphs with different numbers of atoms N, edges E and pairs of opposite edges P, it is a program for any graph.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pimlip_zoo.deploy.native.program import (
     View,
 )
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.nn.kernels.edges import EdgeLists
+from pimlip_zoo.nn.kernels.edges import EdgeLists, EdgePairs
 from pimlip_zoo.nn.kernels.watch import KernelCall, watched_by
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ __all__ = ["record"]
 
 Evaluate = Callable[..., tuple[Tensor, ...]]
 
-_SIZES = ((5, 23), (8, 23), (5, 37), (11, 53))
-"""Atoms and edges of the graphs: any three determine a size, the last one checks."""
+_SIZES = ((5, 26, 21), (8, 26, 21), (5, 32, 21), (5, 26, 23), (11, 50, 33))
+"""Atoms, edges and pairs of the graphs: each but the last differs from the first in one, the last one checks."""
 _MEND = "use --format torchscript or aot"
 
 
@@ -100,7 +100,7 @@ def record(potential: Potential) -> Program:
         raise InputError("a direct force head has no native form", key="format", mend=_MEND)
     evaluate = _evaluation(potential)
     count = len(potential.species)
-    samples = [_Sample(evaluate, potential.cutoff, count, atoms, edges) for atoms, edges in _SIZES]
+    samples = [_Sample(evaluate, potential.cutoff, count, *sizes) for sizes in _SIZES]
     program = _Merge(samples).program()
     program.dtype, program.num_species = potential.model.dtype, count
     return program
@@ -116,8 +116,7 @@ def _evaluation(potential: Potential) -> Evaluate:
     trace = trace_model(model)
     if trace is None:
         raise InputError(f"{type(model).__name__} cannot be taken apart into steps", key="format", mend=_MEND)
-    # How many pairs of opposite edges there are is no sum of atoms and edges.
-    sweeps = Sweeps(model, trace, share=False).prepare(training=False)
+    sweeps = Sweeps(model, trace).prepare(training=False)
     scales, references = potential.scale.detach(), potential.energy_references.detach()
 
     def evaluate(
@@ -125,9 +124,8 @@ def _evaluation(potential: Potential) -> Evaluate:
     ) -> tuple[Tensor, ...]:
         zeros = torch.zeros((len(species), 3), dtype=torch.float64)
         cell = torch.zeros((1, 3, 3), dtype=torch.float64)
-        graph = AtomGraph(
-            zeros, species, edge_index, torch.zeros_like(vectors), cell, torch.zeros_like(species), 1
-        )
+        # Edges are opposite when their vectors are: these stand in for cell shifts.
+        graph = AtomGraph(zeros, species, edge_index, vectors, cell, torch.zeros_like(species), 1)
         tape = sweeps.forward(graph, vectors.to(dtype))
         scale = scales[species]
         energy = scale * tape.values[sweeps.trace.result].to(torch.float64) + references[species]
@@ -146,16 +144,22 @@ def _evaluation(potential: Potential) -> Evaluate:
 class _Sample:
     """One evaluation."""
 
-    def __init__(self, evaluate: Evaluate, cutoff: float, num_species: int, atoms: int, edges: int) -> None:
-        self.atoms, self.edges = atoms, edges
-        random = torch.Generator().manual_seed(atoms + edges)
-        direction = torch.randn((edges, 3), generator=random, dtype=torch.float64)
-        length = cutoff * (0.4 + 0.5 * torch.rand((edges, 1), generator=random, dtype=torch.float64))
-        centre = (torch.arange(edges) * atoms) // edges
-        step = torch.randint(1, atoms, (edges,), generator=random)
+    def __init__(
+        self, evaluate: Evaluate, cutoff: float, num_species: int, atoms: int, edges: int, pairs: int
+    ) -> None:
+        random = torch.Generator().manual_seed(atoms + edges + pairs)
+        direction = torch.randn((pairs, 3), generator=random, dtype=torch.float64)
+        length = cutoff * (0.4 + 0.5 * torch.rand((pairs, 1), generator=random, dtype=torch.float64))
+        vectors = direction / direction.norm(dim=1, keepdim=True) * length
+        centre = (torch.arange(pairs) * atoms) // pairs
+        step = torch.randint(1, atoms, (pairs,), generator=random)
+        index = torch.stack([centre, (centre + step) % atoms])
+        both = slice(0, edges - pairs)
+        vectors, index = torch.cat([vectors, -vectors[both]]), torch.cat([index, index[:, both].flip(0)], 1)
+        order = torch.argsort(index[0], stable=True)
         self.inputs = {
-            "vectors": direction / direction.norm(dim=1, keepdim=True) * length,
-            "edge_index": torch.stack([centre, (centre + step) % atoms]),
+            "vectors": vectors[order],
+            "edge_index": index[:, order].contiguous(),
             "species": torch.arange(atoms) % num_species,
             "is_local": torch.ones(atoms, dtype=torch.float64),
         }
@@ -183,9 +187,18 @@ class _Sample:
     def _lists(self, call: _Call) -> dict[str, Tensor]:
         if call.name != "lists":
             return {}
+        found: dict[str, Tensor | None]
         made = call.event
-        if isinstance(made, EdgeLists):
-            found: dict[str, Tensor | None] = {"centre": made.centre, "neighbour": made.neighbour}
+        if isinstance(made, EdgePairs):
+            found = {"of_edge": made.of_edge, "both": made.both, "slot_c": made.by_centre[2]}
+            call.reads = [made.by_centre[0]]
+            if "by_neighbour" in made.__dict__:
+                slot = made.edges.by_neighbour[2]
+                assert slot is not None
+                found["slot_n"] = made.by_neighbour[2]
+                call.reads.append(slot)
+        elif isinstance(made, EdgeLists):
+            found = {"centre": made.centre, "neighbour": made.neighbour}
             for name, key in (("by_centre", "c"), ("by_neighbour", "n")):
                 if name in made.__dict__:
                     parts = zip(("first", "row", "slot"), made.__dict__[name], strict=True)
@@ -305,9 +318,16 @@ class _Merge:
             name: View(self.first.number(self.first.lists[index][name]), torch.int32, (), (), Size(0))
             for name in names
         }
-        kind = "edges" if isinstance(calls[0].event, EdgeLists) else "tiles"
+        kinds = {EdgeLists: "edges", EdgePairs: "pairs"}
+        kind = kinds.get(type(calls[0].event), "tiles")
         source = None if calls[0].args[0] is None else self._view([call.args[0] for call in calls])
-        return ListsOp(kind, self.tiles[index], source, self._fit([call.args[1] for call in calls]), out)
+        given = {
+            self.of_lists[number][1]: self._view([tensor])
+            for tensor in (calls[0].reads if kind == "pairs" else [])
+            if (number := self.first.number(tensor)) in self.of_lists
+        }
+        rows = self._fit([call.args[1] for call in calls])
+        return ListsOp(kind, self.tiles[index], source, rows, out, given)
 
     def _fill(self, values: list[Any]) -> Any:
         first = values[0]
@@ -326,7 +346,7 @@ class _Merge:
     def _view(self, tensors: Sequence[Tensor]) -> View:
         first = tensors[0]
         number = self.first.number(first)
-        if number in self.of_lists:  # of a type and size of their own
+        if self.of_lists.get(number, (0, "both"))[1] != "both":  # of a type and size of their own
             return View(number, first.dtype, (), (), Size(0))
         sizes = tuple(self._fit([int(t.shape[d]) for t in tensors]) for d in range(first.dim()))
         strides = tuple(
@@ -338,7 +358,7 @@ class _Merge:
         )
 
     def _bytes(self, number: int) -> Size:
-        return self._fit([s.by_number[number].untyped_storage().nbytes() for s in self.samples])
+        return self._fit([s.by_number[number].untyped_storage().nbytes() for s in self.samples]).bound
 
     def _content(self, number: int) -> Tensor:
         contents = [_flat(sample.by_number[number]) for sample in self.samples]
@@ -348,13 +368,18 @@ class _Merge:
 
     def _fit(self, values: Sequence[int]) -> Size:
         """The size that is these for the samples."""
-        (n0, e0), (n1, _), (_, e2) = _SIZES[:3]
-        atoms, left = divmod(values[1] - values[0], n1 - n0)
-        edges, rest = divmod(values[2] - values[0], e2 - e0)
-        size = Size(values[0] - atoms * n0 - edges * e0, atoms, edges)
-        checked = size.constant + atoms * _SIZES[3][0] + edges * _SIZES[3][1]
-        if left or rest or checked != values[3]:
-            raise InputError("a size in the model is not a sum of atoms and edges", key="format", mend=_MEND)
+        base, *others = _SIZES
+        factors, rests = [], []
+        for k in range(3):
+            factor, rest = divmod(values[k + 1] - values[0], others[k][k] - base[k])
+            factors.append(factor)
+            rests.append(rest)
+        size = Size(values[0] - sum(f * n for f, n in zip(factors, base, strict=True)), *factors)
+        checked = size.constant + sum(f * n for f, n in zip(factors, others[-1], strict=True))
+        if any(rests) or checked != values[-1]:
+            raise InputError(
+                "a size in the model is not a sum of atoms, edges and pairs", key="format", mend=_MEND
+            )
         return size
 
 
@@ -368,6 +393,10 @@ def _list_sizes(operation: ListsOp) -> dict[str, Size]:
             "order": order,
             "species": order._replace(constant=order.constant + 1024),
         }
+    if operation.kind == "pairs":
+        each = Size(0, 0, 4)
+        double = Size(0, 0, 8)
+        return {"of_edge": each, "both": Size(0, 0, 16), "slot_c": double, "slot_n": double}
     assert operation.source is not None
     each = Size(*(4 * part for part in operation.source.sizes[-1]))
     first = Size(8 * rows.constant + 8, 8 * rows.atoms, 8 * rows.edges)

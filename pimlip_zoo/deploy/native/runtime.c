@@ -32,6 +32,45 @@ static void native_edge_lists(int64_t nodes, int64_t edges, const int64_t *from,
   }
 }
 
+/* Pairs of opposite edges: of_edge[e] is the pair of an edge, both (2, pairs) its first edge, and its second or -1;
+   slot_c and slot_n are the edges of all slots by centre and by neighbour, followed by their pairs. Vectors are compared
+   up to the rounding of coordinates; other images are farther away by much. The number of pairs. */
+static int64_t native_edge_pairs(int64_t atoms, int64_t edges, const int64_t *index, const double *vectors,
+    const int64_t *first, const int32_t *by_neighbour, int32_t *of_edge, int64_t *both, int32_t *slot_c, int32_t *slot_n) {
+  const int64_t *to = index + edges;
+  int32_t *const of = slot_c + edges;
+  int64_t pairs = 0;
+  for (int64_t e = 0; e < edges; e++) of[e] = -1;
+  for (int64_t i = 0; i < atoms; i++)
+    for (int64_t e = first[i]; e < first[i + 1]; e++) {
+      if (of[e] >= 0) continue;
+      const int64_t j = to[e];
+      const double *r = vectors + 3 * e;
+      of[e] = (int32_t)pairs;
+      both[pairs] = e;
+      both[edges + pairs] = -1;
+      /* Edges of atoms before this one have their pairs already. */
+      for (int64_t s = j == i ? e + 1 : first[j]; j >= i && s < first[j + 1]; s++) {
+        const double *q = vectors + 3 * s;
+        if (to[s] == i && of[s] < 0 && fabs(q[0] + r[0]) < 1e-9 && fabs(q[1] + r[1]) < 1e-9 && fabs(q[2] + r[2]) < 1e-9) {
+          of[s] = (int32_t)pairs;
+          both[edges + pairs] = s;
+          break;
+        }
+      }
+      pairs++;
+    }
+  memmove(both + pairs, both + edges, sizeof(int64_t) * pairs);
+  for (int64_t e = 0; e < edges; e++) slot_c[e] = (int32_t)e;
+  if (of_edge) memcpy(of_edge, of, sizeof(int32_t) * edges);
+  if (slot_n)
+    for (int64_t s = 0; s < edges; s++) {
+      slot_n[s] = by_neighbour[s];
+      slot_n[edges + s] = of[by_neighbour[s]];
+    }
+  return pairs;
+}
+
 /* Rows that are worked on together, of one species each where there are several; their number. */
 static int64_t native_row_tiles(int64_t rows, int64_t num_species, int64_t tile, const int64_t *species,
     int64_t *first, int32_t *order, int32_t *kind) {

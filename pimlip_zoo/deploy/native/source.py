@@ -19,7 +19,7 @@ ALIGNMENT = 64
 _SMALL = 1 << 16  # as in KernelLibrary: less work than this is not worth threads
 _ATTRIBUTE = re.compile(r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)")
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
-_LIST_TYPES = {"first": "int64_t", "first_c": "int64_t", "first_n": "int64_t"}
+_LIST_TYPES = {"first": "int64_t", "first_c": "int64_t", "first_n": "int64_t", "both": "int64_t"}
 
 
 def constant_offsets(program: Program) -> tuple[dict[int, int], int]:
@@ -129,6 +129,15 @@ def _lines(op: Operation, kernels: _Kernels) -> list[str]:
 
 
 def _lists(op: ListsOp) -> list[str]:
+    if op.kind == "pairs":
+        made = ", ".join(
+            f"b{op.out[name].buffer}" if name in op.out else "0"
+            for name in ("of_edge", "both", "slot_c", "slot_n")
+        )
+        given = ", ".join(
+            f"b{op.given[name].buffer}" if name in op.given else "0" for name in ("first_c", "slot_n")
+        )
+        return [f"const int64_t pairs = native_edge_pairs(atoms, edges, edge_index, vectors, {given}, {made});"]
     if op.kind == "edges":
         assert op.source is not None
         names = ("centre", "neighbour", "first_c", "first_n", "row_n", "slot_n")

@@ -328,6 +328,14 @@ def _index_add(op: TensorOp) -> Lines:
     return [*lines, *_nest(source, names, [text], parallel=False)]
 
 
+def _index_copy(op: TensorOp) -> Lines:
+    view, dim, index, source = op.args[:4]
+    lines = [] if op.out.buffer == view.buffer else _copy(op.out, view)
+    names = _names(source)
+    target = _gathered(op.out, dim % len(view.sizes), index, names)
+    return [*lines, *_nest(source, names, [f"{target} = {_index(source, names)};"])]
+
+
 def _reduce(op: TensorOp) -> Lines:
     """Sums, and lengths of vectors."""
     view = op.args[0]
@@ -383,6 +391,7 @@ _OTHERS: dict[str, Callable[[TensorOp], Lines]] = {
     "unsafe_index_put": _index_put,
     "index_put_impl": _index_put,
     "index_add": _index_add,
+    "index_copy": _index_copy,
     "sum": _reduce,
     "linalg_vector_norm": _reduce,
     "mm": _matmul,

@@ -28,7 +28,9 @@ class EdgePairs:
         each = torch.arange(edges.num_edges, dtype=torch.int32)
         first, row, _ = edges.by_centre
         self.by_centre = (first, row, torch.cat([each, of_edge]))
-        self._edges = edges
+        self.edges = edges
+        for watcher in watchers():
+            watcher.made(self, None, edges.num_nodes)
 
     @property
     def num_pairs(self) -> int:
@@ -38,7 +40,7 @@ class EdgePairs:
     @cached_property
     def by_neighbour(self) -> tuple[Tensor, Tensor, Tensor]:
         """As of :class:`EdgeLists`, the edges of all slots followed by their pairs."""
-        first, row, slot = self._edges.by_neighbour
+        first, row, slot = self.edges.by_neighbour
         assert slot is not None
         return first, row, torch.cat([slot, self.of_edge[slot.long()]])
 
