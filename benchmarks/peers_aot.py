@@ -4,8 +4,8 @@ Run with the peer's interpreter; `speed.py compare --modes aot` takes what it wr
 
     .peers/nequip/bin/python benchmarks/peers_aot.py nequip small PEER_SCRIPTS FILE.nequip.pt2
 
-The widths are those of `peers_common.py`, in the folder PEER_SCRIPTS. `nequip-compile` takes checkpoints of training runs only;
-here it gets a model with the weights of its seed.
+The widths are those of `peers_common.py`, in the folder PEER_SCRIPTS. `nequip-compile` takes checkpoints of
+training runs only; here it gets a model with the weights of its seed.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def main() -> int:
         data = transform(data)
     command.load_saved_model = lambda *_, **__: (model, data)
     begun = time.process_time()
-    command.main(
-        ["none.ckpt", output, "--mode", "aotinductor", "--device", "cpu", "--target", "ase"]
-    )
+    command.main(["none.ckpt", output, "--mode", "aotinductor", "--device", "cpu", "--target", "ase"])
     print(f"{architecture} {size}: {time.process_time() - begun:.0f} s of this process")
     return 0
 

@@ -94,7 +94,11 @@ def main() -> int:
     both.add_argument("--tasks", nargs="*", default=list(TASKS), help="none: only write the table")
     both.add_argument("--peers", type=Path, help="folder with an environment for each peer")
     both.add_argument("--peer-scripts", type=Path, help="folder with peers_nequip.py, peers_mace.py")
-    both.add_argument("--modes", nargs="+", default=["eager"], help="modes of the peers' scripts")
+    both.add_argument(
+        "--modes", nargs="+", default=["eager"], help="modes of the peers' scripts; aot: of peers_aot.py"
+    )
+    both.add_argument("--peer-models", type=Path, help="folder with MODEL-SIZE.nequip.pt2, for mode aot")
+    both.add_argument("--format", default="module", choices=("module", "native"), help="ours in infer tasks")
     both.add_argument("--rounds", type=int, default=3)
     both.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "speed.json")
     both.add_argument("--table", type=Path, help="file whose marked part is replaced by the table")
@@ -371,7 +375,8 @@ def compare(options: argparse.Namespace) -> int:
 
 def _keep(path: Path, rows: list[dict]) -> None:
     """Put rows in place of those of the same case, so that a table can be measured in several goes."""
-    key = lambda row: tuple(str(row[name]) for name in ("model", "size", "task", "mode"))  # noqa: E731
+    names = ("model", "size", "task", "mode", "format")
+    key = lambda row: tuple(str(row.get(name, "module")) for name in names)  # noqa: E731
     known = {key(row): row for row in (json.loads(path.read_text()) if path.exists() else [])}
     known.update({key(row): row for row in rows})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -388,7 +393,10 @@ def _compare_one(options: argparse.Namespace, model: str, size: str, task: str, 
     for flag in ("data", "box"):
         if getattr(options, flag) is not None:
             ours += [f"--{flag}", str(getattr(options, flag))]
-    theirs = [str(python), str(script), model, size, "float32", task, mode]
+    form = options.format if task.startswith("infer") else "module"
+    ours += ["--format", form]
+    compiled = f"compiled:{options.peer_models}/{model}-{size}.nequip.pt2"
+    theirs = [str(python), str(script), model, size, "float32", task, compiled if mode == "aot" else mode]
     results: dict[str, list[dict]] = {"ours": [], "peer": []}
     environment = {**os.environ, "BENCH_OUT": os.environ.get("BENCH_OUT", os.devnull)}
     for _ in range(options.rounds):  # alternately: a busy machine is busy for both
@@ -402,9 +410,11 @@ def _compare_one(options: argparse.Namespace, model: str, size: str, task: str, 
                 )
                 return []
             results[name].append(json.loads(lines[-1]))
-    row = {"model": model, "size": size, "task": task, "mode": mode}
+    row = {"model": model, "size": size, "task": task, "mode": mode, "format": form}
+    # What has no bare evaluation is compared through ASE.
+    timed_as = "bare" if all("bare" in r for records in results.values() for r in records) else "ase"
     for name, records in results.items():
-        inner = [r.get("bare", r) for r in records]
+        inner = [r.get(timed_as, r) for r in records]
         row[name] = statistics.median(r["cpu_ms_med"] for r in inner)
         row[f"{name}_first_s"] = statistics.median(r["first_s"] for r in inner)
         row[f"{name}_mb"] = statistics.median(r["rss_mb"] for r in records)
@@ -414,19 +424,26 @@ def _compare_one(options: argparse.Namespace, model: str, size: str, task: str, 
     return [row]
 
 
+def _through_ase(row: dict) -> str:
+    """Two cells of the table, empty where it was not measured."""
+    if "peer_ase" not in row or "ours_ase" not in row:
+        return " | "
+    return f"{row['peer_ase']:.2f} / {row['ours_ase']:.2f} | {row['peer_ase'] / row['ours_ase']:.1f}"
+
+
 def _write_table(path: Path, rows: list[dict]) -> None:
     begin, end = "<!-- speed table: begin -->", "<!-- speed table: end -->"
     head = [
         (
-            "| architecture | size | task | peer's mode | peer ms | ours ms | ratio | peer MB | ours MB "
-            "| first call s, peer / ours |"
+            "| architecture | size | task | peer's mode | ours | peer ms | ours ms | ratio "
+            "| through ASE: peer / ours | ratio | peer MB | ours MB | first call s, peer / ours |"
         ),
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     body = [
-        f"| {r['model']} | {r['size']} | {r['task']} | {r['mode']} | {r['peer']:.2f} | {r['ours']:.2f} "
-        f"| {r['peer'] / r['ours']:.1f} | {r['peer_mb']:.0f} | {r['ours_mb']:.0f} "
-        f"| {r['peer_first_s']:.1f} / {r['ours_first_s']:.1f} |"
+        f"| {r['model']} | {r['size']} | {r['task']} | {r['mode']} | {r.get('format', 'module')} "
+        f"| {r['peer']:.2f} | {r['ours']:.2f} | {r['peer'] / r['ours']:.1f} | {_through_ase(r)} "
+        f"| {r['peer_mb']:.0f} | {r['ours_mb']:.0f} | {r['peer_first_s']:.1f} / {r['ours_first_s']:.1f} |"
         for r in rows
     ]
     text = path.read_text() if path.exists() else f"# Speed\n\n{begin}\n{end}\n"

@@ -137,7 +137,9 @@ def _lists(op: ListsOp) -> list[str]:
         given = ", ".join(
             f"b{op.given[name].buffer}" if name in op.given else "0" for name in ("first_c", "slot_n")
         )
-        return [f"const int64_t pairs = native_edge_pairs(atoms, edges, edge_index, vectors, {given}, {made});"]
+        return [
+            f"const int64_t pairs = native_edge_pairs(atoms, edges, edge_index, vectors, {given}, {made});"
+        ]
     if op.kind == "edges":
         assert op.source is not None
         names = ("centre", "neighbour", "first_c", "first_n", "row_n", "slot_n")

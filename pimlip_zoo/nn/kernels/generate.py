@@ -68,19 +68,21 @@ def channel_segments(channels: int, lanes: int) -> list[tuple[int, int, int]]:
 
 
 def prelude(target: Target, lanes: Iterable[int]) -> list[str]:
-    """Types and the sum over a vector's lanes, for each width that is used."""
+    """Types and the sum over a vector's lanes, by halves, for each width up to the widest that is used."""
     lines = ["#include <stdint.h>", "#include <string.h>", f"typedef {target.scalar} T;"]
     size = 4 if target.scalar == "float" else 8
-    for width in sorted(set(lanes)):
+    widest = max(lanes, default=0)
+    for width in (1, 2, 4, 8, 16):
+        if width > widest:
+            break
         if width == 1:
             lines += ["typedef T v1;", "static inline T sum1(v1 x) { return x; }"]
             continue
+        half = width // 2
         lines += [
             f"typedef T v{width} __attribute__((vector_size({width * size}), aligned({size}), may_alias));",
             f"static inline T sum{width}(v{width} x) {{",
-            "  T part[4] = {0, 0, 0, 0};",
-            f"  for (int i = 0; i < {width}; i++) part[i & 3] += x[i];",
-            "  return (part[0] + part[1]) + (part[2] + part[3]); }",
+            f"  union {{ v{width} all; v{half} half[2]; }} u = {{x}}; return sum{half}(u.half[0] + u.half[1]); }}",
         ]
     return lines
 
