@@ -145,8 +145,8 @@ TABLES = {
         (
             "pretrain",
             "pretrain-low-lr",
-            "pretrain-then-low-lr",
-            "pretrain-then-lowest-lr",
+            "pretrain-rate-1.0",
+            "pretrain-rate-0.3",
             "distill",
             "distill-iterated",
             "distill-3",
