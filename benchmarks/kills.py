@@ -79,7 +79,8 @@ def kill_again_and_again(script, arguments, kills, working, window, rng, finishe
 def convert(folder, kills, rng):
     from pimlip_zoo.datasets.lmdb import FrameStore
 
-    count, numbers = 1000 * max(kills, 4), np.array([6, 6, 8, 1, 1, 1, 1, 1, 1])
+    # Long enough that the first kill comes before the end, however fast the machine.
+    count, numbers = max(1000 * kills, 20_000), np.array([6, 6, 8, 1, 1, 1, 1, 1, 1])
     draw = np.random.default_rng(0)
     place = 3.0 * np.arange(27.0).reshape(9, 3) + draw.normal(size=(count, 9, 3))
     energies = np.arange(count, dtype=float)
