@@ -37,7 +37,8 @@ def join_ranks(config: RunConfig) -> int:
     if section.devices * section.nodes > 1 and not _joined():
         from lightning.fabric import Fabric
 
-        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+        for name in ("lightning.fabric", "lightning.pytorch"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         Fabric(accelerator=section.device, devices=section.devices, num_nodes=section.nodes).launch()
     return torch.distributed.get_rank() if _joined() else 0
 
