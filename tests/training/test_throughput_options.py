@@ -54,7 +54,9 @@ def test_bf16_products_train_almost_the_same_and_are_validated_in_float32(tmp_pa
     one, two = (float(rows(tmp_path / name)[-1]["valid_forces_mae"]) for name in ("exact", "bf16"))
     assert two == pytest.approx(one, rel=0.05)
     # Two steps move weights by little: compared is what moved, not an error that may round to the same number.
-    assert any(not torch.equal(bf16["state_dict"][name], value) for name, value in exact["state_dict"].items())
+    assert any(
+        not torch.equal(bf16["state_dict"][name], value) for name, value in exact["state_dict"].items()
+    )
     potential = experiment.prepare(load_config(None, parse_settings(options))).potential
     assert potential.model.dtype == torch.float32
 
