@@ -188,24 +188,27 @@ class Hdf5File:
         """Groups with their numbers of conformations, and the names of all that groups hold."""
         import h5py
 
+        positions = {*_ANI1X.positions, *_SPICE.positions, *_OTHER.positions}
+        held: dict[str, set[str]] = {}  # of each group; names are cheap to list, objects are not to open
         groups: list[tuple[str, int]] = []
         names: set[str] = set()
-        positions = {*_ANI1X.positions, *_SPICE.positions, *_OTHER.positions}
 
-        def visit(name: str, item: Any) -> None:
-            if not isinstance(item, h5py.Group):
-                return
-            held = set(item.keys())
-            key = _first(tuple(sorted(positions & held)), held)
-            if key is not None and isinstance(item[key], h5py.Dataset):
-                names.update(held)
-                groups.append((name, len(item[key])))
+        def visit(path: str) -> None:
+            parent, _, name = path.rpartition("/")
+            held.setdefault(parent or "/", set()).add(name)
 
         with self._open() as file:
-            visit("/", file)
             try:
-                file.visititems(visit)
-            except (OSError, RuntimeError) as error:
+                file.visit(visit)
+                for group, members in held.items():
+                    key = _first(tuple(sorted(positions & members)), members)
+                    if key is None:
+                        continue
+                    found = file[f"{group}/{key}"]
+                    if isinstance(found, h5py.Dataset):
+                        names.update(members)
+                        groups.append((group, len(found)))
+            except (OSError, RuntimeError, KeyError, TypeError) as error:
                 raise InputError(f"cannot be read: {error}", file=self.path) from error
         return groups, names
 
@@ -252,7 +255,7 @@ def _texts(group: Any) -> dict[str, str]:
     texts = {}
     for key in ("subset", "smiles"):
         if key in group:
-            value = np.asarray(group[key]).reshape(-1)
+            value = np.asarray(group[key][()]).reshape(-1)
             text = value[0].decode() if len(value) and isinstance(value[0], bytes) else ""
             if text and len(text) <= 256:
                 texts[key] = text
