@@ -202,7 +202,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "direct-consistent": (
         "direct heads: central PITC teaches the energies what the forces know",
         {
-            "terms": {"pitc_central": {"weight": 0.1, "detach": "forces"}},
+            "terms": {"pitc_central": {"weight": 1.0, "detach": "forces"}},
             "perturbation": {"name": "uniform", "amplitude": 0.05},
         },
     ),
