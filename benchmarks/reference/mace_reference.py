@@ -266,5 +266,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float64)  # mace-torch makes its modules in it
     main()

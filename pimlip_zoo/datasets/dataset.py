@@ -73,6 +73,7 @@ class _CachedSamples(Dataset[Batch]):
         return sample
 
     def _frame(self, index: int) -> Frame:
+        """The structure of a sample; each kind of set has its own."""
         raise NotImplementedError
 
     def _place(self, index: int) -> dict[str, Any]:

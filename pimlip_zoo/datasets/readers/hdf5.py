@@ -186,8 +186,6 @@ class Hdf5File:
 
     def _scan(self) -> tuple[list[tuple[str, int]], set[str]]:
         """Groups with their numbers of conformations, and the names of all that groups hold."""
-        import h5py
-
         positions = {*_ANI1X.positions, *_SPICE.positions, *_OTHER.positions}
         held: dict[str, set[str]] = {}  # of each group; names are cheap to list, objects are not to open
         groups: list[tuple[str, int]] = []
@@ -198,6 +196,8 @@ class Hdf5File:
             held.setdefault(parent or "/", set()).add(name)
 
         with self._open() as file:
+            from h5py import Dataset  # it is there: the file is open
+
             try:
                 file.visit(visit)
                 for group, members in held.items():
@@ -205,7 +205,7 @@ class Hdf5File:
                     if key is None:
                         continue
                     found = file[f"{group}/{key}"]
-                    if isinstance(found, h5py.Dataset):
+                    if isinstance(found, Dataset):
                         names.update(members)
                         groups.append((group, len(found)))
             except (OSError, RuntimeError, KeyError, TypeError) as error:

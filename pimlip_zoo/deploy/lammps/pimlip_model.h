@@ -47,7 +47,9 @@ class Model {
   // Evaluates a graph; the results below stay valid until the next call.
   void evaluate(const Graph &graph);
   const double *atomic_energy() const;    // (N,) eV
-  const double *edge_gradient() const;    // (E, 3) eV/Å, derivative of the local atoms' energy by each edge vector
+  // (E, 3) eV/Å, derivative of the local atoms' energy by each edge vector. A native model may put what belongs to an
+  // edge and its opposite on either of the two: forces and virials, sums over both, are the same.
+  const double *edge_gradient() const;
   const double *forces() const;           // (N, 3) eV/Å of a direct force head, or null: forces follow from the gradient
 
   // Threads that torch uses within one operation.
