@@ -15,14 +15,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sets import SETS
+from sets import CHGNET, SETS
+
+SEVENNET = "sevenn.calculator:SevenNetCalculator"
 
 CALCULATORS = {
     "acac": ("gfn2", "gfn1"),
     "rmd17_aspirin": ("gfn2",),
-    "tio2": ("gfn1",),
-    "deepmd_water": ("gfn1",),
-    "mlearn_Si": ("supervisors:silicon_stillinger_weber", "supervisors:silicon_tersoff", "gfn1"),
+    "tio2": (CHGNET, SEVENNET, "gfn1"),
+    "deepmd_water": (CHGNET,),
+    "mlearn_Si": (CHGNET, SEVENNET, "supervisors:silicon_stillinger_weber", "supervisors:silicon_tersoff"),
 }
 
 

@@ -9,9 +9,14 @@ tio2          TiO2, PBE: example data of github.com/atomisticnet/aenet-PyTorch, 
 deepmd_water  water, PBE0: examples/water of github.com/deepmodeling/deepmd-kit, train 0-2, test 3
 mlearn_Si     silicon, PBE: data/Si of github.com/materialsvirtuallab/mlearn, its own split
 ethanol, cual built in
+
+Solids and water get their weak labels from CHGNet, a potential for 89 elements that was trained on the Materials
+Project (Deng et al., Nat. Mach. Intell. 5, 1031 (2023)); `pip install chgnet` brings its weights.
 """
 
 from dataclasses import dataclass
+
+CHGNET = "chgnet.model.dynamics:CHGNetCalculator"
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class StudySet:
     timestep: float = 1.0
     """fs, of their dynamics."""
     stride: int = 10
+    displaced: tuple[float, ...] = ()
+    """Å, amplitudes of displacements that sample the pool, where dynamics with the calculator would take too long."""
     batch_size: int = 5
     periodic: bool = False
 
@@ -54,8 +61,10 @@ SETS = {
         train="tio2_aenet1000/train_800.extxyz",
         valid="tio2_aenet1000/valid_50.extxyz",
         tests=("tio2_aenet1000/test_150.extxyz",),
-        cheap="gfn1",
+        cheap=CHGNET,
         sizes=(50, 200, 500),
+        pool=300,
+        displaced=(0.05, 0.15),
         batch_size=4,
         periodic=True,
     ),
@@ -63,8 +72,10 @@ SETS = {
         train="deepmd_water/train_data_0.extxyz,deepmd_water/train_data_1.extxyz",
         valid="deepmd_water/train_data_2.extxyz",
         tests=("deepmd_water/test_data_3.extxyz",),
-        cheap="gfn1",
+        cheap=CHGNET,
         sizes=(50, 100),
+        pool=100,
+        displaced=(0.05, 0.15),
         batch_size=1,
         periodic=True,
     ),
@@ -72,8 +83,10 @@ SETS = {
         train="mlearn_Si/train.extxyz",
         valid=None,
         tests=("mlearn_Si/test.extxyz",),
-        cheap="supervisors:silicon_tersoff",
+        cheap=CHGNET,
         sizes=(50, 180),
+        pool=300,
+        displaced=(0.05, 0.15),
         batch_size=2,
         periodic=True,
     ),

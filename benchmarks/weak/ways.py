@@ -189,10 +189,19 @@ def settings_of(way, steps, study, pool_structures=None):
         ("weak.labels.steps", before),
         ("trainer.max_steps", after),
         ("weak.labels.pool.structures", pool_structures or study.pool),
-        ("weak.labels.pool.timestep", study.timestep),
-        ("weak.labels.pool.stride", study.stride),
+        *sampling(study),
         ("weak.labels.batch_size", study.batch_size),
     ]
+
+
+def sampling(study):
+    """Settings of how the pool is sampled."""
+    if study.displaced:
+        return [
+            ("weak.labels.pool.method", "displaced"),
+            ("weak.labels.pool.amplitudes", list(study.displaced)),
+        ]
+    return [("weak.labels.pool.timestep", study.timestep), ("weak.labels.pool.stride", study.stride)]
 
 
 def stages(method, steps, befores):
