@@ -21,6 +21,8 @@ __all__ = ["StabilityLimits", "StabilityMonitor"]
 
 # Elements whose mutual bonds are covalent: these are expected to last through a simulation.
 _COVALENT = ("H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I")
+# Between these a proton may hop, as in enols, acids and water: it is not lost while one of them holds it.
+_PROTON_HOLDERS = ("N", "O", "F", "S")
 _BONDED = 1.25  # times the sum of covalent radii
 _COLDEST = 100.0  # K
 
@@ -32,7 +34,8 @@ class StabilityLimits:
     collapse: float = 0.55
     """Shortest distance of two atoms, in units of the sum of their covalent radii."""
     bond_stretch: float | None = 0.5
-    """Å by which a covalent bond of the first frame may become longer or shorter; None for reactions."""
+    """Å by which a covalent bond of the first frame may become longer or shorter; None for reactions. A proton that
+    moves between N, O, F and S breaks no bond, as long as one of them holds it."""
     energy_drift: float = 0.02
     """eV per atom by which the total energy may differ from that of the first frame (NVE only)."""
     temperature_factor: float = 5.0
@@ -67,6 +70,8 @@ class StabilityMonitor:
         self._radii = covalent_radii[atoms.numbers]
         self._bonds, self._bond_shifts = _covalent_bonds(atoms, self._radii)
         self._bond_lengths = self._measure_bonds(atoms)
+        self._protons = _protons(atoms, self._bonds)
+        self._holders = np.flatnonzero(np.isin(np.array(atoms.symbols), _PROTON_HOLDERS))
         atoms.get_forces()
         self._energy = float(atoms.get_total_energy())
         self._volume = abs(float(atoms.cell.volume)) if atoms.pbc.all() else None
@@ -122,6 +127,9 @@ class StabilityMonitor:
             return None
         lengths = self._measure_bonds(atoms)
         change = np.abs(lengths - self._bond_lengths)
+        for bond in np.flatnonzero((change > allowed) & (lengths > self._bond_lengths)):
+            if self._protons[bond] >= 0 and self._is_held(atoms, int(self._protons[bond])):
+                change[bond] = 0.0
         worst = int(change.argmax())
         if change[worst] <= allowed:
             return None
@@ -131,6 +139,12 @@ class StabilityMonitor:
             f"the bond {_label(atoms, i)}-{_label(atoms, j)} {verb}: "
             f"{self._bond_lengths[worst]:.2f} Å at the start, {lengths[worst]:.2f} Å now"
         )
+
+    def _is_held(self, atoms: Atoms, proton: int) -> bool:
+        """Whether some atom that protons hop between is near enough to this one."""
+        distances = atoms.get_distances(proton, self._holders, mic=bool(atoms.pbc.any()))
+        reach = _BONDED * (self._radii[proton] + self._radii[self._holders])
+        return bool((distances < reach).any())
 
     def _check_energy(self, atoms: Atoms) -> str | None:
         if not self.conserves_energy or len(atoms) == 0:
@@ -166,6 +180,14 @@ def _covalent_bonds(
     near = _lengths(atoms, edges, shifts) < _BONDED * (radii[edges[0]] + radii[edges[1]])
     keep = near & covalent[edges[0]] & covalent[edges[1]] & (edges[0] < edges[1])
     return edges[:, keep], shifts[keep]
+
+
+def _protons(atoms: Atoms, bonds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each bond the hydrogen, where the other atom is one that protons hop between, otherwise -1."""
+    hydrogen = atoms.numbers[bonds] == 1
+    holder = np.isin(np.array(atoms.symbols), _PROTON_HOLDERS)[bonds]
+    first, second = hydrogen[0] & holder[1], hydrogen[1] & holder[0]
+    return np.where(first, bonds[0], np.where(second, bonds[1], -1))
 
 
 def _lengths(atoms: Atoms, edges: NDArray[np.int64], shifts: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -257,6 +257,29 @@ def test_bonds_across_a_cell_boundary_are_followed_when_atoms_are_not_wrapped():
     assert "broke: 0.90 Å at the start, 1.70 Å now" in monitor.check(atoms)
 
 
+@pytest.mark.parametrize("periodic", [False, True])
+def test_a_proton_may_move_to_an_oxygen_but_not_to_a_carbon_nor_away(periodic):
+    def monitored(symbols):
+        atoms = Atoms(
+            symbols, positions=[[0.2, 0, 0], [9.2, 0, 0], [7.75, 0, 0]], cell=[10, 10, 10], pbc=periodic
+        )
+        if not periodic:
+            atoms.positions[0, 0] += 10
+        atoms.calc = Springs(atoms, constant=0.0)
+        atoms.set_momenta(np.zeros((3, 3)))
+        return atoms, StabilityMonitor(atoms, temperature=300, conserves_energy=False)
+
+    atoms, monitor = monitored("OHO")
+    assert monitor.bond_count == 1
+    atoms.positions[1, 0] = 8.65
+    assert monitor.check(atoms) is None
+    atoms.positions[1, 1] = 1.5
+    assert "the bond O0-H1 broke" in monitor.check(atoms)
+    atoms, monitor = monitored("OHC")
+    atoms.positions[1, 0] = 8.65
+    assert "the bond O0-H1 broke" in monitor.check(atoms)
+
+
 def test_bonds_of_metals_are_not_watched_and_one_atom_is_fine(tmp_path):
     atoms = copper()
     atoms.set_momenta(np.zeros((32, 3)))
