@@ -1,9 +1,10 @@
 """The study's results as tables: mean and standard deviation over seeds, tested against plain training.
 
 A table's place in the documentation is marked by `<!-- study NAME: begin -->` and `<!-- study NAME: end -->`, NAME the
-folder of its results.
+folder of its results; that of one on the stability of dynamics by `<!-- stability NAME: begin -->` likewise.
 """
 
+import csv
 import re
 from pathlib import Path
 
@@ -80,17 +81,60 @@ def against_plain(rows, row, name):
     return ratio, float(ttest_ind(plain, own, equal_var=False).pvalue)
 
 
+def stability_table(folder):
+    """Lines of Markdown: how long simulations with each potential lasted, by ensemble and temperature."""
+    rows = [
+        row for path in sorted(folder.glob("*.csv")) for row in csv.DictReader(path.open(encoding="utf-8"))
+    ]
+    columns = sorted({(row["ensemble"], float(row["temperature"])) for row in rows})
+    heads = [f"{ensemble.upper()} {temperature:.0f} K" for ensemble, temperature in columns]
+    lines = [f"| potential | {' | '.join(heads)} | ends |", f"|{'---|' * (len(heads) + 2)}"]
+    for name in dict.fromkeys(row["potential"] for row in rows):
+        own, cells = [row for row in rows if row["potential"] == name], []
+        for column in columns:
+            here = [row for row in own if (row["ensemble"], float(row["temperature"])) == column]
+            times = ", ".join(
+                f"{float(row['ps']):.2g}" if row["stable"] == "False" else f"**{float(row['ps']):.0f}**"
+                for row in here
+            )
+            cells.append(times)
+        ends = dict.fromkeys(reason_of(row["verdict"]) for row in own if row["stable"] == "False")
+        lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(ends)} |")
+    return lines
+
+
+def reason_of(verdict):
+    """Why a simulation ended, in a word or two."""
+    for part, word in (
+        ("broke", "bond"),
+        ("crushed", "bond"),
+        ("close", "collapse"),
+        ("drifted", "energy"),
+        ("temperature", "heat"),
+    ):
+        if part in verdict:
+            return word
+    return "not a number" if "not a number" in verdict else verdict
+
+
 def fill(docs, results):
     """Replace what stands between the marks of every table that there are results for."""
     text = docs.read_text()
     for name in re.findall(r"<!-- study (\S+): begin -->", text):
-        begin, end = (f"<!-- study {name}: {side} -->" for side in ("begin", "end"))
         study = SETS[next(key for key in SETS if f"-{key}-" in name)]
-        if end not in text:
-            raise SystemExit(f"{docs}: there is no {end}")
-        before, rest = text.split(begin)
-        table = "\n".join(table_of(results / name, study))
-        text = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+        text = between(text, f"study {name}", table_of(results / name, study))
+    for name in re.findall(r"<!-- stability (\S+): begin -->", text):
+        text = between(text, f"stability {name}", stability_table(results / f"stability-{name}"))
     temporary = docs.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(docs)
+
+
+def between(text, mark, lines):
+    """The text with these lines between its marks."""
+    begin, end = (f"<!-- {mark}: {side} -->" for side in ("begin", "end"))
+    if end not in text:
+        raise SystemExit(f"there is no {end}")
+    before, rest = text.split(begin)
+    table = "\n".join(lines)
+    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"

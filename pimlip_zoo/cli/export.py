@@ -60,7 +60,7 @@ def export_command(
         ),
     ] = ExportFormat.torchscript,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The file; beside the run by default.")
+        Path | None, typer.Option("--out", "-o", "--output", help="The file; beside the run by default.")
     ] = None,
     dtype: Annotated[
         Precision | None, typer.Option(help="Precision inside; as trained if not given.")
