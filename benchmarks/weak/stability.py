@@ -3,7 +3,7 @@
     python benchmarks/weak/stability.py --structure data/acac/test_MD_300K.extxyz@0:1 --out stability-acac \
         plain-50=runs/weak/conservative-acac-mace/plain-50-seed0 pretrain-50=pretrain-50.native
 
-What is simulated is a run or an exported file (a native one is several times faster); NAME is what the table calls it. A
+What is simulated is a run or an exported file (a native one is several times faster); NAME is what the table says. A
 simulation ends when a bond leaves its physical length, atoms collapse, energy is not conserved (NVE) or the temperature
 runs away; see pimlip_zoo/deploy/stability.py. What is finished is not repeated; the figures are kept in --out, the
 trajectories in --runs.
