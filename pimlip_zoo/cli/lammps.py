@@ -30,7 +30,8 @@ class Ensemble(str, Enum):
 @app.command(epilog="Example: pimlip-zoo lammps build")
 def build(
     output: Annotated[
-        Path | None, typer.Option("--out", "-o", "--output", help="Copy the plugin there, too (file or folder).")
+        Path | None,
+        typer.Option("--out", "-o", "--output", help="Copy the plugin there, too (file or folder)."),
     ] = None,
     lammps_source: Annotated[
         Path | None,
@@ -52,7 +53,9 @@ def write_input(
     structure: Annotated[
         str, typer.Option(help="Where the atoms start: any file that ASE reads, FILE@INDEX, builtin:NAME.")
     ],
-    output: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write into.")] = Path("lammps"),
+    output: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write into.")] = Path(
+        "lammps"
+    ),
     ensemble: Annotated[Ensemble, typer.Option(help="What is held constant.")] = Ensemble.nvt,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     pressure: Annotated[float, typer.Option(help="bar, for npt.")] = 0.0,

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["Frame", "frame_to_atoms"]
+__all__ = ["NO_CELL", "OPEN", "Frame", "frame_to_atoms"]
+
+NO_CELL = np.zeros((3, 3))
+"""The cell of a structure that is periodic nowhere; for all of them."""
+OPEN = np.zeros(3, dtype=bool)
+"""Its periodic directions."""
+NO_CELL.flags.writeable = OPEN.flags.writeable = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +31,9 @@ class Frame:
     """(N,) atomic numbers."""
     positions: NDArray[np.float64]
     """(N, 3) Å."""
-    cell: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 3)))
+    cell: NDArray[np.float64] = field(default_factory=lambda: NO_CELL)
     """(3, 3) Å, rows are lattice vectors; zero rows where there is none."""
-    pbc: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(3, dtype=bool))
+    pbc: NDArray[np.bool_] = field(default_factory=lambda: OPEN)
     """(3,) which directions are periodic."""
     energy: float | None = None
     """eV."""

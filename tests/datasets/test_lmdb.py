@@ -26,7 +26,7 @@ from pimlip_zoo.datasets.lmdb import (
 from pimlip_zoo.datasets.lmdb.environment import check_pages
 from pimlip_zoo.datasets.lmdb.index import BLOCK, ENTRY, entries_of, entry_of
 from pimlip_zoo.datasets.lmdb.keys import META, frame_key
-from pimlip_zoo.datasets.lmdb.record import HEADER, RecordError, decode, encode
+from pimlip_zoo.datasets.lmdb.record import HEADER, RecordError, decode, encode, encode_all
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 
@@ -408,3 +408,29 @@ def test_index_entries_made_together_are_those_made_one_by_one(kinds):
             np.testing.assert_allclose(together[name], apart[name], rtol=1e-12)
         else:
             np.testing.assert_array_equal(together[name], apart[name])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 7),
+            st.booleans(),
+            st.booleans(),
+            st.sampled_from(["open", "film", "crystal"]),
+            st.text(max_size=5),
+        ),
+        max_size=12,
+    ),
+    st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_bytes_of_frames_made_together_are_those_made_one_by_one(kinds, float32):
+    made = []
+    for seed, (n, energy, forces, kind, note) in enumerate(kinds):
+        changes = {"info": {"note": note} if note else {}, "weight": 0.5 + seed}
+        changes |= {} if energy else {"energy": None}
+        changes |= {} if forces else {"forces": None}
+        if kind == "film":  # periodic without a cell: nonsense that has to survive all the same
+            changes["pbc"] = np.array([True, False, True])
+        made.append(crystal(seed, n, **changes) if kind == "crystal" else molecule(seed, n, **changes))
+    assert encode_all(made, float32=float32) == [encode(frame, float32=float32) for frame in made]

@@ -390,6 +390,71 @@ def test_spice_files_have_bohr_and_gradients(tmp_path, h5):
     assert frame.info == {"group": "water", "subset": "SPICE Dipeptides"}
 
 
+def test_strings_chunks_and_other_byte_orders_are_read_as_they_are(tmp_path, h5):
+    rng = np.random.default_rng(0)
+    R = rng.normal(size=(7, 3, 3))
+    with h5("a.hdf5") as file:
+        group = file.create_group("water")
+        group["atomic_numbers"] = np.array([8, 1, 1], dtype=">i2")
+        group.create_dataset("conformations", data=R.astype(">f4"), chunks=(2, 3, 3), compression="gzip")
+        group["dft_total_energy"] = np.arange(7.0).reshape(7, 1)
+        group["dft_total_gradient"] = R.astype(np.float16)
+        group["subset"] = ["SPICE Wasser 水"]  # text of variable length, as published
+        group["smiles"] = "O"
+    read = load_frames(str(tmp_path / "a.hdf5"))
+    np.testing.assert_array_equal([f.numbers for f in read], [[8, 1, 1]] * 7)
+    np.testing.assert_allclose([f.positions for f in read], R.astype(np.float32).astype(float) * units.Bohr, rtol=1e-15)
+    np.testing.assert_allclose([f.energy for f in read], np.arange(7) * units.Hartree, rtol=1e-15)
+    gradients = R.astype(np.float16).astype(float) * (units.Hartree / units.Bohr)
+    np.testing.assert_allclose([f.forces for f in read], -gradients, rtol=1e-15)
+    assert read[6].info == {"group": "water", "subset": "SPICE Wasser 水", "smiles": "O"}
+
+
+def test_large_groups_are_read_in_parts_and_windows_of_them(tmp_path, h5):
+    count = 2_500
+    R = np.random.default_rng(1).normal(size=(count, 2, 3))
+    with h5("a.h5") as file:
+        group = file.create_group("mixed")
+        group["species"] = np.tile([[8, 1], [6, 1]], (count // 2, 1))
+        group["coordinates"] = R
+        group["energies"] = np.arange(count, dtype=np.float32)
+    read = load_frames(f"{tmp_path}/a.h5?energy=eV&length=Å@1000:2100:7")
+    chosen = range(1000, 2100, 7)
+    assert [f.energy for f in read] == list(chosen)
+    np.testing.assert_array_equal([f.positions for f in read], R[chosen])
+    np.testing.assert_array_equal([f.numbers for f in read], [[6, 1] if k % 2 else [8, 1] for k in chosen])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("conformations", np.zeros((2, 4, 3)), r"conformations: has shape \(2, 4, 3\)"),
+        ("conformations", np.zeros((2, 3)), r"conformations: has shape \(2, 3\)"),
+        ("dft_total_energy", np.zeros(3), r"dft_total_energy: has shape \(3,\)"),
+        ("dft_total_energy", "none", r"dft_total_energy: has shape \(\)"),
+        ("atomic_numbers", np.zeros((3, 3), int), r"atomic_numbers: has shape \(3, 3\)"),
+        ("atomic_numbers", np.zeros(0, int), r"atomic_numbers: has shape \(0,\)"),
+        ("atomic_numbers", [b"H", b"Q", b"H"], "'Q' is no element"),
+        ("dft_total_gradient", np.array([[[b"x"] * 3] * 3] * 2), "cannot be read"),
+        ("atomic_numbers", None, "has no atomic numbers"),
+    ],
+)
+def test_data_sets_of_another_shape_are_named(tmp_path, h5, key, value, message):
+    data = {
+        "atomic_numbers": [8, 1, 1],
+        "conformations": np.arange(18.0).reshape(2, 3, 3),
+        "dft_total_energy": [-1.0, -2.0],
+        "dft_total_gradient": np.zeros((2, 3, 3)),
+    }
+    with h5("a.hdf5") as file:
+        group = file.create_group("water")
+        for name, content in {**data, key: value}.items():
+            if content is not None:
+                group[name] = content
+    with pytest.raises(InputError, match=message):
+        load_frames(str(tmp_path / "a.hdf5"))
+
+
 def test_other_hdf5_layouts_ask_for_units_and_nested_groups_are_found(tmp_path, h5):
     with h5("a.h5") as file:
         for name in ("x/one", "x/two"):

@@ -6,7 +6,7 @@ The layout is specified in ``docs/data.md``; everything is little-endian.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 from zlib import crc32
@@ -15,7 +15,7 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frame import NO_CELL, Frame
 
 __all__ = [
     "FORCES",
@@ -27,6 +27,7 @@ __all__ = [
     "decode",
     "decode_alike",
     "encode",
+    "encode_all",
     "is_molecule",
     "label_mask",
 ]
@@ -43,10 +44,9 @@ _KNOWN_FLAGS = 63
 _MOLECULE_FLAGS = ENERGY | FORCES | POSITIONS32 | FORCES32
 _KIND = struct.Struct("<HBBI")
 _NAN = float("nan")
-_NO_CELL = np.zeros((3, 3))
-_NO_CELL.flags.writeable = False
 _PBC = np.array([[bool(bits & 1), bool(bits & 2), bool(bits & 4)] for bits in range(8)])
 _PBC.flags.writeable = False
+_PBC_BITS = {row.tobytes(): bits for bits, row in enumerate(_PBC)}
 _MAX_INFO = 1 << 20
 
 
@@ -76,7 +76,7 @@ def encode(frame: Frame, *, float32: bool = False) -> bytes:
     if float32:
         flags |= POSITIONS32 | (FORCES32 if frame.forces is not None else 0)
     parts = []
-    if np.count_nonzero(frame.cell):
+    if frame.cell is not NO_CELL and np.count_nonzero(frame.cell):
         flags |= CELL
         parts.append(np.ascontiguousarray(frame.cell, dtype="<f8").tobytes())
     if frame.stress is not None:
@@ -87,11 +87,51 @@ def encode(frame: Frame, *, float32: bool = False) -> bytes:
     parts.append(frame.numbers.astype(np.uint8).tobytes())
     info = msgpack.packb(frame.info) if frame.info else b""
     parts.append(info)
-    pbc = int(frame.pbc[0]) | int(frame.pbc[1]) << 1 | int(frame.pbc[2]) << 2
+    pbc = _PBC_BITS[frame.pbc.tobytes()]
     energy = _NAN if frame.energy is None else frame.energy
     header = HEADER.pack(0, LAYOUT, flags, pbc, n, len(info), energy, frame.weight)[4:]
     body = b"".join((header, *parts))
     return struct.pack("<I", crc32(body)) + body
+
+
+def encode_all(frames: Sequence[Frame], *, float32: bool = False) -> list[bytes]:
+    """The bytes of each frame, as :func:`encode` makes them; those of molecules of one size are laid out at once."""
+    records = [b""] * len(frames)
+    alike: dict[tuple[int, int], list[int]] = {}
+    for place, frame in enumerate(frames):
+        n = len(frame.numbers)
+        if frame.cell is NO_CELL and frame.stress is None and frame.positions.shape == (n, 3) and n:
+            alike.setdefault((n, label_mask(frame)), []).append(place)
+        else:
+            records[place] = encode(frame, float32=float32)
+    for (n, flags), places in alike.items():
+        bytes_of_alike = _encode_alike([frames[i] for i in places], n, flags, float32=float32)
+        for place, record in zip(places, bytes_of_alike, strict=True):
+            records[place] = record
+    return records
+
+
+def _encode_alike(frames: list[Frame], n: int, flags: int, *, float32: bool) -> Iterator[bytes]:
+    """Frames without cell and stress, with n atoms and the same labels."""
+    if float32:
+        flags |= POSITIONS32 | (FORCES32 if flags & FORCES else 0)
+    infos = [msgpack.packb(frame.info) if frame.info else b"" for frame in frames]
+    rows = np.zeros(len(frames), _molecule(_KIND.pack(LAYOUT, flags, 0, n)))
+    kinds = [_KIND.pack(LAYOUT, flags, _PBC_BITS[frame.pbc.tobytes()], n) for frame in frames]
+    rows["kind"] = np.frombuffer(b"".join(kinds), "V8")
+    rows["info"] = [len(info) for info in infos]
+    rows["weight"] = [frame.weight for frame in frames]
+    rows["energy" if flags & ENERGY else "no energy"] = [
+        _NAN if frame.energy is None else frame.energy for frame in frames
+    ]
+    rows["positions"] = [frame.positions for frame in frames]
+    if flags & FORCES:
+        rows["forces"] = [frame.forces for frame in frames]
+    rows["numbers"] = [frame.numbers for frame in frames]
+    raw, size = rows.tobytes(), rows.itemsize
+    for at, info in zip(range(0, len(raw), size), infos, strict=True):
+        body = raw[at + 4 : at + size] + info
+        yield struct.pack("<I", crc32(body)) + body
 
 
 def decode(data: bytes) -> Frame:
@@ -122,7 +162,7 @@ def decode(data: bytes) -> Frame:
     if crc32(memoryview(data)[4:]) != checksum:
         raise RecordError("the checksum is wrong")
     at = HEADER.size
-    cell, stress, forces = _NO_CELL, None, None
+    cell, stress, forces = NO_CELL, None, None
     if flags & CELL:
         cell = np.frombuffer(data, "<f8", 9, at).reshape(3, 3)
         at += 72

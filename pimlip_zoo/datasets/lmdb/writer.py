@@ -24,7 +24,7 @@ from pimlip_zoo.datasets.lmdb.keys import (
     load_meta,
     new_meta,
 )
-from pimlip_zoo.datasets.lmdb.record import encode
+from pimlip_zoo.datasets.lmdb.record import encode_all
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class StoreWriter:
         self._durable = durable
         self._rows: list[tuple[bytes, bytes]] = []
         self._entries: list[tuple[object, ...]] = []
-        self._unindexed: list[Frame] = []
+        self._waiting: list[Frame] = []
         self._new_compositions: list[bytes] = []
         self._bytes = 0
         self._count = 0
@@ -89,7 +89,7 @@ class StoreWriter:
         self._load(new_meta(precision="float32" if float32 else "float64", **(meta or {})))
 
     def __len__(self) -> int:
-        return self._count + len(self._rows)
+        return self._count + len(self._rows) + len(self._waiting)
 
     @property
     def progress(self) -> Any:
@@ -98,22 +98,23 @@ class StoreWriter:
 
     def append(self, frame: Frame) -> None:
         """Add a frame."""
-        self._add(encode(frame, float32=self._float32))
-        self._unindexed.append(frame)
+        self._waiting.append(frame)
+        self._bytes += frame.positions.nbytes + (0 if frame.forces is None else frame.forces.nbytes)
 
     def append_raw(self, data: bytes, entry: NDArray[Any], composition: NDArray[np.int64]) -> None:
         """Add a frame of another store without decoding it."""
         values = list(entry.tolist())
         values[2] = self._composition_of_counts(composition)
-        self._index_new()
-        self._add(data)
+        self._lay_out()
+        self._rows.append((frame_key(len(self)), data))
+        self._bytes += len(data)
         self._entries.append(tuple(values))
 
     def commit(self, progress: Any = None) -> None:
         """Make everything up to here permanent, together with a note of how far the work is."""
         if progress is not None:
             self._meta["progress"] = progress
-        self._index_new()
+        self._lay_out()
         first = self._count
         self._meta["count"] = first + len(self._rows)
         self._meta["compositions"] = len(self._compositions)
@@ -162,20 +163,19 @@ class StoreWriter:
         else:
             self.abandon()
 
-    def _add(self, data: bytes) -> None:
-        self._rows.append((frame_key(len(self)), data))
-        self._bytes += len(data)
-
-    def _index_new(self) -> None:
-        """Make the index entries of the frames that have none yet: many at once is faster."""
-        numbers = [self._composition(frame.numbers) for frame in self._unindexed]
-        self._entries += entries_of(self._unindexed, numbers, INDEX_CUTOFF).tolist()
-        self._unindexed = []
+    def _lay_out(self) -> None:
+        """Make the bytes and index entries of the frames that have none yet: many at once is faster."""
+        frames, self._waiting = self._waiting, []
+        first = len(self)
+        records = encode_all(frames, float32=self._float32)
+        self._rows += [(frame_key(first + k), record) for k, record in enumerate(records)]
+        numbers = [self._composition(frame.numbers) for frame in frames]
+        self._entries += entries_of(frames, numbers, INDEX_CUTOFF).tolist()
 
     @property
     def full(self) -> bool:
         """Whether enough has gathered for a commit."""
-        return len(self._rows) >= _COMMIT_FRAMES or self._bytes >= _COMMIT_BYTES
+        return len(self) - self._count >= _COMMIT_FRAMES or self._bytes >= _COMMIT_BYTES
 
     def _composition(self, numbers: NDArray[np.int64]) -> int:
         key = numbers.tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frame import NO_CELL, OPEN, Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
@@ -63,6 +64,16 @@ _OTHER = _Layout(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One group of conformations."""
+
+    name: str
+    size: int
+    members: frozenset[str]
+    """What it holds, by name."""
+
+
 class Hdf5File:
     """Groups of conformations; groups may be nested. NaN labels are missing ones, as in ANI-1x.
 
@@ -91,51 +102,52 @@ class Hdf5File:
 
     def count(self) -> int:
         """Conformations of all groups."""
-        return sum(m for _, m in self._groups)
+        return sum(group.size for group in self._groups)
 
     def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
         """Conformations of the window, group by group."""
         offset = 0
         with self._open() as file:
-            for name, m in self._groups:
-                if offset + m > window.start and offset < window.stop:
+            for group in self._groups:
+                if offset + group.size > window.start and offset < window.stop:
                     try:
-                        yield from self._read_group(file[name], name, m, offset, window)
-                    except (OSError, KeyError) as error:
-                        raise InputError(f"cannot be read: {error}", file=self.path, key=name) from error
-                offset += m
+                        yield from self._read_group(file, group, offset, window)
+                    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+                        raise InputError(
+                            f"cannot be read: {error}", file=self.path, key=group.name
+                        ) from error
+                offset += group.size
 
-    def _read_group(self, group: Any, name: str, m: int, offset: int, window: range) -> Iterator[Item]:
+    def _read_group(self, file: Any, group: _Group, offset: int, window: range) -> Iterator[Item]:
         assert self._layout is not None
-        numbers = _atomic_numbers(group[_first(self._layout.numbers, group)][()], self.path, name)
-        positions = group[_first(self._layout.positions, group)]
-        info = {"group": name, **_texts(group)}
-        for start in range(0, m, _BLOCK):
-            stop = min(start + _BLOCK, m)
-            if offset + stop <= window.start or offset + start >= window.stop:
+        numbers = self._atomic_numbers(file, group)
+        positions = _first(self._layout.positions, group.members)
+        info = {"group": group.name, **_texts(file, group)}
+        n = numbers.shape[-1]
+        for start in range(0, group.size, _BLOCK):
+            rows = range(start, min(start + _BLOCK, group.size))
+            if offset + rows.stop <= window.start or offset + start >= window.stop:
                 continue
+            place = self._block(file, group, positions, rows, (len(rows), n, 3))
+            assert place is not None
+            place *= self.finder.length_unit
             block = {
-                key: self._block(group, dataset, start, stop, shape)
-                for key, dataset, shape in (
-                    ("energy", self._energy, (stop - start,)),
-                    ("forces", self._forces, (stop - start, numbers.shape[-1], 3)),
-                    ("gradient", self._gradient, (stop - start, numbers.shape[-1], 3)),
-                )
+                "energy": self._block(file, group, self._energy, rows, (len(rows),)),
+                "forces": self._block(file, group, self._forces, rows, (len(rows), n, 3)),
+                "gradient": self._block(file, group, self._gradient, rows, (len(rows), n, 3)),
             }
-            place = np.asarray(positions[start:stop], dtype=np.float64) * self.finder.length_unit
-            if place.shape != (stop - start, numbers.shape[-1], 3):
-                raise InputError(f"positions have shape {positions.shape}", file=self.path, key=name)
-            energies, forces = self._labels(block, stop - start)
-            for i in range(stop - start):
-                if offset + start + i in window:
-                    z = numbers if numbers.ndim == 1 else numbers[start + i]
+            energies, forces = self._labels(block, len(rows))
+            for i, row in enumerate(rows):
+                if offset + row in window:
                     yield (
-                        offset + start + i,
+                        offset + row,
                         Frame(
-                            numbers=z,
-                            positions=place[i],
-                            energy=energies[i],
-                            forces=forces[i],
+                            numbers if numbers.ndim == 1 else numbers[row],
+                            place[i],
+                            NO_CELL,
+                            OPEN,
+                            energies[i],
+                            forces[i],
                             info=dict(info),
                         ),
                     )
@@ -156,14 +168,37 @@ class Hdf5File:
         return energies, forces
 
     def _block(
-        self, group: Any, key: str | None, start: int, stop: int, shape: tuple[int, ...]
+        self, file: Any, group: _Group, key: str | None, rows: range, shape: tuple[int, ...]
     ) -> NDArray[np.float64] | None:
-        if key is None or key not in group:
+        """Some rows of a data set in double precision, None where the group has no such data set."""
+        if key is None or key not in group.members:
             return None
-        values = np.asarray(group[key][start:stop], dtype=np.float64)
-        if values.size != int(np.prod(shape)):
-            raise InputError(f"has shape {group[key].shape}", file=self.path, key=f"{group.name}/{key}")
-        return values.reshape(shape)
+        data = _opened(file, group, key)
+        if data.shape is None or math.prod(data.shape) * len(rows) != math.prod(shape) * group.size:
+            raise InputError(f"has shape {data.shape}", file=self.path, key=f"{group.name}/{key}")
+        values = _rows(data, rows) if len(rows) < group.size else _whole(data)
+        return np.asarray(values, dtype=np.float64).reshape(shape)
+
+    def _atomic_numbers(self, file: Any, group: _Group) -> NDArray[np.int64]:
+        """(N,), or (M, N) for each conformation of its own."""
+        from ase.data import atomic_numbers
+
+        assert self._layout is not None
+        key = _first(self._layout.numbers, group.members)
+        if key is None:
+            raise InputError("has no atomic numbers", file=self.path, key=group.name)
+        data = _opened(file, group, key)
+        shape = tuple(data.shape or ())
+        if len(shape) not in (1, 2) or not shape[-1] or (len(shape) == 2 and shape[0] != group.size):
+            raise InputError(f"has shape {shape}", file=self.path, key=f"{group.name}/{key}")
+        values = _whole(data)
+        if values.dtype.kind in "iu":
+            return values.astype(np.int64)
+        try:
+            symbols = [v.decode() if isinstance(v, bytes) else str(v) for v in values.reshape(-1)]
+            return np.array([atomic_numbers[s] for s in symbols]).reshape(values.shape)
+        except KeyError as error:
+            raise InputError(f"{error.args[0]!r} is no element", file=self.path, key=group.name) from error
 
     def _label_keys(self, options: ReadOptions, names: set[str]) -> tuple[str | None, str | None, str | None]:
         assert self._layout is not None
@@ -184,11 +219,11 @@ class Hdf5File:
             gradient = None if forces else _first(self._layout.gradient, names)
         return energy, forces, gradient
 
-    def _scan(self) -> tuple[list[tuple[str, int]], set[str]]:
-        """Groups with their numbers of conformations, and the names of all that groups hold."""
+    def _scan(self) -> tuple[list[_Group], set[str]]:
+        """Groups of conformations, and the names of all that groups hold."""
         positions = {*_ANI1X.positions, *_SPICE.positions, *_OTHER.positions}
         held: dict[str, set[str]] = {}  # of each group; names are cheap to list, objects are not to open
-        groups: list[tuple[str, int]] = []
+        groups: list[_Group] = []
         names: set[str] = set()
 
         def visit(path: str) -> None:
@@ -207,7 +242,7 @@ class Hdf5File:
                     found = file[f"{group}/{key}"]
                     if isinstance(found, Dataset):
                         names.update(members)
-                        groups.append((group, len(found)))
+                        groups.append(_Group(group, len(found), frozenset(members)))
             except (OSError, RuntimeError, KeyError, TypeError) as error:
                 raise InputError(f"cannot be read: {error}", file=self.path) from error
         return groups, names
@@ -237,26 +272,43 @@ def _first(candidates: tuple[str, ...], held: Any) -> Any:
     return next((name for name in candidates if name in held), None)
 
 
-def _atomic_numbers(raw: Any, path: str, name: str) -> NDArray[np.int64]:
-    from ase.data import atomic_numbers
-
-    values = np.asarray(raw)
-    if values.dtype.kind in "iu":
-        return values.astype(np.int64)
-    try:
-        symbols = [v.decode() if isinstance(v, bytes) else str(v) for v in values.reshape(-1)]
-        return np.array([atomic_numbers[s] for s in symbols]).reshape(values.shape)
-    except KeyError as error:
-        raise InputError(f"{error.args[0]!r} is no element", file=path, key=name) from error
-
-
-def _texts(group: Any) -> dict[str, str]:
+def _texts(file: Any, group: _Group) -> dict[str, str]:
     """SPICE says of each group which subset it belongs to and its SMILES."""
     texts = {}
-    for key in ("subset", "smiles"):
-        if key in group:
-            value = np.asarray(group[key][()]).reshape(-1)
-            text = value[0].decode() if len(value) and isinstance(value[0], bytes) else ""
-            if text and len(text) <= 256:
-                texts[key] = text
+    for key in group.members & {"subset", "smiles"}:
+        data = _opened(file, group, key)
+        if data.shape is None or math.prod(data.shape) > 1:
+            continue
+        value = _whole(data).reshape(-1)
+        text = value[0].decode() if len(value) and isinstance(value[0], bytes) else ""
+        if text and len(text) <= 256:
+            texts[key] = text
     return texts
+
+
+# Files of this kind hold thousands of small data sets; h5py's own objects take longer to make than the data to read.
+
+
+def _opened(file: Any, group: _Group, key: str) -> Any:
+    from h5py import h5d
+
+    return h5d.open(file.id, f"{group.name}/{key}".encode())
+
+
+def _whole(data: Any) -> NDArray[Any]:
+    from h5py import h5s
+
+    values = np.empty(data.shape, data.dtype)
+    data.read(h5s.ALL, h5s.ALL, values)
+    return values
+
+
+def _rows(data: Any, rows: range) -> NDArray[Any]:
+    from h5py import h5s
+
+    shape = (len(rows), *data.shape[1:])
+    values = np.empty(shape, data.dtype)
+    there = data.get_space()
+    there.select_hyperslab((rows.start, *(0 for _ in shape[1:])), shape)
+    data.read(h5s.create_simple(shape), there, values)
+    return values

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frame import NO_CELL, Frame
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit, stress_unit
 from pimlip_zoo.errors import InputError, did_you_mean
@@ -145,7 +145,7 @@ class LabelFinder:
                 elif place not in ("calculator", "arrays"):
                     _keep(info, key, value)
         numbers = np.asarray(numbers, dtype=np.int64)
-        box = np.zeros((3, 3)) if cell is None else np.array(cell, dtype=np.float64) * self.length_unit
+        box = NO_CELL if cell is None else np.array(cell, dtype=np.float64) * self.length_unit
         periodic = np.array(np.broadcast_to(np.asarray(pbc, dtype=bool), 3))
         energy = self._one("energy", candidates, (), index)
         if energy is None:
