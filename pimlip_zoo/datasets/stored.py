@@ -91,9 +91,7 @@ class StoredFrames(Sequence[Frame]):
 
     def records(self, positions: Sequence[int]) -> list[bytes]:
         """The bytes of some of the frames, with all their labels, as they stand in the file."""
-        return [
-            self.store.raw(number) for number in self.indices[np.asarray(positions, dtype=np.int64)].tolist()
-        ]
+        return self.store.raw_many(self.indices[np.asarray(positions, dtype=np.int64)].tolist())
 
     def subset(self, positions: ArrayLike) -> StoredFrames:
         """Some of these frames by their position among them."""

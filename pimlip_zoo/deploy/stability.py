@@ -128,7 +128,8 @@ class StabilityMonitor:
         lengths = self._measure_bonds(atoms)
         change = np.abs(lengths - self._bond_lengths)
         for bond in np.flatnonzero((change > allowed) & (lengths > self._bond_lengths)):
-            if self._protons[bond] >= 0 and self._is_held(atoms, int(self._protons[bond])):
+            reach = float(self._bond_lengths[bond]) + allowed
+            if self._protons[bond] >= 0 and self._is_held(atoms, int(self._protons[bond]), reach):
                 change[bond] = 0.0
         worst = int(change.argmax())
         if change[worst] <= allowed:
@@ -140,11 +141,10 @@ class StabilityMonitor:
             f"{self._bond_lengths[worst]:.2f} Å at the start, {lengths[worst]:.2f} Å now"
         )
 
-    def _is_held(self, atoms: Atoms, proton: int) -> bool:
-        """Whether some atom that protons hop between is near enough to this one."""
+    def _is_held(self, atoms: Atoms, proton: int, reach: float) -> bool:
+        """Whether one of the atoms that protons hop between is within reach."""
         distances = atoms.get_distances(proton, self._holders, mic=bool(atoms.pbc.any()))
-        reach = _BONDED * (self._radii[proton] + self._radii[self._holders])
-        return bool((distances < reach).any())
+        return bool((distances <= reach).any())
 
     def _check_energy(self, atoms: Atoms) -> str | None:
         if not self.conserves_energy or len(atoms) == 0:

@@ -403,7 +403,9 @@ def test_strings_chunks_and_other_byte_orders_are_read_as_they_are(tmp_path, h5)
         group["smiles"] = "O"
     read = load_frames(str(tmp_path / "a.hdf5"))
     np.testing.assert_array_equal([f.numbers for f in read], [[8, 1, 1]] * 7)
-    np.testing.assert_allclose([f.positions for f in read], R.astype(np.float32).astype(float) * units.Bohr, rtol=1e-15)
+    np.testing.assert_allclose(
+        [f.positions for f in read], R.astype(np.float32).astype(float) * units.Bohr, rtol=1e-15
+    )
     np.testing.assert_allclose([f.energy for f in read], np.arange(7) * units.Hartree, rtol=1e-15)
     gradients = R.astype(np.float16).astype(float) * (units.Hartree / units.Bohr)
     np.testing.assert_allclose([f.forces for f in read], -gradients, rtol=1e-15)

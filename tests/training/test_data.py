@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
-from pimlip_zoo.training.data import SampleList, StepSampler, training_loader
+from pimlip_zoo.training.data import SampleList, StepSampler, in_bursts, training_loader
 from pimlip_zoo.training.parcel import pack, unpack
 
 ETHANOL = load_builtin("ethanol-gfn2/train")[:7]
@@ -82,3 +82,31 @@ def test_batches_of_workers_are_those_of_the_training_itself():
     for one, two in zip(training_loader(samples, sampler), training_loader(samples, sampler, 1), strict=True):
         for left, right in zip(pack(one)[:2], two[:2], strict=True):
             assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 40])
+def test_bursts_keep_the_order_and_lose_nothing(count):
+    assert list(in_bursts(iter(range(count)), seconds=10.0)) == list(range(count))
+
+
+def test_batches_that_take_long_are_made_one_by_one():
+    made = []
+
+    def slow():
+        for number in range(5):
+            made.append(number)
+            yield number
+
+    bursts = in_bursts(slow(), seconds=0.0)
+    assert [(next(bursts), list(made)) for _ in range(3)] == [(k, list(range(k + 1))) for k in range(3)]
+
+
+def test_what_came_before_a_failure_is_handed_out_first():
+    def failing():
+        yield from range(20)
+        raise OSError("gone")
+
+    bursts = in_bursts(failing(), seconds=10.0)
+    assert [next(bursts) for _ in range(20)] == list(range(20))
+    with pytest.raises(OSError, match="gone"):
+        next(bursts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,22 @@ class FrameStore:
         if data is None:
             raise InputError("is missing", file=shard.path, frame=index)
         return data
+
+    def raw_many(self, indices: Sequence[int]) -> list[bytes]:
+        """The bytes of several frames, as they stand in the file.
+
+        Raises:
+            InputError: for a damaged file.
+            IndexError: for a number that is not there.
+        """
+        if len(self._shards) > 1 or not indices or min(indices) < 0 or max(indices) >= len(self):
+            return [self.raw(index) for index in indices]
+        shard = self._shards[0]
+        keys = [frame_key(index) for index in indices]
+        found = shard.get_many(keys)
+        if not found.keys() >= set(keys):
+            return [self.raw(index) for index in indices]
+        return [found[key] for key in keys]
 
     @property
     def meta(self) -> list[dict[str, Any]]:
@@ -213,7 +229,7 @@ class _Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._environment = open_readonly(path)
-        self.get = self._environment.get
+        self.get, self.get_many = self._environment.get, self._environment.get_many
         self.meta = load_meta(self.get(META), file=path)
         self.count = int(self.meta["count"])
 
