@@ -83,6 +83,7 @@ def main() -> int:
     one.add_argument(
         "--format", default="module", choices=("module", "native"), help="native: infer tasks only"
     )
+    one.add_argument("--table", type=float, metavar="ERROR", help="native: as of `pimlip-zoo export`")
     one.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     one.add_argument("--seconds", type=float, default=4.0, help="how long to repeat")
     one.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
@@ -149,8 +150,10 @@ def case(options: argparse.Namespace) -> int:
         record.update(timed(step, options.seconds, device))
     else:
         if options.format == "native":
-            predict, through_ase, record["edges"], record["natoms"] = native_prediction(potential, source)
-            record["mode"] = "native"
+            predict, through_ase, record["edges"], record["natoms"] = native_prediction(
+                potential, source, options.table
+            )
+            record["mode"] = "native" if options.table is None else f"native, table {options.table:g}"
         else:
             predict, record["edges"], record["natoms"] = prediction(potential, source, options.repeat, device)
             through_ase = ase_prediction(potential, source, options.repeat, device)
@@ -248,7 +251,7 @@ def prediction(potential, source: Path, repeat: int, device):
     return predict, int(graph.edge_index.shape[1]), len(graph.positions)
 
 
-def native_prediction(potential, source: Path):
+def native_prediction(potential, source: Path, table: float | None):
     """The same by a native model: its library alone, and through ASE with moving atoms."""
     import tempfile
 
@@ -260,7 +263,7 @@ def native_prediction(potential, source: Path):
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pimlip"
-        export_native(potential, path)
+        export_native(potential, path, table=table)
         calculator = NativeCalculator(path)
     graph = samples(source, 1)[0].graph
     atoms, species = read(source, "0"), graph.species.numpy()

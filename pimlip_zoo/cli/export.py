@@ -65,8 +65,18 @@ def export_command(
     dtype: Annotated[
         Precision | None, typer.Option(help="Precision inside; as trained if not given.")
     ] = None,
+    table: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ERROR",
+            help="native only: look radial networks up in tables, which is faster; ERROR is how far energies of "
+            "atoms (eV) and forces (eV/Å) may be off, 1e-4, say.",
+        ),
+    ] = None,
 ) -> None:
     """Write a trained potential as one file; it is read back and compared before it gets its name."""
+    import json
+
     from rich.console import Console
 
     from pimlip_zoo.training.checkpoint import load_potential
@@ -74,7 +84,7 @@ def export_command(
     potential = load_potential(run)
     target = output or _default_output(run, format)
     report = export_potential(
-        potential, target, format=format, dtype=dtype.value if dtype else None, source=run
+        potential, target, format=format, dtype=dtype.value if dtype else None, source=run, table=table
     )
     console = Console(highlight=False, soft_wrap=True)
     size = report.path.stat().st_size / 1e6
@@ -82,6 +92,12 @@ def export_command(
         f"wrote {report.path} ({size:.1f} MB, {report.seconds:.1f} s); agrees with the potential to "
         f"{report.deviation:.0e}"
     )
+    if "radial_table" in report.metadata:
+        said = json.loads(report.metadata["radial_table"])
+        console.print(
+            f"tables of {said['intervals']} intervals: off by at most {said['energy_error_eV']:.0e} eV (energy of an "
+            f"atom) and {said['force_error_eV_per_A']:.0e} eV/Å (force) on the structures of the check"
+        )
     names = report.metadata.get("type_names", "")
     if format is ExportFormat.mliap:
         console.print(
@@ -98,6 +114,7 @@ def export_potential(
     format: ExportFormat,  # noqa: A002
     dtype: str | None = None,
     source: Path | None = None,
+    table: float | None = None,
 ) -> ExportReport:
     """Export in one of the formats.
 
@@ -107,11 +124,19 @@ def export_potential(
         format: of the file.
         dtype: float32 or float64; the potential's by default.
         source: the run, for the file's metadata.
+        table: of a native model, the error that tables may make, in eV and eV/Å.
+
+    Raises:
+        InputError: when the potential or an option does not go with the format.
     """
     import torch
 
     from pimlip_zoo.registry import available_models
 
+    if table is not None and format is not ExportFormat.native:
+        raise InputError(
+            f"a {format.value} file has no tables", key="--table", mend="add --format native, or leave it out"
+        )
     wanted = None if dtype is None else getattr(torch, dtype)
     names = [name for name, info in available_models().items() if info.model is type(potential.model)]
     name = names[0] if names else type(potential.model).__name__
@@ -137,7 +162,7 @@ def export_potential(
     if format is ExportFormat.native:
         from pimlip_zoo.deploy.native.export import export_native
 
-        return export_native(potential, target, name=name, dtype=wanted, training=training)
+        return export_native(potential, target, name=name, dtype=wanted, training=training, table=table)
     return _export_checkpoint(potential, target, dtype=wanted)
 
 

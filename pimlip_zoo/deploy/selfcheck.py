@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pimlip_zoo.datasets.neighbours import neighbour_list
-from pimlip_zoo.graph import AtomGraph, edge_vectors
+from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors
 
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ExportError",
     "check_structures",
+    "close_structures",
     "compare",
     "from_edges",
     "pair_style_inputs",
@@ -55,6 +56,39 @@ def check_structures(cutoff: float, num_species: int) -> Iterator[tuple[str, Ato
     yield "one atom and its images", grid((1, 1, 1), spacing, skew, True)
     yield "a skewed cell thinner than the cutoff", grid((3, 2, 1), spacing, skew, True)
     yield "a periodic crystal", grid((3, 4, 3), spacing, np.eye(3), True)
+
+
+def close_structures(cutoff: float, num_species: int) -> Iterator[tuple[str, AtomGraph]]:
+    """Structures with distances as short as those of bonds: pairs of atoms of all species, a dense cluster."""
+    shortest = max(0.7, 0.14 * cutoff)
+    one, other = torch.meshgrid(torch.arange(num_species), torch.arange(num_species), indexing="ij")
+    kept = (one <= other).reshape(-1)
+    species = torch.stack([one.reshape(-1)[kept], other.reshape(-1)[kept]], 1)
+    each = max(3, min(200, 6000 // len(species)))
+    # Other distances for other pairs: together they are dense.
+    place = torch.arange(each * len(species), dtype=torch.float64) / (each * len(species))
+    lengths = shortest + (cutoff - shortest) * place.view(each, -1).T.reshape(-1)
+    species = species.repeat_interleave(each, 0)
+    positions = torch.zeros((len(species), 2, 3), dtype=torch.float64)
+    positions[:, 1] = lengths[:, None] * torch.tensor([0.48, 0.6, -0.64], dtype=torch.float64)
+    centre = torch.arange(2 * len(species))
+    yield (
+        "pairs of atoms",
+        AtomGraph(
+            positions=positions.view(-1, 3),
+            species=species.reshape(-1),
+            edge_index=torch.stack([centre, centre.view(-1, 2).flip(1).reshape(-1)]),
+            edge_shift=torch.zeros((len(centre), 3), dtype=torch.float64),
+            cell=torch.zeros((1, 3, 3), dtype=torch.float64),
+            batch=torch.zeros_like(centre),
+            num_graphs=1,
+        ),
+    )
+    spacing = shortest / 0.8
+    yield (
+        "a dense cluster",
+        _grid((3, 3, 3), spacing, np.eye(3), False, cutoff=cutoff, num_species=num_species),
+    )
 
 
 def _grid(
@@ -106,7 +140,14 @@ def position_inputs(graph: AtomGraph) -> dict[str, Tensor]:
     }
 
 
-def compare(potential: Potential, evaluate: Evaluate, *, by_positions: bool = True, calls: int = 3) -> float:
+def compare(
+    potential: Potential,
+    evaluate: Evaluate,
+    *,
+    by_positions: bool = True,
+    calls: int = 3,
+    expected: Callable[[AtomGraph], Predictions] | None = None,
+) -> float:
     """Evaluate every check structure several times in a row and compare with the potential.
 
     Args:
@@ -114,6 +155,7 @@ def compare(potential: Potential, evaluate: Evaluate, *, by_positions: bool = Tr
         evaluate: the file, read back.
         by_positions: also try the inputs of ``pair_style nequip``.
         calls: evaluations of each structure; code that is compiled as it runs changes in the first ones.
+        expected: what the file was made from, where that is not the potential itself.
 
     Returns:
         The largest relative deviation seen.
@@ -125,14 +167,14 @@ def compare(potential: Potential, evaluate: Evaluate, *, by_positions: bool = Tr
     worst = 0.0
     for name, graph in check_structures(potential.cutoff, len(potential.species)):
         with torch.no_grad():
-            expected = potential(graph)
+            predicted = (expected or potential)(graph)
         for call in range(calls):
             found = {"pimlip": from_edges(graph, evaluate(pair_style_inputs(graph)))}
             if by_positions:
                 found["nequip"] = _from_positions(evaluate(position_inputs(graph)))
             for contract, prediction in found.items():
                 for quantity, value in prediction.items():
-                    deviation = _deviation(getattr(expected, quantity), value)
+                    deviation = _deviation(getattr(predicted, quantity), value)
                     worst = max(worst, deviation)
                     if not deviation <= limit:
                         raise ExportError(

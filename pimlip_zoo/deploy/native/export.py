@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +17,20 @@ from pimlip_zoo.deploy.metadata import export_metadata
 from pimlip_zoo.deploy.native.archive import TARGETS, NativeFile, read_native, write_native
 from pimlip_zoo.deploy.native.library import NativeModel
 from pimlip_zoo.deploy.native.program import Program
-from pimlip_zoo.deploy.native.record import record
+from pimlip_zoo.deploy.native.record import record, steps_of
 from pimlip_zoo.deploy.native.source import constant_offsets, model_source
-from pimlip_zoo.deploy.selfcheck import compare
+from pimlip_zoo.deploy.native.tabulate import Tabulated, by_steps, deviation, tabulated
+from pimlip_zoo.deploy.selfcheck import compare, from_edges, pair_style_inputs
 from pimlip_zoo.deploy.torchscript import ExportReport, prepared
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import AtomGraph, Predictions
 
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
 __all__ = ["export_native", "pair_style_function"]
+
+Evaluate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def export_native(
@@ -34,6 +40,7 @@ def export_native(
     name: str = "",
     dtype: torch.dtype | None = None,
     training: Mapping[str, object] | None = None,
+    table: float | None = None,
 ) -> ExportReport:
     """Write a potential as C and weights, and check what was written.
 
@@ -45,10 +52,13 @@ def export_native(
         name: of the architecture, for the file's metadata.
         dtype: precision inside, the potential's own by default; the border is float64 always.
         training: where the weights come from, anything that JSON takes.
+        table: replace functions of distances alone by tables, so that energies of atoms (eV) and forces (eV/Å) are
+            off by at most this much, relative where they exceed 1 eV or 1 eV/Å; what they are off by is in the
+            metadata, ``radial_table``.
 
     Raises:
-        InputError: when a part of the model has no native form, there is no C compiler, or the path cannot be
-            written.
+        InputError: when a part of the model has no native form, there is no C compiler, the path cannot be
+            written, or tables are off by more than was asked for.
         ExportError: when the file computes something else than the potential.
     """
     started = time.perf_counter()
@@ -59,21 +69,59 @@ def export_native(
     metadata = export_metadata(
         ready, name=name or type(potential.model).__name__, dtype=ready.model.dtype, training=training or {}
     )
-    program = record(ready)
+    made = None if table is None else tabulated(ready, table)
+    trace = steps_of(ready) if made is None else made.trace
+    program = record(ready, trace)
     sources = {width: model_source(program, width, registers) for width, registers in TARGETS.items()}
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write_native(scratch, NativeFile(metadata, sources, weights_bytes(program)))
-        deviation = compare(ready, pair_style_function(NativeModel(scratch)), by_positions=False)
-        written = read_native(scratch).metadata
-        if any(written.get(key) != value for key, value in metadata.items()):
+        content = NativeFile(metadata, sources, weights_bytes(program))
+        write_native(scratch, content)
+        written = pair_style_function(NativeModel(scratch))
+        largest = compare(ready, written, by_positions=False, expected=None if made is None else by_steps(ready, trace))
+        if made is not None and table is not None:
+            metadata["radial_table"] = _statement(ready, written, made, table)
+            write_native(scratch, replace(content, metadata=metadata))
+        found = read_native(scratch).metadata
+        if any(found.get(key) != value for key, value in metadata.items()):
             raise InputError("the metadata did not survive writing", file=path)
         scratch.replace(path)
     except OSError as error:
         raise InputError(f"cannot write: {error.strerror or error}", file=path) from error
     finally:
         scratch.unlink(missing_ok=True)
-    return ExportReport(path, time.perf_counter() - started, deviation, metadata)
+    return ExportReport(path, time.perf_counter() - started, largest, metadata)
+
+
+def _statement(potential: Potential, written: Evaluate, made: Tabulated, allowed: float) -> str:
+    """What tables a file has, with the errors of the file itself, as JSON.
+
+    Raises:
+        InputError: when these are larger than allowed.
+    """
+
+    def found(graph: AtomGraph) -> Predictions:
+        return Predictions(**from_edges(graph, written(pair_style_inputs(graph))))
+
+    errors = deviation(potential, potential, found)
+    if not errors.largest <= allowed:
+        single = potential.model.dtype == torch.float32
+        raise InputError(
+            f"with tables it is off by {errors.energy:.1e} eV and {errors.force:.1e} eV/Å, {allowed:g} was allowed; "
+            "most of that is rounding",
+            key="table",
+            mend=f"give {2 * errors.largest:.0e}" + (", or --dtype float64" if single else ""),
+        )
+    return json.dumps(
+        {
+            "allowed_eV_and_eV_per_A": allowed,
+            "energy_error_eV": float(f"{errors.energy:.2g}"),
+            "force_error_eV_per_A": float(f"{errors.force:.2g}"),
+            "intervals": made.intervals,
+            "functions": made.functions,
+            "species_pairs": made.pairs,
+        }
+    )
 
 
 def weights_bytes(program: Program) -> bytes:
@@ -86,7 +134,7 @@ def weights_bytes(program: Program) -> bytes:
     return bytes(out)
 
 
-def pair_style_function(model: NativeModel) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+def pair_style_function(model: NativeModel) -> Evaluate:
     """A model with the inputs and results of ``pair_style pimlip`` as tensors."""
 
     def evaluate(data: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -32,14 +32,16 @@ from pimlip_zoo.nn.kernels.watch import KernelCall, watched_by
 
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
+    from pimlip_zoo.nn.sweeps.trace import Trace
 
-__all__ = ["record"]
+__all__ = ["MEND", "Evaluate", "evaluation", "record", "steps_of"]
 
 Evaluate = Callable[..., tuple[Tensor, ...]]
+"""(vectors, edge_index, species, is_local) -> energies (N,) and edge gradient (E, 3), float64."""
 
 _SIZES = ((5, 26, 21), (8, 26, 21), (5, 32, 21), (5, 26, 23), (11, 50, 33))
 """Atoms, edges and pairs of the graphs: each but the last differs from the first in one, the last one checks."""
-_MEND = "use --format torchscript or aot"
+MEND = "use --format torchscript or aot"
 
 
 @dataclass
@@ -90,15 +92,17 @@ class _Recorder(TorchDispatchMode):
         self.calls.append(_Call("lists", (source, rows), {}, reads, [], lists))
 
 
-def record(potential: Potential) -> Program:
+def record(potential: Potential, trace: Trace) -> Program:
     """A potential's energies and edge gradient as a program.
+
+    Args:
+        potential: what is evaluated.
+        trace: the steps of its model, those of :func:`steps_of` or others in their place.
 
     Raises:
         InputError: when it cannot be written as one.
     """
-    if potential.is_direct:
-        raise InputError("a direct force head has no native form", key="format", mend=_MEND)
-    evaluate = _evaluation(potential)
+    evaluate = evaluation(potential, trace)
     count = len(potential.species)
     samples = [_Sample(evaluate, potential.cutoff, count, *sizes) for sizes in _SIZES]
     program = _Merge(samples).program()
@@ -106,17 +110,33 @@ def record(potential: Potential) -> Program:
     return program
 
 
-def _evaluation(potential: Potential) -> Evaluate:
-    """(vectors, edge_index, species, is_local) -> energies and edge gradient, by sweeps."""
-    from pimlip_zoo.graph import AtomGraph
-    from pimlip_zoo.nn.sweeps.run import Sweeps
+def steps_of(potential: Potential) -> Trace:
+    """The steps of a potential's model, what opposite edges can share marked.
+
+    Raises:
+        InputError: when it cannot be taken apart.
+    """
+    from pimlip_zoo.nn.sweeps.pairs import share_radial
     from pimlip_zoo.nn.sweeps.trace import trace_model
 
-    model, repulsion, dtype = potential.model, potential.repulsion, potential.model.dtype
-    trace = trace_model(model)
+    if potential.is_direct:
+        raise InputError("a direct force head has no native form", key="format", mend=MEND)
+    trace = trace_model(potential.model)
     if trace is None:
-        raise InputError(f"{type(model).__name__} cannot be taken apart into steps", key="format", mend=_MEND)
-    sweeps = Sweeps(model, trace).prepare(training=False)
+        raise InputError(
+            f"{type(potential.model).__name__} cannot be taken apart into steps", key="format", mend=MEND
+        )
+    share_radial(trace)
+    return trace
+
+
+def evaluation(potential: Potential, trace: Trace) -> Evaluate:
+    """A potential evaluated by these steps of its model."""
+    from pimlip_zoo.graph import AtomGraph
+    from pimlip_zoo.nn.sweeps.run import Sweeps
+
+    repulsion, dtype = potential.repulsion, potential.model.dtype
+    sweeps = Sweeps(potential.model, trace, share=False).prepare(training=False)
     scales, references = potential.scale.detach(), potential.energy_references.detach()
 
     def evaluate(
@@ -204,7 +224,7 @@ class _Sample:
                     parts = zip(("first", "row", "slot"), made.__dict__[name], strict=True)
                     found.update({f"{part}_{key}": tensor for part, tensor in parts})
             if found.pop("slot_c", None) is not None:
-                raise InputError("edges that are not sorted by centre have no native form", mend=_MEND)
+                raise InputError("edges that are not sorted by centre have no native form", mend=MEND)
             found.pop("row_c", None)  # the neighbours themselves
         else:
             found = {"first": made.first, "order": made.order, "species": made.species}
@@ -221,11 +241,11 @@ class _Merge:
         self.first = samples[0]
         names = [call.name for call in self.first.calls]
         if any([call.name for call in sample.calls] != names for sample in samples):
-            raise InputError("what the model does depends on the structure", key="format", mend=_MEND)
+            raise InputError("what the model does depends on the structure", key="format", mend=MEND)
         self.count = len(self.first.by_number)
         numbers = [[[s.number(t) for t in (*c.reads, *c.writes)] for c in s.calls] for s in samples]
         if any(each != numbers[0] for each in numbers):
-            raise InputError("how the model uses memory depends on the structure", key="format", mend=_MEND)
+            raise InputError("how the model uses memory depends on the structure", key="format", mend=MEND)
         self.reads = [{self.first.number(t) for t in c.reads} for c in self.first.calls]
         self.writes = [{self.first.number(t) for t in c.writes} for c in self.first.calls]
         self.of_lists = {
@@ -340,7 +360,7 @@ class _Merge:
         if any(value != first for value in values) and all(isinstance(value, int) for value in values):
             return self._fit(values)
         if any(value != first for value in values):
-            raise InputError("a number in the model depends on the structure", key="format", mend=_MEND)
+            raise InputError("a number in the model depends on the structure", key="format", mend=MEND)
         return first
 
     def _view(self, tensors: Sequence[Tensor]) -> View:
@@ -363,7 +383,7 @@ class _Merge:
     def _content(self, number: int) -> Tensor:
         contents = [_flat(sample.by_number[number]) for sample in self.samples]
         if not all(torch.equal(contents[0], other) for other in contents[1:]):
-            raise InputError("a constant of the model depends on the structure", key="format", mend=_MEND)
+            raise InputError("a constant of the model depends on the structure", key="format", mend=MEND)
         return contents[0].clone()
 
     def _fit(self, values: Sequence[int]) -> Size:
@@ -378,7 +398,7 @@ class _Merge:
         checked = size.constant + sum(f * n for f, n in zip(factors, others[-1], strict=True))
         if any(rests) or checked != values[-1]:
             raise InputError(
-                "a size in the model is not a sum of atoms, edges and pairs", key="format", mend=_MEND
+                "a size in the model is not a sum of atoms, edges and pairs", key="format", mend=MEND
             )
         return size
 

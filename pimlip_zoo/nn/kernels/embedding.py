@@ -150,7 +150,7 @@ class CpuEmbedding:
         found = program.gradients(total, u)
         out += [f"V q{i} = zero;" for i in range(3)]
         out += self._emit(program, [(v, f"q{i} = {{}};") for i, v in enumerate(found)])
-        radial = " + ".join(f"b{n} * d{n + 1}" for n in range(basis))
+        radial = " + ".join(f"b{n} * d{n + 1}" for n in range(basis)) or "zero"
         out += [
             f"const V along = {radial}, across = q0 * u0 + q1 * u1 + q2 * u2;",
             *(f"q{i} = u{i} * along + ir * (q{i} - u{i} * across);" for i in range(3)),

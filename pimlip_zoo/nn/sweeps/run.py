@@ -19,7 +19,7 @@ from pimlip_zoo.nn.sweeps.block import Part
 from pimlip_zoo.nn.sweeps.pairs import share_radial
 from pimlip_zoo.nn.sweeps.trace import Step, Trace, Value, trace_model
 
-__all__ = ["Sweeps", "energies_and_gradient", "sweeps_of"]
+__all__ = ["Sweeps", "attribute", "call", "energies_and_gradient", "filler", "put", "sweeps_of"]
 
 Values = list[Any]
 
@@ -140,7 +140,7 @@ class Sweeps:
             share_radial(trace)
         # Not the model itself: whoever knows its sweeps by the model would keep it alive.
         self.trace = trace
-        self._fills = [(_filler(step.call.args), _filler(step.call.kwargs)) for step in trace.steps]
+        self._fills = [(filler(step.call.args), filler(step.call.kwargs)) for step in trace.steps]
         self._constants = {number: _getter(model, name) for number, name in trace.constants.items()}
         self._prepared: set[bool] = set()
         self._names = [name for number, name in trace.constants.items() if number in trace.trainable]
@@ -151,7 +151,7 @@ class Sweeps:
     def present(self, model: nn.Module) -> list[nn.Parameter]:
         """The parameters that the steps have now."""
         found = [p for step in self.trace.steps if step.block is not None for p in step.block.parameters()]
-        return found + [_attribute(model, name) for name in self._names]
+        return found + [attribute(model, name) for name in self._names]
 
     def are_of(self, model: nn.Module) -> bool:
         """Whether the model still has the parameters that it was traced with."""
@@ -202,17 +202,12 @@ class Sweeps:
         for step, (fill_args, fill_kwargs) in zip(trace.steps, self._fills, strict=True):
             args, kwargs = fill_args(values), fill_kwargs(values)
             if step.block is None:
-                target = step.call.target
-                out = (
-                    getattr(args[0], target)(*args[1:], **kwargs)
-                    if isinstance(target, str)
-                    else target(*args, **kwargs)
-                )
+                out = call(step.call.target, args, kwargs)
                 saved.append(None)
             else:
                 out, kept = step.block.forward(*args, **kwargs)
                 saved.append(kept)
-            _put(values, step.results, out)
+            put(values, step.results, out)
         return _Tape(values, saved)
 
     def adjoint(self, tape: _Tape, scale: Tensor) -> Tensor:
@@ -240,7 +235,7 @@ class Sweeps:
             if step.block is not None and self._geometric(step) and self._reached(tape, step):
                 inputs = tuple(tangents[number] for number in step.inputs)
                 if any(t is not None for t in inputs):
-                    _put(tangents, step.results, step.block.tangent(saved, inputs))
+                    put(tangents, step.results, step.block.tangent(saved, inputs))
         return tangents
 
     def second(self, tape: _Tape, tangents: Values, h: Tensor) -> list[Tensor | None]:
@@ -331,7 +326,15 @@ class _EnergiesAndGradient(torch.autograd.Function):
         return (None,) * 5 + tuple(sweeps.second(tape, tangents, h))
 
 
-def _attribute(model: nn.Module, name: str) -> Any:
+def call(target: Any, args: Any, kwargs: Any) -> Any:
+    """What a module or function returns, or the method of that name."""
+    if isinstance(target, str):
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def attribute(model: nn.Module, name: str) -> Any:
+    """A parameter or buffer by its dotted name."""
     holder: Any = model
     for part in name.split("."):
         holder = getattr(holder, part)
@@ -348,24 +351,25 @@ def _getter(model: nn.Module, name: str) -> Callable[[], Any]:
     return lambda: getattr(holder, attribute)
 
 
-def _filler(template: Any) -> Callable[[Values], Any]:
+def filler(template: Any) -> Callable[[Values], Any]:
     """A function that puts values into the arguments of a call."""
     if isinstance(template, Value):
         return operator.itemgetter(template.number)
     if isinstance(template, dict):
-        items = {key: _filler(value) for key, value in template.items()}
+        items = {key: filler(value) for key, value in template.items()}
         return lambda values: {key: fill(values) for key, fill in items.items()}
     if isinstance(template, slice):
-        parts = _filler((template.start, template.stop, template.step))
+        parts = filler((template.start, template.stop, template.step))
         return lambda values: slice(*parts(values))
     if isinstance(template, (tuple, list)):
-        fills = [_filler(part) for part in template]
+        fills = [filler(part) for part in template]
         make = getattr(template, "_make", list if isinstance(template, list) else tuple)
         return lambda values: make([fill(values) for fill in fills])
     return lambda _: template
 
 
-def _put(values: Values, results: Sequence[int], out: Any) -> None:
+def put(values: Values, results: Sequence[int], out: Any) -> None:
+    """Keep what a step returned under the numbers of its results."""
     if len(results) == 1:
         values[results[0]] = out
     else:

@@ -13,7 +13,7 @@ from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.sweeps.block import Block, Call, Place, functions, is_block
 from pimlip_zoo.nn.sweeps.fallback import block_for
 
-__all__ = ["Step", "Trace", "trace_model"]
+__all__ = ["Step", "Trace", "Value", "trace_model", "values_in"]
 
 _SHAPES = {"size", "new_zeros", "new_ones", "new_full", "dim", getattr, torch.zeros_like, torch.ones_like}
 _COMPARISONS = {operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne}
@@ -61,6 +61,23 @@ class Trace:
     """Values that depend on parameters."""
     size: int
     """Number of values."""
+
+
+def values_in(step: Step) -> set[int]:
+    """All values that a step reads, active or not."""
+    found: set[int] = set()
+    stack: list[Any] = [step.call.args, step.call.kwargs]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Value):
+            found.add(item.number)
+        elif isinstance(item, dict):
+            stack += item.values()
+        elif isinstance(item, (tuple, list)):
+            stack += item
+        elif isinstance(item, slice):
+            stack += (item.start, item.stop, item.step)
+    return found
 
 
 class _Root(nn.Module):
