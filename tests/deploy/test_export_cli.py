@@ -74,6 +74,8 @@ def test_export_writes_and_says_what_lammps_needs(checkpoint, call, tmp_path):
         (("lammps", "check", "{empty}"), "no checkpoints"),
         (("lammps", "check", "{run}", "--ranks", "1,0"), "numbers from 1 on"),
         (("export", "{run}", "--format", "mliap"), "direct neighbours"),
+        (("export", "{run}", "--table", "1e-4"), "--table: a torchscript file has no tables"),
+        (("export", "{run}", "--format", "native", "--table", "0"), "cannot be made"),
         (("lammps", "check", "nowhere.nequip.pth"), "no such file"),
         (("lammps", "check", "{run}", "--ranks", "two"), "no list of numbers"),
     ],

@@ -78,7 +78,9 @@ def export_native(
         content = NativeFile(metadata, sources, weights_bytes(program))
         write_native(scratch, content)
         written = pair_style_function(NativeModel(scratch))
-        largest = compare(ready, written, by_positions=False, expected=None if made is None else by_steps(ready, trace))
+        largest = compare(
+            ready, written, by_positions=False, expected=None if made is None else by_steps(ready, trace)
+        )
         if made is not None and table is not None:
             metadata["radial_table"] = _statement(ready, written, made, table)
             write_native(scratch, replace(content, metadata=metadata))

@@ -1,7 +1,7 @@
 """Finds the values of a model that are functions of an edge's length and pair of species, and nothing else.
 
-Weights are fixed in an export, so it is enough to look: on a structure in which every length occurs twice for every pair
-of species, in other directions and among other neighbours, such a value has the same rows for both.
+Weights are fixed in an export, so it is enough to look: on a structure in which every length occurs twice for every
+pair of species, in other directions and among other neighbours, such a value has the same rows for both.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def find_length_functions(potential: Potential, trace: Trace) -> LengthFunctions
     own = trace_model(potential.model)
     assert own is not None  # since there is a trace of it
     with torch.no_grad():
-        values = Sweeps(potential.model, own, share=False).prepare(training=False).forward(graph, vectors).values
+        values = (
+            Sweeps(potential.model, own, share=False).prepare(training=False).forward(graph, vectors).values
+        )
     found = {number for number, value in enumerate(values) if _is_of_length(value, twins)}
     learned = _learned(trace, found)
     wanted = [
@@ -112,7 +114,12 @@ def _twins(cutoff: float, count: int) -> tuple[AtomGraph, Tensor, Tensor]:
 def _is_of_length(value: object, twins: Tensor) -> bool:
     """Whether rows of edges that have only length and species in common are the same."""
     edges = int(twins.max()) + 1
-    if not isinstance(value, Tensor) or value.dim() == 0 or len(value) < edges or not value.is_floating_point():
+    if (
+        not isinstance(value, Tensor)
+        or value.dim() == 0
+        or len(value) < edges
+        or not value.is_floating_point()
+    ):
         return False
     one, other = value[twins[0]], value[twins[1]]
     return bool((one - other).abs().max() <= _SAME * value.abs().max())

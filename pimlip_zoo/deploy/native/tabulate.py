@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -79,13 +79,17 @@ def tabulated(potential: Potential, tolerance: float) -> Tabulated:
         InputError: when there is nothing to tabulate, or the error cannot be had.
     """
     if not tolerance > 0:
-        raise InputError(f"a table with an error of {tolerance} cannot be made", key="table", mend="1e-4, say")
+        raise InputError(
+            f"a table with an error of {tolerance} cannot be made", key="table", mend="1e-4, say"
+        )
     trace = steps_of(potential)
     exact = copy.deepcopy(potential).set_dtype(torch.float64)
     functions = find_length_functions(exact, trace)
     if not functions.values:
         raise InputError(
-            "nothing in this model is a function of distances alone", key="table", mend="export without --table"
+            "nothing in this model is a function of distances alone",
+            key="table",
+            mend="export without --table",
         )
     expected = by_steps(exact, steps_of(exact))
     ends = _ends(exact, functions)
@@ -138,17 +142,19 @@ def by_steps(potential: Potential, trace: Trace) -> Predict:
 
 def _largest(expected: Tensor, found: Tensor) -> float:
     worst = float((expected - found).abs().max() / expected.abs().max().clamp(min=1.0))
-    return worst if worst == worst else float("inf")  # not a number is no small error
+    return float("inf") if math.isnan(worst) else worst
 
 
 def _ends(potential: Potential, functions: LengthFunctions) -> Tensor:
     """(pairs,) Å, where the functions of each pair of species end."""
     if not functions.by_species:
         return torch.tensor([potential.cutoff], dtype=torch.float64)
-    own = [1.0 / m.inverse_cutoffs.to(torch.float64) for m in potential.model.modules() if isinstance(m, EdgeEmbedding) and m.by_pair]
-    pairs = len(potential.species) ** 2
+    own = [m for m in potential.model.modules() if isinstance(m, EdgeEmbedding) and m.by_pair]
+    if len(own) == 1:
+        inverse: Tensor = own[0].inverse_cutoffs  # type: ignore[assignment]
+        return inverse.to(torch.float64).reciprocal()
     # With several embeddings there is no one end; the tables then become fine enough, or are refused.
-    return own[0] if len(own) == 1 else torch.full((pairs,), potential.cutoff, dtype=torch.float64)
+    return torch.full((len(potential.species) ** 2,), potential.cutoff, dtype=torch.float64)
 
 
 def _refuse_large(functions: LengthFunctions, pairs: int, intervals: int, dtype: torch.dtype) -> None:
@@ -189,11 +195,16 @@ def _derivatives(functions: LengthFunctions, lengths: Tensor, pairs: Sequence[in
         return functions.evaluate(r, pairs)
 
     def slope(r: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        found: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = torch.func.jvp(value, (r,), (one,))
-        return found
+        return _along(value, r, one)
 
-    (values, slopes), (_, curvatures) = torch.func.jvp(slope, (lengths,), (one,))
+    (values, slopes), (_, curvatures) = _along(slope, lengths, one)
     return [torch.stack(each, 2).detach() for each in zip(values, slopes, curvatures, strict=True)]
+
+
+def _along(function: Callable[[Tensor], Any], at: Tensor, direction: Tensor) -> tuple[Any, Any]:
+    """What a function returns, and its derivative along a direction."""
+    found = torch.func.jvp(function, (at,), (direction,))
+    return found[0], found[1]
 
 
 def _with_tables(trace: Trace, functions: LengthFunctions, tables: Sequence[Table]) -> Trace:
@@ -204,8 +215,7 @@ def _with_tables(trace: Trace, functions: LengthFunctions, tables: Sequence[Tabl
         replaced = [number for number in step.results if number in by_number]
         if not replaced:
             steps.append(step)
-        for number in replaced:
-            steps.append(_look_up(trace, number, by_number[number]))
+        steps += [_look_up(trace, number, by_number[number]) for number in replaced]
     return replace(trace, steps=tuple(_needed(steps, trace.result)))
 
 

@@ -54,7 +54,7 @@ class TableBlock(Block):
         self.shared = shared
         self.kernels = cpu_table(self.table.form, call.dtype)
 
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:  # noqa: ARG002
+    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
         return {(self.table.form, n): partial(self.kernels.library.build, n) for n in (0, 1)}
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -66,12 +66,14 @@ class TableBlock(Block):
         if self.table.num_species > 1:
             pair = species[edge_index[0]] * self.table.num_species + species[edge_index[1]]
             pair = pair.to(torch.int32)
-        saved = (vectors.contiguous(), self.table.values, self.table.ends, first, pair)
-        out = self.kernels.values(*saved)
-        return out.view(len(out), *self.table.shape), saved
+        vectors = vectors.contiguous()
+        out = self.kernels.values(vectors, self.table.values, self.table.ends, first, pair)
+        return out.view(len(out), *self.table.shape), (vectors, first, pair)
 
     def adjoint(self, saved: Any, g: Tensor) -> Tensors:
-        return (self.kernels.gradient(*saved, g.reshape(len(g), self.table.form.width).contiguous()),)
+        vectors, first, pair = saved
+        g = g.reshape(len(g), self.table.form.width).contiguous()
+        return (self.kernels.gradient(vectors, self.table.values, self.table.ends, first, pair, g),)
 
 
 class HarmonicsBlock(Block):
@@ -84,9 +86,7 @@ class HarmonicsBlock(Block):
 
     outputs = 2
 
-    def __init__(
-        self, call: Call, couplings: tuple[tuple[tuple[int, int, int, float], ...], ...]
-    ) -> None:
+    def __init__(self, call: Call, couplings: tuple[tuple[tuple[int, int, int, float], ...], ...]) -> None:
         super().__init__(call)
         self.form = EmbeddingForm(0, 1.0, 2, couplings)
 
@@ -95,7 +95,7 @@ class HarmonicsBlock(Block):
         """Compiled when asked for."""
         return cpu_embedding(self.form, self.call.dtype)
 
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:  # noqa: ARG002
+    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
         return {(self.form, n): partial(self._build, n) for n in (0, 1)}
 
     def _build(self, kernel: Hashable) -> None:
