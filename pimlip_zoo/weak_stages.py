@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,16 @@ from pimlip_zoo.datasets.pool import PoolOptions, cached_labels, labelled_pool
 from pimlip_zoo.datasets.statistics import force_rms
 from pimlip_zoo.distillation import ensemble_labels
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.experiment import Experiment, Outcome, load_split, prepare, steps_done, train
+from pimlip_zoo.experiment import (
+    Experiment,
+    Outcome,
+    from_rank_zero,
+    join_ranks,
+    load_split,
+    prepare,
+    steps_done,
+    train,
+)
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.weak_build import list_skin
 from pimlip_zoo.losses.weak_config import WeakConfig, WeakLabelsConfig
@@ -61,14 +71,14 @@ def prepare_run(
     labels = config.weak.labels
     if labels is None:
         return prepare(config, split=split, checkpoint=checkpoint)
+    join_ranks(config)
     supervisor = supervisor_of(labels)
     supervisor.make()  # what cannot be used is said here and not after the first files are written
     if labels.method != "delta":
         return prepare(config, split=split, checkpoint=checkpoint)
     train_frames, valid_frames = split or load_split(config)
     differences = [
-        subtract_labels(frames, cached_labels(frames, supervisor, _cache(labels)))
-        for frames in (train_frames, valid_frames)
+        subtract_labels(frames, _cheap_labels(frames, labels)) for frames in (train_frames, valid_frames)
     ]
     # The difference has no isolated atoms: its references are fitted.
     settings = config.model_dump()
@@ -128,16 +138,28 @@ def weak_pool(experiment: Experiment, labels: WeakLabelsConfig, *, shift: bool) 
         shift: bring the energies to the reference level, by an offset for each species that is fitted on single
             points of the labelled structures.
     """
-    supervisor, cache = supervisor_of(labels), _cache(labels)
     frames = list(experiment.frames)
-    pool = labelled_pool(frames, supervisor, PoolOptions(**labels.pool.model_dump()), cache, _progress())
+    pool = _sampled(frames, supervisor_of(labels), labels)
     if not shift:
         return pool
-    offset = fit_offset(frames, cached_labels(frames, supervisor, cache), experiment.potential.species)
+    offset = fit_offset(frames, _cheap_labels(frames, labels), experiment.potential.species)
     log.info(
         "the levels differ by %.1f meV per structure beside the offset of the species", 1e3 * offset.spread
     )
     return shift_energies(pool, offset)
+
+
+# Of several ranks the first samples and labels, and the others get what it has.
+
+
+def _sampled(frames: list[Frame], supervisor: Supervisor, labels: WeakLabelsConfig) -> list[Frame]:
+    options = PoolOptions(**labels.pool.model_dump())
+    return from_rank_zero(lambda: labelled_pool(frames, supervisor, options, _cache(labels), _progress()))
+
+
+def _cheap_labels(frames: Sequence[Frame], labels: WeakLabelsConfig) -> list[Frame]:
+    supervisor = supervisor_of(labels)
+    return from_rank_zero(lambda: cached_labels(frames, supervisor, _cache(labels)))
 
 
 def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) -> Outcome:
@@ -216,7 +238,8 @@ def _student(
         if outcome.signal is not None:
             return None, outcome
         teachers.append(load_potential(stage, difference=True))
-    taught = _teach(teachers, weak_pool(experiment, labels, shift=False), labels)
+    pool = weak_pool(experiment, labels, shift=False)
+    taught = from_rank_zero(lambda: _teach(teachers, pool, labels))
     for number in range(1, labels.iterations):
         student = replace(
             _taught(experiment, taught), config=_stage_config(experiment.config, labels), weak=None
@@ -228,7 +251,7 @@ def _student(
         scratch.update(load_potential(folder / f"student-{number}").state_dict())
         experiment.potential.load_state_dict(scratch)
         more = _sampled_by_student(experiment, labels, folder / f"student-{number}")
-        taught += _teach(teachers, more, labels)
+        taught += from_rank_zero(partial(_teach, teachers, more, labels))
     return _taught(experiment, taught), outcome
 
 
@@ -264,11 +287,8 @@ def _taught(experiment: Experiment, taught: Sequence[Frame]) -> Experiment:
 
 def _sampled_by_student(experiment: Experiment, labels: WeakLabelsConfig, student: Path) -> list[Frame]:
     """Structures of a student's molecular dynamics with the cheap calculator's labels."""
-    supervisor, cache = find_supervisor(f"run:{student}", load_run=_load_run), _cache(labels)
-    pool = labelled_pool(
-        list(experiment.frames), supervisor, PoolOptions(**labels.pool.model_dump()), cache, _progress()
-    )
-    return cached_labels(pool, supervisor_of(labels), cache)
+    supervisor = find_supervisor(f"run:{student}", load_run=_load_run)
+    return _cheap_labels(_sampled(list(experiment.frames), supervisor, labels), labels)
 
 
 def _stage(stage: Experiment, folder: Path) -> Outcome:

@@ -27,9 +27,18 @@ TRAIN = [
 ]
 DATA = ["--data", "builtin:ethanol-gfn2/train@:25", "--valid", "builtin:ethanol-gfn2/valid@:10"]
 COMMAND = "from pimlip_zoo.cli import main; main()"
-NO_STATISTICS = (
+ONLY_A_FOLLOWER = (
     "import pimlip_zoo.experiment.build as build; build.force_rms = build.average_neighbours = None;"
+    "import pimlip_zoo.datasets.pool as pool; pool.sample_pool = pool.label_frames = None;"
 )
+WEAK = {
+    "calculator": "emt",
+    "steps": "3",
+    "batch_size": "4",
+    "pool.structures": "12",
+    "pool.method": "displaced",
+    "pool.max_force": "1000",
+}
 
 
 def free_port():
@@ -56,12 +65,12 @@ def weights(folder):
 
 
 def train_with_ranks(ranks, arguments):
-    """As torchrun starts them, all but the first without the means to compute statistics; outputs and exit codes."""
+    """Outputs and exit codes, started as torchrun does; only the first can compute statistics and weak labels."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
     shared |= {"LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     jobs = [
         launch(
-            ["-c", NO_STATISTICS * (rank > 0) + COMMAND],
+            ["-c", ONLY_A_FOLLOWER * (rank > 0) + COMMAND],
             ["--devices", ranks, *arguments],
             **shared,
             RANK=str(rank),
@@ -88,13 +97,19 @@ def streamed(store):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["in memory", "streamed from a store"])
+@pytest.mark.parametrize("source", ["in memory", "streamed from a store", "pretrain", "delta"])
 def test_two_ranks_give_the_weights_of_one_process(store, tmp_path, source):
     # 25 structures in batches of 10: the third step has 5, of which one rank gets 3 and the other 2.
-    data = DATA if source == "in memory" else streamed(store)
-    output, code = finish(launch(["-c", COMMAND], [*data, "--out", tmp_path / "one"]))
+    data = streamed(store) if source == "streamed from a store" else DATA
+
+    def arguments(out):
+        weak = {**WEAK, "cache": tmp_path / f"labels {out}"} if source in ("pretrain", "delta") else {}
+        options = [part for key, value in weak.items() for part in ("--set", f"weak.labels.{key}={value}")]
+        return [*data, "--out", tmp_path / out, *(["--weak", source, *options] if weak else [])]
+
+    output, code = finish(launch(["-c", COMMAND], arguments("one")))
     assert code == 0, output
-    (first, code), (second, other) = train_with_ranks(2, [*data, "--out", tmp_path / "two"])
+    (first, code), (second, other) = train_with_ranks(2, arguments("two"))
     assert code == other == 0, first + second
     assert "report:" in first
     assert "training" not in second  # the first speaks for all
