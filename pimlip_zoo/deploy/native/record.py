@@ -111,11 +111,12 @@ def record(potential: Potential, trace: Trace) -> Program:
 
 
 def steps_of(potential: Potential) -> Trace:
-    """The steps of a potential's model, what opposite edges can share marked.
+    """The steps of a potential's model, what opposite edges share and what perceptrons keep marked.
 
     Raises:
         InputError: when it cannot be taken apart.
     """
+    from pimlip_zoo.nn.sweeps.mlp import keep_slopes
     from pimlip_zoo.nn.sweeps.pairs import share_radial
     from pimlip_zoo.nn.sweeps.trace import trace_model
 
@@ -127,6 +128,7 @@ def steps_of(potential: Potential) -> Trace:
             f"{type(potential.model).__name__} cannot be taken apart into steps", key="format", mend=MEND
         )
     share_radial(trace)
+    keep_slopes(trace)
     return trace
 
 

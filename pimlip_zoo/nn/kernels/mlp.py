@@ -53,9 +53,17 @@ class MLPSweep:
     """In the second kind: the derivative by the cotangent, which is the output's tangent."""
     adds: bool = False
     """In the second kind: add the gradients that another cotangent gives."""
+    keeps: bool = False
+    """The output's kernel leaves the derivatives of the activations for the gradient of the input, which then needs
+    neither the input nor the layers below again."""
+    pieces: tuple[tuple[int, int], ...] = ()
+    """The output's kernel: columns of the input that come from arrays of their own, each its width and the distance of
+    its rows; up to four."""
 
 
 _FORWARD = MLPSweep(0)
+PIECES = ("x0", "x1", "y0", "y1")
+"""Operands that pieces of the input are."""
 
 
 class CpuMLP:
@@ -94,23 +102,26 @@ class CpuMLP:
         g: Tensor | None = None,
         v: Tensor | None = None,
         h: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """(output or gradient of the input, gradient of the weights, derivative with respect to g)."""
+        """(output or gradient of the input, gradient of the weights or what is kept, derivative with respect to g)."""
         form, rows = self.form, x.shape[0]
         width = form.sizes[-1] if kernel.kind == 0 else form.sizes[0]
         first = torch.empty((rows, width), dtype=x.dtype) if kernel.kind == 0 or kernel.wants_input else None
         threads = torch.get_num_threads()
         sums = torch.empty((threads, form.offsets[-1]), dtype=x.dtype) if kernel.wants_weights else None
+        if kernel.keeps and kernel.kind == 0:
+            sums = torch.empty(rows * sum(form.sizes[1:-1]), dtype=x.dtype)
         third = torch.empty((rows, form.sizes[-1]), dtype=x.dtype) if kernel.wants_cotangent else None
         self.library.run(
             kernel,
             rows=rows,
             work=None,
             lists=(None, None, None),
-            operands=(x, v, None, None, weights, None, g, h),
+            operands=(x, v, None, None, weights, kept, g, h),
             results=(first, sums, third),
         )
-        if sums is not None:
+        if kernel.wants_weights and sums is not None:
             sums = sums[0] if threads == 1 else sums.sum(0)
         return first, sums, third
 
@@ -131,7 +142,7 @@ class _Writer:
 
     def lines(self) -> list[str]:
         """Everything inside the function."""
-        tile = [*self._load("x0", "a0", 0), *self._upward()]
+        tile = self._kept() if self.kernel.kind and self.kernel.keeps else [*self._input(), *self._upward()]
         if self.kernel.wants_input or self.kernel.wants_weights:
             tile += self._load("g0", f"b{self.layers}", self.layers)
             tile += self._load("g1", f"c{self.layers}", self.layers) if self.kernel.adds else []
@@ -151,7 +162,8 @@ class _Writer:
         for n in range(self.layers):
             a, b = form.sizes[n], form.sizes[n + 1]
             sources = f"w0 + {form.offsets[n]}, {a}, {b}, (T){form.scales[n]!r}"
-            fill.append(f"pack({sources}, w{n}, {self.padded[n + 1]});".replace("pack(w0 +", "pack(flat +"))
+            if not (kernel.kind and kernel.keeps):
+                fill.append(f"pack({sources}, w{n}, {self.padded[n + 1]});".replace("pack(w0 +", "pack(flat +"))
             if kernel.kind:
                 fill.append(
                     f"pack_transposed({sources}, u{n}, {self.padded[n]});".replace("(w0 +", "(flat +")
@@ -162,7 +174,7 @@ class _Writer:
             for n in range(self.layers):
                 sums.append(f"T *d{n} = local + {size + per_thread};")
                 per_thread += self._rows(n) * self.padded[n + 1]
-        out = ["const T *flat = w0;", f"T *memory = allocate({total});", "{", *weights, *fill]
+        out = ["const T *flat = w0, *kept = w1;", f"T *memory = allocate({total});", "{", *weights, *fill]
         out += [
             f"const int64_t tiles = (rows + {TILE - 1}) / {TILE};",
             "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static, 1)",
@@ -199,6 +211,33 @@ class _Writer:
         self.buffer(name, layer)
         return [f"load_rows({source} + begin * {size}, count, {size}, {name}, {self.padded[layer]});"]
 
+    def _input(self) -> list[str]:
+        """The tile of the input, from one array or from pieces."""
+        if not self.kernel.pieces:
+            return self._load("x0", "a0", 0)
+        name, ld = self.buffer("a0", 0), self.padded[0]
+        out, column = [], 0
+        for source, (width, distance) in zip(PIECES, self.kernel.pieces, strict=False):
+            out.append(
+                f"for (int64_t i = 0; i < {TILE}; i++) if (i < count) memcpy({name} + i * {ld} + {column}, "
+                f"{source} + (begin + i) * {distance}, sizeof(T) * {width}); "
+                f"else memset({name} + i * {ld} + {column}, 0, sizeof(T) * {width});"
+            )
+            column += width
+        return out
+
+    def _place(self, layer: int) -> str:
+        """Where what is kept of a hidden layer begins."""
+        return f"rows * {sum(self.form.sizes[1:layer])}"
+
+    def _kept(self) -> list[str]:
+        """The activations' derivatives that the output's kernel left."""
+        return [
+            line
+            for n in range(1, self.layers)
+            for line in self._load(f"kept + {self._place(n)}", f"f{n}", n)
+        ]
+
     def _store(self, name: str, layer: int, target: str) -> str:
         size = self.form.sizes[layer]
         return f"store_rows({name}, {self.padded[layer]}, count, {size}, {target} + begin * {size});"
@@ -232,11 +271,14 @@ class _Writer:
             if n + 1 < last:
                 count = f"{TILE * self.padded[n + 1]}, (T){self.form.gain!r}"
                 names = [f"a{n + 1}"]
-                if kind:
+                slopes = kind > 0 or self.kernel.keeps
+                if slopes:
                     names.append(self.buffer(f"f{n + 1}", n + 1))
                 if kind == 2:
                     names += [self.buffer(f"s{n + 1}", n + 1), f"e{n + 1}"]
-                out.append(f"activate{kind}({count}, {', '.join(names)});")
+                out.append(f"activate{max(kind, int(slopes))}({count}, {', '.join(names)});")
+                if kind == 0 and slopes:
+                    out.append(self._store(f"f{n + 1}", n + 1, f"out1 + {self._place(n + 1)}"))
         if kind == 0:
             out.append(self._store(f"a{last}", last, "out0"))
         if self.kernel.wants_cotangent:

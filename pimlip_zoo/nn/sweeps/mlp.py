@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,20 @@ from pimlip_zoo.nn.kernels.mlp import CpuMLP, MLPSweep, cpu_mlp
 from pimlip_zoo.nn.mlp import ScalarMLP
 from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks, listed
 
-__all__ = ["MLPBlock"]
+if TYPE_CHECKING:
+    from pimlip_zoo.nn.sweeps.trace import Trace
+
+__all__ = ["MLPBlock", "keep_slopes"]
 
 _FORWARD, _ADJOINT, _TANGENT = MLPSweep(0), MLPSweep(1, True), MLPSweep(2, wants_cotangent=True)
+_KEEPING, _KEPT = MLPSweep(0, keeps=True), MLPSweep(1, True, keeps=True)
+_WORTH_KEEPING = 80
+"""Products that a number saves, from where on it is better kept than computed again."""
 
 
 @blocks(ScalarMLP)
 class MLPBlock(Block):
-    """x -> MLP(x); every sweep computes the layers between again."""
+    """x -> MLP(x); every sweep computes the layers between again, but for what :func:`keep_slopes` says."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -28,6 +35,8 @@ class MLPBlock(Block):
         if self.module.form is None:
             raise NotCovered
         self.form = self.module.form
+        self.keeps = False
+        """Whether the first sweep leaves something for the second."""
         # An input that no parameter enters needs no derivative in the last sweep.
         into = bool(call.trainable) and call.trainable[0]
         self._plain = MLPSweep(1, into, True)
@@ -39,7 +48,8 @@ class MLPBlock(Block):
         return cpu_mlp(self.form, self.call.dtype)
 
     def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        wanted = [_FORWARD, _ADJOINT, *((_TANGENT, self._second) if training else ())]
+        first = [_KEEPING, _KEPT] if self.keeps else [_FORWARD, _ADJOINT]
+        wanted = [*first, *((_TANGENT, self._second) if training else ())]
         return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
 
     def _build(self, kernel: Hashable) -> None:
@@ -51,18 +61,21 @@ class MLPBlock(Block):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x = args[0].contiguous()
         flat = torch.cat([weight.reshape(-1) for weight in listed(self.module.weights)])
-        return self.kernels.run(_FORWARD, x, flat)[0], (x, flat)
+        if self.keeps:
+            out, kept, _ = self.kernels.run(_KEEPING, x, flat)
+            return out, (x, flat, kept)
+        return self.kernels.run(_FORWARD, x, flat)[0], (x, flat, None)
 
     def adjoint(self, saved: Any, g: Tensor) -> Tensors:
-        x, flat = saved
-        return (self.kernels.run(_ADJOINT, x, flat, g)[0],)
+        x, flat, kept = saved
+        return (self.kernels.run(_ADJOINT if kept is None else _KEPT, x, flat, g, kept=kept)[0],)
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
-        x, flat = saved
+        x, flat, _ = saved
         return self.kernels.run(_TANGENT, x, flat, v=tangents[0])[2]
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
-        x, flat = saved
+        x, flat, _ = saved
         if g is None:
             into, flat, _ = self.kernels.run(self._plain, x, flat, h)
         else:
@@ -71,3 +84,15 @@ class MLPBlock(Block):
         weights = listed(self.module.weights)
         parts = flat.split([weight.numel() for weight in weights])
         return (into,), tuple(part.view_as(weight) for part, weight in zip(parts, weights, strict=True))
+
+
+def keep_slopes(trace: Trace) -> None:
+    """Let wide perceptrons keep the derivatives of their activations from the first sweep for the second.
+
+    That saves their lower layers where nothing but energies and gradients is computed, and takes memory.
+    """
+    for step in trace.steps:
+        if isinstance(step.block, MLPBlock):
+            hidden = step.block.form.sizes[1:-1]
+            work = sum(a * b for a, b in itertools.pairwise(step.block.form.sizes[:-1]))
+            step.block.keeps = bool(hidden) and work >= _WORTH_KEEPING * sum(hidden)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pimlip_zoo.nn.kernels import available_backends, geometry_only, use_kernels
+from pimlip_zoo.nn.kernels.mlp import MLPSweep, cpu_mlp
 from pimlip_zoo.nn.mlp import ScalarMLP
 
 pytestmark = pytest.mark.skipif(
@@ -111,3 +112,25 @@ def test_parameters_are_left_out_only_where_that_was_said():
     with use_kernels("reference"):
         (inner,) = torch.autograd.grad(module(x), x, g, create_graph=True)
         assert_same(ours, torch.autograd.grad((inner**2).sum(), [*module.parameters()]), 1e-11)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([1, 3, 16, 37]), min_size=3, max_size=4),
+    rows=st.sampled_from([0, 1, 31, 70]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+def test_what_is_kept_gives_the_gradient_of_the_input(sizes, rows, dtype):
+    generator = torch.Generator().manual_seed(rows)
+    module = ScalarMLP(sizes).to(dtype)
+    op = cpu_mlp(module.form, dtype)
+    flat = torch.cat([weight.detach().reshape(-1) for weight in module.weights])
+    x = torch.randn(rows, sizes[0], generator=generator, dtype=dtype).requires_grad_()
+    g = torch.randn(rows, sizes[-1], generator=generator, dtype=dtype)
+    expected = module.reference(x)
+    (slope,) = torch.autograd.grad(expected, x, g)
+    found, kept, _ = op.run(MLPSweep(0, keeps=True), x.detach(), flat)
+    again, _, _ = op.run(MLPSweep(1, True, keeps=True), x.detach(), flat, g, kept=kept)
+    limit = 1e-12 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(found, expected.detach(), rtol=limit, atol=limit)
+    torch.testing.assert_close(again, slope, rtol=limit, atol=limit)
