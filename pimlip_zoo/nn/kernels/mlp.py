@@ -269,20 +269,25 @@ class _Writer:
             if kind == 2 and (n + 1 < last or self.kernel.wants_cotangent):
                 out.append(self._times(f"e{n}", n, self.buffer(f"e{n + 1}", n + 1)))
             if n + 1 < last:
-                count = f"{TILE * self.padded[n + 1]}, (T){self.form.gain!r}"
-                names = [f"a{n + 1}"]
-                slopes = kind > 0 or self.kernel.keeps
-                if slopes:
-                    names.append(self.buffer(f"f{n + 1}", n + 1))
-                if kind == 2:
-                    names += [self.buffer(f"s{n + 1}", n + 1), f"e{n + 1}"]
-                out.append(f"activate{max(kind, int(slopes))}({count}, {', '.join(names)});")
-                if kind == 0 and slopes:
-                    out.append(self._store(f"f{n + 1}", n + 1, f"out1 + {self._place(n + 1)}"))
+                out += self._activate(n + 1)
         if kind == 0:
             out.append(self._store(f"a{last}", last, "out0"))
         if self.kernel.wants_cotangent:
             out.append(self._store(f"e{last}", last, "out2"))
+        return out
+
+    def _activate(self, layer: int) -> list[str]:
+        """The activation of a hidden layer, with what the kernel needs or leaves of its derivatives."""
+        kind, names = self.kernel.kind, [f"a{layer}"]
+        slopes = kind > 0 or self.kernel.keeps
+        if slopes:
+            names.append(self.buffer(f"f{layer}", layer))
+        if kind == 2:
+            names += [self.buffer(f"s{layer}", layer), f"e{layer}"]
+        count = f"{TILE * self.padded[layer]}, (T){self.form.gain!r}"
+        out = [f"activate{max(kind, int(slopes))}({count}, {', '.join(names)});"]
+        if kind == 0 and slopes:
+            out.append(self._store(f"f{layer}", layer, f"out1 + {self._place(layer)}"))
         return out
 
     def _downward(self) -> list[str]:
