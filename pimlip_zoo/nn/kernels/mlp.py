@@ -163,7 +163,9 @@ class _Writer:
             a, b = form.sizes[n], form.sizes[n + 1]
             sources = f"w0 + {form.offsets[n]}, {a}, {b}, (T){form.scales[n]!r}"
             if not (kernel.kind and kernel.keeps):
-                fill.append(f"pack({sources}, w{n}, {self.padded[n + 1]});".replace("pack(w0 +", "pack(flat +"))
+                fill.append(
+                    f"pack({sources}, w{n}, {self.padded[n + 1]});".replace("pack(w0 +", "pack(flat +")
+                )
             if kernel.kind:
                 fill.append(
                     f"pack_transposed({sources}, u{n}, {self.padded[n]});".replace("(w0 +", "(flat +")
@@ -233,9 +235,7 @@ class _Writer:
     def _kept(self) -> list[str]:
         """The activations' derivatives that the output's kernel left."""
         return [
-            line
-            for n in range(1, self.layers)
-            for line in self._load(f"kept + {self._place(n)}", f"f{n}", n)
+            line for n in range(1, self.layers) for line in self._load(f"kept + {self._place(n)}", f"f{n}", n)
         ]
 
     def _store(self, name: str, layer: int, target: str) -> str:
