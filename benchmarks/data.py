@@ -152,6 +152,15 @@ def write_aselmdb(path, count):
         transaction.put(b"deleted_ids", zlib.compress(b"[]"))
 
 
+def write_vasp(path, count):
+    """Ethanol in a box, as a calculation of molecular dynamics writes it."""
+    import vasp
+
+    numbers, positions, energies, forces = perturbed(count)
+    write = vasp.write_outcar if path.name.endswith("OUTCAR") else vasp.write_vasprun
+    write(path, numbers, 12.0 * np.eye(3), positions + 6.0, energies, forces, np.zeros((count, 3, 3)))
+
+
 WRITERS = {
     "npz": write_npz,
     "h5": write_h5,
@@ -161,10 +170,12 @@ WRITERS = {
     "n2p2": write_n2p2,
     "aselmdb": write_aselmdb,
     "db": write_db,
+    "vasprun": write_vasp,
+    "outcar": write_vasp,
 }
-ENDINGS = {"deepmd": "", "n2p2": "", "spice": ".spice.h5"}
+ENDINGS = {"deepmd": "", "n2p2": "", "spice": ".spice.h5", "vasprun": ".vasprun.xml", "outcar": ".OUTCAR"}
 INSIDE = {"n2p2": "/input.data?energy=eV&length=Å"}
-SMALLER = {"extxyz": 5, "n2p2": 5, "aselmdb": 5, "db": 20}
+SMALLER = {"extxyz": 5, "n2p2": 5, "aselmdb": 5, "db": 20, "vasprun": 20, "outcar": 20}
 """Formats that are slow to write for the benchmark get fewer structures."""
 
 
@@ -201,17 +212,17 @@ def decode_at_random(store):
 
 
 def feed(path, count, workers, batch):
-    """Samples and batches as training takes them."""
-    from torch.utils.data import DataLoader
-
+    """Batches as training takes them."""
     from pimlip_zoo.datasets.dataset import StoreDataset
     from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
-    from pimlip_zoo.graph import collate
+    from pimlip_zoo.training.data import SampleList, training_loader
+    from pimlip_zoo.training.parcel import Parcel, unpack
 
     dataset = StoreDataset(path, ("H", "C", "O"), 5.0, indices=np.arange(count))
     sampler = BudgetSampler(*dataset.sizes(), BatchBudget(max_structures=batch))
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
-    assert sum(b.graph.num_graphs for b in loader) == count
+    loader = training_loader(SampleList(dataset), sampler, workers)
+    batches = (unpack(b) if isinstance(b, Parcel) else b for b in loader)
+    assert sum(b.graph.num_graphs for b in batches) == count
 
 
 def run(count, only, folder, workers):
@@ -249,7 +260,9 @@ def run(count, only, folder, workers):
     measure("decode at random", min(count, 100_000), lambda: decode_at_random(FrameStore(store)))
     measure("verify", count, lambda: FrameStore(store).verify())
     fed = min(count, 20_000)
-    measure("feed, batches of 32, no worker", fed, lambda: feed(store, fed, 0, 32))
+    feed(store, min(count, 1000), 0, 32)
+    for batch in (10, 32, 500):
+        measure(f"feed, batches of {batch}, no worker", fed, lambda batch=batch: feed(store, fed, 0, batch))
     measure("feed, batches of 32, 2 workers", fed, lambda: feed(store, fed, 2, 32))
     from pimlip_zoo.datasets.audit import audit
 

@@ -1,5 +1,7 @@
 import contextlib
 import gzip
+import importlib.util
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -348,6 +350,35 @@ def test_wrong_shapes_in_an_archive_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", z=[1, 1], R=np.zeros((3, 2, 3)), E=[0.0])
     with pytest.raises(InputError, match="1 energies for 3 frames"):
         load_frames(f"{tmp_path}/a.npz?energy=eV&length=Å")
+
+
+@pytest.fixture(scope="module")
+def vasp():
+    path = Path(__file__).parents[2] / "benchmarks" / "vasp.py"
+    spec = importlib.util.spec_from_file_location("vasp", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["vasprun.xml", "OUTCAR"])
+def test_outputs_of_vasp_keep_their_units_signs_and_both_energies(tmp_path, vasp, name):
+    rng = np.random.default_rng(0)
+    numbers, cell = np.array([6, 8, 1, 6, 1]), np.diag([6.0, 7.0, 8.0]) + 0.3 * rng.normal(size=(3, 3))
+    R, energies, F = rng.random((3, 5, 3)) @ cell, rng.normal(size=3), rng.normal(size=(3, 5, 3))
+    stress = 0.01 * rng.normal(size=(3, 3, 3))
+    stress += stress.transpose(0, 2, 1)
+    write = vasp.write_outcar if name == "OUTCAR" else vasp.write_vasprun
+    write(tmp_path / name, numbers, cell, R, energies, F, stress, entropy=0.25)
+    read, order = load_frames(str(tmp_path / name)), np.argsort(numbers, kind="stable")
+    np.testing.assert_array_equal([f.numbers for f in read], [numbers[order]] * 3)
+    np.testing.assert_allclose([f.positions for f in read], R[:, order], atol=1e-7)
+    np.testing.assert_allclose([f.forces for f in read], F[:, order], atol=1e-7)
+    np.testing.assert_allclose([f.stress for f in read], stress, atol=1e-7)
+    np.testing.assert_allclose([f.energy for f in read], energies, atol=1e-7)
+    assert read[0].pbc.all()
+    free = load_frames(f"{tmp_path / name}?energy_key=free_energy@1:2")[0]
+    assert free.energy == pytest.approx(energies[1] - 0.25, abs=1e-7)
 
 
 @pytest.fixture

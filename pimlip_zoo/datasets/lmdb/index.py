@@ -129,7 +129,7 @@ def count_edges(frame: Frame, cutoff: float) -> int:
     for group in groups_of_alike([frame])[0]:
         near = np.count_nonzero(group.squared_distances() < cutoff * cutoff)
         return int(near) - group.positions.shape[1]
-    from pimlip_zoo.datasets.neighbours import neighbour_list
+    from pimlip_zoo.datasets.pairs import neighbour_list
 
     return int(neighbour_list(frame.positions, frame.cell, frame.pbc, cutoff)[0].shape[1])
 

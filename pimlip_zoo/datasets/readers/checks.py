@@ -132,7 +132,7 @@ def _to_nearest_image(
 def _coinciding_in_large(
     positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
 ) -> tuple[int, int] | None:
-    from pimlip_zoo.datasets.neighbours import neighbour_list
+    from pimlip_zoo.datasets.pairs import neighbour_list
 
     pairs, shift = neighbour_list(positions, cell, pbc, 0.5)
     delta = positions[pairs[1]] - positions[pairs[0]] + shift @ cell
