@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from pimlip_zoo.deploy.native.memory import Plan, plan_memory
@@ -10,6 +9,7 @@ from pimlip_zoo.deploy.native.program import KernelOp, ListsOp, Operation, Progr
 from pimlip_zoo.deploy.native.tensors import C_TYPES, pointer, tensor_lines
 from pimlip_zoo.nn.kernels.generate import Target
 from pimlip_zoo.nn.kernels.linear import TILE
+from pimlip_zoo.nn.kernels.unit import Unit
 
 __all__ = ["ALIGNMENT", "constant_offsets", "model_source"]
 
@@ -17,8 +17,6 @@ ALIGNMENT = 64
 """Bytes, of every constant and every piece of memory."""
 
 _SMALL = 1 << 16  # as in KernelLibrary: less work than this is not worth threads
-_ATTRIBUTE = re.compile(r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)")
-_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _LIST_TYPES = {"first": "int64_t", "first_c": "int64_t", "first_n": "int64_t", "both": "int64_t"}
 
 
@@ -44,17 +42,16 @@ def model_source(program: Program, vector_bytes: int, registers: int) -> str:
     runtime = (Path(__file__).parent / "runtime.c").read_text()
     marker = "/* model */"
     before, after = runtime.split(marker)
-    parts = [before, *kernels.items, *_driver(program, plan, body), after]
+    parts = [before, *kernels.unit.items, *_driver(program, plan, body), after]
     return "\n".join(parts)
 
 
 class _Kernels:
-    """Sources of kernels in one file: what they share once, the rest under names of its own."""
+    """The kernels that a program calls."""
 
     def __init__(self, machine: Target) -> None:
         self.machine = machine
-        self.items: list[str] = []
-        self._known: dict[str, str] = {}
+        self.unit = Unit("static __attribute__((noinline))")
         self._names: dict[tuple[int, object], str] = {}
 
     def name(self, op: KernelOp) -> str:
@@ -62,59 +59,8 @@ class _Kernels:
         key = (id(op.library), op.kernel)
         if key not in self._names:
             self._names[key] = f"kernel{len(self._names)}"
-            self._add(op.library.source(op.kernel, self.machine), self._names[key])
+            self.unit.add(op.library.source(op.kernel, self.machine), self._names[key])
         return self._names[key]
-
-    def _add(self, source: str, name: str) -> None:
-        items = [(_defined(item), item) for item in _top_level(_COMMENT.sub(" ", source))]
-        renamed = {"kernel": name}
-        for own, item in items:
-            if own is not None and own != "kernel" and self._known.get(own, item) != item:
-                renamed[own] = f"{own}_{name}"
-        pattern = re.compile(r"\b(" + "|".join(map(re.escape, renamed)) + r")\b")
-        for own, item in items:
-            if own is None:  # an include
-                if item not in self.items:
-                    self.items.append(item)
-                continue
-            text = pattern.sub(lambda found: renamed[found[1]], item)
-            if own == "kernel":
-                text = f"static __attribute__((noinline)) {text}"
-            if self._known.setdefault(renamed.get(own, own), text) is text:
-                self.items.append(text)
-
-
-def _top_level(source: str) -> list[str]:
-    """Directives, types and functions one by one."""
-    items: list[str] = []
-    current: list[str] = []
-    depth = 0
-    for line in source.splitlines():
-        if not line.strip():
-            continue
-        if depth == 0 and not current and line.lstrip().startswith("#"):
-            items.append(line.strip())
-            continue
-        current.append(line)
-        depth += line.count("{") - line.count("}")
-        if depth == 0 and line.rstrip().endswith((";", "}")):
-            items.append("\n".join(current))
-            current = []
-    return [*items, *(["\n".join(current)] if current else [])]
-
-
-def _defined(item: str) -> str | None:
-    """The name that an item defines; None for an include."""
-    if item.startswith("#include"):
-        return None
-    if item.startswith("#define"):
-        return item.split()[1].split("(", maxsplit=1)[0]
-    plain = _ATTRIBUTE.sub(" ", item)
-    if plain.lstrip().startswith("typedef"):
-        return re.findall(r"\w+", plain)[-1]
-    found = re.search(r"(\w+)\s*\(", plain)
-    assert found is not None, item
-    return found[1]
 
 
 def _lines(op: Operation, kernels: _Kernels) -> list[str]:

@@ -10,14 +10,17 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from pimlip_zoo.nn.kernels.generate import Target
+from pimlip_zoo.nn.kernels.unit import Unit
 
-__all__ = ["CompilerError", "cache_folder", "compile_library", "compiler", "machine_flags", "target"]
+__all__ = ["CompilerError", "cache_folder", "compile_kernels", "compiler", "machine_flags", "target"]
 
 
 class CompilerError(RuntimeError):
@@ -80,28 +83,53 @@ def _openmp_flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return ("-fopenmp",), link
 
 
-def compile_library(source: str) -> ctypes.CDLL:
-    """Compile (or take from the cache) and load.
+def compile_kernels(sources: Sequence[str]) -> list[Callable[..., None]]:
+    """The functions of these sources, each called ``kernel`` in its own, compiled or taken from the cache.
 
-    The result gets its final name by a rename, so that of processes that build the same kernel at the same
-    time none sees half a file.
+    What is missing is compiled a few files at a time, each with several kernels. A result gets its final name by a
+    link, so that of processes that build the same kernel at the same time none sees half a file.
 
     Raises:
-        CompilerError: when it cannot be compiled.
+        CompilerError: when one cannot be compiled.
     """
     # Written as vectors already: -O3 takes twice as long and runs no faster.
     flags = ("-O2", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", *machine_flags())
-    key = "\n".join((source, *compiler(), _compiler_version(), *flags, platform.machine(), torch.__version__))
-    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+    machine = (*compiler(), _compiler_version(), *flags, platform.machine(), torch.__version__, _NAME)
+    digests = [hashlib.sha256("\n".join((source, *machine)).encode()).hexdigest()[:32] for source in sources]
     folder = _writable(cache_folder())
-    library = folder / f"{digest}.so"
-    with _building.setdefault(digest, threading.Lock()):  # threads that need the same kernel compile it once
-        if not library.exists():
-            _compile(source, flags, library)
-    return ctypes.CDLL(str(library))
+    with _building:  # threads that need the same kernel compile it once
+        missing = {
+            digest: source
+            for digest, source in zip(digests, sources, strict=True)
+            if not (folder / f"{digest}.so").exists()
+        }
+        units = _units(missing)
+        if units:
+            with ThreadPoolExecutor(min(len(units), _cpus())) as pool:
+                list(pool.map(lambda unit: _compile(unit[0], unit[1], flags, folder), units))
+    return [ctypes.CDLL(str(folder / f"{digest}.so"))[_NAME + digest] for digest in digests]
 
 
-_building: dict[str, threading.Lock] = {}
+_NAME = "kernel_"
+_building = threading.Lock()
+_LARGE = 40_000
+"""Characters in one file, if it is not a single kernel's."""
+
+
+def _cpus() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _units(sources: Mapping[str, str]) -> list[tuple[Unit, list[str]]]:
+    """Files of kernels that have much in common, and the digests of what is in them; what takes longest first."""
+    units: list[tuple[Unit, list[str]]] = []
+    for digest, source in sorted(sources.items(), key=lambda item: item[1]):
+        if not units or units[-1][0].size + len(source) > _LARGE:
+            units.append((Unit(), []))
+        units[-1][0].add(source, _NAME + digest)
+        units[-1][1].append(digest)
+    return sorted(units, key=lambda unit: -unit[0].size)
 
 
 def _writable(folder: Path) -> Path:
@@ -119,11 +147,11 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="pimlip-zoo-kernels-"))
 
 
-def _compile(source: str, flags: tuple[str, ...], library: Path) -> None:
+def _compile(unit: Unit, digests: Sequence[str], flags: tuple[str, ...], folder: Path) -> None:
     openmp, link = _openmp_flags()
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as scratch:
-        text, built = Path(scratch) / "kernel.c", Path(scratch) / "kernel.so"
-        text.write_text(source)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
+        text, built = Path(scratch) / "kernels.c", Path(scratch) / "kernels.so"
+        text.write_text("\n".join(unit.items))
         # Apple's clang, for one, has no OpenMP: one thread is better than no kernel.
         for parallel in ((openmp, link), ((), ())):
             command = [
@@ -138,7 +166,18 @@ def _compile(source: str, flags: tuple[str, ...], library: Path) -> None:
             ]
             done = subprocess.run([*command, *parallel[1]], capture_output=True, text=True, check=False)  # noqa: S603
             if done.returncode == 0:
-                built.replace(library)
+                for digest in digests:
+                    _place(built, folder / f"{digest}.so")
                 return
         reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
         raise CompilerError(f"{compiler()[0]} failed: {reason}")
+
+
+def _place(built: Path, library: Path) -> None:
+    """Give a file a further name, at once."""
+    named = built.with_name(library.name)
+    try:
+        os.link(built, named)
+    except OSError:  # a file system without links
+        shutil.copy2(built, named)
+    named.replace(library)

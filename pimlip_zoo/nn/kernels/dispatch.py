@@ -211,7 +211,7 @@ def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, 
     if backend == "triton":
         kernels = triton_edge_product(*key)
     elif backend == "cpu":
-        kernels = or_reference(lambda: product.cpu_edge_product(*key))
+        kernels = or_reference(lambda: product.cpu_edge_product(*key).prepared())
     if kernels is None:
         return module.reference(features, matrices, centre)
     edges = edge_lists(centre, int(matrices.shape[0]))
@@ -231,7 +231,7 @@ def perceptron(module: PerceptronLike, x: Tensor) -> Tensor:
     form, weights = module.form, list(module.weights)
     if form is None or _backend(x, *weights, covered=("cpu",)) != "cpu":
         return module.reference(x)
-    kernels = or_reference(lambda: mlp.cpu_mlp(form, x.dtype))
+    kernels = or_reference(lambda: mlp.cpu_mlp(form, x.dtype).prepared())
     return module.reference(x) if kernels is None else mlp.mlp(kernels, x.contiguous(), weights)
 
 
@@ -256,7 +256,7 @@ def contract(module: PolynomialLike, x: Tensor, coefficients: Tensor, species: T
     if backend == "triton":
         kernels = triton_polynomial(*key)
     elif backend == "cpu":
-        kernels = or_reference(lambda: polynomial.cpu_polynomial(*key))
+        kernels = or_reference(lambda: polynomial.cpu_polynomial(*key).prepared())
     if kernels is None:
         return module.reference(x, coefficients, species)
     return polynomial.polynomial(
@@ -278,7 +278,7 @@ def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tup
     form = module.form
     if form is None or _backend(vectors, covered=("cpu",)) != "cpu":
         return module.reference(vectors, graph)
-    kernels = or_reference(lambda: embedding.cpu_embedding(form, vectors.dtype))
+    kernels = or_reference(lambda: embedding.cpu_embedding(form, vectors.dtype).prepared())
     if kernels is None:
         return module.reference(vectors, graph)
     inverse = module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)

@@ -43,15 +43,20 @@ class CpuEmbedding:
     Args:
         form: what is computed.
         dtype: float32 or float64.
-
-    Raises:
-        CompilerError: when the first kernel cannot be built.
     """
 
     def __init__(self, form: EmbeddingForm, dtype: torch.dtype) -> None:
         self.form, self.dtype = form, dtype
         self.library = KernelLibrary(self._source, dtype)
+
+    def prepared(self) -> CpuEmbedding:
+        """Itself, with the first kernel built.
+
+        Raises:
+            CompilerError: when it cannot be.
+        """
         self.library.build(0)
+        return self
 
     def _source(self, kernel: Hashable, machine: Target) -> str:
         lanes = machine.lanes

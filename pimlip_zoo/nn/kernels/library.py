@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.nn.kernels.build import compile_library, target
+from pimlip_zoo.nn.kernels.build import compile_kernels, target
 from pimlip_zoo.nn.kernels.generate import Target
 from pimlip_zoo.nn.kernels.watch import KernelCall, watchers
 
-__all__ = ["KernelLibrary"]
+__all__ = ["KernelLibrary", "build_together", "rehearsal"]
 
 _SMALL = 1 << 16  # below this many numbers, starting threads costs more than it saves
 _POINTERS = 14
@@ -28,28 +29,16 @@ class KernelLibrary:
     """
 
     def __init__(self, source: Callable[[Hashable, Target], str], dtype: torch.dtype) -> None:
-        self._source, self._dtype = source, dtype
+        self._source, self.dtype = source, dtype
         self._functions: dict[Hashable, Callable[..., None]] = {}
 
     def build(self, *kernels: Hashable) -> None:
-        """Have these kernels compiled, several at a time.
+        """Have these kernels compiled together.
 
         Raises:
             CompilerError: when one cannot be.
         """
-        missing = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._functions]
-        if len(missing) > 1:
-            with ThreadPoolExecutor(len(missing)) as pool:
-                built = list(pool.map(self._compile, missing))
-        else:
-            built = [self._compile(kernel) for kernel in missing]
-        self._functions.update(zip(missing, built, strict=True))
-
-    def _compile(self, kernel: Hashable) -> Callable[..., None]:
-        function = compile_library(self._source(kernel, target(self._dtype))).kernel
-        function.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * _POINTERS
-        function.restype = None
-        return function
+        build_together([(self, kernel) for kernel in kernels])
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         """C of a kernel for another machine than this one."""
@@ -75,6 +64,10 @@ class KernelLibrary:
             operands: eight tensors, likewise.
             results: three tensors that it fills, likewise.
         """
+        noted: Noted | None = getattr(_rehearsing, "noted", None)
+        if noted is not None:
+            noted.append((self, kernel))
+            return
         if kernel not in self._functions:
             self.build(kernel)
         kept = [None if t is None else t.contiguous() for t in operands]
@@ -83,3 +76,38 @@ class KernelLibrary:
         self._functions[kernel](rows, threads, *pointers)
         for watcher in watchers():
             watcher.called(KernelCall(self, kernel, rows, work, lists, kept, results))
+
+
+Noted = list[tuple[KernelLibrary, Hashable]]
+_rehearsing = threading.local()
+
+
+@contextmanager
+def rehearsal() -> Iterator[Noted]:
+    """In this block kernels are noted and not run, so that they can be compiled together: results hold anything."""
+    noted: Noted = []
+    _rehearsing.noted = noted
+    try:
+        yield noted
+    finally:
+        del _rehearsing.noted
+
+
+def build_together(kernels: Iterable[tuple[KernelLibrary, Hashable]]) -> None:
+    """Have kernels of several libraries compiled, those that are there left out.
+
+    Raises:
+        CompilerError: when one cannot be.
+    """
+    missing = [
+        (library, kernel)
+        for library, kernel in dict.fromkeys(kernels)
+        if kernel not in library._functions  # noqa: SLF001
+    ]
+    if not missing:
+        return
+    sources = [library.source(kernel, target(library.dtype)) for library, kernel in missing]
+    for (library, kernel), function in zip(missing, compile_kernels(sources), strict=True):
+        function.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * _POINTERS  # type: ignore[attr-defined]
+        function.restype = None  # type: ignore[attr-defined]
+        library._functions[kernel] = function  # noqa: SLF001

@@ -72,15 +72,20 @@ class CpuMLP:
     Args:
         form: widths and factors.
         dtype: float32 or float64.
-
-    Raises:
-        CompilerError: when the first kernel cannot be built.
     """
 
     def __init__(self, form: MLPForm, dtype: torch.dtype) -> None:
         self.form, self.dtype = form, dtype
         self.library = KernelLibrary(self._source, dtype)
+
+    def prepared(self) -> CpuMLP:
+        """Itself, with the first kernel built.
+
+        Raises:
+            CompilerError: when it cannot be.
+        """
         self.library.build(_FORWARD)
+        return self
 
     def _source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, MLPSweep)

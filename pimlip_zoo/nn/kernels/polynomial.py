@@ -93,19 +93,24 @@ class CpuPolynomial:
         form: the polynomials.
         channels: C.
         dtype: float32 or float64.
-
-    Raises:
-        CompilerError: when the first kernel cannot be built.
     """
 
     def __init__(self, form: PolynomialForm, channels: int, dtype: torch.dtype) -> None:
         self.form, self.channels, self.dtype = form, channels, dtype
         self.library = KernelLibrary(self._source, dtype)
-        self.library.build(_FORWARD)
 
     def prepare(self, *kernels: PolynomialSweep) -> None:
         """Compile these kernels, several at a time."""
         self.library.build(*kernels)
+
+    def prepared(self) -> CpuPolynomial:
+        """Itself, with the first kernel built.
+
+        Raises:
+            CompilerError: when it cannot be.
+        """
+        self.library.build(_FORWARD)
+        return self
 
     def _source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, PolynomialSweep)

@@ -73,9 +73,6 @@ class CpuEdgeProduct:
         dim_out: components of the result.
         channels: C.
         dtype: float32 or float64.
-
-    Raises:
-        CompilerError: when the first kernel cannot be built.
     """
 
     def __init__(
@@ -84,11 +81,19 @@ class CpuEdgeProduct:
         self.entries, self.dim_in, self.dim_out = entries, dim_in, dim_out
         self.channels, self.dtype = channels, dtype
         self.library = KernelLibrary(self._source, dtype)
-        self.library.build(_FORWARD)
 
     def prepare(self, *kernels: EdgeRows | CentreSum) -> None:
         """Compile these kernels, several at a time."""
         self.library.build(*kernels)
+
+    def prepared(self) -> CpuEdgeProduct:
+        """Itself, with the first kernel built.
+
+        Raises:
+            CompilerError: when it cannot be.
+        """
+        self.library.build(_FORWARD)
+        return self
 
     def _source(self, kernel: Hashable, machine: Target) -> str:
         segments = channel_segments(self.channels, machine.lanes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
@@ -81,16 +81,6 @@ class Block:
 
     def __init__(self, call: Call) -> None:
         self.call = call
-
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        """Work to be done before the first sweep, such as compiling kernels, by a key under which it is done once.
-
-        Of the kernels of the last sweep, those for a loss on forces; others are compiled when they are needed.
-
-        Raises:
-            CompilerError: the work does, when a kernel cannot be built.
-        """
-        return {}
 
     def parameters(self) -> Sequence[nn.Parameter]:
         """theta, in the order of ``second``'s results."""

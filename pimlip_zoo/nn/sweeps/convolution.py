@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -38,8 +38,6 @@ class TrilinearBlock(Block):
         self.form: TrilinearForm = call.target.form
         if not self.form.terms:
             raise NotCovered
-        self.paired = False
-        """Whether kernels for weights of pairs of edges are to be made ahead."""
         self.geometric = self._by_operand(call.geometric)
         self.trainable = self._by_operand(call.trainable)
 
@@ -55,19 +53,6 @@ class TrilinearBlock(Block):
 
     def _kernels(self, channels: int) -> CpuConvolution:
         return cpu_convolution(self.form, channels, self.call.dtype)
-
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        channels: int | None = self.call.target.channels
-        if channels is None:  # the module does not know them before it is called
-            return {}
-        wanted: list[Kernel] = [_FORWARD, *_adjoint(self.geometric)]
-        if training:
-            wanted += [_tangent(self.geometric), *_second(self.geometric, self.trainable, with_g=True)]
-        wanted = [_for_rows(kernel, self.paired) for kernel in wanted]
-        return {(self.form, channels, kernel): partial(self._build, channels, kernel) for kernel in wanted}
-
-    def _build(self, channels: int, kernel: Kernel) -> None:
-        self._kernels(channels).prepare(kernel)
 
     def run(self, edges: EdgeLists, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Any]:
         """The first sweep."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -47,13 +45,6 @@ class EmbeddingBlock(Block):
     def kernels(self) -> CpuEmbedding:
         """Compiled when asked for."""
         return cpu_embedding(self.form, self.call.dtype)
-
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        wanted = (0, 1, 2) if training else (0, 1)
-        return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
-
-    def _build(self, kernel: Hashable) -> None:
-        self.kernels.library.build(kernel)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         vectors, graph = args

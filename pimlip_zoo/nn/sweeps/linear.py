@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,17 +32,6 @@ class LinearMapBlock(Block):
     def kernels(self) -> CpuLinear:
         """Compiled when asked for."""
         return cpu_linear(self.form, self.call.dtype)
-
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        wanted = [_FORWARD]
-        if any(self.call.geometric):
-            wanted.append(_ADJOINT)
-        if training:
-            wanted.append(self._second if any(self.call.geometric) else self._plain)
-        return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
-
-    def _build(self, kernel: Hashable) -> None:
-        self.kernels.library.build(kernel)
 
     def run(self, x: Tensor, weights: Tensor, tiles: RowTiles) -> tuple[Tensor, Any]:
         """The first sweep."""
@@ -109,9 +97,6 @@ class SpeciesLinearBlock(LinearMapBlock):
 
     def parameters(self) -> Sequence[nn.Parameter]:
         return listed(self.module.weights)
-
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        return {}  # how many species there are is known when it is called
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x, embedding, species = args

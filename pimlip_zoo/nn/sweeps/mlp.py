@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,14 +45,6 @@ class MLPBlock(Block):
     def kernels(self) -> CpuMLP:
         """Compiled when asked for."""
         return cpu_mlp(self.form, self.call.dtype)
-
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        first = [_KEEPING, _KEPT] if self.keeps else [_FORWARD, _ADJOINT]
-        wanted = [*first, *((_TANGENT, self._second) if training else ())]
-        return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
-
-    def _build(self, kernel: Hashable) -> None:
-        self.kernels.library.build(kernel)
 
     def parameters(self) -> Sequence[nn.Parameter]:
         return listed(self.module.weights)

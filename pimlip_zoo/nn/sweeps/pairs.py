@@ -24,16 +24,12 @@ def share_radial(trace: Trace) -> None:
             and step.block.symmetric
             and trace.result not in step.results
         ):
-            convolutions = _convolutions(trace.steps, step.results[0])
-            if convolutions:
-                step.block.shared = True
-                for convolution in convolutions:
-                    convolution.paired = True
+            step.block.shared = _weighs_convolutions(trace.steps, step.results[0])
 
 
-def _convolutions(steps: Sequence[Step], radial: int) -> list[ConvolutionBlock]:
-    """Those that are weighed by what perceptrons make of a value; none if anything else is done with it."""
-    derived, found = {radial}, []
+def _weighs_convolutions(steps: Sequence[Step], radial: int) -> bool:
+    """Whether convolutions are weighed by what perceptrons make of a value, and nothing else is done with it."""
+    derived, found = {radial}, False
     for step in steps:
         entering = derived.intersection(step.inputs)
         if not entering:
@@ -49,7 +45,7 @@ def _convolutions(steps: Sequence[Step], radial: int) -> list[ConvolutionBlock]:
             and entering == {step.inputs[-1]}
             and block.call.active[-1] == (2,)
         ):
-            found.append(block)
+            found = True
         else:
-            return []
+            return False
     return found

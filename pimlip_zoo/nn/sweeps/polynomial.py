@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,13 +24,6 @@ class PolynomialBlock(Block):
 
     form: PolynomialForm
     channels: int
-
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        wanted = [_FORWARD, _ADJOINT, *((_TANGENT, _SECOND) if training else ())]
-        return {(self.form, kernel): partial(self._build, kernel) for kernel in wanted}
-
-    def _build(self, kernel: Hashable) -> None:
-        self._kernels().library.build(kernel)
 
     def _kernels(self) -> Any:
         return cpu_polynomial(self.form, self.channels, self.call.dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.kernels import or_reference
+from pimlip_zoo.nn.kernels.library import build_together, rehearsal
 from pimlip_zoo.nn.sweeps.block import Part
 from pimlip_zoo.nn.sweeps.pairs import share_radial
 from pimlip_zoo.nn.sweeps.trace import Step, Trace, Value, trace_model
@@ -163,22 +163,43 @@ class Sweeps:
         return self._owners
 
     def prepare(self, *, training: bool) -> Sweeps:
-        """Compile what the blocks need, several kernels at a time, unless that was done before.
+        """Compile what the sweeps need together, unless that was done before.
 
         Raises:
             CompilerError: when a kernel cannot be built.
         """
-        if training in self._prepared:
-            return self
-        work: dict[Any, Callable[[], None]] = {}
-        for step in self.trace.steps:
-            if step.block is not None:
-                work.update(step.block.prepare(training=training))
-        if work:
-            with ThreadPoolExecutor(min(len(work), 16)) as pool:
-                list(pool.map(lambda job: job(), work.values()))
-        self._prepared.add(training)
+        if training not in self._prepared:
+            with rehearsal() as kernels:
+                self._rehearse(training=training)
+            build_together(kernels)
+            self._prepared.add(training)
         return self
+
+    def _rehearse(self, *, training: bool) -> None:
+        """Go through the sweeps for two atoms; what they would compute is not looked at."""
+        dtype = next((step.call.dtype for step in self.trace.steps), torch.get_default_dtype())
+        vectors = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]], dtype=dtype)
+        none = torch.zeros(2, dtype=torch.int64)
+        graph = AtomGraph(
+            positions=torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64),
+            species=none,
+            edge_index=torch.tensor([[0, 1], [1, 0]]),
+            edge_shift=torch.zeros((2, 3), dtype=torch.float64),
+            cell=torch.eye(3, dtype=torch.float64)[None],
+            batch=none,
+            num_graphs=1,
+        )
+        modules = [step.call.target for step in self.trace.steps if isinstance(step.call.target, nn.Module)]
+        buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            tape = self.forward(graph, vectors)
+            self.adjoint(tape, torch.ones(2, dtype=dtype))
+            if training:
+                energies = tape.values[self.trace.result]
+                self.second(tape, self.tangent(tape, vectors), torch.ones_like(energies))
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
     def predict(
         self, graph: AtomGraph, vectors: Tensor, scale: Tensor, *, gradient: bool
