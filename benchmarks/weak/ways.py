@@ -3,13 +3,15 @@
 Every way of a table costs about the same number of optimiser steps in total, T (--steps), so that the comparison is one
 of equal computing time; `plain-short` takes as many steps on the labels as the ways with a stage before them (T/3), so
 that it is the one of equal steps on the labels; `plain-long` takes 1.6 T steps, so that it is the one of equal time
-beside losses on displaced copies.
+beside losses on displaced copies. `central-half` and `central-late` take that time, too: with the loss on half a batch
+1.25 T steps, with the loss in the last two fifths of the steps alone 1.35 T.
 """
 
 from dataclasses import dataclass, field
 
 CENTRAL = [("weak.terms.pitc_central.weight", 0.1), ("weak.perturbation.amplitude", 0.05)]
 DETACHED = [*CENTRAL, ("weak.terms.pitc_central.detach", "forces")]
+STRONG = [*DETACHED, ("weak.terms.pitc_central.weight", 1.0)]
 PAPER = [("weak.terms.pitc_first_order.weight", 0.1), ("weak.perturbation.amplitude", 0.02)]
 TRAPEZOID = [("weak.terms.pitc_trapezoid.weight", 0.1)]
 
@@ -19,8 +21,14 @@ def after_pretraining(settings):
     return [("weak.labels.method", "pretrain"), *settings]
 
 
-# Settings by name; what is not here is a preset (or none).
+# Steps in units of T, where they are others than T.
+LENGTHS = {"plain-short": 1 / 3, "plain-long": 1.6, "central-half": 1.25, "central-late": 1.35}
+
+# Settings by name; what is not here is a preset.
 SETTINGS = {
+    "plain": [],
+    "plain-short": [],
+    "plain-long": [],
     "pitc-first": PAPER,
     "pitc-trapezoid": TRAPEZOID,
     "pitc-midpoint": [("weak.terms.pitc_midpoint.weight", 0.1)],
@@ -30,7 +38,7 @@ SETTINGS = {
     "loop": [("weak.terms.loop_trapezoid.weight", 0.1)],
     "curl": [("weak.terms.curl.weight", 0.01)],
     "anchor": [("weak.terms.anchor_trapezoid.weight", 0.1)],
-    "central-strong": [*DETACHED, ("weak.terms.pitc_central.weight", 1.0)],
+    "central-strong": STRONG,
     "central-pool": [*DETACHED, ("weak.unlabelled", "{pool}")],
     "central-teacher": [*CENTRAL, ("weak.teacher", "ema")],
     "central-tied": [*DETACHED, ("weak.terms.pitc_central.schedule.name", "tied_to_error")],
@@ -38,6 +46,13 @@ SETTINGS = {
     "central-stiff": [*DETACHED, ("weak.perturbation.name", "stiff")],
     "central-soft": [*DETACHED, ("weak.perturbation.name", "soft")],
     "central-adversarial": [*DETACHED, ("weak.perturbation.name", "force_error")],
+    "central-half": [*STRONG, ("weak.fraction", 0.5)],
+    "central-late": [
+        *STRONG,
+        ("weak.terms.pitc_central.schedule.name", "warm_up"),
+        ("weak.terms.pitc_central.schedule.start", "{late}"),
+        ("weak.terms.pitc_central.schedule.steps", 100),
+    ],
     "strain": [("weak.terms.strain_trapezoid.weight", 0.1)],
     "lr-low": [("optimizer.lr", 0.003)],
     "lr-high": [("optimizer.lr", 0.02)],
@@ -167,13 +182,13 @@ def settings_of(way, steps, study, pool_structures=None):
     """
     from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
 
-    if way == "plain":
-        return [("trainer.max_steps", steps)]
-    if way == "plain-short":
-        return [("trainer.max_steps", steps // 3)]
-    if way == "plain-long":
-        return [("trainer.max_steps", steps * 8 // 5)]
-    settings = list(SETTINGS[way]) if way in SETTINGS else [("weak.preset", way)]
+    settings = list(SETTINGS.get(way, [("weak.preset", way)]))
+    if way in LENGTHS:
+        steps = round(steps * LENGTHS[way])
+        late = {"{late}": steps * 3 // 5}
+        settings = [
+            (key, late.get(value, value) if isinstance(value, str) else value) for key, value in settings
+        ]
     presets = [value for key, value in settings if key == "weak.preset" and value in PRESETS]
     labels = {key.removeprefix("weak.labels."): value for key, value in settings if "weak.labels" in key}
     for preset in presets:

@@ -170,6 +170,9 @@ class WeakTerm(LossTerm):
             virial: the supervised losses need the virial.
         """
         self._draw = None
+        if not self._active():
+            graph = trim_edges(batch.graph, cast("WeakPotential", potential).cutoff)
+            return potential(graph, forces=forces, virial=virial)
         if self.perturbation.needs_predictions or not any(part.name in RESIDUALS for part in self.parts):
             graph = trim_edges(batch.graph, cast("WeakPotential", potential).cutoff)
             return potential(graph, forces=forces or self.needs_forces, virial=virial or self.needs_virial)
@@ -187,22 +190,27 @@ class WeakTerm(LossTerm):
             self.teacher.update(cast("nn.Module", potential), self.steps)
         if self._tied:
             self._follow_error(batch, predictions)
-        draw, self._draw = self._draw, None
-        if draw is None or draw.labelled is not batch:
-            draw = self._new_draw(potential, batch, predictions)
-        values = self._values(potential, draw)
         result = predictions.energy.new_zeros(())
         self.values = {}
-        for part in self.parts:
-            total, count = _masked_sum(values[part.name], draw.batch.labels.weight)
-            mean = total / count.clamp_min(1e-12)
-            self.values[part.name] = mean.detach()
-            factor = part.config.weight * part.schedule.factor(self.steps, self._error)
-            result = result + factor * self._scale(part) * mean
+        if self._active():
+            draw, self._draw = self._draw, None
+            if draw is None or draw.labelled is not batch:
+                draw = self._new_draw(potential, batch, predictions)
+            values = self._values(potential, draw)
+            for part in self.parts:
+                total, count = _masked_sum(values[part.name], draw.batch.labels.weight)
+                mean = total / count.clamp_min(1e-12)
+                self.values[part.name] = mean.detach()
+                factor = part.config.weight * part.schedule.factor(self.steps, self._error)
+                result = result + factor * self._scale(part) * mean
         if self.training:
             self.steps += 1
         count = predictions.energy.new_tensor(float(batch.graph.num_graphs))
         return LossValue(result * count, count)
+
+    def _active(self) -> bool:
+        """Whether any part counts at this step; before a late start and after a decay to nothing none does."""
+        return any(part.schedule.factor(self.steps, self._error) > 0 for part in self.parts)
 
     def _new_draw(self, potential: PotentialLike, batch: Batch, predictions: Predictions | None) -> Draw:
         """This step's structures and displacements."""

@@ -121,6 +121,27 @@ def test_a_restored_term_goes_on_as_if_it_had_not_been_interrupted():
     assert [restored(model, batch, base).mean().item() for _ in range(3)] == expected
 
 
+def test_before_a_late_start_and_after_the_end_no_copy_is_made(monkeypatch):
+    model, batch = potential(Morse()), mixed_batch()
+    late = {"schedule": {"name": "warm_up", "start": 2, "steps": 1}}
+    early = {"schedule": {"name": "decay", "start": 0, "steps": 4}}
+    for options, counts in (
+        ({"pitc_central": late}, [False, False, False, True, True]),
+        ({"pitc_central": early}, [True, True, True, True, False]),
+        ({"pitc_central": late, "pisc_triangle": early}, [True] * 5),
+    ):
+        term = build(config(options), model)
+        draws, new_draw = [], term._new_draw
+        monkeypatch.setattr(term, "_new_draw", lambda *a, new=new_draw, made=draws: made.append(1) or new(*a))
+        for counted in counts:
+            draws.clear()
+            predictions = term.predict(model, batch)
+            assert bool(draws) is counted
+            assert (term(model, batch, predictions).mean().item() > 0) is counted
+            assert bool(term.values) is counted
+        assert term.steps == len(counts)
+
+
 def test_evaluation_neither_advances_nor_varies():
     model, batch = potential(Morse()), mixed_batch()
     term = build(config({"pitc_trapezoid": {}}), model).eval()
