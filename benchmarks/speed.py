@@ -100,6 +100,7 @@ def main() -> int:
     )
     both.add_argument("--peer-models", type=Path, help="folder with MODEL-SIZE.nequip.pt2, for mode aot")
     both.add_argument("--format", default="module", choices=("module", "native"), help="ours in infer tasks")
+    both.add_argument("--radial-table", type=float, metavar="ERROR", help="of a native model, see `export --table`")
     both.add_argument("--rounds", type=int, default=3)
     both.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "speed.json")
     both.add_argument("--table", type=Path, help="file whose marked part is replaced by the table")
@@ -398,6 +399,9 @@ def _compare_one(options: argparse.Namespace, model: str, size: str, task: str, 
             ours += [f"--{flag}", str(getattr(options, flag))]
     form = options.format if task.startswith("infer") else "module"
     ours += ["--format", form]
+    if form == "native" and options.radial_table is not None:
+        ours += ["--table", str(options.radial_table)]
+        form = f"native, table {options.radial_table:g}"
     compiled = f"compiled:{options.peer_models}/{model}-{size}.nequip.pt2"
     theirs = [str(python), str(script), model, size, "float32", task, compiled if mode == "aot" else mode]
     results: dict[str, list[dict]] = {"ours": [], "peer": []}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from pimlip_zoo.deploy.native.fuse import without_copies
 from pimlip_zoo.deploy.native.program import (
     INPUTS,
     KernelOp,
@@ -107,7 +108,7 @@ def record(potential: Potential, trace: Trace) -> Program:
     samples = [_Sample(evaluate, potential.cutoff, count, *sizes) for sizes in _SIZES]
     program = _Merge(samples).program()
     program.dtype, program.num_species = potential.model.dtype, count
-    return program
+    return without_copies(program)
 
 
 def steps_of(potential: Potential) -> Trace:

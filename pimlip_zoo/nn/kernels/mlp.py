@@ -57,13 +57,16 @@ class MLPSweep:
     """The output's kernel leaves the derivatives of the activations for the gradient of the input, which then needs
     neither the input nor the layers below again."""
     pieces: tuple[tuple[int, int], ...] = ()
-    """The output's kernel: columns of the input that come from arrays of their own, each its width and the distance of
-    its rows; up to four."""
+    """Columns of what comes in, of the input or, where slopes were kept, of the cotangent, that are in arrays of their
+    own: their width and the distance of their rows; see :attr:`incoming`."""
+
+    @property
+    def incoming(self) -> tuple[str, ...]:
+        """Operands that the pieces are, or the first of them the whole."""
+        return ("x0", "x1", "y0", "y1") if self.kind == 0 else ("g0", "x0", "x1", "y0")
 
 
 _FORWARD = MLPSweep(0)
-PIECES = ("x0", "x1", "y0", "y1")
-"""Operands that pieces of the input are."""
 
 
 class CpuMLP:
@@ -123,7 +126,7 @@ class CpuMLP:
             rows=rows,
             work=None,
             lists=(None, None, None),
-            operands=(x, v, None, None, weights, kept, g, h),
+            operands=(None if kept is not None else x, v, None, None, weights, kept, g, h),
             results=(first, sums, third),
         )
         if kernel.wants_weights and sums is not None:
@@ -147,8 +150,13 @@ class _Writer:
 
     def lines(self) -> list[str]:
         """Everything inside the function."""
-        tile = self._kept() if self.kernel.kind and self.kernel.keeps else [*self._input(), *self._upward()]
-        if self.kernel.wants_input or self.kernel.wants_weights:
+        if self.kernel.kind == 0:
+            tile = [*self._incoming("a", 0), *self._upward()]
+        elif self.kernel.keeps:
+            tile = [*self._kept(), *self._incoming("b", self.layers), *self._downward()]
+        else:
+            tile = [*self._load("x0", "a0", 0), *self._upward()]
+        if not self.kernel.keeps and (self.kernel.wants_input or self.kernel.wants_weights):
             tile += self._load("g0", f"b{self.layers}", self.layers)
             tile += self._load("g1", f"c{self.layers}", self.layers) if self.kernel.adds else []
             tile += self._downward()
@@ -218,18 +226,15 @@ class _Writer:
         self.buffer(name, layer)
         return [f"load_rows({source} + begin * {size}, count, {size}, {name}, {self.padded[layer]});"]
 
-    def _input(self) -> list[str]:
-        """The tile of the input, from one array or from pieces."""
+    def _incoming(self, name: str, layer: int) -> list[str]:
+        """The tile of the input or of the cotangent, from one array or from pieces."""
         if not self.kernel.pieces:
-            return self._load("x0", "a0", 0)
-        name, ld = self.buffer("a0", 0), self.padded[0]
+            return self._load(self.kernel.incoming[0], f"{name}{layer}", layer)
+        target, ld = self.buffer(f"{name}{layer}", layer), self.padded[layer]
         out, column = [], 0
-        for source, (width, distance) in zip(PIECES, self.kernel.pieces, strict=False):
-            out.append(
-                f"for (int64_t i = 0; i < {TILE}; i++) if (i < count) memcpy({name} + i * {ld} + {column}, "
-                f"{source} + (begin + i) * {distance}, sizeof(T) * {width}); "
-                f"else memset({name} + i * {ld} + {column}, 0, sizeof(T) * {width});"
-            )
+        for source, (width, distance) in zip(self.kernel.incoming, self.kernel.pieces, strict=False):
+            first = f"{source} + begin * {distance}"
+            out.append(f"load_part({first}, {distance}, count, {width}, {target} + {column}, {ld});")
             column += width
         return out
 
