@@ -100,7 +100,9 @@ def main() -> int:
     )
     both.add_argument("--peer-models", type=Path, help="folder with MODEL-SIZE.nequip.pt2, for mode aot")
     both.add_argument("--format", default="module", choices=("module", "native"), help="ours in infer tasks")
-    both.add_argument("--radial-table", type=float, metavar="ERROR", help="of a native model, see `export --table`")
+    both.add_argument(
+        "--radial-table", type=float, metavar="ERROR", help="of a native model, see `export --table`"
+    )
     both.add_argument("--rounds", type=int, default=3)
     both.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "speed.json")
     both.add_argument("--table", type=Path, help="file whose marked part is replaced by the table")

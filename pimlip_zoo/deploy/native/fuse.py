@@ -117,49 +117,47 @@ def _in_pieces(operation: Operation, joined: dict[View, tuple[View, ...]]) -> Op
     return replace(operation, kernel=replace(kernel, pieces=pieces), views=tuple(views))
 
 
-def _join_in_zeros(operations: list[Operation]) -> list[Operation]:
+def _join_in_zeros(operations: Sequence[Operation]) -> list[Operation]:
     """Columns that are added to zeros, all of them once, are joined instead."""
-    out = list(operations)
+    out: dict[int, Operation] = dict(enumerate(operations))
     for start, operation in enumerate(operations):
         if not isinstance(operation, TensorOp) or operation.name not in _ZEROS:
             continue
-        parts = _added_columns(operations, start)
+        parts = _added_columns(operations, start, operation.out)
         if parts:
-            out[start] = None
-            *others, last = parts
-            for place in others:
-                out[place] = None
-            columns = sorted((operations[place] for place in parts), key=lambda op: op.out.offset.constant)
-            out[last] = TensorOp("cat", (tuple(op.args[1] for op in columns), 1), {}, _as_rows(operation.out))
-    return [operation for operation in out if operation is not None]
+            for place in (start, *parts):
+                del out[place]
+            columns = tuple(
+                op.args[1] for _, op in sorted(parts.items(), key=lambda part: part[1].out.offset)
+            )
+            out[max(parts)] = TensorOp("cat", (columns, 1), {}, _as_rows(operation.out))
+    return [operation for _, operation in sorted(out.items())]
 
 
-def _added_columns(operations: Sequence[Operation], start: int) -> list[int]:
-    """Where columns are added to zeros; empty unless these are all columns and nothing else happens in between."""
-    zeros = operations[start].out  # type: ignore[union-attr]
+def _added_columns(operations: Sequence[Operation], start: int, zeros: View) -> dict[int, TensorOp]:
+    """What adds columns to zeros; empty unless these are all columns and nothing else happens in between."""
     if len(zeros.sizes) < 2 or not zeros.contiguous or not all(size.fixed for size in zeros.sizes[1:]):
-        return []
-    width, parts, found = math.prod(size.constant for size in zeros.sizes[1:]), [], 0
+        return {}
+    width = math.prod(size.constant for size in zeros.sizes[1:])
+    parts: dict[int, TensorOp] = {}
     sources: set[int] = set()
     for place in range(start + 1, len(operations)):
         operation = operations[place]
         if zeros.buffer in {view.buffer for view in Program.views(operation)}:
             if not isinstance(operation, TensorOp) or not _adds_column(operation, width):
-                return []
-            parts.append(place)
+                return {}
+            parts[place] = operation
             sources.add(operation.args[1].buffer)
-            found += operation.out.sizes[1].constant
         elif sources & written(operation):
-            return []
-        if found >= width:
+            return {}
+        if sum(part.out.sizes[1].constant for part in parts.values()) >= width:
             break
-    begins = sorted((operations[p].out.offset.constant, operations[p].out.sizes[1].constant) for p in parts)  # type: ignore[union-attr]
     end = 0
-    for begin, count in begins:
-        if begin != end:
-            return []
-        end += count
-    return parts if end == width else []
+    for out in sorted((part.out for part in parts.values()), key=lambda view: view.offset):
+        if out.offset.constant != end:
+            return {}
+        end += out.sizes[1].constant
+    return parts if end == width else {}
 
 
 def _adds_column(operation: TensorOp, width: int) -> bool:
@@ -190,24 +188,26 @@ def _take_over(operations: list[Operation], program: Program) -> list[Operation]
     fixed = {view.buffer for view in (*program.inputs.values(), *program.outputs.values())} | set(
         program.constants
     )
-    out = list(operations)
-    for place, operation in enumerate(out):
-        if not isinstance(operation, TensorOp) or operation.name != "clone":
-            continue
-        source, copy = operation.args[0], operation.out
-        later = {view.buffer for each in out[place + 1 :] if each is not None for view in program.views(each)}
-        if (
-            {source.buffer, copy.buffer} & fixed
-            or source.buffer in later
-            or source != replace(copy, buffer=source.buffer)
-            or not source.contiguous
-            or program.buffers.get(source.buffer) != program.buffers.get(copy.buffer)
-        ):
-            continue
-        out[place] = None
-        for index in range(place + 1, len(out)):
-            out[index] = _renamed(out[index], copy.buffer, source.buffer)
-    return [operation for operation in out if operation is not None]
+    out: list[Operation] = []
+    names: dict[int, int] = {}
+    for place, each in enumerate(operations):
+        operation = _renamed(each, names)
+        later = {
+            view.buffer for other in operations[place + 1 :] for view in program.views(_renamed(other, names))
+        }
+        if isinstance(operation, TensorOp) and operation.name == "clone":
+            source, copy = operation.args[0], operation.out
+            if (
+                not {source.buffer, copy.buffer} & fixed
+                and source.buffer not in later
+                and source == replace(copy, buffer=source.buffer)
+                and source.contiguous
+                and program.buffers.get(source.buffer) == program.buffers.get(copy.buffer)
+            ):
+                names[copy.buffer] = source.buffer
+                continue
+        out.append(operation)
+    return out
 
 
 def _once(operations: list[Operation], program: Program) -> list[Operation]:
@@ -219,45 +219,37 @@ def _once(operations: list[Operation], program: Program) -> list[Operation]:
     out: list[Operation] = []
     names: dict[int, int] = {}
     for each in operations:
-        operation = each
-        for old, new in names.items():
-            operation = _renamed(operation, old, new)
+        operation = _renamed(each, names)
         changed = written(operation)
         for key in [key for key, sources in reads.items() if sources & changed]:
             del known[key], reads[key]
-        if (
-            isinstance(operation, TensorOp)
-            and times[operation.out.buffer] == 1
-            and operation.out.buffer not in kept_apart
-        ):
+        if isinstance(operation, TensorOp):
             number = operation.out.buffer
             key = repr(replace(operation, out=replace(operation.out, buffer=-1)))
-            if key in known:
-                names[number] = known[key]
-                continue
-            known[key], reads[key] = number, _read(operation)
+            if times[number] == 1 and number not in kept_apart:
+                if key in known:
+                    names[number] = known[key]
+                    continue
+                known[key], reads[key] = number, _read(operation)
         out.append(operation)
     return out
 
 
-def _renamed(operation: Any, old: int, new: int) -> Any:
-    """With another buffer in the place of one."""
-    if isinstance(operation, View):
-        return replace(operation, buffer=new) if operation.buffer == old else operation
-    if isinstance(operation, Size):
+def _renamed(operation: Operation, names: dict[int, int]) -> Operation:
+    """With other buffers in the place of some."""
+    if not names or not {view.buffer for view in Program.views(operation)} & names.keys():
         return operation
-    if isinstance(operation, tuple):
-        return tuple(_renamed(each, old, new) for each in operation)
-    if isinstance(operation, dict):
-        return {key: _renamed(each, old, new) for key, each in operation.items()}
-    if isinstance(operation, TensorOp):
-        parts = (operation.args, operation.kwargs, operation.out)
-        args, kwargs, out = (_renamed(part, old, new) for part in parts)
-        return replace(operation, args=args, kwargs=kwargs, out=out)
-    if isinstance(operation, KernelOp):
-        return replace(operation, views=_renamed(operation.views, old, new))
-    if isinstance(operation, ListsOp):
-        parts = (operation.source, operation.out, operation.given)
-        source, out, given = (_renamed(part, old, new) for part in parts)
-        return replace(operation, source=source, out=out, given=given)
-    return operation
+    fields = {KernelOp: ("views",), ListsOp: ("source", "out", "given"), TensorOp: ("args", "kwargs", "out")}
+    return replace(
+        operation, **{name: _with_names(getattr(operation, name), names) for name in fields[type(operation)]}
+    )
+
+
+def _with_names(item: Any, names: dict[int, int]) -> Any:
+    if isinstance(item, View):
+        return replace(item, buffer=names.get(item.buffer, item.buffer))
+    if isinstance(item, tuple) and not isinstance(item, Size):
+        return tuple(_with_names(each, names) for each in item)
+    if isinstance(item, dict):
+        return {key: _with_names(each, names) for key, each in item.items()}
+    return item

@@ -150,16 +150,7 @@ class _Writer:
 
     def lines(self) -> list[str]:
         """Everything inside the function."""
-        if self.kernel.kind == 0:
-            tile = [*self._incoming("a", 0), *self._upward()]
-        elif self.kernel.keeps:
-            tile = [*self._kept(), *self._incoming("b", self.layers), *self._downward()]
-        else:
-            tile = [*self._load("x0", "a0", 0), *self._upward()]
-        if not self.kernel.keeps and (self.kernel.wants_input or self.kernel.wants_weights):
-            tile += self._load("g0", f"b{self.layers}", self.layers)
-            tile += self._load("g1", f"c{self.layers}", self.layers) if self.kernel.adds else []
-            tile += self._downward()
+        tile = self._tile()
         form, kernel = self.form, self.kernel
         weights = [
             f"T *w{n} = memory + {sum(a * self.padded[i + 1] for i, a in enumerate(form.sizes[:-1][:n]))};"
@@ -217,6 +208,20 @@ class _Writer:
                 for n in range(self.layers)
             ]
         return [*out, "free(local);", "}", "}", "free(memory);"]
+
+    def _tile(self) -> list[str]:
+        """What is done with a tile of rows."""
+        kernel = self.kernel
+        if kernel.kind == 0:
+            return [*self._incoming("a", 0), *self._upward()]
+        if kernel.keeps:
+            return [*self._kept(), *self._incoming("b", self.layers), *self._downward()]
+        out = [*self._load("x0", "a0", 0), *self._upward()]
+        if kernel.wants_input or kernel.wants_weights:
+            out += self._load("g0", f"b{self.layers}", self.layers)
+            out += self._load("g1", f"c{self.layers}", self.layers) if kernel.adds else []
+            out += self._downward()
+        return out
 
     def _rows(self, layer: int) -> int:
         return -(-self.form.sizes[layer] // 8) * 8

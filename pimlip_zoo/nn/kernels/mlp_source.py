@@ -116,7 +116,8 @@ static void unpack(const T *d, int64_t ld, int64_t a, int64_t b, T factor, T *ou
   for (int64_t i = 0; i < a; i++)
     for (int64_t j = 0; j < b; j++) out[i * b + j] = factor * d[i * ld + j];
 }
-static void load_part(const T *restrict from, int64_t distance, int64_t count, int64_t width, T *restrict to, int64_t ld) {
+static void load_part(const T *restrict from, int64_t distance, int64_t count, int64_t width,
+    T *restrict to, int64_t ld) {
   for (int64_t i = 0; i < count; i++) memcpy(to + i * ld, from + i * distance, sizeof(T) * width);
   for (int64_t i = count; i < TILE; i++) memset(to + i * ld, 0, sizeof(T) * width);
 }
