@@ -59,6 +59,8 @@ def _from_file(path: str, index: int) -> Atoms:
     try:
         atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
     except (IndexError, StopIteration) as error:
+        if index == -1:
+            raise InputError("there is no structure in it", file=path) from error
         raise InputError("there is no such frame", file=path, frame=index) from error
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:150]

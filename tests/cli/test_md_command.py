@@ -174,3 +174,6 @@ def test_an_index_picks_the_frame_and_the_last_is_the_default(tmp_path):
     assert str(read_structure(f"{tmp_path}/a@1.xyz@-2").symbols) == "C"
     with pytest.raises(InputError, match="no such frame"):
         read_structure(f"{tmp_path}/a@1.xyz@3")
+    (tmp_path / "README.md").write_text("# No structure\n")
+    with pytest.raises(InputError, match="there is no structure in it"):
+        read_structure(str(tmp_path / "README.md"))
