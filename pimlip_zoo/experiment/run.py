@@ -74,6 +74,10 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     torch.set_float32_matmul_precision("high" if config.trainer.products == "tf32" else "highest")
+    if config.trainer.device == "cpu" or (
+        config.trainer.device == "auto" and not torch.accelerator.is_available()
+    ):
+        experiment.potential.compile_ahead()  # while Lightning is imported, which takes as long
     from pimlip_zoo.training.callbacks import Interrupted
 
     module = training_module(experiment)

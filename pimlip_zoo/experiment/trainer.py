@@ -37,11 +37,13 @@ def parse_duration(text: str) -> datetime.timedelta:
 
 def check_trainer(config: RunConfig) -> None:
     """Refuse what Lightning would refuse after the run folder is made."""
-    from lightning.pytorch.accelerators import AcceleratorRegistry
-
     if config.trainer.max_time is not None:
         parse_duration(config.trainer.max_time)
     device = config.trainer.device
+    if device in ("auto", "cpu"):
+        return  # importing Lightning takes seconds, and there are better times for it
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
     known = {"auto", "gpu", *AcceleratorRegistry.available_accelerators()}
     if device not in known:
         raise InputError(

@@ -10,7 +10,7 @@ from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors, sum_by_struct
 from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.weak import PhysicsWeakMixin
 from pimlip_zoo.nn.kernels import compiled_for, geometry_is_leaf, geometry_only
-from pimlip_zoo.nn.sweeps import Sweeps, energies_and_gradient, sweeps_of
+from pimlip_zoo.nn.sweeps import Sweeps, compile_ahead, energies_and_gradient, sweeps_of
 
 __all__ = ["Potential"]
 
@@ -135,6 +135,11 @@ class Potential(PhysicsWeakMixin, nn.Module):
         if self.repulsion is not None:
             energy = energy + self.repulsion(graph, vectors)
         return energy, forces
+
+    def compile_ahead(self) -> None:
+        """Begin to compile, in the background, what training this potential on the CPU needs; it returns at once."""
+        if not self.is_direct and compiled_for(torch.empty(0, dtype=self.model.dtype)):
+            compile_ahead(self.model, self.model.dtype)
 
     def _sweeps(self, vectors: Tensor) -> Sweeps | None:
         """The model's sweeps, where they do all that may be asked: derivatives by geometry and by its parameters."""

@@ -93,7 +93,15 @@ def compile_kernels(sources: Sequence[str]) -> list[Callable[..., None]]:
         CompilerError: when one cannot be compiled.
     """
     # Written as vectors already: -O3 takes twice as long and runs no faster.
-    flags = ("-O2", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", *machine_flags())
+    flags = (
+        "-O2",
+        "-fno-tree-vectorize",
+        "-fPIC",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=fast",
+        *machine_flags(),
+    )
     machine = (*compiler(), _compiler_version(), *flags, platform.machine(), torch.__version__, _NAME)
     digests = [hashlib.sha256("\n".join((source, *machine)).encode()).hexdigest()[:32] for source in sources]
     folder = _writable(cache_folder())

@@ -14,7 +14,7 @@ from pimlip_zoo.nn.kernels.build import compile_kernels, target
 from pimlip_zoo.nn.kernels.generate import Target
 from pimlip_zoo.nn.kernels.watch import KernelCall, watchers
 
-__all__ = ["KernelLibrary", "build_together", "rehearsal"]
+__all__ = ["KernelLibrary", "Noted", "build_together", "rehearsal"]
 
 _SMALL = 1 << 16  # below this many numbers, starting threads costs more than it saves
 _POINTERS = 14

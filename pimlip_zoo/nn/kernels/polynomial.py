@@ -58,7 +58,7 @@ class PolynomialSweep:
 
 
 _FORWARD = PolynomialSweep(0)
-_GROUP = 96  # terms in one function
+_GROUP = 32  # terms in one function: with more, values are spilled, and compilers take longer
 _PART = (
     "const T *restrict pa, const T *restrict ph, const T *restrict pg, const T *restrict pk, const T *restrict pq, "
     "T *restrict o, T *restrict oq, T *restrict og"

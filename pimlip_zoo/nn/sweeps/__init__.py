@@ -6,10 +6,11 @@ second adjoint (``block``); ``run`` goes over the list. What has no block is don
 
 # The blocks register themselves.
 from pimlip_zoo.nn.sweeps import convolution, edges, gate, linear, mlp, polynomial, product, tensor_calls
-from pimlip_zoo.nn.sweeps.run import Sweeps, energies_and_gradient, sweeps_of
+from pimlip_zoo.nn.sweeps.run import Sweeps, compile_ahead, energies_and_gradient, sweeps_of
 
 __all__ = [
     "Sweeps",
+    "compile_ahead",
     "convolution",
     "edges",
     "energies_and_gradient",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.kernels import or_reference
-from pimlip_zoo.nn.kernels.library import build_together, rehearsal
+from pimlip_zoo.nn.kernels.build import CompilerError
+from pimlip_zoo.nn.kernels.library import Noted, build_together, rehearsal
 from pimlip_zoo.nn.sweeps.block import Part
 from pimlip_zoo.nn.sweeps.pairs import share_radial
 from pimlip_zoo.nn.sweeps.trace import Step, Trace, Value, trace_model
@@ -61,6 +64,30 @@ def sweeps_of(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
     Raises:
         InputError: when compiled kernels were asked for by name and cannot be had.
     """
+    sweeps = _traced(model, dtype)
+    if sweeps is None:
+        return None
+    training = torch.is_grad_enabled() and any(p.requires_grad for p in sweeps.parameters())
+    return or_reference(lambda: sweeps.prepare(training=training))
+
+
+def compile_ahead(model: nn.Module, dtype: torch.dtype) -> None:
+    """Begin to compile what a training step needs, for somebody who has other things to do before it.
+
+    Whoever asks for kernels that are being compiled waits for them; what cannot be compiled is said then.
+    """
+    sweeps = _traced(model, dtype)
+    if sweeps is not None:
+        threading.Thread(target=_build_quietly, args=(sweeps.kernels(training=True),)).start()
+
+
+def _build_quietly(kernels: Noted) -> None:
+    with suppress(CompilerError, OSError):
+        build_together(kernels)
+
+
+def _traced(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
+    """The sweeps of a model as it is now, if it can be traced; traced once."""
     known, key = _known.setdefault(model, {}), (dtype, model.training)
     sweeps = known.get(key)
     if sweeps is not None and not sweeps.are_of(model):
@@ -71,10 +98,7 @@ def sweeps_of(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
         trace = trace_model(model)
         known[key] = None if trace is None else Sweeps(model, trace)
     sweeps = known[key]
-    if sweeps is None or not sweeps.are_of(model):
-        return None
-    training = torch.is_grad_enabled() and any(p.requires_grad for p in sweeps.parameters())
-    return or_reference(lambda: sweeps.prepare(training=training))
+    return sweeps if sweeps is not None and sweeps.are_of(model) else None
 
 
 class _Cotangents:
@@ -169,11 +193,15 @@ class Sweeps:
             CompilerError: when a kernel cannot be built.
         """
         if training not in self._prepared:
-            with rehearsal() as kernels:
-                self._rehearse(training=training)
-            build_together(kernels)
+            build_together(self.kernels(training=training))
             self._prepared.add(training)
         return self
+
+    def kernels(self, *, training: bool) -> Noted:
+        """What the sweeps for a loss on energies and forces call, or those of a prediction."""
+        with rehearsal() as noted:
+            self._rehearse(training=training)
+        return noted
 
     def _rehearse(self, *, training: bool) -> None:
         """Go through the sweeps for two atoms; what they would compute is not looked at."""

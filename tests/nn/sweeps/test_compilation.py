@@ -7,10 +7,12 @@ from torch import nn
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.graph import collate, edge_vectors
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
+from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.edges import EdgeEmbedding
 from pimlip_zoo.nn.kernels import available_backends, build, library
 from pimlip_zoo.nn.kernels.generate import kernel_head, prelude
 from pimlip_zoo.nn.sweeps import energies_and_gradient, sweeps_of
+from pimlip_zoo.nn.sweeps.run import _build_quietly as build_quietly
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.testing.structures import STRUCTURES, structure
 
@@ -110,3 +112,27 @@ def test_a_kernel_that_cannot_be_compiled_is_an_error_that_says_why(tmp_path, mo
     with pytest.raises(build.CompilerError, match=r"failed: .*error"):
         build.compile_kernels([source(torch.float32, 2), source(torch.float32, "no such name")])
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_what_is_compiled_ahead_is_waited_for_and_compiled_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    placed, place = [], build._place
+    monkeypatch.setattr(build, "_place", lambda built, path: (placed.append(path.name), place(built, path)))
+    info = get_model("nequip")
+    # No other test has these numbers of channels: nothing is loaded yet.
+    config = info.configure(num_layers=1, channels=7, l_max=1, cutoff=3.5, avg_num_neighbors=5.0)
+    potential = Potential(info.model(config, SPECIES))
+    potential.compile_ahead()
+    assert sweeps_of(potential.model, torch.float32) is not None
+    assert len(placed) > 10
+    assert len(placed) == len(set(placed))
+
+
+def test_a_compiler_that_is_missing_is_no_matter_ahead(monkeypatch, caplog):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    build.compiler.cache_clear()
+    try:
+        build_quietly([(library.KernelLibrary(lambda *_: "", torch.float32), "kernel")])
+    finally:
+        build.compiler.cache_clear()
+    assert not caplog.records
