@@ -81,10 +81,14 @@ class Block:
 
     def __init__(self, call: Call) -> None:
         self.call = call
+        modules = call.target.modules() if isinstance(call.target, nn.Module) else ()
+        # The dictionaries themselves: who replaces a parameter does it there, and asking modules takes long.
+        self._holders = [module._parameters for module in modules if module._parameters]  # noqa: SLF001
 
     def parameters(self) -> Sequence[nn.Parameter]:
         """theta, in the order of ``second``'s results."""
-        return tuple(self.call.target.parameters()) if isinstance(self.call.target, nn.Module) else ()
+        found = [p for held in self._holders for p in held.values() if p is not None]
+        return tuple({id(p): p for p in found}.values()) if found else ()
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """(z, whatever the other sweeps need)."""

@@ -90,7 +90,9 @@ def _traced(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
     """The sweeps of a model as it is now, if it can be traced; traced once."""
     known, key = _known.setdefault(model, {}), (dtype, model.training)
     sweeps = known.get(key)
-    if sweeps is not None and not sweeps.are_of(model):
+    if sweeps is not None and sweeps.are_of(model):
+        return sweeps
+    if sweeps is not None:
         if not all(isinstance(value, nn.Parameter) for value in sweeps.present(model)):
             return None  # tensors stand in for parameters for a while, as in torch.func.functional_call
         del known[key]
