@@ -126,8 +126,8 @@ def operations(options: argparse.Namespace):
     irreps = o3.Irreps("0e + 0o + 1o + 1e + 2e + 2o")
     product = EdgeContraction(contraction_spec(full, full, irreps), channels)
     inputs = [numbers(edges, 9, channels), numbers(atoms, 9, channels)]
-    traffic = 4 * (inputs[0].numel() + inputs[1].numel() + edges * product.dim_out * channels)
-    work = 2 * channels * (edges * len(product.entries) + atoms * len(product.spec.terms))
+    traffic = 4 * (inputs[0].numel() + inputs[1].numel() + edges * product.product.dim_out * channels)
+    work = 2 * channels * (edges * len(product.product.entries) + atoms * len(product.spec.terms))
     yield "edges times environment", lambda v, a: product(v, a, index[0]), inputs, work, traffic
     for sizes in ((8, 64, 96), (64, 64, 160), (8, 64, 64, 64, 128)):
         perceptron = ScalarMLP(sizes)
