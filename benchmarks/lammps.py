@@ -46,7 +46,9 @@ RESULTS = HERE / "results" / "lammps.json"
 DOCS = HERE.parent / "docs" / "benchmarks.md"
 SPECIES = ("Cu", "Al")
 CUTOFF = 4.5
-SUFFIX = {"torchscript": ".nequip.pth", "aot": ".nequip.pt2", "native": ".pimlip"}
+SUFFIX = {"torchscript": ".nequip.pth", "aot": ".nequip.pt2", "native": ".pimlip", "native-table": ".table.pimlip"}
+TABLE = 1e-4
+"""Error of the tables of ``native-table``, eV and eV/Å."""
 MODELS = ("nequip", "allegro", "mace")
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -95,7 +97,8 @@ def exported(case: dict, folder: Path) -> tuple[Path, float]:
         start = time.process_time()
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         potential = potential_of(case["model"], case["size"], case["dtype"])
-        export_potential(potential, path, format=ExportFormat(case["format"]))
+        kind, _, tabulated = case["format"].partition("-")
+        export_potential(potential, path, format=ExportFormat(kind), table=TABLE if tabulated else None)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         compiler = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
         note.write_text(json.dumps(time.process_time() - start + compiler))
@@ -325,7 +328,7 @@ def main() -> None:
     parser.add_argument("--model", default=",".join(MODELS), help="one or several")
     parser.add_argument("--size", default="small")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
-    parser.add_argument("--format", default="aot", help="torchscript, aot, native, or several with commas")
+    parser.add_argument("--format", default="aot", help="torchscript, aot, native, native-table; several with commas")
     parser.add_argument("--atoms", type=numbers, default=[256])
     parser.add_argument("--ranks", type=numbers, default=[1])
     parser.add_argument("--steps", type=int, default=0, help="0: 1 to 20, fewer for larger systems")
