@@ -46,7 +46,12 @@ RESULTS = HERE / "results" / "lammps.json"
 DOCS = HERE.parent / "docs" / "benchmarks.md"
 SPECIES = ("Cu", "Al")
 CUTOFF = 4.5
-SUFFIX = {"torchscript": ".nequip.pth", "aot": ".nequip.pt2", "native": ".pimlip", "native-table": ".table.pimlip"}
+SUFFIX = {
+    "torchscript": ".nequip.pth",
+    "aot": ".nequip.pt2",
+    "native": ".pimlip",
+    "native-table": ".table.pimlip",
+}
 TABLE = 1e-4
 """Error of the tables of ``native-table``, eV and eV/Å."""
 MODELS = ("nequip", "allegro", "mace")
@@ -328,7 +333,9 @@ def main() -> None:
     parser.add_argument("--model", default=",".join(MODELS), help="one or several")
     parser.add_argument("--size", default="small")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
-    parser.add_argument("--format", default="aot", help="torchscript, aot, native, native-table; several with commas")
+    parser.add_argument(
+        "--format", default="aot", help="torchscript, aot, native, native-table; several with commas"
+    )
     parser.add_argument("--atoms", type=numbers, default=[256])
     parser.add_argument("--ranks", type=numbers, default=[1])
     parser.add_argument("--steps", type=int, default=0, help="0: 1 to 20, fewer for larger systems")

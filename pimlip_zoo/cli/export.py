@@ -88,9 +88,9 @@ def export_command(
     )
     console = Console(highlight=False, soft_wrap=True)
     size = report.path.stat().st_size / 1e6
+    of = "what was tabulated" if "radial_table" in report.metadata else "the potential"
     console.print(
-        f"wrote {report.path} ({size:.1f} MB, {report.seconds:.1f} s); agrees with the potential to "
-        f"{report.deviation:.0e}"
+        f"wrote {report.path} ({size:.1f} MB, {report.seconds:.1f} s); agrees with {of} to {report.deviation:.0e}"
     )
     if "radial_table" in report.metadata:
         said = json.loads(report.metadata["radial_table"])

@@ -30,6 +30,8 @@ class KernelLibrary:
 
     def __init__(self, source: Callable[[Hashable, Target], str], dtype: torch.dtype) -> None:
         self._source, self.dtype = source, dtype
+        self.owner: object = getattr(source, "__self__", None)
+        """Whose kernels these are."""
         self._functions: dict[Hashable, Callable[..., None]] = {}
 
     def build(self, *kernels: Hashable) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -54,9 +52,6 @@ class TableBlock(Block):
         self.shared = shared
         self.kernels = cpu_table(self.table.form, call.dtype)
 
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        return {(self.table.form, n): partial(self.kernels.library.build, n) for n in (0, 1)}
-
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         vectors, species, edge_index, edge_shift = args
         first = pair = None
@@ -94,12 +89,6 @@ class HarmonicsBlock(Block):
     def kernels(self) -> CpuEmbedding:
         """Compiled when asked for."""
         return cpu_embedding(self.form, self.call.dtype)
-
-    def prepare(self, *, training: bool) -> Mapping[Hashable, Callable[[], None]]:
-        return {(self.form, n): partial(self._build, n) for n in (0, 1)}
-
-    def _build(self, kernel: Hashable) -> None:
-        self.kernels.library.build(kernel)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         vectors = args[0].contiguous()
