@@ -14,7 +14,7 @@ from pimlip_zoo.graph import collate, edge_vectors
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.edges import EdgeEmbedding
-from pimlip_zoo.nn.kernels import available_backends, use_kernels
+from pimlip_zoo.nn.kernels import available_backends, library, use_kernels
 from pimlip_zoo.nn.mlp import ScalarMLP
 from pimlip_zoo.nn.sweeps import energies_and_gradient, sweeps_of
 from pimlip_zoo.nn.sweeps.fallback import AutogradBlock
@@ -378,3 +378,28 @@ def test_a_functional_call_trains_the_tensors_that_it_is_given():
     assert sum(float(g.abs().sum()) for g in gradients if g is not None) > 0
     assert (found.energy - before).abs().max() > 1e-6
     torch.testing.assert_close(potential(graph).energy, before, rtol=0, atol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["nequip", "allegro", "mace"])
+def test_threads_change_nothing_but_rounding_in_any_sweep(name, monkeypatch):
+    monkeypatch.setattr(library, "_SMALL", 0)  # otherwise so little work is not shared out
+    model, graph = model_of(name), batch_of()
+    vectors = edge_vectors(graph)
+    scale = torch.rand(len(graph.species), dtype=torch.float64)
+    h, direction = torch.randn_like(scale), antisymmetric(graph, vectors)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            sweeps = sweeps_of(model, torch.float64)
+            energies, gradient = energies_and_gradient(sweeps, graph, vectors, scale, gradient=True)
+            loss = (energies * h).sum() + (gradient * direction).sum()
+            by_parameter = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+            found.append((energies, gradient, *by_parameter))
+    finally:
+        torch.set_num_threads(before)
+    for one, several in ((found[0], found[1]), (found[0], found[2])):
+        assert torch.equal(one[0], several[0])
+        assert torch.equal(one[1], several[1])
+        assert all(close(b, a, 1e-12) for a, b in zip(one[2:], several[2:], strict=True))
