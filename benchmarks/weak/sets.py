@@ -75,7 +75,7 @@ SETS = {
         cheap=CHGNET,
         sizes=(50, 100),
         pool=100,
-        displaced=(0.05, 0.15),
+        displaced=(0.02, 0.05),
         batch_size=1,
         periodic=True,
     ),
