@@ -484,8 +484,9 @@ def test_data_sets_of_another_shape_are_named(tmp_path, h5, key, value, message)
         for name, content in {**data, key: value}.items():
             if content is not None:
                 group[name] = content
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         load_frames(str(tmp_path / "a.hdf5"))
+    assert str(caught.value).count("a.hdf5") == 1
 
 
 def test_other_hdf5_layouts_ask_for_units_and_nested_groups_are_found(tmp_path, h5):

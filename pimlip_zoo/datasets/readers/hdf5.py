@@ -112,6 +112,8 @@ class Hdf5File:
                 if offset + group.size > window.start and offset < window.stop:
                     try:
                         yield from self._read_group(file, group, offset, window)
+                    except InputError:
+                        raise
                     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
                         raise InputError(
                             f"cannot be read: {error}", file=self.path, key=group.name
