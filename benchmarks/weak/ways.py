@@ -61,6 +61,7 @@ SETTINGS = {
     "pretrain+trapezoid": after_pretraining(TRAPEZOID),
     "pretrain+trapezoid-pool": after_pretraining([*TRAPEZOID, ("weak.unlabelled", "{pool}")]),
     "pretrain+piwsl": after_pretraining([("weak.preset", "piwsl")]),
+    "pretrain+central": after_pretraining(STRONG),
     "pretrain-low-lr": after_pretraining([("optimizer.lr", 0.003)]),
     **{
         f"pretrain-rate-{factor}": after_pretraining([("weak.labels.rate_after", factor)])
@@ -131,6 +132,7 @@ TABLES = {
             "pitc-trapezoid",
             "taylor-central",
             "pretrain",
+            "pretrain+central",
             "loop",
             "curl",
         ),
