@@ -23,6 +23,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.offsets import add_labels, fit_offset, shift_energies, subtract_labels
 from pimlip_zoo.datasets.pool import PoolOptions, cached_labels, labelled_pool
+from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import force_rms
 from pimlip_zoo.distillation import ensemble_labels
 from pimlip_zoo.errors import InputError
@@ -35,6 +36,7 @@ from pimlip_zoo.experiment import (
     prepare,
     steps_done,
     train,
+    weak_term,
 )
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.weak_build import list_skin
@@ -139,7 +141,7 @@ def weak_pool(experiment: Experiment, labels: WeakLabelsConfig, *, shift: bool) 
             points of the labelled structures.
     """
     frames = list(experiment.frames)
-    pool = _sampled(frames, supervisor_of(labels), labels)
+    pool = _sampled(experiment, supervisor_of(labels), labels)
     if not shift:
         return pool
     offset = fit_offset(frames, _cheap_labels(frames, labels), experiment.potential.species)
@@ -152,9 +154,13 @@ def weak_pool(experiment: Experiment, labels: WeakLabelsConfig, *, shift: bool) 
 # Of several ranks the first samples and labels, and the others get what it has.
 
 
-def _sampled(frames: list[Frame], supervisor: Supervisor, labels: WeakLabelsConfig) -> list[Frame]:
-    options = PoolOptions(**labels.pool.model_dump())
-    return from_rank_zero(lambda: labelled_pool(frames, supervisor, options, _cache(labels), _progress()))
+def _sampled(experiment: Experiment, supervisor: Supervisor, labels: WeakLabelsConfig) -> list[Frame]:
+    options, spec = PoolOptions(**labels.pool.model_dump()), experiment.config.weak.unlabelled
+    frames = list(experiment.frames)
+    unlabelled = [] if spec is None else load_frames(spec)
+    return from_rank_zero(
+        lambda: labelled_pool(frames, supervisor, options, _cache(labels), _progress(), unlabelled)
+    )
 
 
 def _cheap_labels(frames: Sequence[Frame], labels: WeakLabelsConfig) -> list[Frame]:
@@ -171,16 +177,18 @@ def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) ->
     if experiment.config.potential.scale == "forces_rms" and force_rms(experiment.frames) is None:
         # Energies alone say nothing of the scale of forces; the pool does.
         potential.scale.data.fill_(force_rms(pool) or 1.0)
+    config = _stage_config(experiment.config, labels)
     held = max(1, min(len(pool) // 10, 200))
-    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in pool]
-    order = np.random.default_rng(experiment.config.seed).permutation(len(samples)).tolist()
+    samples = _widened(pool, config, potential)
+    order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
+    learnt: tuple[str, ...] = ("energy", "forces")
     stage = replace(
         experiment,
-        config=_stage_config(experiment.config, labels),
-        labels=("energy", "forces"),
+        config=config,
+        labels=learnt,
         train=[samples[index] for index in order[held:]],
         valid=[samples[index] for index in order[:held]],
-        weak=None,
+        weak=weak_term(config, potential, learnt, samples),
     )
     outcome = _stage(stage, folder)
     if outcome.signal is None:
@@ -274,10 +282,7 @@ def _teach(teachers: Sequence[Potential], pool: Sequence[Frame], labels: WeakLab
 def _taught(experiment: Experiment, taught: Sequence[Frame]) -> Experiment:
     """The experiment with a teacher's structures beside the labelled ones, which are repeated to have their share."""
     config, potential = experiment.config, experiment.potential
-    reach = potential.cutoff + list_skin(
-        config.weak, potential.species, potential.cutoff, direct=potential.is_direct
-    )
-    samples = [frame_to_sample(frame, potential.species, reach) for frame in taught]
+    samples = _widened(taught, config, potential)
     repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(samples) / len(experiment.train)))
     if "forces" not in experiment.labels and config.potential.scale == "forces_rms":
         potential.scale.data.fill_(force_rms(taught) or 1.0)
@@ -285,10 +290,16 @@ def _taught(experiment: Experiment, taught: Sequence[Frame]) -> Experiment:
     return replace(experiment, train=mixed, labels=tuple({*experiment.labels, "energy", "forces"}))
 
 
+def _widened(frames: Sequence[Frame], config: RunConfig, potential: Potential) -> list[Batch]:
+    """Samples whose neighbour lists reach as far as the weak losses of a stage need."""
+    skin = list_skin(config.weak, potential.species, potential.cutoff, direct=potential.is_direct)
+    return [frame_to_sample(frame, potential.species, potential.cutoff + skin) for frame in frames]
+
+
 def _sampled_by_student(experiment: Experiment, labels: WeakLabelsConfig, student: Path) -> list[Frame]:
     """Structures of a student's molecular dynamics with the cheap calculator's labels."""
     supervisor = find_supervisor(f"run:{student}", load_run=_load_run)
-    return _cheap_labels(_sampled(list(experiment.frames), supervisor, labels), labels)
+    return _cheap_labels(_sampled(experiment, supervisor, labels), labels)
 
 
 def _stage(stage: Experiment, folder: Path) -> Outcome:
@@ -303,12 +314,14 @@ def _stage(stage: Experiment, folder: Path) -> Outcome:
 
 
 def _stage_config(config: RunConfig, labels: WeakLabelsConfig) -> RunConfig:
-    """The run's configuration for a stage of its own length, without weak losses."""
+    """The run's configuration for a stage of its own length, without weak losses unless pre-training has them, too."""
     settings: dict[str, Any] = config.model_dump()
     settings["trainer"]["max_steps"] = labels.steps
     if labels.learning_rate is not None:
         settings["optimizer"]["lr"] = labels.learning_rate
-    settings["weak"] = WeakConfig().model_dump()
+    weak = {"labels": None, "preset": None, "unlabelled": None}
+    throughout = labels.method == "pretrain" and labels.terms == "throughout"
+    settings["weak"] = settings["weak"] | weak if throughout else WeakConfig().model_dump()
     return RunConfig.model_validate(settings)
 
 

@@ -4,7 +4,7 @@ Every way of a table costs about the same number of optimiser steps in total, T 
 of equal computing time; `plain-short` takes as many steps on the labels as the ways with a stage before them (T/3), so
 that it is the one of equal steps on the labels; `plain-long` takes 1.6 T steps, so that it is the one of equal time
 beside losses on displaced copies. `central-half` and `central-late` take that time, too: with the loss on half a batch
-1.25 T steps, with the loss in the last two fifths of the steps alone 1.35 T.
+1.25 T steps, with the loss in the last two fifths of the steps alone 1.35 T, as with it after pre-training.
 """
 
 from dataclasses import dataclass, field
@@ -21,8 +21,23 @@ def after_pretraining(settings):
     return [("weak.labels.method", "pretrain"), *settings]
 
 
+def given(method):
+    """The cheap calculator labels the other geometries of the training set, instead of sampled ones."""
+    return [
+        ("weak.labels.method", method),
+        ("weak.unlabelled", "{pool}"),
+        ("weak.labels.pool.method", "given"),
+    ]
+
+
 # Steps in units of T, where they are others than T.
-LENGTHS = {"plain-short": 1 / 3, "plain-long": 1.6, "central-half": 1.25, "central-late": 1.35}
+LENGTHS = {
+    "plain-short": 1 / 3,
+    "plain-long": 1.6,
+    "central-half": 1.25,
+    "central-late": 1.35,
+    "pretrain+central-long": 1.35,
+}
 
 # Settings by name; what is not here is a preset.
 SETTINGS = {
@@ -61,7 +76,11 @@ SETTINGS = {
     "pretrain+trapezoid": after_pretraining(TRAPEZOID),
     "pretrain+trapezoid-pool": after_pretraining([*TRAPEZOID, ("weak.unlabelled", "{pool}")]),
     "pretrain+piwsl": after_pretraining([("weak.preset", "piwsl")]),
+    "pretrain-given": given("pretrain"),
+    "distill-given": given("distill"),
     "pretrain+central": after_pretraining(STRONG),
+    "pretrain+central-long": after_pretraining(STRONG),
+    "pretrain+central-throughout": after_pretraining([*STRONG, ("weak.labels.terms", "throughout")]),
     "pretrain-low-lr": after_pretraining([("optimizer.lr", 0.003)]),
     **{
         f"pretrain-rate-{factor}": after_pretraining([("weak.labels.rate_after", factor)])
@@ -91,7 +110,17 @@ TABLES = {
     ),
     "conservative": Table(
         "conservative head, energies and forces",
-        ("plain", "pretrain", "distill", "delta", "plain-short", "shared-head", "second-head"),
+        (
+            "plain",
+            "pretrain",
+            "distill",
+            "delta",
+            "plain-short",
+            "shared-head",
+            "second-head",
+            "pretrain-given",
+            "distill-given",
+        ),
         more_labels=("plain",),
     ),
     "energies": Table(
@@ -133,6 +162,8 @@ TABLES = {
             "taylor-central",
             "pretrain",
             "pretrain+central",
+            "pretrain+central-long",
+            "pretrain+central-throughout",
             "loop",
             "curl",
         ),
@@ -201,13 +232,13 @@ def settings_of(way, steps, study, pool_structures=None):
         labels["method"], steps, labels.get("teachers", 1) + labels.get("iterations", 1) - 1
     )
     return [
-        *settings,
         ("weak.labels.calculator", study.cheap),
         ("weak.labels.steps", before),
         ("trainer.max_steps", after),
         ("weak.labels.pool.structures", pool_structures or study.pool),
         *sampling(study),
         ("weak.labels.batch_size", study.batch_size),
+        *settings,
     ]
 
 

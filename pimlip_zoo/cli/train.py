@@ -52,7 +52,7 @@ def train(
         str | None, typer.Option(help="Weak supervision by name; `pimlip-zoo models --weak` lists them.")
     ] = None,
     unlabelled: Annotated[
-        str | None, typer.Option(help="Structures for the losses that need no labels.")
+        str | None, typer.Option(help="Structures without labels, for losses and weak labels.")
     ] = None,
     start: Annotated[
         str | None,

@@ -35,7 +35,8 @@ class PoolOptions:
 
     structures: int = 1500
     method: str = "md"
-    """md, displaced, or both (one half each)."""
+    """md, displaced, both (one half each), or given (unlabelled structures as they are, and displaced ones if these
+    are too few)."""
     temperatures: tuple[float, ...] = (300.0, 600.0, 900.0)
     """K, of Langevin dynamics with the cheap calculator; they share the structures."""
     timestep: float = 0.5
@@ -78,7 +79,11 @@ def label_frames(
 
 
 def sample_pool(
-    frames: Sequence[Frame], supervisor: Supervisor, options: PoolOptions, progress: Progress | None = None
+    frames: Sequence[Frame],
+    supervisor: Supervisor,
+    options: PoolOptions,
+    progress: Progress | None = None,
+    unlabelled: Sequence[Frame] = (),
 ) -> list[Frame]:
     """Sample structures around the given ones and label them.
 
@@ -90,31 +95,31 @@ def sample_pool(
         supervisor: gives forces and labels.
         options: how.
         progress: is told how far it is.
+        unlabelled: where sampling starts, too; themselves in the pool with the method ``given``.
 
     Raises:
         InputError: when too few structures stay within the limit of force.
     """
-    if not frames:
+    starts = [*frames, *unlabelled]
+    if not starts:
         raise InputError("there is no structure to start from", key="weak.labels.pool")
     rng = np.random.default_rng(options.seed)
-    wanted = {
-        "md": options.structures if options.method == "md" else 0,
-        "displaced": options.structures if options.method == "displaced" else 0,
-    }
-    if options.method == "both":
-        wanted = {"md": options.structures - options.structures // 2, "displaced": options.structures // 2}
     pool: list[Frame] = []
 
     def report(count: int) -> None:
         if progress is not None:
             progress(len(pool) + count, options.structures)
 
-    if wanted["displaced"]:
-        pool += _displaced(frames, supervisor, options, wanted["displaced"], rng, report)
-    for index, temperature in enumerate(options.temperatures if wanted["md"] else ()):
+    if options.method == "given":
+        pool += _given(unlabelled, supervisor, options, rng, report)
+    left = options.structures - len(pool)
+    moving = {"md": left, "both": left - left // 2}.get(options.method, 0)
+    if left > moving:
+        pool += _displaced(starts, supervisor, options, left - moving, rng, report)
+    for index, temperature in enumerate(options.temperatures if moving else ()):
         parts = len(options.temperatures)
-        share = wanted["md"] // parts + (index < wanted["md"] % parts)
-        pool += _dynamics(frames, supervisor, options, temperature, share, rng, report)
+        share = moving // parts + (index < moving % parts)
+        pool += _dynamics(starts, supervisor, options, temperature, share, rng, report)
     return pool
 
 
@@ -124,6 +129,7 @@ def labelled_pool(
     options: PoolOptions,
     folder: Path | None = None,
     progress: Progress | None = None,
+    unlabelled: Sequence[Frame] = (),
 ) -> list[Frame]:
     """A pool from the cache, or sampled, labelled and put there.
 
@@ -136,9 +142,13 @@ def labelled_pool(
         options: how structures are sampled.
         folder: of the cache; None: :func:`cache_folder`.
         progress: is told how far the sampling is.
+        unlabelled: see :func:`sample_pool`.
     """
-    key = _key(frames, supervisor, _plain(options))
-    return _cached(folder, supervisor, key, lambda: sample_pool(frames, supervisor, options, progress))
+    what = [_plain(options), len(frames)] if unlabelled else _plain(options)
+    key = _key([*frames, *unlabelled], supervisor, what)
+    return _cached(
+        folder, supervisor, key, lambda: sample_pool(frames, supervisor, options, progress, unlabelled)
+    )
 
 
 def cached_labels(
@@ -197,6 +207,27 @@ def _labelled(
         weight=1.0,
         info={"supervisor": supervisor.name, **info},
     )
+
+
+def _given(
+    frames: Sequence[Frame],
+    supervisor: Supervisor,
+    options: PoolOptions,
+    rng: np.random.Generator,
+    report: Callable[[int], None],
+) -> list[Frame]:
+    """Structures as they are, those left out that the calculator cannot do or pushes apart."""
+    calculator, pool = supervisor.make(), list[Frame]()
+    for index in rng.permutation(len(frames)).tolist():
+        if len(pool) == options.structures:
+            break
+        atoms = _atoms(frames[index])
+        atoms.calc = calculator
+        state = _evaluate(atoms, options.max_force)
+        if state is not None:
+            pool.append(_labelled(frames[index], *state, supervisor))
+            report(len(pool))
+    return pool
 
 
 def _displaced(

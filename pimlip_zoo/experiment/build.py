@@ -173,16 +173,18 @@ def weak_term(
 
     weak, species, direct = config.weak, potential.species, potential.is_direct
     pool: list[Batch] = []
-    if weak.unlabelled is not None:
-        if not chosen_terms(weak, direct=direct):
-            raise InputError(
-                "no loss looks at unlabelled structures",
-                key="weak.unlabelled",
-                mend="choose one with --weak or --set weak.terms.NAME.weight=...",
-            )
+    chosen = chosen_terms(weak, direct=direct)
+    sampled = weak.labels is not None and weak.labels.method != "delta"
+    if weak.unlabelled is not None and not chosen and not sampled:
+        raise InputError(
+            "no loss looks at unlabelled structures",
+            key="weak.unlabelled",
+            mend="choose one with --weak or --set weak.terms.NAME.weight=...",
+        )
+    if weak.unlabelled is not None and chosen:
         reach = potential.cutoff + list_skin(weak, species, potential.cutoff, direct=direct)
         pool = [frame_to_sample(frame, species, reach) for frame in load_frames(weak.unlabelled)]
-    if chosen_terms(weak, direct=direct):
+    if chosen:
         from_rank_zero(
             lambda: check_weak(weak, species, labels, [*some_of(samples, config.seed), *pool], direct=direct)
         )

@@ -90,7 +90,8 @@ class PoolConfig(_Section):
     """How structures around the training set are sampled."""
 
     structures: PositiveInt = 1500
-    method: Literal["md", "displaced", "both"] = "md"
+    method: Literal["md", "displaced", "both", "given"] = "md"
+    """given: the structures of ``weak.unlabelled`` as they are, and displaced ones where these are too few."""
     temperatures: tuple[PositiveFloat, ...] = (300.0, 600.0, 900.0)
     """K, of the Langevin dynamics with the cheap calculator; structures are shared equally."""
     timestep: PositiveFloat = 0.5
@@ -120,6 +121,8 @@ class WeakLabelsConfig(_Section):
     rate_after: float | None = Field(default=None, gt=0, le=1)
     """pretrain: factor of the learning rate in the run that follows. None: 1, or 0.1 where reference energies are the
     only labels, since a fast run on these forgets the forces that it was taught."""
+    terms: Literal["after", "throughout"] = "after"
+    """pretrain: whether the consistency losses begin with the reference labels or with the weak ones."""
     teachers: PositiveInt = 1
     """distill: difference models of different seeds, whose mean teaches."""
     agreement: PositiveFloat | None = None
@@ -150,7 +153,8 @@ class WeakConfig(_Section):
     fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of a batch's structures, drawn anew each step, that the weak losses look at."""
     unlabelled: str | None = None
-    """DATA: structures that need no label."""
+    """DATA: structures that need no label. Weak losses look at them, and the sampling of weak labels starts from
+    them, too."""
     unlabelled_batch_size: PositiveInt = 5
     """Of them, per step."""
     ensemble: tuple[str, ...] = ()
@@ -180,6 +184,25 @@ class WeakConfig(_Section):
                         key="weak.teacher",
                         mend="set weak.teacher=none, or leave the term out",
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _given_structures_are_given(self) -> WeakConfig:
+        labels = self.labels
+        if labels is None or labels.method == "delta" or labels.pool.method != "given":
+            return self
+        if self.unlabelled is None:
+            raise InputError(
+                "there are no unlabelled structures",
+                key="weak.labels.pool.method",
+                mend="add --unlabelled DATA",
+            )
+        if labels.iterations > 1:
+            raise InputError(
+                "further rounds sample with a student, and given structures are not sampled",
+                key="weak.labels.iterations",
+                mend="choose weak.labels.pool.method=md, displaced or both",
+            )
         return self
 
     @property

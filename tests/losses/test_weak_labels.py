@@ -52,6 +52,38 @@ def test_a_pool_has_as_many_structures_as_asked_for_with_labels_that_belong_to_t
     assert (800.0 in temperatures) == (method != "displaced")
 
 
+@pytest.mark.parametrize("method", ["md", "displaced", "both"])
+def test_unlabelled_structures_are_where_sampling_starts_too(crystals, method):
+    options = PoolOptions(structures=12, method=method, stride=1, temperatures=(300.0,), seed=3)
+
+    strange = dataclasses.replace(
+        crystals[0],
+        numbers=np.concatenate([crystals[0].numbers] * 2),
+        positions=np.concatenate([crystals[0].positions, crystals[0].positions + crystals[0].cell[0]]),
+        cell=crystals[0].cell * np.array([[2.0], [1.0], [1.0]]),
+        energy=None,
+        forces=None,
+    )
+    sizes = {len(frame.numbers) for frame in sample_pool(crystals[:1], EMT, options, None, [strange])}
+    assert sizes == {len(crystals[0].numbers), len(strange.numbers)}
+
+
+def test_given_structures_are_labelled_as_they_are_and_too_few_are_filled_with_displaced_ones(crystals):
+    given = [dataclasses.replace(frame, energy=None, forces=None) for frame in crystals[1:]]
+    options = PoolOptions(structures=len(given) + 3, method="given", seed=1)
+    pool = sample_pool(crystals[:1], EMT, options, None, given)
+    same = [
+        frame for frame in pool if any(np.array_equal(frame.positions, other.positions) for other in given)
+    ]
+    assert len(pool) == len(given) + 3
+    assert len(same) == len(given)
+    for frame, check in zip(pool, label_frames(pool, EMT), strict=True):
+        assert frame.energy == pytest.approx(check.energy, abs=1e-9)
+    few = sample_pool(crystals[:1], EMT, dataclasses.replace(options, structures=1), None, given)
+    assert len(few) == 1
+    assert any(np.array_equal(few[0].positions, other.positions) for other in given)
+
+
 def test_the_same_seed_samples_the_same_structures(crystals):
     options = PoolOptions(structures=4, stride=2, seed=1)
     one, two = sample_pool(crystals, EMT, options), sample_pool(crystals, EMT, options)
@@ -89,11 +121,12 @@ def test_a_pool_is_sampled_once_and_again_when_anything_changes(crystals, tmp_pa
     labelled_pool(crystals[:2], counting, options, tmp_path)
     labelled_pool(crystals, counting, dataclasses.replace(options, seed=5), tmp_path)
     labelled_pool(crystals, counting._replace(version="another"), options, tmp_path)
+    labelled_pool(crystals[:2], counting, options, tmp_path, unlabelled=crystals[2:])
     cached_labels(crystals, counting, tmp_path)
     cached_labels(crystals, counting, tmp_path)
-    assert len(calls) == 5
+    assert len(calls) == 6
     stores = sorted(tmp_path.glob("*.lmdb"))
-    assert len(stores) == 5
+    assert len(stores) == 6
     assert all(FrameStore(path).meta[0]["supervisor"] == "emt" for path in stores)
 
 

@@ -20,7 +20,7 @@ from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import prepare
 from pimlip_zoo.report.curve import curve_plot
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
-from pimlip_zoo.weak_stages import prepare_run, train_run
+from pimlip_zoo.weak_stages import prepare_run, train_run, weak_pool
 
 DATA = "builtin:ethanol-gfn2@0:8"
 LJ = "ase.calculators.lj:LennardJones"
@@ -49,7 +49,7 @@ def settings(tmp_path, method=None, **options):
             "weak.labels.batch_size": 2,
             "weak.labels.cache": str(tmp_path / "cache"),
         }
-    return list(values.items())
+    return list((values | options).items())
 
 
 @pytest.fixture(autouse=True)
@@ -93,8 +93,6 @@ def test_resuming_nothing_is_an_error(tmp_path):
 
 
 def test_pre_training_brings_cheap_energies_to_the_level_of_the_labels(tmp_path):
-    from pimlip_zoo.weak_stages import weak_pool
-
     experiment = prepare_run(load_config(None, settings(tmp_path, "pretrain")))
     labels = experiment.config.weak.labels
     raw = weak_pool(experiment, labels, shift=False)
@@ -424,9 +422,56 @@ def test_a_run_with_consistency_losses_and_a_pool_trains_and_resumes_exactly(tmp
             assert half[name] == value
 
 
+def test_consistency_losses_begin_after_pre_training_or_act_throughout(tmp_path):
+    direct = {"model.force_head": "direct", "weak.terms.pitc_central.weight": 1.0}
+    ways = {
+        "without": {"model.force_head": "direct"},
+        "after": direct,
+        "throughout": {**direct, "weak.labels.terms": "throughout"},
+    }
+    for name, options in ways.items():
+        train_run(prepare_run(load_config(None, settings(tmp_path, "pretrain", **options))), tmp_path / name)
+    states = {name: load_potential(tmp_path / name / "pretrain").state_dict() for name in ways}
+    ends = {name: load_potential(tmp_path / name).state_dict() for name in ways}
+
+    def same(one, two):
+        return all(torch.equal(one[key], two[key]) for key in one)
+
+    assert same(states["without"], states["after"])
+    assert not same(states["after"], states["throughout"])
+    assert not same(ends["without"], ends["after"])
+
+
+@pytest.mark.parametrize("method", ["pretrain", "distill"])
+def test_weak_labels_of_given_structures_train(tmp_path, method):
+    from pimlip_zoo.datasets.readers import load_frames
+
+    given = "builtin:ethanol-gfn2/test_600K@0:6"
+    options = {
+        "weak.unlabelled": given,
+        "weak.labels.pool.method": "given",
+        "weak.labels.pool.structures": 6,
+    }
+    experiment = prepare_run(load_config(None, settings(tmp_path, method, **options)))
+    labels = experiment.config.weak.labels
+    found = sorted(frame.positions[0, 0] for frame in weak_pool(experiment, labels, shift=True))
+    assert found == sorted(frame.positions[0, 0] for frame in load_frames(given))
+    assert train_run(experiment, tmp_path / "run").signal is None
+
+
+def test_given_structures_that_are_not_given_or_cannot_be_sampled_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no unlabelled structures"):
+        load_config(None, [*settings(tmp_path, "pretrain"), ("weak.labels.pool.method", "given")])
+    rounds = [("weak.labels.pool.method", "given"), ("weak.labels.iterations", 2), ("weak.unlabelled", DATA)]
+    with pytest.raises(InputError, match="further rounds"):
+        load_config(None, [*settings(tmp_path, "distill"), *rounds])
+
+
 def test_a_pool_that_nothing_looks_at_and_impossible_terms_are_refused(tmp_path):
     with pytest.raises(InputError, match="no loss looks at"):
         prepare_run(load_config(None, [*settings(tmp_path), ("weak.unlabelled", DATA)]))
+    with pytest.raises(InputError, match="no loss looks at"):
+        prepare_run(load_config(None, [*settings(tmp_path, "delta"), ("weak.unlabelled", DATA)]))
     with pytest.raises(InputError, match="no curl"):
         prepare_run(load_config(None, [*settings(tmp_path), ("weak.terms.curl.weight", 1.0)]))
     with pytest.raises(InputError, match="needs force labels"):
