@@ -4,7 +4,8 @@
 
 Wall time from the start of the process to the end of the first step, imports, reading, neighbour lists and compilation
 included, and CPU time of the process and of the compilers that it started: on a busy machine the first says little, on
-a machine with two free cores it is between a half and all of the second.
+a machine with two free cores it is between a half and all of the second. The last row is what the libraries alone
+take: an optimiser of torch and Lightning's trainer imported, nothing else.
 """
 
 from __future__ import annotations
@@ -15,14 +16,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-_TRAIN = """
+_STOP = """
 import os, resource, sys, time
 begun = float(os.environ["BEGUN"])
-from pimlip_zoo.cli import main
-import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 def stop(*_):
     import json
@@ -34,20 +33,25 @@ def stop(*_):
         "rss_mb": round(own.ru_maxrss / 1024),
     }), file=sys.stderr, flush=True)
     os._exit(0)
+"""
 
+_TRAIN = f"""{_STOP}
+from pimlip_zoo.cli import main
+from torch.optim.optimizer import register_optimizer_step_post_hook
 register_optimizer_step_post_hook(stop)
 main()
+"""
+
+_LIBRARIES = f"""{_STOP}
+import torch, lightning.pytorch
+torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+stop()
 """
 
 
 def first_step(model: str, preset: str, data: Path, folder: str, cache: str) -> dict[str, float]:
     """One run, ended after its first step."""
-    import time
-
     command = [
-        sys.executable,
-        "-c",
-        _TRAIN,
         "train",
         "--model",
         model,
@@ -57,7 +61,13 @@ def first_step(model: str, preset: str, data: Path, folder: str, cache: str) -> 
         str(data),
     ]
     command += ["--out", f"{folder}/{model}-{preset}", "--set", "trainer.threads=1"]
-    environment = {**os.environ, "XDG_CACHE_HOME": cache, "BEGUN": repr(time.time())}
+    return measured(_TRAIN, *command, XDG_CACHE_HOME=cache)
+
+
+def measured(program: str, *arguments: str, **variables: str) -> dict[str, float]:
+    """What a Python program says before it stops."""
+    environment = {**os.environ, **variables, "BEGUN": repr(time.time())}
+    command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     lines = [line for line in done.stderr.splitlines() if line.startswith("{")]
     if not lines:
@@ -82,9 +92,13 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as folder:
                 for state in ("none", "cached"):
                     found = first_step(model, preset, options.data, f"{folder}/{state}", f"{folder}/cache")
-                    cells = [f"{found[key]:g}" for key in found]
-                    print(f"| {model}, {preset} | {state} | {' | '.join(cells)} |", flush=True)
+                    row(f"{model}, {preset} | {state}", found)
+    row("imports alone | ", measured(_LIBRARIES))
     return 0
+
+
+def row(name: str, found: dict[str, float]) -> None:
+    print(f"| {name} | {' | '.join(f'{value:g}' for value in found.values())} |", flush=True)
 
 
 if __name__ == "__main__":

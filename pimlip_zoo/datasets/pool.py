@@ -95,12 +95,12 @@ def sample_pool(
         supervisor: gives forces and labels.
         options: how.
         progress: is told how far it is.
-        unlabelled: where sampling starts, too; themselves in the pool with the method ``given``.
+        unlabelled: where sampling starts, too; with the method ``given`` they alone matter.
 
     Raises:
         InputError: when too few structures stay within the limit of force.
     """
-    starts = [*frames, *unlabelled]
+    starts = _starts(frames, unlabelled, options)
     if not starts:
         raise InputError("there is no structure to start from", key="weak.labels.pool")
     rng = np.random.default_rng(options.seed)
@@ -144,8 +144,7 @@ def labelled_pool(
         progress: is told how far the sampling is.
         unlabelled: see :func:`sample_pool`.
     """
-    what = [_plain(options), len(frames)] if unlabelled else _plain(options)
-    key = _key([*frames, *unlabelled], supervisor, what)
+    key = _key(_starts(frames, unlabelled, options), supervisor, _plain(options))
     return _cached(
         folder, supervisor, key, lambda: sample_pool(frames, supervisor, options, progress, unlabelled)
     )
@@ -207,6 +206,11 @@ def _labelled(
         weight=1.0,
         info={"supervisor": supervisor.name, **info},
     )
+
+
+def _starts(frames: Sequence[Frame], unlabelled: Sequence[Frame], options: PoolOptions) -> Sequence[Frame]:
+    """Where sampling starts. Given structures are the same whichever of the others are labelled."""
+    return unlabelled if options.method == "given" else [*frames, *unlabelled]
 
 
 def _given(

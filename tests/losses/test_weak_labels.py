@@ -121,7 +121,9 @@ def test_a_pool_is_sampled_once_and_again_when_anything_changes(crystals, tmp_pa
     labelled_pool(crystals[:2], counting, options, tmp_path)
     labelled_pool(crystals, counting, dataclasses.replace(options, seed=5), tmp_path)
     labelled_pool(crystals, counting._replace(version="another"), options, tmp_path)
-    labelled_pool(crystals[:2], counting, options, tmp_path, unlabelled=crystals[2:])
+    given = dataclasses.replace(options, method="given")
+    for frames in (crystals[:1], crystals[1:2]):  # which are labelled does not matter
+        labelled_pool(frames, counting, given, tmp_path, unlabelled=[*crystals, crystals[0]])
     cached_labels(crystals, counting, tmp_path)
     cached_labels(crystals, counting, tmp_path)
     assert len(calls) == 6
