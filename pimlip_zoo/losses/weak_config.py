@@ -237,6 +237,14 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "pretrain with GFN2-xTB, for molecules",
         {"labels": {"method": "pretrain", "calculator": "gfn2"}},
     ),
+    "direct-gfn2": (
+        "direct heads of molecules: gfn2, then direct-consistent",
+        {
+            "labels": {"method": "pretrain", "calculator": "gfn2"},
+            "terms": {"pitc_central": {"weight": 1.0, "detach": "forces"}},
+            "perturbation": {"name": "uniform", "amplitude": 0.05},
+        },
+    ),
     "delta": (
         "learn the difference to a cheap calculator, which then runs at inference, too",
         {"labels": {"method": "delta"}},
@@ -246,11 +254,11 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         {"labels": {"method": "distill", "pool": {"structures": 3000}}},
     ),
     "second-head": (
-        "train on both levels together, a correction for the cheap one beside the model",
+        "baseline: train on both levels together, a correction for the cheap one beside the model",
         {"labels": {"method": "second_head"}},
     ),
     "shared-head": (
-        "train on both levels together, two readouts on the same features",
+        "baseline: train on both levels together, two readouts on the same features",
         {"labels": {"method": "shared_head"}},
     ),
     "taylor": (
