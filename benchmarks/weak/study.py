@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from sets import SETS
 from tables import fill, table_of
-from ways import TABLES, settings_of
+from ways import TABLES, filled, settings_of
 
 
 def shared_settings(args, study):
@@ -76,10 +76,7 @@ def run(args):
         print(point.name, flush=True)
         # Unlabelled structures are those of the training set, the labelled ones among them.
         pool = {"{pool}": placed(args, study.train)}
-        way = [
-            (key, pool.get(value, value) if isinstance(value, str) else value)
-            for key, value in settings_of(point.weak, args.steps, study, pool_structures=args.pool)
-        ]
+        way = filled(settings_of(point.weak, args.steps, study, pool_structures=args.pool), pool)
         variants = {point.weak: way}
         signal = run_point(point, settings, tests, runs, variants=variants)
         if signal is not None:

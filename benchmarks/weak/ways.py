@@ -76,6 +76,7 @@ SETTINGS = {
     "pretrain+trapezoid": after_pretraining(TRAPEZOID),
     "pretrain+trapezoid-pool": after_pretraining([*TRAPEZOID, ("weak.unlabelled", "{pool}")]),
     "pretrain+piwsl": after_pretraining([("weak.preset", "piwsl")]),
+    "distill-pretrained": [("weak.preset", "distill"), ("weak.labels.student_steps", "{student}")],
     "pretrain-given": given("pretrain"),
     "distill-given": given("distill"),
     "pretrain+central": after_pretraining(STRONG),
@@ -216,18 +217,15 @@ def settings_of(way, steps, study, pool_structures=None):
     from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
 
     settings = list(SETTINGS.get(way, [("weak.preset", way)]))
-    if way in LENGTHS:
-        steps = round(steps * LENGTHS[way])
-        late = {"{late}": steps * 3 // 5}
-        settings = [
-            (key, late.get(value, value) if isinstance(value, str) else value) for key, value in settings
-        ]
+    steps = round(steps * LENGTHS.get(way, 1))
+    settings = filled(settings, {"{late}": steps * 3 // 5, "{student}": steps // 3})
     presets = [value for key, value in settings if key == "weak.preset" and value in PRESETS]
     labels = {key.removeprefix("weak.labels."): value for key, value in settings if "weak.labels" in key}
     for preset in presets:
         labels = {**weak_preset(preset).get("labels", {}), **labels}
     if not labels:
         return [*settings, ("trainer.max_steps", steps)]
+    steps -= steps // 3 if "student_steps" in labels else 0
     before, after = stages(
         labels["method"], steps, labels.get("teachers", 1) + labels.get("iterations", 1) - 1
     )
@@ -240,6 +238,11 @@ def settings_of(way, steps, study, pool_structures=None):
         ("weak.labels.batch_size", study.batch_size),
         *settings,
     ]
+
+
+def filled(settings, values):
+    """Settings with what only a run knows, such as its number of steps, in its places."""
+    return [(key, values.get(value, value) if isinstance(value, str) else value) for key, value in settings]
 
 
 def sampling(study):

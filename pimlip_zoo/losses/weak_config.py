@@ -116,8 +116,10 @@ class WeakLabelsConfig(_Section):
     pool: PoolConfig = PoolConfig()
     steps: PositiveInt = 5000
     """Of a stage before the run: pre-training, or the difference model that teaches."""
+    student_steps: int = Field(default=0, ge=0)
+    """distill: of pre-training the student on the cheap labels, before it learns from the teachers."""
     learning_rate: PositiveFloat | None = None
-    """Of that stage; None: the run's."""
+    """Of a stage before the run; None: the run's."""
     rate_after: float | None = Field(default=None, gt=0, le=1)
     """pretrain: factor of the learning rate in the run that follows. None: 1, or 0.1 where reference energies are the
     only labels, since a fast run on these forgets the forces that it was taught."""
