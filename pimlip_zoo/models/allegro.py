@@ -267,8 +267,8 @@ class Allegro(AtomicEnergyModel):
         projected = self.embed_latents(pair)
         latents, weights = projected[:, : self.width], projected[:, self.width :]
         for layer in self.layers:
-            weights = (self.scale * weights).view(-1, self.num_irreps, self.channels)
-            environment = self.environment(harmonics, weights, graph.edge_index, num_atoms)
+            weights = weights.reshape(-1, self.num_irreps, self.channels)
+            environment = self.scale * self.environment(harmonics, weights, graph.edge_index, num_atoms)
             tensors, latents, weights = layer(tensors, latents, environment, envelope, centre)
         return latents, tensors, harmonics[:, 1:4]
 

@@ -129,9 +129,12 @@ class MACELayer(nn.Module):
         self.convolution = Convolution(convolution_spec(irreps_in, harmonics, harmonics), channels)
         widths = (config.num_bessel, *config.radial_hidden, self.convolution.num_paths * channels)
         self.radial = ScalarMLP(widths, gain=1.0, normalized=True)
-        self.linear_out = EquivariantLinear(self.convolution.irreps_out, harmonics, channels, channels)
-        self.density = ScalarMLP((config.num_bessel, 1)) if config.normalization == "density" else None
-        self.scale = 1.0 / (config.avg_num_neighbors or 1.0)
+        by_density = config.normalization == "density"
+        scale = 1.0 if by_density else 1.0 / (config.avg_num_neighbors or 1.0)
+        self.linear_out = EquivariantLinear(
+            self.convolution.irreps_out, harmonics, channels, channels, factor=scale
+        )
+        self.density = ScalarMLP((config.num_bessel, 1)) if by_density else None
         self.residual = residual
         skip_in, skip_out = (irreps_in, irreps_out) if residual else (harmonics, harmonics)
         self.skip = SpeciesLinear(skip_in, skip_out, channels, channels, num_species)
@@ -148,8 +151,6 @@ class MACELayer(nn.Module):
             of_edge = torch.tanh(self.density(radial).square())
             total = 1.0 + sum_by_centre(of_edge, graph.edge_index[0], x.shape[0])
             basis = basis / total.unsqueeze(-1)
-        else:
-            basis = basis * self.scale
         if not self.residual:
             basis = self.skip(basis, self._one_hot, graph.species)
         update: Tensor = self.linear_update(self.contraction(basis, graph.species))

@@ -87,7 +87,8 @@ class NequIPLayer(nn.Module):
         self.irreps_out = o3.Irreps([(1, ir) for _, ir in irreps_out if ir in reachable])
         gate = Gate(self.irreps_out, "0e" if o3.Irrep("0e") in reachable else "0o")
         self.gate = gate
-        self.linear_in = EquivariantLinear(irreps_in, irreps_in, channels, channels)
+        scale = 1.0 / math.sqrt(config.avg_num_neighbors or 1.0)
+        self.linear_in = EquivariantLinear(irreps_in, irreps_in, channels, channels, factor=scale)
         self.convolution = Convolution(convolution_spec(irreps_in, harmonics, gate.irreps_in), channels)
         self.radial = ScalarMLP(
             (config.num_bessel, *config.radial_hidden, self.convolution.num_paths * channels)
@@ -99,7 +100,6 @@ class NequIPLayer(nn.Module):
             else None
         )
         self.residual = config.resnet and self_connection and self.irreps_out == irreps_in
-        self.scale = 1.0 / math.sqrt(config.avg_num_neighbors or 1.0)
         self.channels = channels
 
     def forward(
@@ -107,8 +107,8 @@ class NequIPLayer(nn.Module):
     ) -> Tensor:
         """(N, K_in, C) -> (N, K_out, C)."""
         weights = self.radial(radial).view(-1, self.convolution.num_paths, self.channels)
-        y = self.linear_in(x) * self.scale
-        y = self.linear_out(self.convolution(y, harmonics, weights, graph.edge_index))
+        y = self.convolution(self.linear_in(x), harmonics, weights, graph.edge_index)
+        y = self.linear_out(y)
         if self.self_connection is not None:
             y = y + self.self_connection(x, species_embedding, graph.species)
         y = self.gate(y)

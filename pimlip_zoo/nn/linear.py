@@ -35,12 +35,19 @@ class EquivariantLinear(nn.Module):
         irreps_out: components of the output, likewise.
         channels_in: C_in.
         channels_out: C_out.
+        factor: multiplies the result.
     """
 
     def __init__(
-        self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, channels_in: int, channels_out: int
+        self,
+        irreps_in: o3.Irreps,
+        irreps_out: o3.Irreps,
+        channels_in: int,
+        channels_out: int,
+        factor: float = 1.0,
     ) -> None:
         super().__init__()
+        self.factor = factor
         self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
         self.channels_in, self.channels_out = channels_in, channels_out
         self.blocks, self._zeros_after = _matching_blocks(self.irreps_in, self.irreps_out)
@@ -60,7 +67,7 @@ class EquivariantLinear(nn.Module):
                 parts.append(x.new_zeros((rows, zeros, self.channels_out)))
             fan_in = copies_in * self.channels_in
             rows_in = x[:, start : start + dim * copies_in]
-            y = torch.mm(rows_in.reshape(rows * dim, fan_in), weight * (1.0 / float(fan_in) ** 0.5))
+            y = torch.mm(rows_in.reshape(rows * dim, fan_in), weight * (self.factor / float(fan_in) ** 0.5))
             parts.append(y.view(rows, dim * copies_out, self.channels_out))
             index += 1  # noqa: SIM113  (TorchScript does not enumerate a ParameterList)
         if self._zeros_after > 0:
@@ -177,9 +184,10 @@ def linear_form(module: EquivariantLinear | SpeciesLinear, num_species: int = 1)
     """What the compiled kernels have to know of a map, with as many sets of weights as there are species."""
     blocks, first_out = [], 0
     embedding = module.embedding_size if isinstance(module, SpeciesLinear) else 1
+    factor = 1.0 if isinstance(module, SpeciesLinear) else module.factor
     for start, copies_in, dim, copies_out, zeros in module.blocks:
         first_out += zeros
-        scale = float(copies_in * module.channels_in * embedding) ** -0.5
+        scale = factor * float(copies_in * module.channels_in * embedding) ** -0.5
         blocks.append(LinearBlock(start, copies_in, first_out, copies_out, dim, scale))
         first_out += dim * copies_out
     dim_in, dim_out = int(module.irreps_in.dim), int(module.irreps_out.dim)

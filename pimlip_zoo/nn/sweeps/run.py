@@ -18,6 +18,7 @@ from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.kernels import or_reference
 from pimlip_zoo.nn.kernels.build import CompilerError
 from pimlip_zoo.nn.kernels.library import Noted, build_together, rehearsal
+from pimlip_zoo.nn.kernels.memory import keep_freed_memory
 from pimlip_zoo.nn.sweeps.block import Part
 from pimlip_zoo.nn.sweeps.pairs import share_radial
 from pimlip_zoo.nn.sweeps.trace import Step, Trace, Value, trace_model
@@ -196,6 +197,7 @@ class Sweeps:
         """
         if training not in self._prepared:
             build_together(self.kernels(training=training))
+            keep_freed_memory()
             self._prepared.add(training)
         return self
 
