@@ -10,7 +10,14 @@ from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors, sum_by_struct
 from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.weak import PhysicsWeakMixin
 from pimlip_zoo.nn.kernels import compiled_for, geometry_is_leaf, geometry_only
-from pimlip_zoo.nn.sweeps import Sweeps, compile_ahead, energies_and_gradient, sweeps_of
+from pimlip_zoo.nn.sweeps import (
+    Levels,
+    Sweeps,
+    compile_ahead,
+    predict_structures,
+    sweeps_of,
+    virial_of_edges,
+)
 
 __all__ = ["Potential"]
 
@@ -93,22 +100,24 @@ class Potential(PhysicsWeakMixin, nn.Module):
         Returns:
             Predictions, empty where a quantity was not asked for.
         """
+        sweeps = self._sweeps(graph)
+        if sweeps is None:
+            return self._by_autograd(graph, forces=forces, virial=virial)
+        levels = self._levels(graph, differentiate=forces or virial)
+        return predict_structures(sweeps, graph, levels, self.model.dtype, forces=forces, virial=virial)
+
+    def _by_autograd(self, graph: AtomGraph, *, forces: bool, virial: bool) -> Predictions:
         differentiate = virial or (forces and not self.is_direct)
         keep = torch.is_grad_enabled()
         vectors = edge_vectors(graph)
-        sweeps = self._sweeps(vectors)
-        if sweeps is not None:
-            atomic_energy, gradient = self._by_sweeps(sweeps, graph, vectors, differentiate=differentiate)
-            direct_forces = vectors
-        else:
-            with torch.set_grad_enabled(keep or differentiate):
-                inner = differentiate and not vectors.requires_grad
-                if inner:
-                    vectors.requires_grad_(True)
-                with geometry_is_leaf(inner):
-                    atomic_energy, direct_forces = self._atomic_energy(graph, vectors, direct=forces)
-                energy = atomic_energy.sum()
-                gradient = self._edge_gradient(energy, vectors, keep) if differentiate else vectors
+        with torch.set_grad_enabled(keep or differentiate):
+            inner = differentiate and not vectors.requires_grad
+            if inner:
+                vectors.requires_grad_(True)
+            with geometry_is_leaf(inner):
+                atomic_energy, direct_forces = self._atomic_energy(graph, vectors, direct=forces)
+            energy = atomic_energy.sum()
+            gradient = self._edge_gradient(energy, vectors, keep) if differentiate else vectors
         energy = sum_by_structure(atomic_energy, graph)
         if not forces:
             all_forces = graph.positions.new_zeros((0, 3))
@@ -118,7 +127,8 @@ class Potential(PhysicsWeakMixin, nn.Module):
             centre, neighbour = graph.edge_index[0], graph.edge_index[1]
             all_forces = torch.zeros_like(graph.positions, requires_grad=False)
             all_forces = all_forces.index_add(0, centre, gradient).index_add(0, neighbour, -gradient)
-        all_virial = _virial(graph, vectors, gradient) if virial else graph.positions.new_zeros((0, 3, 3))
+        empty = graph.positions.new_zeros((0, 3, 3))
+        all_virial = virial_of_edges(graph, vectors, gradient) if virial else empty
         result = Predictions(energy, all_forces, all_virial, atomic_energy)
         return result if keep else Predictions(*(value.detach() for value in result))
 
@@ -141,37 +151,32 @@ class Potential(PhysicsWeakMixin, nn.Module):
         if not self.is_direct and compiled_for(torch.empty(0, dtype=self.model.dtype)):
             compile_ahead(self.model, self.model.dtype)
 
-    def _sweeps(self, vectors: Tensor) -> Sweeps | None:
+    def _sweeps(self, graph: AtomGraph) -> Sweeps | None:
         """The model's sweeps, where they do all that may be asked: derivatives by geometry and by its parameters."""
-        trains_more = self.scale.requires_grad or self.energy_references.requires_grad
-        if self.repulsion is not None:
-            trains_more = trains_more or any(p.requires_grad for p in self.repulsion.parameters())
-        if self.is_direct or vectors.requires_grad or (trains_more and torch.is_grad_enabled()):
-            return None
-        if torch.is_autocast_enabled(vectors.device.type):  # products in bf16 are autograd's
-            return None
+        if self.is_direct or torch.is_autocast_enabled(graph.positions.device.type):
+            return None  # products in bf16 are autograd's
+        if torch.is_grad_enabled():
+            constants = [graph.positions, graph.edge_shift, graph.cell, self.scale, self.energy_references]
+            if self.repulsion is not None:
+                constants += self.repulsion.parameters()
+            if any(t.requires_grad for t in constants):
+                return None
         dtype = self.model.dtype
-        return sweeps_of(self.model, dtype) if compiled_for(vectors.to(dtype)) else None
+        known = dtype in (torch.float32, torch.float64) and compiled_for(graph.positions)
+        return sweeps_of(self.model, dtype) if known else None
 
-    def _by_sweeps(
-        self, sweeps: Sweeps, graph: AtomGraph, vectors: Tensor, *, differentiate: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Atomic energies in eV and the gradient of their sum by the edge vectors."""
-        dtype = self.model.dtype
+    def _levels(self, graph: AtomGraph, *, differentiate: bool) -> Levels:
+        """What is made of the model's energies, in eV."""
         scale = self.scale.detach()[graph.species]
-        raw, raw_gradient = energies_and_gradient(
-            sweeps, graph, vectors.to(dtype), scale.to(dtype), gradient=differentiate
-        )
-        energy = scale * raw.to(torch.float64) + self.energy_references.detach()[graph.species]
-        gradient = raw_gradient.to(torch.float64)
+        offset, gradient = self.energy_references.detach()[graph.species], None
         if self.repulsion is not None:
             with torch.enable_grad():
-                leaf = vectors.detach().requires_grad_()
+                leaf = edge_vectors(graph).detach().requires_grad_()
                 repulsion = self.repulsion(graph, leaf)
                 if differentiate:
-                    gradient = gradient + self._edge_gradient(repulsion.sum(), leaf, keep=False)
-            energy = energy + repulsion.detach()
-        return energy, gradient
+                    gradient = self._edge_gradient(repulsion.sum(), leaf, keep=False)
+            offset = offset + repulsion.detach()
+        return Levels(scale, offset, gradient)
 
     @staticmethod
     def _edge_gradient(energy: Tensor, vectors: Tensor, keep: bool) -> Tensor:
@@ -180,11 +185,3 @@ class Potential(PhysicsWeakMixin, nn.Module):
         with geometry_only():
             (gradient,) = torch.autograd.grad(energy, vectors, create_graph=keep, allow_unused=True)
         return torch.zeros_like(vectors) if gradient is None else gradient
-
-
-def _virial(graph: AtomGraph, vectors: Tensor, gradient: Tensor) -> Tensor:
-    """``-sum r (x) dE/dr`` over the edges of each structure, symmetric: (M, 3, 3) eV."""
-    products = vectors.unsqueeze(2) * gradient.unsqueeze(1)
-    total = products.new_zeros((graph.num_graphs, 3, 3))
-    total = total.index_add(0, graph.batch[graph.edge_index[0]], products)
-    return -0.5 * (total + total.transpose(1, 2))

@@ -70,12 +70,14 @@ class KernelLibrary:
         if noted is not None:
             noted.append((self, kernel))
             return
-        if kernel not in self._functions:
+        function = self._functions.get(kernel)
+        if function is None:
             self.build(kernel)
+            function = self._functions[kernel]
         kept = [None if t is None else t.contiguous() for t in operands]
         threads = torch.get_num_threads() if work is None or work > _SMALL else 1
         pointers = [None if t is None else t.data_ptr() for t in (*lists, *kept, *results)]
-        self._functions[kernel](rows, threads, *pointers)
+        function(rows, threads, *pointers)
         for watcher in watchers():
             watcher.called(KernelCall(self, kernel, rows, work, lists, kept, results))
 

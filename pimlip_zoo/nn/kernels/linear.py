@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pimlip_zoo.nn.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.nn.kernels.library import KernelLibrary
 from pimlip_zoo.nn.kernels.mlp_source import mlp_functions
 from pimlip_zoo.nn.kernels.watch import watchers
 
-__all__ = ["CpuLinear", "LinearForm", "LinearSweep", "RowTiles", "cpu_linear"]
+__all__ = ["CpuLinear", "LinearForm", "LinearSweep", "RowTiles", "cpu_linear", "row_tiles"]
 
 TILE = 32
 """Rows that are worked on together."""
@@ -91,6 +92,27 @@ class RowTiles:
         self.first = torch.tensor([*first, rows])
         self.species = torch.tensor(kinds, dtype=torch.int32)
         self.order = self.order.to(torch.int32)
+
+
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def row_tiles(rows: int, species: Tensor | None = None) -> RowTiles:
+    """The tiles of so many rows; those by species are made once for as long as its tensor lives unchanged."""
+    if species is None:
+        return RowTiles(rows) if watchers() else _plain_tiles(rows)
+    known = _known.get(species)
+    if known is not None and known[0] == species._version:  # noqa: SLF001
+        tiles: RowTiles = known[1]
+        return tiles
+    tiles = RowTiles(rows, species)
+    _known[species] = (species._version, tiles)  # noqa: SLF001
+    return tiles
+
+
+@lru_cache(maxsize=64)
+def _plain_tiles(rows: int) -> RowTiles:
+    return RowTiles(rows)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ def keep_freed_memory() -> None:
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _OWN_CHOICE):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and mallopt(_TRIM_THRESHOLD, _KEPT):
-        # Setting one ends the automatic choice of the other; older versions allow 32 MiB at most.
-        if not mallopt(_MMAP_THRESHOLD, _MAPPED):
-            mallopt(_MMAP_THRESHOLD, 2**25)
+    if mallopt is None or not mallopt(_TRIM_THRESHOLD, _KEPT):
+        return
+    # Setting one ends the automatic choice of the other; older versions allow 32 MiB at most.
+    if not mallopt(_MMAP_THRESHOLD, _MAPPED):
+        mallopt(_MMAP_THRESHOLD, 2**25)

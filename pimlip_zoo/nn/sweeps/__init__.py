@@ -6,9 +6,16 @@ second adjoint (``block``); ``run`` goes over the list. What has no block is don
 
 # The blocks register themselves.
 from pimlip_zoo.nn.sweeps import convolution, edges, gate, linear, mlp, polynomial, product, tensor_calls
-from pimlip_zoo.nn.sweeps.run import Sweeps, compile_ahead, energies_and_gradient, sweeps_of
+from pimlip_zoo.nn.sweeps.derivatives import (
+    Levels,
+    energies_and_gradient,
+    predict_structures,
+    virial_of_edges,
+)
+from pimlip_zoo.nn.sweeps.run import Sweeps, compile_ahead, sweeps_of
 
 __all__ = [
+    "Levels",
     "Sweeps",
     "compile_ahead",
     "convolution",
@@ -18,7 +25,9 @@ __all__ = [
     "linear",
     "mlp",
     "polynomial",
+    "predict_structures",
     "product",
     "sweeps_of",
     "tensor_calls",
+    "virial_of_edges",
 ]

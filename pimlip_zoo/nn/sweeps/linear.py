@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pimlip_zoo.nn.kernels.linear import CpuLinear, LinearForm, LinearSweep, RowTiles, cpu_linear
+from pimlip_zoo.nn.kernels.linear import CpuLinear, LinearForm, LinearSweep, RowTiles, cpu_linear, row_tiles
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear, linear_form
 from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks, listed
 
@@ -76,7 +76,7 @@ class LinearBlock(LinearMapBlock):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x = args[0]
         weights = torch.cat([weight.reshape(-1) for weight in listed(self.module.weights)]).unsqueeze(0)
-        return self.run(x, weights, RowTiles(int(x.shape[0])))
+        return self.run(x, weights, row_tiles(int(x.shape[0])))
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
         into, found = self.gradients(saved, tangents, g, h)
@@ -102,7 +102,7 @@ class SpeciesLinearBlock(LinearMapBlock):
         x, embedding, species = args
         self.form = linear_form(self.module, int(embedding.shape[0]))
         by_species = [_mix(embedding, w.transpose(0, 1)).flatten(1) for w in listed(self.module.weights)]
-        out, saved = self.run(x, torch.cat(by_species, dim=1), RowTiles(int(x.shape[0]), species))
+        out, saved = self.run(x, torch.cat(by_species, dim=1), row_tiles(int(x.shape[0]), species))
         return out, (*saved, embedding)
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:

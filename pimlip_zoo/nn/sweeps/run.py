@@ -1,10 +1,10 @@
-"""Runs the four sweeps of a traced model: energies, their gradient, and what trains on both."""
+"""Runs the four sweeps of a traced model."""
 
 from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,45 +12,21 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.kernels import or_reference
 from pimlip_zoo.nn.kernels.build import CompilerError
+from pimlip_zoo.nn.kernels.edges import edge_lists
+from pimlip_zoo.nn.kernels.geometry import edge_geometry
 from pimlip_zoo.nn.kernels.library import Noted, build_together, rehearsal
 from pimlip_zoo.nn.kernels.memory import keep_freed_memory
 from pimlip_zoo.nn.sweeps.block import Part
 from pimlip_zoo.nn.sweeps.pairs import share_radial
 from pimlip_zoo.nn.sweeps.trace import Step, Trace, Value, trace_model
 
-__all__ = ["Sweeps", "attribute", "call", "energies_and_gradient", "filler", "put", "sweeps_of"]
+__all__ = ["Sweeps", "Tape", "attribute", "call", "filler", "put", "sweeps_of"]
 
 Values = list[Any]
-
-
-def energies_and_gradient(
-    sweeps: Sweeps, graph: AtomGraph, vectors: Tensor, scale: Tensor, *, gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Atomic energies of a model and ``d sum_i scale_i e_i / d vectors``, differentiable once by its parameters.
-
-    Args:
-        sweeps: of the model.
-        graph: the structures.
-        vectors: (E, 3) edge vectors in the model's dtype, taken as constants; those of opposite edges are opposite.
-        scale: (N,) in the model's dtype, taken as constants.
-        gradient: whether the gradient is wanted; without, it is empty.
-
-    Returns:
-        (N,), (E, 3). Of an edge and its opposite only the difference of the gradients is defined, which is all that
-        forces and virials have of them.
-    """
-    parameters = sweeps.parameters()
-    if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-        out: tuple[Tensor, Tensor] = _EnergiesAndGradient.apply(
-            sweeps, graph, vectors, scale, gradient, *parameters
-        )
-        return out
-    return sweeps.predict(graph, vectors, scale, gradient=gradient)
 
 
 _known: WeakKeyDictionary[nn.Module, dict[tuple[torch.dtype, bool], Sweeps | None]] = WeakKeyDictionary()
@@ -145,7 +121,7 @@ class _Cotangents:
 
 
 @dataclass
-class _Tape:
+class Tape:
     """What one evaluation leaves for the sweeps that follow."""
 
     values: Values
@@ -170,10 +146,23 @@ class Sweeps:
         self._fills = [(filler(step.call.args), filler(step.call.kwargs)) for step in trace.steps]
         self._constants = {number: _getter(model, name) for number, name in trace.constants.items()}
         self._prepared: set[bool] = set()
+        geometric = [s.block is not None and not trace.geometric.isdisjoint(s.inputs) for s in trace.steps]
+        trainable = [s.block is not None and not trace.trainable.isdisjoint(s.results) for s in trace.steps]
+        # Which steps the sweeps after the first one go over, with their place on the tape.
+        self._geometric = [(n, s) for n, s in enumerate(trace.steps) if geometric[n]]
+        self._trainable = [(n, s) for n, s in reversed([*enumerate(trace.steps)]) if trainable[n]]
         self._names = [name for number, name in trace.constants.items() if number in trace.trainable]
         self._found = self.present(model)
         self._owners = list({id(p): p for p in self._found}.values())
-        self._places = {id(p): i for i, p in enumerate(self._owners)}
+        places = {id(p): i for i, p in enumerate(self._owners)}
+        self._places = [
+            [places[id(p)] for p in s.block.parameters()] if s.block is not None else [] for s in trace.steps
+        ]
+        self._trained = [
+            (number, places[id(get())])
+            for number, get in self._constants.items()
+            if number in trace.trainable
+        ]
 
     def present(self, model: nn.Module) -> list[nn.Parameter]:
         """The parameters that the steps have now."""
@@ -224,25 +213,18 @@ class Sweeps:
         modules = [step.call.target for step in self.trace.steps if isinstance(step.call.target, nn.Module)]
         buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            edges, geometry = edge_lists(graph.edge_index, 2), edge_geometry(dtype)
+            geometry.vectors(graph, edges)
             tape = self.forward(graph, vectors)
-            self.adjoint(tape, torch.ones(2, dtype=dtype))
+            geometry.forces(self.adjoint(tape, torch.ones(2, dtype=dtype)), edges)
             if training:
-                energies = tape.values[self.trace.result]
-                self.second(tape, self.tangent(tape, vectors), torch.ones_like(energies))
+                geometry.differences(graph.positions, edges)
+                self.second(tape, self.tangent(tape, vectors), torch.ones_like(self.energies(tape)))
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
 
-    def predict(
-        self, graph: AtomGraph, vectors: Tensor, scale: Tensor, *, gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Energies and gradient, nothing kept."""
-        with torch.no_grad():
-            tape = self.forward(graph, vectors)
-            energies: Tensor = tape.values[self.trace.result]
-            return energies, self.adjoint(tape, scale) if gradient else vectors.new_zeros((0, 3))
-
-    def forward(self, graph: AtomGraph, vectors: Tensor) -> _Tape:
+    def forward(self, graph: AtomGraph, vectors: Tensor) -> Tape:
         """First sweep."""
         trace = self.trace
         values: Values = [None] * trace.size
@@ -261,37 +243,44 @@ class Sweeps:
                 out, kept = step.block.forward(*args, **kwargs)
                 saved.append(kept)
             put(values, step.results, out)
-        return _Tape(values, saved)
+        return Tape(values, saved)
 
-    def adjoint(self, tape: _Tape, scale: Tensor) -> Tensor:
+    def energies(self, tape: Tape) -> Tensor:
+        """(N,) what the first sweep is for."""
+        found: Tensor = tape.values[self.trace.result]
+        return found
+
+    def adjoint(self, tape: Tape, scale: Tensor) -> Tensor:
         """Second sweep: the gradient by the vectors. Cotangents stay on the tape."""
         trace = self.trace
         tape.cotangents = cotangents = _Cotangents(tape.values)
         cotangents.add(trace.result, scale)
-        for step, saved in zip(reversed(trace.steps), reversed(tape.saved), strict=True):
+        for place, step in reversed(self._geometric):
             g = cotangents.of(step.results)
-            if step.block is None or g is None or not self._geometric(step):
+            if g is None or step.block is None:
                 continue
-            for number, part in zip(step.inputs, step.block.adjoint(saved, g), strict=True):
-                if number in trace.geometric:
+            for number, part in zip(step.inputs, step.block.adjoint(tape.saved[place], g), strict=True):
+                if part is not None and number in trace.geometric:
                     cotangents.add(number, part)
         vectors = trace.places["vectors"]
         found = cotangents.of((vectors,))
         return torch.zeros_like(tape.values[vectors]) if found is None else found
 
-    def tangent(self, tape: _Tape, direction: Tensor) -> Values:
-        """Third sweep: tangents of all values along a direction of the vectors."""
+    def tangent(self, tape: Tape, direction: Tensor | None) -> Values:
+        """Third sweep: tangents of all values along a direction of the vectors; without one all are None."""
         trace = self.trace
         tangents: Values = [None] * trace.size
+        if direction is None:
+            return tangents
         tangents[trace.places["vectors"]] = direction
-        for step, saved in zip(trace.steps, tape.saved, strict=True):
-            if step.block is not None and self._geometric(step) and self._reached(tape, step):
-                inputs = tuple(tangents[number] for number in step.inputs)
+        for place, step in self._geometric:
+            if step.block is not None and self._reached(tape, step):
+                inputs = tuple([tangents[number] for number in step.inputs])
                 if any(t is not None for t in inputs):
-                    put(tangents, step.results, step.block.tangent(saved, inputs))
+                    put(tangents, step.results, step.block.tangent(tape.saved[place], inputs))
         return tangents
 
-    def second(self, tape: _Tape, tangents: Values, h: Tensor) -> list[Tensor | None]:
+    def second(self, tape: Tape, tangents: Values, h: Tensor) -> list[Tensor | None]:
         """Fourth sweep: the gradient of a loss by the parameters.
 
         Args:
@@ -303,80 +292,38 @@ class Sweeps:
         gradients: list[Tensor | None] = [None] * len(self._owners)
         bars = _Cotangents(tape.values)
         bars.add(trace.result, h)
-        for step, saved in zip(reversed(trace.steps), reversed(tape.saved), strict=True):
+        for place, step in self._trainable:
             incoming = bars.of(step.results)
-            if step.block is None or incoming is None or not trace.trainable.intersection(step.results):
+            if incoming is None or step.block is None:
                 continue
             inputs, g = self._along(tape, tangents, step)
-            by_input, by_parameter = step.block.second(saved, inputs, g, incoming)
+            by_input, by_parameter = step.block.second(tape.saved[place], inputs, g, incoming)
             for number, part in zip(step.inputs, by_input, strict=True):
-                if number in trace.trainable:
+                if part is not None and number in trace.trainable:
                     bars.add(number, part)
-            for parameter, part in zip(step.block.parameters(), by_parameter, strict=True):
-                self._collect(gradients, parameter, part)
-        for number, get in self._constants.items():
-            if number in trace.trainable:
-                self._collect(gradients, get(), bars.of((number,)))
+            for owner, part in zip(self._places[place], by_parameter, strict=True):
+                _collect(gradients, owner, part)
+        for number, owner in self._trained:
+            _collect(gradients, owner, bars.of((number,)))
         return gradients
 
-    def _along(self, tape: _Tape, tangents: Values, step: Step) -> tuple[tuple[Tensor | None, ...], Any]:
+    def _along(self, tape: Tape, tangents: Values, step: Step) -> tuple[tuple[Tensor | None, ...], Any]:
         """A step's tangents and the forces' cotangent of its results; None where geometry does not enter."""
-        inputs = tuple(tangents[number] for number in step.inputs)
+        inputs = tuple([tangents[number] for number in step.inputs])
         if tape.cotangents is None or all(t is None for t in inputs):
             return (None,) * len(inputs), None
         g = tape.cotangents.of(step.results)
         return (None,) * len(inputs) if g is None else inputs, g
 
-    def _collect(self, gradients: list[Tensor | None], parameter: nn.Parameter, part: Tensor | None) -> None:
-        place = self._places[id(parameter)]
-        known = gradients[place]
-        gradients[place] = part if known is None else known if part is None else known + part
-
-    def _geometric(self, step: Step) -> bool:
-        return any(number in self.trace.geometric for number in step.inputs)
-
     @staticmethod
-    def _reached(tape: _Tape, step: Step) -> bool:
+    def _reached(tape: Tape, step: Step) -> bool:
         cotangents = tape.cotangents
         return cotangents is None or any(cotangents.sums[number] is not None for number in step.results)
 
 
-class _EnergiesAndGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        sweeps: Sweeps,
-        graph: AtomGraph,
-        vectors: Tensor,
-        scale: Tensor,
-        gradient: bool,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.sweeps, ctx.versions = sweeps, [p._version for p in parameters]  # noqa: SLF001
-        ctx.tape = sweeps.forward(graph, vectors)
-        energies = ctx.tape.values[sweeps.trace.result]
-        out = sweeps.adjoint(ctx.tape, scale) if gradient else vectors.new_zeros((0, 3))
-        # Aliases: what is returned refers to this record, which must not refer to it.
-        return energies.view_as(energies), out.view_as(out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, h: Tensor | None, direction: Tensor | None) -> tuple[Tensor | None, ...]:
-        sweeps, tape = ctx.sweeps, ctx.tape
-        if tape is None:
-            raise RuntimeError(
-                "this prediction was differentiated before: predict again, or make one loss of both"
-            )
-        if ctx.versions != [p._version for p in sweeps.parameters()]:  # noqa: SLF001
-            raise RuntimeError("parameters were changed between a prediction and its derivative")
-        if h is None:
-            h = torch.zeros_like(tape.values[sweeps.trace.result])
-        if direction is not None and direction.numel():
-            tangents = sweeps.tangent(tape, direction.contiguous())
-        else:
-            tangents = [None] * sweeps.trace.size
-        return (None,) * 5 + tuple(sweeps.second(tape, tangents, h))
+def _collect(gradients: list[Tensor | None], place: int, part: Tensor | None) -> None:
+    known = gradients[place]
+    gradients[place] = part if known is None else known if part is None else known + part
 
 
 def call(target: Any, args: Any, kwargs: Any) -> Any:
@@ -408,6 +355,8 @@ def filler(template: Any) -> Callable[[Values], Any]:
     """A function that puts values into the arguments of a call."""
     if isinstance(template, Value):
         return operator.itemgetter(template.number)
+    if not any(True for _ in _values(template)):
+        return lambda _: template
     if isinstance(template, dict):
         items = {key: filler(value) for key, value in template.items()}
         return lambda values: {key: fill(values) for key, fill in items.items()}
@@ -418,7 +367,18 @@ def filler(template: Any) -> Callable[[Values], Any]:
         fills = [filler(part) for part in template]
         make = getattr(template, "_make", list if isinstance(template, list) else tuple)
         return lambda values: make([fill(values) for fill in fills])
-    return lambda _: template
+    raise TypeError(f"a value in {template!r} cannot be reached")
+
+
+def _values(template: Any) -> Iterator[Value]:
+    """All values in the arguments of a call."""
+    if isinstance(template, Value):
+        yield template
+    elif isinstance(template, slice):
+        yield from _values((template.start, template.stop, template.step))
+    elif isinstance(template, (dict, tuple, list)):
+        for part in template.values() if isinstance(template, dict) else template:
+            yield from _values(part)
 
 
 def put(values: Values, results: Sequence[int], out: Any) -> None:
