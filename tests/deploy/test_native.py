@@ -23,9 +23,12 @@ from pimlip_zoo.deploy.selfcheck import check_structures, from_edges, pair_style
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import edge_vectors
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.nn.kernels.build import CompilerError
 from pimlip_zoo.nn.zbl import ZBL
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.testing import STRUCTURES, structure
+
+pytestmark = pytest.mark.compiler
 
 SPECIES = ("H", "C", "O")
 MODELS = {
@@ -298,6 +301,16 @@ def test_without_a_compiler_the_mend_is_named(exported, tmp_path, monkeypatch):
     finally:
         monkeypatch.undo()
         library.cache_folder.cache_clear()
+
+
+def test_an_export_without_a_compiler_names_the_mend(tmp_path, monkeypatch):
+    def refuse(_):
+        raise CompilerError("no C compiler (cc, gcc or clang) on PATH")
+
+    monkeypatch.setattr("pimlip_zoo.nn.sweeps.run.build_together", refuse)
+    with pytest.raises(InputError, match=r"needs a C compiler: no C compiler .*use torchscript"):
+        export_native(build("nequip"), tmp_path / "model.pimlip")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_has_no_native_form_is_named():

@@ -9,6 +9,8 @@ from pimlip_zoo.deploy.native.fuse import without_copies
 from pimlip_zoo.deploy.native.program import KernelOp, Program, Size, TensorOp, View
 from pimlip_zoo.nn.kernels.mlp import MLPForm, MLPSweep, cpu_mlp
 
+pytestmark = pytest.mark.compiler
+
 EDGES = Size(0, 0, 1)
 OUT = 99
 

@@ -24,6 +24,8 @@ from pimlip_zoo.nn.mlp import ScalarMLP
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.testing import structure
 
+pytestmark = pytest.mark.compiler
+
 SPECIES = ("H", "C", "O")
 MODELS = {
     "nequip": {"channels": 4, "radial_hidden": (8,), "num_layers": 2},

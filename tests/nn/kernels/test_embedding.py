@@ -7,11 +7,9 @@ from hypothesis import strategies as st
 
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.edges import EdgeEmbedding
-from pimlip_zoo.nn.kernels import available_backends, geometry_is_leaf, geometry_only, use_kernels
+from pimlip_zoo.nn.kernels import geometry_is_leaf, geometry_only, use_kernels
 
-pytestmark = pytest.mark.skipif(
-    not available_backends()["cpu"].startswith("available"), reason=available_backends()["cpu"]
-)
+pytestmark = pytest.mark.compiler
 
 
 def case(l_max, edges, dtype=torch.float64, order=6.0, pairs=()):

@@ -5,13 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pimlip_zoo.nn.kernels import available_backends, geometry_only, use_kernels
+from pimlip_zoo.nn.kernels import geometry_only, use_kernels
 from pimlip_zoo.nn.kernels.mlp import MLPSweep, cpu_mlp
 from pimlip_zoo.nn.mlp import ScalarMLP
 
-pytestmark = pytest.mark.skipif(
-    not available_backends()["cpu"].startswith("available"), reason=available_backends()["cpu"]
-)
+pytestmark = pytest.mark.compiler
 
 
 def sweeps(module, x, g, backend):

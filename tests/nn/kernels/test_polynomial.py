@@ -6,13 +6,11 @@ from e3nn import o3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pimlip_zoo.nn.kernels import available_backends, use_kernels
+from pimlip_zoo.nn.kernels import use_kernels
 from pimlip_zoo.nn.kernels.program import Program
 from pimlip_zoo.nn.symmetric_contraction import SymmetricContraction, symmetric_contraction_spec
 
-needs_compiler = pytest.mark.skipif(
-    not available_backends()["cpu"].startswith("available"), reason=available_backends()["cpu"]
-)
+needs_compiler = pytest.mark.compiler
 
 
 def module_of(irreps_in, irreps_out, correlation, channels):

@@ -7,11 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pimlip_zoo.nn.contraction import EdgeContraction, contraction_spec
-from pimlip_zoo.nn.kernels import available_backends, use_kernels
+from pimlip_zoo.nn.kernels import use_kernels
 
-pytestmark = pytest.mark.skipif(
-    not available_backends()["cpu"].startswith("available"), reason=available_backends()["cpu"]
-)
+pytestmark = pytest.mark.compiler
 
 
 def module_of(irreps_in: str, irreps_out: str, channels: int, l_max: int = 2) -> EdgeContraction:

@@ -5,12 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pimlip_zoo.nn.kernels import available_backends
 from pimlip_zoo.nn.kernels.table import TableForm, cpu_table, hermite_weights
 
-pytestmark = pytest.mark.skipif(
-    not available_backends()["cpu"].startswith("available"), reason="no C compiler on this machine"
-)
+pytestmark = pytest.mark.compiler
 START, END = 0.3, 4.0
 
 

@@ -9,16 +9,14 @@ from pimlip_zoo.graph import collate, edge_vectors
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.edges import EdgeEmbedding
-from pimlip_zoo.nn.kernels import available_backends, build, library
+from pimlip_zoo.nn.kernels import build, library
 from pimlip_zoo.nn.kernels.generate import kernel_head, prelude
 from pimlip_zoo.nn.sweeps import energies_and_gradient, sweeps_of
 from pimlip_zoo.nn.sweeps.run import _build_quietly as build_quietly
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.testing.structures import STRUCTURES, structure
 
-pytestmark = pytest.mark.skipif(
-    not available_backends()["cpu"].startswith("available"), reason=available_backends()["cpu"]
-)
+pytestmark = pytest.mark.compiler
 SPECIES = ("H", "C", "O")
 OPTIONS = {
     "nequip": {"num_layers": 2, "channels": 4, "l_max": 1},

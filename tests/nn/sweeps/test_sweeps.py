@@ -14,16 +14,14 @@ from pimlip_zoo.graph import collate, edge_vectors
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.edges import EdgeEmbedding
-from pimlip_zoo.nn.kernels import available_backends, library, use_kernels
+from pimlip_zoo.nn.kernels import library, use_kernels
 from pimlip_zoo.nn.mlp import ScalarMLP
 from pimlip_zoo.nn.sweeps import energies_and_gradient, sweeps_of
 from pimlip_zoo.nn.sweeps.fallback import AutogradBlock
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.testing.structures import STRUCTURES, structure
 
-needs_compiler = pytest.mark.skipif(
-    not available_backends()["cpu"].startswith("available"), reason=available_backends()["cpu"]
-)
+needs_compiler = pytest.mark.compiler
 SPECIES = ("H", "C", "O")
 MODELS = {
     "nequip": ("nequip", {"num_layers": 2, "channels": 5, "l_max": 1}),
