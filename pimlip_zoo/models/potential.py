@@ -167,8 +167,8 @@ class Potential(PhysicsWeakMixin, nn.Module):
 
     def _levels(self, graph: AtomGraph, *, differentiate: bool) -> Levels:
         """What is made of the model's energies, in eV."""
-        scale = self.scale.detach()[graph.species]
-        offset, gradient = self.energy_references.detach()[graph.species], None
+        scale = self.scale.detach().index_select(0, graph.species)
+        offset, gradient = self.energy_references.detach().index_select(0, graph.species), None
         if self.repulsion is not None:
             with torch.enable_grad():
                 leaf = edge_vectors(graph).detach().requires_grad_()

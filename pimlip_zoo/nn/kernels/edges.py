@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pimlip_zoo.nn.kernels.build import CompilerError
+from pimlip_zoo.nn.kernels.generate import kernel_head, prelude
+from pimlip_zoo.nn.kernels.library import KernelLibrary
 from pimlip_zoo.nn.kernels.watch import watchers
 
 __all__ = ["EdgeLists", "EdgePairs", "edge_lists"]
@@ -42,7 +45,7 @@ class EdgePairs:
         """As of :class:`EdgeLists`, the edges of all slots followed by their pairs."""
         first, row, slot = self.edges.by_neighbour
         assert slot is not None
-        return first, row, torch.cat([slot, self.of_edge[slot.long()]])
+        return first, row, torch.cat([slot, self.of_edge.index_select(0, slot)])
 
 
 class EdgeLists:
@@ -60,14 +63,37 @@ class EdgeLists:
         self.num_nodes = num_nodes
         edge_index = edge_index if edge_index.dim() == 2 else edge_index.expand(2, -1)
         self.num_edges = int(edge_index.shape[1])
-        if self.num_edges:
-            _check(edge_index, num_nodes)
         self.pairs: EdgePairs | None = None
         """Set by who has found them."""
-        self.centre = edge_index[0].to(torch.int32).contiguous()
-        self.neighbour = edge_index[1].to(torch.int32).contiguous()
+        if not self._at_once(edge_index):
+            if self.num_edges:
+                _check(edge_index, num_nodes)
+            self.centre = edge_index[0].to(torch.int32).contiguous()
+            self.neighbour = edge_index[1].to(torch.int32).contiguous()
         for watcher in watchers():
             watcher.made(self, edge_index, num_nodes)
+
+    def _at_once(self, edge_index: Tensor) -> bool:
+        """All lists by one kernel; not without a compiler, while watched, or for edges that are unsorted or wrong."""
+        if edge_index.device.type != "cpu" or watchers() or not _compiled():
+            return False
+        each = torch.zeros((4, self.num_edges), dtype=torch.int32)
+        begin = torch.zeros((2, self.num_nodes + 1), dtype=torch.int64)
+        found = torch.tensor([self.num_edges, 0])
+        _library().run(
+            "lists",
+            rows=self.num_nodes,
+            work=0,
+            lists=(edge_index.contiguous(), None, None),
+            operands=(None,) * 8,
+            results=(each, begin, found),
+        )
+        if int(found[1]):
+            return False
+        self.centre, self.neighbour, row, slot = each.unbind()
+        self.by_centre = (begin[0], self.neighbour, None)
+        self.by_neighbour = (begin[1], row, slot)
+        return True
 
     @cached_property
     def by_centre(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -93,6 +119,40 @@ class EdgeLists:
         """Where each atom begins in an ascending list."""
         every = torch.arange(self.num_nodes + 1, dtype=torch.int32, device=atom.device)
         return torch.searchsorted(atom, every)
+
+
+_SOURCE = """
+int32_t *centre = (int32_t *)out0;
+int64_t *begin = (int64_t *)out1, *inward = begin + rows + 1, *found = (int64_t *)out2;
+const int64_t edges = found[0], *i = first, *j = first + edges;
+int32_t *neighbour = centre + edges, *from = neighbour + edges, *edge = from + edges;
+for (int64_t e = 0; e < edges; e++) {
+  if (i[e] < (e ? i[e - 1] : 0) || i[e] >= rows || j[e] < 0 || j[e] >= rows) { found[1] = 1; return; }
+  centre[e] = i[e]; neighbour[e] = j[e];
+  begin[i[e] + 1]++; inward[j[e] + 1]++;
+}
+for (int64_t n = 0; n < rows; n++) { begin[n + 1] += begin[n]; inward[n + 1] += inward[n]; }
+/* Each beginning moves to the next one's place as its slots are filled. */
+for (int64_t e = 0; e < edges; e++) { const int64_t s = inward[j[e]]++; from[s] = centre[e]; edge[s] = e; }
+for (int64_t n = rows; n > 0; n--) inward[n] = inward[n - 1];
+inward[0] = 0;"""
+
+
+@cache
+def _library() -> KernelLibrary:
+    return KernelLibrary(
+        lambda _, machine: "\n".join([*prelude(machine, []), *kernel_head(), _SOURCE, "}", ""]), torch.float64
+    )
+
+
+@cache
+def _compiled() -> bool:
+    """Whether the kernel can be had."""
+    try:
+        _library().build("lists")
+    except (CompilerError, OSError):
+        return False
+    return True
 
 
 def _check(edge_index: Tensor, num_nodes: int) -> None:

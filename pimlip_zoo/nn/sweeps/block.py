@@ -21,7 +21,9 @@ __all__ = [
     "blocks",
     "functions",
     "is_block",
+    "joined",
     "listed",
+    "parted",
     "registered",
 ]
 
@@ -128,6 +130,16 @@ def blocks(*targets: Any) -> Callable[[_Made], _Made]:
 def listed(parameters: nn.ParameterList) -> tuple[nn.Parameter, ...]:
     """The elements of a list, without the work of its iterator."""
     return tuple(parameters._parameters.values())  # type: ignore[arg-type]  # noqa: SLF001
+
+
+def joined(parameters: Sequence[Tensor]) -> Tensor:
+    """Their numbers one after the other."""
+    return torch._C._nn.flatten_dense_tensors(list(parameters))  # noqa: SLF001
+
+
+def parted(numbers: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Numbers one after the other in the shapes of these."""
+    return tuple(torch._C._nn.unflatten_dense_tensors(numbers, list(parameters)))  # noqa: SLF001
 
 
 def functions() -> tuple[FunctionType, ...]:

@@ -123,7 +123,7 @@ class _Asked:
 
     def energy_cotangent(self, of_structures: Tensor | None, of_atoms: Tensor | None) -> Tensor | None:
         """(N,) derivative of a loss by the model's energies, from those by energies of structures and of atoms."""
-        h = None if of_structures is None else of_structures[self.graph.batch]
+        h = None if of_structures is None else of_structures.index_select(0, self.graph.batch)
         if of_atoms is not None:
             h = of_atoms if h is None else h + of_atoms
         return None if h is None else (h * self.levels.scale).to(self.vectors.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class EmbeddingBlock(Block):
         """Whether opposite edges have equal radial functions."""
         return not self.module.by_pair
 
-    @property
+    @cached_property
     def kernels(self) -> CpuEmbedding:
         """Compiled when asked for."""
         return cpu_embedding(self.form, self.call.dtype)
@@ -52,7 +53,11 @@ class EmbeddingBlock(Block):
         inverse = self._inverse(vectors, graph)
         radial, harmonics = self.kernels.run(0, vectors, inverse)
         first = self._first_edges(graph) if self.shared else None
-        return (radial if first is None else radial[first], harmonics), (vectors, inverse, first)
+        return (radial if first is None else radial.index_select(0, first), harmonics), (
+            vectors,
+            inverse,
+            first,
+        )
 
     @staticmethod
     def _first_edges(graph: AtomGraph) -> Tensor | None:
@@ -77,4 +82,4 @@ class EmbeddingBlock(Block):
         direction = tangents[0]
         assert direction is not None
         radial, harmonics = self.kernels.run(2, vectors, inverse, direction)
-        return radial if first is None else radial[first], harmonics
+        return radial if first is None else radial.index_select(0, first), harmonics

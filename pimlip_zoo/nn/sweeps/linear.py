@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.nn.kernels.linear import CpuLinear, LinearForm, LinearSweep, RowTiles, cpu_linear, row_tiles
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear, linear_form
-from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks, listed
+from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks, joined, listed, parted
 
 __all__ = ["LinearBlock", "SpeciesLinearBlock"]
 
@@ -28,7 +29,7 @@ class LinearMapBlock(Block):
         self._plain = LinearSweep(2, into, True)
         self._second = LinearSweep(2, into, True, tangents=True)
 
-    @property
+    @cached_property
     def kernels(self) -> CpuLinear:
         """Compiled when asked for."""
         return cpu_linear(self.form, self.call.dtype)
@@ -75,13 +76,12 @@ class LinearBlock(LinearMapBlock):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x = args[0]
-        weights = torch.cat([weight.reshape(-1) for weight in listed(self.module.weights)]).unsqueeze(0)
+        weights = joined(listed(self.module.weights)).unsqueeze(0)
         return self.run(x, weights, row_tiles(int(x.shape[0])))
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
         into, found = self.gradients(saved, tangents, g, h)
-        parts = found[0].split([weight.numel() for weight in listed(self.module.weights)])
-        return (into,), tuple(p.view_as(w) for p, w in zip(parts, listed(self.module.weights), strict=True))
+        return (into,), parted(found[0], listed(self.module.weights))
 
 
 @blocks(SpeciesLinear)
@@ -100,26 +100,21 @@ class SpeciesLinearBlock(LinearMapBlock):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x, embedding, species = args
-        self.form = linear_form(self.module, int(embedding.shape[0]))
-        by_species = [_mix(embedding, w.transpose(0, 1)).flatten(1) for w in listed(self.module.weights)]
-        out, saved = self.run(x, torch.cat(by_species, dim=1), row_tiles(int(x.shape[0]), species))
-        return out, (*saved, embedding)
+        if int(embedding.shape[0]) != self.form.num_species:
+            self.form = linear_form(self.module, int(embedding.shape[0]))
+            self.__dict__.pop("kernels", None)
+        # (V, all weights): what is mixed by the embeddings.
+        mixed = torch.cat([w.transpose(0, 1).flatten(1) for w in listed(self.module.weights)], dim=1)
+        out, saved = self.run(x, torch.mm(embedding, mixed), row_tiles(int(x.shape[0]), species))
+        return out, (*saved, embedding, mixed)
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
         into, found = self.gradients(saved, tangents, g, h)
-        embedding, weights = saved[3], listed(self.module.weights)
+        embedding, mixed = saved[3:]
+        weights, of_mixed = listed(self.module.weights), torch.mm(embedding.T, found)
         sizes = [w.shape[0] * w.shape[2] for w in weights]
-        parts = [
-            p.reshape(-1, w.shape[0], w.shape[2]) for p, w in zip(found.split(sizes, 1), weights, strict=True)
-        ]
-        own = tuple(_mix(embedding.T, part).transpose(0, 1) for part in parts)
-        if len(self.call.active) == 1:
-            return (into,), own
-        pairs = zip(parts, weights, strict=True)
-        of_embedding = sum(torch.mm(part.flatten(1), w.transpose(0, 1).flatten(1).T) for part, w in pairs)
-        return (into, of_embedding), own  # type: ignore[return-value]
-
-
-def _mix(coefficients: Tensor, matrices: Tensor) -> Tensor:
-    """(A, B), (B, I, O) -> (A, I, O)."""
-    return torch.mm(coefficients, matrices.flatten(1)).view(-1, *matrices.shape[1:])
+        own = tuple(
+            part.view(-1, w.shape[0], w.shape[2]).transpose(0, 1)
+            for part, w in zip(of_mixed.split_with_sizes(sizes, 1), weights, strict=True)
+        )
+        return (into, *([torch.mm(found, mixed.T)] if len(self.call.active) == 2 else [])), own

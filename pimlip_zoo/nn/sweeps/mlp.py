@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from pimlip_zoo.nn.kernels.mlp import CpuMLP, MLPSweep, cpu_mlp
 from pimlip_zoo.nn.mlp import ScalarMLP
-from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks, listed
+from pimlip_zoo.nn.sweeps.block import Block, Call, NotCovered, Tensors, blocks, joined, listed, parted
 
 if TYPE_CHECKING:
     from pimlip_zoo.nn.sweeps.trace import Trace
@@ -41,7 +41,7 @@ class MLPBlock(Block):
         self._plain = MLPSweep(1, into, True)
         self._second = MLPSweep(2, into, True, adds=True)
 
-    @property
+    @cached_property
     def kernels(self) -> CpuMLP:
         """Compiled when asked for."""
         return cpu_mlp(self.form, self.call.dtype)
@@ -51,7 +51,7 @@ class MLPBlock(Block):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x = args[0].contiguous()
-        flat = torch.cat([weight.reshape(-1) for weight in listed(self.module.weights)])
+        flat = joined(listed(self.module.weights))
         if self.keeps:
             out, kept, _ = self.kernels.run(_KEEPING, x, flat)
             return out, (x, flat, kept)
@@ -72,9 +72,7 @@ class MLPBlock(Block):
         else:
             into, flat, _ = self.kernels.run(self._second, x, flat, g, tangents[0], h)
         assert flat is not None
-        weights = listed(self.module.weights)
-        parts = flat.split([weight.numel() for weight in weights])
-        return (into,), tuple(part.view_as(weight) for part, weight in zip(parts, weights, strict=True))
+        return (into,), parted(flat, listed(self.module.weights))
 
 
 def keep_slopes(trace: Trace) -> None:

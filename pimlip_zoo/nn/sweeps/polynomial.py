@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ class PolynomialBlock(Block):
     form: PolynomialForm
     channels: int
 
-    def _kernels(self) -> Any:
+    @cached_property
+    def kernels(self) -> Any:
+        """Compiled when asked for."""
         return cpu_polynomial(self.form, self.channels, self.call.dtype)
 
     def run(self, x: Tensor, coefficients: Tensor, species: Tensor) -> tuple[Tensor, Any]:
@@ -35,24 +38,24 @@ class PolynomialBlock(Block):
             if int(low) < 0 or int(high) >= coefficients.shape[0]:
                 raise IndexError(f"a species is not among the {coefficients.shape[0]} that there are")
         x, coefficients, row = x.contiguous(), coefficients.contiguous(), species.to(torch.int32)
-        return self._kernels().run(_FORWARD, row, x, coefficients)[0], (row, x, coefficients)
+        return self.kernels.run(_FORWARD, row, x, coefficients)[0], (row, x, coefficients)
 
     def adjoint(self, saved: Any, g: Tensor) -> Tensors:
-        into = self._kernels().run(_ADJOINT, *saved, g.contiguous())[0]
+        into = self.kernels.run(_ADJOINT, *saved, g.contiguous())[0]
         return (into, *(None,) * (len(self.call.active) - 1))
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
         t = tangents[0]
         assert t is not None
-        return self._kernels().run(_TANGENT, *saved, h=t.contiguous())[2]
+        return self.kernels.run(_TANGENT, *saved, h=t.contiguous())[2]
 
     def gradients(self, saved: Any, tangents: Tensors, g: Any, h: Tensor) -> tuple[Tensor, Tensor]:
         """The last sweep: derivatives by x and by the coefficients."""
         t = tangents[0]
         if g is None or t is None:
-            into, coefficients, _ = self._kernels().run(_PLAIN, *saved, h.contiguous())
+            into, coefficients, _ = self.kernels.run(_PLAIN, *saved, h.contiguous())
         else:
-            into, coefficients, _ = self._kernels().run(
+            into, coefficients, _ = self.kernels.run(
                 _SECOND, *saved, g.contiguous(), t.contiguous(), h.contiguous()
             )
         return into, coefficients

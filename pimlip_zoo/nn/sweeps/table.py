@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class HarmonicsBlock(Block):
         super().__init__(call)
         self.form = EmbeddingForm(0, 1.0, 2, couplings)
 
-    @property
+    @cached_property
     def kernels(self) -> CpuEmbedding:
         """Compiled when asked for."""
         return cpu_embedding(self.form, self.call.dtype)

@@ -61,7 +61,7 @@ class ItemBlock(LinearCall):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         x, index = args
-        return x[index], (x.shape, index)
+        return _taken(x, index), (x.shape, index)
 
     def adjoint(self, saved: Any, g: Tensor) -> Cotangents:
         shape, index = saved
@@ -75,7 +75,15 @@ class ItemBlock(LinearCall):
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
         assert tangents[0] is not None
-        return tangents[0][saved[1]]
+        return _taken(tangents[0], saved[1])
+
+
+def _taken(x: Tensor, index: Any) -> Tensor:
+    """``x[index]``."""
+    if isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1:
+        return x.index_select(0, index)
+    out: Tensor = x[index]
+    return out
 
 
 @blocks(operator.add, operator.sub, torch.add, torch.sub)
