@@ -80,6 +80,9 @@ class Block:
     """
 
     outputs = 1
+    fresh = False
+    """Whether ``adjoint`` and ``second`` return cotangents that are new tensors, each for one argument, and kept by
+    nobody: they are added to in place."""
 
     def __init__(self, call: Call) -> None:
         self.call = call

@@ -30,6 +30,7 @@ class TrilinearBlock(Block):
     Sets of flags are in the order (x, Y, w).
     """
 
+    fresh = True
     operands: tuple[int, ...] = (0, 1, 2)
     """Which operand each active argument is."""
 

@@ -28,6 +28,7 @@ class EmbeddingBlock(Block):
     """
 
     outputs = 2
+    fresh = True
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)

@@ -17,6 +17,8 @@ __all__ = ["GateBlock"]
 class GateBlock(Block):
     """x -> gated x."""
 
+    fresh = True
+
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         module: Gate = call.target

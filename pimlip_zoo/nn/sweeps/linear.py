@@ -21,6 +21,8 @@ _FORWARD, _ADJOINT = LinearSweep(0), LinearSweep(1)
 class LinearMapBlock(Block):
     """``z = x W``, W (S, all weights) by the species of a row."""
 
+    fresh = True
+
     form: LinearForm
 
     def __init__(self, call: Call) -> None:

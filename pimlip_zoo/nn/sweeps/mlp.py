@@ -28,6 +28,8 @@ _WORTH_KEEPING = 80
 class MLPBlock(Block):
     """x -> MLP(x); every sweep computes the layers between again, but for what :func:`keep_slopes` says."""
 
+    fresh = True
+
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self.module: ScalarMLP = call.target

@@ -23,6 +23,8 @@ _PLAIN, _SECOND = PolynomialSweep(1, True, True), PolynomialSweep(2, True, True,
 class PolynomialBlock(Block):
     """Polynomials of the first argument, with coefficients that are linear in weights."""
 
+    fresh = True
+
     form: PolynomialForm
     channels: int
 

@@ -21,6 +21,8 @@ _BOTH = ((1, 0), (0, 1))
 class ProductBlock(Block):
     """(features, matrices, centre) -> products, bilinear in the first two."""
 
+    fresh = True
+
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self.module: EdgeProduct = call.target

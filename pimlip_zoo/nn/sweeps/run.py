@@ -89,25 +89,35 @@ class _Cotangents:
         self.owned: set[int] = set()
         """Values whose sum was made here and is seen by nobody else, so that it may be added to in place."""
 
-    def add(self, number: int, part: Tensor | Part | None) -> None:
-        """Add to the cotangent of a value."""
+    def add(self, number: int, part: Tensor | Part, *, fresh: bool = False) -> None:
+        """Add to the cotangent of a value; what is fresh may be added to itself."""
         known = self.sums[number]
-        if part is None:
-            return
         if isinstance(part, Part):
-            if number not in self.owned:
-                g = part.g
-                zeros = torch.zeros(part.shape, dtype=g.dtype, device=g.device)
-                self.sums[number] = known = zeros if known is None else known.clone()
-                self.owned.add(number)
-            known[part.index] += part.g
+            self._add_part(number, part)
         elif known is None:
             self.sums[number] = part
+            if fresh:
+                self.owned.add(number)
         elif number in self.owned:
             known += part
+        elif fresh:
+            self.sums[number] = part.add_(known)
+            self.owned.add(number)
         else:
             self.sums[number] = known + part
             self.owned.add(number)
+
+    def _add_part(self, number: int, part: Part) -> None:
+        known, g = self.sums[number], part.g
+        if known is None:
+            self.sums[number] = known = torch.zeros(part.shape, dtype=g.dtype, device=g.device)
+            known[part.index] = g
+        elif number in self.owned:
+            known[part.index] += g
+        else:
+            self.sums[number] = known = known.clone()
+            known[part.index] += g
+        self.owned.add(number)
 
     def of(self, results: Sequence[int]) -> Any:
         """Those of a step's results; None where all are zero. Of several, missing ones become zeros."""
@@ -261,7 +271,7 @@ class Sweeps:
                 continue
             for number, part in zip(step.inputs, step.block.adjoint(tape.saved[place], g), strict=True):
                 if part is not None and number in trace.geometric:
-                    cotangents.add(number, part)
+                    cotangents.add(number, part, fresh=step.block.fresh)
         vectors = trace.places["vectors"]
         found = cotangents.of((vectors,))
         return torch.zeros_like(tape.values[vectors]) if found is None else found
@@ -300,7 +310,7 @@ class Sweeps:
             by_input, by_parameter = step.block.second(tape.saved[place], inputs, g, incoming)
             for number, part in zip(step.inputs, by_input, strict=True):
                 if part is not None and number in trace.trainable:
-                    bars.add(number, part)
+                    bars.add(number, part, fresh=step.block.fresh)
             for owner, part in zip(self._places[place], by_parameter, strict=True):
                 _collect(gradients, owner, part)
         for number, owner in self._trained:

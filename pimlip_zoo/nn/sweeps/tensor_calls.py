@@ -121,6 +121,8 @@ class SumOfTensors(LinearCall):
 class ProductOfTensors(Block):
     """``a * b``, or ``a / b`` where b is a number or a constant."""
 
+    fresh = True
+
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         if call.kwargs or not call.active or len(call.args) != 2:
@@ -139,10 +141,14 @@ class ProductOfTensors(Block):
         out: Tensor = other * saved[1 - place]
         return out
 
-    def adjoint(self, saved: Any, g: Tensor) -> Cotangents:
+    def _adjoint(self, saved: Any, g: Tensor, wanted: tuple[bool, ...]) -> Cotangents:
         return tuple(
-            _sum_to(self._with(saved, place, g), saved[place].shape) for (place,) in self.call.active
+            _sum_to(self._with(saved, place, g), saved[place].shape) if want else None
+            for (place,), want in zip(self.call.active, wanted, strict=True)
         )
+
+    def adjoint(self, saved: Any, g: Tensor) -> Cotangents:
+        return self._adjoint(saved, g, self.call.geometric)
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
         parts = [
@@ -153,7 +159,7 @@ class ProductOfTensors(Block):
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Tensor) -> tuple[Cotangents, Tensors]:
-        out: list[Any] = list(self.adjoint(saved, h))
+        out: list[Any] = list(self._adjoint(saved, h, self.call.trainable))
         if g is not None and len(self.call.active) == 2:
             for mine, other in ((0, 1), (1, 0)):
                 t, sofar = tangents[other], out[mine]
