@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
 from pimlip_zoo.files import replacing
 from pimlip_zoo.losses.supervised import Distance
 from pimlip_zoo.losses.weak_config import WeakConfig
@@ -266,7 +266,7 @@ def load_config(
         try:
             content = yaml.safe_load(file.read_text()) or {}
         except FileNotFoundError as error:
-            raise InputError("no such file", file=file) from error
+            raise no_such_file(file) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"not valid YAML: {str(error).splitlines()[0]}", file=file) from error
         if not isinstance(content, dict):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
 
-__all__ = ["InputError", "did_you_mean"]
+__all__ = ["InputError", "did_you_mean", "no_such_file"]
 
 _FEW = 25
 
@@ -50,9 +52,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     'did you mean nequip?'
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
+    if near := _nearest(name, names):
+        return near
     if not names:
         return "none is known"
     return f"known: {', '.join(names)}" if len(names) <= _FEW else f"{len(names)} others are known"
+
+
+def no_such_file(path: str | PathLike[str]) -> InputError:
+    """What to raise for a file that is not there: it names files of its folder whose names are near."""
+    folder = Path(path).parent
+    if folder.is_dir():
+        mend = _nearest(Path(path).name, sorted(entry.name for entry in folder.iterdir()))
+    else:
+        mend = f"the folder {folder} is not there"
+    return InputError("no such file", file=path, mend=mend)
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else None

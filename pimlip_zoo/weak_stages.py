@@ -23,7 +23,6 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.offsets import add_labels, fit_offset, shift_energies, subtract_labels
 from pimlip_zoo.datasets.pool import PoolOptions, cached_labels, labelled_pool
-from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import force_rms
 from pimlip_zoo.distillation import ensemble_labels
 from pimlip_zoo.errors import InputError
@@ -36,6 +35,7 @@ from pimlip_zoo.experiment import (
     prepare,
     steps_done,
     train,
+    unlabelled_frames,
     weak_term,
 )
 from pimlip_zoo.graph import Batch
@@ -77,7 +77,9 @@ def prepare_run(
     supervisor = supervisor_of(labels)
     supervisor.make()  # what cannot be used is said here and not after the first files are written
     if labels.method != "delta":
-        return prepare(config, split=split, checkpoint=checkpoint)
+        experiment = prepare(config, split=split, checkpoint=checkpoint)
+        unlabelled_frames(config.weak, experiment.potential.species)
+        return experiment
     train_frames, valid_frames = split or load_split(config)
     differences = [
         subtract_labels(frames, _cheap_labels(frames, labels)) for frames in (train_frames, valid_frames)
@@ -155,9 +157,8 @@ def weak_pool(experiment: Experiment, labels: WeakLabelsConfig, *, shift: bool) 
 
 
 def _sampled(experiment: Experiment, supervisor: Supervisor, labels: WeakLabelsConfig) -> list[Frame]:
-    options, spec = PoolOptions(**labels.pool.model_dump()), experiment.config.weak.unlabelled
-    frames = list(experiment.frames)
-    unlabelled = [] if spec is None else load_frames(spec)
+    options, frames = PoolOptions(**labels.pool.model_dump()), list(experiment.frames)
+    unlabelled = unlabelled_frames(experiment.config.weak, experiment.potential.species)
     return from_rank_zero(
         lambda: labelled_pool(frames, supervisor, options, _cache(labels), _progress(), unlabelled)
     )

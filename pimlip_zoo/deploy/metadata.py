@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo import __version__
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, no_such_file
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +111,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive:
             found = _metadata_entries(archive)
     except FileNotFoundError as error:
-        raise InputError("there is no such file", file=path) from error
+        raise no_such_file(path) from error
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise InputError(
             "not a complete exported model", file=path, mend="write it with `pimlip-zoo export`"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.errors import InputError, no_such_file
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -51,11 +51,7 @@ def _from_file(path: str, index: int) -> Atoms:
     import ase.io
 
     if not Path(path).is_file():
-        folder = Path(path).parent
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        raise InputError(
-            "no such file", file=path, mend=did_you_mean(Path(path).name, names) if names else None
-        )
+        raise no_such_file(path)
     try:
         atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
     except (IndexError, StopIteration) as error:

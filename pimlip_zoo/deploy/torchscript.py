@@ -21,7 +21,7 @@ from torch import Tensor
 from pimlip_zoo.deploy.metadata import REQUIRED_KEYS, export_metadata, read_metadata, torch_version
 from pimlip_zoo.deploy.module import PairStyleModule
 from pimlip_zoo.deploy.selfcheck import compare
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, no_such_file
 
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
@@ -109,7 +109,7 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]
     """
     extra: dict[str, Any] = dict.fromkeys(REQUIRED_KEYS, "")
     if not Path(path).is_file():
-        raise InputError("there is no such file", file=path)
+        raise no_such_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)

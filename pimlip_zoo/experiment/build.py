@@ -28,6 +28,7 @@ from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.losses.supervised import SupervisedTerm
 from pimlip_zoo.losses.weak import WeakTerm
 from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
+from pimlip_zoo.losses.weak_config import WeakConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.finetune import (
     freeze,
@@ -37,7 +38,14 @@ from pimlip_zoo.training.finetune import (
     start_from,
 )
 
-__all__ = ["fine_tuned_potential", "loss_terms", "new_potential", "samples_of", "weak_term"]
+__all__ = [
+    "fine_tuned_potential",
+    "loss_terms",
+    "new_potential",
+    "samples_of",
+    "unlabelled_frames",
+    "weak_term",
+]
 
 LOOKED_AT = 10_000
 """Structures of a store whose neighbours are counted, and that losses are checked on, before the first step."""
@@ -165,6 +173,28 @@ def fine_tuned_potential(
     return potential, samples, references
 
 
+def unlabelled_frames(weak: WeakConfig, species: Sequence[str]) -> list[Frame]:
+    """The structures of ``weak.unlabelled``, if there are any.
+
+    Raises:
+        InputError: for an element that the potential does not know.
+    """
+    from ase.data import chemical_symbols
+
+    frames = [] if weak.unlabelled is None else load_frames(weak.unlabelled)
+    for index, frame in enumerate(frames):
+        strange = sorted({chemical_symbols[number] for number in frame.numbers} - set(species))
+        if strange:
+            raise InputError(
+                f"no labelled structure has {', '.join(strange)}",
+                file=weak.unlabelled,
+                frame=index,
+                key="species",
+                mend="leave it out, or add structures with it to the labelled ones",
+            )
+    return frames
+
+
 def weak_term(
     config: RunConfig, potential: Potential, labels: Sequence[str], samples: Samples
 ) -> WeakTerm | None:
@@ -183,7 +213,7 @@ def weak_term(
         )
     if weak.unlabelled is not None and chosen:
         reach = potential.cutoff + list_skin(weak, species, potential.cutoff, direct=direct)
-        pool = [frame_to_sample(frame, species, reach) for frame in load_frames(weak.unlabelled)]
+        pool = [frame_to_sample(frame, species, reach) for frame in unlabelled_frames(weak, species)]
     if chosen:
         from_rank_zero(
             lambda: check_weak(weak, species, labels, [*some_of(samples, config.seed), *pool], direct=direct)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, no_such_file
 from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models, get_model
@@ -94,7 +94,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise InputError("no such file", file=path) from error
+        raise no_such_file(path) from error
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(

@@ -474,6 +474,9 @@ def test_weak_labels_of_given_structures_train(tmp_path, method):
 def test_given_structures_that_are_not_given_or_cannot_be_sampled_are_refused(tmp_path):
     with pytest.raises(InputError, match="no unlabelled structures"):
         load_config(None, [*settings(tmp_path, "pretrain"), ("weak.labels.pool.method", "given")])
+    strange = [("weak.labels.pool.method", "given"), ("weak.unlabelled", "builtin:cual-emt@0:3")]
+    with pytest.raises(InputError, match=r"cual-emt@0:3.*no labelled structure has .*leave it out"):
+        prepare_run(load_config(None, [*settings(tmp_path, "pretrain"), *strange]))
     rounds = [("weak.labels.pool.method", "given"), ("weak.labels.iterations", 2), ("weak.unlabelled", DATA)]
     with pytest.raises(InputError, match="further rounds"):
         load_config(None, [*settings(tmp_path, "distill"), *rounds])

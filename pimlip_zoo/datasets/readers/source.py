@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pimlip_zoo.datasets.readers.file import FrameFile
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
-from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
 
 __all__ = ["format_names", "open_source", "window_of"]
 
@@ -112,7 +112,7 @@ def open_source(source: DataSource) -> FrameFile:
         return _builtin(source.path, source.options)
     path = Path(source.path)
     if not path.exists():
-        raise InputError("no such file", file=path)
+        raise no_such_file(path)
     if path.is_file() and path.stat().st_size == 0:
         raise InputError("the file is empty", file=path)
     name = source.options.format or _guess(path)

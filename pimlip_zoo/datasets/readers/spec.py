@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
 
 __all__ = ["DataSource", "ReadOptions", "parse_spec"]
 
@@ -124,10 +124,7 @@ def _expand(path: str) -> list[str]:
         return [path]
     found = sorted(glob.glob(path)) if _GLOB.search(path) else []  # noqa: PTH207 - str in, str out
     if not found:
-        near = Path(path).parent
-        names = [entry.name for entry in near.iterdir()] if near.is_dir() else []
-        mend = did_you_mean(Path(path).name, names) if names else f"the folder {near} is not there"
-        raise InputError("no such file", file=path, mend=mend if len(mend) < 200 else None)
+        raise no_such_file(path)
     return found
 
 

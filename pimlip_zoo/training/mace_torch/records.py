@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, no_such_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -148,7 +148,7 @@ def read_records(path: Path) -> Record:
 def _check_archive(path: Path) -> None:
     """Anything but a plain archive of pickled objects torch would run or compile."""
     if not path.is_file():
-        raise InputError("no such file", file=path)
+        raise no_such_file(path)
     if not zipfile.is_zipfile(path):
         raise InputError(
             "not a file that torch.save wrote", file=path, mend="give the .model file of mace-torch"
