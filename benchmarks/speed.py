@@ -14,6 +14,7 @@ wall time in milliseconds. Without the data a case is skipped with a line that s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -21,7 +22,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 SPECIES = ("H", "C", "N", "O")
 REFERENCES = (-13.587222780835477, -1029.4889999855063, -1484.9814568572233, -2041.9816003861047)
@@ -67,6 +70,12 @@ SIZES = {
         for size, channels in (("small", 32), ("big", 128))
     },
 }
+_NEQUIP_MODES = ("eager", "compile", "aot")
+MODES = {
+    "nequip": _NEQUIP_MODES,
+    "allegro": _NEQUIP_MODES,
+    "mace": ("eager", "jit", "compile", "calccompile"),
+}
 SKIPPED = 77
 
 
@@ -90,13 +99,19 @@ def main() -> int:
     one.add_argument("--repeat", type=int, default=1, help="inferbox: repeat the box along each axis")
     one.add_argument("--profile", action="store_true", help="print where the time goes instead")
     both = commands.add_parser("compare", help="ours and the peers' alternately, a table of ratios")
-    both.add_argument("--models", nargs="+", default=["nequip", "allegro", "mace"])
-    both.add_argument("--sizes", nargs="+", default=["small"])
-    both.add_argument("--tasks", nargs="*", default=list(TASKS), help="none: only write the table")
+    both.add_argument("--models", nargs="+", default=["nequip", "allegro", "mace"], choices=sorted(SIZES))
+    both.add_argument("--sizes", nargs="+", default=["small"], choices=("small", "big"))
+    both.add_argument(
+        "--tasks", nargs="*", default=list(TASKS), choices=TASKS, help="none: only write the table"
+    )
     both.add_argument("--peers", type=Path, help="folder with an environment for each peer")
     both.add_argument("--peer-scripts", type=Path, help="folder with peers_nequip.py, peers_mace.py")
     both.add_argument(
-        "--modes", nargs="+", default=["eager"], help="modes of the peers' scripts; aot: of peers_aot.py"
+        "--modes",
+        nargs="+",
+        default=["eager"],
+        choices=sorted({mode for modes in MODES.values() for mode in modes}),
+        help="modes of the peers' scripts; aot: of peers_aot.py",
     )
     both.add_argument("--peer-models", type=Path, help="folder with MODEL-SIZE.nequip.pt2, for mode aot")
     both.add_argument("--format", default="module", choices=("module", "native"), help="ours in infer tasks")
@@ -114,6 +129,11 @@ def main() -> int:
             "--box", type=Path, default=_path("PIMLIP_ZOO_BENCH_BOX"), help="periodic box, extended XYZ"
         )
     options = parser.parse_args()
+    for model in options.models if options.command == "compare" else ():
+        if unknown := [mode for mode in options.modes if mode not in MODES[model]]:
+            both.error(
+                f"argument --modes: {model}'s peer has no mode {unknown[0]} (it has {', '.join(MODES[model])})"
+            )
     return case(options) if options.command == "case" else compare(options)
 
 
@@ -360,7 +380,49 @@ def _profile(function) -> int:
         for i in range(10):
             function(i)
     print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=48))
+    _profile_sweeps(function)
     return 0
+
+
+def _profile_sweeps(function, repeats: int = 100) -> None:
+    """CPU time of the calling thread in compiled kernels, in the sweeps beside them, and in all the rest."""
+    from pimlip_zoo.nn.kernels.library import KernelLibrary
+    from pimlip_zoo.nn.sweeps import Sweeps
+
+    libraries, spent, records = {}, Counter(), []
+    plain = KernelLibrary.run
+
+    def noted(library, kernel, **arguments):
+        libraries[id(library)] = library
+        plain(library, kernel, **arguments)
+
+    def clocked(name, inner):
+        def call(*args):
+            begun, kernels = time.thread_time(), spent["kernels"]
+            out = inner(*args)
+            spent[name] += 1e3 * (time.thread_time() - begun) - (spent["kernels"] - kernels)
+            return out
+
+        return call
+
+    with mock.patch.object(KernelLibrary, "run", noted):
+        function(0)
+    with contextlib.ExitStack() as patches:
+        for library in libraries.values():
+            functions = library._functions  # noqa: SLF001
+            clocks = {kernel: clocked("kernels", inner) for kernel, inner in functions.items()}
+            patches.enter_context(mock.patch.dict(functions, clocks))
+        for name in ("forward", "adjoint", "tangent", "second"):
+            patches.enter_context(mock.patch.object(Sweeps, name, clocked(name, getattr(Sweeps, name))))
+        for i in range(repeats):
+            spent.clear()
+            begun = time.thread_time()
+            function(i)
+            total = 1e3 * (time.thread_time() - begun)
+            records.append({**spent, "outside the sweeps": total - sum(spent.values()), "together": total})
+    print("CPU ms of one call, medians; sweeps without the kernels that they call:")
+    for name in records[0]:
+        print(f"  {name:20s} {statistics.median(record[name] for record in records):8.3f}")
 
 
 def compare(options: argparse.Namespace) -> int:
