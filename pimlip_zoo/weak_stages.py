@@ -108,7 +108,7 @@ def train_run(experiment: Experiment, folder: Path, *, resume: bool = False) -> 
     if labels.method == "pretrain":
         if main_begun:
             return train(experiment, folder, resume=resume)
-        outcome = _pretrain(experiment, labels, labels.steps, folder / "pretrain")
+        outcome = _pretrain(experiment, labels, folder / "pretrain")
         return outcome if outcome.signal is not None else train(experiment, folder)
     if labels.method in ("second_head", "shared_head"):
         return train(_with_second_head(experiment, labels), folder, resume=main_begun)
@@ -169,14 +169,14 @@ def _cheap_labels(frames: Sequence[Frame], labels: WeakLabelsConfig) -> list[Fra
     return from_rank_zero(lambda: cached_labels(frames, supervisor, _cache(labels)))
 
 
-def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, steps: int, folder: Path) -> Outcome:
+def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) -> Outcome:
     """Train on the pool and leave the result in the experiment's potential."""
     pool = weak_pool(experiment, labels, shift="energy" in experiment.labels)
     potential = experiment.potential
     if experiment.config.potential.scale == "forces_rms" and force_rms(experiment.frames) is None:
         # Energies alone say nothing of the scale of forces; the pool does.
         potential.scale.data.fill_(force_rms(pool) or 1.0)
-    config = _stage_config(experiment.config, labels, steps)
+    config = _stage_config(experiment.config, labels)
     held = max(1, min(len(pool) // 10, 200))
     samples = _widened(pool, config, potential)
     order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
@@ -237,16 +237,12 @@ def _student(
 ) -> tuple[Experiment | None, Outcome]:
     """The experiment with teachers' labels beside the reference ones; None while a stage is interrupted.
 
-    The student may begin with the cheap labels (stage ``pretrain``). A teacher is a difference model (stages
-    ``teacher``, ``teacher-2``, ...); the structures that they label are sampled by the cheap calculator. In further
-    rounds a student (stage ``student-K``) samples more structures: the teachers are asked where a student goes.
+    A teacher is a difference model (stages ``teacher``, ``teacher-2``, ...); the structures that they label are sampled
+    by the cheap calculator. In further rounds a student (stage ``student-K``) samples more structures: the teachers are
+    asked where a student goes.
     """
     from pimlip_zoo.training.checkpoint import load_potential
 
-    if labels.student_steps:
-        outcome = _pretrain(experiment, labels, labels.student_steps, folder / "pretrain")
-        if outcome.signal is not None:
-            return None, outcome
     teachers: list[Potential] = []
     for number in range(labels.teachers):
         stage = folder / ("teacher" if number == 0 else f"teacher-{number + 1}")
@@ -290,8 +286,7 @@ def _taught(experiment: Experiment, taught: Sequence[Frame]) -> Experiment:
     config, potential = experiment.config, experiment.potential
     samples = _widened(taught, config, potential)
     repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(samples) / len(experiment.train)))
-    scaled = "forces" in experiment.labels or (config.weak.labels and config.weak.labels.student_steps)
-    if not scaled and config.potential.scale == "forces_rms":
+    if "forces" not in experiment.labels and config.potential.scale == "forces_rms":
         potential.scale.data.fill_(force_rms(taught) or 1.0)
     mixed: list[Batch] = [*samples, *(list(experiment.train) * repeats)]
     return replace(experiment, train=mixed, labels=tuple({*experiment.labels, "energy", "forces"}))
@@ -320,10 +315,10 @@ def _stage(stage: Experiment, folder: Path) -> Outcome:
     return train(stage, folder, resume=last.exists())
 
 
-def _stage_config(config: RunConfig, labels: WeakLabelsConfig, steps: int | None = None) -> RunConfig:
+def _stage_config(config: RunConfig, labels: WeakLabelsConfig) -> RunConfig:
     """The run's configuration for a stage of its own length, without weak losses unless pre-training has them, too."""
     settings: dict[str, Any] = config.model_dump()
-    settings["trainer"]["max_steps"] = labels.steps if steps is None else steps
+    settings["trainer"]["max_steps"] = labels.steps
     if labels.learning_rate is not None:
         settings["optimizer"]["lr"] = labels.learning_rate
     weak = {"labels": None, "preset": None, "unlabelled": None}

@@ -76,7 +76,6 @@ SETTINGS = {
     "pretrain+trapezoid": after_pretraining(TRAPEZOID),
     "pretrain+trapezoid-pool": after_pretraining([*TRAPEZOID, ("weak.unlabelled", "{pool}")]),
     "pretrain+piwsl": after_pretraining([("weak.preset", "piwsl")]),
-    "distill-pretrained": [("weak.preset", "distill"), ("weak.labels.student_steps", "{student}")],
     "pretrain-given": given("pretrain"),
     "pretrain-given-rate-0.3": [*given("pretrain"), ("weak.labels.rate_after", 0.3)],
     "distill-given": given("distill"),
@@ -220,14 +219,13 @@ def settings_of(way, steps, study, pool_structures=None):
 
     settings = list(SETTINGS.get(way, [("weak.preset", way)]))
     steps = round(steps * LENGTHS.get(way, 1))
-    settings = filled(settings, {"{late}": steps * 3 // 5, "{student}": steps // 3})
+    settings = filled(settings, {"{late}": steps * 3 // 5})
     presets = [value for key, value in settings if key == "weak.preset" and value in PRESETS]
     labels = {key.removeprefix("weak.labels."): value for key, value in settings if "weak.labels" in key}
     for preset in presets:
         labels = {**weak_preset(preset).get("labels", {}), **labels}
     if not labels:
         return [*settings, ("trainer.max_steps", steps)]
-    steps -= steps // 3 if "student_steps" in labels else 0
     before, after = stages(
         labels["method"], steps, labels.get("teachers", 1) + labels.get("iterations", 1) - 1
     )

@@ -116,8 +116,6 @@ class WeakLabelsConfig(_Section):
     pool: PoolConfig = PoolConfig()
     steps: PositiveInt = 5000
     """Of a stage before the run: pre-training, or the difference model that teaches."""
-    student_steps: int = Field(default=0, ge=0)
-    """distill: of pre-training the student on the cheap labels, before it learns from the teachers."""
     learning_rate: PositiveFloat | None = None
     """Of a stage before the run; None: the run's."""
     rate_after: float | None = Field(default=None, gt=0, le=1)

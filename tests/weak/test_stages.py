@@ -238,18 +238,6 @@ def test_a_student_learns_from_the_difference_model_and_stands_alone(tmp_path):
     load_potential(folder)
 
 
-@pytest.mark.parametrize("labels", [["energy"], ["energy", "forces"]])
-def test_a_student_may_begin_with_the_cheap_labels(tmp_path, labels):
-    options = {"weak.labels.student_steps": 2, "data.labels": labels, "optimizer.lr": 1e-12}
-    run(tmp_path, "distill", **options)
-    begun = load_potential(tmp_path / "run" / "pretrain")
-    student = load_potential(tmp_path / "run")
-    for name, value in begun.state_dict().items():
-        torch.testing.assert_close(student.state_dict()[name], value, rtol=1e-6, atol=1e-9, msg=name)
-    teacher = load_potential(tmp_path / "run" / "teacher", difference=True)
-    assert not torch.allclose(teacher.scale, student.scale)
-
-
 def test_a_teacher_is_asked_again_where_its_student_goes(tmp_path):
     options = {"weak.labels.iterations": 2, "model.name": "nequip"}
     given = settings(tmp_path, "distill")
