@@ -15,7 +15,7 @@ OPTIONAL = {
     "h5py": "HDF5 data: pip install 'pimlip-zoo[hdf5]'",
     "tensorboard": "TensorBoard events: pip install 'pimlip-zoo[tensorboard]'",
     "torch_scatter": "optional scatter backend: pip install --no-build-isolation 'pimlip-zoo[pyg]'",
-    "nvalchemiops": "optional neighbour lists on GPUs: pip install nvalchemi-toolkit-ops",
+    "nvalchemiops": "optional neighbour lists on GPUs: pip install 'pimlip-zoo[nvalchemi]'",
     "torch_cluster": "optional neighbour lists of molecules: pip install --no-build-isolation 'pimlip-zoo[pyg]'",
 }
 
@@ -27,31 +27,38 @@ def doctor() -> None:
     import platform
 
     import torch
+    from rich.markup import escape
 
     from pimlip_zoo import __version__
     from pimlip_zoo.cli.console import console
 
     screen = console()
     screen.print(f"pimlip-zoo {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    screen.print(f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    screen.print(
+        f"{os.cpu_count()} cores, torch uses {threads} thread{'s' if threads > 1 else ''} "
+        "(OMP_NUM_THREADS says how many: no more than there are cores free of other work)"
+    )
     screen.print(_packages())
     for name, (works, text) in {**_devices(), **_compiler(), **_kernels(), **_training()}.items():
-        screen.print(f"{'[green]ok[/green]  ' if works else '[yellow]no[/yellow]  '}{name}: {text}")
+        screen.print(f"{'[green]ok[/green]  ' if works else '[yellow]no[/yellow]  '}{name}: {escape(text)}")
+    screen.print(f"kept for the next time, and made again if deleted: {escape(_kept())}")
 
 
 def _packages() -> Any:
     from importlib.metadata import PackageNotFoundError, version
 
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name in (*PACKAGES, *OPTIONAL):
         try:
-            found = version(name.replace("_", "-") if name != "mace" else "mace-torch")
+            found = version(name.replace("_", "-"))
         except PackageNotFoundError:
             found = ""
         mark = "[green]ok[/green]" if found else "[yellow]no[/yellow]"
-        table.add_row(mark, name, found or f"[dim]{OPTIONAL.get(name, 'missing')}[/dim]")
+        table.add_row(mark, name, found or f"[dim]{escape(OPTIONAL.get(name, 'missing'))}[/dim]")
     return table
 
 
@@ -77,6 +84,22 @@ def _kernels() -> dict[str, tuple[bool, str]]:
     return {
         f"kernels {name}": (not text.startswith("no"), text) for name, text in available_backends().items()
     }
+
+
+def _kept() -> str:
+    """Folders of what was compiled and labelled, with their sizes."""
+    from pimlip_zoo.datasets.pool import cache_folder as labels
+    from pimlip_zoo.nn.kernels.build import cache_folder as kernels
+
+    folders = {kernels().parent, labels()}
+    told = []
+    for folder in sorted(folders):
+        found = [entry.stat() for entry in folder.rglob("*") if entry.is_file()]
+        size = sum(
+            {each.st_ino: each.st_size for each in found}.values()
+        )  # files with several names count once
+        told.append(f"{folder} ({size / 1e6:,.0f} MB)")
+    return ", ".join(told)
 
 
 def _training() -> dict[str, tuple[bool, str]]:

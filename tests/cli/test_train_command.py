@@ -157,6 +157,16 @@ def test_doctor_says_that_training_works(cli):
     assert torch.__version__.split("+")[0] in result.out
 
 
+def test_doctor_names_what_to_install_and_what_is_kept(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr("pimlip_zoo.cli.doctor.OPTIONAL", {"not_there": "pip install 'pimlip-zoo[extra]'"})
+    (tmp_path / "labels").write_bytes(bytes(3_000_000))
+    (tmp_path / "again").hardlink_to(tmp_path / "labels")
+    result = cli("doctor")
+    assert "pip install 'pimlip-zoo[extra]'" in result.out
+    assert f"{tmp_path} (3 MB)" in result.out.replace("\n", " ")
+
+
 # ---- bad data
 
 BAD_DATA = {
