@@ -71,6 +71,7 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
         PlainProgress,
         Progress,
     )
+    from pimlip_zoo.training.module import LOGGED_EVERY
 
     # Lightning's chatter about accelerators and defaults is not the user's business.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -113,6 +114,6 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
         callbacks=callbacks,
         enable_model_summary=False,
         enable_progress_bar=terminal,
-        log_every_n_steps=50,
+        log_every_n_steps=LOGGED_EVERY,
         default_root_dir=folder,
     )

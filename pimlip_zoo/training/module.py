@@ -19,7 +19,10 @@ from pimlip_zoo.training.checkpoint import KEY, describe
 from pimlip_zoo.training.metrics import ErrorStatistics
 from pimlip_zoo.training.parcel import Parcel, unpack
 
-__all__ = ["PotentialTraining"]
+__all__ = ["LOGGED_EVERY", "PotentialTraining"]
+
+LOGGED_EVERY = 50
+"""Steps between the losses that loggers get."""
 
 
 class PotentialTraining(pl.LightningModule):
@@ -114,11 +117,20 @@ class PotentialTraining(pl.LightningModule):
                 f"the loss became {float(total)} at step {self.global_step}",
                 mend="lower optimizer.lr, or look for outliers with `pimlip-zoo data check`",
             )
-        size = batch.graph.num_graphs
-        self.log("loss", total.detach(), prog_bar=True, batch_size=size)
-        for name, value in parts.items():
-            self.log(f"loss_{name}", value, batch_size=size)
+        self._show({"loss": total.detach(), **{f"loss_{name}": value for name, value in parts.items()}})
         return total
+
+    def _show(self, values: dict[str, Tensor]) -> None:
+        """Let callbacks see the losses of this step, and loggers now and then.
+
+        Lightning's ``log`` copies its records of every value in every step, which takes longer than the optimiser.
+        """
+        if self._trainer is None:
+            return
+        self.trainer.callback_metrics.update(values)
+        if (self.global_step + 1) % LOGGED_EVERY == 0:
+            for logger in self.trainer.loggers:
+                logger.log_metrics({name: float(value) for name, value in values.items()}, self.global_step)
 
     def on_validation_epoch_start(self) -> None:
         """Start counting anew."""

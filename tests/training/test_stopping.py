@@ -55,6 +55,24 @@ def test_the_last_step_is_validated_and_the_best_step_kept(tmp_path):
     assert content["global_step"] == int(best["step"])
 
 
+def test_losses_of_steps_reach_table_and_loggers(tmp_path, monkeypatch):
+    """With a logger that writes a file in the place of tensorboard's."""
+    from lightning.pytorch import loggers
+
+    from pimlip_zoo.training import module
+
+    monkeypatch.setattr(module, "LOGGED_EVERY", 2)
+    monkeypatch.setattr(loggers, "TensorBoardLogger", loggers.CSVLogger)
+    run(tmp_path, "trainer.max_steps=5", "trainer.valid_every=5", "trainer.tensorboard=true")
+    with (tmp_path / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["loss"]) > 0
+    with next(tmp_path.rglob("tensorboard/metrics.csv")).open() as file:
+        logged = [r for r in csv.DictReader(file) if r.get("loss")]
+    assert [r["step"] for r in logged] == ["1", "3"]
+    assert all(float(r["loss"]) > 0 and float(r["loss_forces"]) > 0 for r in logged)
+
+
 def test_training_leaves_the_default_precision_of_torch_alone(tmp_path):
     before = torch.get_default_dtype()
     run(tmp_path, "trainer.max_steps=2", "trainer.dtype=float64")
