@@ -82,6 +82,7 @@ SETTINGS = {
     "shared-head-given": given("shared_head"),
     "pretrain+central": after_pretraining(STRONG),
     "pretrain+central-long": after_pretraining(STRONG),
+    "pretrain+central-heavy": after_pretraining([*STRONG, ("weak.terms.pitc_central.weight", 3.0)]),
     "pretrain+central-throughout": after_pretraining([*STRONG, ("weak.labels.terms", "throughout")]),
     "pretrain-low-lr": after_pretraining([("optimizer.lr", 0.003)]),
     **{
