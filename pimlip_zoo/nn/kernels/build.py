@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -105,6 +107,8 @@ def compile_kernels(sources: Sequence[str]) -> list[Callable[..., None]]:
     machine = (*compiler(), _compiler_version(), *flags, platform.machine(), torch.__version__, _NAME)
     digests = [hashlib.sha256("\n".join((source, *machine)).encode()).hexdigest()[:32] for source in sources]
     folder = _writable(cache_folder())
+    for digest in digests:
+        _mark_used(folder / f"{digest}.so")
     with _building:  # threads that need the same kernel compile it once
         missing = {
             digest: source
@@ -115,11 +119,14 @@ def compile_kernels(sources: Sequence[str]) -> list[Callable[..., None]]:
         if units:
             with ThreadPoolExecutor(min(len(units), _cpus())) as pool:
                 list(pool.map(lambda unit: _compile(unit[0], unit[1], flags, folder), units))
+            _forget_unused(folder)
     return [ctypes.CDLL(str(folder / f"{digest}.so"))[_NAME + digest] for digest in digests]
 
 
 _NAME = "kernel_"
 _building = threading.Lock()
+_DAY = 86_400.0
+_KEPT_DAYS = 90
 _LARGE = 40_000
 """Characters in one file, if it is not a single kernel's."""
 
@@ -138,6 +145,21 @@ def _units(sources: Mapping[str, str]) -> list[tuple[Unit, list[str]]]:
         units[-1][0].add(source, _NAME + digest)
         units[-1][1].append(digest)
     return sorted(units, key=lambda unit: -unit[0].size)
+
+
+def _mark_used(library: Path) -> None:
+    """Note the day on which a kernel was loaded, as the time of its file."""
+    with suppress(OSError):
+        if time.time() - library.stat().st_mtime > _DAY:
+            library.touch()
+
+
+def _forget_unused(folder: Path) -> None:
+    """Remove what nobody has loaded for long, as kernels for a torch of before."""
+    for library in folder.glob("*.so"):
+        with suppress(OSError):
+            if time.time() - library.stat().st_mtime > _KEPT_DAYS * _DAY:
+                library.unlink()
 
 
 def _writable(folder: Path) -> Path:

@@ -1,5 +1,8 @@
 """What is compiled when: everything that a step needs, together, before the first one."""
 
+import os
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -103,6 +106,20 @@ def test_where_files_cannot_be_linked_they_are_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(build.os, "link", refuse)
     build.compile_kernels([source(torch.float32, factor) for factor in (2, 3)])
     assert len({path.stat().st_ino for path in tmp_path.rglob("*.so")}) == 2
+
+
+def test_kernels_that_nobody_loads_for_months_are_removed_when_others_are_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for factor in (2, 3):
+        build.compile_kernels([source(torch.float32, factor)])
+    long_ago = time.time() - 100 * 86_400
+    for path in build.cache_folder().glob("*.so"):
+        os.utime(path, (long_ago, long_ago))
+    # One of the old ones is wanted again beside a new one.
+    kernels = build.compile_kernels([source(torch.float32, factor) for factor in (2, 4)])
+    left = list(build.cache_folder().glob("*.so"))
+    assert len(kernels) == len(left) == 2
+    assert all(path.stat().st_mtime > long_ago + 86_400 for path in left)
 
 
 def test_a_kernel_that_cannot_be_compiled_is_an_error_that_says_why(tmp_path, monkeypatch):
