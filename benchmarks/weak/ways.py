@@ -77,7 +77,10 @@ SETTINGS = {
     "pretrain+trapezoid-pool": after_pretraining([*TRAPEZOID, ("weak.unlabelled", "{pool}")]),
     "pretrain+piwsl": after_pretraining([("weak.preset", "piwsl")]),
     "pretrain-given": given("pretrain"),
-    "pretrain-given-rate-0.3": [*given("pretrain"), ("weak.labels.rate_after", 0.3)],
+    **{
+        f"pretrain-given-rate-{factor}": [*given("pretrain"), ("weak.labels.rate_after", factor)]
+        for factor in (0.3, 0.1, 0.03)
+    },
     "distill-given": given("distill"),
     "shared-head-given": given("shared_head"),
     "pretrain+central": after_pretraining(STRONG),
