@@ -16,7 +16,8 @@ def step():
     arrays = [torch.ones(2**22) for _ in range(8)]
 
 keep_freed_memory()
-step()
+for _ in range(6):  # where arrays come to lie depends on what else was allocated: after some steps all find a place
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -24,7 +25,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(**environment: str) -> int:
-    """Pages that a second step of 128 MiB touches for the first time."""
+    """Pages that a later step of 128 MiB touches for the first time."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**plain, **environment})
@@ -32,7 +33,7 @@ def faults(**environment: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-def test_a_second_step_finds_its_memory_unless_the_environment_says_otherwise():
+def test_a_later_step_finds_its_memory_unless_the_environment_says_otherwise():
     kept, returned = faults(), faults(MALLOC_TRIM_THRESHOLD_="131072")
     assert kept < 100
     assert returned > kept + 20  # of 2 MiB where the system has huge pages
