@@ -287,16 +287,16 @@ class ArchitectureContract:
 
     @pytest.mark.slow
     def test_compiled_it_is_the_same_function(self) -> None:
-        model = self.potential(dtype=torch.float32).model.eval()
+        model = self.potential().model.eval()
         torch.compiler.reset()
         compiled = torch.compile(model)
         for name in ("molecule", "triclinic"):
             graph = as_graph(structure(name, self.species), self.species, model.cutoff)
-            vectors = edge_vectors(graph).to(torch.float32).requires_grad_(True)
+            vectors = edge_vectors(graph).requires_grad_(True)
             energies = [function(graph, vectors) for function in (model, compiled)]
             gradients = [torch.autograd.grad(energy.sum(), vectors)[0] for energy in energies]
             for values in (energies, gradients):
-                _close(values[1], values[0], 1e-6 * max(1.0, float(values[0].detach().abs().max())))
+                _close(values[1], values[0], 1e-12 * max(1.0, float(values[0].detach().abs().max())))
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
     def test_a_gpu_computes_what_the_cpu_computes(self) -> None:
