@@ -22,7 +22,7 @@ def after_pretraining(settings):
 
 
 def given(method):
-    """The cheap calculator labels the other geometries of the training set, instead of sampled ones."""
+    """The cheap calculator labels the geometries of the whole training set, instead of sampled ones."""
     return [
         ("weak.labels.method", method),
         ("weak.unlabelled", "{pool}"),
@@ -85,7 +85,6 @@ SETTINGS = {
     "shared-head-given": given("shared_head"),
     "pretrain+central": after_pretraining(STRONG),
     "pretrain+central-long": after_pretraining(STRONG),
-    "pretrain+central-heavy": after_pretraining([*STRONG, ("weak.terms.pitc_central.weight", 3.0)]),
     "pretrain+central-throughout": after_pretraining([*STRONG, ("weak.labels.terms", "throughout")]),
     "pretrain-low-lr": after_pretraining([("optimizer.lr", 0.003)]),
     **{
