@@ -103,9 +103,10 @@ def edge_vectors(graph: AtomGraph) -> Tensor:
         (E, 3) in Å, from the centre to the neighbour, in the dtype of the positions.
     """
     centre, neighbour = graph.edge_index[0], graph.edge_index[1]
-    cell = graph.cell[graph.batch[centre]]
+    cell = graph.cell.index_select(0, graph.batch.index_select(0, centre))
     shift = torch.bmm(graph.edge_shift.to(cell.dtype).unsqueeze(1), cell).squeeze(1)
-    return graph.positions[neighbour] - graph.positions[centre] + shift
+    ends = graph.positions.index_select(0, neighbour)
+    return ends - graph.positions.index_select(0, centre) + shift
 
 
 def sum_by_structure(values: Tensor, graph: AtomGraph) -> Tensor:

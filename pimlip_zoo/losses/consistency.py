@@ -45,8 +45,12 @@ def work(displacement: Tensor, forces: Tensor, index: Tensor, count: int) -> Ten
     Returns:
         (M,) eV; zero for a structure without atoms.
     """
-    products = (displacement * forces).sum(dim=1)
-    return products.new_zeros(count).index_add(0, index, products)
+    return _sum(displacement * forces, index, count)
+
+
+def _sum(products: Tensor, index: Tensor, count: int) -> Tensor:
+    """(N, 3) -> (M,), over the atoms of each structure."""
+    return products.new_zeros(count).index_add(0, index, products.sum(dim=1))
 
 
 def pitc_first_order(e_r: Tensor, e_d: Tensor, f_r: Tensor, d: Tensor, index: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ def pisc_two_estimates(
     e_r: Tensor, e_p: Tensor, f_r: Tensor, f_p: Tensor, d: Tensor, p: Tensor, index: Tensor
 ) -> Tensor:
     """``[E(r) - <d, F(r)>] - [E(r+p) - <d-p, F(r+p)>]``: two estimates of E(r+d). Falls as ``|d|²``."""
-    return e_r - work(d, f_r, index, len(e_r)) - e_p + work(d - p, f_p, index, len(e_r))
+    return e_r - e_p + _sum((d - p) * f_p - d * f_r, index, len(e_r))
 
 
 def loop_trapezoid(

@@ -12,12 +12,12 @@ from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, edge_vectors
 __all__ = ["choose", "displaced_copies", "join", "strained", "trim_edges"]
 
 
-def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor]) -> AtomGraph:
+def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor | None]) -> AtomGraph:
     """Copies of a batch one after the other, each displaced, sharing the list of edges.
 
     Args:
         graph: M structures, N atoms, E edges; the list wide enough for the displaced copies.
-        displacements: K of (N, 3) Å.
+        displacements: K of (N, 3) Å; None leaves a copy where it is.
 
     Returns:
         A graph of K M structures, K N atoms, K E edges, copy by copy.
@@ -26,11 +26,11 @@ def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor]) -> AtomG
     step = torch.arange(copies, device=graph.batch.device)
     index = (graph.edge_index.unsqueeze(1) + atoms * step[None, :, None]).flatten(1)
     return AtomGraph(
-        positions=torch.cat([graph.positions + d for d in displacements]),
-        species=graph.species.repeat(copies),
+        positions=torch.cat([graph.positions if d is None else graph.positions + d for d in displacements]),
+        species=torch.cat([graph.species] * copies),
         edge_index=index,
-        edge_shift=graph.edge_shift.repeat(copies, 1),
-        cell=graph.cell.repeat(copies, 1, 1),
+        edge_shift=torch.cat([graph.edge_shift] * copies),
+        cell=torch.cat([graph.cell] * copies),
         batch=(graph.batch + graph.num_graphs * step.unsqueeze(1)).flatten(),
         num_graphs=copies * graph.num_graphs,
     )
@@ -65,8 +65,17 @@ def trim_edges(graph: AtomGraph, cutoff: float) -> AtomGraph:
         cutoff: Å.
     """
     with torch.no_grad():
-        inside = edge_vectors(graph).square().sum(dim=1) < cutoff * cutoff
-    return graph._replace(edge_index=graph.edge_index[:, inside], edge_shift=graph.edge_shift[inside])
+        if bool(graph.edge_shift.count_nonzero()):
+            vectors = edge_vectors(graph)
+        else:
+            centre, neighbour = graph.edge_index
+            vectors = graph.positions.index_select(0, neighbour) - graph.positions.index_select(0, centre)
+        kept = (torch.linalg.vector_norm(vectors, dim=1) < cutoff).nonzero().view(-1)
+    if len(kept) == len(vectors):
+        return graph
+    return graph._replace(
+        edge_index=graph.edge_index.index_select(1, kept), edge_shift=graph.edge_shift.index_select(0, kept)
+    )
 
 
 def strained(graph: AtomGraph, strain: Tensor) -> AtomGraph:
@@ -76,17 +85,17 @@ def strained(graph: AtomGraph, strain: Tensor) -> AtomGraph:
 
 
 def choose(
-    batch: Batch, predictions: Predictions | None, structure: Tensor
+    batch: Batch, predictions: Predictions | None, structure: Tensor | None
 ) -> tuple[Batch, Predictions | None]:
     """Some structures of a batch, with their labels and predictions.
 
     Args:
         batch: M structures.
         predictions: of these; quantities that were not asked for are empty.
-        structure: (M,) bool, those that are kept.
+        structure: (M,) bool, those that are kept; None: all.
     """
     graph, labels = batch.graph, batch.labels
-    if bool(structure.all()):
+    if structure is None:
         return batch, predictions
     atom = structure[graph.batch]
     edge = atom[graph.edge_index[0]]

@@ -45,8 +45,8 @@ class Draw:
     """The batch of the step."""
     whole: Batch
     """With structures of the pool behind it."""
-    structure: Tensor
-    """(M,) bool, which of the whole the weak losses look at."""
+    structure: Tensor | None
+    """(M,) bool, which of the whole the weak losses look at; None: all."""
     batch: Batch
     """Those."""
     d: Tensor
@@ -86,12 +86,12 @@ def random_unit(graph: AtomGraph, generator: torch.Generator) -> Tensor:
     return v / square.clamp_min(1e-300).sqrt()[graph.batch].unsqueeze(1)
 
 
-def choose_structures(graph: AtomGraph, fraction: float, generator: torch.Generator) -> Tensor:
-    """A random part of the structures, at least one: (M,) bool."""
+def choose_structures(graph: AtomGraph, fraction: float, generator: torch.Generator) -> Tensor | None:
+    """A random part of the structures, at least one: (M,) bool; None if that is all of them."""
     total = graph.num_graphs
     keep = max(1, round(fraction * total))
     if keep >= total:
-        return torch.ones(total, dtype=torch.bool, device=graph.batch.device)
+        return None
     structure = torch.zeros(total, dtype=torch.bool)
     structure[torch.randperm(total, generator=generator)[:keep]] = True
     return structure.to(graph.batch.device)

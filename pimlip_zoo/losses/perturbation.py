@@ -59,6 +59,8 @@ class Perturbation:
     needs_ensemble = False
     needs_predictions = False
     """Whether a displacement depends on the potential's predictions, so that these have to be made before."""
+    bounded = False
+    """Whether what is drawn never exceeds ``max_displacement`` anyway."""
 
     def __init__(self, amplitude: float, max_displacement: float) -> None:
         if not (amplitude > 0 and math.isfinite(amplitude)):
@@ -87,11 +89,18 @@ class Perturbation:
             (N, 3) Å, in the dtype of the positions, without gradient and without mean in every structure.
         """
         with torch.no_grad():
-            return limit(self.draw(graph, generator, context), graph, self.max_displacement)
+            drawn = self.draw(graph, generator, context)
+            return drawn if self.bounded else limit(drawn, graph, self.max_displacement)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
         """What :meth:`sample` limits: (N, 3) Å without mean."""
         raise NotImplementedError
+
+    def sample_several(
+        self, count: int, graph: AtomGraph, generator: torch.Generator, context: Context | None = None
+    ) -> list[Tensor]:
+        """Independent displacements, each as :meth:`sample` draws it."""
+        return [self.sample(graph, generator, context) for _ in range(count)]
 
 
 class UniformCube(Perturbation):
@@ -100,14 +109,31 @@ class UniformCube(Perturbation):
     Removing the mean can push a component beyond; the whole structure's displacement is then scaled back.
     """
 
+    bounded = True
+
     def __init__(self, amplitude: float) -> None:
         super().__init__(amplitude, math.sqrt(3.0) * amplitude)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:  # noqa: ARG002
         """See :class:`Perturbation`."""
-        d = remove_mean(self.amplitude * (2.0 * uniform(graph, generator) - 1.0), graph)
-        largest = maximum_by_structure(d.abs().amax(dim=1), graph)
-        return d * scale_down(largest, self.amplitude)[graph.batch].unsqueeze(1)
+        return self._cubes(1, graph, generator).squeeze(1)
+
+    def sample_several(
+        self,
+        count: int,
+        graph: AtomGraph,
+        generator: torch.Generator,
+        context: Context | None = None,  # noqa: ARG002
+    ) -> list[Tensor]:
+        """See :class:`Perturbation`; all in the same operations."""
+        with torch.no_grad():
+            return list(self._cubes(count, graph, generator).unbind(1))
+
+    def _cubes(self, count: int, graph: AtomGraph, generator: torch.Generator) -> Tensor:
+        """(N, count, 3) Å."""
+        d = remove_mean(self.amplitude * (2.0 * uniform(graph, generator, count) - 1.0), graph)
+        largest = maximum_by_structure(d.abs().amax(dim=2), graph)
+        return d * scale_down(largest, self.amplitude).index_select(0, graph.batch).unsqueeze(2)
 
 
 class Gaussian(Perturbation):
@@ -243,9 +269,9 @@ class RandomStrain:
         return upper + u.triu(1).transpose(1, 2)
 
 
-def uniform(graph: AtomGraph, generator: torch.Generator) -> Tensor:
-    """(N, 3) uniform in (0, 1), on the device of the positions, never 0."""
-    shape = graph.positions.shape
+def uniform(graph: AtomGraph, generator: torch.Generator, *several: int) -> Tensor:
+    """(N, ..., 3) uniform in (0, 1), on the device of the positions, never 0."""
+    shape = (len(graph.positions), *several, 3)
     u = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
     return u.clamp(1e-12, 1.0 - 1e-12).to(graph.positions.device, graph.positions.dtype)
 
@@ -260,14 +286,14 @@ def random_direction(graph: AtomGraph, generator: torch.Generator) -> Tensor:
 
 def atom_count(graph: AtomGraph) -> Tensor:
     """(M,) number of atoms, at least one."""
-    ones = torch.ones_like(graph.positions[:, 0])
+    ones = graph.positions.new_ones(len(graph.positions))
     return sum_by_structure(ones, graph).clamp_min(1.0)
 
 
 def remove_mean(displacement: Tensor, graph: AtomGraph) -> Tensor:
-    """Take the mean of each structure off its atoms: (N, 3) -> (N, 3)."""
-    mean = sum_by_structure(displacement, graph) / atom_count(graph).unsqueeze(1)
-    return displacement - mean[graph.batch]
+    """Take the mean of each structure off its atoms: (N, ..., 3) -> (N, ..., 3)."""
+    count = atom_count(graph).reshape(-1, *[1] * (displacement.dim() - 1))
+    return displacement - (sum_by_structure(displacement, graph) / count).index_select(0, graph.batch)
 
 
 def with_rms(displacement: Tensor, graph: AtomGraph, rms: float) -> Tensor:
@@ -279,10 +305,10 @@ def with_rms(displacement: Tensor, graph: AtomGraph, rms: float) -> Tensor:
 
 
 def maximum_by_structure(values: Tensor, graph: AtomGraph) -> Tensor:
-    """(N,) -> (M,), zero for a structure without atoms."""
-    return values.new_zeros(graph.num_graphs).scatter_reduce(
-        0, graph.batch, values, "amax", include_self=True
-    )
+    """(N, ...) -> (M, ...) of values that are not negative, zero for a structure without atoms."""
+    out = values.new_zeros(graph.num_graphs, *values.shape[1:])
+    index = graph.batch.reshape(-1, *[1] * (values.dim() - 1)).expand(values.shape)
+    return out.scatter_reduce(0, index, values, "amax", include_self=True)
 
 
 def scale_down(largest: Tensor, allowed: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 from torch import Tensor
@@ -20,6 +21,7 @@ __all__ = [
     "Point",
     "Residual",
     "Values",
+    "displacement_at",
     "get_residual",
     "needs_of",
 ]
@@ -40,6 +42,13 @@ MINUS_D: Point = (-1.0, 0.0)
 HALF_D: Point = (0.5, 0.0)
 HALF_P: Point = (0.0, 0.5)
 MIDDLE: Point = (0.5, 0.5)
+
+
+def displacement_at(point: Point, d: Tensor, p: Tensor) -> Tensor:
+    """``a d + b p``, (N, 3)."""
+    a, b = point
+    along = d if a == 1.0 else a * d
+    return along if b == 0.0 else along + b * p if a != 0.0 else b * p
 
 
 @dataclass(frozen=True)
@@ -252,6 +261,11 @@ def needs_of(names: Iterable[str], *, teacher: bool = False) -> tuple[Needs, Nee
     Raises:
         InputError: when a teacher is asked for and a residual has no target side.
     """
+    return _needs_of(tuple(names), teacher)
+
+
+@cache
+def _needs_of(names: tuple[str, ...], teacher: bool) -> tuple[Needs, Needs]:
     own: tuple[set[Point], set[Point]] = (set(), set())
     target: tuple[set[Point], set[Point]] = (set(), set())
     for residual in map(get_residual, names):

@@ -15,7 +15,7 @@ from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
 from pimlip_zoo.losses.copies import choose, displaced_copies, join, trim_edges
 from pimlip_zoo.losses.draw import Draw, Pool, choose_structures, join_unlabelled, random_unit, step_generator
 from pimlip_zoo.losses.perturbation import Context, Perturbation, RandomStrain, atom_count
-from pimlip_zoo.losses.residuals import ORIGIN, RESIDUALS, Detach, Point, needs_of
+from pimlip_zoo.losses.residuals import ORIGIN, RESIDUALS, Detach, Point, displacement_at, needs_of
 from pimlip_zoo.losses.schedules import Schedule, TiedToError
 from pimlip_zoo.losses.teacher import EmaTeacher
 from pimlip_zoo.losses.weak_config import TermConfig
@@ -23,6 +23,7 @@ from pimlip_zoo.losses.weak_config import TermConfig
 __all__ = ["FEW_EDGES", "Part", "WeakPotential", "WeakTerm"]
 
 
+_NO_RESIDUALS = ("curl", "noisy_labels", "denoising")
 FEW_EDGES = 1000
 """Below this a forward costs about the same whatever its size: energies of copies are then evaluated with forces."""
 
@@ -190,19 +191,16 @@ class WeakTerm(LossTerm):
             self.teacher.update(cast("nn.Module", potential), self.steps)
         if self._tied:
             self._follow_error(batch, predictions)
-        result = predictions.energy.new_zeros(())
-        self.values = {}
+        result, self.values = predictions.energy.new_zeros(()), {}
         if self._active():
             draw, self._draw = self._draw, None
             if draw is None or draw.labelled is not batch:
                 draw = self._new_draw(potential, batch, predictions)
-            values = self._values(potential, draw)
-            for part in self.parts:
-                total, count = _masked_sum(values[part.name], draw.batch.labels.weight)
-                mean = total / count.clamp_min(1e-12)
-                self.values[part.name] = mean.detach()
-                factor = part.config.weight * part.schedule.factor(self.steps, self._error)
-                result = result + factor * self._scale(part) * mean
+            parts, values, known = self._values(cast("WeakPotential", potential), draw)
+            weight = draw.batch.labels.weight
+            means = values @ weight / (known.to(weight.dtype) @ weight).clamp_min(1e-12)
+            self.values = {part.name: mean for part, mean in zip(parts, means.detach(), strict=True)}
+            result = means @ means.new_tensor([self._factor(part) for part in parts])
         if self.training:
             self.steps += 1
         count = predictions.energy.new_tensor(float(batch.graph.num_graphs))
@@ -226,8 +224,9 @@ class WeakTerm(LossTerm):
                 graph = trim_edges(part.graph, cast("WeakPotential", potential).cutoff)
                 part_predictions = potential(graph, forces=True, virial=False)
             context = Context(potential, part, part_predictions, self._ensemble)
-        d = self.perturbation.sample(part.graph, generator, context)
-        p = self.perturbation.sample(part.graph, generator, context)
+        second = any(part.name in RESIDUALS and RESIDUALS[part.name].second for part in self.parts)
+        d, *others = self.perturbation.sample_several(1 + second, part.graph, generator, context)
+        p = others[0] if second else torch.zeros_like(d)
         return Draw(batch, whole, structure, part, d, p, generator, part_predictions)
 
     def _evaluate_together(
@@ -245,23 +244,27 @@ class WeakTerm(LossTerm):
             points += [point for point in own.energy_only if point != ORIGIN]
         wanted = forces or bool(own.forces)
         origin = draw.whole if self.pool is not None and self._looks_at_origin() else draw.labelled
-        graphs = [origin.graph]
-        if points:
-            graphs.append(displaced_copies(draw.batch.graph, [a * draw.d + b * draw.p for a, b in points]))
-        result = potential(trim_edges(join(graphs), potential.cutoff), forces=wanted, virial=virial)
-        at_origin = _head(result, origin.graph)
-        count = draw.batch.graph.num_graphs
-        for number, point in enumerate(points):
-            first = origin.graph.num_graphs + number * count
-            draw.energy[point] = result.energy[first : first + count]
-            if wanted:
-                atoms = len(draw.batch.graph.positions)
-                first = len(origin.graph.positions) + number * atoms
-                draw.forces[point] = result.forces[first : first + atoms]
+        graph, part = origin.graph, draw.batch.graph
+        displacements = [displacement_at(point, draw.d, draw.p) for point in points]
+        if part is graph:
+            everything = displaced_copies(graph, [None, *displacements])
+        else:
+            everything = join([graph, displaced_copies(part, displacements)] if points else [graph])
+        result = potential(trim_edges(everything, potential.cutoff), forces=wanted, virial=virial)
+        structures = [graph.num_graphs] + [part.num_graphs] * len(points)
+        atoms = [len(graph.positions)] + [len(part.positions)] * len(points)
+        energies = result.energy.split(structures)
+        of_atoms = result.forces.split(atoms) if wanted else [result.forces] * len(atoms)
+        draw.energy.update(zip(points, energies[1:], strict=True))
+        if wanted:
+            draw.forces.update(zip(points, of_atoms[1:], strict=True))
+        at_origin = Predictions(
+            energies[0], of_atoms[0], result.virial[: structures[0]], result.atomic_energy[: atoms[0]]
+        )
         chosen = None
         if origin is draw.whole or self.pool is None:
             chosen = choose(draw.whole, at_origin, draw.structure)[1]
-        return chosen, _head(at_origin, draw.labelled.graph)
+        return chosen, at_origin if origin is draw.labelled else _head(at_origin, draw.labelled.graph)
 
     def _looks_at_origin(self) -> bool:
         return (
@@ -273,19 +276,44 @@ class WeakTerm(LossTerm):
             or self.needs_virial
         )
 
-    def _scale(self, part: Part) -> float:
-        if part.config.unit != "lambda" or part.name in ("curl", "noisy_labels", "denoising"):
-            return 1.0
-        return self.force_weight
+    def _factor(self, part: Part) -> float:
+        """What the mean of a part is multiplied by."""
+        factor = part.config.weight * part.schedule.factor(self.steps, self._error)
+        relative = part.config.unit == "lambda" and part.name not in _NO_RESIDUALS
+        return factor * (self.force_weight if relative else 1.0)
 
-    def _values(self, potential: PotentialLike, draw: Draw) -> dict[str, Tensor]:
-        """(M,) values of each part over the structures that are looked at, NaN where a label is missing."""
-        model, graph = cast("WeakPotential", potential), draw.batch.graph
-        count = atom_count(graph)
+    def _values(self, potential: WeakPotential, draw: Draw) -> tuple[list[Part], Tensor, Tensor]:
+        """Each part's values on the structures that are looked at.
+
+        Returns:
+            the parts, their values (K, M), zero where a label is missing, and where none is (K, M) bool.
+        """
+        count = atom_count(draw.batch.graph)
+        residuals = self._residuals(potential, draw)
+        parts = [part for part in self.parts if part.name in residuals]
+        others = [part for part in self.parts if part.name not in residuals]
+        values, known = [], []
+        if parts:
+            unit = torch.stack([self._unit(part, count) for part in parts])
+            error = torch.stack([residuals[part.name] for part in parts]) / unit
+            missing = error.detach().isnan()
+            # Filled before the square, whose own gradient would make NaN of a missing value.
+            values.append(error.masked_fill(missing, 0.0).square())
+            known.append(~missing)
+        if others:
+            other = torch.stack([self._other(part, potential, draw, count) for part in others])
+            missing = other.detach().isnan()
+            values.append(other.masked_fill(missing, 0.0))
+            known.append(~missing)
+        return [*parts, *others], torch.cat(values), torch.cat(known)
+
+    def _residuals(self, potential: WeakPotential, draw: Draw) -> dict[str, Tensor]:
+        """(M,) eV by name, NaN where a label is missing."""
+        graph = draw.batch.graph
         names = [part.name for part in self.parts if part.name in RESIDUALS]
         residuals: dict[str, Tensor] = {}
         if names:
-            residuals = model.weak_residuals(
+            residuals = potential.weak_residuals(
                 names,
                 graph,
                 draw.d,
@@ -295,26 +323,29 @@ class WeakTerm(LossTerm):
                 teacher=self.teacher,
                 detach={part.name: part.config.detach for part in self.parts},
             )
-        return {
-            part.name: _in_unit(residuals[part.name], part.config.unit, count, self.perturbation.amplitude)
-            if part.name in RESIDUALS
-            else self._other(part, model, draw)
-            for part in self.parts
-        }
-
-    def _other(self, part: Part, potential: WeakPotential, draw: Draw) -> Tensor:
-        """Values (M,) of a term that is no residual of displaced copies alone."""
-        graph, labels = draw.batch.graph, draw.batch.labels
-        count = atom_count(graph)
-        if part.name == "curl":
-            v = random_unit(graph, draw.generator)
-            return sum_by_structure(potential.curl(graph, v).square().sum(dim=1), graph)
-        if part.name.startswith("strain"):
+        strains = [part.name for part in self.parts if part.name.startswith("strain")]
+        for name in strains:
             if self.strain is None:
                 raise InputError("a strain term needs a distribution of strains", key="weak.strain")
             strain = self.strain.sample(graph, draw.generator)
-            residual: Tensor = getattr(potential, part.name)(graph, strain, base=draw.predictions)
-            return _in_unit(residual, part.config.unit, count, self.strain.amplitude)
+            residuals[name] = getattr(potential, name)(graph, strain, base=draw.predictions)
+        return residuals
+
+    def _unit(self, part: Part, count: Tensor) -> Tensor:
+        """(M,) what a residual is divided by before it is squared."""
+        if part.config.unit == "total":
+            return torch.ones_like(count)
+        if part.config.unit == "per_atom":
+            return count
+        distribution = self.strain if part.name.startswith("strain") else self.perturbation
+        return count * cast("RandomStrain | Perturbation", distribution).amplitude
+
+    def _other(self, part: Part, potential: WeakPotential, draw: Draw, count: Tensor) -> Tensor:
+        """Values (M,) of a part that is no residual, NaN where a label is missing."""
+        graph, labels = draw.batch.graph, draw.batch.labels
+        if part.name == "curl":
+            v = random_unit(graph, draw.generator)
+            return sum_by_structure(potential.curl(graph, v).square().sum(dim=1), graph)
         (moved,) = potential.displaced(graph, [draw.d])
         if part.name == "denoising":
             error = (moved.forces + self.stiffness * draw.d).square().sum(dim=1)
@@ -351,20 +382,8 @@ def _head(predictions: Predictions, graph: AtomGraph) -> Predictions:
     )
 
 
-def _in_unit(residual: Tensor, unit: str, count: Tensor, amplitude: float) -> Tensor:
-    if unit == "total":
-        return _square(residual)
-    return _square(residual / (count if unit == "per_atom" else count * amplitude))
-
-
 def _square(values: Tensor) -> Tensor:
     """Squares; a missing value stays NaN but sends no NaN back, as the square's own gradient would."""
     missing = torch.isnan(values)
     squares = torch.where(missing, torch.zeros_like(values), values).square()
     return torch.where(missing, torch.full_like(values, float("nan")), squares)
-
-
-def _masked_sum(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted sum and sum of weights of the values that are not NaN."""
-    known = ~torch.isnan(values.detach())
-    return (values[known] * weight[known]).sum(), weight[known].sum()

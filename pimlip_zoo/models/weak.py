@@ -16,7 +16,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Labels, Predictions
 from pimlip_zoo.losses.consistency import strain_first_order, strain_trapezoid
 from pimlip_zoo.losses.copies import displaced_copies, strained, trim_edges
-from pimlip_zoo.losses.residuals import Detach, Needs, Point, Values, get_residual, needs_of
+from pimlip_zoo.losses.residuals import Detach, Needs, Point, Values, displacement_at, get_residual, needs_of
 
 if TYPE_CHECKING:
     from pimlip_zoo.losses.base import PotentialLike
@@ -253,7 +253,7 @@ class PhysicsWeakMixin:
         for points, wanted in ((with_forces, True), (energy_only, False)):
             if not points:
                 continue
-            copies = displaced_copies(graph, [a * d + b * p for a, b in points])
+            copies = displaced_copies(graph, [displacement_at(point, d, p) for point in points])
             result = potential(trim_edges(copies, self._cutoff()), forces=wanted, virial=False)
             energy.update(zip(points, result.energy.chunk(len(points)), strict=True))
             if wanted:

@@ -85,6 +85,27 @@ def test_the_same_seed_gives_the_same_displacement_and_another_another(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_several_displacements_are_independent_and_each_like_one(kind):
+    perturbation, batch = KINDS[kind](), mixed_batch()
+    drawn = perturbation.sample_several(3, batch.graph, generator(), context(batch, ensemble=members()))
+    assert len(drawn) == 3
+    for d in drawn:
+        assert d.shape == batch.graph.positions.shape
+        assert not d.requires_grad
+        assert sum_by_structure(d, batch.graph).abs().max() < 1e-12
+        assert torch.linalg.vector_norm(d, dim=1).max() <= perturbation.max_displacement * (1 + 1e-12)
+    if kind not in ("variance", "force_error"):  # directions that the potentials determine
+        assert (drawn[0] - drawn[1]).abs().max() > 1e-6
+
+
+def test_several_cubes_are_not_correlated():
+    graph = many(count=2000, atoms=6).graph
+    a, b = (d.flatten() for d in UniformCube(AMPLITUDE).sample_several(2, graph, generator()))
+    assert torch.corrcoef(torch.stack([a, b]))[0, 1].abs() < 4 / len(a) ** 0.5
+    assert a.std().item() == pytest.approx(b.std().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_atom_stays_where_it_is_and_no_atom_is_no_error(kind):
     batch = batch_of([molecule(1, 0)], 4.6)
     d = KINDS[kind]().sample(batch.graph, generator(), context(batch, ensemble=members()))

@@ -206,9 +206,10 @@ def test_a_list_without_skin_would_be_wrong():
     assert wrong > 1e-8
 
 
-def test_edges_beyond_the_cutoff_change_nothing():
+@pytest.mark.parametrize("cell", [None, SKEWED])
+def test_edges_beyond_the_cutoff_change_nothing(cell):
     model = potential(Morse())
-    frames = [molecule(6, 0), molecule(8, 1, SKEWED)]
+    frames = [molecule(6, 0), molecule(8, 1, cell)]
     narrow, wide = model(batch_of(frames, 4.0).graph), model(batch_of(frames, 5.5).graph)
     for a, b in zip(narrow, wide, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)

@@ -178,7 +178,8 @@ def test_a_fraction_of_the_structures_is_what_those_structures_are_alone():
     torch.testing.assert_close(predictions.energy, again.energy, rtol=0, atol=1e-10)
     torch.testing.assert_close(predictions.forces, again.forces, rtol=0, atol=1e-10)
     assert choose_structures(batch.graph, 0.01, torch.Generator()).sum() == 1
-    assert choose_structures(batch.graph, 1.0, torch.Generator()).all()
+    assert choose_structures(batch.graph, 1.0, torch.Generator()) is None
+    assert choose(batch, None, None) == (batch, None)
 
 
 FUSED = {
