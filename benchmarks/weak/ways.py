@@ -4,8 +4,8 @@ Every way of a table costs about the same number of optimiser steps in total, T 
 of equal computing time; `plain-short` takes as many steps on the labels as the ways with a stage before them (T/3), so
 that it is the one of equal steps on the labels; `plain-long` takes 1.6 T steps, so that it is the one of equal time
 beside losses on displaced copies. `central-half` and `central-late` take that time, too: with the loss on half a batch
-1.25 T steps, with the loss in the last two fifths of the steps alone 1.35 T, as with it after pre-training; `plain-longer`
-takes 2.2 T, which is the time of the last with the sampling of its weak labels (acetylacetone, T = 3,000).
+1.25 T steps, with the loss in the last two fifths of the steps alone 1.35 T, as with it after pre-training.
+`plain-longer` takes 2.2 T, the time of the last with the sampling of its weak labels (acetylacetone, T = 3,000).
 """
 
 from dataclasses import dataclass, field

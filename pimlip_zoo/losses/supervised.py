@@ -18,12 +18,12 @@ Quantity = Literal["energy", "energy_per_atom", "forces", "stress"]
 """What can be labelled."""
 
 
-def residuals(quantity: Quantity, batch: Batch, predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """Prediction minus label of one quantity, where there is a label.
+def residuals(quantity: Quantity, batch: Batch, predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
+    """Prediction minus label of one quantity.
 
     Returns:
-        residuals (R, D) and the weight (R,) of the structure that each row belongs to. D is 1 for energies (eV, or
-        eV per atom), 3 for forces (eV/Å), 9 for stress (eV/Å³).
+        residuals (R, D), NaN where a label is missing; the weight (R,) of each row's structure; where labels are
+        missing (R,). D is 1 for energies (eV, or eV per atom), 3 for forces (eV/Å), 9 for stress (eV/Å³).
     """
     graph, labels = batch.graph, batch.labels
     if quantity == "forces":
@@ -37,8 +37,8 @@ def residuals(quantity: Quantity, batch: Batch, predictions: Predictions) -> tup
         if quantity == "energy_per_atom":
             error = error / atom_counts(batch).unsqueeze(-1)
         weight = labels.weight
-    labelled = ~torch.isnan(getattr(labels, _LABEL[quantity])).reshape(len(error), -1).any(dim=1)
-    return error[labelled], weight[labelled]
+    missing = torch.isnan(getattr(labels, _LABEL[quantity])).reshape(len(error), -1).any(dim=1)
+    return error, weight, missing
 
 
 _LABEL: dict[Quantity, str] = {
@@ -84,7 +84,9 @@ class SupervisedTerm(LossTerm):
         predictions: Predictions,
     ) -> LossValue:
         """See :class:`LossTerm`."""
-        error, weight = residuals(self.quantity, batch, predictions)
+        error, weight, missing = residuals(self.quantity, batch, predictions)
+        # Zeros and not a selection, which would have to wait for the number of its rows.
+        error, weight = error.masked_fill(missing.unsqueeze(-1), 0.0), weight.masked_fill(missing, 0.0)
         if self.distance == "mse":
             values = error.square()
         elif self.distance == "mae":
@@ -94,4 +96,4 @@ class SupervisedTerm(LossTerm):
             values = torch.where(
                 size < self.delta, 0.5 * size.square(), self.delta * (size - 0.5 * self.delta)
             )
-        return LossValue((values * weight.unsqueeze(-1)).sum(), weight.sum() * error.shape[1])
+        return LossValue(weight @ values.sum(dim=1), weight.sum() * error.shape[1])
