@@ -90,6 +90,7 @@ SETTINGS = {
     "pretrain+central-long": after_pretraining(STRONG),
     "pretrain+central-throughout": after_pretraining([*STRONG, ("weak.labels.terms", "throughout")]),
     "pretrain-low-lr": after_pretraining([("optimizer.lr", 0.003)]),
+    "pretrain-high-lr": after_pretraining([("optimizer.lr", 0.02)]),
     **{
         f"pretrain-rate-{factor}": after_pretraining([("weak.labels.rate_after", factor)])
         for factor in (1.0, 0.3, 0.1, 0.03)
@@ -114,7 +115,15 @@ class Table:
 TABLES = {
     "tuning": Table(
         "learning rate and force weight of plain runs",
-        ("plain", "plain-long", "lr-low", "lr-high", "force-weight-10", "force-weight-100"),
+        (
+            "plain",
+            "plain-long",
+            "lr-low",
+            "lr-high",
+            "force-weight-10",
+            "force-weight-100",
+            "pretrain-high-lr",
+        ),
     ),
     "conservative": Table(
         "conservative head, energies and forces",
