@@ -68,6 +68,7 @@ def trim_edges(graph: AtomGraph, cutoff: float) -> AtomGraph:
         if bool(graph.edge_shift.count_nonzero()):
             vectors = edge_vectors(graph)
         else:
+            # In a batch of molecules no edge is shifted, and cells need not be looked at.
             centre, neighbour = graph.edge_index
             vectors = graph.positions.index_select(0, neighbour) - graph.positions.index_select(0, centre)
         kept = (torch.linalg.vector_norm(vectors, dim=1) < cutoff).nonzero().view(-1)

@@ -59,8 +59,6 @@ class Perturbation:
     needs_ensemble = False
     needs_predictions = False
     """Whether a displacement depends on the potential's predictions, so that these have to be made before."""
-    bounded = False
-    """Whether what is drawn never exceeds ``max_displacement`` anyway."""
 
     def __init__(self, amplitude: float, max_displacement: float) -> None:
         if not (amplitude > 0 and math.isfinite(amplitude)):
@@ -89,8 +87,7 @@ class Perturbation:
             (N, 3) Å, in the dtype of the positions, without gradient and without mean in every structure.
         """
         with torch.no_grad():
-            drawn = self.draw(graph, generator, context)
-            return drawn if self.bounded else limit(drawn, graph, self.max_displacement)
+            return limit(self.draw(graph, generator, context), graph, self.max_displacement)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
         """What :meth:`sample` limits: (N, 3) Å without mean."""
@@ -99,7 +96,7 @@ class Perturbation:
     def sample_several(
         self, count: int, graph: AtomGraph, generator: torch.Generator, context: Context | None = None
     ) -> list[Tensor]:
-        """Independent displacements, each as :meth:`sample` draws it."""
+        """Independent displacements, each of the same distribution as :meth:`sample`'s: ``count`` of (N, 3) Å."""
         return [self.sample(graph, generator, context) for _ in range(count)]
 
 
@@ -108,8 +105,6 @@ class UniformCube(Perturbation):
 
     Removing the mean can push a component beyond; the whole structure's displacement is then scaled back.
     """
-
-    bounded = True
 
     def __init__(self, amplitude: float) -> None:
         super().__init__(amplitude, math.sqrt(3.0) * amplitude)
@@ -125,7 +120,7 @@ class UniformCube(Perturbation):
         generator: torch.Generator,
         context: Context | None = None,  # noqa: ARG002
     ) -> list[Tensor]:
-        """See :class:`Perturbation`; all in the same operations."""
+        """See :class:`Perturbation`; all in the same operations, and a cube needs no further limit."""
         with torch.no_grad():
             return list(self._cubes(count, graph, generator).unbind(1))
 

@@ -45,10 +45,11 @@ MIDDLE: Point = (0.5, 0.5)
 
 
 def displacement_at(point: Point, d: Tensor, p: Tensor) -> Tensor:
-    """``a d + b p``, (N, 3)."""
+    """``a d + b p`` of a copy, (N, 3) Å."""
     a, b = point
-    along = d if a == 1.0 else a * d
-    return along if b == 0.0 else along + b * p if a != 0.0 else b * p
+    if b == 0.0:
+        return d if a == 1.0 else a * d
+    return a * d + b * p
 
 
 @dataclass(frozen=True)

@@ -323,12 +323,13 @@ class WeakTerm(LossTerm):
                 teacher=self.teacher,
                 detach={part.name: part.config.detach for part in self.parts},
             )
-        strains = [part.name for part in self.parts if part.name.startswith("strain")]
-        for name in strains:
+        for part in self.parts:
+            if not part.name.startswith("strain"):
+                continue
             if self.strain is None:
                 raise InputError("a strain term needs a distribution of strains", key="weak.strain")
             strain = self.strain.sample(graph, draw.generator)
-            residuals[name] = getattr(potential, name)(graph, strain, base=draw.predictions)
+            residuals[part.name] = getattr(potential, part.name)(graph, strain, base=draw.predictions)
         return residuals
 
     def _unit(self, part: Part, count: Tensor) -> Tensor:
