@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from pimlip_zoo.losses.weak_config import WeakConfig
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
 from pimlip_zoo.training.finetune import inherit_options
+from pimlip_zoo.training.recipes import DEFAULT_RECIPE, get_recipe
 from pimlip_zoo.training.schedule import ScheduleName
 
 __all__ = ["RunConfig", "load_config", "parse_settings", "save_config"]
@@ -125,6 +126,19 @@ class LossTermSection(Section):
     delta: PositiveFloat = 0.01
 
 
+class LatePhaseSection(Section):
+    """Other weights for the end of a run, as mace-torch's stage two has them; the best weights are chosen anew there."""
+
+    start: float | None = Field(None, gt=0, lt=1)
+    """Share of the run after which they hold; None: never."""
+    energy: float = Field(0.0, ge=0)
+    energy_per_atom: float = Field(10.0, ge=0)
+    forces: float = Field(1.0, ge=0)
+    stress: float = Field(100.0, ge=0)
+    rate: PositiveFloat = 1.0
+    """Factor of the learning rate."""
+
+
 class LossSection(Section):
     """Supervised terms; those without labels are left out. Errors in eV, eV/Å, eV/Å³."""
 
@@ -132,6 +146,7 @@ class LossSection(Section):
     energy_per_atom: LossTermSection = LossTermSection(weight=1.0)
     forces: LossTermSection = LossTermSection(weight=1.0)
     stress: LossTermSection = LossTermSection(weight=100.0)
+    late: LatePhaseSection = LatePhaseSection()
 
 
 class OptimizerSection(Section):
@@ -151,7 +166,10 @@ class ScheduleSection(Section):
     name: ScheduleName = "cosine"
     warmup_steps: int = Field(100, ge=0)
     final: float = Field(0.01, ge=0, le=1)
-    """Factor at the last step."""
+    """Factor at the end of the run: at its last step, or when its time is over."""
+    plateau_factor: float = Field(0.8, gt=0, lt=1)
+    """With plateau: the rate is multiplied by it after ``plateau_patience`` validations without improvement."""
+    plateau_patience: PositiveInt = 50
 
 
 class PotentialSection(Section):
@@ -171,7 +189,8 @@ class TrainerSection(Section):
     max_steps: PositiveInt = 20_000
     """Optimiser steps; 6,000 where a built-in set is trained on and nothing is said."""
     max_time: str | None = None
-    """Such as 10m, 2h, 1d12h: stop then, whatever the step."""
+    """Such as 10m, 2h, 1d12h: the run ends then or at its last step, whichever comes first; the rate has decayed by then.
+    Of a resumed run all its parts count."""
     valid_every: PositiveInt = 250
     """Steps between validations."""
     gradient_clip: PositiveFloat | None = 10.0
@@ -219,10 +238,24 @@ class FineTuneSection(Section):
         return self
 
 
+class RecipeSection(Section):
+    """The training recipe: it fills in whatever is not given of optimiser, schedule, losses, averaging."""
+
+    name: str = DEFAULT_RECIPE
+    version: PositiveInt | None = None
+    """None: the newest. A run's ``config.yaml`` has the one that it used."""
+
+    @model_validator(mode="after")
+    def _is_known(self) -> RecipeSection:
+        get_recipe(self.name, self.version)
+        return self
+
+
 class RunConfig(Section):
     """All of a run."""
 
     seed: int = Field(0, ge=0)
+    recipe: RecipeSection = RecipeSection()
     model: ModelSection = ModelSection()
     potential: PotentialSection = PotentialSection()
     data: DataSection = DataSection()
@@ -271,6 +304,8 @@ def load_config(
             raise InputError(f"not valid YAML: {str(error).splitlines()[0]}", file=file) from error
         if not isinstance(content, dict):
             raise InputError("not a table of keys and values", file=file)
+    if _written_before_recipes(content):
+        content["recipe"] = {"name": DEFAULT_RECIPE, "version": 1}
     for key, value in settings:
         _insert(content, key, value)
     section = content.get("finetune")
@@ -282,6 +317,11 @@ def load_config(
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise _explain(error, file) from error
+
+
+def _written_before_recipes(content: Mapping[str, Any]) -> bool:
+    """A complete configuration, as runs write it, without a recipe: its values are those of the first version."""
+    return set(RunConfig.model_fields) - set(content) == {"recipe"}
 
 
 def save_config(config: RunConfig, file: Path) -> None:

@@ -85,8 +85,8 @@ def prepare_run(
         subtract_labels(frames, _cheap_labels(frames, labels)) for frames in (train_frames, valid_frames)
     ]
     # The difference has no isolated atoms: its references are fitted.
-    settings = config.model_dump()
-    settings["data"] |= {"energy_references": "least_squares", "check_references": False}
+    settings = config.model_dump(exclude_unset=True)
+    settings.setdefault("data", {}).update(energy_references="least_squares", check_references=False)
     experiment = prepare(
         RunConfig.model_validate(settings), split=(differences[0], differences[1]), checkpoint=checkpoint
     )

@@ -7,7 +7,8 @@ acac          acetylacetone, PBE-D3: dataset_acac of github.com/davkovacs/BOTNet
 rmd17_aspirin revised MD17 aspirin, PBE: figshare 10.6084/m9.figshare.12672038
 tio2          TiO2, PBE: example data of github.com/atomisticnet/aenet-PyTorch, 1,000 of the structures split 800/50/150
 deepmd_water  water, PBE0: examples/water of github.com/deepmodeling/deepmd-kit, train 0-2, test 3
-mlearn_Si     silicon, PBE: data/Si of github.com/materialsvirtuallab/mlearn, its own split
+mlearn_Si     silicon, PBE: data/Si of github.com/materialsvirtuallab/mlearn, its own split; mlearn_Mo: molybdenum
+3bpa          3BPA, wB97X: dataset_3BPA of github.com/davkovacs/BOTNet-datasets (MIT)
 ethanol, cual built in
 
 Solids and water get their weak labels from CHGNet, a potential for 89 elements that was trained on the Materials
@@ -89,6 +90,24 @@ SETS = {
         displaced=(0.05, 0.15),
         batch_size=2,
         periodic=True,
+    ),
+    "mlearn_Mo": StudySet(
+        train="mlearn_Mo/train.extxyz",
+        valid=None,
+        tests=("mlearn_Mo/test.extxyz",),
+        cheap=CHGNET,
+        sizes=(50, 170),
+        pool=300,
+        displaced=(0.05, 0.15),
+        batch_size=2,
+        periodic=True,
+    ),
+    "3bpa": StudySet(
+        train=",".join(f"3bpa/train_300K.extxyz@{k}::10" for k in range(1, 10)),
+        valid="3bpa/train_300K.extxyz@::10",
+        tests=("3bpa/train_300K.extxyz@::10", "3bpa/ood_mixedT_minus_train300K.extxyz"),
+        cheap="gfn2",
+        sizes=(50, 450),
     ),
     "ethanol": StudySet(
         train="builtin:ethanol-gfn2",

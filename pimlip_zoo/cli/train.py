@@ -30,6 +30,10 @@ def train(
     test: Annotated[str | None, typer.Option(help="Evaluated at the end.")] = None,
     config: Annotated[Path | None, typer.Option(help="A run.yaml; single options win over it.")] = None,
     preset: Annotated[str | None, typer.Option(help="small, medium or large.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="What fills in optimiser, schedule, losses: default, mace-torch, nequip."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL-k if not given.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any option: --set optimizer.lr=0.01")
@@ -44,7 +48,12 @@ def train(
     nodes: Annotated[int | None, typer.Option(help="Nodes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    max_time: Annotated[str | None, typer.Option(help="90s, 10m, 2h, ...")] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            help="90s, 10m, 2h, ...: the run ends then or at its last step, its rate decayed either way."
+        ),
+    ] = None,
     forces: Annotated[str | None, typer.Option(help="conservative or direct.")] = None,
     labels: Annotated[str | None, typer.Option(help="energy | energy,forces | energy,forces,stress")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
@@ -67,6 +76,7 @@ def train(
     given: list[tuple[str, Any]] = [
         ("model.name", model),
         ("model.preset", preset),
+        ("recipe.name", recipe),
         ("data.train", data),
         ("data.valid", valid),
         ("data.test", test),
@@ -114,20 +124,20 @@ def _run(config: Any, folder: Path, rank: int, *, resume: bool) -> None:
     log_to_screen(quiet=rank > 0)
     last = folder / "checkpoints" / "last.ckpt"
     experiment = prepare_run(config, checkpoint=last if resume and last.exists() else None)
-    potential = experiment.potential
+    config, potential = experiment.config, experiment.potential
     tests = tests_of(config)
     for spec in tests.values():
         check_labelled(potential, spec)
     if rank == 0:
         log_to(folder)  # nothing is refused any more, and nothing was written before
     parameters = sum(p.numel() for p in potential.model.parameters())
-    steps, batch = config.trainer.max_steps, config.data.batch_size * config.trainer.accumulate
     screen.print(
         Panel.fit(
             f"[bold]{config.model.name}[/bold] ({config.model.preset or 'own options'}), {parameters:,} parameters, "
             f"cutoff {potential.cutoff:g} Å, {config.trainer.dtype}\n"
             f"species {', '.join(potential.species)}; energy references from {experiment.references.source}\n"
-            f"training on {', '.join(experiment.labels)}; {steps:,} steps of {batch} structures\n"
+            f"training on {', '.join(experiment.labels)}; {_length(config)}\n"
+            f"{_recipe_line(config)}\n"
             f"run folder [bold]{folder}[/bold]",
             title="pimlip-zoo train",
             title_align="left",
@@ -146,6 +156,23 @@ def _run(config: Any, folder: Path, rank: int, *, resume: bool) -> None:
     screen.print(errors_table(evaluate_run(folder, tests, valid)))
     screen.print(f"report: {write_run_report(folder)}")
     screen.print(f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png")
+
+
+def _length(config: Any) -> str:
+    steps, batch = config.trainer.max_steps, config.data.batch_size * config.trainer.accumulate
+    limit = "" if config.trainer.max_time is None else f", or {config.trainer.max_time} if that is sooner"
+    return f"{steps:,} steps of {batch} structures{limit}"
+
+
+def _recipe_line(config: Any) -> str:
+    optimizer, schedule = config.optimizer, config.schedule
+    decay = {"constant": "", "plateau": " lowered on plateaus"}.get(
+        schedule.name, f" decaying to {schedule.final:g} of it ({schedule.name})"
+    )
+    return (
+        f"recipe {config.recipe.name} {config.recipe.version}: {optimizer.name}, rate {optimizer.lr:g}{decay}; "
+        f"weights averaged with {config.trainer.ema_decay:g}"
+    )
 
 
 def _new_folder(out: Path | None, model: str) -> Path:

@@ -35,6 +35,7 @@ from pimlip_zoo.experiment.data import (
     without_isolated_atoms,
 )
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
+from pimlip_zoo.experiment.recipe import complete
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.losses.weak import WeakTerm
 from pimlip_zoo.losses.weak_build import list_skin
@@ -50,7 +51,7 @@ class Experiment:
     """What a run consists of."""
 
     config: RunConfig
-    """The configuration, complete."""
+    """The configuration, complete: what was not given is from its recipe."""
     potential: Potential
     """Untrained, or as given to fine-tune."""
     references: EnergyReferences
@@ -99,6 +100,8 @@ def prepare(
     labels = chosen_labels(data, train)
     # What is not trained on is not looked at: not for the force scale, not for choosing the best weights.
     train, valid = keep_labels(train, labels), keep_labels(valid, labels)
+    config = complete(config, train, labels)
+    data = config.data
     loss_terms(config, labels)
     log.info("%s", describe_labels("training", train))
     log.info("%s", describe_labels("validation", valid))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Sampler
 
-from pimlip_zoo.config import save_config
+from pimlip_zoo.config import RunConfig, save_config
 from pimlip_zoo.datasets.dataset import FrameDataset
 from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame
@@ -35,7 +35,7 @@ from pimlip_zoo.training.data import (
 from pimlip_zoo.training.finetune import (
     parameter_groups,
 )
-from pimlip_zoo.training.schedule import learning_rate_factor
+from pimlip_zoo.training.schedule import RunClock, learning_rate_factor
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -56,13 +56,20 @@ class Outcome:
     """SIGINT or SIGTERM, when one ended it."""
 
 
-def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outcome:
+def train(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    resume: bool = False,
+    optimizer: Callable[[Potential], torch.optim.Optimizer] | None = None,
+) -> Outcome:
     """Train and leave everything in the run folder.
 
     Args:
         experiment: from :func:`prepare`.
         folder: the run folder; made here.
         resume: go on from ``checkpoints/last.ckpt``.
+        optimizer: another one than the configuration names.
 
     Returns:
         How it ended; the weights are in ``checkpoints``.
@@ -80,8 +87,9 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
         experiment.potential.compile_ahead()  # while Lightning is imported, which takes as long
     from pimlip_zoo.training.callbacks import Interrupted
 
-    module = training_module(experiment)
-    trainer = make_trainer(config, folder)
+    clock = run_clock(config)
+    module = training_module(experiment, clock, optimizer)
+    trainer = make_trainer(config, folder, clock)
     sampler = _sampler(experiment, trainer, steps_done(last) if resume else 0)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
@@ -132,40 +140,45 @@ def _sampler(experiment: Experiment, trainer: pl.Trainer, first_step: int) -> Sa
     return sampler
 
 
-def training_module(experiment: Experiment) -> PotentialTraining:
-    """What Lightning trains: the potential with its losses and its optimiser."""
-    from pimlip_zoo.training.module import PotentialTraining
-    from pimlip_zoo.training.muon import Muon, linear_maps
+def training_module(
+    experiment: Experiment,
+    clock: RunClock | None = None,
+    optimizer: Callable[[Potential], torch.optim.Optimizer] | None = None,
+) -> PotentialTraining:
+    """What Lightning trains: the potential with its losses and its optimiser.
+
+    Args:
+        experiment: from :func:`prepare`.
+        clock: how far the run is; None: only steps count.
+        optimizer: another one than the configuration names.
+    """
+    from pimlip_zoo.training.module import LatePhase, PotentialTraining
 
     config = experiment.config
-    section = config.optimizer
-    rate = section.lr * _rate_after(experiment)
+    clock = clock or run_clock(config)
+    late = config.loss.late
+    phase = None
+    if late.start is not None:
+        weights = late.model_dump(include={"energy", "energy_per_atom", "forces", "stress"})
+        phase = LatePhase(partial(clock.has_reached, late.start), weights)
+    decay = learning_rate_factor(
+        config.schedule.name,
+        warmup_steps=config.schedule.warmup_steps,
+        clock=clock,
+        final=config.schedule.final,
+    )
 
-    def optimizer(module: Potential) -> torch.optim.Optimizer:
-        groups = parameter_groups(module, rate, config.finetune.learning_rates)
-        options: dict[str, Any] = {
-            "lr": rate,
-            "betas": section.betas,
-            "weight_decay": section.weight_decay,
-            "amsgrad": section.amsgrad,
-            "foreach": True,
-        }
-        if section.name == "muon":
-            return Muon(groups, linear_maps(module.model), **options)
-        return torch.optim.AdamW(groups, **options)
+    def factor(step: int) -> float:
+        return decay(step) * (late.rate if phase is not None and phase.begun(step) else 1.0)
 
     weak = experiment.weak
     terms = [*loss_terms(config, experiment.labels), *experiment.extra_terms]
     return PotentialTraining(
         experiment.potential,
         terms if weak is None else [*terms, weak],
-        optimizer,
-        learning_rate_factor(
-            config.schedule.name,
-            warmup_steps=config.schedule.warmup_steps,
-            total_steps=config.trainer.max_steps,
-            final=config.schedule.final,
-        ),
+        optimizer or partial(_optimizer, experiment),
+        factor,
+        late=phase,
         forces="forces" in experiment.labels,
         virial="stress" in experiment.labels,
         link=_link(experiment),
@@ -182,6 +195,30 @@ def training_module(experiment: Experiment) -> PotentialTraining:
             "versions": _versions(),
         },
     )
+
+
+def run_clock(config: RunConfig) -> RunClock:
+    """Of a run that has not begun."""
+    return RunClock(config.trainer.max_steps, start=config.schedule.warmup_steps)
+
+
+def _optimizer(experiment: Experiment, module: Potential) -> torch.optim.Optimizer:
+    """The one that the configuration names."""
+    from pimlip_zoo.training.muon import Muon, linear_maps
+
+    section = experiment.config.optimizer
+    rate = section.lr * _rate_after(experiment)
+    groups = parameter_groups(module, rate, experiment.config.finetune.learning_rates)
+    options: dict[str, Any] = {
+        "lr": rate,
+        "betas": section.betas,
+        "weight_decay": section.weight_decay,
+        "amsgrad": section.amsgrad,
+        "foreach": True,
+    }
+    if section.name == "muon":
+        return Muon(groups, linear_maps(module.model), **options)
+    return torch.optim.AdamW(groups, **options)
 
 
 def _link(experiment: Experiment) -> Callable[[Unlinked], Batch] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 
 from pimlip_zoo.config import RunConfig
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.training.schedule import RunClock
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -54,8 +56,14 @@ def check_trainer(config: RunConfig) -> None:
         raise InputError(f"this machine has no {device}", key="trainer.device", mend="give auto or cpu")
 
 
-def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
-    """The trainer with the callbacks that write the run folder."""
+def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer:
+    """The trainer with the callbacks that write the run folder.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        clock: how far the run is; kept by a callback where time is limited, or where validations lower the rate.
+    """
     import sys
 
     import lightning.pytorch as pl
@@ -69,7 +77,9 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
         KeepLast,
         MetricsTable,
         PlainProgress,
+        Plateau,
         Progress,
+        TimeLimit,
     )
     from pimlip_zoo.training.module import LOGGED_EVERY
 
@@ -78,7 +88,11 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
     section = config.trainer
     last = folder / "checkpoints" / "last.ckpt"
     terminal = sys.stderr.isatty()
-    callbacks: list[Any] = [
+    seconds = None if section.max_time is None else parse_duration(section.max_time).total_seconds()
+    callbacks: list[Any] = [] if seconds is None else [TimeLimit(seconds, clock)]
+    if config.schedule.name == "plateau":
+        callbacks.append(Plateau(config.schedule.plateau_factor, config.schedule.plateau_patience, clock))
+    callbacks += [
         MetricsTable(folder / "metrics.csv"),
         KeepBest(
             dirpath=folder / "checkpoints",
@@ -86,10 +100,13 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
             monitor="valid_score",
             save_top_k=1,
             enable_version_counter=False,
+            anew=None
+            if config.loss.late.start is None
+            else partial(clock.has_reached, config.loss.late.start),
         ),
         KeepLast(last),
         GracefulStop(last),
-        Progress() if terminal else PlainProgress(section.max_steps),
+        Progress(clock) if terminal else PlainProgress(clock),
     ]
     if section.ema_decay > 0:
         callbacks.insert(0, AveragedWeights(section.ema_decay))
@@ -101,7 +118,6 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
         devices=section.devices,
         num_nodes=section.nodes,
         max_steps=section.max_steps,
-        max_time=parse_duration(section.max_time) if section.max_time is not None else None,
         val_check_interval=min(section.valid_every, section.max_steps) * section.accumulate,
         accumulate_grad_batches=section.accumulate,
         precision="bf16-mixed" if section.products == "bf16" else None,

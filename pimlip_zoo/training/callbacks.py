@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor
 
 from pimlip_zoo.files import replacing
+from pimlip_zoo.training.schedule import RunClock
 
 __all__ = [
     "AveragedWeights",
@@ -30,7 +32,9 @@ __all__ = [
     "KeepLast",
     "MetricsTable",
     "PlainProgress",
+    "Plateau",
     "Progress",
+    "TimeLimit",
     "validation_line",
 ]
 
@@ -139,6 +143,94 @@ class MetricsTable(Callback):
         self._before = state_dict["seconds"]
 
 
+class TimeLimit(Callback):
+    """Ends a run when its time is over, and tells its clock how much of it is used.
+
+    The time of every part of a run that was resumed counts. Ranks agree: they take the first one's time.
+
+    Args:
+        seconds: budget of the run.
+        clock: of the run; the schedule of the learning rate reads it.
+    """
+
+    def __init__(self, seconds: float, clock: RunClock) -> None:
+        self.budget = seconds
+        self.clock = clock
+        clock.budget = seconds
+        self._before = 0.0
+        self._start: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time used so far, over all resumptions."""
+        return self._before + (0.0 if self._start is None else time.monotonic() - self._start)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+        self._tell(trainer)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        """Look at the clock."""
+        self._tell(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object, **kwargs: object) -> None:
+        """End the run after the first step that was taken at the final rate."""
+        if self.clock.time_share >= 1.0:
+            trainer.should_stop = True
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        share = self.seconds / self.budget
+        if trainer.world_size > 1:
+            share = float(trainer.strategy.broadcast(share))
+        self.clock.time_share = share
+
+    def state_dict(self) -> dict[str, Any]:
+        """Time so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._before = state_dict["seconds"]
+
+
+class Plateau(Callback):
+    """Lowers the learning rate where validations do not improve.
+
+    Not torch's ``ReduceLROnPlateau``: Lightning steps it after the checkpoint of a validation is written, so that a
+    resumed run would miss a step.
+
+    Args:
+        factor: of the rate, each time.
+        patience: validations without a better score before that.
+        clock: of the run; the schedule of the learning rate reads it.
+    """
+
+    def __init__(self, factor: float, patience: int, clock: RunClock) -> None:
+        self.factor, self.patience, self.clock = factor, patience, clock
+        self.best, self.waited = float("inf"), 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count."""
+        if trainer.sanity_checking:
+            return
+        score = float(trainer.callback_metrics["valid_score"])
+        self.waited = 0 if score < self.best else self.waited + 1
+        self.best = min(self.best, score)
+        if self.waited > self.patience:
+            self.waited = 0
+            self.clock.plateau *= self.factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long it has waited, and the factor so far."""
+        return {"best": self.best, "waited": self.waited, "rate": self.clock.plateau}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on."""
+        self.best, self.waited = state_dict["best"], state_dict["waited"]
+        self.clock.plateau = state_dict["rate"]
+
+
 class Interrupted(Exception):  # noqa: N818  (it is no error)
     """A signal ended the training, after its checkpoint was written.
 
@@ -205,7 +297,36 @@ def _validates(trainer: pl.Trainer) -> bool:
 
 
 class KeepBest(ModelCheckpoint):
-    """Lightning's, but a file that cannot be written leaves the one before it as it was."""
+    """Lightning's, but a file that cannot be written leaves the one before it as it was.
+
+    Args:
+        anew: says whether the weights of the losses have changed; what was best before that is not compared with what
+            comes after it. None: they never change.
+        options: of Lightning's.
+    """
+
+    def __init__(self, *, anew: Callable[[int], bool] | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._anew = anew
+        self._chosen_anew = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare with the best so far of the same weights of the losses."""
+        if self._anew is not None and not self._chosen_anew and self._anew(trainer.global_step - 1):
+            self._chosen_anew = True
+            self.best_k_models, self.best_model_score, self.current_score = {}, None, None
+            self.kth_best_model_path, self.best_model_path = "", ""
+            self.kth_value = torch.tensor(float("inf"))
+        super().on_validation_end(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, and whether the choice has begun anew."""
+        return {**super().state_dict(), "chosen_anew": self._chosen_anew}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on."""
+        super().load_state_dict(state_dict)
+        self._chosen_anew = bool(state_dict.get("chosen_anew", False))
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         save_checkpoint(trainer, Path(filepath))
@@ -246,7 +367,20 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
 
 
 class Progress(RichProgressBar):
-    """A bar over all steps with the loss and the validation errors in meV and meV/Å."""
+    """A bar over all steps with the loss, the validation errors in meV and meV/Å, and the time left.
+
+    Args:
+        clock: how far the run is.
+    """
+
+    def __init__(self, clock: RunClock) -> None:
+        super().__init__()
+        self._left = TimeLeft(clock)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting steps."""
+        self._left.start(trainer.global_step)
+        super().on_train_start(trainer, pl_module)
 
     def _get_train_description(self, current_epoch: int) -> str:
         """One epoch is the whole training: its number says nothing."""
@@ -259,6 +393,8 @@ class Progress(RichProgressBar):
         if "loss" in values:
             items["loss"] = f"{float(values['loss']):.3g}"
         items.update(_validation_items(values))
+        if trainer.global_step > 0:
+            items["left"] = duration(self._left.seconds(trainer.global_step)[1])
         return items
 
 
@@ -266,30 +402,58 @@ class PlainProgress(Callback):
     """A line after each validation, where the output is not a terminal.
 
     Args:
-        total_steps: length of the run.
+        clock: how far the run is.
     """
 
-    def __init__(self, total_steps: int) -> None:
-        self.total_steps = total_steps
-        self._start = time.monotonic()
-        self._first: int | None = None
+    def __init__(self, clock: RunClock) -> None:
+        self._left = TimeLeft(clock)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._start, self._first = time.monotonic(), trainer.global_step
+        """Start counting steps."""
+        self._left.start(trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print."""
-        if trainer.sanity_checking or not trainer.is_global_zero or self._first is None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        seconds = time.monotonic() - self._start
-        rate = (trainer.global_step - self._first) / max(seconds, 1e-9)
-        left = (self.total_steps - trainer.global_step) / max(rate, 1e-9)
+        rate, left = self._left.seconds(trainer.global_step)
         print(  # noqa: T201
-            f"step {trainer.global_step}/{self.total_steps}  {validation_line(trainer.callback_metrics)}"
-            f"  {rate:.1f} steps/s  {left:.0f} s left",
+            f"step {trainer.global_step}/{trainer.max_steps}  {validation_line(trainer.callback_metrics)}"
+            f"  {rate:.1f} steps/s  {duration(left)} left",
             flush=True,
         )
+
+
+class TimeLeft:
+    """Until the last step at the rate so far, or until the time is over, whichever is sooner.
+
+    Args:
+        clock: how far the run is.
+    """
+
+    def __init__(self, clock: RunClock) -> None:
+        self.clock = clock
+        self._first, self._start = 0, time.monotonic()
+
+    def start(self, step: int) -> None:
+        """Count from here."""
+        self._first, self._start = step, time.monotonic()
+
+    def seconds(self, step: int) -> tuple[float, float]:
+        """Steps a second, and seconds left."""
+        rate = (step - self._first) / max(time.monotonic() - self._start, 1e-9)
+        left = (self.clock.total_steps - step) / max(rate, 1e-9)
+        if self.clock.budget is not None:
+            left = min(left, max(1.0 - self.clock.time_share, 0.0) * self.clock.budget)
+        return rate, left
+
+
+def duration(seconds: float) -> str:
+    """Such as 45 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def validation_line(values: dict[str, Tensor]) -> str:

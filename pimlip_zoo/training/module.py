@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -19,10 +20,20 @@ from pimlip_zoo.training.checkpoint import KEY, describe
 from pimlip_zoo.training.metrics import ErrorStatistics
 from pimlip_zoo.training.parcel import Parcel, unpack
 
-__all__ = ["LOGGED_EVERY", "PotentialTraining"]
+__all__ = ["LOGGED_EVERY", "LatePhase", "PotentialTraining"]
 
 LOGGED_EVERY = 50
 """Steps between the losses that loggers get."""
+
+
+@dataclass(frozen=True)
+class LatePhase:
+    """Other weights of the loss terms for the end of a run."""
+
+    begun: Callable[[int], bool]
+    """Whether they hold at a step."""
+    weights: Mapping[str, float]
+    """By the terms' names; a term that is not named keeps its weight."""
 
 
 class PotentialTraining(pl.LightningModule):
@@ -33,6 +44,7 @@ class PotentialTraining(pl.LightningModule):
         terms: the loss; names must differ.
         optimizer: from the trainable parameters.
         learning_rate_factor: by step, multiplies the optimiser's learning rates.
+        late: other weights of the terms for the end of the run.
         forces: some term needs forces.
         virial: some term needs the virial.
         link: makes the neighbour lists of batches that come without them.
@@ -46,6 +58,7 @@ class PotentialTraining(pl.LightningModule):
         optimizer: Callable[[Potential], torch.optim.Optimizer],
         learning_rate_factor: Callable[[int], float],
         *,
+        late: LatePhase | None = None,
         forces: bool = True,
         virial: bool = False,
         link: Callable[[Unlinked], Batch] | None = None,
@@ -56,6 +69,7 @@ class PotentialTraining(pl.LightningModule):
         self.terms = nn.ModuleList(terms)
         self._optimizer = optimizer
         self._factor = learning_rate_factor
+        self._late = late
         self._forces, self._virial = forces, virial
         self._weak = [term for term in terms if isinstance(term, WeakTerm)]
         self._link = link
@@ -76,10 +90,12 @@ class PotentialTraining(pl.LightningModule):
         predictions = self._predict(batch)
         total = predictions.energy.new_zeros(())
         parts: dict[str, Tensor] = {}
+        late = self._late is not None and self._trainer is not None and self._late.begun(self.global_step)
+        weights = self._late.weights if late and self._late is not None else {}
         for term in (cast("LossTerm", module) for module in self.terms):
             value = self._mean(term(self.potential, batch, predictions))
             parts[term.name] = value.detach()
-            total = total + term.weight * value
+            total = total + weights.get(term.name, term.weight) * value
         return total, parts, predictions
 
     def _mean(self, value: LossValue) -> Tensor:

@@ -39,8 +39,8 @@ def run(folder, *, resume=False, interrupt=None, monkeypatch=None, settings=SETT
         return experiment.train(prepared, folder, resume=resume)
     make = runs.make_trainer
 
-    def with_signal(config, place):
-        trainer = make(config, place)
+    def with_signal(*arguments):
+        trainer = make(*arguments)
         trainer.callbacks.append(SignalAt(*interrupt))
         return trainer
 
@@ -63,6 +63,35 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     run(folder)
     return folder
+
+
+PHASES = [
+    *SETTINGS,
+    "schedule.name=plateau",
+    "schedule.plateau_patience=1",
+    "schedule.plateau_factor=0.5",
+    "schedule.warmup_steps=0",
+    "optimizer.lr=1e-9",
+    "loss.late.start=0.5",
+    "loss.late.rate=0.1",
+    "trainer.valid_every=2",
+    "trainer.ema_decay=0",
+]
+"""Nothing improves, so that the rate falls at every other validation, and the late phase begins at step 7."""
+
+
+@pytest.mark.parametrize("step", [4, 6, 10])
+def test_plateaus_and_the_late_phase_go_on_where_they_were(tmp_path, monkeypatch, step):
+    run(tmp_path / "whole", settings=PHASES)
+    run(tmp_path / "parts", interrupt=(step, signal.SIGTERM), monkeypatch=monkeypatch, settings=PHASES)
+    run(tmp_path / "parts", resume=True, settings=PHASES)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    rates = [float(row["learning_rate"]) for row in rows(tmp_path / "whole")]
+    assert rates[0] == pytest.approx(1e-9)
+    assert rates[-1] < 0.1 * rates[0], "a plateau and the late phase have lowered it"
+    best = [weights(tmp_path / name, "best")["global_step"] for name in ("whole", "parts")]
+    assert best[0] == best[1]
+    assert best[0] > 7, "the best weights are those of the late phase, although nothing improved"
 
 
 @pytest.mark.parametrize("step", [0, 3, 4, 7, 13])

@@ -2,6 +2,7 @@
 
 import csv
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,56 @@ def test_a_run_ends_when_its_time_is_over(tmp_path):
     assert outcome.steps < 100000
     assert time.monotonic() - started < 60
     assert load_potential(tmp_path).species == ("H", "C", "O")
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "exponential"])
+def test_a_run_that_ends_by_its_time_ends_at_the_final_rate(tmp_path, name):
+    """Rates at the last step of a run of two seconds whose steps would take hours."""
+    outcome = run(
+        tmp_path,
+        "trainer.max_time=2s",
+        "trainer.max_steps=1000000",
+        "trainer.valid_every=100000",
+        "optimizer.lr=0.01",
+        f"schedule.name={name}",
+        "schedule.warmup_steps=0",
+        "schedule.final=0.01",
+    )
+    assert 1 < outcome.steps < 1000000
+    with (tmp_path / "metrics.csv").open() as file:
+        *_, row = csv.DictReader(file)
+    assert float(row["learning_rate"]) == pytest.approx(1e-4)
+    assert int(row["step"]) == outcome.steps
+
+
+def test_a_resumed_run_has_the_time_that_is_left(tmp_path):
+    from pimlip_zoo.training.callbacks import TimeLimit
+    from pimlip_zoo.training.schedule import RunClock
+
+    first = TimeLimit(100.0, RunClock(10))
+    first._before = 70.0
+    clock = RunClock(10)
+    second = TimeLimit(100.0, clock)
+    second.load_state_dict(first.state_dict())
+    second.on_train_start(trainer := SimpleNamespace(world_size=1, should_stop=False), None)
+    assert clock.time_share == pytest.approx(0.7, abs=0.01)
+    assert clock.progress(0) == clock.time_share
+    assert not trainer.should_stop
+
+
+def test_the_time_left_is_that_until_whichever_end_comes_first():
+    from pimlip_zoo.training.callbacks import TimeLeft, duration
+    from pimlip_zoo.training.schedule import RunClock
+
+    clock = RunClock(1000)
+    left = TimeLeft(clock)
+    left._start -= 10.0
+    rate, seconds = left.seconds(100)
+    assert rate == pytest.approx(10.0, rel=0.01)
+    assert seconds == pytest.approx(90.0, rel=0.01)
+    clock.budget, clock.time_share = 40.0, 0.25
+    assert left.seconds(100)[1] == pytest.approx(30.0)
+    assert [duration(s) for s in (45, 725, 11_100)] == ["45 s", "12 min", "3 h 05 min"]
 
 
 def test_the_last_step_is_validated_and_the_best_step_kept(tmp_path):

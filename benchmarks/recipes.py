@@ -1,0 +1,253 @@
+"""What a training step learns, by recipe: optimiser, schedule, losses, beside those of mace-torch and nequip.
+
+    python benchmarks/recipes.py list
+    python benchmarks/recipes.py run --root DATA --sets acac,cual --models mace --recipes adamw,muon --steps 3000 --seeds 0,1,2
+    python benchmarks/recipes.py show [--sets acac]
+
+``run`` trains every combination that is not in ``benchmarks/results/recipes.jsonl`` yet, one line a run, appended as it
+ends; a run that is interrupted goes on from its run folder. The weights are chosen on the validation structures, errors
+are those on the tests. DATA is the folder of the data sets, see ``benchmarks/weak/sets.py``. CPU time is that of the
+whole process from reading the data to the last step, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks" / "weak"))
+
+from sets import SETS
+
+RESULTS = ROOT / "benchmarks" / "results" / "recipes.jsonl"
+DRAWN_FROM = 1000
+"""Added to the seed that draws the labelled structures."""
+
+ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 0.01, "schedule.final": 0.01, "trainer.ema_decay": 0.99}
+MUON = {**ADAMW, "optimizer.name": "muon", "optimizer.lr": 0.02}
+RESIDUAL = {"model.residual_first": True}
+"""MACE alone has it."""
+
+RECIPES: dict[str, dict[str, object]] = {
+    "adamw": ADAMW,
+    "adamw-lr0.003": {**ADAMW, "optimizer.lr": 0.003},
+    "adamw-lr0.02": {**ADAMW, "optimizer.lr": 0.02},
+    "adamw-lr0.03": {**ADAMW, "optimizer.lr": 0.03},
+    "adamw-lr0.03-residual": {**ADAMW, **RESIDUAL, "optimizer.lr": 0.03},
+    "amsgrad": {**ADAMW, "optimizer.amsgrad": True},
+    "muon": MUON,
+    "muon-lr0.005": {**MUON, "optimizer.lr": 0.005},
+    "muon-lr0.01": {**MUON, "optimizer.lr": 0.01},
+    "muon-lr0.04": {**MUON, "optimizer.lr": 0.04},
+    "muon-residual": {**MUON, **RESIDUAL},
+    "muon-decay0.01": {**MUON, "optimizer.weight_decay": 0.01},
+    "muon-decay0.1": {**MUON, "optimizer.weight_decay": 0.1},
+    "muon-decay0.5": {**MUON, "optimizer.weight_decay": 0.5},
+    "muon-decay2": {**MUON, "optimizer.weight_decay": 2.0},
+    "muon-linear": {**MUON, "schedule.name": "linear", "schedule.final": 0.0},
+    "muon-ema0.999": {**MUON, "trainer.ema_decay": 0.999},
+    "muon-ema0.9": {**MUON, "trainer.ema_decay": 0.9},
+    "muon-huber": {**MUON, "loss.forces.distance": "huber", "loss.forces.delta": 0.1},
+    "muon-mae": {**MUON, "loss.forces.distance": "mae", "loss.energy_per_atom.distance": "mae"},
+    "muon-energy10": {**MUON, "loss.energy_per_atom.weight": 10.0},
+    "muon-energy100": {**MUON, "loss.energy_per_atom.weight": 100.0},
+    "muon-stress1": {**MUON, "loss.stress.weight": 1.0},
+    "muon-stress10": {**MUON, "loss.stress.weight": 10.0},
+    "muon-beta0.99": {**MUON, "optimizer.betas": [0.9, 0.99]},
+    "muon-clip1": {**MUON, "trainer.gradient_clip": 1.0},
+    "muon-batch1": {**MUON, "data.batch_size": 1},
+    "muon-batch10": {**MUON, "data.batch_size": 10},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="recipes and sets").set_defaults(function=listing)
+    run = commands.add_parser("run", help="train what is not there yet")
+    run.set_defaults(function=run_all)
+    run.add_argument("--root", required=True, help="folder of the data sets")
+    run.add_argument(
+        "--runs", type=Path, default=ROOT / "runs" / "recipes", help="where run folders lie meanwhile"
+    )
+    run.add_argument("--preset", default="small")
+    run.add_argument("--steps", type=int, default=3000)
+    run.add_argument("--keep-runs", action="store_true")
+    show = commands.add_parser("show", help="print what is there")
+    show.set_defaults(function=show_all)
+    for command in (run, show):
+        command.add_argument("--sets", default="acac")
+        command.add_argument("--models", default="mace")
+        command.add_argument("--recipes", default=",".join(RECIPES))
+        command.add_argument("--labels", default="all", help="numbers of labelled structures, or all")
+        command.add_argument("--seeds", default="0")
+    options = parser.parse_args()
+    return options.function(options)
+
+
+def listing(options: argparse.Namespace) -> int:  # noqa: ARG001
+    for name, settings in RECIPES.items():
+        print(f"{name:24s} {', '.join(f'{key}={value}' for key, value in settings.items())}")
+    print("sets:", ", ".join(SETS))
+    return 0
+
+
+def run_all(options: argparse.Namespace) -> int:
+    from pimlip_zoo.cli.console import log_to_screen
+
+    log_to_screen()
+    combinations = itertools.product(
+        options.seeds.split(","),
+        options.sets.split(","),
+        options.labels.split(","),
+        options.models.split(","),
+        options.recipes.split(","),
+    )
+    for seed, data, labels, model, recipe in combinations:
+        key = {
+            "set": data,
+            "labels": labels,
+            "model": model,
+            "preset": options.preset,
+            "recipe": recipe,
+            "steps": options.steps,
+            "seed": int(seed),
+        }
+        if any(all(row[k] == v for k, v in key.items()) for row in read()):
+            continue
+        if "residual" in recipe and model != "mace":
+            continue
+        print(" ".join(map(str, key.values())), flush=True)
+        row = trained(key, options)
+        if row is None:
+            return 1
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(line(row), flush=True)
+    return 0
+
+
+def trained(key: dict, options: argparse.Namespace) -> dict | None:
+    """Train one point and evaluate its best weights; None where a signal ended it."""
+    import numpy as np
+
+    from pimlip_zoo.config import load_config
+    from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.experiment import load_split, prepare, train
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    study = SETS[key["set"]]
+    settings: dict[str, object] = {
+        "seed": key["seed"],
+        "model.name": key["model"],
+        "model.preset": key["preset"],
+        "data.train": placed(options.root, study.train),
+        "data.energy_references": "least_squares",
+        "data.batch_size": study.batch_size,
+        "trainer.max_steps": key["steps"],
+        "trainer.valid_every": max(key["steps"] // 24, 50),
+        "trainer.threads": 1,
+        **RECIPES[key["recipe"]],
+    }
+    if study.valid is not None:
+        settings["data.valid"] = placed(options.root, study.valid)
+    config = load_config(None, list(settings.items()))
+    folder = options.runs / "-".join(map(str, key.values()))
+    last = folder / "checkpoints" / "last.ckpt"
+    started = time.process_time()
+    frames, valid = load_split(config)
+    if key["labels"] != "all":
+        order = np.random.default_rng(DRAWN_FROM + key["seed"]).permutation(len(frames))
+        frames = [frames[i] for i in order[: int(key["labels"])].tolist()]
+    outcome = train(prepare(config, split=(frames, valid)), folder, resume=last.exists())
+    if outcome.signal is not None:
+        return None
+    cpu = time.process_time() - started
+    potential = load_potential(folder)
+    with (folder / "metrics.csv").open(newline="") as file:
+        curve = [
+            [
+                int(r["step"]),
+                *(
+                    round(1e3 * float(r[f"valid_{q}_rmse"]), 3) if r.get(f"valid_{q}_rmse") else None
+                    for q in ("energy", "forces", "stress")
+                ),
+            ]
+            for r in csv.DictReader(file)
+        ]
+    tests = {}
+    for test in study.tests:
+        summary = evaluate(potential, placed(options.root, test)).summary
+        tests[test] = {
+            quantity: {kind: round(1e3 * summary[quantity][kind], 4) for kind in ("rmse", "mae")}
+            for quantity in ("energy_per_atom", "forces", "stress")
+            if summary.get(quantity)
+        }
+    if not options.keep_runs:
+        shutil.rmtree(folder)
+    return {**key, "cpu_s": round(cpu, 1), "curve": curve, "tests": tests}
+
+
+def placed(root: str, data: str) -> str:
+    """Where the data are: below the root, unless built in."""
+    return data if data.startswith("builtin:") else ",".join(f"{root}/{part}" for part in data.split(","))
+
+
+def read() -> list[dict]:
+    return [json.loads(text) for text in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def line(row: dict) -> str:
+    """Errors in meV per atom, meV/Å, meV/Å³."""
+    cells = [
+        " / ".join(f"{e[q]['rmse']:.2f}" for q in ("energy_per_atom", "forces", "stress") if q in e)
+        for e in row["tests"].values()
+    ]
+    best = min(row["curve"], key=lambda point: sum(v or 0.0 for v in point[1:]))
+    return f"{row['recipe']:24s} {row['cpu_s']:7.0f} s  valid {best[2]} at {best[0]}   " + "   ".join(cells)
+
+
+def show_all(options: argparse.Namespace) -> int:
+    rows = [
+        row
+        for row in read()
+        if row["set"] in options.sets.split(",") and row["model"] in options.models.split(",")
+    ]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[k] for k in ("set", "labels", "model", "preset", "steps")), []).append(
+            row
+        )
+    for group, members in groups.items():
+        print(*group)
+        for recipe, same in itertools.groupby(
+            sorted(members, key=lambda r: r["recipe"]), lambda r: r["recipe"]
+        ):
+            runs = list(same)
+            tests = list(runs[0]["tests"])
+            cells = []
+            for test in tests:
+                for quantity in runs[0]["tests"][test]:
+                    values = [run["tests"][test][quantity]["rmse"] for run in runs]
+                    spread = f"±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+                    cells.append(f"{statistics.mean(values):.2f}{spread}")
+            print(
+                f"  {recipe:24s} x{len(runs)} {statistics.mean(r['cpu_s'] for r in runs):6.0f} s  ",
+                "  ".join(cells),
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The recipe of a run: what fills in the options that were not given."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from pimlip_zoo.config import RunConfig
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.training.recipes import RunFacts, get_recipe
+
+__all__ = ["complete"]
+
+log = logging.getLogger("pimlip_zoo")
+
+
+def complete(config: RunConfig, frames: Sequence[Frame], labels: Sequence[str]) -> RunConfig:
+    """The configuration with every option that was not given taken from its recipe.
+
+    What was given stays. Where another optimiser, schedule or architecture than the recipe's was chosen, nothing of
+    that section comes from the recipe: its values belong together. A configuration that is complete stays as it is.
+
+    Args:
+        config: of the run.
+        frames: training structures.
+        labels: that are trained on.
+    """
+    recipe = get_recipe(config.recipe.name, config.recipe.version)
+    model = config.model.configure()
+    facts = RunFacts(
+        model=config.model.name,
+        options=frozenset(field.name for field in dataclasses.fields(model)),
+        direct=model.force_head == "direct",
+        structures=len(frames),
+        labels=tuple(labels),
+    )
+    settings = recipe.settings(facts)
+    content = config.model_dump(exclude_unset=True)
+    content["recipe"] = {"name": recipe.name, "version": recipe.version}
+    given = {section: dict(value) for section, value in content.items() if isinstance(value, dict)}
+    taken, kept = {}, []
+    for key, value in settings.items():
+        section, *path = key.split(".")
+        chosen = given.get(section, {}).get("name")
+        others = (
+            section != "model" and chosen is not None and chosen != settings.get(f"{section}.name", chosen)
+        )
+        if others or _has(given, [section, *path]):
+            kept.append(key)
+        else:
+            _put(content, [section, *path], value)
+            taken[key] = value
+    if taken:
+        log.info("recipe %s %d: %s", recipe.name, recipe.version, recipe.summary)
+        if kept:
+            log.info("given, and not from the recipe: %s", ", ".join(sorted(kept)))
+    # Dumped whole, so that every option counts as given: what a later stage makes of it is not filled in again.
+    return RunConfig.model_validate(RunConfig.model_validate(content).model_dump())
+
+
+def _has(content: dict[str, Any], path: Sequence[str]) -> bool:
+    for name in path:
+        if not isinstance(content, dict) or name not in content:
+            return False
+        content = content[name]
+    return True
+
+
+def _put(content: dict[str, Any], path: Sequence[str], value: object) -> None:
+    *parents, last = path
+    for name in parents:
+        content = content.setdefault(name, {})
+    content[last] = value

@@ -1,0 +1,168 @@
+"""Training recipes by name and version: optimiser, schedule, weights of the losses, averaging.
+
+A recipe fills in what the user did not give. Its settings may depend on what the data are. A version never changes:
+what is found to be better is a new version, and a run's ``config.yaml`` names the one that it used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pimlip_zoo.errors import InputError, did_you_mean
+
+__all__ = ["DEFAULT_RECIPE", "Recipe", "RunFacts", "available_recipes", "get_recipe", "register_recipe"]
+
+DEFAULT_RECIPE = "default"
+
+Settings = Mapping[str, object]
+"""Values by dotted key, as after ``--set``."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a recipe may depend on."""
+
+    model: str
+    """Name of the architecture."""
+    options: frozenset[str]
+    """Names of the architecture's options."""
+    direct: bool
+    """Forces come from a head of their own."""
+    structures: int
+    """Training structures."""
+    labels: tuple[str, ...]
+    """Which labels are trained on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One version of a recipe."""
+
+    name: str
+    version: int
+    summary: str
+    """One line: what it is and where it is from."""
+    settings: Callable[[RunFacts], Settings]
+
+
+_recipes: dict[tuple[str, int], Recipe] = {}
+
+SettingsOf = Callable[[RunFacts], Settings]
+
+
+def register_recipe(name: str, *, version: int = 1) -> Callable[[SettingsOf], SettingsOf]:
+    """Decorator of a function from the facts of a run to settings; its docstring's first line is the summary.
+
+    Raises:
+        InputError: when another function has that name and version already.
+    """
+
+    def register(function: SettingsOf) -> SettingsOf:
+        other = _recipes.get((name, version))
+        if other is not None and other.settings.__qualname__ != function.__qualname__:
+            raise InputError(f"two recipes are called {name!r}, version {version}", mend="rename one of them")
+        summary = (function.__doc__ or "").strip().split("\n", 1)[0]
+        _recipes[name, version] = Recipe(name, version, summary, function)
+        return function
+
+    return register
+
+
+def get_recipe(name: str, version: int | None = None) -> Recipe:
+    """The recipe of that name; its newest version unless one is given.
+
+    Raises:
+        InputError: when there is none, with the nearest known names, or the versions that there are.
+    """
+    versions = {v: recipe for (n, v), recipe in _recipes.items() if n == name}
+    if not versions:
+        raise InputError(
+            f"no recipe is called {name!r}",
+            key="recipe.name",
+            mend=did_you_mean(name, sorted({n for n, _ in _recipes})),
+        )
+    if version is not None and version not in versions:
+        raise InputError(
+            f"recipe {name!r} has no version {version}",
+            key="recipe.version",
+            mend=f"there is {', '.join(map(str, sorted(versions)))}",
+        )
+    return versions[max(versions) if version is None else version]
+
+
+def available_recipes() -> list[Recipe]:
+    """The newest version of each."""
+    return [get_recipe(name) for name in dict.fromkeys(name for name, _ in _recipes)]
+
+
+@register_recipe(DEFAULT_RECIPE, version=1)
+def _adamw(facts: RunFacts) -> Settings:  # noqa: ARG001
+    """AdamW at 0.01, cosine, forces, energy per atom and stress 1 : 1 : 100: what runs before 0.2.0 used."""
+    return {
+        "optimizer.name": "adamw",
+        "optimizer.lr": 0.01,
+        "schedule.name": "cosine",
+        "schedule.final": 0.01,
+        "trainer.ema_decay": 0.99,
+    }
+
+
+@register_recipe(DEFAULT_RECIPE, version=2)
+def _muon(facts: RunFacts) -> Settings:  # noqa: ARG001
+    """Muon at 0.02, cosine."""
+    return {
+        "optimizer.name": "muon",
+        "optimizer.lr": 0.02,
+        "schedule.name": "cosine",
+        "schedule.final": 0.01,
+        "trainer.ema_decay": 0.99,
+    }
+
+
+@register_recipe("mace-torch")
+def _mace_torch(facts: RunFacts) -> Settings:
+    """AMSGrad at 0.01, forces 100 : energy 1, then energy 1,000 : forces 100 at a tenth of the rate, as mace-torch 0.3.
+
+    mace-torch's ``weighted`` loss and stage two (``--swa``) from three quarters of the run; its plateaus of 50 epochs.
+    """
+    first = {"model.residual_first": True} if "residual_first" in facts.options else {}
+    return {
+        **first,
+        "optimizer.name": "adamw",
+        "optimizer.lr": 0.01,
+        "optimizer.weight_decay": 5e-7,
+        "optimizer.amsgrad": True,
+        "schedule.name": "plateau",
+        "schedule.warmup_steps": 0,
+        "schedule.plateau_factor": 0.8,
+        "schedule.plateau_patience": 50,
+        "loss.energy_per_atom.weight": 1.0,
+        "loss.forces.weight": 100.0,
+        "loss.stress.weight": 1.0,
+        "loss.late.start": 0.75,
+        "loss.late.energy_per_atom": 1000.0,
+        "loss.late.forces": 100.0,
+        "loss.late.stress": 10.0,
+        "loss.late.rate": 0.1,
+        "trainer.ema_decay": 0.99,
+        "trainer.gradient_clip": 10.0,
+        "data.batch_size": 10,
+    }
+
+
+@register_recipe("nequip")
+def _nequip(facts: RunFacts) -> Settings:  # noqa: ARG001
+    """Adam at 0.01, energy per atom and forces 1 : 1, averaged over 1,000 steps, as nequip's tutorial has it."""
+    return {
+        "optimizer.name": "adamw",
+        "optimizer.lr": 0.01,
+        "schedule.name": "plateau",
+        "schedule.warmup_steps": 0,
+        "schedule.plateau_factor": 0.6,
+        "schedule.plateau_patience": 5,
+        "loss.energy_per_atom.weight": 1.0,
+        "loss.forces.weight": 1.0,
+        "trainer.ema_decay": 0.999,
+        "data.batch_size": 5,
+    }
