@@ -1,8 +1,9 @@
 """What a training step learns, by recipe: optimiser, schedule, losses, beside those of mace-torch and nequip.
 
     python benchmarks/recipes.py list
-    python benchmarks/recipes.py run --root DATA --sets acac,cual --models mace --recipes adamw,muon --steps 3000 --seeds 0,1,2
-    python benchmarks/recipes.py show [--sets acac]
+    python benchmarks/recipes.py run --root DATA --sets acac,cual --models mace --recipes adamw,muon --seeds 0,1,2
+    python benchmarks/recipes.py show --sets acac
+    python benchmarks/recipes.py docs                                     (docs/results/recipes.md)
 
 ``run`` trains every combination that is not in ``benchmarks/results/recipes.jsonl`` yet, one line a run, appended as it
 ends; a run that is interrupted goes on from its run folder. The weights are chosen on the validation structures, errors
@@ -20,12 +21,21 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "weak"))
 
-from sets import SETS
+from sets import SETS, StudySet  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
+
+    from pimlip_zoo.config import RunConfig
+    from pimlip_zoo.datasets.frame import Frame
+    from pimlip_zoo.models.potential import Potential
 
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.jsonl"
 DRAWN_FROM = 1000
@@ -65,7 +75,20 @@ RECIPES: dict[str, dict[str, object]] = {
     "muon-clip1": {**MUON, "trainer.gradient_clip": 1.0},
     "muon-batch1": {**MUON, "data.batch_size": 1},
     "muon-batch10": {**MUON, "data.batch_size": 10},
+    "soap": {},
+    **{f"recipe-{name}": {"recipe.name": name} for name in ("default", "mace-torch", "nequip")},
 }
+
+
+def soap(potential: Potential) -> torch.optim.Optimizer:
+    """Second order: SOAP (Vyas et al., 2024) of the package pytorch-optimizer."""
+    from pytorch_optimizer import SOAP
+
+    return SOAP([p for p in potential.parameters() if p.requires_grad], lr=0.003, weight_decay=0.0)
+
+
+OPTIMIZERS: dict[str, Callable[[Potential], torch.optim.Optimizer]] = {"soap": soap}
+"""Those that are not the package's own: pip install pytorch-optimizer."""
 
 
 def main() -> int:
@@ -140,52 +163,25 @@ def run_all(options: argparse.Namespace) -> int:
 
 def trained(key: dict, options: argparse.Namespace) -> dict | None:
     """Train one point and evaluate its best weights; None where a signal ended it."""
-    import numpy as np
-
     from pimlip_zoo.config import load_config
     from pimlip_zoo.evaluation import evaluate
-    from pimlip_zoo.experiment import load_split, prepare, train
+    from pimlip_zoo.experiment import prepare, train
     from pimlip_zoo.training.checkpoint import load_potential
 
-    study = SETS[key["set"]]
-    settings: dict[str, object] = {
-        "seed": key["seed"],
-        "model.name": key["model"],
-        "model.preset": key["preset"],
-        "data.train": placed(options.root, study.train),
-        "data.energy_references": "least_squares",
-        "data.batch_size": study.batch_size,
-        "trainer.max_steps": key["steps"],
-        "trainer.valid_every": max(key["steps"] // 24, 50),
-        "trainer.threads": 1,
-        **RECIPES[key["recipe"]],
-    }
-    if study.valid is not None:
-        settings["data.valid"] = placed(options.root, study.valid)
+    study, settings = settings_of(key, options.root)
     config = load_config(None, list(settings.items()))
     folder = options.runs / "-".join(map(str, key.values()))
     last = folder / "checkpoints" / "last.ckpt"
     started = time.process_time()
-    frames, valid = load_split(config)
-    if key["labels"] != "all":
-        order = np.random.default_rng(DRAWN_FROM + key["seed"]).permutation(len(frames))
-        frames = [frames[i] for i in order[: int(key["labels"])].tolist()]
-    outcome = train(prepare(config, split=(frames, valid)), folder, resume=last.exists())
+    prepared = prepare(config, split=drawn(config, key))
+    optimizer = OPTIMIZERS.get(key["recipe"])
+    outcome = train(prepared, folder, resume=last.exists(), optimizer=optimizer)
     if outcome.signal is not None:
         return None
     cpu = time.process_time() - started
     potential = load_potential(folder)
     with (folder / "metrics.csv").open(newline="") as file:
-        curve = [
-            [
-                int(r["step"]),
-                *(
-                    round(1e3 * float(r[f"valid_{q}_rmse"]), 3) if r.get(f"valid_{q}_rmse") else None
-                    for q in ("energy", "forces", "stress")
-                ),
-            ]
-            for r in csv.DictReader(file)
-        ]
+        curve = [validation(row) for row in csv.DictReader(file)]
     tests = {}
     for test in study.tests:
         summary = evaluate(potential, placed(options.root, test)).summary
@@ -197,6 +193,45 @@ def trained(key: dict, options: argparse.Namespace) -> dict | None:
     if not options.keep_runs:
         shutil.rmtree(folder)
     return {**key, "cpu_s": round(cpu, 1), "curve": curve, "tests": tests}
+
+
+def settings_of(key: dict, root: str) -> tuple[StudySet, dict[str, object]]:
+    """The set, and the settings of a point."""
+    study = SETS[key["set"]]
+    settings: dict[str, object] = {
+        "seed": key["seed"],
+        "model.name": key["model"],
+        "model.preset": key["preset"],
+        "data.train": placed(root, study.train),
+        "data.energy_references": "least_squares",
+        "data.batch_size": study.batch_size,
+        "trainer.max_steps": key["steps"],
+        "trainer.valid_every": max(key["steps"] // 24, 50),
+        "trainer.threads": 1,
+        **RECIPES[key["recipe"]],
+    }
+    if study.valid is not None:
+        settings["data.valid"] = placed(root, study.valid)
+    return study, settings
+
+
+def drawn(config: RunConfig, key: dict) -> tuple[Sequence[Frame], Sequence[Frame]]:
+    """The labelled structures of a point, and those that the weights are chosen by."""
+    import numpy as np
+
+    from pimlip_zoo.experiment import load_split
+
+    frames, valid = load_split(config)
+    if key["labels"] != "all":
+        order = np.random.default_rng(DRAWN_FROM + key["seed"]).permutation(len(frames))
+        frames = [frames[i] for i in order[: int(key["labels"])].tolist()]
+    return frames, valid
+
+
+def validation(row: dict[str, str]) -> list[float | None]:
+    """Step; errors of energy per atom, forces, stress in meV and Å."""
+    names = [f"valid_{quantity}_rmse" for quantity in ("energy", "forces", "stress")]
+    return [int(row["step"]), *(round(1e3 * float(row[n]), 3) if row.get(n) else None for n in names)]
 
 
 def placed(root: str, data: str) -> str:

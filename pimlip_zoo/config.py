@@ -127,7 +127,7 @@ class LossTermSection(Section):
 
 
 class LatePhaseSection(Section):
-    """Other weights for the end of a run, as mace-torch's stage two has them; the best weights are chosen anew there."""
+    """Other weights for the end of a run, as in mace-torch's stage two; the best weights are chosen anew there."""
 
     start: float | None = Field(None, gt=0, lt=1)
     """Share of the run after which they hold; None: never."""
@@ -170,6 +170,8 @@ class ScheduleSection(Section):
     plateau_factor: float = Field(0.8, gt=0, lt=1)
     """With plateau: the rate is multiplied by it after ``plateau_patience`` validations without improvement."""
     plateau_patience: PositiveInt = 50
+    plateau_threshold: float = Field(1e-4, ge=0, lt=1)
+    """An improvement is a score that is lower by more than this share."""
 
 
 class PotentialSection(Section):
@@ -189,8 +191,8 @@ class TrainerSection(Section):
     max_steps: PositiveInt = 20_000
     """Optimiser steps; 6,000 where a built-in set is trained on and nothing is said."""
     max_time: str | None = None
-    """Such as 10m, 2h, 1d12h: the run ends then or at its last step, whichever comes first; the rate has decayed by then.
-    Of a resumed run all its parts count."""
+    """Such as 10m, 2h, 1d12h: the run ends then or at its last step, whichever comes first, and its learning rate has
+    decayed by then. Of a resumed run all its parts count."""
     valid_every: PositiveInt = 250
     """Steps between validations."""
     gradient_clip: PositiveFloat | None = 10.0

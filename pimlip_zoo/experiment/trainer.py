@@ -91,7 +91,10 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
     seconds = None if section.max_time is None else parse_duration(section.max_time).total_seconds()
     callbacks: list[Any] = [] if seconds is None else [TimeLimit(seconds, clock)]
     if config.schedule.name == "plateau":
-        callbacks.append(Plateau(config.schedule.plateau_factor, config.schedule.plateau_patience, clock))
+        schedule = config.schedule
+        callbacks.append(
+            Plateau(schedule.plateau_factor, schedule.plateau_patience, schedule.plateau_threshold, clock)
+        )
     callbacks += [
         MetricsTable(folder / "metrics.csv"),
         KeepBest(

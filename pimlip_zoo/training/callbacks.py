@@ -203,11 +203,12 @@ class Plateau(Callback):
     Args:
         factor: of the rate, each time.
         patience: validations without a better score before that.
+        threshold: share by which a score has to be lower to be better.
         clock: of the run; the schedule of the learning rate reads it.
     """
 
-    def __init__(self, factor: float, patience: int, clock: RunClock) -> None:
-        self.factor, self.patience, self.clock = factor, patience, clock
+    def __init__(self, factor: float, patience: int, threshold: float, clock: RunClock) -> None:
+        self.factor, self.patience, self.threshold, self.clock = factor, patience, threshold, clock
         self.best, self.waited = float("inf"), 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -215,8 +216,9 @@ class Plateau(Callback):
         if trainer.sanity_checking:
             return
         score = float(trainer.callback_metrics["valid_score"])
-        self.waited = 0 if score < self.best else self.waited + 1
-        self.best = min(self.best, score)
+        better = score < self.best * (1.0 - self.threshold)
+        self.waited = 0 if better else self.waited + 1
+        self.best = score if better else self.best
         if self.waited > self.patience:
             self.waited = 0
             self.clock.plateau *= self.factor

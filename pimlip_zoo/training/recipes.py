@@ -161,6 +161,7 @@ def _nequip(facts: RunFacts) -> Settings:  # noqa: ARG001
         "schedule.warmup_steps": 0,
         "schedule.plateau_factor": 0.6,
         "schedule.plateau_patience": 5,
+        "schedule.plateau_threshold": 0.2,
         "loss.energy_per_atom.weight": 1.0,
         "loss.forces.weight": 1.0,
         "trainer.ema_decay": 0.999,
