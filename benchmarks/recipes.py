@@ -62,6 +62,8 @@ RECIPES: dict[str, dict[str, object]] = {
     "muon-decay0.1": {**MUON, "optimizer.weight_decay": 0.1},
     "muon-decay0.5": {**MUON, "optimizer.weight_decay": 0.5},
     "muon-decay2": {**MUON, "optimizer.weight_decay": 2.0},
+    "muon-decay0.03": {**MUON, "optimizer.weight_decay": 0.03},
+    "muon-lr0.005-decay0.1": {**MUON, "optimizer.lr": 0.005, "optimizer.weight_decay": 0.1},
     "muon-linear": {**MUON, "schedule.name": "linear", "schedule.final": 0.0},
     "muon-ema0.999": {**MUON, "trainer.ema_decay": 0.999},
     "muon-ema0.9": {**MUON, "trainer.ema_decay": 0.9},
@@ -106,6 +108,8 @@ def main() -> int:
     run.add_argument("--preset", default="small")
     run.add_argument("--steps", type=int, default=3000)
     run.add_argument("--keep-runs", action="store_true")
+    docs = commands.add_parser("docs", help="write docs/results/recipes.md")
+    docs.set_defaults(function=write_docs)
     show = commands.add_parser("show", help="print what is there")
     show.set_defaults(function=show_all)
     for command in (run, show):
@@ -253,35 +257,102 @@ def line(row: dict) -> str:
     return f"{row['recipe']:24s} {row['cpu_s']:7.0f} s  valid {best[2]} at {best[0]}   " + "   ".join(cells)
 
 
-def show_all(options: argparse.Namespace) -> int:
-    rows = [
-        row
-        for row in read()
-        if row["set"] in options.sets.split(",") and row["model"] in options.models.split(",")
-    ]
-    groups: dict[tuple, list[dict]] = {}
+def grouped(rows: Sequence[dict]) -> dict[tuple, dict[str, list[dict]]]:
+    """By set, labels, model, preset and steps; then by recipe."""
+    groups: dict[tuple, dict[str, list[dict]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[k] for k in ("set", "labels", "model", "preset", "steps")), []).append(
-            row
-        )
-    for group, members in groups.items():
+        group = tuple(row[k] for k in ("set", "labels", "model", "preset", "steps"))
+        groups.setdefault(group, {}).setdefault(row["recipe"], []).append(row)
+    return groups
+
+
+def columns(runs: Sequence[dict]) -> list[tuple[str, str]]:
+    """(test, quantity) of a group."""
+    return [(test, quantity) for test, errors in runs[0]["tests"].items() for quantity in errors]
+
+
+def cells(runs: Sequence[dict]) -> list[str]:
+    """Mean and standard deviation over seeds."""
+    found = []
+    for test, quantity in columns(runs):
+        values = [run["tests"][test][quantity]["rmse"] for run in runs]
+        spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+        found.append(f"{statistics.mean(values):.3g}{spread}")
+    return found
+
+
+def show_all(options: argparse.Namespace) -> int:
+    sets, models = options.sets.split(","), options.models.split(",")
+    for group, recipes in grouped([r for r in read() if r["set"] in sets and r["model"] in models]).items():
         print(*group)
-        for recipe, same in itertools.groupby(
-            sorted(members, key=lambda r: r["recipe"]), lambda r: r["recipe"]
-        ):
-            runs = list(same)
-            tests = list(runs[0]["tests"])
-            cells = []
-            for test in tests:
-                for quantity in runs[0]["tests"][test]:
-                    values = [run["tests"][test][quantity]["rmse"] for run in runs]
-                    spread = f"±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-                    cells.append(f"{statistics.mean(values):.2f}{spread}")
-            print(
-                f"  {recipe:24s} x{len(runs)} {statistics.mean(r['cpu_s'] for r in runs):6.0f} s  ",
-                "  ".join(cells),
-            )
+        for recipe, runs in sorted(recipes.items(), key=lambda item: float(cells(item[1])[1].split()[0])):
+            cpu = statistics.mean(run["cpu_s"] for run in runs)
+            print(f"  {recipe:24s} x{len(runs)} {cpu:6.0f} s  ", "   ".join(cells(runs)))
     return 0
+
+
+UNITS = {"energy_per_atom": "E, meV/atom", "forces": "F, meV/Å", "stress": "σ, meV/Å³"}
+TESTS = {
+    "acac/test_MD_300K.extxyz": "300 K",
+    "acac/test_MD_600K.extxyz": "600 K",
+    "3bpa/train_300K.extxyz@::10": "300 K, held out",
+    "3bpa/ood_mixedT_minus_train300K.extxyz": "mixed temperatures",
+}
+PAGE = ROOT / "docs" / "results" / "recipes.md"
+BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
+DRAWN = ("adamw", "muon", "muon-residual", "recipe-default", "recipe-mace-torch", "recipe-nequip", "soap")
+"""Recipes whose learning curves are drawn, where they ran."""
+
+
+def write_docs(options: argparse.Namespace) -> int:  # noqa: ARG001
+    """Tables and learning curves."""
+    lines: list[str] = []
+    for group, recipes in sorted(grouped(read()).items(), key=lambda item: tuple(map(str, item[0]))):
+        data, labels, model, preset, steps = group
+        first = next(iter(recipes.values()))
+        heads = [f"{TESTS.get(test, 'test')}: {UNITS[quantity]}" for test, quantity in columns(first)]
+        lines += [
+            f"### {data}, {labels} labels, {model} {preset}, {steps:,} steps",
+            "",
+            f"| recipe | seeds | CPU s | {' | '.join(heads)} |",
+            "|---|---|---|" + "---|" * len(heads),
+        ]
+        for recipe, runs in sorted(recipes.items(), key=lambda item: float(cells(item[1])[1].split()[0])):
+            cpu = statistics.mean(run["cpu_s"] for run in runs)
+            lines.append(f"| {recipe} | {len(runs)} | {cpu:.0f} | {' | '.join(cells(runs))} |")
+        lines.append("")
+    lines += draw()
+    text = PAGE.read_text()
+    PAGE.write_text(f"{text.split(BEGIN)[0]}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{text.split(END)[1]}")
+    return 0
+
+
+def draw() -> list[str]:
+    """Validation errors over the steps, one picture a set and architecture; the lines that show them."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = ["### Learning curves", ""]
+    for (data, labels, model, preset, steps), recipes in sorted(
+        grouped(read()).items(), key=lambda item: tuple(map(str, item[0]))
+    ):
+        shown = {recipe: recipes[recipe] for recipe in DRAWN if recipe in recipes}
+        if len(shown) < 2:
+            continue
+        figure, axes = plt.subplots(figsize=(5.2, 3.4), constrained_layout=True)
+        for recipe, runs in shown.items():
+            curve = [point for point in runs[0]["curve"] if point[2]]
+            axes.plot([point[0] for point in curve], [point[2] for point in curve], label=recipe)
+        axes.set(xlabel="step", ylabel="validation forces, RMSE, meV/Å", yscale="log")
+        axes.legend(frameon=False)
+        name = f"recipes-{data}-{labels}-{model}-{preset}-{steps}.png"
+        figure.savefig(PAGE.parent / name, dpi=90, metadata={"Software": None})
+        plt.close(figure)
+        title = f"{data}, {labels} labels, {model} {preset}, {steps:,} steps"
+        lines += [f"![Learning curves: {title}]({name})", "", f"*{title}, first seed.*", ""]
+    return lines
 
 
 if __name__ == "__main__":
