@@ -7,7 +7,7 @@ RUN    ?= runs/demo
 # Tests of small tensors run best side by side, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-slow test-backends lint format docs clean
+.PHONY: demo test test-slow test-backends lint format docs wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test-slow  the tests that take longer"
 	@echo "make test-backends  those of torch-scatter, torch-cluster, nvalchemi-toolkit-ops; the first time builds two of them"
 	@echo "make lint       ruff, mypy, import-linter"
+	@echo "make wheel      build the source distribution and the wheel into dist/"
 	@echo "make docs       build the documentation into site/"
 
 # torch comes first and pinned: an open range would pull gigabytes of GPU packages.
@@ -86,6 +87,9 @@ format: $(VENV)/dev
 
 docs: $(VENV)/docs
 	$(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/test
+	$(BIN)/python -m build --outdir dist .
 
 clean:
 	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache

@@ -43,6 +43,7 @@ DRAWN_FROM = 1000
 
 ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 0.01, "schedule.final": 0.01, "trainer.ema_decay": 0.99}
 MUON = {**ADAMW, "optimizer.name": "muon", "optimizer.lr": 0.02}
+LINEAR = {**MUON, "schedule.name": "linear", "schedule.final": 0.0}
 RESIDUAL = {"model.residual_first": True}
 """MACE alone has it."""
 
@@ -64,7 +65,19 @@ RECIPES: dict[str, dict[str, object]] = {
     "muon-decay2": {**MUON, "optimizer.weight_decay": 2.0},
     "muon-decay0.03": {**MUON, "optimizer.weight_decay": 0.03},
     "muon-lr0.005-decay0.1": {**MUON, "optimizer.lr": 0.005, "optimizer.weight_decay": 0.1},
-    "muon-linear": {**MUON, "schedule.name": "linear", "schedule.final": 0.0},
+    "muon-linear": LINEAR,
+    "adamw-linear": {**ADAMW, "optimizer.lr": 0.02, "schedule.name": "linear", "schedule.final": 0.0},
+    "linear-decay0.03": {**LINEAR, "optimizer.weight_decay": 0.03},
+    "linear-decay0.1": {**LINEAR, "optimizer.weight_decay": 0.1},
+    "linear-lr0.005": {**LINEAR, "optimizer.lr": 0.005},
+    "linear-lr0.01": {**LINEAR, "optimizer.lr": 0.01},
+    "linear-lr0.04": {**LINEAR, "optimizer.lr": 0.04},
+    "linear-residual": {**LINEAR, **RESIDUAL},
+    "linear-residual-decay0.03": {**LINEAR, **RESIDUAL, "optimizer.weight_decay": 0.03},
+    "linear-huber": {**LINEAR, "loss.forces.distance": "huber", "loss.forces.delta": 0.1},
+    "linear-energy10": {**LINEAR, "loss.energy_per_atom.weight": 10.0},
+    "linear-stress10": {**LINEAR, "loss.stress.weight": 10.0},
+    "linear-split": LINEAR,
     "muon-ema0.999": {**MUON, "trainer.ema_decay": 0.999},
     "muon-ema0.9": {**MUON, "trainer.ema_decay": 0.9},
     "muon-huber": {**MUON, "loss.forces.distance": "huber", "loss.forces.delta": 0.1},
@@ -89,7 +102,18 @@ def soap(potential: Potential) -> torch.optim.Optimizer:
     return SOAP([p for p in potential.parameters() if p.requires_grad], lr=0.003, weight_decay=0.0)
 
 
-OPTIMIZERS: dict[str, Callable[[Potential], torch.optim.Optimizer]] = {"soap": soap}
+def split(potential: Potential) -> torch.optim.Optimizer:
+    """Muon at 0.02 for matrices, AdamW at 0.005 for embeddings and couplings."""
+    from pimlip_zoo.training.muon import Muon, linear_maps
+
+    matrices = linear_maps(potential.model)
+    known = {id(matrix) for matrix in matrices}
+    others = [p for p in potential.parameters() if p.requires_grad and id(p) not in known]
+    groups = [{"params": matrices, "lr": 0.02}, {"params": others, "lr": 0.005}]
+    return Muon(groups, matrices, lr=0.02, betas=(0.9, 0.999), weight_decay=0.0, foreach=True)
+
+
+OPTIMIZERS: dict[str, Callable[[Potential], torch.optim.Optimizer]] = {"soap": soap, "linear-split": split}
 """Those that are not the package's own: pip install pytorch-optimizer."""
 
 
