@@ -42,16 +42,18 @@ BUILTIN_STEPS = 6_000
 class Section(BaseModel):
     """A part of the configuration; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 class ModelSection(BaseModel):
     """The architecture: name, preset, and any of its own options."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     name: str = "nequip"
+    """Of a registered architecture; `pimlip-zoo models` lists them."""
     preset: str | None = "small"
+    """A named set of the architecture's options; None: the defaults of its own config."""
 
     @model_validator(mode="after")
     def _options_exist(self) -> ModelSection:
@@ -87,10 +89,13 @@ class DataSection(Section):
     """Where structures come from and how they are cut into batches."""
 
     train: str = BUILTIN
+    """Training structures: a file, a store, builtin:NAME, several with commas."""
     valid: str | None = None
     """None: a built-in set's own, or ``valid_fraction`` of the training structures."""
     test: str | None = None
+    """Structures that are evaluated at the end."""
     valid_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the training structures that is held out for validation where data.valid is not given."""
     max_valid: PositiveInt = 10_000
     """Most structures that are taken from the training structures for validation."""
     stream: bool = True
@@ -106,6 +111,7 @@ class DataSection(Section):
     max_edges: PositiveInt | None = None
     """Budget of a rank's batch: what to lower when memory runs out. Batches then hold structures of one size."""
     valid_batch_size: PositiveInt = 50
+    """Structures evaluated at once in validations."""
     num_workers: int = Field(0, ge=0)
     """Processes of each rank that read structures and make neighbour lists beside the training."""
     neighbours: Literal["workers", "nvalchemi", "torch_cluster"] = "workers"
@@ -122,8 +128,11 @@ class LossTermSection(Section):
     """One supervised term."""
 
     weight: float = Field(1.0, ge=0)
+    """Factor in the total loss; 0: not trained on."""
     distance: Distance = "mse"
+    """Mean square, mean absolute, or Huber distance of prediction and label."""
     delta: PositiveFloat = 0.01
+    """Of Huber, in the unit of the label: errors above it count linearly."""
 
 
 class LatePhaseSection(Section):
@@ -132,9 +141,13 @@ class LatePhaseSection(Section):
     start: float | None = Field(None, gt=0, lt=1)
     """Share of the run after which they hold; None: never."""
     energy: float = Field(0.0, ge=0)
+    """Weight of total energies."""
     energy_per_atom: float = Field(10.0, ge=0)
+    """Weight of energies per atom."""
     forces: float = Field(1.0, ge=0)
+    """Weight of forces."""
     stress: float = Field(100.0, ge=0)
+    """Weight of stresses."""
     rate: PositiveFloat = 1.0
     """Factor of the learning rate."""
 
@@ -143,10 +156,15 @@ class LossSection(Section):
     """Supervised terms; those without labels are left out. Errors in eV, eV/Å, eV/Å³."""
 
     energy: LossTermSection = LossTermSection(weight=0.0)
+    """Total energies."""
     energy_per_atom: LossTermSection = LossTermSection(weight=1.0)
+    """Energies divided by the number of atoms."""
     forces: LossTermSection = LossTermSection(weight=1.0)
+    """Force components."""
     stress: LossTermSection = LossTermSection(weight=100.0)
+    """Stress components."""
     late: LatePhaseSection = LatePhaseSection()
+    """Other weights for the end of the run."""
 
 
 class OptimizerSection(Section):
@@ -155,21 +173,28 @@ class OptimizerSection(Section):
     name: Literal["adamw", "muon"] = "adamw"
     """muon: matrices move along their orthogonalised momentum, all else by AdamW; fewer steps to the same error."""
     lr: PositiveFloat = 0.01
+    """Learning rate after the warm-up."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled: a step shrinks the weights by lr times this share."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW: how long gradients and their squares are averaged."""
     amsgrad: bool = False
+    """Of AdamW: divide by the largest average of squares so far."""
 
 
 class ScheduleSection(Section):
     """Learning rate over the run."""
 
     name: ScheduleName = "cosine"
+    """How the rate decays after the warm-up; plateau: where validations do not improve."""
     warmup_steps: int = Field(100, ge=0)
+    """Steps over which the rate rises linearly to its full value."""
     final: float = Field(0.01, ge=0, le=1)
     """Factor at the end of the run: at its last step, or when its time is over."""
     plateau_factor: float = Field(0.8, gt=0, lt=1)
     """With plateau: the rate is multiplied by it after ``plateau_patience`` validations without improvement."""
     plateau_patience: PositiveInt = 50
+    """Validations without improvement before the rate is lowered."""
     plateau_threshold: float = Field(1e-4, ge=0, lt=1)
     """An improvement is a score that is lower by more than this share."""
 
@@ -181,6 +206,7 @@ class PotentialSection(Section):
     """eV, multiplies the model's energies; forces_rms: that of the training forces; run: of the run that is
     fine-tuned."""
     trainable_scale: bool = False
+    """Learn the scale and the energy references by species, too."""
     zbl: bool = False
     """Add the screened nuclear repulsion of Ziegler, Biersack and Littmark."""
 
@@ -202,10 +228,13 @@ class TrainerSection(Section):
     patience: PositiveInt | None = None
     """Validations without improvement before the run stops early."""
     device: str = "auto"
+    """Where the model is: auto, cpu, cuda, gpu, ..."""
     devices: PositiveInt = 1
     """On this node."""
     nodes: PositiveInt = 1
+    """Machines; start with torchrun or srun."""
     dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the weights; positions, cells and sums over atoms are float64 always."""
     threads: PositiveInt | None = None
     """Of torch; None: as torch and OMP_NUM_THREADS have it. 1 is best where other work has the cores."""
     products: Literal["float32", "tf32", "bf16"] = "float32"
@@ -214,6 +243,7 @@ class TrainerSection(Section):
     accumulate: PositiveInt = 1
     """Batches whose gradients are averaged for one optimiser step: batches beyond what memory holds."""
     tensorboard: bool = False
+    """Write losses and errors for TensorBoard into the run folder."""
 
 
 class FineTuneSection(Section):
@@ -244,6 +274,7 @@ class RecipeSection(Section):
     """The training recipe: it fills in whatever is not given of optimiser, schedule, losses, averaging."""
 
     name: str = DEFAULT_RECIPE
+    """default, mace-torch, nequip, or one that another package registers."""
     version: PositiveInt | None = None
     """None: the newest. A run's ``config.yaml`` has the one that it used."""
 
@@ -257,6 +288,7 @@ class RunConfig(Section):
     """All of a run."""
 
     seed: int = Field(0, ge=0)
+    """Of the weights, the order of structures, the validation split, displacements and samples."""
     recipe: RecipeSection = RecipeSection()
     model: ModelSection = ModelSection()
     potential: PotentialSection = PotentialSection()
