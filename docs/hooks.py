@@ -23,7 +23,7 @@ class Option(typing.NamedTuple):
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:  # noqa: ARG001
-    """mkdocs calls this for every page."""
+    """Put the table where a page wants it; mkdocs calls this for every page."""
     return markdown.replace(MARK, options_table()) if MARK in markdown else markdown
 
 

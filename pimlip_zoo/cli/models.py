@@ -14,10 +14,14 @@ def models(
     name: Annotated[str | None, typer.Argument(help="One architecture, with its options.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     weak: Annotated[bool, typer.Option("--weak", help="Presets of weak supervision instead.")] = False,
+    recipes: Annotated[bool, typer.Option("--recipes", help="Training recipes instead.")] = False,
 ) -> None:
     """List the architectures, or the options and presets of one."""
     import json
 
+    if recipes:
+        _recipes(json_output=json_output)
+        return
     if weak:
         _weak_presets(json_output=json_output)
         return
@@ -34,6 +38,35 @@ def models(
     screen.print(_options_table(described[0]) if name else _overview(described))
     if name:
         screen.print("set them with --set model.OPTION=VALUE")
+
+
+def _recipes(*, json_output: bool) -> None:
+    """With the settings for a conservative NequIP and 500 structures: they may depend on what is trained."""
+    import json
+
+    from rich.table import Table
+
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.training.recipes import RunFacts, available_recipes
+
+    facts = RunFacts("nequip", frozenset(), direct=False, structures=500, labels=("energy", "forces"))
+    found = [(recipe, dict(recipe.settings(facts))) for recipe in available_recipes()]
+    if json_output:
+        content = {
+            recipe.name: {"version": recipe.version, "description": recipe.summary, "options": options}
+            for recipe, options in found
+        }
+        typer.echo(json.dumps(content, indent=1))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("--recipe", "version", "", "options"):
+        table.add_column(column)
+    for recipe, options in found:
+        lines = "\n".join(f"{key}={value}" for key, value in options.items())
+        table.add_row(recipe.name, str(recipe.version), recipe.summary, lines)
+    screen = console()
+    screen.print(table)
+    screen.print("what is given with --set wins; config.yaml of a run has what it used")
 
 
 def _weak_presets(*, json_output: bool) -> None:
