@@ -44,7 +44,6 @@ _IN_TORCH = ("reference", "scatter")
 _log = logging.getLogger("pimlip_zoo.kernels")
 _override: list[str] = []
 _failed: list[str] = []  # why there are no compiled kernels, once that is known
-_without_triton: list[torch.device] = []
 
 Kernels = TypeVar("Kernels")
 Reference = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -159,7 +158,7 @@ def convolve(
 ) -> Tensor:
     """The convolution by the backend in force.
 
-    ``auto`` takes compiled kernels for float32 and float64, on the CPU with a C compiler and on a GPU with triton, and
+    ``auto`` takes compiled kernels for float32 and float64 on the CPU, with a C compiler, and
     the reference for everything else: other dtypes, a graph that is being traced or compiled.
 
     Args:
@@ -315,20 +314,7 @@ def _backend(*tensors: Tensor, covered: Sequence[str]) -> str:
         return "reference"  # its fallback knows no empty operands
     if name in ("triton", "cueq") and name in covered:
         return name
-    if device.type == "cuda" and name != "cpu" and "triton" in covered and _triton_works(device):
-        return "triton"
     return "cpu" if device.type == "cpu" and "cpu" in covered else "reference"
-
-
-def _triton_works(device: torch.device) -> bool:
-    """Whether triton runs on this GPU; said once where it is installed and does not."""
-    if launch.missing() is not None:
-        return False
-    reason = launch.works_on(device)
-    if reason is not None and device not in _without_triton:
-        _without_triton.append(device)
-        _log.warning("kernels run in plain torch on %s, many times slower: %s", device, reason)
-    return reason is None
 
 
 def _plain(*tensors: Tensor) -> bool:

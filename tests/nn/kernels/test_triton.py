@@ -285,9 +285,16 @@ def test_without_triton_its_name_is_refused():
         pass
 
 
+def test_triton_is_chosen_by_name_only():
+    tensor = torch.zeros(2, device="meta")  # neither on the CPU nor anything that could be computed with
+    assert dispatch._backend(tensor, covered=("cpu", "triton")) == "reference"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not on_gpu, reason="needs a GPU")
-def test_on_a_gpu_auto_takes_triton():
+def test_on_a_gpu_triton_works_by_name():
     tensor = torch.zeros(2, device=device)
     assert launch.works_on(tensor.device) is None
-    assert dispatch._backend(tensor, covered=("cpu", "triton")) == "triton"
+    assert dispatch._backend(tensor, covered=("cpu", "triton")) == "reference"
+    with use_kernels("triton"):
+        assert dispatch._backend(tensor, covered=("cpu", "triton")) == "triton"
