@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, no_such_file
 
-__all__ = ["replacing"]
+__all__ = ["regular_file", "replacing"]
+
+
+def regular_file(path: str | Path) -> Path:
+    """The file, when it is one that has an end: reading a pipe waits, and a device goes on for ever.
+
+    Raises:
+        InputError: when there is no such file, or it is a folder, a pipe, a socket or a device.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise no_such_file(path) from error
+    if stat.S_ISREG(mode):
+        return path
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+    raise InputError(f"is {kind}, not a file", file=path)
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def _set(path: str, value: object):
 
 def _rename(path: str, name: str):
     def change(record: Record) -> None:
-        record[path].__class__ = type(name, (Record,), {"qualified_name": f"mace.modules.blocks.{name}"})
+        record[path].qualified_name = f"mace.modules.blocks.{name}"
 
     return change
 
