@@ -10,7 +10,8 @@ It writes one ``mace_*.npz`` per configuration: ``config`` (JSON, the arguments 
 ``STRUCTURE/numbers|positions|cell|pbc`` with ``STRUCTURE/energy|forces`` and, where there is a cell,
 ``STRUCTURE/stress``. ``mace_zbl.npz`` has energies of its pair repulsion alone, ``mace_heads.npz`` the same as the
 others for each head of a model with two. That model is in ``mace_heads.model``
-as the package saves it, those with another gate in ``NAME.model.xz``. Names of configurations after the folder restrict it to these. All is float64.
+as the package saves it, those with another gate in ``NAME.model.xz``. Names of configurations after the folder restrict
+it to these. All is float64.
 """
 
 from __future__ import annotations

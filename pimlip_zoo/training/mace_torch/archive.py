@@ -120,7 +120,9 @@ class TorchArchive:
     def _find_directory(self) -> tuple[int, int, int]:
         """How many entries it has, and where it begins and ends."""
         total = len(self._content)
-        signature, *disks, here, count, size, begin, comment = _END.unpack_from(self._content, total - _END.size)
+        signature, *disks, here, count, size, begin, comment = _END.unpack_from(
+            self._content, total - _END.size
+        )
         if signature != b"PK\x05\x06" or comment or any(disks) or here != count:
             raise self._refusal("it does not end with its directory")
         end = total - _END.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["DType", "PendingArray", "Storage", "make_storage", "numpy_scalar", "tensor_view"]
+__all__ = ["DType", "PendingArray", "Storage", "make_storage", "numpy_array", "numpy_scalar", "tensor_view"]
 
 Storage = Tensor
 """One dimension of numbers, which tensors are views of."""
@@ -48,7 +48,9 @@ def make_storage(kind: str, content: memoryview, count: int) -> Storage:
         raise InputError(f"claims {count} numbers where there are {len(content)} bytes")
     if count == 0:
         return torch.empty(0, dtype=dtype)
-    if dtype is torch.bool:  # a byte beyond 0 and 1 is no truth value, and what computes with it is not defined
+    if (
+        dtype is torch.bool
+    ):  # a byte beyond 0 and 1 is no truth value, and what computes with it is not defined
         return torch.frombuffer(bytearray(content), dtype=torch.uint8) != 0
     return torch.frombuffer(bytearray(content), dtype=dtype)
 
@@ -97,16 +99,6 @@ class DType:
         return None
 
 
-class _Plain(NamedTuple):
-    """What numpy notes down of an array."""
-
-    version: int
-    shape: tuple[int, ...]
-    dtype: DType
-    fortran: bool
-    content: bytes
-
-
 class PendingArray:
     """An array whose numbers come later in the file; ``places`` is where the memo refers to it."""
 
@@ -119,19 +111,27 @@ class PendingArray:
         Raises:
             InputError: when numbers are missing.
         """
-        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], DType):
+        if not isinstance(state, tuple) or len(state) != 5:
             return None
-        plain, dtype = _Plain(*state), state[2].resolve()
-        if dtype is None or not isinstance(plain.content, bytes) or not isinstance(plain.shape, tuple):
-            return None
-        if any(type(number) is not int or number < 0 for number in plain.shape):
-            raise InputError("has an array of numbers whose shape is none")
-        if math.prod(plain.shape) * dtype.itemsize != len(plain.content):
-            raise InputError(
-                f"has an array of the shape {plain.shape} and {len(plain.content)} bytes for it"
-            )
-        values = np.frombuffer(plain.content, dtype=dtype).astype(dtype.newbyteorder("="))
-        return values.reshape(plain.shape, order="F" if plain.fortran else "C")
+        _, shape, dtype, fortran, content = state
+        return numpy_array(content, dtype, shape, fortran=bool(fortran))
+
+
+def numpy_array(content: Any, dtype: Any, shape: Any, *, fortran: bool) -> NDArray[Any] | None:
+    """An array of numbers; None when it holds something else, which is not read.
+
+    Raises:
+        InputError: when the bytes are not those of its shape.
+    """
+    kind = dtype.resolve() if isinstance(dtype, DType) else None
+    if kind is None or not isinstance(content, bytes | bytearray) or not isinstance(shape, tuple):
+        return None
+    if any(type(number) is not int or number < 0 for number in shape):
+        raise InputError("has an array of numbers whose shape is none")
+    if math.prod(shape) * kind.itemsize != len(content):
+        raise InputError(f"has an array of the shape {shape} and {len(content)} bytes for it")
+    values = np.frombuffer(content, dtype=kind).astype(kind.newbyteorder("="))
+    return values.reshape(shape, order="F" if fortran else "C")
 
 
 def numpy_scalar(dtype: Any, content: Any) -> Any:

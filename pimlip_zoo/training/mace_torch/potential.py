@@ -45,6 +45,18 @@ _UNSUPPORTED = {
 }
 """Attributes of a model that have to have this value, or to be absent."""
 
+_UNEXPECTED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a record of another layout, and a model made of it, may raise."""
+
 
 def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
     """The potential that a ``ScaleShiftMACE`` stands for, in the precision of its weights.
@@ -64,17 +76,22 @@ def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
     if record.name != "ScaleShiftMACE":
         raise InputError(f"holds a {record.name}", file=file, mend="only ScaleShiftMACE can be converted")
     try:
-        for name, expected in _UNSUPPORTED.items():
-            value = record[name]
-            if value is not None and (isinstance(value, Tensor) or value != expected):
-                raise InputError(f"was built with {name} = {_plain(value)}, which is not supported")
+        _check_options(record)
         return _potential(record, head)
     except InputError as error:
         raise InputError(error.message, file=file, key=error.key, mend=error.mend) from error
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+    except _UNEXPECTED as error:
         raise InputError(
-            f"is not laid out as mace-torch 0.3 does it ({type(error).__name__}: {_first_line(error)})", file=file
+            f"is not laid out as mace-torch 0.3 does it ({type(error).__name__}: {_first_line(error)})",
+            file=file,
         ) from error
+
+
+def _check_options(record: Record) -> None:
+    for name, expected in _UNSUPPORTED.items():
+        value = record[name]
+        if value is not None and (isinstance(value, Tensor) or value != expected):
+            raise InputError(f"was built with {name} = {_plain(value)}, which is not supported")
 
 
 def _potential(record: Record, head: str | None) -> Potential:
@@ -247,7 +264,9 @@ def _readout_hidden(record: Record, weights: dict[str, Tensor]) -> tuple[int, ..
 
 def _readout_gate(record: Record) -> str:
     last = list(record["readouts"])[-1]
-    return "silu" if last.name == "LinearReadoutBlock" else _activation(last["non_linearity.acts.0"], "readout")
+    return (
+        "silu" if last.name == "LinearReadoutBlock" else _activation(last["non_linearity.acts.0"], "readout")
+    )
 
 
 def _check_radial(record: Record) -> None:
@@ -255,7 +274,9 @@ def _check_radial(record: Record) -> None:
     for layer in record["interactions"]:
         for linear in list(layer["conv_tp_weights"])[:-1]:
             if (name := _activation(linear["act"], "radial MLP")) != "silu":
-                raise InputError(f"has a radial MLP with the activation {name}", mend="only silu is supported")
+                raise InputError(
+                    f"has a radial MLP with the activation {name}", mend="only silu is supported"
+                )
 
 
 def _activation(act: Any, place: str) -> str:

@@ -72,5 +72,7 @@ def state_of(record: Record, prefix: str = "") -> dict[str, Tensor]:
             for key, value in values.items() if isinstance(values, dict) else ():
                 if isinstance(value, Tensor):
                     state[f"{name}{key}"] = value.detach()
-        waiting += [(f"{name}{key}.", child) for key, child in module.children.items() if isinstance(child, Record)]
+        waiting += [
+            (f"{name}{key}.", child) for key, child in module.children.items() if isinstance(child, Record)
+        ]
     return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -35,12 +36,14 @@ def check_sizes(config: MACEConfig, weights: Mapping[str, Tensor], num_species: 
     _check_count("node_embedding.linear.weight", weights, num_species * channels)
     _check_count("interactions.0.linear_up.weight", weights, channels**2)
     for layer in range(config.num_interactions):
-        for n, (width, following) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for n, (width, following) in enumerate(pairwise(widths)):
             _check_count(f"interactions.{layer}.conv_tp_weights.layer{n}.weight", weights, width * following)
         for order in range(1, config.correlation + 1):
             name = f"products.{layer}.symmetric_contractions.contractions.0.U_matrix_{order}"
             if weights[name].shape[:-1] != (components,) * order:
-                raise InputError(f"{name} has the shape {tuple(weights[name].shape)}, and l_max is {config.l_max}")
+                raise InputError(
+                    f"{name} has the shape {tuple(weights[name].shape)}, and l_max is {config.l_max}"
+                )
     if config.readout_hidden:
         name = f"readouts.{config.num_interactions - 1}.linear_1.weight"
         if weights[name].numel() % (channels * math.prod(config.readout_hidden)):

@@ -16,7 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.training.mace_torch.arrays import DType, PendingArray, Storage, numpy_scalar, tensor_view
+from pimlip_zoo.training.mace_torch.arrays import (
+    DType,
+    PendingArray,
+    Storage,
+    numpy_array,
+    numpy_scalar,
+    tensor_view,
+)
 
 __all__ = ["Named", "Record", "unpickle"]
 
@@ -52,7 +59,7 @@ class Record:
     @property
     def children(self) -> dict[str, Any]:
         """Submodules of a module, by name."""
-        return self._place("_modules")
+        return self.place("_modules")
 
     def __getitem__(self, path: str) -> Any:
         """A submodule, parameter, buffer or attribute by dotted path; None where there is none."""
@@ -61,7 +68,7 @@ class Record:
             if not isinstance(here, Record):
                 return None
             for place in ("_modules", "_parameters", "_buffers"):
-                found = here._place(place)
+                found = here.place(place)
                 if name in found:
                     here = found[name]
                     break
@@ -75,7 +82,8 @@ class Record:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.children.values())
 
-    def _place(self, name: str) -> dict[str, Any]:
+    def place(self, name: str) -> dict[str, Any]:
+        """One of the dictionaries that a module keeps its parts in; empty where it has none."""
         place = self.attributes.get(name)
         return place if isinstance(place, dict) else {}
 
@@ -108,6 +116,36 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.steps: Mapping[str, Callable[[Any], None]] = {
+            "MARK": self._mark,
+            "POP": self._pop,
+            "POP_MARK": self._pop_mark,
+            "DUP": self._dup,
+            "BINPUT": self._binput,
+            "MEMOIZE": self._memoize,
+            "BINGET": self._binget,
+            "TUPLE": self._tuple,
+            "TUPLE1": self._tuple1,
+            "TUPLE2": self._tuple2,
+            "TUPLE3": self._tuple3,
+            "LIST": self._list,
+            "DICT": self._dict,
+            "FROZENSET": self._frozenset,
+            "APPEND": self._append,
+            "APPENDS": self._appends,
+            "ADDITEMS": self._additems,
+            "SETITEM": self._setitem,
+            "SETITEMS": self._setitems,
+            "GLOBAL": self._global,
+            "STACK_GLOBAL": self._stack_global,
+            "REDUCE": self._reduce,
+            "NEWOBJ_EX": self._newobj_ex,
+            "BUILD": self._build,
+            "BINPERSID": self._binpersid,
+            "LONG_BINPUT": self._binput,
+            "LONG_BINGET": self._binget,
+            "NEWOBJ": self._reduce,
+        }
 
     def run(self, content: bytes) -> Any:
         for opcode, argument, _ in pickletools.genops(content):
@@ -119,10 +157,12 @@ class _Machine:
             elif name == "STOP":
                 break
             elif name not in ("PROTO", "FRAME"):
-                step = _STEPS.get(name)
+                step = self.steps.get(name)
                 if step is None:
-                    raise InputError(f"its pickle has the instruction {name}, which torch.save does not write")
-                step(self, argument)
+                    raise InputError(
+                        f"its pickle has the instruction {name}, which torch.save does not write"
+                    )
+                step(argument)
         (result,) = self.stack
         return result
 
@@ -249,7 +289,8 @@ class _Machine:
         elif isinstance(target, DType):
             target.set_order(state)
         elif isinstance(target, PendingArray):
-            self.stack[-1] = array = target.filled(state) or _opaque("numpy.ndarray", state)
+            filled = target.filled(state)
+            self.stack[-1] = array = _opaque("numpy.ndarray", state) if filled is None else filled
             for place in target.places:
                 self.memo[place] = array
         elif not isinstance(target, dict | Tensor):  # what those carry beside their content is not needed
@@ -278,37 +319,6 @@ _CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
     "EMPTY_SET": set,
-}
-
-_STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine._mark,
-    "POP": _Machine._pop,
-    "POP_MARK": _Machine._pop_mark,
-    "DUP": _Machine._dup,
-    "BINPUT": _Machine._binput,
-    "MEMOIZE": _Machine._memoize,
-    "BINGET": _Machine._binget,
-    "TUPLE": _Machine._tuple,
-    "TUPLE1": _Machine._tuple1,
-    "TUPLE2": _Machine._tuple2,
-    "TUPLE3": _Machine._tuple3,
-    "LIST": _Machine._list,
-    "DICT": _Machine._dict,
-    "FROZENSET": _Machine._frozenset,
-    "APPEND": _Machine._append,
-    "APPENDS": _Machine._appends,
-    "ADDITEMS": _Machine._additems,
-    "SETITEM": _Machine._setitem,
-    "SETITEMS": _Machine._setitems,
-    "GLOBAL": _Machine._global,
-    "STACK_GLOBAL": _Machine._stack_global,
-    "REDUCE": _Machine._reduce,
-    "NEWOBJ_EX": _Machine._newobj_ex,
-    "BUILD": _Machine._build,
-    "BINPERSID": _Machine._binpersid,
-    "LONG_BINPUT": _Machine._binput,
-    "LONG_BINGET": _Machine._binget,
-    "NEWOBJ": _Machine._reduce,
 }
 
 
@@ -372,6 +382,11 @@ def _parameter(data: Any, *_: Any) -> Tensor:
     return data
 
 
+def _array(content: Any, dtype: Any, shape: Any, order: Any) -> Any:
+    array = numpy_array(content, dtype, shape, fortran=order == "F")
+    return _opaque("numpy.ndarray", (shape, dtype)) if array is None else array
+
+
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     return tensor_view(storage, offset, size, stride)
 
@@ -380,17 +395,16 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encoded,
     "collections.OrderedDict": _dictionary,
     "collections.defaultdict": _dictionary,
-    "torch.Size": lambda size: tuple(size),
+    "torch.Size": tuple,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "numpy.dtype": lambda code, *_: DType(code),
     **dict.fromkeys(("builtins.set", "__builtin__.set"), _set),
-    **dict.fromkeys(
-        ("builtins.frozenset", "__builtin__.frozenset"), lambda items=(): frozenset(_set(items))
-    ),
+    **dict.fromkeys(("builtins.frozenset", "__builtin__.frozenset"), lambda items=(): frozenset(_set(items))),
     **dict.fromkeys(("builtins.getattr", "__builtin__.getattr"), _attribute),
     **dict.fromkeys(("builtins.bytes", "__builtin__.bytes"), lambda: b""),
+    **dict.fromkeys(("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"), _array),
     **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), numpy_scalar),
     **dict.fromkeys(
         ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
