@@ -109,9 +109,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def baseline_of(run: str | Path, which: str = "best") -> str | None:
     """The calculator that a run's potential is a difference to, such as gfn2; None: it stands alone."""
-    summary = read_checkpoint(checkpoint_path(run, which))[KEY].get("summary") or {}
-    baseline = summary.get("baseline")
-    return None if baseline is None else str(baseline["calculator"])
+    path = checkpoint_path(run, which)
+    return _baseline(read_checkpoint(path), path)
+
+
+def _baseline(content: Mapping[str, Any], path: Path) -> str | None:
+    summary = content[KEY].get("summary") or {}
+    baseline = summary.get("baseline") if isinstance(summary, dict) else summary
+    if baseline is None:
+        return None
+    if not isinstance(baseline, dict) or not isinstance(baseline.get("calculator"), str):
+        raise InputError("the calculator that it is a correction to has no name", file=path)
+    return str(baseline["calculator"])
 
 
 def load_potential(
@@ -132,10 +141,10 @@ def load_potential(
     """
     path = checkpoint_path(run, which)
     content = read_checkpoint(path)
-    baseline = (content[KEY].get("summary") or {}).get("baseline")
+    baseline = _baseline(content, path)
     if baseline is not None and not difference:
         raise InputError(
-            f"the run is a correction to {baseline['calculator']}, no potential by itself",
+            f"the run is a correction to {baseline}, no potential by itself",
             file=path,
             mend="use it through pimlip_zoo.calculator, or train a standalone one with --weak distill",
         )
