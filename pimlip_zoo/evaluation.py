@@ -61,7 +61,8 @@ def evaluate(
         trust: call the baseline when it is the name of a function.
 
     Raises:
-        InputError: for data without labels, for a baseline that is not trusted, or with species that the potential does not know.
+        InputError: for data without labels, with species that the potential does not know, or for a baseline that
+            is not trusted.
     """
     frames = _labelled_frames(spec)
     if baseline is not None:
