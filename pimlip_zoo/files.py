@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and no larger than they look."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 
 from pimlip_zoo.errors import InputError, no_such_file
 
-__all__ = ["regular_file", "replacing"]
+__all__ = ["expansion_limit", "regular_file", "replacing"]
+
+_EXPANSION, _ALWAYS = 100, 4 << 20
 
 
 def regular_file(path: str | Path) -> Path:
@@ -28,6 +30,14 @@ def regular_file(path: str | Path) -> Path:
         return path
     kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
     raise InputError(f"is {kind}, not a file", file=path)
+
+
+def expansion_limit(path: str | Path) -> int:
+    """How many bytes the content of a compressed file may have: a hundred times its own, or 4 MiB.
+
+    Structures shrink to a half or a tenth; what a few bytes blow up without an end is no data.
+    """
+    return max(_ALWAYS, _EXPANSION * Path(path).stat().st_size)
 
 
 @contextmanager

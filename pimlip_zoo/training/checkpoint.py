@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from pimlip_zoo.errors import InputError, no_such_file
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import regular_file
 from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models, get_model
@@ -92,9 +93,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         InputError: when the file cannot be read or is not a checkpoint of this package.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise no_such_file(path) from error
+        content = torch.load(regular_file(path), map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
