@@ -273,10 +273,10 @@ def bombs() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", bombs())
 def test_a_small_file_costs_little(name: str, tmp_path: Path) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with contextlib.suppress(InputError):
         read(archive(("data.pkl", bombs()[name])), tmp_path)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_modules_that_contain_each_other_are_refused(tmp_path: Path) -> None:

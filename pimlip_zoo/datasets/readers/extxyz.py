@@ -30,7 +30,7 @@ __all__ = ["ExtxyzFile", "check_expansion"]
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _MAX_ATOMS = 100_000_000
 _SMALL, _PART = 1 << 24, 1 << 20
-_LONGEST_NUMBER, _LONGEST_COMMENT, _LONGEST_ROW = 1 << 12, 1 << 26, 1 << 20
+_LONGEST_NUMBER, _LONGEST_COMMENT, _LONGEST_ROW = 1 << 12, 1 << 24, 1 << 20
 """Bytes of a line; what is longer has no line feeds, and would be read into memory as a whole."""
 
 

@@ -65,6 +65,11 @@ def read_native(path: str | os.PathLike[str]) -> NativeFile:
         ) from error
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise InputError("not a complete exported model", file=path, mend="export it again") from error
+    for width, source in sources.items():
+        if metadata.get(source_entry(width)) != source_hash(source):
+            raise InputError(
+                f"the hash of {source_entry(width)} is not that of its text", file=path, mend="export it again"
+            )
     return NativeFile(metadata, sources, weights)
 
 
