@@ -174,7 +174,7 @@ def evaluate_run(
     sets: Mapping[str, str],
     frames: Mapping[str, Sequence[Any]] | None = None,
     *,
-    trust: bool = False,
+    trusted: str | None = None,
 ) -> dict[str, Any]:
     """Errors of a run's best weights on several data sets; ``test.json`` and ``parity.npz`` in the run folder.
 
@@ -182,12 +182,13 @@ def evaluate_run(
         folder: of the run.
         sets: DATA specifications by name.
         frames: more of them, as frames that are at hand.
-        trust: call the baseline when the run names a function.
+        trusted: the function that may be called when the run names it as its baseline.
     """
     potential, baseline = load_potential(folder, difference=True), baseline_of(folder)
     results = {name: evaluate_frames(potential, given) for name, given in (frames or {}).items() if given}
     results |= {
-        name: evaluate(potential, spec, baseline=baseline, trust=trust) for name, spec in sets.items()
+        name: evaluate(potential, spec, baseline=baseline, trust=baseline == trusted)
+        for name, spec in sets.items()
     }
     if not results:
         return {}

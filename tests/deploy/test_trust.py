@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import pimlip_zoo
 from pimlip_zoo.datasets.cheap import find_supervisor
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.evaluation import evaluate_run
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.training.checkpoint import KEY, baseline_of, describe, load_potential
@@ -80,6 +81,17 @@ def test_the_commands_call_it_only_with_the_option(command, named, tmp_path):
     result = CliRunner().invoke(app, [str(named), *options, "--trust"])
     assert not isinstance(result.exception, InputError), result.exception
     assert (tmp_path / "imported").exists()
+
+
+def test_a_training_trusts_what_its_configuration_named_and_nothing_else(named, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    named.rename(folder / "checkpoints" / "best.ckpt")
+    for other in (None, "emt", "payload:other"):
+        with pytest.raises(InputError, match="payload:make"):
+            evaluate_run(folder, {"data": "data.extxyz"}, trusted=other)
+    assert not (tmp_path / "imported").exists()
+    assert evaluate_run(folder, {"data": "data.extxyz"}, trusted="payload:make")["data"]["structures"] == 1
 
 
 def test_the_calculators_of_the_package_need_no_trust(tmp_path):
