@@ -44,6 +44,7 @@ def named(tmp_path, monkeypatch):
     """A checkpoint that names a function of a file in the working folder."""
     (tmp_path / "payload.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend("")
     monkeypatch.delitem(sys.modules, "payload", raising=False)
     atoms = water()
@@ -79,7 +80,9 @@ def test_the_commands_call_it_only_with_the_option(command, named, tmp_path):
     assert "--trust" in str(result.exception)
     assert not (tmp_path / "imported").exists()
     result = CliRunner().invoke(app, [str(named), *options, "--trust"])
-    assert not isinstance(result.exception, InputError), result.exception
+    assert result.exit_code == 0 or command == "md", (
+        result.exception
+    )  # dynamics of a random model need not be stable
     assert (tmp_path / "imported").exists()
 
 
@@ -91,7 +94,7 @@ def test_a_training_trusts_what_its_configuration_named_and_nothing_else(named, 
         with pytest.raises(InputError, match="payload:make"):
             evaluate_run(folder, {"data": "data.extxyz"}, trusted=other)
     assert not (tmp_path / "imported").exists()
-    assert evaluate_run(folder, {"data": "data.extxyz"}, trusted="payload:make")["data"]["structures"] == 1
+    assert evaluate_run(folder, {"data": "data.extxyz"}, trusted="payload:make")["data"]["energy"] is not None
 
 
 def test_the_calculators_of_the_package_need_no_trust(tmp_path):
