@@ -22,6 +22,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore, write_store
 from pimlip_zoo.datasets.lmdb.keys import META
 from pimlip_zoo.datasets.readers import load_frames, open_source, parse_spec
+from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.deploy.structure import read_structure
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.training.checkpoint import read_checkpoint
@@ -155,6 +156,15 @@ def test_pipes_are_no_configurations_and_no_models(tmp_path):
     assert "is a pipe" in refused(load_config, pipe(tmp_path, "run.yaml"))
     assert "is a pipe" in refused(read_checkpoint, pipe(tmp_path, "best.ckpt"))
     assert "is a folder" in refused(load_config, tmp_path)
+    for name in ("model.pimlip", "model.nequip.pth"):
+        assert "is a pipe" in refused(read_metadata, pipe(tmp_path, name))
+
+
+@pytest.mark.parametrize("entry", ["model/extra/r_max", "model/data/aotinductor/pimlip/x_metadata.json"])
+def test_what_describes_an_exported_model_is_short(entry, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(entry, b"0" * 200_000_000)
+    assert "not a complete exported model" in refused(read_metadata, tmp_path / "a.pth")
 
 
 def npy(shape: tuple[int, ...], content: bytes = b"") -> bytes:
