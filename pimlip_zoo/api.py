@@ -25,15 +25,20 @@ def load(run: str | Path, **options: Any) -> Potential:
     return load_potential(run, **options)
 
 
-def calculator(*runs: str | Path, device: str = "cpu", skin: float = 0.5, **options: Any) -> Calculator:
+def calculator(
+    *runs: str | Path, device: str = "cpu", skin: float = 0.5, trust: bool = False, **options: Any
+) -> Calculator:
     """An ASE calculator of a run folder, checkpoint or native model; of several, their mean with its spread.
 
-    A run that learnt the difference to a cheap calculator is added to that calculator.
+    A run that learnt the difference to a cheap calculator is added to that calculator. Run folders and checkpoints are
+    read as data. A native model is a program: it is compiled and run with your rights, so load only those of people
+    whom you trust.
 
     Args:
         runs: run folders, checkpoints, files of ``export --format native``.
         device: where to compute; native models compute on the CPU.
         skin: Å, see :class:`~pimlip_zoo.deploy.ase.PimlipCalculator`.
+        trust: call the function that a run names as its cheap calculator; not needed for gfn2, gfn1 and emt.
         options: of :func:`load`.
     """
     from pimlip_zoo.deploy.native.archive import SUFFIX
@@ -52,10 +57,10 @@ def calculator(*runs: str | Path, device: str = "cpu", skin: float = 0.5, **opti
     ]
     baselines = {None if str(run).endswith(SUFFIX) else baseline_of(run) for run in runs}
     if len(members) == 1:
-        return with_baseline(members[0], baselines)
+        return with_baseline(members[0], baselines, trust=trust)
     from pimlip_zoo.deploy.committee import CommitteeCalculator
 
-    return with_baseline(CommitteeCalculator(members), baselines)
+    return with_baseline(CommitteeCalculator(members), baselines, trust=trust)
 
 
 def _native(path: str | Path, *, device: str, skin: float, options: dict[str, Any]) -> Calculator:

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
+from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.files import replacing
 from pimlip_zoo.losses.supervised import Distance
 from pimlip_zoo.losses.weak_config import WeakConfig
@@ -32,6 +32,7 @@ from pimlip_zoo.registry import ModelInfo, get_model
 from pimlip_zoo.training.finetune import inherit_options
 from pimlip_zoo.training.recipes import DEFAULT_RECIPE, get_recipe
 from pimlip_zoo.training.schedule import ScheduleName
+from pimlip_zoo.yaml_file import read_yaml
 
 __all__ = ["RunConfig", "load_config", "parse_settings", "save_config"]
 
@@ -330,12 +331,7 @@ def load_config(
     """
     content: Any = {}
     if file is not None:
-        try:
-            content = yaml.safe_load(file.read_text()) or {}
-        except FileNotFoundError as error:
-            raise no_such_file(file) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"not valid YAML: {str(error).splitlines()[0]}", file=file) from error
+        content = read_yaml(file) or {}
         if not isinstance(content, dict):
             raise InputError("not a table of keys and values", file=file)
     if _written_before_recipes(content):

@@ -41,7 +41,13 @@ class Evaluation:
 
 
 def evaluate(
-    potential: Potential, spec: str, *, batch_size: int = 50, model: str = "", baseline: str | None = None
+    potential: Potential,
+    spec: str,
+    *,
+    batch_size: int = 50,
+    model: str = "",
+    baseline: str | None = None,
+    trust: bool = False,
 ) -> Evaluation:
     """Evaluate on a DATA specification.
 
@@ -52,13 +58,15 @@ def evaluate(
         model: name that the summary carries.
         baseline: the cheap calculator that the potential is a correction to; its labels are taken off those of the
             data, so that the errors are those of the sum.
+        trust: call the baseline when it is the name of a function.
 
     Raises:
-        InputError: for data without labels, or with species that the potential does not know.
+        InputError: for data without labels, with species that the potential does not know, or for a baseline that
+            is not trusted.
     """
     frames = _labelled_frames(spec)
     if baseline is not None:
-        frames = subtract_labels(frames, cached_labels(frames, find_supervisor(baseline)))
+        frames = subtract_labels(frames, cached_labels(frames, find_supervisor(baseline, trust=trust)))
     return evaluate_frames(potential, frames, batch_size=batch_size, model=model, source=spec)
 
 
@@ -162,7 +170,11 @@ def tests_of(config: Any) -> dict[str, str]:
 
 
 def evaluate_run(
-    folder: Path, sets: Mapping[str, str], frames: Mapping[str, Sequence[Any]] | None = None
+    folder: Path,
+    sets: Mapping[str, str],
+    frames: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    trusted: str | None = None,
 ) -> dict[str, Any]:
     """Errors of a run's best weights on several data sets; ``test.json`` and ``parity.npz`` in the run folder.
 
@@ -170,10 +182,14 @@ def evaluate_run(
         folder: of the run.
         sets: DATA specifications by name.
         frames: more of them, as frames that are at hand.
+        trusted: the function that may be called when the run names it as its baseline.
     """
     potential, baseline = load_potential(folder, difference=True), baseline_of(folder)
     results = {name: evaluate_frames(potential, given) for name, given in (frames or {}).items() if given}
-    results |= {name: evaluate(potential, spec, baseline=baseline) for name, spec in sets.items()}
+    results |= {
+        name: evaluate(potential, spec, baseline=baseline, trust=baseline == trusted)
+        for name, spec in sets.items()
+    }
     if not results:
         return {}
     summaries = {name: result.summary for name, result in results.items()}

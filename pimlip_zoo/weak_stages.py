@@ -124,7 +124,7 @@ def supervisor_of(labels: WeakLabelsConfig) -> Supervisor:
     Raises:
         InputError: for an unknown one, or one that is not installed.
     """
-    return find_supervisor(labels.calculator, load_run=_load_run)
+    return find_supervisor(labels.calculator, trust=True, load_run=_load_run)
 
 
 def _load_run(run: str) -> Calculator:
@@ -300,7 +300,7 @@ def _widened(frames: Sequence[Frame], config: RunConfig, potential: Potential) -
 
 def _sampled_by_student(experiment: Experiment, labels: WeakLabelsConfig, student: Path) -> list[Frame]:
     """Structures of a student's molecular dynamics with the cheap calculator's labels."""
-    supervisor = find_supervisor(f"run:{student}", load_run=_load_run)
+    supervisor = find_supervisor(f"run:{student}", trust=False, load_run=_load_run)
     return _cheap_labels(_sampled(experiment, supervisor, labels), labels)
 
 

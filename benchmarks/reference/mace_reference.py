@@ -9,12 +9,15 @@ It writes one ``mace_*.npz`` per configuration: ``config`` (JSON, the arguments 
 ``weights/NAME`` (parameters and the buffers that a conversion needs), and per structure
 ``STRUCTURE/numbers|positions|cell|pbc`` with ``STRUCTURE/energy|forces`` and, where there is a cell,
 ``STRUCTURE/stress``. ``mace_zbl.npz`` has energies of its pair repulsion alone, ``mace_heads.npz`` the same as the
-others for each head of a model with two, which is in ``mace_heads.model`` as the package saves it. All is float64.
+others for each head of a model with two. That model is in ``mace_heads.model``
+as the package saves it, those with another gate in ``NAME.model.xz``. Names of configurations after the folder restrict
+it to these. All is float64.
 """
 
 from __future__ import annotations
 
 import json
+import lzma
 import sys
 from pathlib import Path
 
@@ -155,6 +158,25 @@ CONFIGURATIONS = {
         "atomic_inter_shift": 0.0,
     },
 }
+SMALL = {
+    **COMMON,
+    "first": "RealAgnosticInteractionBlock",
+    "hidden_irreps": "2x0e",
+    "max_ell": 1,
+    "correlation": 1,
+    "num_bessel": 4,
+    "num_polynomial_cutoff": 5,
+    "radial_MLP": [4],
+    "readout_hidden": 2,
+    "avg_num_neighbors": 10.0,
+    "atomic_energies": [-1.5, 2.5, 0.5, -0.25],
+    "atomic_inter_scale": 20.0,
+    "atomic_inter_shift": 0.0,
+}
+CONFIGURATIONS |= {
+    "mace_gate_none": {**SMALL, "seed": 28, "gate": "None"},
+    "mace_gate_tanh": {**SMALL, "seed": 29, "gate": "tanh"},
+}
 KEPT_BUFFERS = ("U_matrix", "atomic_energies", "scale_shift.scale", "scale_shift.shift", "bessel_weights")
 
 
@@ -178,7 +200,7 @@ def build(config: dict) -> torch.nn.Module:
         avg_num_neighbors=config["avg_num_neighbors"],
         atomic_numbers=ATOMIC_NUMBERS,
         correlation=config["correlation"],
-        gate=torch.nn.functional.silu,
+        gate=modules.gate_dict[config.get("gate", "silu")],
         pair_repulsion=config["pair_repulsion"],
         distance_transform=config["distance_transform"],
         radial_MLP=config["radial_MLP"],
@@ -246,6 +268,10 @@ def write_model(folder: Path, name: str, config: dict) -> None:
     heads = config.get("heads", [""])
     if len(heads) > 1:
         torch.save(model, folder / f"{name}.model")
+    elif "gate" in config:
+        torch.save(model, folder / f"{name}.model")
+        (folder / f"{name}.model.xz").write_bytes(lzma.compress((folder / f"{name}.model").read_bytes()))
+        (folder / f"{name}.model").unlink()
     else:
         parameters = dict(model.named_parameters())
         for key, value in model.state_dict().items():
@@ -259,10 +285,12 @@ def write_model(folder: Path, name: str, config: dict) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
     for name, config in CONFIGURATIONS.items():
-        write_model(folder, name, config)
-    write(folder / "mace_zbl.npz", evaluate_zbl())
+        if not names or name in names:
+            write_model(folder, name, config)
+    if not names:
+        write(folder / "mace_zbl.npz", evaluate_zbl())
 
 
 if __name__ == "__main__":

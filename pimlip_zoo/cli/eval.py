@@ -21,6 +21,9 @@ def evaluate_command(
     stability: Annotated[
         bool, typer.Option("--stability", help="Also run short dynamics and push atoms together.")
     ] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Call the function that the run names as its cheap calculator.")
+    ] = False,
 ) -> None:
     """Errors of a trained potential on labelled structures."""
     import json
@@ -36,11 +39,13 @@ def evaluate_command(
     if dtype not in (None, "float32", "float64"):
         raise InputError(f"{dtype!r} is no precision", key="--dtype", mend="float32 or float64")
     potential = load_potential(run, dtype=getattr(torch, dtype) if dtype else None, difference=True)
-    result = evaluate(potential, data, batch_size=batch_size, model=str(run), baseline=baseline_of(run))
+    result = evaluate(
+        potential, data, batch_size=batch_size, model=str(run), baseline=baseline_of(run), trust=trust
+    )
     screen = console()
     screen.print(errors_table({data: result.summary}))
     if stability:
-        _stability(run, data, screen)
+        _stability(run, data, screen, trust=trust)
     if json_file is not None:
         with replacing(json_file) as temporary:
             temporary.write_text(json.dumps(result.summary, indent=1))
@@ -52,7 +57,7 @@ def evaluate_command(
         screen.print(f"parity plot: {plot}")
 
 
-def _stability(run: Path, data: str, screen: Any) -> None:
+def _stability(run: Path, data: str, screen: Any, *, trust: bool) -> None:
     """What errors on test structures do not tell: see :mod:`pimlip_zoo.deploy.gate`."""
     from pimlip_zoo.api import calculator
     from pimlip_zoo.datasets.frame import frame_to_atoms
@@ -60,7 +65,7 @@ def _stability(run: Path, data: str, screen: Any) -> None:
     from pimlip_zoo.deploy.gate import stability_gate
 
     atoms = frame_to_atoms(load_frames(data)[0])
-    atoms.calc = calculator(run)
+    atoms.calc = calculator(run, trust=trust)
     result = stability_gate(atoms)
     screen.print("stable" if result.passed else "[bold red]not stable[/bold red]")
     for sentence in result.sentences:

@@ -56,7 +56,8 @@ def export_command(
             help="torchscript: for pair_style pimlip, nequip and allegro; aot: the same, compiled for this "
             "kind of machine; native: C and weights, compiled where it is used, for ASE and pair_style pimlip "
             "without torch; checkpoint: for Python, without the state of the training; mliap: a pickle for LAMMPS' "
-            "own pair_style mliap, strictly local models only."
+            "own pair_style mliap, strictly local models only. All but a checkpoint are programs: whoever loads "
+            "the file runs it."
         ),
     ] = ExportFormat.torchscript,
     output: Annotated[
@@ -105,6 +106,10 @@ def export_command(
         )
     elif format is not ExportFormat.checkpoint:
         console.print(f"in LAMMPS: pair_style pimlip\n           pair_coeff * * {report.path.name} {names}")
+    if format is not ExportFormat.checkpoint:
+        console.print(
+            "the file is a program: whoever loads it runs it, so load only files of people whom you trust"
+        )
 
 
 def export_potential(

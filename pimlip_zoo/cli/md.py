@@ -74,6 +74,9 @@ def md_command(
     reactive: Annotated[bool, typer.Option("--reactive", help="Bonds may break.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[Precision | None, typer.Option(help="As trained if not given.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Call the function that the run names as its cheap calculator.")
+    ] = False,
 ) -> None:
     """Simulate, watch bonds, energy and temperature, and say whether it was stable."""
     from pimlip_zoo.cli.console import console
@@ -93,7 +96,7 @@ def md_command(
         keep_velocities=keep_velocities,
     )
     atoms = read_structure(structure)
-    atoms.calc = _calculator(runs, device, dtype)
+    atoms.calc = _calculator(runs, device, dtype, trust=trust)
     out = out or _next_folder(runs[0])
     screen = console()
     screen.print(
@@ -112,7 +115,7 @@ def md_command(
         raise typer.Exit(1)
 
 
-def _calculator(runs: list[Path], device: str, dtype: Precision | None) -> Calculator:
+def _calculator(runs: list[Path], device: str, dtype: Precision | None, *, trust: bool) -> Calculator:
     import torch
 
     import pimlip_zoo
@@ -126,7 +129,7 @@ def _calculator(runs: list[Path], device: str, dtype: Precision | None) -> Calcu
             f"{device!r} cannot be used: {reason}", key="--device", mend="--device cpu"
         ) from error
     options = {"dtype": getattr(torch, dtype.value)} if dtype is not None else {}
-    return pimlip_zoo.calculator(*runs, device=device, **options)
+    return pimlip_zoo.calculator(*runs, device=device, trust=trust, **options)
 
 
 def _next_folder(run: Path) -> Path:

@@ -44,12 +44,11 @@ def write_run_report(run: Path, out: Path | None = None) -> Path:
 def _gather(run: Path) -> ReportData:
     import json
 
-    import yaml
-
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.report.html import ReportData
     from pimlip_zoo.report.parity import load_pairs
     from pimlip_zoo.training.checkpoint import KEY, checkpoint_path, load_potential, read_checkpoint
+    from pimlip_zoo.yaml_file import parse_yaml
 
     if not run.is_dir():
         raise InputError("is no run folder", file=run, mend="give the folder that `pimlip-zoo train` made")
@@ -60,7 +59,7 @@ def _gather(run: Path) -> ReportData:
     summary = best[KEY].get("summary") or {}
     config_file = run / "config.yaml"
     text = config_file.read_text() if config_file.exists() else ""
-    config = yaml.safe_load(text) or {}
+    config = parse_yaml(text, file=config_file) or {}
     notes = _evaluate_if_needed(run)
     curve = _read_metrics(run / "metrics.csv")
     total = config.get("trainer", {}).get("max_steps")

@@ -28,16 +28,20 @@ class Supervisor(NamedTuple):
     """A fresh ASE calculator."""
 
 
-def find_supervisor(name: str, *, load_run: Callable[[str], Calculator] | None = None) -> Supervisor:
+def find_supervisor(
+    name: str, *, trust: bool = False, load_run: Callable[[str], Calculator] | None = None
+) -> Supervisor:
     """The calculator of that name.
 
     Args:
         name: ``gfn2`` or ``gfn1`` (tblite), ``emt`` (ASE), ``run:RUN``, or ``MODULE:FACTORY``, a function without
             arguments that returns an ASE calculator.
+        trust: whether the name may be that of a function, which is imported and called. Give True for what the user
+            or a configuration says, and for what a model file says only when the user trusts the file.
         load_run: makes a calculator from a run folder, for ``run:``.
 
     Raises:
-        InputError: when there is none, or the package that computes it is not installed.
+        InputError: when there is none, the package that computes it is not installed, or it is not trusted.
     """
     if name in ("gfn1", "gfn2"):
         _require("tblite", "pip install 'pimlip-zoo[xtb]'")
@@ -54,6 +58,11 @@ def find_supervisor(name: str, *, load_run: Callable[[str], Calculator] | None =
             f"no cheap calculator is called {name!r}",
             key="weak.labels.calculator",
             mend="gfn2, gfn1, emt, run:RUN, or MODULE:FACTORY of an ASE calculator",
+        )
+    if not trust:
+        raise InputError(
+            f"the model names the function {name}, which would be imported and called",
+            mend="if you trust whoever made the file: --trust of eval and md, or trust=True in Python",
         )
     return Supervisor(
         name, _package(name.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0]), lambda: _imported(name)

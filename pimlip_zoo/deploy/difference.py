@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 __all__ = ["with_baseline"]
 
 
-def with_baseline(calculator: Calculator, baselines: Collection[str | None]) -> Calculator:
+def with_baseline(
+    calculator: Calculator, baselines: Collection[str | None], *, trust: bool = False
+) -> Calculator:
     """The calculator, plus the cheap one that it is a correction to.
 
     Args:
         calculator: of one run, or a committee of several.
         baselines: the baseline of each run; None: a run that stands alone.
+        trust: call the function that a run names as its baseline, unless that is a calculator of this package.
 
     Raises:
-        InputError: when the runs have different baselines, or the cheap calculator is not installed.
+        InputError: when the runs have different baselines, or the cheap calculator is not installed or not trusted.
     """
     different = set(baselines)
     if len(different) > 1:
@@ -35,4 +38,4 @@ def with_baseline(calculator: Calculator, baselines: Collection[str | None]) -> 
         return calculator
     from ase.calculators.mixing import SumCalculator
 
-    return SumCalculator([find_supervisor(baseline).make(), calculator])
+    return SumCalculator([find_supervisor(baseline, trust=trust).make(), calculator])

@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo import __version__
-from pimlip_zoo.errors import InputError, no_such_file
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import regular_file
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +30,24 @@ __all__ = [
     "weights_hash",
 ]
 
+_LONGEST = 1 << 24
+
 FORMAT_VERSION = 1
 """Of the keys below and of the module's tensors; ``pair_style pimlip`` reads this version only."""
 
 AOT_ENTRY = "pimlip"
 """Name of the entry point of ``pair_style pimlip`` in a compiled file, which may have several."""
+
+_UNREADABLE = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    AttributeError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+)
 
 REQUIRED_KEYS = (
     "pimlip_format",
@@ -107,12 +122,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         InputError: when the file is missing, truncated, not ours, or of another format version.
     """
+    regular_file(os.fspath(path))
     try:
         with zipfile.ZipFile(path) as archive:
             found = _metadata_entries(archive)
-    except FileNotFoundError as error:
-        raise no_such_file(path) from error
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except _UNREADABLE as error:
         raise InputError(
             "not a complete exported model", file=path, mend="write it with `pimlip-zoo export`"
         ) from error
@@ -133,7 +147,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 def _metadata_entries(archive: zipfile.ZipFile) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name in archive.namelist():
+    for item in archive.infolist():
+        name = item.filename
+        if item.file_size > _LONGEST and ("/extra/" in name or name.endswith("_metadata.json")):
+            raise ValueError("an entry is larger than what describes a model")
         parts = name.split("/")
         if len(parts) == 3 and parts[1] == "extra":  # TorchScript: one entry for each key
             found[parts[2]] = archive.read(name).decode()

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pimlip_zoo.errors import InputError, no_such_file
+from pimlip_zoo.datasets.readers.source import check_bounded
+from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -50,8 +51,7 @@ def _builtin(name: str, index: int) -> Atoms:
 def _from_file(path: str, index: int) -> Atoms:
     import ase.io
 
-    if not Path(path).is_file():
-        raise no_such_file(path)
+    check_bounded(path)
     try:
         atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
     except (IndexError, StopIteration) as error:

@@ -112,7 +112,8 @@ class WeakLabelsConfig(_Section):
 
     method: Literal["pretrain", "second_head", "shared_head", "delta", "distill"] = "pretrain"
     calculator: str = "gfn2"
-    """gfn2, gfn1, emt, ``MODULE:FACTORY`` of an ASE calculator, or ``run:RUN``."""
+    """gfn2, gfn1, emt, ``run:RUN``, or ``MODULE:FACTORY``: a function that is imported and called, and returns an ASE
+    calculator."""
     pool: PoolConfig = PoolConfig()
     steps: PositiveInt = 5000
     """Of a stage before the run: pre-training, or the difference model that teaches."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from pimlip_zoo.errors import InputError, no_such_file
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import regular_file
 from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models, get_model
@@ -92,9 +93,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         InputError: when the file cannot be read or is not a checkpoint of this package.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise no_such_file(path) from error
+        content = torch.load(regular_file(path), map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -109,9 +110,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def baseline_of(run: str | Path, which: str = "best") -> str | None:
     """The calculator that a run's potential is a difference to, such as gfn2; None: it stands alone."""
-    summary = read_checkpoint(checkpoint_path(run, which))[KEY].get("summary") or {}
-    baseline = summary.get("baseline")
-    return None if baseline is None else str(baseline["calculator"])
+    path = checkpoint_path(run, which)
+    return _baseline(read_checkpoint(path), path)
+
+
+def _baseline(content: Mapping[str, Any], path: Path) -> str | None:
+    summary = content[KEY].get("summary") or {}
+    baseline = summary.get("baseline") if isinstance(summary, dict) else summary
+    if baseline is None:
+        return None
+    if not isinstance(baseline, dict) or not isinstance(baseline.get("calculator"), str):
+        raise InputError("the calculator that it is a correction to has no name", file=path)
+    return str(baseline["calculator"])
 
 
 def load_potential(
@@ -132,10 +142,10 @@ def load_potential(
     """
     path = checkpoint_path(run, which)
     content = read_checkpoint(path)
-    baseline = (content[KEY].get("summary") or {}).get("baseline")
+    baseline = _baseline(content, path)
     if baseline is not None and not difference:
         raise InputError(
-            f"the run is a correction to {baseline['calculator']}, no potential by itself",
+            f"the run is a correction to {baseline}, no potential by itself",
             file=path,
             mend="use it through pimlip_zoo.calculator, or train a standalone one with --weak distill",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from pimlip_zoo.config import load_config
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.training.checkpoint import load_potential
 from pimlip_zoo.training.mace_torch import import_potential
-from pimlip_zoo.training.mace_torch.records import Record, read_records, state_of
+from pimlip_zoo.training.mace_torch.records import read_records, state_of
+from pimlip_zoo.training.mace_torch.unpickle import Named, Record
 
 MODEL = Path(__file__).parent / "mace_heads.model"
 HEADS = ("small", "large")
@@ -27,6 +29,16 @@ def reference(head: str) -> Reference:
     prefix = f"{head}/"
     arrays = {k.removeprefix(prefix): v for k, v in whole.arrays.items() if k.startswith(prefix)}
     return Reference(whole.config, whole.species, {}, arrays)
+
+
+@pytest.mark.parametrize("gate", ["none", "tanh"])
+def test_a_file_with_another_gate_computes_what_the_package_computed(gate: str, tmp_path: Path) -> None:
+    folder, file = Path(__file__).parent, tmp_path / "gate.model"
+    file.write_bytes(lzma.decompress((folder / f"mace_gate_{gate}.model.xz").read_bytes()))
+    potential = import_potential(file)
+    assert potential.model.config.readout_gate == {"none": "identity", "tanh": "tanh"}[gate]
+    for structure in STRUCTURES:
+        assert_agrees(potential, load(f"mace_gate_{gate}"), structure, 1e-10)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -105,7 +117,7 @@ def _set(path: str, value: object):
 
 def _rename(path: str, name: str):
     def change(record: Record) -> None:
-        record[path].__class__ = type(name, (Record,), {"qualified_name": f"mace.modules.blocks.{name}"})
+        record[path].qualified_name = f"mace.modules.blocks.{name}"
 
     return change
 
@@ -130,6 +142,12 @@ def _fill(path: str, value: float):
         (_rename("radial_embedding.distance_transform", "SoftTransform"), "SoftTransform"),
         (_fill("radial_embedding.distance_transform.a", 1.2), "AgnesiTransform"),
         (_fill("pair_repulsion_fn.a_exp", 0.23), "constants"),
+        (_set("readouts.1.non_linearity.acts.0.f", Named("torch", "abs")), "activation abs"),
+        (_set("readouts.1.non_linearity.acts.0.cst", 1.0), "multiplied by 1, and here by 1.679"),
+        (_set("interactions.1.conv_tp_weights.layer0.act.f", Named("torch", "tanh")), "radial MLP"),
+        (_fill("atomic_numbers", -1), "atomic numbers"),
+        (_fill("interactions.1.linear_up.weight", float("nan")), "not finite in interactions.1.linear_up"),
+        (_set("heads", [["small", "large"]]), "heads"),
         (_set("interactions.1.avg_num_neighbors", 7.0), "avg_num_neighbors"),
         (_fill("products.0.symmetric_contractions.contractions.1.U_matrix_2", 1.0), "couples"),
         (lambda record: record.attributes["_modules"].pop("radial_embedding"), "laid out"),

@@ -54,6 +54,7 @@ def test_export_writes_and_says_what_lammps_needs(checkpoint, call, tmp_path):
     code, out, err = call("export", checkpoint, "-o", "out.nequip.pth", "--dtype", "float64")
     assert code == 0, err
     assert "pair_coeff * * out.nequip.pth H O" in out
+    assert "the file is a program" in out
     metadata = read_metadata(tmp_path / "out.nequip.pth")
     assert metadata["model_name"] == "nequip"
     assert metadata["model_dtype"] == "float64"

@@ -283,6 +283,17 @@ def test_missing_weights_are_refused(exported, tmp_path):
         NativeModel(other)
 
 
+@pytest.mark.parametrize("name", ["model-16.c", "model-32.c", "model-64.c", "extra/model-16.c"])
+def test_code_that_has_not_the_hash_that_the_file_claims_is_refused(exported, tmp_path, name):
+    path = tmp_path / "other.pimlip"
+    with zipfile.ZipFile(exported[1]) as old, zipfile.ZipFile(path, "w") as new:
+        for item in old.infolist():
+            content = old.read(item.filename)
+            new.writestr(item, content[::-1] if item.filename == f"pimlip/{name}" else content)
+    with pytest.raises(InputError, match=r"the hash of model-\d\d.c is not that of its text"):
+        NativeModel(path)
+
+
 def test_other_archives_are_refused(tmp_path):
     path = tmp_path / "other.pimlip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -195,6 +195,23 @@ def test_native_code_is_for_this_processor_and_in_the_cache_of_python(plugin, ex
         attempt(model, plugin)
 
 
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    [("model-64.c", lambda content: content + b"\n"), ("extra/model-64.c", lambda _: b"0" * 64)],
+)
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+def test_code_is_not_kept_under_the_hash_of_other_code(
+    entry, change, tmp_path, plugin, exported, empty_cache
+):
+    entry = entry.replace("64", str(_LEVELS[machine_level()][0]))  # of this processor
+    model = with_entry(exported("nequip"), tmp_path / "changed.pimlip", f"pimlip/{entry}", change)
+    with pytest.raises(InputError, match=r"the hash of model-\d+.c is not that of its text"):
+        attempt(model, plugin)
+    with pytest.raises(InputError, match=r"the hash of model-\d+.c is not that of its text"):
+        load_exported(model)
+    assert not list(empty_cache.glob("native-*"))
+
+
 @pytest.mark.parametrize("file_format", ["native"], indirect=True)
 def test_other_formats_and_gpus_are_refused_where_there_is_no_torch(tmp_path, plugin, exported):
     with pytest.raises(InputError, match=r"device cuda was asked for, and native models run on CPUs"):

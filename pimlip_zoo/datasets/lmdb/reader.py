@@ -232,6 +232,12 @@ class _Shard:
         self.get, self.get_many = self._environment.get, self._environment.get_many
         self.meta = load_meta(self.get(META), file=path)
         self.count = int(self.meta["count"])
+        if self.count * ENTRY.itemsize > path.stat().st_size:
+            raise InputError(
+                f"claims {self.count} frames, and has {path.stat().st_size} bytes",
+                file=path,
+                mend="copy it again, or convert the data again",
+            )
 
     def load_index(self) -> NDArray[Any]:
         blocks = []

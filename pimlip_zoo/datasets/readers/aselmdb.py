@@ -18,7 +18,9 @@ from pimlip_zoo.errors import InputError
 
 __all__ = ["AseLmdbFile"]
 
-_MAX_ROW = 1 << 30
+_MAX_ROW, _EXPANSION = 1 << 24, 100
+_LEAST_ROW = 16
+"""Bytes that an entry of LMDB takes at least."""
 _DTYPES = {"float64", "float32", "int64", "int32", "bool", "int8", "uint8", "int16"}
 
 
@@ -80,11 +82,9 @@ class AseLmdbFile:
                 deleted = transaction.get(b"deleted_ids")
                 last = int(_decode(raw)) if raw else transaction.stat()["entries"] + 1
                 gone = set(_decode(deleted)) if deleted else set()
-                return [
-                    i
-                    for i in range(1, min(last, transaction.stat()["entries"] + len(gone) + 1))
-                    if i not in gone
-                ]
+                # What the file says of itself may be anything; its size is what it is.
+                room = min(transaction.stat()["entries"], file.stat().st_size // _LEAST_ROW)
+                return [i for i in range(1, min(last, room + len(gone) + 1)) if i not in gone]
             except (lmdb.Error, ValueError, TypeError, zlib.error) as error:
                 raise InputError(f"is no ASE database: {error}", file=file) from error
 
@@ -99,9 +99,11 @@ class AseLmdbFile:
 
 def _decode(raw: Any) -> Any:
     decompressor = zlib.decompressobj()
-    text = decompressor.decompress(bytes(raw), _MAX_ROW)
+    content = bytes(raw)
+    most = max(_MAX_ROW, _EXPANSION * len(content))
+    text = decompressor.decompress(content, most)
     if decompressor.unconsumed_tail:
-        raise ValueError("it is larger than 1 GiB")
+        raise ValueError(f"it holds more than {most} bytes in {len(content)}")
     return json.loads(text, object_hook=_array)
 
 

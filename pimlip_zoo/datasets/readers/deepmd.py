@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.numpy_file import load_npy
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
 
@@ -122,10 +123,7 @@ def _sets(system: Path) -> list[Path]:
 
 
 def _load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
-    try:
-        return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot be read: {' '.join(str(error).split())}", file=path) from error
+    return load_npy(path, mapped=mapped)
 
 
 def _shaped(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:

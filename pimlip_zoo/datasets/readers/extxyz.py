@@ -11,7 +11,8 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,11 +23,15 @@ from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import expansion_limit
 
-__all__ = ["ExtxyzFile"]
+__all__ = ["ExtxyzFile", "check_expansion"]
 
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _MAX_ATOMS = 100_000_000
+_SMALL, _PART = 1 << 24, 1 << 20
+_LONGEST_NUMBER, _LONGEST_COMMENT, _LONGEST_ROW = 1 << 12, 1 << 24, 1 << 20
+"""Bytes of a line; what is longer has no line feeds, and would be read into memory as a whole."""
 
 
 class ExtxyzFile:
@@ -35,6 +40,7 @@ class ExtxyzFile:
     def __init__(self, path: str, options: ReadOptions) -> None:
         self.path = path
         self.finder = LabelFinder(options, file=path)
+        self._checked_expansion = False
 
     def count(self) -> int:
         """Frames in the file; only the lines with numbers of atoms are looked at."""
@@ -78,16 +84,19 @@ class ExtxyzFile:
         with self._open() as file:
             try:
                 file.seek(place)
-                while header := file.readline():
+                while header := file.readline(_LONGEST_NUMBER):
                     line_number += 1
                     start, place = place, place + len(header)
                     if not header.strip():
                         continue
                     n = self._natoms(header, index, line_number)
-                    comment = file.readline()
-                    wanted = index in window
-                    rows = [file.readline() for _ in range(n)] if wanted else _skip(file, n)
-                    if n and not rows[-1].strip():
+                    comment = self._checked(file.readline(_LONGEST_COMMENT), _LONGEST_COMMENT, index)
+                    lines = islice(iter(partial(file.readline, _LONGEST_ROW), b""), n)
+                    rows = list(lines) if index in window else None
+                    found, last_row = _last(lines) if rows is None else (len(rows), rows[-1] if rows else b"")
+                    if rows:
+                        self._checked(max(rows, key=len), _LONGEST_ROW, index)
+                    if n and (found < n or not last_row.strip()):
                         raise InputError(
                             f"is cut off: {n} atoms are announced, the lines end before",
                             file=self.path,
@@ -95,7 +104,7 @@ class ExtxyzFile:
                         )
                     line_number += n + 1
                     place = file.tell()
-                    yield index, start, comment, rows
+                    yield index, start, comment, rows or []
                     if last is not None and index >= last:
                         return
                     index += 1
@@ -103,6 +112,11 @@ class ExtxyzFile:
                 raise InputError(
                     f"cannot be read: {_one_line(error)}", file=self.path, frame=index
                 ) from error
+
+    def _checked(self, line: bytes, longest: int, index: int) -> bytes:
+        if len(line) == longest and not line.endswith(b"\n"):
+            raise InputError(f"has a line of more than {longest} bytes", file=self.path, frame=index)
+        return line
 
     def _natoms(self, header: bytes, index: int, line_number: int) -> int:
         try:
@@ -141,11 +155,39 @@ class ExtxyzFile:
 
     def _open(self) -> IO[bytes]:
         opener: Any = _OPENERS.get(Path(self.path).suffix.lower(), open)
+        if opener is not open and not self._checked_expansion:
+            check_expansion(self.path)
+            self._checked_expansion = True
         try:
             file: IO[bytes] = opener(self.path, "rb")
         except OSError as error:
             raise InputError(f"cannot be opened: {error.strerror or error}", file=self.path) from error
         return file
+
+
+def check_expansion(path: str | Path) -> None:
+    """Decompress a small file to see whether it is about as large as it looks; a large one costs what it costs.
+
+    Raises:
+        InputError: when it is not, or cannot be decompressed.
+    """
+    path = Path(path)
+    if path.stat().st_size > _SMALL:
+        return
+    limit = room = expansion_limit(path)
+    opener: Any = _OPENERS[path.suffix.lower()]
+    try:
+        with opener(path, "rb") as file:
+            while room >= 0 and (part := file.read(_PART)):
+                room -= len(part)
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"cannot be read: {_one_line(error)}", file=path) from error
+    if room < 0:
+        raise InputError(
+            f"holds more than {limit} bytes in {path.stat().st_size}, which structures do not",
+            file=path,
+            mend="decompress it first if it is what you think",
+        )
 
 
 class _Table:
@@ -215,11 +257,12 @@ def _numbers(table: _Table) -> np.ndarray[Any, np.dtype[np.int64]]:
     raise InputError("has neither species nor Z", key="Properties")
 
 
-def _skip(file: IO[bytes], n: int) -> list[bytes]:
-    line = b""
-    for _ in range(n):
-        line = file.readline()
-    return [line]
+def _last(lines: Iterator[bytes]) -> tuple[int, bytes]:
+    """How many there are, and the last one."""
+    count, line = 0, b""
+    for count, line in enumerate(lines, 1):  # noqa: B007
+        pass
+    return count, line
 
 
 def _one_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.files import expansion_limit
 
 __all__ = ["Hdf5File"]
 
@@ -294,7 +295,14 @@ def _texts(file: Any, group: _Group) -> dict[str, str]:
 def _opened(file: Any, group: _Group, key: str) -> Any:
     from h5py import h5d
 
-    return h5d.open(file.id, f"{group.name}/{key}".encode())
+    data = h5d.open(file.id, f"{group.name}/{key}".encode())
+    if math.prod(data.shape or ()) * data.dtype.itemsize > expansion_limit(file.filename):
+        raise InputError(
+            f"claims an array of the shape {data.shape}, which the file is too small for",
+            file=file.filename,
+            key=f"{group.name}/{key}",
+        )
+    return data
 
 
 def _whole(data: Any) -> NDArray[Any]:

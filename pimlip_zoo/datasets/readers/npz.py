@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.numpy_file import UNREADABLE, check_npz
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.units import energy_unit, length_unit
 from pimlip_zoo.errors import InputError
@@ -75,6 +75,7 @@ class NpzFile:
 
     def _load(self) -> dict[str, NDArray[Any]]:
         try:
+            check_npz(self.path)
             with np.load(self.path, allow_pickle=False) as archive:
                 known = {*_NUMBERS, *_POSITIONS, *_ENERGY, *_FORCES, "e_unit", "r_unit", "old_indices"}
                 wanted = [
@@ -82,7 +83,9 @@ class NpzFile:
                 ]
                 self._names = list(archive.files)
                 return {name: archive[name] for name in wanted}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except InputError:
+            raise
+        except UNREADABLE as error:
             text = " ".join(str(error).split())
             if "pickle" in text.lower():
                 text = "it holds Python objects, which are not loaded: they could run any code"

@@ -9,8 +9,9 @@ from pathlib import Path
 from pimlip_zoo.datasets.readers.file import FrameFile
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
+from pimlip_zoo.files import regular_file
 
-__all__ = ["format_names", "open_source", "window_of"]
+__all__ = ["check_bounded", "format_names", "open_source", "window_of"]
 
 
 def _builtin(path: str, options: ReadOptions) -> FrameFile:
@@ -68,6 +69,8 @@ def _aselmdb(path: str, options: ReadOptions) -> FrameFile:
 
 
 def _ase(path: str, options: ReadOptions) -> FrameFile:
+    if not Path(path).is_dir():
+        check_bounded(path)
     from pimlip_zoo.datasets.readers.ase_file import AseFile
 
     return AseFile(path, options)
@@ -113,12 +116,27 @@ def open_source(source: DataSource) -> FrameFile:
     path = Path(source.path)
     if not path.exists():
         raise no_such_file(path)
-    if path.is_file() and path.stat().st_size == 0:
+    if not path.is_dir() and regular_file(path).stat().st_size == 0:
         raise InputError("the file is empty", file=path)
     name = source.options.format or _guess(path)
     if name not in _READERS:
         return _ase(source.path, source.options)
     return _READERS[name](source.path, source.options)
+
+
+def check_bounded(path: str | Path) -> None:
+    """Whether a file that ASE is to read ends, and is about as large as it looks.
+
+    Raises:
+        InputError: for what is no file, what announces more atoms than it has, and what decompression would blow up.
+    """
+    from pimlip_zoo.datasets.readers.extxyz import check_expansion
+
+    path = regular_file(path)
+    if _guess(path) == "extxyz":
+        _extxyz(str(path), ReadOptions()).count()
+    elif path.suffix.lower() in _COMPRESSED:
+        check_expansion(path)
 
 
 def window_of(frames: slice, file: FrameFile) -> range:

@@ -182,12 +182,9 @@ def _with_sidecar(source: DataSource, given: dict[str, Any] | None = None) -> Da
     sidecar = Path(source.path.rstrip("/") + ".yaml")
     if not sidecar.is_file():
         return source
-    import yaml
+    from pimlip_zoo.yaml_file import read_yaml
 
-    try:
-        options = yaml.safe_load(sidecar.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot be read: {error}".replace("\n", " "), file=sidecar) from error
+    options = read_yaml(sidecar) or {}
     if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
         raise InputError("is not a list of `option: name` lines", file=sidecar)
     _check_names(options, str(sidecar))

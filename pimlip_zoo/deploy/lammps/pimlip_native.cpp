@@ -3,9 +3,11 @@
 #include "pimlip_native.h"
 
 #include "pimlip_model.h"
+#include "pimlip_sha256.h"
 
 #include <dlfcn.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -97,7 +99,13 @@ std::filesystem::path cache_folder()
   std::error_code failed;
   std::filesystem::create_directories(folder, failed);
   if (!failed && access(folder.c_str(), W_OK) == 0) return folder;
-  return std::filesystem::temp_directory_path();
+  // Others may write beside it, and would name a library as they like: the folder has to be one's own.
+  folder = std::filesystem::temp_directory_path() / ("pimlip-zoo-" + std::to_string(getuid()));
+  mkdir(folder.c_str(), 0700);
+  struct stat found{};
+  if (lstat(folder.c_str(), &found) != 0 || !S_ISDIR(found.st_mode) || found.st_uid != getuid() || (found.st_mode & 022))
+    throw ModelError("there is no folder for what is compiled of it (set XDG_CACHE_HOME to one that can be written to)");
+  return folder;
 }
 
 std::string quoted(const std::string &text)
@@ -167,6 +175,9 @@ Native::Native(const std::string &file)
   if (!entries.count("pimlip/" + source) || !entries.count("pimlip/weights.bin") || hash.size() != 64 ||
       hash.find_first_not_of("0123456789abcdef") != std::string::npos)
     throw ModelError(OTHER);
+  // The name is what later runs trust: a file must not have its own code kept under the hash of another's.
+  if (sha256(entries["pimlip/" + source]) != hash)
+    throw ModelError("the hash of " + source + " is not that of its text (export it again)");
   load(entries["pimlip/" + source], hash, level);
 
   const std::string &weights = entries["pimlip/weights.bin"];

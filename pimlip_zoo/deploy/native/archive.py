@@ -57,6 +57,7 @@ def read_native(path: str | os.PathLike[str]) -> NativeFile:
     metadata = read_metadata(path)
     try:
         with zipfile.ZipFile(path) as archive:
+            _require_stored(archive)
             sources = {width: archive.read(f"{_ROOT}/{source_entry(width)}").decode() for width in TARGETS}
             weights = archive.read(f"{_ROOT}/weights.bin")
     except KeyError as error:
@@ -65,7 +66,20 @@ def read_native(path: str | os.PathLike[str]) -> NativeFile:
         ) from error
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise InputError("not a complete exported model", file=path, mend="export it again") from error
+    for width, source in sources.items():
+        if metadata.get(source_entry(width)) != source_hash(source):
+            raise InputError(
+                f"the hash of {source_entry(width)} is not that of its text",
+                file=path,
+                mend="export it again",
+            )
     return NativeFile(metadata, sources, weights)
+
+
+def _require_stored(archive: zipfile.ZipFile) -> None:
+    """As the plugin does: what is compressed was not written here, and may be of any size."""
+    if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+        raise zipfile.BadZipFile("a native model is not compressed")
 
 
 def source_hash(source: str) -> str:

@@ -25,6 +25,9 @@ _FEW_ATOMS = 200
 class NativeCalculator(Calculator):
     """Energy, atomic energies, forces and stress of a native model, in ASE's units (eV, Å).
 
+    A native model is a program: its C is compiled and run with the rights of whoever makes the calculator. Load only
+    files of people whom you trust.
+
     Args:
         path: a file of ``pimlip-zoo export --format native``.
         skin: Å, how far neighbour lists reach beyond the cutoff, to be used again in molecular dynamics.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.models.mace import MACE, MACEConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.elements import covalent_radii
-from pimlip_zoo.nn.mlp import ACTIVATIONS
+from pimlip_zoo.nn.mlp import ACTIVATIONS, ScaledActivation
 from pimlip_zoo.nn.zbl import ZBL
-from pimlip_zoo.training.mace_torch.records import Record, read_records, state_of
+from pimlip_zoo.training.mace_torch.records import read_records, state_of
+from pimlip_zoo.training.mace_torch.sizes import check_sizes
+from pimlip_zoo.training.mace_torch.unpickle import Named, Record
 from pimlip_zoo.training.mace_torch.weights import convert_weights
 
 __all__ = ["import_potential"]
@@ -42,6 +45,18 @@ _UNSUPPORTED = {
 }
 """Attributes of a model that have to have this value, or to be absent."""
 
+_UNEXPECTED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a record of another layout, and a model made of it, may raise."""
+
 
 def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
     """The potential that a ``ScaleShiftMACE`` stands for, in the precision of its weights.
@@ -60,27 +75,40 @@ def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
     record = read_records(file)
     if record.name != "ScaleShiftMACE":
         raise InputError(f"holds a {record.name}", file=file, mend="only ScaleShiftMACE can be converted")
-    for name, expected in _UNSUPPORTED.items():
-        value = record[name]
-        if value is not None and value != expected:
-            raise InputError(f"was built with {name} = {_plain(value)}, which is not supported", file=file)
     try:
+        _check_options(record)
         return _potential(record, head)
     except InputError as error:
         raise InputError(error.message, file=file, key=error.key, mend=error.mend) from error
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except _UNEXPECTED as error:
         raise InputError(
-            f"is not laid out as mace-torch 0.3 does it ({type(error).__name__}: {error})", file=file
+            f"is not laid out as mace-torch 0.3 does it ({type(error).__name__}: {_first_line(error)})",
+            file=file,
         ) from error
+
+
+def _check_options(record: Record) -> None:
+    for name, expected in _UNSUPPORTED.items():
+        value = record[name]
+        if value is not None and (isinstance(value, Tensor) or value != expected):
+            raise InputError(f"was built with {name} = {_plain(value)}, which is not supported")
 
 
 def _potential(record: Record, head: str | None) -> Potential:
     from ase.data import chemical_symbols
 
     weights = state_of(record)
-    species = [chemical_symbols[int(number)] for number in weights["atomic_numbers"]]
-    index = _head(record["heads"] or ["Default"], head)
-    model = MACE(_config(record, weights, species), species).to(torch.float64)
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"has numbers that are not finite in {name}")
+    numbers = [int(number) for number in weights["atomic_numbers"]]
+    if not all(0 < number < len(chemical_symbols) for number in numbers) or len(set(numbers)) < len(numbers):
+        raise InputError(f"is for the atomic numbers {reprlib.repr(numbers)}, which cannot be")
+    species = [chemical_symbols[number] for number in numbers]
+    index = _head(_heads(record), head)
+    config = _config(record, weights, species)
+    check_sizes(config, weights, len(species))
+    model = MACE(config, species).to(torch.float64)
     model.load_state_dict(convert_weights(model, weights, head=index))
     scale, shift = (_of_head(weights[f"scale_shift.{name}"], index) for name in ("scale", "shift"))
     energies = weights["atomic_energies_fn.atomic_energies"].to(torch.float64)
@@ -108,12 +136,13 @@ def _config(record: Record, weights: dict[str, Tensor], species: Sequence[str]) 
         int(weights[f"{radial}{n}.weight"].shape[0])
         for n in range(len(record["interactions.0.conv_tp_weights"]))
     ]
+    _check_radial(record)
     contractions = record["products.0.symmetric_contractions.contractions"]
     cutoff = float(weights["r_max"])
     return MACEConfig(
         cutoff=cutoff,
-        avg_num_neighbors=float(
-            _same("avg_num_neighbors", [x["avg_num_neighbors"] for x in record["interactions"]])
+        avg_num_neighbors=_same(
+            "avg_num_neighbors", [float(x["avg_num_neighbors"]) for x in record["interactions"]]
         ),
         num_interactions=len(layers),
         l_max=math.isqrt(weights["products.0.symmetric_contractions.contractions.0.U_matrix_1"].shape[0]) - 1,
@@ -130,6 +159,15 @@ def _config(record: Record, weights: dict[str, Tensor], species: Sequence[str]) 
         readout_hidden=_readout_hidden(record, weights),
         readout_gate=_readout_gate(record),
     )
+
+
+def _heads(record: Record) -> list[str]:
+    heads = record["heads"]
+    if heads is None:
+        return ["Default"]
+    if not isinstance(heads, list | tuple) or not heads or not all(isinstance(name, str) for name in heads):
+        raise InputError(f"has the heads {_plain(heads)}, which are no names")
+    return list(heads)
 
 
 def _head(heads: Sequence[str], wanted: str | None) -> int:
@@ -221,19 +259,44 @@ def _readout_hidden(record: Record, weights: dict[str, Tensor]) -> tuple[int, ..
             f"has the readout {kinds[-1]}", mend="supported are Linear- and NonLinearReadoutBlock"
         )
     hidden = weights[f"readouts.{last}.linear_1.output_mask"].numel()
-    return (hidden // len(record["heads"] or ["Default"]),)
+    return (hidden // len(_heads(record)),)
 
 
 def _readout_gate(record: Record) -> str:
     last = list(record["readouts"])[-1]
-    if last.name == "LinearReadoutBlock":
-        return "silu"
-    act = last["non_linearity.acts.0"]
-    name = "identity" if act is None else str(getattr(act["f"], "__name__", ""))
+    return (
+        "silu" if last.name == "LinearReadoutBlock" else _activation(last["non_linearity.acts.0"], "readout")
+    )
+
+
+def _check_radial(record: Record) -> None:
+    """The package has no option for it; somebody may have changed it all the same."""
+    for layer in record["interactions"]:
+        for linear in list(layer["conv_tp_weights"])[:-1]:
+            if (name := _activation(linear["act"], "radial MLP")) != "silu":
+                raise InputError(
+                    f"has a radial MLP with the activation {name}", mend="only silu is supported"
+                )
+
+
+def _activation(act: Any, place: str) -> str:
+    """The name of an activation that is divided by its second moment; e3nn leaves out both where there is none."""
+    if act is None:
+        return "identity"
+    name = act["f"].name if isinstance(act["f"], Named | Record) else _plain(act["f"])
     if name not in ACTIVATIONS:
-        raise InputError(f"has a readout with the activation {name}", mend=f"known: {', '.join(ACTIVATIONS)}")
+        raise InputError(f"has a {place} with the activation {name}", mend=f"known: {', '.join(ACTIVATIONS)}")
+    constant, ours = float(act["cst"]), ScaledActivation(name).constant
+    if abs(constant - ours) > 1e-4:  # e3nn's, from random numbers in single precision, agree to 1e-6
+        raise InputError(
+            f"has a {place} whose activation {name} is multiplied by {constant:g}, and here by {ours:g}"
+        )
     return name
 
 
 def _plain(value: Any) -> str:
-    return value.name if isinstance(value, Record) else str(value)
+    return value.name if isinstance(value, Record | Named) else reprlib.repr(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:120]

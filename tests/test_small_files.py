@@ -1,0 +1,234 @@
+"""Small files that claim much, or have no end, are answered in one line, at once."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import struct
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pimlip_zoo.config import load_config
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.lmdb import FrameStore, write_store
+from pimlip_zoo.datasets.lmdb.keys import META
+from pimlip_zoo.datasets.readers import load_frames, open_source, parse_spec
+from pimlip_zoo.deploy.metadata import read_metadata
+from pimlip_zoo.deploy.structure import read_structure
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.training.checkpoint import read_checkpoint
+from pimlip_zoo.yaml_file import parse_yaml
+
+SECONDS = 2.0
+WATER = "3\n\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries(tmp_path_factory):
+    """Imported before anything is timed."""
+    path = tmp_path_factory.mktemp("warm") / "a.xyz"
+    path.write_text(WATER)
+    read_structure(str(path))
+
+
+def refused(read, *arguments) -> str:
+    start = time.process_time()
+    with pytest.raises(InputError) as error:
+        read(*arguments)
+    assert time.process_time() - start < SECONDS
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def count(spec: str) -> int:
+    (source,) = parse_spec(spec)
+    return open_source(source).count()
+
+
+@pytest.mark.parametrize("read", [load_frames, count, read_structure])
+@pytest.mark.parametrize("lines", ["99999999\n\nH 0 0 0\n", "99999999\n\n", f"{WATER}99999999\n\nH 0 0 0"])
+def test_atoms_that_are_announced_are_not_waited_for(read, lines, tmp_path):
+    (tmp_path / "a.xyz").write_text(lines)
+    assert "is cut off: 99999999 atoms" in refused(read, str(tmp_path / "a.xyz"))
+
+
+@pytest.mark.parametrize("first", ["", "2\n", "2\n\n", "2\n\nH 0 0 0\n"])
+def test_a_file_without_lines_is_not_read_into_memory(first, tmp_path):
+    path = tmp_path / "a.xyz"
+    path.write_text(first)
+    os.truncate(path, 10**11)  # takes no room on the disk
+    for read in (load_frames, read_structure):
+        refused(read, str(path))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)]
+)
+@pytest.mark.parametrize("part", [b"\n", b"0", b"5\n\n" + b"H 0 0 0\n" * 5])
+def test_what_decompression_blows_up_is_refused(suffix, compress, part, tmp_path):
+    body = b"2\n\nH 0 0 0\n" + b" " * 10 if part == b"0" else WATER.encode()
+    bomb = (
+        compress(body) + compress(part * (300_000 // len(part))) * 40
+    )  # streams one after the other are a file
+    for name in ("a.xyz", "POSCAR.vasp"):
+        (tmp_path / f"{name}.{suffix}").write_bytes(bomb)
+        refused(load_frames, str(tmp_path / f"{name}.{suffix}"))
+        refused(read_structure, str(tmp_path / f"{name}.{suffix}"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)]
+)
+def test_what_is_compressed_well_is_read(suffix, compress, tmp_path):
+    path = tmp_path / f"a.xyz.{suffix}"
+    path.write_bytes(compress(WATER.encode() * 1000))
+    assert len(load_frames(str(path))) == count(str(path)) == 1000
+    assert len(read_structure(str(path))) == 3
+
+
+ALIASES = "a0: &a0 [1, 1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+MERGES = "a0: &a0 {x0: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}], x{n}: 1}}\n" for n in range(1, 26)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ALIASES, "aliases stand for more than"),
+        (MERGES, "aliases stand for more than"),
+        ("a: &a [*a]", "aliases stand for more than"),
+        ("[" * 20_000, "not valid YAML"),
+        ("- " * 20_000, "not valid YAML"),
+        ("? " * 20_000, "not valid YAML"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+        ("a: 2001-99-99", "not valid YAML"),
+        ("a: !!bool x", "not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("# " + "x" * 300_000, "bytes"),
+    ],
+)
+def test_a_configuration_is_as_large_as_its_text(text, said, tmp_path):
+    (tmp_path / "run.yaml").write_text(text)
+    assert said in refused(load_config, tmp_path / "run.yaml")
+    (tmp_path / "a.xyz").write_text(WATER)
+    (tmp_path / "a.xyz.yaml").write_text(text)
+    assert said in refused(load_frames, str(tmp_path / "a.xyz"))
+
+
+def test_aliases_are_read_where_they_are_few():
+    assert parse_yaml("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}") == {
+        "a": {"x": 1},
+        "b": {"x": 1},
+        "c": {"x": 1, "y": 2},
+    }
+
+
+def pipe(folder: Path, name: str) -> Path:
+    os.mkfifo(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    "name", ["a.xyz", "a.npz", "a.h5", "a.db", "a.aselmdb", "a.lmdb", "OUTCAR", "input.data"]
+)
+def test_pipes_and_devices_are_no_data(name, tmp_path):
+    for read in (load_frames, read_structure):
+        path = tmp_path / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        assert "is a pipe" in refused(read, str(path))
+        path.unlink()
+        path.symlink_to("/dev/zero")
+        assert "a device" in refused(read, str(path))
+
+
+def test_pipes_are_no_configurations_and_no_models(tmp_path):
+    assert "is a pipe" in refused(load_config, pipe(tmp_path, "run.yaml"))
+    assert "is a pipe" in refused(read_checkpoint, pipe(tmp_path, "best.ckpt"))
+    assert "is a folder" in refused(load_config, tmp_path)
+    for name in ("model.pimlip", "model.nequip.pth"):
+        assert "is a pipe" in refused(read_metadata, pipe(tmp_path, name))
+
+
+@pytest.mark.parametrize("entry", ["model/extra/r_max", "model/data/aotinductor/pimlip/x_metadata.json"])
+def test_what_describes_an_exported_model_is_short(entry, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(entry, b"0" * 200_000_000)
+    assert "not a complete exported model" in refused(read_metadata, tmp_path / "a.pth")
+
+
+def npy(shape: tuple[int, ...], content: bytes = b"") -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + content
+
+
+def test_arrays_have_the_bytes_of_their_shape(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("R.npy", npy((10**11, 9, 3)))
+        archive.writestr("z.npy", npy((9,), bytes(72)))
+    assert "claims an array" in refused(load_frames, str(tmp_path / "a.npz"))
+    np.savez_compressed(
+        tmp_path / "b.npz", z=np.ones(9, int), R=np.zeros((100_000, 9, 3)), E=np.zeros(100_000)
+    )
+    assert (tmp_path / "b.npz").stat().st_size < 200_000
+    assert "holds more than" in refused(load_frames, str(tmp_path / "b.npz?energy=eV&length=Å"))
+    (tmp_path / "system" / "set.000").mkdir(parents=True)
+    (tmp_path / "system" / "type.raw").write_text("0 0\n")
+    (tmp_path / "system" / "type_map.raw").write_text("H\n")
+    (tmp_path / "system" / "set.000" / "coord.npy").write_bytes(npy((10**12, 6)))
+    (tmp_path / "system" / "nopbc").touch()
+    assert "claims an array" in refused(load_frames, str(tmp_path / "system"))
+
+
+def test_data_sets_of_hdf5_have_the_bytes_of_their_shape(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group = file.create_group("water")
+        group["atomic_numbers"] = [8, 1, 1]
+        for name, shape in (("coordinates", (2**31, 3, 3)), ("wb97x_dz.energy", (2**31,))):
+            group.create_dataset(name, shape, "f8", chunks=(1024, *shape[1:]))
+    assert "too small" in refused(load_frames, str(tmp_path / "a.h5"))
+
+
+def test_a_store_has_no_more_frames_than_room(tmp_path):
+    import lmdb
+
+    path = tmp_path / "a.lmdb"
+    write_store(path, [Frame(numbers=np.array([1]), positions=np.zeros((1, 3)))])
+    with (
+        lmdb.open(str(path), subdir=False, lock=False) as environment,
+        environment.begin(write=True) as change,
+    ):
+        meta = json.loads(change.get(META))
+        change.put(META, json.dumps({**meta, "count": 2**31, "compositions": 2**31}).encode())
+    assert "claims 2147483648 frames" in refused(FrameStore, path)
+    assert "claims 2147483648 frames" in refused(load_frames, str(path))
+
+
+def test_a_database_of_ase_has_no_more_rows_than_room(tmp_path):
+    import lmdb
+
+    path = tmp_path / "a.aselmdb"
+    with (
+        lmdb.open(str(path), subdir=False, lock=False) as environment,
+        environment.begin(write=True) as change,
+    ):
+        change.put(b"nextid", zlib.compress(b"9000000000000000"))
+        change.put(b"1", zlib.compress(b"[" + b"0," * 20_000_000 + b"0]"))
+    content = bytearray(path.read_bytes())
+    for page in (0, 4096):  # LMDB's own count of entries: of the main tree, in each of two headers
+        place = page + 16 + 8 + 8 + 8 + 48 + 32
+        struct.pack_into("<Q", content, place, 2**60)
+    path.write_bytes(content)
+    assert "holds more than" in refused(load_frames, str(path))
