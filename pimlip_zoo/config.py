@@ -26,7 +26,7 @@ from pydantic import (
 from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
 from pimlip_zoo.files import replacing
 from pimlip_zoo.losses.supervised import Distance
-from pimlip_zoo.losses.weak_config import WeakConfig
+from pimlip_zoo.losses.weak_config import WeakConfig, merge_tables
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
 from pimlip_zoo.training.finetune import inherit_options
@@ -249,7 +249,11 @@ class RunConfig(Section):
 
 
 def load_config(
-    file: Path | None, settings: Sequence[tuple[str, Any]] = (), *, complete: bool = False
+    file: Path | None,
+    settings: Sequence[tuple[str, Any]] = (),
+    *,
+    complete: bool = False,
+    onto: Path | None = None,
 ) -> RunConfig:
     """Read a YAML file and apply single settings on top.
 
@@ -257,20 +261,14 @@ def load_config(
         file: ``run.yaml``; None: the defaults.
         settings: (dotted key, value), later ones win.
         complete: the file was written by a run; what is fine-tuned need not be looked up again.
+        onto: the configuration of a run, complete, that the file and the settings change.
 
     Raises:
         InputError: for a file that cannot be read, an unknown key (with the nearest one), a value that is not allowed.
     """
-    content: Any = {}
-    if file is not None:
-        try:
-            content = yaml.safe_load(file.read_text()) or {}
-        except FileNotFoundError as error:
-            raise no_such_file(file) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"not valid YAML: {str(error).splitlines()[0]}", file=file) from error
-        if not isinstance(content, dict):
-            raise InputError("not a table of keys and values", file=file)
+    content = {} if file is None else _read_table(file)
+    if onto is not None:
+        content, complete = merge_tables(_read_table(onto), content), True
     for key, value in settings:
         _insert(content, key, value)
     section = content.get("finetune")
@@ -282,6 +280,18 @@ def load_config(
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise _explain(error, file) from error
+
+
+def _read_table(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text()) or {}
+    except FileNotFoundError as error:
+        raise no_such_file(file) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"not valid YAML: {str(error).splitlines()[0]}", file=file) from error
+    if not isinstance(content, dict):
+        raise InputError("not a table of keys and values", file=file)
+    return content
 
 
 def save_config(config: RunConfig, file: Path) -> None:

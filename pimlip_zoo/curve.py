@@ -18,7 +18,7 @@ from pimlip_zoo.datasets.coverage import is_isolated_atom
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
-from pimlip_zoo.experiment import load_split
+from pimlip_zoo.experiment import check_settings, load_split
 from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_stages import Split, prepare_run, train_run
@@ -117,8 +117,14 @@ def run_point(
     started = {"seconds": time.monotonic(), "cpu_seconds": time.process_time()}
     last = run / "checkpoints" / "last.ckpt"
     resume = any(path.exists() for path in (last, *run.glob("*/checkpoints/last.ckpt")))
-    experiment = prepare_run(config, split=split, checkpoint=last if last.exists() else None)
-    run.mkdir(parents=True, exist_ok=True)
+    if resume:
+        check_settings(run, config)
+    experiment = prepare_run(
+        config,
+        split=split,
+        checkpoint=last if last.exists() else None,
+        resumes=run if resume else None,
+    )
     outcome = train_run(experiment, run, resume=resume)
     spent = {
         name: round(before[name] + now - started[name], 2)

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
+    EarlyStopping,
     ModelCheckpoint,
     RichProgressBar,
     WeightAveraging,
@@ -29,6 +30,7 @@ __all__ = [
     "KeepBest",
     "KeepLast",
     "MetricsTable",
+    "Patience",
     "PlainProgress",
     "Progress",
     "validation_line",
@@ -243,6 +245,19 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
         return
     with replacing(path) as temporary:
         trainer.save_checkpoint(temporary)
+
+
+class Patience(EarlyStopping):
+    """Lightning's, but a resumed run has the patience that it is given now."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    @property
+    def state_key(self) -> str:
+        """Under which checkpoints keep the count."""
+        return super().state_key.replace(type(self).__qualname__, EarlyStopping.__qualname__, 1)
 
 
 class Progress(RichProgressBar):

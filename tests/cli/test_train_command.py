@@ -67,7 +67,7 @@ def test_a_run_folder_holds_what_is_needed_to_use_resume_and_understand_it(cli, 
     assert result.code == 0, result
     run = tmp_path / "run"
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    wanted = "config.yaml metrics.csv log.txt report.html test.json parity.npz"
+    wanted = "config.yaml data.json metrics.csv log.txt report.html test.json parity.npz"
     assert names == {*wanted.split(), "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["channels"] == 4
