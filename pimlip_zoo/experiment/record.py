@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pimlip_zoo.config import RunConfig, load_config, save_config
 from pimlip_zoo.datasets.frame import Frame
@@ -204,18 +204,26 @@ def _begun_with(folder: Path) -> tuple[RunConfig, int]:
 
 def _options(config: RunConfig) -> Iterator[tuple[str, Any]]:
     """Every option by its dotted key; those of the architecture with what its preset fills in."""
-    content = config.model_dump()
     model = {"name": config.model.name, "preset": config.model.preset}
-    content["model"] = model | dataclasses.asdict(config.model.configure())
-    yield from _flat("", content)
+    sections = {name: getattr(config, name) for name in RunConfig.model_fields}
+    sections["model"] = model | dataclasses.asdict(config.model.configure())
+    for name, section in sections.items():
+        yield from _flat(name, section)
 
 
-def _flat(place: str, content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(f"{place}{name}.", value)
-        else:
-            yield f"{place}{name}", list(value) if isinstance(value, tuple) else value
+def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The options of a section; a table that is no section is one value."""
+    if isinstance(value, BaseModel):
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    elif not (key == "model" or (isinstance(value, Mapping) and _of_sections(value))):
+        yield key, list(value) if isinstance(value, tuple) else value
+        return
+    for name, inner in value.items():
+        yield from _flat(f"{key}.{name}", inner)
+
+
+def _of_sections(table: Mapping[str, Any]) -> bool:
+    return bool(table) and all(isinstance(value, BaseModel) for value in table.values())
 
 
 def _may_change(key: str) -> bool:
