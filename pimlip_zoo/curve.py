@@ -19,6 +19,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
+from pimlip_zoo.locks import claimed
 from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_stages import Split, prepare_run, train_run
@@ -105,6 +106,18 @@ def run_point(
     run = folder / point.name
     if (run / "result.json").exists():
         return None
+    with claimed(run):
+        return _run_claimed(point, settings, tests, run, config_file, variants)
+
+
+def _run_claimed(
+    point: Point,
+    settings: Settings,
+    tests: Sequence[str],
+    run: Path,
+    config_file: Path | None,
+    variants: Mapping[str, Settings] | None,
+) -> int | None:
     options = [*_fitting(settings, point.weak), ("seed", point.seed)]
     if variants is not None and point.weak in variants:
         options += variants[point.weak]

@@ -13,6 +13,7 @@ import numpy as np
 
 from pimlip_zoo.deploy.stability import StabilityLimits, StabilityMonitor
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.locks import claimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,7 +131,7 @@ def run_md(
         stop: asked after every step; True ends the simulation as if all steps were done.
 
     Raises:
-        InputError: for a folder that holds a simulation already, a structure without atoms, velocities that
+        InputError: for a folder that holds a simulation already, or that another process writes to, a structure without atoms, velocities that
             are to be kept but are not there, NPT without a cell periodic in all directions.
     """
     _check_structure(atoms, settings)
@@ -144,7 +145,23 @@ def run_md(
         limits=limits,
     )
     dynamics = _dynamics(atoms, settings, generator)
-    _make_folder(out)
+    with claimed(out):
+        _check_folder(out)  # another process may have been there since the first look
+        return _simulate(
+            atoms, settings, out, dynamics=dynamics, monitor=monitor, progress=progress, stop=stop
+        )
+
+
+def _simulate(
+    atoms: Atoms,
+    settings: MDSettings,
+    out: Path,
+    *,
+    dynamics: Any,
+    monitor: StabilityMonitor,
+    progress: Callable[[dict[str, float]], None] | None,
+    stop: Callable[[], bool] | None,
+) -> MDResult:
     rows: list[dict[str, float]] = []
     fault, interrupted, step = None, False, 0
     with (
@@ -205,13 +222,6 @@ def _check_folder(out: Path) -> None:
         raise InputError("is a file, a folder is needed", file=out)
     if (out / "trajectory.extxyz").exists():
         raise InputError("holds a simulation already", file=out, mend="name another folder")
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot be made: {error.strerror}", file=out) from error
 
 
 def _set_velocities(atoms: Atoms, settings: MDSettings, generator: np.random.Generator) -> None:
