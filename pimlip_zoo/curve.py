@@ -19,6 +19,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
+from pimlip_zoo.files import replacing
 from pimlip_zoo.locks import claimed
 from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
@@ -197,13 +198,11 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Write rows as CSV under a temporary name first."""
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("w", newline="") as stream:
+    """Write rows as CSV."""
+    with replacing(file) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else list(COLUMNS))
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(file)
 
 
 def run_points(
@@ -246,6 +245,5 @@ def _spent(run: Path) -> dict[str, float]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))

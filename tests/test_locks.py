@@ -110,6 +110,6 @@ def test_where_there_are_no_locks_the_work_goes_on_with_a_warning(tmp_path, monk
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/run: cannot be made: not a directory"):
-        with claimed(tmp_path / "file" / "run"):
-            pass
+    says = pytest.raises(InputError, match=r"file/run: cannot be made: not a directory")
+    with says, claimed(tmp_path / "file" / "run"):
+        pass

@@ -101,11 +101,11 @@ def md_command(
     )
     limits = StabilityLimits(bond_stretch=None) if reactive else StabilityLimits()
     start = time.perf_counter()
-    with _folder(out, runs[0]) as out, _signals() as signals, _progress(steps, screen) as progress:
-        result = run_md(atoms, settings, out, limits=limits, progress=progress, stop=lambda: bool(signals))
-    _report(result, time.perf_counter() - start, out, screen)
+    with _folder(out, runs[0]) as folder, _signals() as signals, _progress(steps, screen) as progress:
+        result = run_md(atoms, settings, folder, limits=limits, progress=progress, stop=lambda: bool(signals))
+    _report(result, time.perf_counter() - start, folder, screen)
     if result.interrupted:
-        screen.print(f"go on with: --structure {out / 'final.extxyz'} --keep-velocities")
+        screen.print(f"go on with: --structure {folder / 'final.extxyz'} --keep-velocities")
         raise typer.Exit(128 + signals[0])
     if not result.stable:
         raise typer.Exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import signal
 import time
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +22,7 @@ from lightning.pytorch.callbacks import (
 )
 from torch import Tensor
 
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import append, replacing
 
 __all__ = [
     "AveragedWeights",
@@ -120,12 +121,12 @@ class MetricsTable(Callback):
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else "",
         }
         row.update({name: float(values[name]) for name in self.COLUMNS if name in values})
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        text = StringIO(newline="")
+        writer = csv.DictWriter(text, self.COLUMNS)
+        if not self.path.exists():
+            writer.writeheader()
+        writer.writerow(row)
+        append(self.path, text.getvalue())
 
     @property
     def seconds(self) -> float:

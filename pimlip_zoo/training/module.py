@@ -70,7 +70,7 @@ class PotentialTraining(pl.LightningModule):
         if of_terms:
             optimizer.add_param_group({"params": of_terms})
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
-        self._rates = list(scheduler.base_lrs)
+        self._rates = [float(rate) for rate in scheduler.base_lrs]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:

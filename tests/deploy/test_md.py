@@ -178,7 +178,7 @@ def test_of_two_simulations_that_want_one_folder_at_the_same_moment_one_gets_it(
 
 
 def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
-    with claimed(tmp_path / "md"), pytest.raises(InputError, match="md: .* is writing to it"):
+    with claimed(tmp_path / "md"), pytest.raises(InputError, match=r"md: .* is writing to it"):
         run_md(copper(1), MDSettings(steps=1), tmp_path / "md")
 
 
