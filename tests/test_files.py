@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,15 +43,14 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_one_is_writi
         subprocess.Popen([sys.executable, "-c", UNFINISHED, target], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    dead, alive = (job.stdout.readline().strip() for job in jobs)
+    dead, alive = (Path(job.stdout.readline().strip()) for job in jobs)
     os.kill(jobs[0].pid, signal.SIGKILL)
     jobs[0].wait()
     assert target.read_text() == "before"
     with replacing(target) as temporary:
         temporary.write_text("whole")
-    assert not os.path.exists(os.path.dirname(dead))
-    with open(alive) as file:
-        assert file.read() == "half"
+    assert not dead.parent.exists()
+    assert alive.read_text() == "half"
     os.kill(jobs[1].pid, signal.SIGKILL)
     jobs[1].wait()
     append(target, ", too")  # writes in place: clears nothing
@@ -80,11 +80,28 @@ def test_a_file_that_does_not_fit_is_named_and_leaves_nothing(tmp_path, write):
         else:
             torch.save(values, path)
 
-    with largest_file(100_000), pytest.raises(InputError, match=r"model\.pth: cannot be written: file too"):
-        with replacing(target) as temporary:
-            fill(temporary)
+    says = pytest.raises(InputError, match=r"model\.pth: cannot be written: file too large")
+    with largest_file(100_000), says, replacing(target) as temporary:
+        fill(temporary)
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
     assert target.read_text() == "before"
+
+
+@pytest.mark.parametrize("form", ["torchscript", "checkpoint"])
+def test_an_export_that_does_not_fit_ends_in_one_line_and_leaves_nothing(tmp_path, form):
+    from pimlip_zoo.cli.export import ExportFormat, export_potential
+    from pimlip_zoo.models.potential import Potential
+    from pimlip_zoo.nn.kernels import use_kernels
+    from pimlip_zoo.registry import get_model
+
+    info = get_model("nequip")
+    config = info.configure("small", num_layers=1, channels=2, cutoff=3.0, avg_num_neighbors=8.0)
+    potential = Potential(info.model(config, ("H", "O")))
+    target = tmp_path / "model.out"
+    says = pytest.raises(InputError, match=r"model\.out: cannot be written: file too large")
+    with use_kernels("reference"), largest_file(4_000), says:
+        export_potential(potential, target, format=ExportFormat(form))
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_fault_of_a_library_is_not_taken_for_a_full_disk(tmp_path):
@@ -104,6 +121,6 @@ def test_what_is_added_is_there_as_a_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_the_reason_stands_behind_the_name(tmp_path, number):
-    with pytest.raises(InputError, match=r"file: cannot be written: (no space|disk quota)"):
-        with replacing(tmp_path / "file"):
-            raise OSError(number, os.strerror(number))
+    says = pytest.raises(InputError, match=r"file: cannot be written: (no space|disk quota)")
+    with says, replacing(tmp_path / "file"):
+        raise OSError(number, os.strerror(number))

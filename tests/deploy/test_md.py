@@ -182,6 +182,22 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
         run_md(copper(1), MDSettings(steps=1), tmp_path / "md")
 
 
+def test_a_full_disk_ends_a_simulation_with_whole_frames(tmp_path):
+    import resource
+
+    run_md(copper(1), MDSettings(steps=0), tmp_path / "one")
+    frame = (tmp_path / "one" / "trajectory.extxyz").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(3.5 * frame), hard))  # no file grows beyond that
+    try:
+        with pytest.raises(InputError, match=r"md/trajectory\.extxyz: cannot be written: file too large"):
+            run_md(copper(1), MDSettings(steps=9, interval=1), tmp_path / "md")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [frame.info["step"] for frame in read(tmp_path / "md" / "trajectory.extxyz", ":")] == [0, 1, 2]
+    assert {path.name for path in (tmp_path / "md").iterdir()} == {"trajectory.extxyz", "log.csv"}
+
+
 def test_no_steps_write_the_first_frame(tmp_path):
     result = run_md(ethanol(), MDSettings(steps=0), tmp_path)
     assert result.stable
