@@ -26,7 +26,7 @@ from pydantic import (
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.files import replacing
 from pimlip_zoo.losses.supervised import Distance
-from pimlip_zoo.losses.weak_config import WeakConfig
+from pimlip_zoo.losses.weak_config import WeakConfig, merge_tables
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
 from pimlip_zoo.training.finetune import inherit_options
@@ -317,7 +317,11 @@ class RunConfig(Section):
 
 
 def load_config(
-    file: Path | None, settings: Sequence[tuple[str, Any]] = (), *, complete: bool = False
+    file: Path | None,
+    settings: Sequence[tuple[str, Any]] = (),
+    *,
+    complete: bool = False,
+    onto: Path | None = None,
 ) -> RunConfig:
     """Read a YAML file and apply single settings on top.
 
@@ -325,17 +329,15 @@ def load_config(
         file: ``run.yaml``; None: the defaults.
         settings: (dotted key, value), later ones win.
         complete: the file was written by a run; what is fine-tuned need not be looked up again.
+        onto: the configuration of a run, complete, that the file and the settings change.
 
     Raises:
         InputError: for a file that cannot be read, an unknown key (with the nearest one), a value that is not allowed.
     """
-    content: Any = {}
-    if file is not None:
-        content = read_yaml(file) or {}
-        if not isinstance(content, dict):
-            raise InputError("not a table of keys and values", file=file)
-    if _written_before_recipes(content):
-        content["recipe"] = {"name": DEFAULT_RECIPE, "version": 1}
+    content = {} if file is None else _read_table(file)
+    if onto is not None:
+        content, complete = merge_tables(_read_table(onto), content), True
+    content = _with_recipe(content)
     for key, value in settings:
         _insert(content, key, value)
     section = content.get("finetune")
@@ -349,9 +351,27 @@ def load_config(
         raise _explain(error, file) from error
 
 
-def _written_before_recipes(content: Mapping[str, Any]) -> bool:
-    """A complete configuration, as runs write it, without a recipe: its values are those of the first version."""
-    return set(RunConfig.model_fields) - set(content) == {"recipe"}
+def restored(content: Mapping[str, Any]) -> RunConfig:
+    """The configuration that a checkpoint holds.
+
+    Raises:
+        InputError: or pydantic's ``ValidationError``, when it is of a version that this one cannot read.
+    """
+    return RunConfig.model_validate(_with_recipe(content))
+
+
+def _with_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A complete configuration, as runs write it, without a recipe has the values of the first version."""
+    if set(RunConfig.model_fields) - set(content) == {"recipe"}:
+        return {**content, "recipe": {"name": DEFAULT_RECIPE, "version": 1}}
+    return dict(content)
+
+
+def _read_table(file: Path) -> dict[str, Any]:
+    content = read_yaml(file) or {}
+    if not isinstance(content, dict):
+        raise InputError("not a table of keys and values", file=file)
+    return content
 
 
 def save_config(config: RunConfig, file: Path) -> None:

@@ -18,7 +18,9 @@ from pimlip_zoo.datasets.coverage import is_isolated_atom
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
-from pimlip_zoo.experiment import load_split
+from pimlip_zoo.experiment import check_settings, load_split
+from pimlip_zoo.files import replacing
+from pimlip_zoo.locks import claimed
 from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_stages import Split, prepare_run, train_run
@@ -105,6 +107,18 @@ def run_point(
     run = folder / point.name
     if (run / "result.json").exists():
         return None
+    with claimed(run):
+        return _run_claimed(point, settings, tests, run, config_file, variants)
+
+
+def _run_claimed(
+    point: Point,
+    settings: Settings,
+    tests: Sequence[str],
+    run: Path,
+    config_file: Path | None,
+    variants: Mapping[str, Settings] | None,
+) -> int | None:
     options = [*_fitting(settings, point.weak), ("seed", point.seed)]
     if variants is not None and point.weak in variants:
         options += variants[point.weak]
@@ -117,8 +131,14 @@ def run_point(
     started = {"seconds": time.monotonic(), "cpu_seconds": time.process_time()}
     last = run / "checkpoints" / "last.ckpt"
     resume = any(path.exists() for path in (last, *run.glob("*/checkpoints/last.ckpt")))
-    experiment = prepare_run(config, split=split, checkpoint=last if last.exists() else None)
-    run.mkdir(parents=True, exist_ok=True)
+    if resume:
+        check_settings(run, config)
+    experiment = prepare_run(
+        config,
+        split=split,
+        checkpoint=last if last.exists() else None,
+        resumes=run if resume else None,
+    )
     outcome = train_run(experiment, run, resume=resume)
     spent = {
         name: round(before[name] + now - started[name], 2)
@@ -180,13 +200,11 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Write rows as CSV under a temporary name first."""
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("w", newline="") as stream:
+    """Write rows as CSV."""
+    with replacing(file) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else list(COLUMNS))
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(file)
 
 
 def run_points(
@@ -229,6 +247,5 @@ def _spent(run: Path) -> dict[str, float]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))

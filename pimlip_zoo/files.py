@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pimlip_zoo.errors import InputError, no_such_file
+from pimlip_zoo.locks import LOCK_NAME, try_lock
 
-__all__ = ["expansion_limit", "regular_file", "replacing"]
+__all__ = ["append", "expansion_limit", "regular_file", "replacing", "writing"]
 
 _EXPANSION, _ALWAYS = 100, 4 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LONG_AGO = 86_400.0  # s
 
 
 def regular_file(path: str | Path) -> Path:
@@ -42,20 +49,20 @@ def expansion_limit(path: str | Path) -> int:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A name to write to, in the folder of a file and with its suffix, that takes the file's place when all went well.
+    """A name to write to, in a folder of its own beside a file, that takes the file's place when all went well.
 
-    When the block fails the unfinished file is removed, and what was there before stays.
+    When the block fails the unfinished file is removed, and what was there before stays. What a killed process left of
+    the same file is removed, too; what another process is writing is not.
 
     Args:
         path: the file that is meant.
 
     Yields:
-        The temporary name.
+        The temporary name, whose last part is that of the file.
 
     Raises:
         InputError: when the system does not let the file be written: no space, no permission, no such folder.
 
-    >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "numbers.txt"
     >>> with replacing(target) as temporary:
     ...     _ = temporary.write_text("1 2 3")
@@ -63,14 +70,97 @@ def replacing(path: str | Path) -> Iterator[Path]:
     '1 2 3'
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        yield temporary
+    with writing(path), _scratch(path) as folder:
+        temporary = folder / path.name
+        try:
+            yield temporary
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            # Libraries that write by themselves say no more than that it failed.
+            if (refusal := _refusal(temporary)) is not None:
+                raise refusal from error
+            raise
         os.replace(temporary, path)  # noqa: PTH105
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Name the file where the system refuses to write: its own errors do not.
+
+    Raises:
+        InputError: in place of OSError.
+    """
+    try:
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise InputError(f"cannot be written: {reason[:1].lower()}{reason[1:]}", file=path) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def append(path: Path, text: str) -> None:
+    """Add to the end of a file, all of it or nothing; the file is made where it is missing.
+
+    Raises:
+        InputError: when the system does not let it be written.
+    """
+    with writing(path), path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        rest = memoryview(text.encode())
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A folder beside a file, locked as long as it is in use; those of the same file that nobody uses are removed."""
+    start = f".{path.name[:40]}."
+    _clear(path.parent, start)
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=start, suffix=".tmp"))
+        try:
+            lock = try_lock(folder / LOCK_NAME)
+        except FileNotFoundError:
+            continue  # another process took it for a leftover before it was locked
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if lock is not None:
+            break
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _clear(parent: Path, start: str) -> None:
+    with suppress(OSError):  # who may not remove them leaves them
+        found = [entry for entry in parent.iterdir() if entry.name.startswith(start)]
+        for folder in (entry for entry in found if entry.suffix == ".tmp" and entry.is_dir()):
+            old = time.time() - folder.stat().st_mtime > _LONG_AGO
+            if not old and not (folder / LOCK_NAME).exists():
+                continue  # its process is about to lock it
+            lock = try_lock(folder / LOCK_NAME)
+            if lock is None:
+                continue
+            if old or lock.sure:
+                shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+
+
+def _refusal(temporary: Path) -> OSError | None:
+    """What the system says to more bytes at the end of an unfinished file, if it refuses them for want of space."""
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error if error.errno in _FULL else None
+    return None

@@ -29,6 +29,8 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import (
     Experiment,
     Outcome,
+    check_data,
+    data_record,
     from_rank_zero,
     join_ranks,
     load_split,
@@ -37,6 +39,7 @@ from pimlip_zoo.experiment import (
     train,
     unlabelled_frames,
     weak_term,
+    write_record,
 )
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.weak_build import list_skin
@@ -58,7 +61,11 @@ LABEL_SHARE = 0.3
 
 
 def prepare_run(
-    config: RunConfig, *, split: Split | None = None, checkpoint: Path | None = None
+    config: RunConfig,
+    *,
+    split: Split | None = None,
+    checkpoint: Path | None = None,
+    resumes: Path | None = None,
 ) -> Experiment:
     """:func:`pimlip_zoo.experiment.prepare`, the labels made differences where the run learns those.
 
@@ -66,45 +73,58 @@ def prepare_run(
         config: of the run.
         split: training and validation structures, where they are not what the configuration names.
         checkpoint: of the same run, when it is to be resumed.
+        resumes: the folder of that run: other structures than it began with are refused.
 
     Raises:
         InputError: for data or options that cannot be used.
     """
+    join_ranks(config)
+    if config.weak.labels is not None:
+        supervisor_of(config.weak.labels).make()  # what cannot be used is said here, before anything is done
+    split = split or load_split(config)
+    data = data_record(config, split)
+    if resumes is not None:
+        check_data(resumes, data)
+    return replace(_prepared(config, split, checkpoint), data=data)
+
+
+def _prepared(config: RunConfig, split: Split, checkpoint: Path | None) -> Experiment:
     labels = config.weak.labels
     if labels is None:
         return prepare(config, split=split, checkpoint=checkpoint)
-    join_ranks(config)
-    supervisor = supervisor_of(labels)
-    supervisor.make()  # what cannot be used is said here and not after the first files are written
     if labels.method != "delta":
         experiment = prepare(config, split=split, checkpoint=checkpoint)
         unlabelled_frames(config.weak, experiment.potential.species)
         return experiment
-    train_frames, valid_frames = split or load_split(config)
-    differences = [
-        subtract_labels(frames, _cheap_labels(frames, labels)) for frames in (train_frames, valid_frames)
-    ]
+    differences = [subtract_labels(frames, _cheap_labels(frames, labels)) for frames in split]
     # The difference has no isolated atoms: its references are fitted.
     settings = config.model_dump(exclude_unset=True)
     settings.setdefault("data", {}).update(energy_references="least_squares", check_references=False)
     experiment = prepare(
         RunConfig.model_validate(settings), split=(differences[0], differences[1]), checkpoint=checkpoint
     )
-    return replace(experiment, baseline={"calculator": supervisor.name, "version": supervisor.version})
+    supervisor = supervisor_of(labels)
+    baseline = {"calculator": supervisor.name, "version": supervisor.version}
+    # What is written is what was given.
+    given = config.data.model_dump(include={"energy_references", "check_references"})
+    data = experiment.config.data.model_copy(update=given)
+    config = experiment.config.model_copy(update={"data": data})
+    return replace(experiment, config=config, baseline=baseline)
 
 
 def train_run(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outcome:
-    """Train with all stages that the configuration asks for; see :func:`pimlip_zoo.experiment.train`."""
+    """Train with all stages that the configuration asks for; see :func:`pimlip_zoo.experiment.train`.
+
+    What the run began with is written first, so that it can be resumed from any stage.
+    """
     labels = experiment.config.weak.labels
+    stages = ("",) if labels is None or labels.method == "delta" else ("", "pretrain", "teacher")
+    if resume and not any(_last(folder / stage).exists() for stage in stages):
+        raise InputError("there is nothing to resume", file=_last(folder), mend="train without --resume")
+    from_rank_zero(lambda: write_record(folder, experiment.config, experiment.data))
     if labels is None or labels.method == "delta":
         return train(experiment, folder, resume=resume)
-    main_begun = (folder / "checkpoints" / "last.ckpt").exists()
-    if (
-        resume
-        and not main_begun
-        and not any(_last(folder / stage).exists() for stage in ("pretrain", "teacher"))
-    ):
-        raise InputError("there is nothing to resume", file=folder, mend="train without --resume")
+    main_begun = _last(folder).exists()
     if labels.method == "pretrain":
         if main_begun:
             return train(experiment, folder, resume=resume)
@@ -312,7 +332,8 @@ def _stage(stage: Experiment, folder: Path) -> Outcome:
         if done >= stage.config.trainer.max_steps:
             return Outcome(folder, done, 0.0, None)
     log.info("%s: %d structures, %d steps", folder.name, len(stage.train), stage.config.trainer.max_steps)
-    return train(stage, folder, resume=last.exists())
+    # What is compared when a run is resumed are the structures of the run, not those of a stage.
+    return train(replace(stage, data=None), folder, resume=last.exists())
 
 
 def _stage_config(config: RunConfig, labels: WeakLabelsConfig) -> RunConfig:

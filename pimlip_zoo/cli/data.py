@@ -276,10 +276,10 @@ def _write_json(path: Path | None, content: object) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write to a temporary name first, so that no half-written file has the name."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    from pimlip_zoo.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 class _progress:  # noqa: N801 - reads as a function

@@ -63,6 +63,8 @@ def distill(
         )
         frames = sample_pool(frames, supervisor, options)
     labelled = ensemble_labels(potentials, frames, scale=scale)
+    if out.exists():
+        raise InputError("another process wrote the file meanwhile", file=out, mend="give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_store(out, labelled, meta={"supervisor": " ".join(runs), "scale_eV_per_angstrom": scale})
     spread = np.array([frame.info["force_spread"] for frame in labelled])

@@ -178,20 +178,17 @@ def _export_checkpoint(potential: Potential, target: Path, *, dtype: torch.dtype
     import torch
 
     from pimlip_zoo.deploy.torchscript import ExportReport, prepared
+    from pimlip_zoo.files import replacing
     from pimlip_zoo.training.checkpoint import KEY, describe, load_potential
 
     started = time.perf_counter()
     ready = prepared(potential, dtype)
     weights = {f"potential.{name}": value for name, value in ready.state_dict().items()}
-    scratch = target.with_name(f".{target.name}.tmp")
-    try:
+    with replacing(target) as scratch:
         torch.save({KEY: describe(ready), "state_dict": weights}, scratch)
         again = load_potential(scratch).state_dict()
         if not all(torch.equal(value, again[name]) for name, value in ready.state_dict().items()):
             raise InputError("the weights did not survive writing", file=target)
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
     return ExportReport(target, time.perf_counter() - started, 0.0, {})
 
 

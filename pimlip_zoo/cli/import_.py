@@ -64,9 +64,11 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
 
     from pimlip_zoo.config import RunConfig, save_config
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.files import replacing
     from pimlip_zoo.training.checkpoint import KEY, describe
 
-    if (folder / "checkpoints").exists():
+    target = folder / "checkpoints" / "best.ckpt"
+    if target.exists() or (folder / "config.yaml").exists():
         raise InputError("there is a run in this folder", file=folder, mend="give another one with --out")
     description = describe(potential)
     scales = potential.scale.unique().tolist()
@@ -83,9 +85,7 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
         }
     )
     weights = {f"potential.{name}": value for name, value in potential.state_dict().items()}
-    target = folder / "checkpoints" / "best.ckpt"
-    target.parent.mkdir(parents=True)
-    scratch = target.with_suffix(".tmp")
-    torch.save({KEY: {**description, "summary": source}, "state_dict": weights}, scratch)
-    scratch.replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as scratch:
+        torch.save({KEY: {**description, "summary": source}, "state_dict": weights}, scratch)
     save_config(config, folder / "config.yaml")

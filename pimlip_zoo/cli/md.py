@@ -97,7 +97,6 @@ def md_command(
     )
     atoms = read_structure(structure)
     atoms.calc = _calculator(runs, device, dtype, trust=trust)
-    out = out or _next_folder(runs[0])
     screen = console()
     screen.print(
         f"{atoms.get_chemical_formula()}, {len(atoms)} atoms, {ensemble.value.upper()} at {temperature:g} K, "
@@ -105,11 +104,11 @@ def md_command(
     )
     limits = StabilityLimits(bond_stretch=None) if reactive else StabilityLimits()
     start = time.perf_counter()
-    with _signals() as signals, _progress(steps, screen) as progress:
-        result = run_md(atoms, settings, out, limits=limits, progress=progress, stop=lambda: bool(signals))
-    _report(result, time.perf_counter() - start, out, screen)
+    with _folder(out, runs[0]) as folder, _signals() as signals, _progress(steps, screen) as progress:
+        result = run_md(atoms, settings, folder, limits=limits, progress=progress, stop=lambda: bool(signals))
+    _report(result, time.perf_counter() - start, folder, screen)
     if result.interrupted:
-        screen.print(f"go on with: --structure {out / 'final.extxyz'} --keep-velocities")
+        screen.print(f"go on with: --structure {folder / 'final.extxyz'} --keep-velocities")
         raise typer.Exit(128 + signals[0])
     if not result.stable:
         raise typer.Exit(1)
@@ -132,12 +131,16 @@ def _calculator(runs: list[Path], device: str, dtype: Precision | None, *, trust
     return pimlip_zoo.calculator(*runs, device=device, trust=trust, **options)
 
 
-def _next_folder(run: Path) -> Path:
-    parent = run if run.is_dir() else run.parent
-    number = 1
-    while (folder := parent / f"md-{number}").exists():
-        number += 1
-    return folder
+@contextmanager
+def _folder(out: Path | None, run: Path) -> Iterator[Path]:
+    """The one that was named, or a new one beside the run, which goes away again when nothing came into it."""
+    from pimlip_zoo.locks import numbered_folder
+
+    if out is not None:
+        yield out
+        return
+    with numbered_folder(run if run.is_dir() else run.parent, "md") as folder:
+        yield folder
 
 
 def _report(result: MDResult, seconds: float, out: Path, screen: Any) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pimlip_zoo.config import RunConfig
 
 app = typer.Typer()
 
@@ -99,35 +104,51 @@ def train(
         raise InputError(
             "--from starts a run, --resume goes on with one", key="--resume", mend="give one of them"
         )
-    if resume:
-        folder = out or _newest_run()
-        config = config or folder / "config.yaml"
-    else:
-        folder = Path()
-    run_config = load_config(config, options, complete=resume)
-    rank = join_ranks(run_config)
     if not resume:
-        folder = from_rank_zero(lambda: _new_folder(out, run_config.model.name))
-    # A run that ended before its first checkpoint goes on from the start.
-    _run(run_config, folder, rank, resume=resume and _has_checkpoint(folder))
+        run_config = load_config(config, options)
+        if out is not None:
+            _check_new(out)
+        with ExitStack() as held:
+            _run(run_config, lambda: _new_folder(out, run_config.model.name, held), join_ranks(run_config))
+        return
+    folder = out or _newest_run()
+    if not (folder / "config.yaml").exists():
+        raise InputError("there is no run to resume", file=folder, mend="it has no config.yaml")
+    run_config = load_config(config, options, onto=folder / "config.yaml")
+    rank = join_ranks(run_config)
+    with ExitStack() as held:
+        from_rank_zero(lambda: _take_up(folder, run_config, held))
+        # A run that ended before its first checkpoint goes on from the start.
+        _run(run_config, lambda: folder, rank, resumes=folder)
 
 
-def _run(config: Any, folder: Path, rank: int, *, resume: bool) -> None:
+def _run(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | None = None) -> None:
+    """Train.
+
+    Args:
+        config: of the run.
+        make: makes its folder, once nothing can be refused any more.
+        rank: of this process.
+        resumes: the folder of the run that goes on.
+    """
     from rich.panel import Panel
 
     from pimlip_zoo.cli.console import console, errors_table, log_to, log_to_screen
     from pimlip_zoo.cli.report import write_run_report
     from pimlip_zoo.evaluation import check_labelled, evaluate_run, tests_of
+    from pimlip_zoo.experiment import from_rank_zero
     from pimlip_zoo.weak_stages import prepare_run, train_run
 
     screen = console(quiet=rank > 0)  # one rank speaks, writes the log, evaluates and reports
     log_to_screen(quiet=rank > 0)
-    last = folder / "checkpoints" / "last.ckpt"
-    experiment = prepare_run(config, checkpoint=last if resume and last.exists() else None)
+    last = resumes / "checkpoints" / "last.ckpt" if resumes is not None else None
+    checkpoint = last if last is not None and last.exists() else None
+    experiment = prepare_run(config, checkpoint=checkpoint, resumes=resumes)
     config, potential = experiment.config, experiment.potential
     tests = tests_of(config)
     for spec in tests.values():
         check_labelled(potential, spec)
+    folder = from_rank_zero(make)
     if rank == 0:
         log_to(folder)  # nothing is refused any more, and nothing was written before
     parameters = sum(p.numel() for p in potential.model.parameters())
@@ -143,7 +164,7 @@ def _run(config: Any, folder: Path, rank: int, *, resume: bool) -> None:
             title_align="left",
         )
     )
-    outcome = train_run(experiment, folder, resume=resume)
+    outcome = train_run(experiment, folder, resume=resumes is not None and _has_checkpoint(folder))
     if outcome.signal is not None:
         screen.print(
             f"stopped after step {outcome.steps}; go on with: pimlip-zoo train --out {folder} --resume"
@@ -176,21 +197,33 @@ def _recipe_line(config: Any) -> str:
     )
 
 
-def _new_folder(out: Path | None, model: str) -> Path:
+def _check_new(out: Path) -> None:
     from pimlip_zoo.errors import InputError
 
-    if out is not None:
-        if out.exists() and not out.is_dir():
-            raise InputError("is a file, no folder for a run", file=out, mend="give another --out")
-        if _has_checkpoint(out):
-            raise InputError(
-                "the folder holds a run already", file=out, mend="--resume it, or give another --out"
-            )
-        return out
-    number = 1
-    while (folder := Path("runs") / f"{model}-{number}").exists():
-        number += 1
+    if out.exists() and not out.is_dir():
+        raise InputError("is a file, no folder for a run", file=out, mend="give another --out")
+    if _has_checkpoint(out):
+        raise InputError(
+            "the folder holds a run already", file=out, mend="--resume it, or give another --out"
+        )
+
+
+def _new_folder(out: Path | None, model: str, held: ExitStack) -> Path:
+    """The folder of a new run, claimed for this process until ``held`` is closed."""
+    from pimlip_zoo.locks import claimed, numbered_folder
+
+    folder = held.enter_context(claimed(out or held.enter_context(numbered_folder(Path("runs"), model))))
+    _check_new(folder)  # another process may have been there since the first look
     return folder
+
+
+def _take_up(folder: Path, config: RunConfig, held: ExitStack) -> None:
+    """Claim the folder of a run until ``held`` is closed, and check that it can go on with this configuration."""
+    from pimlip_zoo.experiment import check_settings
+    from pimlip_zoo.locks import claimed
+
+    held.enter_context(claimed(folder))
+    check_settings(folder, config)
 
 
 def _has_checkpoint(folder: Path) -> bool:
@@ -201,7 +234,12 @@ def _has_checkpoint(folder: Path) -> bool:
 def _newest_run() -> Path:
     from pimlip_zoo.errors import InputError
 
-    runs = sorted(Path("runs").glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not runs:
+    found = [
+        (path.stat().st_mtime, folder)
+        for folder in (path.parent for path in Path("runs").glob("*/config.yaml"))
+        for path in (folder / "config.yaml", *folder.glob("**/checkpoints/last.ckpt"))
+        if path.exists()
+    ]
+    if not found:
         raise InputError("there is no run to resume under runs/", key="--resume", mend="name it with --out")
-    return runs[-1].parent.parent
+    return max(found)[1]

@@ -23,6 +23,7 @@ from pimlip_zoo.datasets.lmdb import FrameStore, StoreWriter
 from pimlip_zoo.datasets.lmdb.writer import partial_path
 from pimlip_zoo.datasets.readers import DataSource, checked, open_source, parse_spec, window_of
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
 
 __all__ = ["SHARD_FRAMES", "Conversion", "convert"]
 
@@ -175,12 +176,9 @@ def _plan(folder: Path, settings: _Settings, shard_frames: int) -> list[list[_Pi
         raise InputError(
             f"cannot be made: {error.strerror}", file=folder, mend="name a place where you may write"
         ) from error
-    temporary = plan.with_suffix(".tmp")
-    temporary.write_text(
-        json.dumps({"fingerprint": fingerprint, "tasks": [[asdict(p) for p in task] for task in tasks]}),
-        encoding="utf-8",
-    )
-    temporary.replace(plan)
+    content = {"fingerprint": fingerprint, "tasks": [[asdict(p) for p in task] for task in tasks]}
+    with replacing(plan) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
     return tasks
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.files import replacing
 
 __all__ = ["METHODS", "NAMES", "Split", "make_split", "part_sizes", "read_split", "write_split"]
 
@@ -114,7 +115,7 @@ def make_split(
 
 
 def write_split(split: Split, path: Path) -> None:
-    """Write the file, under a temporary name first."""
+    """Write the file."""
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -125,9 +126,8 @@ def write_split(split: Split, path: Path) -> None:
         "hash": split.digest(),
         "parts": {name: part.tolist() for name, part in split.parts.items()},
     }
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_split(path: Path) -> Split:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from pimlip_zoo.deploy.module import PairStyleModule
 from pimlip_zoo.deploy.selfcheck import check_structures, compare, pair_style_inputs
 from pimlip_zoo.deploy.torchscript import ExportReport, prepared
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
 from pimlip_zoo.nn.kernels import use_kernels
 
 if TYPE_CHECKING:
@@ -73,18 +74,12 @@ def export_aot(
     metadata = export_metadata(
         ready, name=name or type(potential.model).__name__, dtype=ready.model.dtype, training=training or {}
     )
-    try:
-        # The name of the file is the name of the folder inside it.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-            scratch = Path(folder) / path.name
-            _compile(ready, scratch, metadata, torch.device(device), threads)
-            deviation = compare(ready, load_compiled(scratch), by_positions=False)
-            written = read_metadata(scratch)
-            if any(written.get(key) != value for key, value in metadata.items()):
-                raise InputError("the metadata did not survive writing", file=path)
-            scratch.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write: {error.strerror or error}", file=path) from error
+    with replacing(path) as scratch:
+        _compile(ready, scratch, metadata, torch.device(device), threads)
+        deviation = compare(ready, load_compiled(scratch), by_positions=False)
+        written = read_metadata(scratch)
+        if any(written.get(key) != value for key, value in metadata.items()):
+            raise InputError("the metadata did not survive writing", file=path)
     return ExportReport(path, time.perf_counter() - started, deviation, metadata)
 
 
@@ -164,7 +159,9 @@ def _compile(
                         "cpp.threads": threads,
                     },
                 )
-            package_aoti(str(path), {AOT_ENTRY: files})  # type: ignore[dict-item]
+            # Not into the file itself: where that is full, torch's writer ends the process.
+            package = BytesIO()
+            package_aoti(package, {AOT_ENTRY: files})  # type: ignore[dict-item]
         except Exception as error:  # the compiler's exceptions have no base class in common
             lines = [line for line in str(error).strip().split("\n") if line.strip()]
             reason = lines[0].strip() if lines else type(error).__name__
@@ -173,6 +170,7 @@ def _compile(
                 key="format",
                 mend="use --format torchscript",
             ) from error
+    path.write_bytes(package.getbuffer())
 
 
 def _example(potential: Potential) -> list[Tensor]:

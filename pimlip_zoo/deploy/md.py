@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import tempfile
 from dataclasses import asdict, dataclass
+from io import StringIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pimlip_zoo.deploy.stability import StabilityLimits, StabilityMonitor
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.files import append, replacing
+from pimlip_zoo.locks import claimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,8 +131,9 @@ def run_md(
         stop: asked after every step; True ends the simulation as if all steps were done.
 
     Raises:
-        InputError: for a folder that holds a simulation already, a structure without atoms, velocities that
-            are to be kept but are not there, NPT without a cell periodic in all directions.
+        InputError: for a folder that holds a simulation already or that another process writes to, a structure
+            without atoms, velocities that are to be kept but are not there, NPT without a cell periodic in all
+            directions, a disk that is full.
     """
     _check_structure(atoms, settings)
     _check_folder(out)
@@ -144,32 +146,43 @@ def run_md(
         limits=limits,
     )
     dynamics = _dynamics(atoms, settings, generator)
-    _make_folder(out)
+    with claimed(out):
+        _check_folder(out)  # another process may have been there since the first look
+        return _simulate(
+            atoms, settings, out, dynamics=dynamics, monitor=monitor, progress=progress, stop=stop
+        )
+
+
+def _simulate(
+    atoms: Atoms,
+    settings: MDSettings,
+    out: Path,
+    *,
+    dynamics: Any,
+    monitor: StabilityMonitor,
+    progress: Callable[[dict[str, float]], None] | None,
+    stop: Callable[[], bool] | None,
+) -> MDResult:
     rows: list[dict[str, float]] = []
     fault, interrupted, step = None, False, 0
-    with (
-        (out / "trajectory.extxyz").open("w", encoding="utf-8") as trajectory,
-        (out / "log.csv").open("w", encoding="utf-8", newline="") as log,
-    ):
-        for step in _steps(dynamics, settings.steps):
-            fault = monitor.check_finite(atoms)
-            if fault is None and (step % min(settings.interval, _CHECK_EVERY) == 0 or step == settings.steps):
-                fault = monitor.check(atoms)
-            interrupted = stop is not None and step < settings.steps and stop()
-            ends = bool(fault) or interrupted or step == settings.steps
-            if ends or step % settings.interval == 0:
-                row = _row(atoms, step, settings)
-                if not rows:
-                    writer = csv.DictWriter(log, row)
-                    writer.writeheader()
-                rows.append(row)
-                writer.writerow({key: _text(value) for key, value in row.items()})
-                log.flush()
-                _write_frame(trajectory, atoms, row)
-                if progress is not None:
-                    progress(row)
-            if ends:
-                break
+    trajectory, log = out / "trajectory.extxyz", out / "log.csv"
+    log.unlink(missing_ok=True)
+    for step in _steps(dynamics, settings.steps):
+        fault = monitor.check_finite(atoms)
+        if fault is None and (step % min(settings.interval, _CHECK_EVERY) == 0 or step == settings.steps):
+            fault = monitor.check(atoms)
+        interrupted = stop is not None and step < settings.steps and stop()
+        ends = bool(fault) or interrupted or step == settings.steps
+        if ends or step % settings.interval == 0:
+            row = _row(atoms, step, settings)
+            line = ",".join(_text(value) for value in row.values())
+            append(log, f"{line}\r\n" if rows else f"{','.join(row)}\r\n{line}\r\n")
+            append(trajectory, _frame_text(atoms, row))
+            rows.append(row)
+            if progress is not None:
+                progress(row)
+        if ends:
+            break
     result = _result(rows, settings, fault, len(atoms), interrupted=interrupted)
     _write_end(out, atoms, rows[-1], result)
     return result
@@ -205,13 +218,6 @@ def _check_folder(out: Path) -> None:
         raise InputError("is a file, a folder is needed", file=out)
     if (out / "trajectory.extxyz").exists():
         raise InputError("holds a simulation already", file=out, mend="name another folder")
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot be made: {error.strerror}", file=out) from error
 
 
 def _set_velocities(atoms: Atoms, settings: MDSettings, generator: np.random.Generator) -> None:
@@ -295,7 +301,7 @@ def _text(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.10g}"
 
 
-def _write_frame(file: IO[str], atoms: Atoms, row: dict[str, float]) -> None:
+def _frame_text(atoms: Atoms, row: dict[str, float]) -> str:
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.io.extxyz import write_extxyz
 
@@ -306,8 +312,9 @@ def _write_frame(file: IO[str], atoms: Atoms, row: dict[str, float]) -> None:
         results["stress"] = atoms.get_stress()
     frame.calc = SinglePointCalculator(frame, **results)
     frame.info.update(step=int(row["step"]), time_fs=float(row["time_fs"]))
-    write_extxyz(file, [frame])
-    file.flush()
+    text = StringIO()
+    write_extxyz(text, [frame])
+    return text.getvalue()
 
 
 def _result(
@@ -344,15 +351,11 @@ def _drift(rows: list[dict[str, float]], atoms: int) -> float | None:
 
 
 def _write_end(out: Path, atoms: Atoms, row: dict[str, float], result: MDResult) -> None:
-    with tempfile.TemporaryDirectory(dir=out, prefix=".end.") as folder:
-        final, summary = Path(folder, "final.extxyz"), Path(folder, "result.json")
-        with final.open("w", encoding="utf-8") as file:
-            _write_frame(file, atoms, row)
-        values = {key: _finite(value) for key, value in asdict(result).items()}
-        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-        summary.write_text(text + "\n", encoding="utf-8")
-        for path in (final, summary):
-            path.replace(out / path.name)
+    values = {key: _finite(value) for key, value in asdict(result).items()}
+    summary = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, text in (("final.extxyz", _frame_text(atoms, row)), ("result.json", summary)):
+        with replacing(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.deploy.selfcheck import compare
 from pimlip_zoo.deploy.torchscript import ExportReport, export_torchscript, prepared
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -155,21 +155,14 @@ def export_mliap(
         )
     if not path.parent.is_dir():
         raise InputError("there is no such folder", file=path.parent, mend="make it, or give another path")
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-            inner = Path(folder) / "model.nequip.pth"
-            export_torchscript(potential, inner, name=name, dtype=dtype, training=training)
-            metadata, content = read_metadata(inner), inner.read_bytes()
+    with replacing(path) as scratch:
+        inner = scratch.with_name("model.nequip.pth")
+        export_torchscript(potential, inner, name=name, dtype=dtype, training=training)
+        metadata, content = read_metadata(inner), inner.read_bytes()
         model = MLIAPModel(content, metadata["type_names"].split(), float(metadata["r_max"]))
         scratch.write_bytes(pickle.dumps(model, protocol=4))
         again = pickle.loads(scratch.read_bytes())  # noqa: S301 - written a line above
         deviation = compare(prepared(potential, dtype), lambda data: _call(again, data), by_positions=False)
-        scratch.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write: {error.strerror or error}", file=path) from error
-    finally:
-        scratch.unlink(missing_ok=True)
     return ExportReport(path, time.perf_counter() - started, deviation, metadata)
 
 

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from pimlip_zoo.deploy.metadata import REQUIRED_KEYS, export_metadata, read_meta
 from pimlip_zoo.deploy.module import PairStyleModule
 from pimlip_zoo.deploy.selfcheck import compare
 from pimlip_zoo.errors import InputError, no_such_file
+from pimlip_zoo.files import replacing
 
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
@@ -72,20 +74,16 @@ def export_torchscript(
     scripted = _script(ready)
     if not path.parent.is_dir():
         raise InputError("there is no such folder", file=path.parent, mend="make it, or give another path")
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.jit.save(
-            scripted, str(scratch), _extra_files={key: text.encode() for key, text in metadata.items()}
-        )
+    with replacing(path) as scratch:
+        # Not into the file itself: where that is full, torch's writer ends the process.
+        package = BytesIO()
+        extra = {key: text.encode() for key, text in metadata.items()}
+        torch.jit.save(scripted, package, _extra_files=extra)
+        scratch.write_bytes(package.getbuffer())
         module, written = load_torchscript(scratch)
         deviation = compare(ready, module)
         if written != metadata:
             raise InputError("the metadata did not survive writing", file=path)
-        scratch.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write: {error.strerror or error}", file=path) from error
-    finally:
-        scratch.unlink(missing_ok=True)
     return ExportReport(path, time.perf_counter() - started, deviation, metadata)
 
 

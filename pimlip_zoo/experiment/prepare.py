@@ -36,6 +36,7 @@ from pimlip_zoo.experiment.data import (
 )
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import complete
+from pimlip_zoo.experiment.record import DataRecord
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.losses.weak import WeakTerm
 from pimlip_zoo.losses.weak_build import list_skin
@@ -72,6 +73,8 @@ class Experiment:
     """Validation structures as they were read."""
     baseline: dict[str, str] | None = None
     """The calculator, and its version, that the potential is a difference to; None: it stands alone."""
+    data: DataRecord | None = None
+    """Of the structures as they were read; None: not compared when the run is resumed."""
 
 
 def prepare(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Sampler
 
-from pimlip_zoo.config import RunConfig, save_config
+from pimlip_zoo.config import RunConfig
 from pimlip_zoo.datasets.dataset import FrameDataset
 from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame
@@ -22,6 +22,7 @@ from pimlip_zoo.datasets.stored import LABELS
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.build import loss_terms
 from pimlip_zoo.experiment.prepare import Experiment
+from pimlip_zoo.experiment.record import write_record
 from pimlip_zoo.experiment.trainer import make_trainer
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.models.potential import Potential
@@ -91,9 +92,9 @@ def train(
     module = training_module(experiment, clock, optimizer)
     trainer = make_trainer(config, folder, clock)
     sampler = _sampler(experiment, trainer, steps_done(last) if resume else 0)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
-        save_config(config, folder / "config.yaml")
+        write_record(folder, config, experiment.data)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     started, linked = time.monotonic(), _link(experiment) is None
     number = None
     try:

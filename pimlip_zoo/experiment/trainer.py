@@ -67,7 +67,6 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
     import sys
 
     import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import EarlyStopping
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from pimlip_zoo.training.callbacks import (
@@ -76,6 +75,7 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
         KeepBest,
         KeepLast,
         MetricsTable,
+        Patience,
         PlainProgress,
         Plateau,
         Progress,
@@ -114,7 +114,7 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
     if section.ema_decay > 0:
         callbacks.insert(0, AveragedWeights(section.ema_decay))
     if section.patience is not None:
-        callbacks.append(EarlyStopping("valid_score", patience=section.patience))
+        callbacks.append(Patience("valid_score", patience=section.patience))
     logger = TensorBoardLogger(folder, name="", version="tensorboard") if section.tensorboard else False
     return pl.Trainer(
         accelerator="auto" if section.device == "auto" else section.device,

@@ -18,6 +18,7 @@ __all__ = [
     "TermConfig",
     "WeakConfig",
     "WeakLabelsConfig",
+    "merge_tables",
     "term_names",
     "weak_preset",
 ]
@@ -166,7 +167,7 @@ class WeakConfig(_Section):
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("preset"), str):
-            return _merge(weak_preset(values["preset"]), values)
+            return merge_tables(weak_preset(values["preset"]), values)
         return values
 
     @model_validator(mode="after")
@@ -291,16 +292,16 @@ def weak_preset(name: str) -> dict[str, Any]:
         raise InputError(
             f"no weak preset is called {name!r}", key="weak.preset", mend=did_you_mean(name, PRESETS)
         )
-    return _merge({}, PRESETS[name][1])
+    return merge_tables({}, PRESETS[name][1])
 
 
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables, the changes winning value by value."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
         if isinstance(value, Mapping):
-            result[key] = _merge(old if isinstance(old, Mapping) else {}, value)
+            result[key] = merge_tables(old if isinstance(old, Mapping) else {}, value)
         else:
             result[key] = value
     return result

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
 
 __all__ = ["curve_plot"]
 
@@ -62,7 +63,6 @@ def curve_plot(summary: Sequence[Mapping[str, Any]], file: Path) -> None:
             axis.minorticks_off()
             axis.grid(alpha=0.3)
     axes[0, 0].legend()
-    temporary = file.with_name(f"{file.stem}.tmp{file.suffix}")
-    figure.savefig(temporary, dpi=150)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=150)
     plt.close(figure)
-    temporary.replace(file)

@@ -6,6 +6,7 @@ import csv
 import signal
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,13 +16,14 @@ import torch
 from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
+    EarlyStopping,
     ModelCheckpoint,
     RichProgressBar,
     WeightAveraging,
 )
 from torch import Tensor
 
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import append, replacing
 from pimlip_zoo.training.schedule import RunClock
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "KeepBest",
     "KeepLast",
     "MetricsTable",
+    "Patience",
     "PlainProgress",
     "Plateau",
     "Progress",
@@ -122,12 +125,12 @@ class MetricsTable(Callback):
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else "",
         }
         row.update({name: float(values[name]) for name in self.COLUMNS if name in values})
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        text = StringIO(newline="")
+        writer = csv.DictWriter(text, self.COLUMNS)
+        if not self.path.exists():
+            writer.writeheader()
+        writer.writerow(row)
+        append(self.path, text.getvalue())
 
     @property
     def seconds(self) -> float:
@@ -366,6 +369,19 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
         return
     with replacing(path) as temporary:
         trainer.save_checkpoint(temporary)
+
+
+class Patience(EarlyStopping):
+    """Lightning's, but a resumed run has the patience that it is given now."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    @property
+    def state_key(self) -> str:
+        """Under which checkpoints keep the count."""
+        return super().state_key.replace(type(self).__qualname__, EarlyStopping.__qualname__, 1)
 
 
 class Progress(RichProgressBar):

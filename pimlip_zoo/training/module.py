@@ -74,6 +74,7 @@ class PotentialTraining(pl.LightningModule):
         self._weak = [term for term in terms if isinstance(term, WeakTerm)]
         self._link = link
         self._summary = summary or {}
+        self._rates: list[float] = []
         self.errors = ErrorStatistics(potential.species)
 
     def configure_optimizers(self) -> Any:
@@ -83,7 +84,17 @@ class PotentialTraining(pl.LightningModule):
         if of_terms:
             optimizer.add_param_group({"params": of_terms})
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        self._rates = [float(rate) for rate in scheduler.base_lrs]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Take the learning rates of the configuration, and its schedule, rather than those of the checkpoint."""
+        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+            scheduler.base_lrs = list(self._rates)
+            now = [rate * self._factor(scheduler.last_epoch) for rate in self._rates]
+            for group, rate, first in zip(scheduler.optimizer.param_groups, now, self._rates, strict=True):
+                group["lr"], group["initial_lr"] = rate, first
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Predictions]:
         """Total loss, the value of each term, and the predictions."""

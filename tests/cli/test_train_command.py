@@ -43,12 +43,12 @@ def data_file(path, bad, place=2, count=4, **good):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    from pimlip_zoo import experiment
     from pimlip_zoo.config import load_config, parse_settings
+    from pimlip_zoo.weak_stages import prepare_run, train_run
 
     settings = [*SMALL[1::2], f"data.train={DATA}", "trainer.max_steps=4"]
     folder = tmp_path_factory.mktemp("trained") / "run"
-    experiment.train(experiment.prepare(load_config(None, parse_settings(settings))), folder)
+    train_run(prepare_run(load_config(None, parse_settings(settings))), folder)
     return folder
 
 
@@ -67,7 +67,7 @@ def test_a_run_folder_holds_what_is_needed_to_use_resume_and_understand_it(cli, 
     assert result.code == 0, result
     run = tmp_path / "run"
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    wanted = "config.yaml metrics.csv log.txt report.html test.json parity.npz"
+    wanted = "config.yaml data.json metrics.csv log.txt report.html test.json parity.npz"
     assert names == {*wanted.split(), "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["channels"] == 4
@@ -104,6 +104,66 @@ def test_runs_without_a_name_are_numbered(cli, tmp_path, monkeypatch):
     for number in (1, 2):
         assert cli("train", "--data", DATA, *SMALL, "--max-steps", 1).code == 0
         assert (tmp_path / "runs" / f"nequip-{number}" / "report.html").exists()
+
+
+def test_a_number_that_another_process_took_meanwhile_is_not_shared(cli, tmp_path, monkeypatch):
+    from pimlip_zoo import weak_stages
+
+    prepare_run = weak_stages.prepare_run
+
+    def slow(*arguments, **options):
+        (tmp_path / "runs" / "nequip-1").mkdir(parents=True)
+        return prepare_run(*arguments, **options)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weak_stages, "prepare_run", slow)
+    assert cli("train", "--data", DATA, *SMALL, "--max-steps", 1).code == 0
+    assert not list((tmp_path / "runs" / "nequip-1").iterdir())
+    assert (tmp_path / "runs" / "nequip-2" / "report.html").exists()
+    assert not list((tmp_path / "runs").rglob(".lock"))
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_resumed_from_its_start(cli, run, tmp_path):
+    shutil.rmtree(run / "checkpoints")
+    result = cli("train", "--resume", "--out", run)
+    assert result.code == 0, result
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
+def test_a_run_that_was_stopped_in_a_stage_is_resumed_as_it_says(cli, tmp_path, monkeypatch):
+    import signal
+
+    from pimlip_zoo.training.callbacks import GracefulStop
+
+    monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", DATA, *SMALL, "--max-steps", 2, "--weak", "pretrain"]
+    for key, value in (
+        ("calculator", "emt"),
+        ("steps", 3),
+        ("pool.structures", 6),
+        ("pool.method", "displaced"),
+    ):
+        options += ["--set", f"weak.labels.{key}={value}"]
+    ended = GracefulStop.on_train_batch_end
+
+    def stopping(self, trainer, *arguments):
+        self.signal = signal.SIGTERM
+        ended(self, trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GracefulStop, "on_train_batch_end", stopping)
+        result = cli("train", *options)
+    assert result.code == 128 + signal.SIGTERM
+    assert "go on with: pimlip-zoo train --out runs/nequip-1 --resume" in result.out
+    assert (
+        cli("train", *options, "--out", "runs/nequip-1").err.count("--resume it, or give another --out") == 1
+    )
+    shutil.copytree("runs/nequip-1", "runs/nequip-2")
+    assert cli("train", "--out", "runs/nequip-1", "--resume").code == 0
+    assert cli("train", *options, "--out", "runs/nequip-2", "--resume").code == 0
+    first, second = (load_potential(f"runs/nequip-{number}").state_dict() for number in (1, 2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_fine_tuning_starts_from_a_run(cli, run, tmp_path):
@@ -304,6 +364,28 @@ def test_a_configuration_file_that_cannot_be_read_is_named(refused, tmp_path):
 
 def test_a_run_is_not_overwritten(refused, run):
     refused("train", "--data", DATA, *SMALL, "--out", run, says=["run", "--resume"])
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(refused, run, tmp_path):
+    from pimlip_zoo.locks import claimed
+
+    with claimed(run):
+        refused("train", "--resume", "--out", run, "--max-steps", 6, says=[str(run), "is writing to it"])
+    with claimed(tmp_path / "new"):
+        refused("train", "--data", DATA, *SMALL, "--out", tmp_path / "new", says=["new", "is writing to it"])
+
+
+def test_a_run_is_not_resumed_with_other_options_or_data(refused, run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    options = ["--resume", "--out", run, "--max-steps", 6]
+    refused("train", *options, "--set", "model.channels=16", says=[str(run), "model.channels", "has 4", "16"])
+    refused("train", *options[:3], "--max-steps", 3, says=["trainer.max_steps", "4", "3"])
+    refused("train", *options, "--data", DATA.replace(":12", ":14"), says=["data.train", DATA])
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_there_is_nothing_to_resume_where_no_run_began(refused, tmp_path):
+    refused("train", "--resume", "--out", tmp_path / "nowhere", says=["nowhere", "no run to resume"])
 
 
 def test_a_file_is_no_run_folder(refused, tmp_path):

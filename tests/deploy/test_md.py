@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from pimlip_zoo.deploy.md import LOG_COLUMNS, MDSettings, run_md
 from pimlip_zoo.deploy.relax import relax
 from pimlip_zoo.deploy.stability import StabilityLimits, StabilityMonitor
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.locks import claimed
 
 
 class Springs(Calculator):
@@ -152,6 +155,47 @@ def test_going_on_from_the_final_frame_with_its_velocities_continues_the_traject
     run_md(second, MDSettings(steps=20, keep_velocities=True, **settings), tmp_path / "second")
     # extxyz has eight decimals; over 20 fs their error stays small
     np.testing.assert_allclose(second.positions, whole.positions, atol=1e-6)
+
+
+def test_of_two_simulations_that_want_one_folder_at_the_same_moment_one_gets_it(tmp_path):
+    start = threading.Barrier(2)
+
+    def work(seed):
+        atoms = copper(1)
+        start.wait()
+        try:
+            return run_md(atoms, MDSettings(steps=20, interval=5, seed=seed), tmp_path / "md").steps
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        steps, refusal = sorted(pool.map(work, (0, 1)), key=lambda result: isinstance(result, str))
+    assert steps == 20
+    assert "is writing to it" in refusal or "holds a simulation already" in refusal
+    assert len(read(tmp_path / "md" / "trajectory.extxyz", ":")) == 5
+    names = {path.name for path in (tmp_path / "md").iterdir()}
+    assert names == {"trajectory.extxyz", "log.csv", "final.extxyz", "result.json"}
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
+    with claimed(tmp_path / "md"), pytest.raises(InputError, match=r"md: .* is writing to it"):
+        run_md(copper(1), MDSettings(steps=1), tmp_path / "md")
+
+
+def test_a_full_disk_ends_a_simulation_with_whole_frames(tmp_path):
+    import resource
+
+    run_md(copper(1), MDSettings(steps=0), tmp_path / "one")
+    frame = (tmp_path / "one" / "trajectory.extxyz").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(3.5 * frame), hard))  # no file grows beyond that
+    try:
+        with pytest.raises(InputError, match=r"md/trajectory\.extxyz: cannot be written: file too large"):
+            run_md(copper(1), MDSettings(steps=9, interval=1), tmp_path / "md")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [frame.info["step"] for frame in read(tmp_path / "md" / "trajectory.extxyz", ":")] == [0, 1, 2]
+    assert {path.name for path in (tmp_path / "md").iterdir()} == {"trajectory.extxyz", "log.csv"}
 
 
 def test_no_steps_write_the_first_frame(tmp_path):

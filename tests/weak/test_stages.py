@@ -1,6 +1,7 @@
 """Whole trainings with weak labels, as short as they can be."""
 
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from pimlip_zoo.datasets.pool import label_frames
 from pimlip_zoo.distillation import ensemble_labels, predict_labels
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
-from pimlip_zoo.experiment import prepare
+from pimlip_zoo.experiment import check_settings, prepare
 from pimlip_zoo.report.curve import curve_plot
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_stages import prepare_run, train_run, weak_pool
@@ -70,6 +71,83 @@ def test_pre_training_leaves_its_weights_where_fine_tuning_starts(tmp_path):
     for a, b in zip(first.parameters(), last.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
     assert experiment.labels == ("energy", "forces")
+
+
+def interrupted_in(stage, step, monkeypatch):
+    """From now on a training in a folder of this name is stopped, once, after so many steps."""
+    from pimlip_zoo.experiment import run as runs
+    from pimlip_zoo.training.callbacks import GracefulStop
+
+    make, told = runs.make_trainer, []
+
+    def interrupting(config, folder):
+        trainer = make(config, folder)
+        if folder.name == stage and not told:
+            (stop,) = [c for c in trainer.callbacks if isinstance(c, GracefulStop)]
+            began = stop.on_train_batch_end
+
+            def end(trainer, *arguments):
+                if trainer.global_step == step:
+                    told.append(step)
+                    stop.signal = signal.SIGTERM
+                began(trainer, *arguments)
+
+            stop.on_train_batch_end = end
+        return trainer
+
+    monkeypatch.setattr(runs, "make_trainer", interrupting)
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "options"),
+    [
+        ("pretrain", "pretrain", {}),
+        ("distill", "teacher", {}),
+        ("distill", "student-1", {"weak.labels.iterations": 2}),
+        ("delta", "run", {}),
+        ("second_head", "run", {}),
+    ],
+)
+def test_a_run_stopped_in_any_stage_goes_on_from_its_folder_alone(
+    tmp_path, monkeypatch, method, stage, options
+):
+    given = settings(tmp_path, method, **options)
+    train_run(prepare_run(load_config(None, given)), tmp_path / "whole")
+    interrupted_in(stage, 1, monkeypatch)
+    folder = tmp_path / "run"
+    outcome = train_run(prepare_run(load_config(None, given)), folder)
+    assert (outcome.signal, outcome.steps) == (signal.SIGTERM, 1)
+    config = load_config(folder / "config.yaml", complete=True)
+    assert config == load_config(None, given)
+    check_settings(folder, config)
+    last = folder / "checkpoints" / "last.ckpt"
+    experiment = prepare_run(config, checkpoint=last if last.exists() else None, resumes=folder)
+    assert train_run(experiment, folder, resume=True).steps == 4
+    parts, whole = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
+        for run in (folder, tmp_path / "whole")
+    )
+    assert parts.keys() == whole.keys()
+    for name, value in parts.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, whole[name]), name
+
+
+def test_the_configuration_is_written_before_the_first_stage_and_once(tmp_path, monkeypatch):
+    from pimlip_zoo import weak_stages
+
+    config = load_config(None, settings(tmp_path, "pretrain"))
+    seen = []
+
+    def look(experiment, labels, folder):
+        seen.append((tmp_path / "run" / "config.yaml").stat().st_mtime_ns)
+        return original(experiment, labels, folder)
+
+    original = weak_stages._pretrain
+    monkeypatch.setattr(weak_stages, "_pretrain", look)
+    train_run(prepare_run(config), tmp_path / "run")
+    assert seen == [(tmp_path / "run" / "config.yaml").stat().st_mtime_ns]
+    assert load_config(tmp_path / "run" / "config.yaml", complete=True) == config
 
 
 def test_a_finished_stage_is_not_repeated(tmp_path):

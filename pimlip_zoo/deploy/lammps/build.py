@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing, writing
 
 __all__ = ["PLUGIN_NAME", "build_plugin", "plugin_cache", "source_files"]
 
@@ -228,11 +229,7 @@ def _compile(command: list[str], library: Path) -> None:
 
 
 def _copy(library: Path, target: Path) -> None:
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as scratch:
         shutil.copyfile(library, scratch)
-        scratch.replace(target)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise InputError(f"cannot write: {error.strerror or error}", file=target) from error

@@ -23,6 +23,7 @@ from pimlip_zoo.deploy.native.tabulate import Tabulated, by_steps, deviation, ta
 from pimlip_zoo.deploy.selfcheck import compare, from_edges, pair_style_inputs
 from pimlip_zoo.deploy.torchscript import ExportReport, prepared
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
 from pimlip_zoo.graph import AtomGraph, Predictions
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ def export_native(
     trace = steps_of(ready) if made is None else made.trace
     program = record(ready, trace)
     sources = {width: model_source(program, width, registers) for width, registers in TARGETS.items()}
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as scratch:
         content = NativeFile(metadata, sources, weights_bytes(program))
         write_native(scratch, content)
         written = pair_style_function(NativeModel(scratch))
@@ -87,11 +87,6 @@ def export_native(
         found = read_native(scratch).metadata
         if any(found.get(key) != value for key, value in metadata.items()):
             raise InputError("the metadata did not survive writing", file=path)
-        scratch.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write: {error.strerror or error}", file=path) from error
-    finally:
-        scratch.unlink(missing_ok=True)
     return ExportReport(path, time.perf_counter() - started, largest, metadata)
 
 

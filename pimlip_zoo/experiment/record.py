@@ -1,0 +1,261 @@
+"""What a run folder keeps of a run's beginning, and how a resumed run is held to it: configuration and data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from pimlip_zoo.config import RunConfig, load_config, restored, save_config
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.stored import StoredFrames
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.ranks import from_rank_zero
+from pimlip_zoo.files import replacing
+from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
+
+__all__ = [
+    "CONFIG",
+    "MAY_CHANGE",
+    "DataRecord",
+    "check_data",
+    "check_settings",
+    "data_record",
+    "write_record",
+]
+
+log = logging.getLogger("pimlip_zoo")
+
+CONFIG, DATA = "config.yaml", "data.json"
+
+DataRecord = dict[str, dict[str, Any]]
+"""By part (training, validation, unlabelled): the DATA specification, how many structures, and their hash."""
+
+MAY_CHANGE = (
+    "data.train",  # under another name the structures have to be the same
+    "data.valid",
+    "data.test",
+    "data.batch_size",
+    "data.max_atoms",
+    "data.max_edges",
+    "data.valid_batch_size",
+    "data.num_workers",
+    "data.neighbours",
+    "data.cache_mb",
+    "data.check_references",
+    "loss",
+    "optimizer.lr",
+    "schedule",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.valid_every",
+    "trainer.gradient_clip",
+    "trainer.patience",
+    "trainer.device",
+    "trainer.devices",
+    "trainer.nodes",
+    "trainer.threads",
+    "trainer.products",
+    "trainer.tensorboard",
+    "weak.labels.cache",
+)
+"""Options, and sections of them, that take effect when a run is resumed; all others are what the run began with."""
+
+_LOOKED_AT = 256
+"""Records of a store that are hashed beside its index."""
+
+
+def data_record(config: RunConfig, split: tuple[Sequence[Frame], Sequence[Frame]]) -> DataRecord:
+    """What is compared when the run is resumed.
+
+    Args:
+        config: of the run.
+        split: training and validation structures, with all labels that they have.
+    """
+    train, valid = split
+    parts: dict[str, tuple[str, Sequence[Frame]]] = {
+        "training": (config.data.train, train),
+        "validation": (config.data.valid or config.data.train, valid),
+    }
+    if config.weak.unlabelled is not None:
+        parts["unlabelled"] = (config.weak.unlabelled, load_frames(config.weak.unlabelled))
+    return {
+        name: {"data": spec, "structures": len(frames), "sha256": _hash(frames)}
+        for name, (spec, frames) in parts.items()
+    }
+
+
+def _hash(frames: Sequence[Frame]) -> str:
+    """Of everything that is trained on; of a store's frames by its index, and some of them in full."""
+    digest = sha256()
+    if isinstance(frames, StoredFrames):
+        digest.update(frames.store.index[frames.indices].tobytes())
+        digest.update(np.ascontiguousarray(frames.store.compositions).tobytes())
+        places = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _LOOKED_AT)).astype(int))
+        for record in frames.records(places.tolist()):
+            digest.update(record)
+        return digest.hexdigest()
+    for frame in frames:
+        for array, kind in (
+            (frame.numbers, np.int64),
+            (frame.positions, np.float64),
+            (frame.cell, np.float64),
+            (frame.pbc, np.bool_),
+            (frame.energy, np.float64),
+            (frame.forces, np.float64),
+            (frame.stress, np.float64),
+            (frame.weight, np.float64),
+        ):
+            digest.update(b"-" if array is None else np.ascontiguousarray(array, dtype=kind).tobytes())
+    return digest.hexdigest()
+
+
+def check_data(folder: Path, record: DataRecord) -> None:
+    """Refuse to go on with other structures than the run began with.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    keys = {"training": "data.train", "validation": "data.valid", "unlabelled": "weak.unlabelled"}
+    kept = from_rank_zero(lambda: _kept(folder / DATA))
+    if kept is None:
+        log.warning("%s has no %s: whether its data are still the same is not known", folder, DATA)
+        return
+    for part, key in keys.items():
+        old, new = kept.get(part), record.get(part)
+        if old is None or new is None or old["sha256"] == new["sha256"]:
+            continue  # what has no structures at all is an option that was compared before
+        raise InputError(
+            f"the {part} structures are not those of the run: {_described(old)} then, {_described(new)} now",
+            file=folder,
+            key=key,
+            mend="put the old ones back, or start from the run with --from",
+        )
+
+
+def _kept(path: Path) -> DataRecord | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for part in content.values():
+            _described(part)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("is damaged", file=path, mend="without it the data are not compared") from error
+    return dict(content)
+
+
+def _described(part: Mapping[str, Any]) -> str:
+    return f"{part['structures']} of {part['data']} (hash {part['sha256'][:8]})"
+
+
+def check_settings(folder: Path, given: RunConfig) -> None:
+    """Refuse to go on with an option changed that a run cannot change on its way.
+
+    Args:
+        folder: of the run.
+        given: the configuration to go on with.
+
+    Raises:
+        InputError: naming the first such key, what the run has and what was given; for fewer steps than were done.
+    """
+    kept, done = _begun_with(folder)
+    old, new = dict(_options(kept)), dict(_options(given))
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and not _may_change(key)]
+    if changed:
+        key, *others = changed
+        more = f"; {len(others)} more differ, such as {others[0]}" if others else ""
+        raise InputError(
+            f"the run has {_shown(old.get(key))}, given is {_shown(new.get(key))}{more}",
+            file=folder,
+            key=key,
+            mend="a run keeps what it began with: give that, or start another run",
+        )
+    if given.trainer.max_steps < done:
+        raise InputError(
+            f"the run has done {done} steps, given are {given.trainer.max_steps}",
+            file=folder,
+            key="trainer.max_steps",
+            mend=f"give at least {done}",
+        )
+
+
+def _begun_with(folder: Path) -> tuple[RunConfig, int]:
+    """The configuration of a run and its steps; its last checkpoint is believed before a file that people edit."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        return load_config(folder / CONFIG, complete=True), 0
+    content = read_checkpoint(last)
+    config = (content[KEY].get("summary") or {}).get("config") or {}
+    try:
+        kept = restored(config)
+    except (InputError, ValidationError):  # of another version
+        kept = load_config(folder / CONFIG, complete=True)
+    return kept, int(content["global_step"])
+
+
+def _options(config: RunConfig) -> Iterator[tuple[str, Any]]:
+    """Every option by its dotted key; those of the architecture with what its preset fills in."""
+    model = {"name": config.model.name, "preset": config.model.preset}
+    sections = {name: getattr(config, name) for name in RunConfig.model_fields}
+    sections["model"] = model | dataclasses.asdict(config.model.configure())
+    for name, section in sections.items():
+        yield from _flat(name, section)
+
+
+def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The options of a section; a table that is no section is one value."""
+    if isinstance(value, BaseModel):
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    elif not (key == "model" or (isinstance(value, Mapping) and _of_sections(value))):
+        yield key, list(value) if isinstance(value, tuple) else value
+        return
+    for name, inner in value.items():
+        yield from _flat(f"{key}.{name}", inner)
+
+
+def _of_sections(table: Mapping[str, Any]) -> bool:
+    return bool(table) and all(isinstance(value, BaseModel) for value in table.values())
+
+
+def _may_change(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None or value == {} else str(value)
+
+
+def write_record(folder: Path, config: RunConfig, data: DataRecord | None) -> None:
+    """Write what is not there yet, or has changed. Of several ranks, call it on the first.
+
+    Args:
+        folder: of the run; made where it is missing.
+        config: with which it goes on.
+        data: of its structures; None leaves what is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _is_kept(folder / CONFIG, config):
+        save_config(config, folder / CONFIG)
+    if data is None:
+        return
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    path = folder / DATA
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _is_kept(path: Path, config: RunConfig) -> bool:
+    try:
+        return load_config(path, complete=True).model_dump() == config.model_dump()
+    except InputError:
+        return False

@@ -1,0 +1,148 @@
+"""Locks on files and folders that end with the process that holds them, however it ends.
+
+They are the operating system's: a killed process leaves an empty file behind, and no lock. Processes on several
+machines see each other's where the file system they share has locks; where it has none, a warning says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pimlip_zoo.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on this system
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["LOCK_NAME", "Lock", "claimed", "numbered_folder", "try_lock"]
+
+LOCK_NAME = ".lock"
+"""The file in a claimed folder."""
+
+log = logging.getLogger("pimlip_zoo")
+
+
+class Lock:
+    """A lock that is held; see :func:`try_lock`.
+
+    Args:
+        path: its file.
+        descriptor: of the open file.
+        sure: whether the file system keeps others out.
+    """
+
+    def __init__(self, path: Path, descriptor: int, *, sure: bool) -> None:
+        self.path, self.sure = path, sure
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Remove the file, and let others in."""
+        with suppress(OSError):
+            self.path.unlink()  # while it is held: who opened it meanwhile sees that its file is gone
+        os.close(self._descriptor)
+
+
+def try_lock(path: Path) -> Lock | None:
+    """Lock a file, which is made; None while another holds it.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            sure = _lock(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if _is_file(descriptor, path):
+            with suppress(OSError):  # for who asks; a full disk is no reason to stop here
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return Lock(path, descriptor, sure=sure)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether there are locks here; BlockingIOError while another holds it."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has its name: its last holder may have removed it before the lock was got."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """A folder that no other process writes to meanwhile; made where it is missing.
+
+    Yields:
+        The folder.
+
+    Raises:
+        InputError: while another process has it, or when it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(folder / LOCK_NAME)
+    except OSError as error:
+        raise InputError(f"cannot be made: {(error.strerror or str(error)).lower()}", file=folder) from error
+    if lock is None:
+        raise InputError(
+            f"{_holder(folder / LOCK_NAME)} is writing to it",
+            file=folder,
+            mend="wait until it is done, or name another folder",
+        )
+    if not lock.sure:
+        log.warning("%s: the file system has no locks; no other process may write there", folder)
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text() or "another process"
+    except OSError:
+        return "another process"
+
+
+@contextmanager
+def numbered_folder(parent: Path, stem: str) -> Iterator[Path]:
+    """Make the next free one of ``stem-1``, ``stem-2``, ...; gone again when nothing was put into it.
+
+    Of processes that ask at the same moment each gets a number of its own.
+    """
+    number = 1
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = parent / f"{stem}-{number}"
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()

@@ -1,0 +1,126 @@
+"""A file is there as a whole or not at all, whoever is killed and however full the disk is."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import append, replacing
+
+UNFINISHED = """
+import pathlib, sys, time
+from pimlip_zoo.files import replacing
+with replacing(pathlib.Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print(temporary, flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def largest_file(size):
+    """The system lets no file grow beyond so many bytes, as on a full disk, whoever writes it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_one_is_writing_is_not(tmp_path):
+    target = tmp_path / "model.nequip.pth"
+    target.write_text("before")
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", UNFINISHED, target], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    dead, alive = (Path(job.stdout.readline().strip()) for job in jobs)
+    os.kill(jobs[0].pid, signal.SIGKILL)
+    jobs[0].wait()
+    assert target.read_text() == "before"
+    with replacing(target) as temporary:
+        temporary.write_text("whole")
+    assert not dead.parent.exists()
+    assert alive.read_text() == "half"
+    os.kill(jobs[1].pid, signal.SIGKILL)
+    jobs[1].wait()
+    append(target, ", too")  # writes in place: clears nothing
+    with replacing(target) as temporary:
+        temporary.write_text("again")
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_two_who_write_one_file_at_once_leave_one_of_both_whole(tmp_path):
+    target = tmp_path / "errors.json"
+    with replacing(target) as first, replacing(target) as second:
+        first.write_text("a" * 1000)
+        second.write_text("b" * 1000)
+    assert target.read_text() in ("a" * 1000, "b" * 1000)
+    assert [path.name for path in tmp_path.iterdir()] == ["errors.json"]
+
+
+@pytest.mark.parametrize("write", ["python", "torch"])
+def test_a_file_that_does_not_fit_is_named_and_leaves_nothing(tmp_path, write):
+    target = tmp_path / "model.pth"
+    target.write_text("before")
+    values = torch.zeros(200_000)
+
+    def fill(path):
+        if write == "python":
+            path.write_bytes(bytes(400_000))
+        else:
+            torch.save(values, path)
+
+    says = pytest.raises(InputError, match=r"model\.pth: cannot be written: file too large")
+    with largest_file(100_000), says, replacing(target) as temporary:
+        fill(temporary)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+    assert target.read_text() == "before"
+
+
+@pytest.mark.parametrize("form", ["torchscript", "checkpoint"])
+def test_an_export_that_does_not_fit_ends_in_one_line_and_leaves_nothing(tmp_path, form):
+    from pimlip_zoo.cli.export import ExportFormat, export_potential
+    from pimlip_zoo.models.potential import Potential
+    from pimlip_zoo.nn.kernels import use_kernels
+    from pimlip_zoo.registry import get_model
+
+    info = get_model("nequip")
+    config = info.configure("small", num_layers=1, channels=2, cutoff=3.0, avg_num_neighbors=8.0)
+    potential = Potential(info.model(config, ("H", "O")))
+    target = tmp_path / "model.out"
+    says = pytest.raises(InputError, match=r"model\.out: cannot be written: file too large")
+    with use_kernels("reference"), largest_file(4_000), says:
+        export_potential(potential, target, format=ExportFormat(form))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_fault_of_a_library_is_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="something else"), replacing(tmp_path / "file"):
+        raise RuntimeError("something else")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_added_is_there_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "log.csv"
+    append(path, "a" * 6000)
+    with largest_file(10_000), pytest.raises(InputError, match=r"log\.csv: cannot be written"):
+        append(path, "b" * 6000)
+    append(path, "c")
+    assert path.read_text() == "a" * 6000 + "c"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_the_reason_stands_behind_the_name(tmp_path, number):
+    says = pytest.raises(InputError, match=r"file: cannot be written: (no space|disk quota)")
+    with says, replacing(tmp_path / "file"):
+        raise OSError(number, os.strerror(number))

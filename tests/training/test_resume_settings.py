@@ -1,0 +1,249 @@
+"""What a resumed run may change takes effect; what it may not is refused before anything is written."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pimlip_zoo.config import load_config, parse_settings
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
+from pimlip_zoo.datasets.lmdb import write_store
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment import check_settings
+from pimlip_zoo.experiment.record import data_record
+from pimlip_zoo.training.schedule import learning_rate_factor
+from pimlip_zoo.weak_stages import prepare_run, train_run
+
+SMALL = [
+    "model.channels=4",
+    "model.radial_hidden=[4]",
+    "trainer.valid_every=2",
+    "trainer.device=cpu",
+    "data.batch_size=4",
+]
+
+
+def write(path, frames):
+    import ase.io
+
+    ase.io.write(path, [frame_to_atoms(frame) for frame in frames])
+    return path
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of four steps on twelve structures."""
+    folder = tmp_path_factory.mktemp("begun")
+    write(folder / "data.extxyz", load_builtin("ethanol-gfn2")[:12])
+    settings = [*SMALL, f"data.train={folder / 'data.extxyz'}", "trainer.max_steps=4"]
+    train_run(prepare_run(load_config(None, parse_settings(settings))), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def run(begun, tmp_path):
+    return shutil.copytree(begun / "run", tmp_path / "run")
+
+
+def resume(run, *settings):
+    """As the command line does it."""
+    config = load_config(None, parse_settings(settings), onto=run / "config.yaml")
+    check_settings(run, config)
+    experiment = prepare_run(config, checkpoint=run / "checkpoints" / "last.ckpt", resumes=run)
+    return train_run(experiment, run, resume=True)
+
+
+def content(run):
+    return {path.relative_to(run): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+
+
+def refused(run, *settings, says):
+    before = content(run)
+    with pytest.raises(InputError) as caught:
+        resume(run, *settings)
+    for words in says:
+        assert words in str(caught.value)
+    assert content(run) == before
+
+
+def current_weights(run):
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return saved["current_model_state"], saved["optimizer_states"][0]["param_groups"]
+
+
+# ---- options
+
+
+def test_a_learning_rate_holds_from_the_first_step_on(run):
+    before, _ = current_weights(run)
+    resume(run, "optimizer.lr=1e-30", "trainer.max_steps=8")
+    after, groups = current_weights(run)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert groups[0]["initial_lr"] == 1e-30
+    assert yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"] == 1e-30
+
+
+def test_the_schedule_is_that_of_the_new_length(run):
+    resume(run, "optimizer.lr=0.02", "trainer.max_steps=8", "schedule.warmup_steps=0")
+    factor = learning_rate_factor("cosine", warmup_steps=0, total_steps=8, final=0.01)
+    with (run / "metrics.csv").open() as file:
+        rates = {int(row["step"]): float(row["learning_rate"]) for row in csv.DictReader(file)}
+    assert rates[6] == pytest.approx(0.02 * factor(6), rel=1e-12)
+    assert rates[8] == pytest.approx(0.02 * factor(8), rel=1e-12)
+
+
+def test_a_longer_patience_holds(begun, tmp_path):
+    settings = [*SMALL, f"data.train={begun / 'data.extxyz'}", "optimizer.lr=1e-30", "trainer.max_steps=40"]
+    settings += ["trainer.ema_decay=0", "trainer.patience=1"]  # nothing ever improves
+    folder = tmp_path / "run"
+    assert train_run(prepare_run(load_config(None, parse_settings(settings))), folder).steps == 4
+    assert resume(folder, "trainer.patience=3").steps == 8  # the count of validations goes on
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "loss.forces.weight=3",
+        "data.batch_size=3",
+        "trainer.valid_every=3",
+        "trainer.gradient_clip=1",
+        "trainer.threads=1",
+        "data.num_workers=1",
+        "trainer.max_time=1h",
+    ],
+)
+def test_what_does_not_shape_the_run_may_change(run, setting):
+    assert resume(run, setting, "trainer.max_steps=6").steps == 6
+    key, value = setting.split("=")
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    for part in key.split("."):
+        kept = kept[part]
+    assert str(kept).removesuffix(".0") == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("model.channels=8", ["model.channels", "has 4", "given is 8"]),
+        ("model.preset=medium", ["model.preset", "has small", "given is medium"]),
+        ("model.name=mace", ["model.name", "nequip", "mace"]),
+        ("seed=1", ["seed", "has 0", "given is 1"]),
+        ("optimizer.name=muon", ["optimizer.name", "adamw", "muon"]),
+        ("optimizer.weight_decay=0.1", ["optimizer.weight_decay", "0.1"]),
+        ("trainer.dtype=float64", ["trainer.dtype", "float32", "float64"]),
+        ("trainer.ema_decay=0", ["trainer.ema_decay", "0.99"]),
+        ("trainer.accumulate=2", ["trainer.accumulate", "has 1", "given is 2"]),
+        ("data.labels=[energy]", ["data.labels", "auto", "energy"]),
+        ("data.valid_fraction=0.3", ["data.valid_fraction", "0.1", "0.3"]),
+        ("data.energy_references={H: -1.0}", ["data.energy_references", "auto", "-1.0"]),
+        ("potential.zbl=true", ["potential.zbl", "False", "True"]),
+        ("weak.preset=piwsl", ["weak.preset", "nothing", "piwsl"]),
+        ("trainer.max_steps=3", ["trainer.max_steps", "done 4", "are 3"]),
+    ],
+)
+def test_what_shapes_the_run_is_refused_by_key_and_changes_no_file(run, setting, says):
+    refused(run, setting, says=[str(run), *says])
+
+
+def test_a_configuration_edited_by_hand_is_compared_with_the_checkpoint(run):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("channels: 4", "channels: 16"))
+    refused(run, "trainer.max_steps=6", says=["model.channels", "has 4", "given is 16"])
+    assert resume(run, "model.channels=4", "trainer.max_steps=6").steps == 6
+
+
+def test_a_refused_resumption_leaves_a_run_that_goes_on(run):
+    refused(run, "model.channels=16", "trainer.max_steps=6", says=["model.channels"])
+    assert resume(run, "trainer.max_steps=6").steps == 6
+
+
+def test_a_configuration_file_given_again_changes_nothing_by_its_defaults(run, tmp_path):
+    (tmp_path / "run.yaml").write_text("model: {channels: 4}\ntrainer: {max_steps: 6}\n")
+    config = load_config(tmp_path / "run.yaml", onto=run / "config.yaml")
+    kept = load_config(run / "config.yaml", complete=True)
+    assert config.trainer.max_steps == 6
+    config.trainer.max_steps = 4
+    assert config == kept
+
+
+# ---- data
+
+
+def changed(frame, **what):
+    fields = {name: getattr(frame, name) for name in Frame.__slots__}
+    return Frame(**{**fields, **what})
+
+
+CHANGES = {
+    "appended": lambda frames: [*frames, *load_builtin("ethanol-gfn2")[12:16]],
+    "fewer": lambda frames: frames[:-1],
+    "another order": lambda frames: frames[::-1],
+    "an energy": lambda frames: [changed(frames[0], energy=frames[0].energy + 1e-3), *frames[1:]],
+    "a force": lambda frames: [changed(frames[0], forces=-frames[0].forces), *frames[1:]],
+    "a position": lambda frames: [changed(frames[0], positions=frames[0].positions + 1e-6), *frames[1:]],
+    "an element": lambda frames: [
+        changed(frames[0], numbers=np.where(frames[0].numbers == 8, 16, frames[0].numbers)),
+        *frames[1:],
+    ],
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_data_that_changed_are_refused(begun, run, tmp_path, change):
+    frames = load_builtin("ethanol-gfn2")[:12]
+    other = write(tmp_path / "other.extxyz", CHANGES[change](list(frames)))
+    refused(
+        run,
+        f"data.train={other}",
+        "trainer.max_steps=6",
+        says=["data.", "not those of the run", str(begun / "data.extxyz"), str(other)],
+    )
+
+
+def test_the_same_data_in_another_place_are_taken(begun, run, tmp_path):
+    moved = shutil.copy(begun / "data.extxyz", tmp_path / "moved.extxyz")
+    assert resume(run, f"data.train={moved}", "trainer.max_steps=6").steps == 6
+    assert json.loads((run / "data.json").read_text())["training"]["data"] == str(moved)
+
+
+def test_unlabelled_structures_are_compared_too(tmp_path):
+    frames = load_builtin("ethanol-gfn2")[:10]
+    path = write(tmp_path / "unlabelled.extxyz", frames[:4])
+    settings = [("weak.preset", "piwsl"), ("weak.unlabelled", str(path))]
+    first = data_record(load_config(None, settings), (frames, frames))
+    write(path, frames[:5])
+    second = data_record(load_config(None, settings), (frames, frames))
+    assert first["training"] == second["training"]
+    assert first["unlabelled"]["sha256"] != second["unlabelled"]["sha256"]
+
+
+@pytest.mark.parametrize("change", ["appended", "an energy", "a force", "a position", "an element"])
+def test_a_store_that_changed_has_another_hash(tmp_path, change):
+    from pimlip_zoo.datasets.stored import open_frames
+
+    frames = list(load_builtin("ethanol-gfn2")[:12])
+    records = []
+    for number, part in enumerate((frames, frames, CHANGES[change](frames))):
+        path = write_store(tmp_path / f"{number}.lmdb", part)
+        config = load_config(None, [("data.train", str(path))])
+        stored = open_frames(str(path))
+        records.append(data_record(config, (stored, stored.subset([0, 1])))["training"]["sha256"])
+    assert records[0] == records[1] != records[2]
+
+
+def test_a_run_without_hashes_goes_on_and_says_so(run, caplog):
+    (run / "data.json").unlink()
+    with caplog.at_level("WARNING", logger="pimlip_zoo"):
+        assert resume(run, "trainer.max_steps=6").steps == 6
+    assert "not known" in caplog.text
+    assert (run / "data.json").exists()
+
+
+def test_hashes_that_cannot_be_read_are_named(run):
+    (run / "data.json").write_text('{"training": 3}')
+    refused(run, "trainer.max_steps=6", says=["data.json", "damaged"])
