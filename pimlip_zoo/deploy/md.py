@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import tempfile
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from pimlip_zoo.deploy.constraints import held_coordinates, holding
 from pimlip_zoo.deploy.stability import StabilityLimits, StabilityMonitor
 from pimlip_zoo.errors import InputError, did_you_mean
 
@@ -64,7 +66,8 @@ class MDSettings:
     interval: int = 10
     """Steps between frames in the trajectory and lines in the log."""
     keep_velocities: bool = False
-    """Go on with the velocities that the structure has, rather than draw them."""
+    """Go on with the velocities that the structure has, rather than draw them. The thermostat's random numbers
+    then follow from the seed and these velocities: every part of a simulation has its own."""
 
     def __post_init__(self) -> None:
         if self.ensemble not in ENSEMBLES:
@@ -131,11 +134,12 @@ def run_md(
 
     Raises:
         InputError: for a folder that holds a simulation already, a structure without atoms, velocities that
-            are to be kept but are not there, NPT without a cell periodic in all directions.
+            are to be kept but are not there, NPT without a cell periodic in all directions, constraints
+            other than ``FixAtoms`` and ``FixCartesian``.
     """
     _check_structure(atoms, settings)
     _check_folder(out)
-    generator = np.random.default_rng(settings.seed)
+    generator = _generator(atoms, settings)
     _set_velocities(atoms, settings, generator)
     monitor = StabilityMonitor(
         atoms,
@@ -196,6 +200,7 @@ def _check_structure(atoms: Atoms, settings: MDSettings) -> None:
             key="structure",
             mend="continue from the final.extxyz of a simulation, or let velocities be drawn",
         )
+    held_coordinates(atoms)  # what final.extxyz can say, so that whoever goes on from it holds the same
     if atoms.constraints and settings.ensemble == "npt":
         raise InputError("NPT cannot hold atoms fixed", key="structure", mend="remove the constraints")
 
@@ -212,6 +217,15 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot be made: {error.strerror}", file=out) from error
+
+
+def _generator(atoms: Atoms, settings: MDSettings) -> np.random.Generator:
+    if not settings.keep_velocities:
+        return np.random.default_rng(settings.seed)
+    # The same random kicks in every part would add up: where this part starts from makes them others.
+    state = np.ascontiguousarray([atoms.positions, atoms.get_momenta()], dtype="<f8")
+    digest = hashlib.sha256(state.tobytes()).digest()
+    return np.random.default_rng([settings.seed, *np.frombuffer(digest, "<u4").tolist()])
 
 
 def _set_velocities(atoms: Atoms, settings: MDSettings, generator: np.random.Generator) -> None:
@@ -300,8 +314,9 @@ def _write_frame(file: IO[str], atoms: Atoms, row: dict[str, float]) -> None:
     from ase.io.extxyz import write_extxyz
 
     frame = atoms.copy()
-    frame.set_constraint()
-    results: dict[str, Any] = {"energy": row["potential_energy_eV"], "forces": atoms.get_forces()}
+    frame.set_constraint(holding(held_coordinates(atoms)))
+    forces = atoms.get_forces(apply_constraint=False)  # labels: those of atoms that are held, too
+    results: dict[str, Any] = {"energy": row["potential_energy_eV"], "forces": forces}
     if np.isfinite(row["pressure_GPa"]):
         results["stress"] = atoms.get_stress()
     frame.calc = SinglePointCalculator(frame, **results)
