@@ -158,8 +158,8 @@ def test_a_native_file_with_one_wrong_bit(tmp_path, plugin, exported):
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
     """Where nothing has been compiled yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "pimlip-zoo" / "kernels"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "the cache"))
+    return tmp_path / "the cache" / "pimlip-zoo" / "kernels"
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

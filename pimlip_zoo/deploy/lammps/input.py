@@ -120,7 +120,7 @@ def input_script(
     return f"""# Molecular dynamics with a potential of pimlip-zoo.   lmp -in in.lammps
 {remark}units           metal
 atom_style      {"charge" if charges else "atomic"}
-boundary        {" ".join("p" if p else "s" for p in periodic)}
+boundary        {" ".join("p" if p else "m" for p in periodic)}
 newton          on
 
 plugin          load {lammps_word(plugin)}
@@ -236,6 +236,8 @@ def _id_ranges(members: NDArray[np.bool_]) -> Iterator[str]:
 
 
 def _relative(path: str | os.PathLike[str], folder: Path) -> str:
-    resolved = Path(path).resolve()
-    inside = resolved.is_relative_to(folder.resolve())
-    return resolved.relative_to(folder.resolve()).as_posix() if inside else str(resolved)
+    resolved, start = Path(path).resolve(), folder.resolve()
+    if resolved.is_relative_to(start):
+        return resolved.relative_to(start).as_posix()
+    # LAMMPS reads ASCII alone: a folder above both of them need not be named.
+    return str(resolved) if str(resolved).isascii() else os.path.relpath(resolved, start)

@@ -25,8 +25,10 @@ def lammps_word(path: str | os.PathLike[str]) -> str:
     if _PLAIN.fullmatch(text):
         return text
     for quote in ('"', "'"):
-        if quote not in text and not re.search(r"[\n\r\0]", text):
+        if quote not in text and text.isascii() and text.isprintable():
             return f"{quote}{text}{quote}"
     raise InputError(
-        "LAMMPS cannot read a path with both kinds of quotes or line breaks", file=text, mend="rename it"
+        "LAMMPS reads no paths with letters beyond ASCII, line breaks, or both kinds of quotes",
+        file=text,
+        mend="rename it, or take a place without them",
     )
