@@ -91,9 +91,9 @@ def test_what_constraints_hold_does_not_move(ensemble, has_velocities, tmp_path,
     atoms = geometries()["a bulk crystal"] * (1, 1, 2)
     held = np.r_[0:7, 12, 20:23]
     along = [30, 33]
-    atoms.set_constraint([FixAtoms(held), FixCartesian(along, mask=(True, False, True))])
     if has_velocities:
-        atoms.set_velocities(np.full((len(atoms), 3), 0.01), apply_constraint=False)
+        atoms.set_velocities(np.full((len(atoms), 3), 0.01))
+    atoms.set_constraint([FixAtoms(held), FixCartesian(along, mask=(True, False, True))])
     settings = MDSettings(ensemble=ensemble, steps=20, every=10, temperature=500)
     script = write_run(
         tmp_path, atoms, model=exported("nequip"), plugin=plugin, species=SPECIES, settings=settings

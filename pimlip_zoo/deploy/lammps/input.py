@@ -113,7 +113,9 @@ def input_script(
         if has_velocities
         else f"velocity        {group} create {temperature} {settings.seed} dist gaussian {momenta}"
     )
-    groups, holds = _holding(fixed, thermostatted=settings.ensemble == "nvt")
+    groups, still, holds = _holding(fixed, thermostatted=settings.ensemble == "nvt")
+    if still and not has_velocities:
+        still += f"velocity        {group} scale {temperature} temp moving\n"
     columns = f"id element {'q ' if charges else ''}x y z vx vy vz fx fy fz"
     options = f" chunk {settings.chunk}" if settings.chunk else ""
     options += " masses any" if any_mass else ""
@@ -134,7 +136,7 @@ neigh_modify    every 1 delay 0 check yes
 timestep        {timestep:g}
 
 {groups}{velocities}
-fix             integrate {group} {integrators[settings.ensemble]}
+{still}fix             integrate {group} {integrators[settings.ensemble]}
 {holds}
 thermo_style    custom step time temp pe ke etotal press vol
 thermo          {settings.every}
@@ -200,12 +202,12 @@ def write_run(
     return script
 
 
-def _holding(held: NDArray[np.bool_], *, thermostatted: bool) -> tuple[str, str]:
-    """Lines in front of the velocities, and behind the integrator, that hold coordinates."""
+def _holding(held: NDArray[np.bool_], *, thermostatted: bool) -> tuple[str, str, str]:
+    """Lines in front of the velocities, behind them, and behind the integrator, that hold coordinates."""
     if not held.any():
-        return "", ""
+        return "", "", ""
     whole = held.all(axis=1)
-    before, after = [], []
+    before, still, after = [], [], []
     for pattern in np.unique(held[held.any(axis=1)], axis=0):
         members = (held == pattern).all(axis=1)
         name = "held" if pattern.all() else "held_" + "".join(np.array(list("xyz"))[pattern])
@@ -213,7 +215,8 @@ def _holding(held: NDArray[np.bool_], *, thermostatted: bool) -> tuple[str, str]
         if pattern.all():
             continue  # nothing integrates these
         zeros = " ".join("0.0" if fixed else "NULL" for fixed in pattern)
-        after += [f"velocity        {name} set {zeros}", f"fix             {name} {name} setforce {zeros}"]
+        still.append(f"velocity        {name} set {zeros}")
+        after.append(f"fix             {name} {name} setforce {zeros}")
     group = "mobile" if whole.any() else "all"
     if whole.any():
         before.append("group           mobile subtract all held")
@@ -223,7 +226,8 @@ def _holding(held: NDArray[np.bool_], *, thermostatted: bool) -> tuple[str, str]
     before.append(f"compute_modify  moving extra/dof {int(held[~whole].sum())}")
     if thermostatted:
         after.append("fix_modify      integrate temp moving")
-    return "\n".join(before) + "\n", "\n".join(after) + "\n"
+    lines = ["".join(f"{line}\n" for line in part) for part in (before, still, after)]
+    return lines[0], lines[1], lines[2]
 
 
 def _id_ranges(members: NDArray[np.bool_]) -> Iterator[str]:
