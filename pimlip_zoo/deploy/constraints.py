@@ -45,6 +45,8 @@ def holding(held: NDArray[np.bool_]) -> list[Any]:
 
     whole, some = held.all(axis=1), held.any(axis=1)
     kept: list[Any] = [FixAtoms(mask=whole)] if whole.any() else []
-    for pattern in np.unique(held[some & ~whole], axis=0):
-        kept.append(FixCartesian(np.flatnonzero((held == pattern).all(axis=1)), mask=pattern))
+    kept += [
+        FixCartesian(np.flatnonzero((held == pattern).all(axis=1)), mask=pattern)
+        for pattern in np.unique(held[some & ~whole], axis=0)
+    ]
     return kept

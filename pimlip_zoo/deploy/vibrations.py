@@ -152,9 +152,7 @@ def phonons(
     if not (atoms.pbc.all() and atoms.cell.rank == 3):
         raise InputError("phonons need a cell that is periodic in all directions", key="structure")
     if atoms.constraints:
-        raise InputError(
-            "phonons are of atoms that all move", key="structure", mend="remove the constraints"
-        )
+        raise InputError("phonons are of atoms that all move", key="structure", mend="remove the constraints")
     with tempfile.TemporaryDirectory(prefix="pimlip-phonons-") as folder:
         result: Phonons = Phonons(
             atoms, atoms.calc, supercell=tuple(supercell), delta=step, name=str(Path(folder, "phonon"))

@@ -149,9 +149,7 @@ thermo_modify format float %.17g
 @pytest.mark.parametrize(
     ("name", "file_format"), [("messages3", "torchscript"), ("nequip", "native")], indirect=["file_format"]
 )
-def test_the_heat_flux_is_the_time_derivative_of_where_the_energy_is(
-    name, ranks, tmp_path, plugin, exported
-):
+def test_the_heat_flux_is_the_time_derivative_of_where_the_energy_is(name, ranks, tmp_path, plugin, exported):
     # Of a cluster in NVE: the flux is d/dt sum r_i e_i, up to the square of the time step.
     atoms = geometries()["a molecule in a box"].copy()
     momenta = np.random.default_rng(4).normal(size=(len(atoms), 3))

@@ -25,7 +25,9 @@ def run(tmp_path, plugin, exported):
     def start(elements, masses="", options="", ranks=1, style="atomic"):
         write_data(tmp_path / "structure.data", geometries()["a molecule in a box"], SPECIES)
         text = f"units metal\natom_style {style}\nplugin load {plugin}\nread_data structure.data\n"
-        text += f"pair_style pimlip {options}\npair_coeff * * {exported('nequip')} {elements}\n{masses}\nrun 0\n"
+        text += (
+            f"pair_style pimlip {options}\npair_coeff * * {exported('nequip')} {elements}\n{masses}\nrun 0\n"
+        )
         (tmp_path / "in.lammps").write_text(text)
         return run_lammps(tmp_path / "in.lammps", ranks=ranks)
 
@@ -75,7 +77,10 @@ def test_a_type_that_is_another_style_s_may_have_any_mass(tmp_path, plugin, expo
 def test_masses_of_single_atoms_are_looked_at(tmp_path, plugin, exported):
     # atom_style sphere has no masses of types: they come from diameters and densities.
     density = {mass: 6 * mass / np.pi for mass in (12.011, 15.999)}
-    for mass, reason in ((12.011, None), (15.999, "atom type 1 C, whose mass is 12.011, and its mass is 15.999")):
+    for mass, reason in (
+        (12.011, None),
+        (15.999, "atom type 1 C, whose mass is 12.011, and its mass is 15.999"),
+    ):
         (tmp_path / "in.lammps").write_text(
             f"units metal\natom_style sphere\nplugin load {plugin}\nregion box block 0 9 0 9 0 9\n"
             f"create_box 1 box\ncreate_atoms 1 single 1 1 1\nset group all diameter 1 density {density[mass]}\n"
@@ -92,7 +97,9 @@ def test_the_table_tells_every_element_from_those_beside_it(tmp_path):
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
-    rows = [f'{{"{s}", {m!r}}}' for s, m in zip(chemical_symbols[1:], atomic_masses[1:].tolist(), strict=True)]
+    rows = [
+        f'{{"{s}", {m!r}}}' for s, m in zip(chemical_symbols[1:], atomic_masses[1:].tolist(), strict=True)
+    ]
     (tmp_path / "t.cpp").write_text(
         '#include "pimlip_masses.h"\n#include <cstdio>\nusing namespace pimlip;\n'
         f"const StandardMass ase[] = {{{', '.join(rows)}}};\n"

@@ -236,7 +236,9 @@ run 0
         ({"options": "speed high"}, "unknown option speed"),
         ({"options": "device gpu"}, "device is auto, cpu or cuda, not gpu"),
         (
-            {"after": "compute s all stress/atom NULL\ncompute r all reduce sum c_s[1]\nthermo_style custom c_r"},
+            {
+                "after": "compute s all stress/atom NULL\ncompute r all reduce sum c_s[1]\nthermo_style custom c_r"
+            },
             "compute stress/atom halves virials .*use compute centroid/stress/atom",
         ),
         (

@@ -117,7 +117,9 @@ def test_what_constraints_hold_does_not_move(ensemble, has_velocities, tmp_path,
 
 
 def test_atoms_that_are_held_are_turned_with_the_others():
-    atoms = Atoms("HCO", positions=[[0, 0, 0], [1, 0.2, 0], [0, 1.5, 1]], cell=[[0, 5, 0], [0, 0, 5], [5, 0, 0]])
+    atoms = Atoms(
+        "HCO", positions=[[0, 0, 0], [1, 0.2, 0], [0, 1.5, 1]], cell=[[0, 5, 0], [0, 0, 5], [5, 0, 0]]
+    )
     atoms.pbc = True
     loose = in_lammps_axes(atoms)
     atoms.set_constraint(FixAtoms([0, 2]))
@@ -126,7 +128,9 @@ def test_atoms_that_are_held_are_turned_with_the_others():
     assert np.abs(turned.positions - atoms.positions).max() > 0.1
     assert turned.constraints[0].index.tolist() == [0, 2]
     atoms.set_constraint(FixCartesian([1], mask=(True, False, False)))
-    with pytest.raises(InputError, match="single coordinates of atom 1 are held, and LAMMPS needs the cell turned"):
+    with pytest.raises(
+        InputError, match="single coordinates of atom 1 are held, and LAMMPS needs the cell turned"
+    ):
         in_lammps_axes(atoms)
 
 

@@ -48,13 +48,16 @@ def run(tmp_path, plugin, exported):
         } | pieces
         (tmp_path / "in.lammps").write_text(SCRIPT.format(**values))
         run_lammps(tmp_path / "in.lammps", ranks=ranks)
-        return float((tmp_path / "energy.txt").read_text()), np.loadtxt(tmp_path / "rows.txt", skiprows=9)[:, 1:]
+        return float((tmp_path / "energy.txt").read_text()), np.loadtxt(tmp_path / "rows.txt", skiprows=9)[
+            :, 1:
+        ]
 
     return start
 
 
 @pytest.mark.parametrize(
-    "exclusion", ["exclude group gone all", "exclude group all gone", "exclude group gone all exclude group gone gone"]
+    "exclusion",
+    ["exclude group gone all", "exclude group all gone", "exclude group gone all exclude group gone gone"],
 )
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_atoms_that_are_excluded_from_everything_are_not_there(exclusion, ranks, run):
@@ -107,15 +110,21 @@ def test_lists_and_ghosts_of_one_group_are_refused(run):
 
 def test_exclusions_that_concern_nobody_change_nothing(run):
     energy, _ = run("group none empty\nneigh_modify exclude group none none exclude group none all")
-    assert relative(energy, predict(potential_of("nequip"), geometries()["a skewed triclinic cell"])[0]) < 1e-10
+    assert (
+        relative(energy, predict(potential_of("nequip"), geometries()["a skewed triclinic cell"])[0]) < 1e-10
+    )
 
 
 def test_pairs_that_a_hybrid_gives_to_another_style_are_refused(run):
     styles = "hybrid pimlip lj/cut 3.0"
     with pytest.raises(InputError, match="atom types 1 and 2 belong to another pair style"):
         run("pair_coeff 1 2 lj/cut 0.01 1.5", style=styles, coeff="* * pimlip {model} H C O")
-    with pytest.raises(InputError, match="atom types (1 and 1|2 and 2) belong to another pair style"):
-        run("pair_coeff 1 1 lj/cut 0.01 1.5\npair_coeff 2 2 none", style=styles, coeff="* * pimlip {model} H C O")
+    with pytest.raises(InputError, match=r"atom types (1 and 1|2 and 2) belong to another pair style"):
+        run(
+            "pair_coeff 1 1 lj/cut 0.01 1.5\npair_coeff 2 2 none",
+            style=styles,
+            coeff="* * pimlip {model} H C O",
+        )
 
 
 def test_an_ideal_gas_of_the_grand_canonical_ensemble_has_its_density(tmp_path, plugin, exported):
@@ -124,7 +133,9 @@ def test_an_ideal_gas_of_the_grand_canonical_ensemble_has_its_density(tmp_path, 
     kt = 8.617333262e-5 * temperature
     write_data(tmp_path / "gas.data", Atoms("H", positions=[[9, 9, 9]], cell=[length] * 3, pbc=True), SPECIES)
     alone = predict(potential_of("nequip"), Atoms("H", positions=[[0, 0, 0]]))[0]
-    wavelength = 6.62607015e-34 / np.sqrt(2 * np.pi * mass * 1.66053907e-27 * 1.380649e-23 * temperature) * 1e10
+    wavelength = (
+        6.62607015e-34 / np.sqrt(2 * np.pi * mass * 1.66053907e-27 * 1.380649e-23 * temperature) * 1e10
+    )
     chemical = kt * np.log(target * np.exp(alone / kt) * wavelength**3 / length**3)
     script = f"""units metal
 atom_style atomic

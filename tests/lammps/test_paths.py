@@ -7,12 +7,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import write
-from toys import SPECIES, geometries, predict, potential_of, relative
+from toys import SPECIES, geometries, potential_of, predict, relative
 
 from pimlip_zoo.commands import command_words
 from pimlip_zoo.deploy.lammps.build import build_plugin
@@ -31,9 +32,7 @@ FOLDERS = ["two words", "it's", 'say "so"', "$HOME #1", "Modelle für Öl", "a&b
 def test_written_scripts_find_models_and_plugins(name, tmp_path, plugin, exported):
     folder = tmp_path / name
     folder.mkdir()
-    model, library = (
-        shutil.copy(path, folder / f"a {path.name}") for path in (exported("nequip"), plugin)
-    )
+    model, library = (shutil.copy(path, folder / f"a {path.name}") for path in (exported("nequip"), plugin))
     for target in [folder / "run here"] + [tmp_path / "beside"] * name.isascii():
         script = write_run(
             target,
@@ -62,14 +61,24 @@ def test_what_the_command_line_prints_can_be_pasted(tmp_path, plugin, exported):
     atoms = Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.2]])
     atoms.set_tags([1, 2])
     write(start, atoms, format="extxyz")
-    words = ["lammps", "input", str(exported("nequip")), "--structure", str(start), "--steps", "1", "-o", str(out)]
+    words = [
+        "lammps",
+        "input",
+        str(exported("nequip")),
+        "--structure",
+        str(start),
+        "--steps",
+        "1",
+        "-o",
+        str(out),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pimlip_zoo", *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "no place for what else the structure has: tags" in done.stderr
     printed = done.stdout.split("run it with: ")[1].strip()
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     pasted = subprocess.run(
         printed, shell=True, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False
     )

@@ -155,7 +155,12 @@ def write_data(path: str | os.PathLike[str], atoms: Atoms, species: Sequence[str
 
     types = atom_types(atoms, species)
     (xx, _, _), (xy, yy, _), (xz, yz, zz) = np.array(atoms.cell)
-    lines = ["structure written by pimlip-zoo", "", f"{len(atoms)} atoms", f"{len(types.elements)} atom types"]
+    lines = [
+        "structure written by pimlip-zoo",
+        "",
+        f"{len(atoms)} atoms",
+        f"{len(types.elements)} atom types",
+    ]
     lines += ["", *(f"0 {high:.17g} {d}lo {d}hi" for d, high in zip("xyz", (xx, yy, zz), strict=True))]
     if np.abs([xy, xz, yz]).max() > 1e-12:
         lines.append(f"{xy:.17g} {xz:.17g} {yz:.17g} xy xz yz")
