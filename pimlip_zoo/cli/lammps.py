@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -68,6 +69,7 @@ def write_input(
     chunk: Annotated[int, typer.Option(help="Atoms evaluated at once, to bound the memory; 0: all.")] = 0,
 ) -> None:
     """Write a folder with a working input script and the structure."""
+    from pimlip_zoo.deploy.lammps.data import left_out
     from pimlip_zoo.deploy.lammps.input import MDSettings, write_run
     from pimlip_zoo.deploy.metadata import read_metadata
     from pimlip_zoo.deploy.structure import read_structure
@@ -89,7 +91,9 @@ def write_input(
     model = _exported(run, output)
     species = read_metadata(model)["type_names"].split()
     script = write_run(output, atoms, model=model, plugin=_plugin(model), species=species, settings=settings)
-    typer.echo(f"wrote {script}; run it with: cd {output} && lmp -in {script.name}")
+    if omitted := left_out(atoms):
+        typer.echo(f"LAMMPS has no place for what else the structure has: {', '.join(omitted)}", err=True)
+    typer.echo(f"wrote {script}; run it with: cd {shlex.quote(str(output))} && lmp -in {script.name}")
 
 
 @app.command(epilog="Example: pimlip-zoo lammps check model.nequip.pth --ranks 1,2,4")

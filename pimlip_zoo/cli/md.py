@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from contextlib import contextmanager
@@ -96,19 +97,23 @@ def md_command(
         keep_velocities=keep_velocities,
     )
     atoms = read_structure(structure)
+    drawn = atoms.has("momenta") and not keep_velocities
     atoms.calc = _calculator(runs, device, dtype, trust=trust)
     screen = console()
     screen.print(
         f"{atoms.get_chemical_formula()}, {len(atoms)} atoms, {ensemble.value.upper()} at {temperature:g} K, "
         f"{steps:,} steps of {timestep:g} fs"
     )
+    if drawn:
+        screen.print("velocities are drawn anew; --keep-velocities starts with those in the file")
     limits = StabilityLimits(bond_stretch=None) if reactive else StabilityLimits()
     start = time.perf_counter()
     with _folder(out, runs[0]) as folder, _signals() as signals, _progress(steps, screen) as progress:
         result = run_md(atoms, settings, folder, limits=limits, progress=progress, stop=lambda: bool(signals))
     _report(result, time.perf_counter() - start, folder, screen)
     if result.interrupted:
-        screen.print(f"go on with: --structure {folder / 'final.extxyz'} --keep-velocities")
+        final = shlex.quote(str(folder / "final.extxyz"))
+        screen.print(f"go on with: --structure {final} --keep-velocities", soft_wrap=True)
         raise typer.Exit(128 + signals[0])
     if not result.stable:
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pimlip_zoo.deploy.constraints import held_coordinates, holding
 from pimlip_zoo.deploy.stability import StabilityLimits, StabilityMonitor
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.files import append, replacing
@@ -65,7 +67,8 @@ class MDSettings:
     interval: int = 10
     """Steps between frames in the trajectory and lines in the log."""
     keep_velocities: bool = False
-    """Go on with the velocities that the structure has, rather than draw them."""
+    """Go on with the velocities that the structure has, rather than draw them. The thermostat's random numbers
+    then follow from the seed and these velocities: every part of a simulation has its own."""
 
     def __post_init__(self) -> None:
         if self.ensemble not in ENSEMBLES:
@@ -133,11 +136,11 @@ def run_md(
     Raises:
         InputError: for a folder that holds a simulation already or that another process writes to, a structure
             without atoms, velocities that are to be kept but are not there, NPT without a cell periodic in all
-            directions, a disk that is full.
+            directions, constraints other than ``FixAtoms`` and ``FixCartesian``, a disk that is full.
     """
     _check_structure(atoms, settings)
     _check_folder(out)
-    generator = np.random.default_rng(settings.seed)
+    generator = _generator(atoms, settings)
     _set_velocities(atoms, settings, generator)
     monitor = StabilityMonitor(
         atoms,
@@ -209,6 +212,7 @@ def _check_structure(atoms: Atoms, settings: MDSettings) -> None:
             key="structure",
             mend="continue from the final.extxyz of a simulation, or let velocities be drawn",
         )
+    held_coordinates(atoms)  # what final.extxyz can say, so that whoever goes on from it holds the same
     if atoms.constraints and settings.ensemble == "npt":
         raise InputError("NPT cannot hold atoms fixed", key="structure", mend="remove the constraints")
 
@@ -218,6 +222,15 @@ def _check_folder(out: Path) -> None:
         raise InputError("is a file, a folder is needed", file=out)
     if (out / "trajectory.extxyz").exists():
         raise InputError("holds a simulation already", file=out, mend="name another folder")
+
+
+def _generator(atoms: Atoms, settings: MDSettings) -> np.random.Generator:
+    if not settings.keep_velocities:
+        return np.random.default_rng(settings.seed)
+    # The same random kicks in every part would add up: where this part starts from makes them others.
+    state = np.ascontiguousarray([atoms.positions, atoms.get_momenta()], dtype="<f8")
+    digest = hashlib.sha256(state.tobytes()).digest()
+    return np.random.default_rng([settings.seed, *np.frombuffer(digest, "<u4").tolist()])
 
 
 def _set_velocities(atoms: Atoms, settings: MDSettings, generator: np.random.Generator) -> None:
@@ -306,8 +319,9 @@ def _frame_text(atoms: Atoms, row: dict[str, float]) -> str:
     from ase.io.extxyz import write_extxyz
 
     frame = atoms.copy()
-    frame.set_constraint()
-    results: dict[str, Any] = {"energy": row["potential_energy_eV"], "forces": atoms.get_forces()}
+    frame.set_constraint(holding(held_coordinates(atoms)))
+    forces = atoms.get_forces(apply_constraint=False)  # labels: those of atoms that are held, too
+    results: dict[str, Any] = {"energy": row["potential_energy_eV"], "forces": forces}
     if np.isfinite(row["pressure_GPa"]):
         results["stress"] = atoms.get_stress()
     frame.calc = SinglePointCalculator(frame, **results)

@@ -49,7 +49,8 @@ def relax(
     """Move the atoms, and the cell where asked for, to a minimum of the energy (enthalpy under pressure).
 
     The cell moves along its logarithmic strain (ASE's ``FrechetCellFilter``); only components between
-    periodic directions are free, so that the vacuum of a slab stays.
+    periodic directions are free, so that the vacuum of a slab stays. Atoms that constraints hold keep their fractional
+    coordinates where the cell moves.
 
     Args:
         atoms: with a calculator; moved in place.

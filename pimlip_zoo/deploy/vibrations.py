@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pimlip_zoo.deploy.ase import PimlipCalculator
+from pimlip_zoo.deploy.constraints import held_coordinates
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, graph_to
 
@@ -101,16 +102,32 @@ def vibrations(atoms: Atoms, *, step: float | None = None) -> VibrationsData:
 
     ``vibrations(atoms).get_frequencies()`` is in 1/cm, imaginary along directions that lead downhill.
 
+    Atoms that ``FixAtoms`` holds do not vibrate: the modes are those of the others.
+
     Args:
         atoms: with a calculator; not moved.
         step: as of :func:`hessian`.
+
+    Raises:
+        InputError: for other constraints, or where no atom is free.
     """
     from ase.vibrations import VibrationsData
 
+    held = held_coordinates(atoms)
+    if (held.any(axis=1) & ~held.all(axis=1)).any():
+        raise InputError(
+            "modes of atoms of which single coordinates are held are not defined here",
+            key="structure",
+            mend="hold whole atoms with FixAtoms, or take the constraint away",
+        )
+    free = np.flatnonzero(~held.all(axis=1))
+    if len(free) == 0:
+        raise InputError("no atom is free to vibrate", key="structure", mend="take constraints away")
     count = len(atoms)
     plain = atoms.copy()
     plain.set_constraint()
-    return VibrationsData(plain, hessian(atoms, step=step).reshape(count, 3, count, 3))
+    full = hessian(atoms, step=step).reshape(count, 3, count, 3)
+    return VibrationsData(plain, full[free][:, :, free], indices=free)
 
 
 def phonons(
@@ -128,12 +145,14 @@ def phonons(
         acoustic: impose the acoustic sum rule.
 
     Raises:
-        InputError: for a structure that is not periodic in all directions.
+        InputError: for a structure that is not periodic in all directions, or has constraints.
     """
     from ase.phonons import Phonons
 
     if not (atoms.pbc.all() and atoms.cell.rank == 3):
         raise InputError("phonons need a cell that is periodic in all directions", key="structure")
+    if atoms.constraints:
+        raise InputError("phonons are of atoms that all move", key="structure", mend="remove the constraints")
     with tempfile.TemporaryDirectory(prefix="pimlip-phonons-") as folder:
         result: Phonons = Phonons(
             atoms, atoms.calc, supercell=tuple(supercell), delta=step, name=str(Path(folder, "phonon"))

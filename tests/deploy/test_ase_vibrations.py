@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms, FixCartesian, Hookean
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
@@ -108,3 +109,34 @@ def test_what_has_no_phonons_or_step_is_refused():
         phonons(molecule("H2O", calculator=EMT()))
     with pytest.raises(InputError, match="step"):
         hessian(molecule("H2O", calculator=EMT()), step=0.0)
+
+
+def test_atoms_that_are_held_do_not_vibrate(tmp_path):
+    from ase.vibrations import Vibrations
+
+    atoms = bulk("Cu", cubic=True, a=3.6).repeat((2, 1, 1))
+    atoms.positions += np.random.default_rng(0).normal(0, 0.05, atoms.positions.shape)
+    atoms.calc = EMT()
+    atoms.set_constraint(FixAtoms([0, 1, 2, 4, 7]))
+    ours = vibrations(atoms, step=0.005)
+    theirs = Vibrations(atoms, name=str(tmp_path / "vib"), delta=0.005)
+    theirs.run()
+    assert len(ours.get_energies()) == 9
+    assert ours.get_energies() == pytest.approx(theirs.get_energies(), abs=1e-6)
+    assert np.abs(ours.get_modes(all_atoms=True)[:, [0, 1, 2, 4, 7]]).max() == 0.0
+    assert hessian(atoms).shape == (24, 24)  # of the energy, which knows no constraint
+
+
+def test_modes_and_phonons_under_other_constraints_are_refused():
+    atoms = bulk("Cu", cubic=True, a=3.6)
+    atoms.calc = EMT()
+    for constraint, reason in (
+        (FixCartesian([0], mask=(True, False, False)), "single coordinates are held"),
+        (Hookean(0, 1, rt=2.0, k=1.0), "Hookean cannot be kept"),
+        (FixAtoms(range(4)), "no atom is free"),
+    ):
+        atoms.set_constraint(constraint)
+        with pytest.raises(InputError, match=reason):
+            vibrations(atoms)
+    with pytest.raises(InputError, match="phonons are of atoms that all move"):
+        phonons(atoms)

@@ -13,6 +13,7 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms, FixBondLengths, FixCartesian
 from ase.io import read
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
@@ -59,6 +60,70 @@ def ethanol(**options):
 def log_of(folder):
     with (folder / "log.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+# What the structure says beyond positions.
+
+
+def test_what_constraints_hold_is_held_when_a_run_is_continued(tmp_path):
+    atoms = copper()
+    held, along = np.r_[0:8, 10], [12, 20]
+    atoms.set_constraint([FixAtoms(held), FixCartesian(along, mask=(False, True, True))])
+    atoms.positions += np.random.default_rng(0).normal(0, 0.05, atoms.positions.shape)
+    start = np.round(atoms.positions, 8)
+    atoms.set_positions(start, apply_constraint=False)
+    settings = {"steps": 20, "timestep": 2.0, "temperature": 300}
+    run_md(atoms, MDSettings(**settings), tmp_path / "1")
+    middle = read(tmp_path / "1" / "final.extxyz")
+    middle.calc = EMT()
+    run_md(middle, MDSettings(keep_velocities=True, **settings), tmp_path / "2")
+    for folder in ("1", "2"):
+        for frame in read(tmp_path / folder / "trajectory.extxyz", ":"):
+            assert np.abs(frame.positions - start)[held].max() == 0.0
+            assert np.abs(frame.positions - start)[along, 1:].max() == 0.0
+    final = read(tmp_path / "2" / "final.extxyz")
+    assert np.abs(final.positions - start)[along, 0].min() > 1e-3
+    final.calc = EMT()
+    relax(final, steps=5)
+    assert np.abs(final.positions - start)[held].max() == 0.0
+
+
+def test_forces_in_the_trajectory_are_those_of_the_model_on_atoms_that_are_held_too(tmp_path):
+    from pimlip_zoo.datasets.readers import load_frames
+
+    atoms = copper()
+    atoms.positions += np.random.default_rng(0).normal(0, 0.05, atoms.positions.shape)
+    atoms.set_constraint(FixAtoms(range(8)))
+    run_md(atoms, MDSettings(steps=4, interval=2), tmp_path)
+    for frame in load_frames(str(tmp_path / "trajectory.extxyz")):
+        loose = copper()
+        loose.positions = frame.positions
+        assert np.abs(frame.forces - loose.get_forces()).max() < 1e-5
+        assert np.abs(frame.forces[:8]).max() > 0.1
+
+
+def test_masses_charges_and_tags_are_carried_on(tmp_path):
+    atoms = ethanol()
+    masses = atoms.get_masses()
+    masses[3] = 2.014
+    atoms.set_masses(masses)
+    atoms.set_initial_charges(np.linspace(-0.4, 0.4, 9))
+    atoms.set_initial_magnetic_moments(np.arange(9.0))
+    atoms.set_tags(range(9))
+    run_md(atoms, MDSettings(steps=3), tmp_path)
+    final = read(tmp_path / "final.extxyz")
+    assert np.allclose(final.get_masses(), masses, atol=1e-7)
+    assert np.allclose(final.get_initial_charges(), atoms.get_initial_charges(), atol=1e-7)
+    assert np.allclose(final.get_initial_magnetic_moments(), np.arange(9.0))
+    assert final.get_tags().tolist() == list(range(9))
+
+
+def test_constraints_that_the_files_cannot_keep_are_refused(tmp_path):
+    atoms = ethanol()
+    atoms.set_constraint(FixBondLengths([[0, 1]]))
+    with pytest.raises(InputError, match="FixBondLengths cannot be kept"):
+        run_md(atoms, MDSettings(steps=3), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # Ensembles.
@@ -113,6 +178,30 @@ def test_the_seed_decides_the_trajectory(tmp_path):
         ends.append(atoms.positions)
     np.testing.assert_array_equal(ends[0], ends[1])
     assert np.abs(ends[0] - ends[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_every_part_of_a_langevin_run_has_random_kicks_of_its_own(seed, tmp_path):
+    # Without forces velocities change by friction, which the kicks of a bath follow: what is left tells them.
+    atoms = Atoms("Ar6", positions=np.arange(18).reshape(6, 3) * 20.0)
+    atoms.calc = Springs(atoms, constant=0.0)
+    settings = MDSettings(steps=1, temperature=300, friction=0.05, seed=seed)
+    run_md(atoms, settings, tmp_path / "0")
+    kicks = []
+    for part in (1, 2, 3):
+        atoms = read(tmp_path / str(part - 1) / "final.extxyz")
+        atoms.calc = Springs(atoms, constant=0.0)
+        before = atoms.get_velocities()
+        run_md(atoms, MDSettings(**{**vars(settings), "keep_velocities": True}), tmp_path / str(part))
+        decay = np.exp(-0.05 * 0.5)
+        kicks.append((atoms.get_velocities() - decay * before).ravel())
+    correlations = [abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(kicks, [*kicks[1:], kicks[0]], strict=True)]
+    assert max(correlations) < 0.7
+    # And the same start with the same seed goes the same way again.
+    again = read(tmp_path / "2" / "final.extxyz")
+    again.calc = Springs(again, constant=0.0)
+    run_md(again, MDSettings(**{**vars(settings), "keep_velocities": True}), tmp_path / "again")
+    np.testing.assert_array_equal(again.positions, atoms.positions)
 
 
 # What is written.

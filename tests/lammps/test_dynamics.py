@@ -132,6 +132,46 @@ def test_a_restart_goes_on_where_the_run_ended(name, tmp_path, plugin, exported)
     assert np.abs(straight - resumed).max() < 1e-9
 
 
+FLUX = """compute ke all ke/atom
+compute pe all pe/atom
+compute stress all centroid/stress/atom NULL virial
+compute flux all heat/flux ke pe stress
+variable ex atom x*(c_ke+c_pe)
+variable ey atom y*(c_ke+c_pe)
+variable ez atom z*(c_ke+c_pe)
+compute moment all reduce sum v_ex v_ey v_ez
+thermo_style custom step etotal pe c_flux[1] c_flux[2] c_flux[3] c_moment[1] c_moment[2] c_moment[3]
+thermo_modify format float %.17g
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "file_format"), [("messages3", "torchscript"), ("nequip", "native")], indirect=["file_format"]
+)
+def test_the_heat_flux_is_the_time_derivative_of_where_the_energy_is(name, ranks, tmp_path, plugin, exported):
+    # Of a cluster in NVE: the flux is d/dt sum r_i e_i, up to the square of the time step.
+    atoms = geometries()["a molecule in a box"].copy()
+    momenta = np.random.default_rng(4).normal(size=(len(atoms), 3))
+    atoms.set_momenta(momenta * np.sqrt(atoms.get_masses() * 8.617e-5 * 1000.0)[:, None])
+    write_data(tmp_path / "structure.data", atoms, SPECIES)
+    step = 2e-6  # ps
+    rows, _ = dynamics(
+        tmp_path,
+        plugin,
+        style=style(exported(name)),
+        ranks=ranks,
+        timestep=step,
+        every=1,
+        run=FLUX + "run 40",
+    )
+    flux, moment = rows[1:-1, 3:6], rows[:, 6:9]
+    derivative = (moment[2:] - moment[:-2]) / (2 * step)
+    assert np.sqrt(np.mean(flux**2)) > 0.1
+    # The atomic energies do change: without what flows between atoms the flux would be another.
+    assert np.abs(flux - derivative).max() < 1e-5 * np.sqrt(np.mean(flux**2))
+
+
 def test_units_real_are_converted(tmp_path, plugin, exported):
     hot_structure(tmp_path, 300.0)
     metal, _ = dynamics(tmp_path, plugin, style=style(exported("pairs")), run="run 0")

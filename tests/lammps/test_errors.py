@@ -158,8 +158,8 @@ def test_a_native_file_with_one_wrong_bit(tmp_path, plugin, exported):
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
     """Where nothing has been compiled yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "pimlip-zoo" / "kernels"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "the cache"))
+    return tmp_path / "the cache" / "pimlip-zoo" / "kernels"
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -253,6 +253,20 @@ run 0
         ({"options": "speed high"}, "unknown option speed"),
         ({"options": "device gpu"}, "device is auto, cpu or cuda, not gpu"),
         (
+            {
+                "after": "compute s all stress/atom NULL\ncompute r all reduce sum c_s[1]\nthermo_style custom c_r"
+            },
+            "compute stress/atom halves virials .*use compute centroid/stress/atom",
+        ),
+        (
+            {
+                "after": "compute k all ke/atom\ncompute p all pe/atom\ncompute s all stress/atom NULL virial\n"
+                "compute j all heat/flux k p s\nthermo_style custom c_j[1]"
+            },
+            "wrong for many-body energies and their heat flux",
+        ),
+        ({"after": "compute h all heat/flux/tally all"}, "does not feed compute heat/flux/tally"),
+        (
             {"coeff": "* * {model} H C NULL"},
             "does not set atom types 1 and 3|not all pair coeffs|coeffs are not set",
         ),
@@ -289,6 +303,11 @@ def test_bonded_neighbours_must_not_be_left_out(tmp_path, plugin, exported):
     after = "special_bonds lj/coul 1.0 1.0 1.0"
     script.write_text(SCRIPT.format(plugin=plugin, coeff=coeff, after=after, **pieces))
     assert "Loop time" in run_lammps(script)
+
+
+def test_direct_forces_have_no_virials_of_atoms(plugin, exported):
+    with pytest.raises(InputError, match="no virials of atoms: export a model with conservative forces"):
+        attempt(exported("nequip:direct"), plugin, atomic_virials=True)
 
 
 def test_an_element_that_the_model_lacks_is_named_before_lammps_starts(plugin, exported):

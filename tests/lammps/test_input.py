@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
+from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixScaled
 from toys import SPECIES, geometries, potential_of, predict, relative
 
 from pimlip_zoo.deploy.lammps.input import MDSettings, in_lammps_axes, write_data, write_run
@@ -70,6 +71,129 @@ def test_written_scripts_run(ensemble, geometry, tmp_path, plugin, exported):
     )
     assert "Loop time" in run_lammps(script)
     assert (tmp_path / "trajectory.dump").read_text().count("ITEM: TIMESTEP") == 6
+
+
+def simulated(script):
+    """First and last frame of a written run, in the order of the atoms, and the table of the log."""
+    text = run_lammps(script)
+    table = text[text.index("   Step") : text.index("Loop time")].splitlines()[1:]
+    frames = (script.parent / "trajectory.dump").read_text().split("ITEM: TIMESTEP")[1:]
+    rows = [frame.split("ITEM: ATOMS ")[1].splitlines() for frame in (frames[0], frames[-1])]
+    names = rows[0][0].split()
+    values = [np.array([[float(w) for w in line.split()[2:]] for line in part[1:]]) for part in rows]
+    return names[2:], *values, np.array([[float(w) for w in line.split()] for line in table])
+
+
+@pytest.mark.parametrize("has_velocities", [False, True])
+@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+def test_what_constraints_hold_does_not_move(ensemble, has_velocities, tmp_path, plugin, exported):
+    atoms = geometries()["a bulk crystal"] * (1, 1, 2)
+    held = np.r_[0:7, 12, 20:23]
+    along = [30, 33]
+    if has_velocities:
+        atoms.set_velocities(np.full((len(atoms), 3), 0.01))
+    atoms.set_constraint([FixAtoms(held), FixCartesian(along, mask=(True, False, True))])
+    settings = MDSettings(ensemble=ensemble, steps=20, every=10, temperature=500)
+    script = write_run(
+        tmp_path, atoms, model=exported("nequip"), plugin=plugin, species=SPECIES, settings=settings
+    )
+    names, first, last, table = simulated(script)
+    at = names.index("x")
+    moved = np.abs(last - first)[:, at : at + 3]
+    assert moved[held].max() == 0.0
+    assert moved[along][:, [0, 2]].max() == 0.0
+    free = np.ones(len(atoms), dtype=bool)
+    free[held] = free[along] = False
+    assert moved[along, 1].min() > 1e-4
+    assert moved[free].min(axis=1).max() > 1e-4
+    # The temperature is that of what moves.
+    v = names.index("vx")
+    kinetic = 0.5 * 1.0364269e-4 * float((atoms.get_masses()[:, None] * last[:, v : v + 3] ** 2).sum())
+    freedoms = 3 * (len(atoms) - len(held)) - 2 * len(along)
+    assert table[-1, 2] == pytest.approx(2 * kinetic / (freedoms * 8.617343e-5), rel=1e-4)
+    if not has_velocities:
+        assert table[0, 2] == pytest.approx(500, rel=1e-6)
+
+
+def test_atoms_that_are_held_are_turned_with_the_others():
+    atoms = Atoms(
+        "HCO", positions=[[0, 0, 0], [1, 0.2, 0], [0, 1.5, 1]], cell=[[0, 5, 0], [0, 0, 5], [5, 0, 0]]
+    )
+    atoms.pbc = True
+    loose = in_lammps_axes(atoms)
+    atoms.set_constraint(FixAtoms([0, 2]))
+    turned = in_lammps_axes(atoms)
+    assert np.array_equal(turned.positions, loose.positions)
+    assert np.abs(turned.positions - atoms.positions).max() > 0.1
+    assert turned.constraints[0].index.tolist() == [0, 2]
+    atoms.set_constraint(FixCartesian([1], mask=(True, False, False)))
+    with pytest.raises(
+        InputError, match="single coordinates of atom 1 are held, and LAMMPS needs the cell turned"
+    ):
+        in_lammps_axes(atoms)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "ensemble", "reason"),
+    [
+        (FixBondLengths([[0, 1]]), "nvt", "FixBondLengths cannot be kept"),
+        (FixScaled([0], mask=(True, False, False)), "nvt", "FixScaled cannot be kept"),
+        (FixAtoms([0]), "npt", "NPT cannot hold atoms fixed"),
+        (FixAtoms(range(48)), "nvt", "all atoms are held fixed"),
+    ],
+)
+def test_constraints_that_cannot_be_kept_are_refused(constraint, ensemble, reason, tmp_path):
+    atoms = geometries()["a bulk crystal"].copy()
+    atoms.set_constraint(constraint)
+    with pytest.raises(InputError, match=reason):
+        write_run(
+            tmp_path / "run",
+            atoms,
+            model="m.pimlip",
+            plugin="p.so",
+            species=SPECIES,
+            settings=MDSettings(ensemble=ensemble),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+def test_isotopes_and_charges_are_kept(tmp_path, plugin, exported):
+    atoms = molecule("CH3CH2OH")
+    masses = atoms.get_masses()
+    deuterium = [k for k, symbol in enumerate(atoms.symbols) if symbol == "H"][1:3]
+    masses[deuterium] = 2.014
+    atoms.set_masses(masses)
+    charges = np.linspace(-0.4, 0.4, len(atoms))
+    atoms.set_initial_charges(charges)
+    atoms.set_velocities(np.random.default_rng(2).normal(size=(len(atoms), 3)) * 0.02)
+    settings = MDSettings(ensemble="nve", steps=0, every=1)
+    script = write_run(
+        tmp_path, atoms, model=exported("nequip"), plugin=plugin, species=SPECIES, settings=settings
+    )
+    names, first, _, table = simulated(script)
+    assert table[0, 4] == pytest.approx(atoms.get_kinetic_energy(), rel=1e-5)
+    assert table[0, 3] == pytest.approx(predict(potential_of("nequip"), atoms)[0], rel=1e-5)
+    assert np.allclose(first[:, names.index("q")], charges, atol=1e-6)
+
+
+def test_what_lammps_has_no_place_for_is_said(tmp_path):
+    atoms = molecule("CH3CH2OH")
+    atoms.set_tags(range(len(atoms)))
+    atoms.set_array("site", np.array(["a"] * len(atoms)))
+    script = write_run(tmp_path, atoms, model="m.pimlip", plugin="p.so", species=SPECIES)
+    assert "# LAMMPS has no place for what else the structure has: site, tags\n" in script.read_text()
+
+
+def test_types_of_another_lammps_run_are_not_taken_over(tmp_path):
+    # ASE keeps the types of a data file that it read, and writes them again: elements of another order.
+    atoms = molecule("CH3CH2OH")
+    atoms.set_array("type", np.array([{"C": 1, "H": 2, "O": 3}[s] for s in atoms.symbols]))
+    types = write_data(tmp_path / "x.data", in_lammps_axes(atoms), SPECIES)
+    assert [types.elements[k - 1] for k in types.of_atom] == list(atoms.symbols)
+    rows = (tmp_path / "x.data").read_text().split("Atoms # atomic")[1].split("\n")[2:]
+    assert [int(row.split()[1]) for row in rows if row] == list(types.of_atom)
 
 
 def test_velocities_of_the_structure_are_kept(tmp_path, plugin, exported):

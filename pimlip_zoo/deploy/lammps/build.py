@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from pimlip_zoo.commands import command_words
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing, writing
 
@@ -112,7 +113,7 @@ def build_plugin(
 
 
 def _compiler(flags: _Flags) -> list[str]:
-    chosen = os.environ.get("CXX", "").split()
+    chosen = command_words("CXX")
     for words in [chosen] if chosen else [["g++"], ["c++"], ["clang++"]]:
         if shutil.which(words[0]):
             return words
@@ -171,7 +172,7 @@ def _find_source(flags: _Flags, root: Path) -> None:
     if folder is None:
         flags.missing.append(f"a LAMMPS source tree in {root} (there is no src/pair.h)")
         return
-    extra = os.environ.get("PIMLIP_LAMMPS_FLAGS", "").split()
+    extra = command_words("PIMLIP_LAMMPS_FLAGS")
     flags.include += [folder, folder / "PLUGIN"]
     flags.define += extra if any("LAMMPS_" in flag for flag in extra) else ["-DLAMMPS_SMALLBIG", *extra]
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
-from pimlip_zoo.deploy.lammps.input import in_lammps_axes, write_data
+from pimlip_zoo.deploy.lammps.data import has_charges, in_lammps_axes, write_data
+from pimlip_zoo.deploy.lammps.quote import lammps_word
 from pimlip_zoo.deploy.lammps.run import run_lammps
 from pimlip_zoo.deploy.loading import load_exported
 from pimlip_zoo.deploy.selfcheck import check_structures, from_edges, pair_style_inputs, tolerance
@@ -31,9 +32,10 @@ BAR = 1.6021765e6
 """LAMMPS' factor from eV/Å³ to bar in metal units (``nktv2p``)."""
 
 _VOIGT = [0, 3, 4, 3, 1, 5, 4, 5, 2]  # xx, yy, zz, xy, xz, yz as a matrix
+_CENTROID = [0, 3, 4, 6, 1, 5, 7, 8, 2]  # xx, yy, zz, xy, xz, yz, yx, zx, zy as a matrix
 _SCRIPT = """clear
 units {units}
-atom_style atomic
+atom_style {style}
 boundary {boundary}
 newton {newton}
 plugin load {plugin}
@@ -42,9 +44,9 @@ pair_style pimlip {options}
 pair_coeff * * {model} {elements}
 compute virial all pressure NULL virial
 compute energy all pe/atom
-compute stress all stress/atom NULL virial
+{stress}
 thermo_style custom step pe vol c_virial[*]
-dump rows all custom 1 rows.{index}.txt id fx fy fz c_energy c_stress[*] x y z
+dump rows all custom 1 rows.{index}.txt id fx fy fz c_energy x y z{components}
 dump_modify rows sort id format float %.17g
 run 0
 print "$(pe:%.17g) $(vol:%.17g) $(c_virial[1]:%.17g) $(c_virial[2]:%.17g) $(c_virial[3]:%.17g) &
@@ -63,10 +65,11 @@ class SinglePoint:
     """(3, 3) eV, ``-dE/dε``."""
     atomic_energy: NDArray[np.float64]
     """(N,)."""
-    atomic_virial: NDArray[np.float64]
-    """(N, 3, 3) eV; their sum is the virial."""
     positions: NDArray[np.float64]
     """(N, 3) Å, where LAMMPS has the atoms: perhaps in another periodic image."""
+    atomic_virial: NDArray[np.float64] | None
+    """(N, 3, 3) eV, ``sum_i (r_i - r_j) dU_i/dr_j`` of atom j, not symmetric; their sum is the virial.
+    None unless it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,19 @@ def single_points(
     ranks: int = 1,
     options: str = "",
     newton: str = "on",
+    atomic_virials: bool = False,
 ) -> list[SinglePoint]:
     """Energy, forces and virial of structures by ``run 0``, all in one LAMMPS process.
 
     Args:
-        structures: in LAMMPS' axes, see :func:`~pimlip_zoo.deploy.lammps.input.in_lammps_axes`.
+        structures: in LAMMPS' axes, see :func:`~pimlip_zoo.deploy.lammps.data.in_lammps_axes`.
         model: the exported file.
         plugin: the built plugin.
         species: elements of the atom types.
         ranks: MPI processes.
         options: of ``pair_style pimlip``.
         newton: on or off.
+        atomic_virials: also of single atoms, which takes four evaluations.
 
     Raises:
         InputError: with LAMMPS' error line when it stops.
@@ -110,16 +115,19 @@ def single_points(
         folder = Path(scratch)
         text = ""
         for index, atoms in enumerate(structures):
-            write_data(folder / f"structure.{index}.data", atoms, elements)
+            types = write_data(folder / f"structure.{index}.data", atoms, elements)
             text += _SCRIPT.format(
                 index=index,
                 units="metal",
                 boundary=" ".join("p" if p else "f" for p in atoms.pbc),
                 newton=newton,
-                plugin=Path(plugin).resolve(),
-                options=options,
-                model=Path(model).resolve(),
-                elements=" ".join(elements),
+                style="charge" if has_charges(atoms) else "atomic",
+                plugin=lammps_word(Path(plugin).resolve()),
+                options=f"{options}{'' if types.have_standard_masses else ' masses any'}",
+                model=lammps_word(Path(model).resolve()),
+                elements=" ".join(types.elements),
+                stress="compute stress all centroid/stress/atom NULL virial" if atomic_virials else "",
+                components=" c_stress[*]" if atomic_virials else "",
             )
         script = folder / "in.lammps"
         script.write_text(text)
@@ -131,8 +139,9 @@ def _read_point(folder: Path, index: int) -> SinglePoint:
     rows = np.loadtxt(folder / f"rows.{index}.txt", skiprows=9, ndmin=2)
     energy, volume, *pressure = np.loadtxt(folder / f"global.{index}.txt")
     virial = np.array(pressure)[_VOIGT].reshape(3, 3) * volume / BAR
-    atomic_virial = -rows[:, 5:11][:, _VOIGT].reshape(-1, 3, 3) / BAR
-    return SinglePoint(float(energy), rows[:, 1:4], virial, rows[:, 4], atomic_virial, rows[:, 11:14])
+    stress = rows[:, 8:]
+    atomic_virial = -stress[:, _CENTROID].reshape(-1, 3, 3) / BAR if stress.shape[1] else None
+    return SinglePoint(float(energy), rows[:, 1:4], virial, rows[:, 4], rows[:, 5:8], atomic_virial)
 
 
 def check_deployment(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from pimlip_zoo.deploy.constraints import held_coordinates
+from pimlip_zoo.deploy.lammps.data import atom_types, has_charges, in_lammps_axes, left_out, write_data
+from pimlip_zoo.deploy.lammps.quote import lammps_word
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MDSettings", "in_lammps_axes", "input_script", "write_data", "write_run"]
 
-_MARGIN = 6.0  # Å of empty space beyond the atoms in open directions
+_IDS_PER_LINE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,82 +54,6 @@ class MDSettings:
             raise InputError(f"timestep is {self.timestep}", key="timestep", mend="give a time > 0 in ps")
 
 
-def in_lammps_axes(atoms: Atoms) -> Atoms:
-    """The same structure with the first lattice vector along x, the second in the xy plane.
-
-    Directions that are not periodic get a lattice vector with empty space around the atoms, orthogonal to the
-    periodic ones. Of a left-handed cell the first two vectors are exchanged.
-
-    Raises:
-        InputError: when there are no atoms, or periodic lattice vectors are coplanar.
-    """
-    from ase.calculators.lammps import Prism
-
-    if len(atoms) == 0:
-        raise InputError("there are no atoms", key="structure")
-    result = atoms.copy()
-    periodic = np.array(result.pbc, dtype=bool)
-    cell = np.array(result.cell)
-    if np.linalg.matrix_rank(cell[periodic], tol=1e-8) < periodic.sum():
-        raise InputError("the periodic lattice vectors are coplanar, or one is missing", key="cell")
-    _close_open_directions(cell, periodic, result.positions)
-    if np.linalg.det(cell) < 0:
-        cell, periodic = cell[[1, 0, 2]], periodic[[1, 0, 2]]
-    result.set_cell(cell)
-    result.set_pbc(periodic)
-    prism = Prism(cell, pbc=periodic)
-    positions, velocities = result.get_positions(), result.get_velocities()
-    result.set_cell(prism.cell)
-    result.set_positions(prism.vector_to_lammps(positions))
-    if result.has("momenta"):
-        result.set_velocities(prism.vector_to_lammps(velocities))
-    return result
-
-
-def _close_open_directions(
-    cell: NDArray[np.float64], periodic: NDArray[np.bool_], positions: NDArray[np.float64]
-) -> None:
-    """Fill the rows of open directions, and move the atoms into the middle of them; both in place."""
-    kept = cell[periodic]
-    directions = np.linalg.svd(kept)[2][len(kept) :] if len(kept) else np.eye(3)
-    for axis, direction in zip(np.flatnonzero(~periodic), directions, strict=True):
-        along = positions @ direction
-        cell[axis] = direction * (np.ptp(along) + 2 * _MARGIN)
-        positions += direction * (_MARGIN - along.min())
-
-
-def write_data(path: str | os.PathLike[str], atoms: Atoms, species: Sequence[str]) -> None:
-    """A LAMMPS data file (``atom_style atomic``, ``units metal``), atom types in the order of ``species``.
-
-    Args:
-        path: the file.
-        atoms: from :func:`in_lammps_axes`.
-        species: chemical symbols of the atom types.
-
-    Raises:
-        InputError: for an element that is not among them.
-    """
-    from ase.io.lammpsdata import write_lammps_data
-
-    unknown = sorted(set(atoms.get_chemical_symbols()) - set(species))
-    if unknown:
-        raise InputError(
-            f"the model does not know {', '.join(unknown)}",
-            key="species",
-            mend="train on data that have them",
-        )
-    with Path(path).open("w") as file:
-        write_lammps_data(
-            file,
-            atoms,
-            specorder=list(species),
-            masses=True,
-            velocities=bool(atoms.has("momenta")),
-            units="metal",
-            atom_style="atomic",
-        )
-
-
 def input_script(
     *,
     species: Sequence[str],
@@ -136,6 +63,10 @@ def input_script(
     model: str,
     data: str,
     has_velocities: bool = False,
+    held: NDArray[np.bool_] | None = None,
+    charges: bool = False,
+    any_mass: bool = False,
+    remark: str = "",
 ) -> str:
     """The text of an input script for molecular dynamics.
 
@@ -147,6 +78,13 @@ def input_script(
         model: the exported file.
         data: the data file.
         has_velocities: the data file has velocities, so none are drawn.
+        held: (N, 3), the coordinates that do not move.
+        charges: the data file has charges.
+        any_mass: its masses are not those of the elements.
+        remark: goes into the head of the script.
+
+    Raises:
+        InputError: for npt without a periodic direction or with atoms that are held.
     """
     elements = " ".join(species)
     timestep = settings.timestep or (0.0005 if "H" in species else 0.001)
@@ -154,38 +92,56 @@ def input_script(
     thermostat = f"temp {temperature} {temperature} {100 * timestep:g}"
     if settings.ensemble == "npt" and not any(periodic):
         raise InputError("npt needs a periodic direction", key="ensemble", mend="use nvt")
+    if settings.ensemble == "npt" and held is not None and held.any():
+        raise InputError(
+            "NPT cannot hold atoms fixed", key="structure", mend="use nvt, or remove the constraints"
+        )
+    if held is not None and held.all():
+        raise InputError("all atoms are held fixed", key="structure", mend="remove the constraints")
     target = f"{pressure} {pressure} {1000 * timestep:g}"
     axes = "".join(f" {axis} {target}" for axis, free in zip("xyz", periodic, strict=True) if free)
     barostat = f" iso {target}" if all(periodic) else axes
     integrators = {"nve": "nve", "nvt": f"nvt {thermostat}", "npt": f"npt {thermostat}{barostat}"}
+    fixed = np.zeros((1, 3), dtype=bool) if held is None else held
+    group = "mobile" if fixed.all(axis=1).any() else "all"
+    conserving = "no" if fixed.any() else "yes"
+    momenta = f"mom {conserving} rot {conserving}"
+    if fixed.any():
+        momenta += " temp moving"
     velocities = (
         "# velocities come with the structure"
         if has_velocities
-        else f"velocity        all create {temperature} {settings.seed} dist gaussian mom yes rot yes"
+        else f"velocity        {group} create {temperature} {settings.seed} dist gaussian {momenta}"
     )
+    groups, still, holds = _holding(fixed, thermostatted=settings.ensemble == "nvt")
+    if still and not has_velocities:
+        still += f"velocity        {group} scale {temperature} temp moving\n"
+    columns = f"id element {'q ' if charges else ''}x y z vx vy vz fx fy fz"
+    options = f" chunk {settings.chunk}" if settings.chunk else ""
+    options += " masses any" if any_mass else ""
     return f"""# Molecular dynamics with a potential of pimlip-zoo.   lmp -in in.lammps
-units           metal
-atom_style      atomic
-boundary        {" ".join("p" if p else "s" for p in periodic)}
+{remark}units           metal
+atom_style      {"charge" if charges else "atomic"}
+boundary        {" ".join("p" if p else "m" for p in periodic)}
 newton          on
 
-plugin          load {plugin}
-read_data       {data}
+plugin          load {lammps_word(plugin)}
+read_data       {lammps_word(data)}
 
-pair_style      pimlip{f" chunk {settings.chunk}" if settings.chunk else ""}
-pair_coeff      * * {model} {elements}
+pair_style      pimlip{options}
+pair_coeff      * * {lammps_word(model)} {elements}
 
 neighbor        1.0 bin
 neigh_modify    every 1 delay 0 check yes
 timestep        {timestep:g}
 
-{velocities}
-fix             integrate all {integrators[settings.ensemble]}
-
+{groups}{velocities}
+{still}fix             integrate {group} {integrators[settings.ensemble]}
+{holds}
 thermo_style    custom step time temp pe ke etotal press vol
 thermo          {settings.every}
-thermo_modify   flush yes
-dump            trajectory all custom {settings.every} trajectory.dump id element x y z vx vy vz fx fy fz
+thermo_modify   flush yes{" temp moving" if fixed.any() else ""}
+dump            trajectory all custom {settings.every} trajectory.dump {columns}
 dump_modify     trajectory element {elements} sort id
 restart         {max(settings.every * 10, 1)} run.restart.a run.restart.b
 
@@ -205,7 +161,8 @@ def write_run(
 ) -> Path:
     """Write ``in.lammps`` and ``structure.data`` into a folder.
 
-    Only the elements of the structure become atom types.
+    Only the elements of the structure become atom types, isotopes of one element several. What its constraints
+    hold is held; masses, charges and velocities are kept.
 
     Args:
         folder: made where there is none.
@@ -219,20 +176,25 @@ def write_run(
         The input script.
     """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     placed = in_lammps_axes(atoms)
     present = set(placed.get_chemical_symbols())
-    used = [symbol for symbol in species if symbol in present]
-    write_data(target / "structure.data", placed, used)
+    types = atom_types(placed, [symbol for symbol in species if symbol in present])
+    omitted = ", ".join(left_out(atoms))
     text = input_script(
-        species=used,
+        species=types.elements,
         periodic=[bool(p) for p in placed.pbc],
         settings=settings or MDSettings(),
         plugin=_relative(plugin, target),
         model=_relative(model, target),
         data="structure.data",
         has_velocities=bool(atoms.has("momenta")),
+        held=held_coordinates(placed),
+        charges=has_charges(placed),
+        any_mass=not types.have_standard_masses,
+        remark=f"# LAMMPS has no place for what else the structure has: {omitted}\n" if omitted else "",
     )
+    target.mkdir(parents=True, exist_ok=True)
+    write_data(target / "structure.data", placed, list(dict.fromkeys(types.elements)))
     script = target / "in.lammps"
     scratch = script.with_name(f".{script.name}.tmp")
     scratch.write_text(text)
@@ -240,7 +202,46 @@ def write_run(
     return script
 
 
+def _holding(held: NDArray[np.bool_], *, thermostatted: bool) -> tuple[str, str, str]:
+    """Lines in front of the velocities, behind them, and behind the integrator, that hold coordinates."""
+    if not held.any():
+        return "", "", ""
+    whole = held.all(axis=1)
+    before, still, after = [], [], []
+    for pattern in np.unique(held[held.any(axis=1)], axis=0):
+        members = (held == pattern).all(axis=1)
+        name = "held" if pattern.all() else "held_" + "".join(np.array(list("xyz"))[pattern])
+        before += [f"group           {name} id {words}" for words in _id_ranges(members)]
+        if pattern.all():
+            continue  # nothing integrates these
+        zeros = " ".join("0.0" if fixed else "NULL" for fixed in pattern)
+        still.append(f"velocity        {name} set {zeros}")
+        after.append(f"fix             {name} {name} setforce {zeros}")
+    group = "mobile" if whole.any() else "all"
+    if whole.any():
+        before.append("group           mobile subtract all held")
+    # The temperature is that of what moves: held coordinates are no degrees of freedom, and nothing conserves
+    # the momentum of the others.
+    before.append(f"compute         moving {group} temp")
+    before.append(f"compute_modify  moving extra/dof {int(held[~whole].sum())}")
+    if thermostatted:
+        after.append("fix_modify      integrate temp moving")
+    lines = ["".join(f"{line}\n" for line in part) for part in (before, still, after)]
+    return lines[0], lines[1], lines[2]
+
+
+def _id_ranges(members: NDArray[np.bool_]) -> Iterator[str]:
+    """The ids of atoms, consecutive ones as FIRST:LAST, in lines of a bearable length."""
+    ids = np.flatnonzero(members) + 1
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
+    words = [str(run[0]) if len(run) == 1 else f"{run[0]}:{run[-1]}" for run in runs]
+    for start in range(0, len(words), _IDS_PER_LINE):
+        yield " ".join(words[start : start + _IDS_PER_LINE])
+
+
 def _relative(path: str | os.PathLike[str], folder: Path) -> str:
-    resolved = Path(path).resolve()
-    inside = resolved.is_relative_to(folder.resolve())
-    return resolved.relative_to(folder.resolve()).as_posix() if inside else str(resolved)
+    resolved, start = Path(path).resolve(), folder.resolve()
+    if resolved.is_relative_to(start):
+        return resolved.relative_to(start).as_posix()
+    # LAMMPS reads ASCII alone: a folder above both of them need not be named.
+    return str(resolved) if str(resolved).isascii() else os.path.relpath(resolved, start)

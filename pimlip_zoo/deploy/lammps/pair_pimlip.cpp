@@ -14,7 +14,7 @@
 // Contributed by the pimlip-zoo developers.
 
 /* ----------------------------------------------------------------------
-   pair_style pimlip [chunk N] [device auto|cpu|cuda]
+   pair_style pimlip [chunk N] [device auto|cpu|cuda] [masses check|any]
    pair_coeff * * model.nequip.pth H C N O
 
    A rank evaluates its own atoms and whatever they hear from: the model's
@@ -33,20 +33,31 @@
    The model returns each atom's energy and the derivative g_ij of the local
    atoms' total energy by every edge vector r_ij = r_j - r_i. Forces are
    F_i += g_ij, F_j -= g_ij, the virial is -sum r_ij (x) g_ij.
+
+   Parts of single atoms in the virial follow from the energies U_i of all of them,
+   W_j = sum_i (r_i - r_j) (x) dU_i/dr_j: with these the heat flux sum_i e_i v_i + sum_j W_j v_j is
+   the time derivative of sum_i r_i e_i. The first part is the derivative of sum_i r_i U_i with r_i
+   held fixed, for which the model is evaluated three more times, with x, y and z of the local atoms as
+   the weights of their energies. Images of an atom are elsewhere: they get rows of their own.
 ------------------------------------------------------------------------- */
 
 #include "pair_pimlip.h"
 
 #include "atom.h"
 #include "comm.h"
+#include "compute.h"
 #include "error.h"
 #include "force.h"
+#include "group.h"
 #include "memory.h"
+#include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
+#include "pimlip_masses.h"
 #include "pimlip_model.h"
 #include "update.h"
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <thread>
@@ -54,17 +65,27 @@
 
 using namespace LAMMPS_NS;
 
+namespace {
+
+// Who is a ghost atom, which Comm shows to derived classes alone.
+struct BorderGroup : Comm {
+  static int of(const Comm &comm) { return comm.*(&BorderGroup::bordergroup); }
+};
+
+}    // namespace
+
 /* ---------------------------------------------------------------------- */
 
 PairPimlip::PairPimlip(LAMMPS *lmp) :
-    Pair(lmp), graph(new pimlip::Graph), device("auto"), chunk(0), energy_unit(1.0), neighbor_builds(-1)
+    Pair(lmp), graph(new pimlip::Graph), device("auto"), chunk(0), any_mass(false), energy_unit(1.0),
+    neighbor_builds(-1), absent(0), unfolded(false)
 {
   single_enable = 0;
   restartinfo = 0;
   one_coeff = 1;
   manybody_flag = 1;
   no_virial_fdotr_compute = 1;
-  centroidstressflag = CENTROID_NOTAVAIL;
+  centroidstressflag = CENTROID_AVAIL;
   unit_convert_flag = utils::get_supported_conversions(utils::ENERGY);
   comm_forward = 2;
 }
@@ -92,6 +113,7 @@ void PairPimlip::settings(int narg, char **arg)
 {
   chunk = 0;
   device = "auto";
+  any_mass = false;
   for (int k = 0; k < narg; k += 2) {
     if (k + 1 >= narg) utils::missing_cmd_args(FLERR, std::string("pair_style pimlip ") + arg[k], error);
     if (strcmp(arg[k], "chunk") == 0) {
@@ -101,8 +123,14 @@ void PairPimlip::settings(int narg, char **arg)
       device = arg[k + 1];
       if (device != "auto" && device != "cpu" && device != "cuda")
         error->all(FLERR, "pair_style pimlip: device is auto, cpu or cuda, not {}", device);
+    } else if (strcmp(arg[k], "masses") == 0) {
+      if (strcmp(arg[k + 1], "check") != 0 && strcmp(arg[k + 1], "any") != 0)
+        error->all(FLERR, "pair_style pimlip: masses is check or any, not {}", arg[k + 1]);
+      any_mass = strcmp(arg[k + 1], "any") == 0;
     } else
-      error->all(FLERR, "pair_style pimlip: unknown option {} (known: chunk N, device auto|cpu|cuda)", arg[k]);
+      error->all(FLERR,
+                 "pair_style pimlip: unknown option {} (known: chunk N, device auto|cpu|cuda, masses check|any)",
+                 arg[k]);
   }
 }
 
@@ -186,6 +214,12 @@ void PairPimlip::init_style()
       if (force->special_lj[k] == 0.0 && force->special_coul[k] == 0.0)
         error->all(FLERR, "pair_style pimlip sees bonded atoms, too: add `special_bonds lj/coul 1.0 1.0 1.0`");
 
+  if (!any_mass) check_masses();
+  // These are fed by pair styles of pairs alone, and would say zero.
+  for (const auto *compute : modify->get_compute_list())
+    if (utils::strmatch(compute->style, "/tally$"))
+      error->all(FLERR, "pair_style pimlip does not feed compute {}: use centroid/stress/atom and pe/atom", compute->style);
+
   const bool halo = comm->nprocs > 1 && model->contract().depth > 1;
   if (comm->nprocs > 1 && !force->newton_pair)
     error->all(FLERR, "pair_style pimlip on several ranks needs `newton on`");
@@ -199,6 +233,34 @@ void PairPimlip::init_style()
   neighbor_builds = -1;
 }
 
+/* ----------------------------------------------------------------------
+   elements named in another order than the data file has them run without a
+   word, and are wrong; masses tell
+------------------------------------------------------------------------- */
+
+void PairPimlip::check_masses()
+{
+  std::vector<std::string> named;
+  for (int type = 1; type <= atom->ntypes; type++)
+    if (map[type] >= 0) named.emplace_back(elements[map[type]]);
+  const auto check = [&](int type, double mass) {
+    if (map[type] < 0 || pimlip::mass_fits(mass, elements[map[type]], named)) return true;
+    error->one(FLERR,
+               "pair_style pimlip: pair_coeff calls atom type {} {}, whose mass is {:.5g}, and its mass is {:.5g}: name "
+               "the elements in the order of the atom types, or add `masses any` to pair_style pimlip (isotopes)",
+               type, elements[map[type]], pimlip::standard_mass(elements[map[type]]), mass);
+    return false;
+  };
+  if (atom->rmass) {
+    for (int i = 0; i < atom->nlocal; i++) check(atom->type[i], atom->rmass[i]);
+  } else if (atom->mass) {
+    for (int type = 1; type <= atom->ntypes; type++)
+      if (atom->mass_setflag[type]) check(type, atom->mass[type]);
+  }
+}
+
+/* ---------------------------------------------------------------------- */
+
 double PairPimlip::init_one(int i, int j)
 {
   if (setflag[i][j] == 0) error->all(FLERR, "pair_style pimlip: pair_coeff does not set atom types {} and {}", i, j);
@@ -210,9 +272,21 @@ double PairPimlip::init_one(int i, int j)
 void PairPimlip::compute(int eflag, int vflag)
 {
   ev_init(eflag, vflag);
+  if (vflag_atom)
+    error->all(FLERR,
+               "pair_style pimlip: compute stress/atom halves virials between pairs of atoms, which is wrong for "
+               "many-body energies and their heat flux: use compute centroid/stress/atom");
+  if (cvflag_atom && model->contract().direct)
+    error->all(FLERR,
+               "pair_style pimlip: forces of this model are no derivatives of its energy, so that there are no "
+               "virials of atoms: export a model with conservative forces");
+  unfolded = cvflag_atom != 0;
 
   // Collective: every rank does this at the same step, also one that has no atoms.
-  if (neighbor->ago == 0 || neighbor->ncalls != neighbor_builds) find_originals();
+  if (neighbor->ago == 0 || neighbor->ncalls != neighbor_builds) {
+    check_neighbors();
+    find_originals();
+  }
 
   const int block = chunk > 0 ? chunk : MAX(list->inum, 1);
   for (int first = 0; first < list->inum; first += block) {
@@ -220,7 +294,68 @@ void PairPimlip::compute(int eflag, int vflag)
     if (graph->num_local == 0) continue;
     evaluate();
     add_results();
+    if (cvflag_atom) add_centroid_virials();
   }
+}
+
+/* ----------------------------------------------------------------------
+   what was taken out of the neighbor lists: atoms that see nobody are absent,
+   with their own energies; anything else is refused. Groups, and so who is
+   taken out, may change whenever lists are built (fix gcmc)
+------------------------------------------------------------------------- */
+
+void PairPimlip::check_neighbors()
+{
+  const std::string must_see = ", and a many-body potential has to see all neighbors";
+  if (neighbor->includegroup)
+    error->all(FLERR, "pair_style pimlip: `neigh_modify include` leaves out pairs of atoms{}: remove it", must_see);
+  if (BorderGroup::of(*comm))
+    error->all(FLERR, "pair_style pimlip: `comm_modify group` leaves out ghost atoms{}: remove it", must_see);
+  if (list->ijskip)
+    for (int i = 1; i <= atom->ntypes; i++)
+      for (int j = 1; j <= atom->ntypes; j++)
+        if (species_of_type[i] >= 0 && species_of_type[j] >= 0 && list->ijskip[i][j])
+          error->all(FLERR, "pair_style pimlip: pairs of atom types {} and {} belong to another pair style or to none{}: name "
+                     "NULL for one of them, or use hybrid/overlay", i, j, must_see);
+
+  absent = 0;
+  if (!neighbor->exclude) return;
+  const std::string mend = must_see +
+      ": remove it (`exclude group ID all` takes atoms out altogether; fix setforce holds atoms)";
+  if (neighbor->nex_type)
+    for (int i = 1; i <= atom->ntypes; i++)
+      for (int j = 1; j <= atom->ntypes; j++)
+        if (species_of_type[i] >= 0 && species_of_type[j] >= 0 && neighbor->ex_type[i][j])
+          error->all(FLERR, "pair_style pimlip: `neigh_modify exclude type {} {}` leaves out pairs of atoms{}", i, j, mend);
+
+  std::vector<int> bits, present, anywhere;
+  for (int k = 0; k < neighbor->nex_group; k++) {
+    const int one = neighbor->ex1_group[k], other = neighbor->ex2_group[k];    // group 0 is all
+    if (one == 0) absent |= group->bitmask[other];
+    if (other == 0) absent |= group->bitmask[one];
+    if (one != 0 && other != 0) bits.insert(bits.end(), {group->bitmask[one], group->bitmask[other]});
+  }
+  const size_t molecules = bits.size();
+  for (int k = 0; k < neighbor->nex_mol; k++) bits.push_back(group->bitmask[neighbor->ex_mol_group[k]]);
+  present.assign(bits.size(), 0);
+  anywhere.assign(bits.size(), 0);
+  for (int i = 0; i < atom->nlocal; i++)
+    for (size_t k = 0; k < bits.size(); k++)
+      if ((atom->mask[i] & bits[k]) && species_of(i) >= 0) present[k] = 1;
+  MPI_Allreduce(present.data(), anywhere.data(), static_cast<int>(bits.size()), MPI_INT, MPI_MAX, world);
+  for (size_t k = 0; k < molecules; k += 2)
+    if (anywhere[k] && anywhere[k + 1])
+      error->all(FLERR, "pair_style pimlip: `neigh_modify exclude group` leaves out pairs of atoms{}", mend);
+  for (size_t k = molecules; k < bits.size(); k++)
+    if (anywhere[k])
+      error->all(FLERR, "pair_style pimlip: `neigh_modify exclude molecule` leaves out pairs of atoms{}", mend);
+}
+
+// The model's species of an atom, or -1 where it is not the model's or absent.
+
+int PairPimlip::species_of(int i) const
+{
+  return atom->mask[i] & absent ? -1 : species_of_type[atom->type[i]];
 }
 
 /* ----------------------------------------------------------------------
@@ -278,8 +413,12 @@ void PairPimlip::build_graph(int first, int last)
 {
   graph->clear();
   atom_of_row.clear();
-  for (int ii = first; ii < last; ii++)
-    if (species_of_type[atom->type[list->ilist[ii]]] >= 0) add_row(list->ilist[ii]);
+  places.clear();
+  other_image.clear();
+  for (int ii = first; ii < last; ii++) {
+    const int i = list->ilist[ii];
+    if (species_of(i) >= 0) add_row(i, atom->x[i]);
+  }
   graph->num_local = static_cast<int64_t>(atom_of_row.size());
 
   size_t row = 0;
@@ -292,15 +431,26 @@ void PairPimlip::build_graph(int first, int last)
 // The row of an atom; where it is new, this image of it is the one whose neighbors are looked at
 // (the nearest one, which has all of them within the halo), or the atom itself if it is local.
 
-int PairPimlip::add_row(int i)
+int PairPimlip::add_row(int i, const double *place)
 {
   const int source = original[i];
-  if (row_of[source] < 0) {
-    row_of[source] = static_cast<int>(atom_of_row.size());
-    atom_of_row.push_back(source < atom->nlocal ? source : i);
-    graph->species.push_back(species_of_type[atom->type[i]]);
+  int row = row_of[source];
+  if (unfolded)    // images of one atom are at least a box apart
+    while (row >= 0) {
+      const double *const p = &places[3 * row];
+      if (std::abs(p[0] - place[0]) + std::abs(p[1] - place[1]) + std::abs(p[2] - place[2]) < 1e-2) break;
+      row = other_image[row];
+    }
+  if (row >= 0) return row;
+  row = static_cast<int>(atom_of_row.size());
+  atom_of_row.push_back(source < atom->nlocal ? source : i);
+  graph->species.push_back(species_of(i));
+  if (unfolded) {
+    places.insert(places.end(), place, place + 3);
+    other_image.push_back(row_of[source]);
   }
-  return row_of[source];
+  row_of[source] = row;
+  return row;
 }
 
 void PairPimlip::add_edges(int row)
@@ -312,10 +462,14 @@ void PairPimlip::add_edges(int row)
   for (int jj = 0; jj < list->numneigh[i]; jj++) {
     const int j = neighbors[jj] & NEIGHMASK;
     const double dx = x[j][0] - x[i][0], dy = x[j][1] - x[i][1], dz = x[j][2] - x[i][2];
-    if (dx * dx + dy * dy + dz * dz >= limit || species_of_type[atom->type[j]] < 0) continue;
+    if (dx * dx + dy * dy + dz * dz >= limit || species_of(j) < 0) continue;
     graph->vectors.insert(graph->vectors.end(), {dx, dy, dz});
     graph->centre.push_back(row);
-    graph->neighbour.push_back(add_row(j));
+    if (unfolded) {
+      const double place[3] = {places[3 * row] + dx, places[3 * row + 1] + dy, places[3 * row + 2] + dz};
+      graph->neighbour.push_back(add_row(j, place));
+    } else
+      graph->neighbour.push_back(add_row(j, x[j]));
   }
 }
 
@@ -362,7 +516,7 @@ void PairPimlip::add_results()
         f[i][d] += g[d];
         f[j][d] -= g[d];
       }
-    if (!vflag_either) continue;
+    if (!vflag_global) continue;
     // xx, yy, zz, xy, xz, yz; summed over the edges it is symmetric, single edges are made so
     const double v[6] = {-r[0] * g[0],
                          -r[1] * g[1],
@@ -370,12 +524,43 @@ void PairPimlip::add_results()
                          -0.5 * (r[0] * g[1] + r[1] * g[0]),
                          -0.5 * (r[0] * g[2] + r[2] * g[0]),
                          -0.5 * (r[1] * g[2] + r[2] * g[1])};
-    for (int k = 0; k < 6; k++) {
-      if (vflag_global) virial[k] += v[k];
-      if (vflag_atom) {
-        vatom[i][k] += 0.5 * v[k];
-        vatom[j][k] += 0.5 * v[k];
-      }
+    for (int k = 0; k < 6; k++) virial[k] += v[k];
+  }
+}
+
+/* ----------------------------------------------------------------------
+   W_j of the unfolded graph that was just evaluated
+------------------------------------------------------------------------- */
+
+void PairPimlip::add_centroid_virials()
+{
+  static constexpr int COMPONENT[3][3] = {{0, 3, 4}, {6, 1, 5}, {7, 8, 2}};    // xx, yy, zz, xy, xz, yz, yx, zx, zy
+
+  // Positions count from the middle of the local atoms: W does not depend on the origin, its rounding does.
+  double origin[3] = {0.0, 0.0, 0.0};
+  for (int64_t row = 0; row < graph->num_local; row++)
+    for (int a = 0; a < 3; a++) origin[a] += places[3 * row + a] / static_cast<double>(graph->num_local);
+
+  const auto add = [&](int64_t row, int a, double factor, const double *g) {
+    double *const w = cvatom[atom_of_row[row]];
+    for (int b = 0; b < 3; b++) w[COMPONENT[a][b]] += energy_unit * factor * g[b];
+  };
+
+  // dU/dr_j is the sum of the gradients of the edges that end at j, less those that begin there.
+  const double *gradient = model->edge_gradient();
+  for (size_t e = 0; e < graph->centre.size(); e++)
+    for (int a = 0; a < 3; a++) {
+      add(graph->neighbour[e], a, origin[a] - places[3 * graph->neighbour[e] + a], &gradient[3 * e]);
+      add(graph->centre[e], a, places[3 * graph->centre[e] + a] - origin[a], &gradient[3 * e]);
+    }
+  for (int a = 0; a < 3; a++) {
+    graph->weights.resize(graph->num_local);
+    for (int64_t row = 0; row < graph->num_local; row++) graph->weights[row] = places[3 * row + a] - origin[a];
+    evaluate();
+    gradient = model->edge_gradient();
+    for (size_t e = 0; e < graph->centre.size(); e++) {
+      add(graph->neighbour[e], a, 1.0, &gradient[3 * e]);
+      add(graph->centre[e], a, -1.0, &gradient[3 * e]);
     }
   }
 }

@@ -54,25 +54,36 @@ class PairPimlip : public Pair {
   std::vector<int> species_of_type;    // model's species by atom type, -1 where NULL
   std::string device;                  // auto, cpu or cuda
   int chunk;                           // atoms evaluated at once, 0 = all
+  bool any_mass;                       // masses need not be those of the elements
   double energy_unit;                  // eV in the run's units
 
   // Which atoms are images of one another, renewed with the neighbor lists.
   std::vector<int> owner_rank, owner_index;    // by atom, local and ghost
   std::vector<int> original;                   // by atom: equal for all images of one atom
   bigint neighbor_builds;                      // of the lists that they belong to
+  int absent;                                  // group bits of atoms that are taken out of all lists
 
   // The graph under work.
   std::vector<int> atom_of_row;    // atom that stands for a row of the graph
   std::vector<int> row_of;         // by original: its row, or -1
 
+  // Of an unfolded graph, in which every image of an atom has a row of its own.
+  bool unfolded;
+  std::vector<double> places;       // (rows, 3)
+  std::vector<int> other_image;     // by row: another one of the same atom, or -1
+
   void allocate();
   int rank_on_node() const;
+  void check_masses();
+  void check_neighbors();
   void find_originals();
+  int species_of(int) const;
   void build_graph(int, int);
-  int add_row(int);
+  int add_row(int, const double *);
   void add_edges(int);
   void evaluate();
   void add_results();
+  void add_centroid_virials();
 };
 
 }    // namespace LAMMPS_NS

@@ -47,6 +47,7 @@ Contract read_contract(Metadata &metadata)
     throw ModelError("its metadata are damaged: r_max is '" + metadata["r_max"] + "', interaction_depth is '" +
                      metadata["interaction_depth"] + "' (export it again)");
   }
+  contract.direct = metadata["force_head"] == "direct";
   std::istringstream names(metadata["type_names"]);
   for (std::string name; names >> name;) contract.species.push_back(name);
   if (!(contract.cutoff > 0.0) || contract.depth < 1 || contract.species.empty())

@@ -17,6 +17,7 @@ using Metadata = std::unordered_map<std::string, std::string>;
 struct Contract {
   double cutoff = 0.0;                 // Å
   int depth = 0;                       // cutoffs that information travels
+  bool direct = false;                 // forces come from a head of their own, not from the energy
   std::vector<std::string> species;    // chemical symbols
 };
 

@@ -87,7 +87,7 @@ struct TorchScriptBackend : Model::Backend {
   {
     device = where;
     for (const char *key : {"pimlip_format", "r_max", "type_names", "interaction_depth", "model_name", "model_dtype",
-                            "units", "torch_version", "allow_tf32"})
+                            "force_head", "units", "torch_version", "allow_tf32"})
       metadata[key] = "";
     // Profiling would recompile in the first steps and whenever sizes change, for nothing on a CPU.
     if (device.is_cpu()) torch::jit::getProfilingMode() = false;
@@ -224,7 +224,7 @@ void Model::evaluate(const Graph &graph)
   std::copy(graph.centre.begin(), graph.centre.end(), index);
   std::copy(graph.neighbour.begin(), graph.neighbour.end(), index + edges + extra);
   std::copy(graph.species.begin(), graph.species.end(), species.data_ptr<std::int64_t>());
-  std::fill_n(is_local.data_ptr<double>(), graph.num_local, 1.0);
+  graph.write_weights(is_local.data_ptr<double>());
   for (std::int64_t k = 0; k < extra; ++k) {
     double *vector = vectors.data_ptr<double>() + 3 * (edges + k);
     vector[0] = (k == 0 ? 1.0 : -1.0) * backend_->padding_length;

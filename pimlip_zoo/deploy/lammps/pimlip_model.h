@@ -8,6 +8,7 @@
 
 #include "pimlip_file.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -27,11 +28,22 @@ struct Graph {
   std::vector<std::int64_t> centre, neighbour;    // (E,) rows of atoms
   std::vector<std::int64_t> species;              // (N,) index into the model's species
   std::int64_t num_local = 0;                     // only the energies of the first so many atoms count
+  std::vector<double> weights;                    // (num_local,) by which their energies count, or empty: 1
 
   void clear()
   {
-    vectors.clear(), centre.clear(), neighbour.clear(), species.clear();
+    vectors.clear(), centre.clear(), neighbour.clear(), species.clear(), weights.clear();
     num_local = 0;
+  }
+
+  // What the energies of its atoms count by, those of the local ones; `into` has room for all.
+  void write_weights(double *into) const
+  {
+    std::fill_n(into, species.size(), 0.0);
+    if (weights.empty())
+      std::fill_n(into, num_local, 1.0);
+    else
+      std::copy(weights.begin(), weights.end(), into);
   }
 };
 
@@ -47,7 +59,7 @@ class Model {
   // Evaluates a graph; the results below stay valid until the next call.
   void evaluate(const Graph &graph);
   const double *atomic_energy() const;    // (N,) eV
-  // (E, 3) eV/Å, derivative of the local atoms' energy by each edge vector. A native model may put what belongs to an
+  // (E, 3) eV/Å, derivative of the (weighted) local atoms' energy by each edge vector. A native model may put what belongs to an
   // edge and its opposite on either of the two: forces and virials, sums over both, are the same.
   const double *edge_gradient() const;
   const double *forces() const;           // (N, 3) eV/Å of a direct force head, or null: forces follow from the gradient

@@ -62,8 +62,8 @@ void Model::evaluate(const Graph &graph)
   Backend &b = *backend_;
   b.edge_index.assign(graph.centre.begin(), graph.centre.end());
   b.edge_index.insert(b.edge_index.end(), graph.neighbour.begin(), graph.neighbour.end());
-  b.is_local.assign(atoms, 0.0);
-  std::fill_n(b.is_local.begin(), graph.num_local, 1.0);
+  b.is_local.resize(atoms);
+  graph.write_weights(b.is_local.data());
   b.energy.resize(atoms);
   b.gradient.resize(3 * edges);
   try {

@@ -125,7 +125,10 @@ void compile(const std::string &source, const std::string &level, const std::fil
   const std::string flags = " -std=gnu11 -O3 -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast -w" + march;
   const char *chosen = std::getenv("CC");
   std::vector<std::string> compilers = {"cc", "gcc", "clang"};
-  if (chosen && *chosen) compilers = {chosen};
+  if (chosen && *chosen) {    // a program whose path has spaces, or words for the shell
+    const bool program = std::strchr(chosen, ' ') && access(chosen, X_OK) == 0;
+    compilers = {program ? quoted(chosen) : chosen};
+  }
   const int absent = 127;    // what the shell says of a program that is not there
   int status = absent;
   std::string compiler;

@@ -57,6 +57,7 @@ def run_lammps(
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=timeout,
         check=False,
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pimlip_zoo.commands import command_words
 from pimlip_zoo.deploy.native.archive import read_native, source_hash
 from pimlip_zoo.errors import InputError
 
@@ -234,7 +235,7 @@ def cache_folder() -> Path:
 
 
 def _compile(source: str, flags: tuple[str, ...], library: Path, path: str | os.PathLike[str]) -> None:
-    chosen = os.environ.get("CC", "").split()
+    chosen = command_words("CC")
     compiler = next(
         (c for c in ([chosen] if chosen else [["cc"], ["gcc"], ["clang"]]) if shutil.which(c[0])), None
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from pimlip_zoo.commands import command_words
 from pimlip_zoo.nn.kernels.generate import Target
 from pimlip_zoo.nn.kernels.unit import Unit
 
@@ -36,7 +37,7 @@ def compiler() -> tuple[str, ...]:
     Raises:
         CompilerError: when there is none.
     """
-    if chosen := os.environ.get("CC", "").split():
+    if chosen := command_words("CC"):
         if shutil.which(chosen[0]):
             return tuple(chosen)
         raise CompilerError(f"CC={chosen[0]} is not an executable")
