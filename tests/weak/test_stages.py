@@ -80,8 +80,8 @@ def interrupted_in(stage, step, monkeypatch):
 
     make, told = runs.make_trainer, []
 
-    def interrupting(config, folder):
-        trainer = make(config, folder)
+    def interrupting(config, folder, clock):
+        trainer = make(config, folder, clock)
         if folder.name == stage and not told:
             (stop,) = [c for c in trainer.callbacks if isinstance(c, GracefulStop)]
             began = stop.on_train_batch_end
