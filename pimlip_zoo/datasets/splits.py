@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.audit.survey import Survey
+from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.errors import InputError, did_you_mean
 
 __all__ = ["METHODS", "NAMES", "Split", "make_split", "part_sizes", "read_split", "write_split"]
@@ -140,7 +141,11 @@ def read_split(path: Path) -> Split:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT or content["version"] != _VERSION:
             raise InputError("is no split of this version", file=path)
-        parts = {name: np.array(part, dtype=np.int64) for name, part in content["parts"].items()}
+        count = int(content["count"])
+        parts = {
+            str(name): whole_numbers(part, "index", least=0, count=count, file=path, key=name)
+            for name, part in content["parts"].items()
+        }
         split = Split(content["data"], content["count"], content["fingerprint"], content["method"], parts)
         same = split.digest() == content["hash"]
     except OSError as error:

@@ -15,9 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from pimlip_zoo.datasets.facts import Facts
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.lmdb.record import ENERGY, STRESS
-from pimlip_zoo.datasets.readers import all_usable, check_frame, open_source, parse_spec, window_of
+from pimlip_zoo.datasets.readers import (
+    all_usable,
+    check_chosen,
+    check_frame,
+    open_source,
+    parse_spec,
+    window_of,
+)
 from pimlip_zoo.datasets.readers.inside import StoreFile
 from pimlip_zoo.errors import InputError
 
@@ -32,9 +40,12 @@ class StoredFrames(Sequence[Frame]):
 
     Args:
         store: the store.
-        indices: which frames, in which order; None for all.
+        indices: which frames, in which order, counted from 0; None for all.
         labels: which labels they are given with.
         nan: as in :func:`~pimlip_zoo.datasets.readers.check_frame`.
+
+    Raises:
+        InputError: for an index that the store does not have.
     """
 
     def __init__(
@@ -46,7 +57,9 @@ class StoredFrames(Sequence[Frame]):
     ) -> None:
         self.store, self.labels, self.nan = store, tuple(labels), nan
         self.indices: NDArray[np.int64] = (
-            np.arange(len(store)) if indices is None else np.asarray(indices, dtype=np.int64)
+            np.arange(len(store))
+            if indices is None
+            else whole_numbers(indices, "index", least=0, count=len(store), file=store.path, key="indices")
         )
 
     def __len__(self) -> int:
@@ -149,6 +162,7 @@ def open_frames(spec: str) -> StoredFrames | None:
     window = window_of(source.frames, file)
     indices = np.arange(window.start, min(window.stop, file.count()), window.step)
     if source.indices is not None:
+        check_chosen(source, file.count())
         indices = indices[np.isin(indices, np.fromiter(source.indices, dtype=np.int64))]
     if not len(indices):
         raise InputError("there are no frames", file=spec)

@@ -207,6 +207,13 @@ class FrameStore:
             table = shard.load_compositions()
             if len(part) and int(part["composition"].max()) >= len(table):
                 raise InputError("its index names a composition that is not there", file=shard.path)
+            wrong = np.flatnonzero(part["natoms"] != table.sum(axis=1)[part["composition"]])
+            if len(wrong):
+                raise InputError(
+                    "its index is damaged: the composition has another number of atoms",
+                    file=shard.path,
+                    frame=int(wrong[0]),
+                )
             part["composition"] += offset
             entries.append(part)
             rows.append(table)
@@ -253,7 +260,7 @@ class _Shard:
             if len(raw) % _PAIR.itemsize or not raw:
                 raise InputError(f"composition {number} is missing or damaged", file=self.path)
             pairs = np.frombuffer(raw, _PAIR)
-            if int(pairs["number"].max()) >= _ELEMENTS:
+            if not 1 <= pairs["number"].min() <= pairs["number"].max() < _ELEMENTS:
                 raise InputError(f"composition {number} has an unknown element", file=self.path)
             table[number, pairs["number"]] = pairs["count"]
         return table

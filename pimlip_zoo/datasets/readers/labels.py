@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import NO_CELL, Frame
+from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit, stress_unit
 from pimlip_zoo.errors import InputError, did_you_mean
@@ -144,7 +145,7 @@ class LabelFinder:
                     candidates.setdefault(kind, []).append((f"{place}['{key}']", value))
                 elif place not in ("calculator", "arrays"):
                     _keep(info, key, value)
-        numbers = np.asarray(numbers, dtype=np.int64)
+        numbers = whole_numbers(numbers, "atomic number", file=self.file, frame=index, key="species")
         box = NO_CELL if cell is None else np.array(cell, dtype=np.float64) * self.length_unit
         periodic = np.array(np.broadcast_to(np.asarray(pbc, dtype=bool), 3))
         energy = self._one("energy", candidates, (), index)

@@ -156,6 +156,8 @@ def _parse_split(text: str, part: str) -> tuple[slice, frozenset[int]]:
             key=f"data {part!r}",
             mend=did_you_mean(name, split.parts),
         )
+    if not len(split.parts[name]):
+        raise InputError(f"the part {name} is empty", file=file, key=f"data {part!r}")
     indices = frozenset(split.parts[name].tolist())
     return slice(min(indices), max(indices) + 1), indices
 
