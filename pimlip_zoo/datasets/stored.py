@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pimlip_zoo.datasets.facts import Facts
-from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frame import LABELS, Frame, without_uncounted
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.lmdb import FrameStore
-from pimlip_zoo.datasets.lmdb.record import ENERGY, STRESS
+from pimlip_zoo.datasets.lmdb.index import FRAME
+from pimlip_zoo.datasets.lmdb.record import ENERGY, FORCES, STRESS
 from pimlip_zoo.datasets.readers import (
     all_usable,
     check_chosen,
@@ -31,7 +32,6 @@ from pimlip_zoo.errors import InputError
 
 __all__ = ["LABELS", "StoredFrames", "estimate_edges", "open_frames"]
 
-LABELS = ("energy", "forces", "stress")
 _READ_AT_ONCE = 256
 
 
@@ -43,6 +43,7 @@ class StoredFrames(Sequence[Frame]):
         indices: which frames, in which order, counted from 0; None for all.
         labels: which labels they are given with.
         nan: as in :func:`~pimlip_zoo.datasets.readers.check_frame`.
+        counted: labels of weight 0 are left out.
 
     Raises:
         InputError: for an index that the store does not have.
@@ -54,8 +55,10 @@ class StoredFrames(Sequence[Frame]):
         indices: ArrayLike | None = None,
         labels: Sequence[str] = LABELS,
         nan: str = "error",
+        *,
+        counted: bool = False,
     ) -> None:
-        self.store, self.labels, self.nan = store, tuple(labels), nan
+        self.store, self.labels, self.nan, self.counted = store, tuple(labels), nan, counted
         self.indices: NDArray[np.int64] = (
             np.arange(len(store))
             if indices is None
@@ -97,6 +100,8 @@ class StoredFrames(Sequence[Frame]):
                 check_frame(frame, file=place, index=number, nan=self.nan)
                 for number, frame in zip(numbers, frames, strict=True)
             ]
+        if self.counted:
+            frames = [frame if len(frame.numbers) == 1 else without_uncounted(frame) for frame in frames]
         if self.labels == LABELS:
             return frames
         gone: dict[str, Any] = {name: None for name in LABELS if name not in self.labels}
@@ -109,20 +114,32 @@ class StoredFrames(Sequence[Frame]):
     def subset(self, positions: ArrayLike) -> StoredFrames:
         """Some of these frames by their position among them."""
         chosen = self.indices[np.asarray(positions, dtype=np.int64)]
-        return StoredFrames(self.store, chosen, self.labels, self.nan)
+        return StoredFrames(self.store, chosen, self.labels, self.nan, counted=self.counted)
 
     def with_labels(self, labels: Sequence[str]) -> StoredFrames:
         """The same frames without their other labels."""
         kept = [name for name in self.labels if name in labels]
-        return StoredFrames(self.store, self.indices, kept, self.nan)
+        return StoredFrames(self.store, self.indices, kept, self.nan, counted=self.counted)
+
+    def counting(self, kept: ArrayLike = ()) -> StoredFrames:
+        """The frames that have a weight, with those labels that have one; single atoms have all of theirs.
+
+        Args:
+            kept: positions of frames that stay without a weight.
+        """
+        there = self.store.index[self.indices]["uncounted"] & FRAME == 0
+        there[np.asarray(kept, dtype=np.int64)] = True
+        return StoredFrames(self.store, self.indices[there], self.labels, self.nan, counted=True)
 
     @cached_property
     def facts(self) -> Facts:
         """Sizes, compositions and labels, from the index."""
         entries = self.store.index[self.indices]
         mask = entries["labels"]
+        if self.counted:
+            mask = np.where(entries["natoms"] == 1, mask, mask & ~entries["uncounted"].astype(mask.dtype))
         with_energy = (mask & ENERGY > 0) & ("energy" in self.labels)
-        forces = "forces" in self.labels
+        forces = (mask & FORCES > 0) & ("forces" in self.labels)
         return Facts(
             natoms=entries["natoms"].astype(np.int64),
             composition=entries["composition"].astype(np.int64),
