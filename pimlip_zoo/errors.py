@@ -94,12 +94,16 @@ def reading(file: object) -> Iterator[None]:
         file: the file that is read.
 
     Raises:
-        InputError: in place of every other exception, which stays its cause.
+        InputError: in place of every other exception, which stays its cause; one that names no file gets this one.
     """
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        if error.file is not None:
+            raise
+        raise InputError(
+            error.message, file=file, frame=error.frame, key=error.key, mend=error.mend
+        ) from error
     except FileNotFoundError as error:
         raise no_such_file(error.filename or str(file)) from error
     except OSError as error:

@@ -1,15 +1,45 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and that are what was written."""
 
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, no_such_file, reason_of
 
-__all__ = ["replacing"]
+__all__ = ["check_archive", "replacing"]
+
+_PART = 1 << 20
+
+
+def check_archive(
+    path: str | os.PathLike[str], wrong: str = "not a readable archive", *, mend: str = "is it truncated?"
+) -> None:
+    """Compare every entry of a zip archive with the checksum that its writer put beside it.
+
+    torch writes checkpoints and TorchScript as such archives, and does not look at the checksums when it reads them.
+
+    Args:
+        path: the file.
+        wrong: what the message says of such a file.
+        mend: what to do about it.
+
+    Raises:
+        InputError: for a file that is missing, that is no archive, or that has changed since it was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                with archive.open(entry) as content:
+                    while content.read(_PART):
+                        pass
+    except FileNotFoundError as error:
+        raise no_such_file(path) from error
+    except Exception as error:
+        raise InputError(f"{wrong}: {reason_of(error)}", file=path, mend=mend) from error
 
 
 @contextmanager

@@ -5,7 +5,7 @@ What takes a sequence of frames takes these, too; memory grows by the index, som
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, overload
@@ -121,14 +121,16 @@ class StoredFrames(Sequence[Frame]):
         kept = [name for name in self.labels if name in labels]
         return StoredFrames(self.store, self.indices, kept, self.nan, counted=self.counted)
 
-    def counting(self, kept: ArrayLike = ()) -> StoredFrames:
+    def counting(self, keep: Callable[[Frame], bool]) -> StoredFrames:
         """The frames that have a weight, with those labels that have one; single atoms have all of theirs.
 
         Args:
-            kept: positions of frames that stay without a weight.
+            keep: says of a single atom without a weight whether it stays.
         """
-        there = self.store.index[self.indices]["uncounted"] & FRAME == 0
-        there[np.asarray(kept, dtype=np.int64)] = True
+        entries = self.store.index[self.indices]
+        there = entries["uncounted"] & FRAME == 0
+        for position in np.flatnonzero(~there & (entries["natoms"] == 1)).tolist():
+            there[position] = keep(self[position])
         return StoredFrames(self.store, self.indices[there], self.labels, self.nan, counted=True)
 
     @cached_property

@@ -81,15 +81,13 @@ def counting(frames: Sequence[Frame], spec: str = "") -> Sequence[Frame]:
     Raises:
         InputError: when none is left.
     """
-    atoms = isolated_atoms(frames)
     if isinstance(frames, StoredFrames):
-        kept: Sequence[Frame] = frames.counting(atoms)
+        kept: Sequence[Frame] = frames.counting(is_isolated_atom)
     else:
-        as_they_are = set(atoms)
         kept = [
-            frame if i in as_they_are else without_uncounted(frame)
-            for i, frame in enumerate(frames)
-            if frame.weight > 0 or i in as_they_are
+            frame if is_isolated_atom(frame) else without_uncounted(frame)
+            for frame in frames
+            if frame.weight > 0 or is_isolated_atom(frame)
         ]
     if frames and not kept:
         raise InputError("every structure has weight 0", file=spec or None, key="config_weight")

@@ -214,7 +214,10 @@ def steps_done(checkpoint: Path) -> int:
     """The optimiser steps of a training checkpoint."""
     from pimlip_zoo.training.checkpoint import read_checkpoint
 
-    return int(read_checkpoint(checkpoint)["global_step"])
+    step = read_checkpoint(checkpoint).get("global_step")
+    if not isinstance(step, int) or step < 0:
+        raise InputError("does not say its step: no training wrote it", file=checkpoint, key="global_step")
+    return step
 
 
 def _rate_after(experiment: Experiment) -> float:

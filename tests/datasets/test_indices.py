@@ -203,5 +203,5 @@ def test_lists_of_species_hold_each_element_once(species, said):
 
 def test_where_no_frame_can_be_used_the_first_reason_is_said(tmp_path):
     spec = npz(tmp_path / "a.npz", np.array([8, 1, -1]))
-    with pytest.raises(InputError, match="no frame can be used; the first: .*frame 0, species: atom 2 has"):
+    with pytest.raises(InputError, match=r"no frame can be used; the first: .*frame 0, species: atom 2 has"):
         survey_data(spec, spec)

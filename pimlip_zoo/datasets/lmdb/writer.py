@@ -25,7 +25,7 @@ from pimlip_zoo.datasets.lmdb.keys import (
     load_meta,
     new_meta,
 )
-from pimlip_zoo.datasets.lmdb.record import encode_all
+from pimlip_zoo.datasets.lmdb.record import decode, encode_all
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -175,6 +175,8 @@ class StoreWriter:
         compositions = [self._composition(frame.numbers, first + k) for k, frame in enumerate(frames)]
         records = encode_all(frames, float32=self._float32)
         self._rows += [(frame_key(first + k), record) for k, record in enumerate(records)]
+        if self._float32:  # the index is that of the numbers that are kept
+            frames = [decode(record) for record in records]
         self._entries += entries_of(frames, compositions, INDEX_CUTOFF).tolist()
 
     @property
