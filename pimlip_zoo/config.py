@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
+from pimlip_zoo.errors import InputError, did_you_mean, no_such_file, reason_of
 from pimlip_zoo.files import replacing
 from pimlip_zoo.losses.supervised import Distance
 from pimlip_zoo.losses.weak_config import WeakConfig
@@ -264,11 +264,11 @@ def load_config(
     content: Any = {}
     if file is not None:
         try:
-            content = yaml.safe_load(file.read_text()) or {}
+            content = _yaml(file.read_text(encoding="utf-8"), file=file) or {}
         except FileNotFoundError as error:
             raise no_such_file(file) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"not valid YAML: {str(error).splitlines()[0]}", file=file) from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"not valid YAML: {reason_of(error)}", file=file) from error
         if not isinstance(content, dict):
             raise InputError("not a table of keys and values", file=file)
     for key, value in settings:
@@ -302,8 +302,20 @@ def parse_settings(settings: Sequence[str]) -> list[tuple[str, Any]]:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise InputError(f"--set {setting}", mend="write --set key=value, such as optimizer.lr=0.01")
-        result.append((key.strip(), _number(yaml.safe_load(value))))
+        result.append((key.strip(), _number(_yaml(value, key=key.strip()))))
     return result
+
+
+def _yaml(text: str, **place: Any) -> Any:
+    """What YAML says.
+
+    Raises:
+        InputError: for text that is no YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # besides its own errors, those of impossible dates and of keys that are lists
+        raise InputError(f"not valid YAML: {reason_of(error)}", **place) from error
 
 
 def _number(value: Any) -> Any:

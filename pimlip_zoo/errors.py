@@ -44,7 +44,7 @@ class InputError(ValueError):
         if key is not None:
             place.append(key)
         text = f"{', '.join(place)}: {message}" if place else message
-        super().__init__(f"{text} ({mend})" if mend else text)
+        super().__init__(" ".join((f"{text} ({mend})" if mend else text).splitlines()))
         self.message, self.file, self.frame, self.key, self.mend = message, file, frame, key, mend
 
 
