@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pimlip_zoo.errors import InputError, no_such_file, reason_of
 
-__all__ = ["check_archive", "replacing"]
+__all__ = ["check_archive", "content_hash", "replacing", "seal", "sealed"]
 
 _PART = 1 << 20
 
@@ -76,3 +77,37 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, in 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_PART):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Write the hash of a file beside it, so that :func:`sealed` can tell whether it is still what it was.
+
+    Raises:
+        InputError: when that cannot be written.
+    """
+    with replacing(_seal_of(path)) as temporary:
+        temporary.write_text(content_hash(path) + "\n", encoding="ascii")
+
+
+def sealed(path: Path) -> bool:
+    """Whether a file is there and has the content that it was sealed with.
+
+    A library that is truncated or damaged ends the process that maps it: look before it is loaded.
+    """
+    try:
+        return _seal_of(path).read_bytes().strip() == content_hash(path).encode()
+    except OSError:
+        return False
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
