@@ -21,6 +21,7 @@ from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
 from pimlip_zoo.datasets.stored import LABELS
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.build import loss_terms
+from pimlip_zoo.experiment.lost import lost_processes
 from pimlip_zoo.experiment.prepare import Experiment
 from pimlip_zoo.experiment.trainer import make_trainer
 from pimlip_zoo.graph import Batch
@@ -89,17 +90,20 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outc
     started, linked = time.monotonic(), _link(experiment) is None
     number = None
     try:
-        trainer.fit(
-            module,
-            training_loader(SampleList(experiment.train, linked=linked), sampler, config.data.num_workers),
-            evaluation_loader(
-                SampleList(experiment.valid, linked=linked),
-                config.data.valid_batch_size,
-                config.data.num_workers,
-            ),
-            ckpt_path=last if resume else None,
-            weights_only=True,
-        )
+        with lost_processes(folder):
+            trainer.fit(
+                module,
+                training_loader(
+                    SampleList(experiment.train, linked=linked), sampler, config.data.num_workers
+                ),
+                evaluation_loader(
+                    SampleList(experiment.valid, linked=linked),
+                    config.data.valid_batch_size,
+                    config.data.num_workers,
+                ),
+                ckpt_path=last if resume else None,
+                weights_only=True,
+            )
     except Interrupted as stop:
         number = stop.number
     return Outcome(folder, trainer.global_step, time.monotonic() - started, number)
