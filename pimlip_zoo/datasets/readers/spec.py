@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
+from pimlip_zoo.errors import InputError, did_you_mean, no_such_file, reason_of
 
 __all__ = ["DataSource", "ReadOptions", "parse_spec"]
 
@@ -188,9 +188,13 @@ def _with_sidecar(source: DataSource, given: dict[str, Any] | None = None) -> Da
 
     try:
         options = yaml.safe_load(sidecar.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot be read: {error}".replace("\n", " "), file=sidecar) from error
-    if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
+    except (
+        Exception
+    ) as error:  # besides YAML's own errors, those of impossible dates and of keys that are lists
+        raise InputError(f"cannot be read: {reason_of(error)}", file=sidecar) from error
+    if not isinstance(options, dict) or not all(
+        isinstance(word, str) for option in options.items() for word in option
+    ):
         raise InputError("is not a list of `option: name` lines", file=sidecar)
     _check_names(options, str(sidecar))
     return replace(source, options=ReadOptions(**{**options, **(given or {})}))
