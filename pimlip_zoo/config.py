@@ -32,7 +32,7 @@ from pimlip_zoo.registry import ModelInfo, get_model
 from pimlip_zoo.training.finetune import inherit_options
 from pimlip_zoo.training.recipes import DEFAULT_RECIPE, get_recipe
 from pimlip_zoo.training.schedule import ScheduleName
-from pimlip_zoo.yaml_file import read_yaml
+from pimlip_zoo.yaml_file import parse_yaml, read_yaml
 
 __all__ = ["RunConfig", "load_config", "parse_settings", "save_config"]
 
@@ -392,7 +392,7 @@ def parse_settings(settings: Sequence[str]) -> list[tuple[str, Any]]:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise InputError(f"--set {setting}", mend="write --set key=value, such as optimizer.lr=0.01")
-        result.append((key.strip(), _number(yaml.safe_load(value))))
+        result.append((key.strip(), _number(parse_yaml(value, key=key.strip()))))
     return result
 
 

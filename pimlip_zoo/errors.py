@@ -6,13 +6,16 @@ The command line turns it into a single line on stderr and exit code 2.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["InputError", "did_you_mean", "no_such_file"]
+__all__ = ["InputError", "did_you_mean", "no_such_file", "reading", "reason_of"]
 
 _FEW = 25
+_LONGEST = 200
 
 
 class InputError(ValueError):
@@ -41,7 +44,7 @@ class InputError(ValueError):
         if key is not None:
             place.append(key)
         text = f"{', '.join(place)}: {message}" if place else message
-        super().__init__(f"{text} ({mend})" if mend else text)
+        super().__init__(" ".join((f"{text} ({mend})" if mend else text).splitlines()))
         self.message, self.file, self.frame, self.key, self.mend = message, file, frame, key, mend
 
 
@@ -67,6 +70,49 @@ def no_such_file(path: str | PathLike[str]) -> InputError:
     else:
         mend = f"the folder {folder} is not there"
     return InputError("no such file", file=path, mend=mend)
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one line that is not too long; its type where it says nothing.
+
+    >>> reason_of(ValueError("cannot", "be"))
+    "('cannot', 'be')"
+    >>> reason_of(KeyError("cell"))
+    "it has no 'cell'"
+    """
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"it has no {text}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+@contextmanager
+def reading(file: object) -> Iterator[None]:
+    """What fails in this block is a file's fault: parsers throw anything at damaged bytes.
+
+    Args:
+        file: the file that is read.
+
+    Raises:
+        InputError: in place of every other exception, which stays its cause; one that names no file gets this one.
+    """
+    try:
+        yield
+    except InputError as error:
+        if error.file is not None:
+            raise
+        raise InputError(
+            error.message, file=file, frame=error.frame, key=error.key, mend=error.mend
+        ) from error
+    except FileNotFoundError as error:
+        raise no_such_file(error.filename or str(file)) from error
+    except OSError as error:
+        few = error.errno in (errno.EMFILE, errno.ENFILE)
+        raise InputError(
+            f"cannot be read: {reason_of(error)}", file=file, mend="raise `ulimit -n`" if few else None
+        ) from error
+    except Exception as error:
+        raise InputError(f"cannot be read: {reason_of(error)}", file=file) from error
 
 
 def _nearest(name: str, known: list[str]) -> str | None:

@@ -1,25 +1,38 @@
-"""Files that are there as a whole or not at all, and no larger than they look."""
+"""Files that are there as a whole or not at all, that are what was written, and no larger than they look."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import stat
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pimlip_zoo.errors import InputError, no_such_file
+from pimlip_zoo.errors import InputError, no_such_file, reason_of
 from pimlip_zoo.locks import LOCK_NAME, try_lock
 
-__all__ = ["append", "expansion_limit", "regular_file", "replacing", "writing"]
+__all__ = [
+    "append",
+    "check_archive",
+    "content_hash",
+    "expansion_limit",
+    "regular_file",
+    "replacing",
+    "seal",
+    "sealed",
+    "writing",
+]
 
 _EXPANSION, _ALWAYS = 100, 4 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONG_AGO = 86_400.0  # s
+_PART = 1 << 20
 
 
 def regular_file(path: str | Path) -> Path:
@@ -45,6 +58,33 @@ def expansion_limit(path: str | Path) -> int:
     Structures shrink to a half or a tenth; what a few bytes blow up without an end is no data.
     """
     return max(_ALWAYS, _EXPANSION * Path(path).stat().st_size)
+
+
+def check_archive(
+    path: str | os.PathLike[str], wrong: str = "not a readable archive", *, mend: str = "is it truncated?"
+) -> None:
+    """Compare every entry of a zip archive with the checksum that its writer put beside it.
+
+    torch writes checkpoints and TorchScript as such archives, and does not look at the checksums when it reads them.
+
+    Args:
+        path: the file.
+        wrong: what the message says of such a file.
+        mend: what to do about it.
+
+    Raises:
+        InputError: for a file that is missing, that is no archive, or that has changed since it was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                with archive.open(entry) as content:
+                    while content.read(_PART):
+                        pass
+    except FileNotFoundError as error:
+        raise no_such_file(path) from error
+    except Exception as error:
+        raise InputError(f"{wrong}: {reason_of(error)}", file=path, mend=mend) from error
 
 
 @contextmanager
@@ -164,3 +204,37 @@ def _refusal(temporary: Path) -> OSError | None:
     except OSError as error:
         return error if error.errno in _FULL else None
     return None
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, in 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_PART):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Write the hash of a file beside it, so that :func:`sealed` can tell whether it is still what it was.
+
+    Raises:
+        InputError: when that cannot be written.
+    """
+    with replacing(_seal_of(path)) as temporary:
+        temporary.write_text(content_hash(path) + "\n", encoding="ascii")
+
+
+def sealed(path: Path) -> bool:
+    """Whether a file is there and has the content that it was sealed with.
+
+    A library that is truncated or damaged ends the process that maps it: look before it is loaded.
+    """
+    try:
+        return _seal_of(path).read_bytes().strip() == content_hash(path).encode()
+    except OSError:
+        return False
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")

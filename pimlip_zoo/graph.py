@@ -61,6 +61,8 @@ class Labels(NamedTuple):
     """(M, 3, 3) float64, eV/Å³."""
     weight: Tensor
     """(M,) float64, how much a structure counts in every loss."""
+    label_weights: Tensor
+    """(M, 3) float64, factors of the losses on its energy, forces and stress."""
 
 
 class Batch(NamedTuple):

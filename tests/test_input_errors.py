@@ -9,6 +9,10 @@ def test_the_message_names_file_frame_key_and_mend():
     assert str(InputError("is NaN")) == "is NaN"
 
 
+def test_the_message_is_one_line_whatever_it_quotes():
+    assert str(InputError("says 'a\nb\r\nc'", key="x\ny")) == "x y: says 'a b c'"
+
+
 def test_near_names_come_first_then_all_if_few_then_their_number():
     assert did_you_mean("nequp", ["nequip", "mace"]) == "did you mean nequip?"
     assert did_you_mean("xyz", ["nequip", "mace"]) == "known: mace, nequip"

@@ -91,6 +91,9 @@ _MENDS = {
     errno.EISDIR: "name a file",
     errno.ENOTDIR: "a part of its path is a file: name another",
     errno.ENAMETOOLONG: "name it shorter",
+    errno.ENOENT: "it, or its folder, is not there, or not any more",
+    errno.EMFILE: "raise `ulimit -n`",
+    errno.ENFILE: "this machine has too many open files: close some",
 }
 """What the system refuses and the user can mend."""
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from pimlip_zoo.datasets.lmdb import FrameStore, StoreWriter
 from pimlip_zoo.datasets.lmdb.writer import partial_path
-from pimlip_zoo.datasets.readers import DataSource, checked, open_source, parse_spec, window_of
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.datasets.readers import DataSource, check_chosen, checked, open_source, parse_spec, window_of
+from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import replacing
 
 __all__ = ["SHARD_FRAMES", "Conversion", "convert"]
@@ -200,8 +200,11 @@ def _cut(sources: list[DataSource], shard_frames: int) -> list[list[_Piece]]:
             tasks[-1].append(_Piece(number, window.start, window.stop, window.step))
             continue
         starts = getattr(file, "starts", None)
-        hints = starts(shard_frames) if starts else None
-        window = range(window.start, min(window.stop, hints[0] if hints else file.count()), window.step)
+        with reading(source.path):
+            hints = starts(shard_frames) if starts else None
+            count = hints[0] if hints else file.count()
+        check_chosen(source, count)
+        window = range(window.start, min(window.stop, count), window.step)
         at = 0
         while at < len(window):
             part = window[at : at + room]
@@ -323,7 +326,7 @@ class _ShardJob:
         start = piece.start if state["next"] is None else state["next"]
         window = range(start, piece.stop, piece.step)
         items = file.read(window, piece.hint) if piece.hint else file.read(window)  # type: ignore[call-arg]
-        for index, item in checked(source, items):
+        for index, item in checked(source, items, window):
             if not isinstance(item, InputError):
                 writer.append(item)
             elif self.settings.skip_bad:

@@ -180,9 +180,6 @@ class StoreDataset(FrameDataset):
     ) -> None:
         frames = StoredFrames(FrameStore(path), indices)
         super().__init__(frames, species, cutoff, cache_bytes=cache_bytes)
-        chosen = frames.indices
-        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(frames.store):
-            raise InputError(f"an index is beyond its {len(frames.store)} frames", file=path, key="indices")
         unknown = [symbol for symbol in frames.store.coverage().species if symbol not in self.species]
         if unknown:
             raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["NO_CELL", "OPEN", "Frame", "frame_to_atoms"]
+__all__ = ["EVEN", "LABELS", "NO_CELL", "OPEN", "Frame", "frame_to_atoms", "without_uncounted"]
 
 NO_CELL = np.zeros((3, 3))
 """The cell of a structure that is periodic nowhere; for all of them."""
 OPEN = np.zeros(3, dtype=bool)
 """Its periodic directions."""
 NO_CELL.flags.writeable = OPEN.flags.writeable = False
+
+LABELS = ("energy", "forces", "stress")
+EVEN = (1.0, 1.0, 1.0)
+"""The weights of these labels in a structure of which nothing else is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +46,19 @@ class Frame:
     stress: NDArray[np.float64] | None = None
     """(3, 3) eV/Å³, ``dE/dε / V``."""
     weight: float = 1.0
-    """How much the structure counts in every loss."""
+    """How much the structure counts in every loss; one of weight 0 is not trained on."""
+    label_weights: tuple[float, float, float] = EVEN
+    """Factors of the losses on its energy, forces and stress; a label of weight 0 is as if it were not there."""
     info: dict[str, Any] = field(default_factory=dict)
     """What else the file said of it (config_type and the like): short strings and numbers."""
+
+
+def without_uncounted(frame: Frame) -> Frame:
+    """The frame without its labels of weight 0."""
+    if all(frame.label_weights):
+        return frame
+    gone = {label: None for label, weight in zip(LABELS, frame.label_weights, strict=True) if not weight}
+    return replace(frame, **gone)  # type: ignore[arg-type]
 
 
 def frame_to_atoms(frame: Frame) -> Atoms:
@@ -63,4 +77,9 @@ def frame_to_atoms(frame: Frame) -> Atoms:
     if results:
         atoms.calc = SinglePointCalculator(atoms, **results)
     atoms.info.update(frame.info)
+    if frame.weight != 1.0:
+        atoms.info["config_weight"] = frame.weight
+    for label, weight in zip(LABELS, frame.label_weights, strict=True):
+        if weight != 1.0:
+            atoms.info[f"config_{label}_weight"] = weight
     return atoms

@@ -69,10 +69,12 @@ class _Group(NamedTuple):
     def surely_usable(self, square: NDArray[np.float64]) -> bool:
         """Whether every check of a frame would pass; looks at squared distances, (B, N, N) Å²."""
         numbers = self.rows["numbers"]
-        values = [self.positions, *self.labels()]
+        weight = self.rows["weight"]
+        values = [self.positions, weight, *self.labels()]
         close = np.count_nonzero(square < SAME_SPOT * SAME_SPOT)
         return (
             all(np.isfinite(value.sum()) for value in values)
+            and weight.min() >= 0
             and numbers.min() >= 1
             and numbers.max() <= MAX_NUMBER
             and close == numbers.size  # every atom with itself
@@ -128,5 +130,6 @@ def _joined(
             forces=torch.from_numpy(forces),
             stress=torch.full((count, 3, 3), torch.nan, dtype=torch.float64),
             weight=torch.from_numpy(weight),
+            label_weights=torch.ones((count, 3), dtype=torch.float64),
         ),
     )

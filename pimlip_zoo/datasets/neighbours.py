@@ -45,6 +45,7 @@ def frame_to_sample(frame: Frame, species: Sequence[str], cutoff: float) -> Batc
         if frame.stress is None
         else torch.as_tensor(np.array(frame.stress, dtype=np.float64)).reshape(1, 3, 3),
         weight=torch.tensor([frame.weight], dtype=torch.float64),
+        label_weights=torch.tensor([frame.label_weights], dtype=torch.float64),
     )
     return Batch(graph, labels)
 
@@ -88,6 +89,7 @@ def frames_to_batch(frames: Sequence[Frame], species: Sequence[str], cutoff: flo
         forces=torch.as_tensor(np.concatenate(forces, dtype=np.float64)),
         stress=torch.as_tensor(stress),
         weight=torch.tensor([frame.weight for frame in frames], dtype=torch.float64),
+        label_weights=torch.tensor([frame.label_weights for frame in frames], dtype=torch.float64),
     )
     return Batch(graph, labels)
 

@@ -100,7 +100,10 @@ def _species_table(species: tuple[str, ...]) -> NDArray[np.int64]:
 
     table = np.full(len(chemical_symbols) + 1, -1, dtype=np.int64)
     for index, symbol in enumerate(species):
-        table[atomic_numbers[symbol]] = index
+        number = atomic_numbers.get(symbol, 0)
+        if number < 1 or table[number] >= 0:
+            raise InputError(f"{symbol!r} is {'named twice' if number else 'no element'}", key="species")
+        table[number] = index
     return table
 
 

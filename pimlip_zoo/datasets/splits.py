@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.audit.survey import Survey
-from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.datasets.indices import whole_numbers
+from pimlip_zoo.errors import InputError, did_you_mean, reason_of
 from pimlip_zoo.files import replacing
 
 __all__ = ["METHODS", "NAMES", "Split", "make_split", "part_sizes", "read_split", "write_split"]
@@ -139,16 +140,20 @@ def read_split(path: Path) -> Split:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT or content["version"] != _VERSION:
-            raise InputError("is no split of this version", file=path)
-        parts = {name: np.array(part, dtype=np.int64) for name, part in content["parts"].items()}
+            raise InputError("is no split of this version", file=path)  # noqa: TRY301
+        count = int(content["count"])
+        parts = {
+            str(name): whole_numbers(part, "index", least=0, count=count, file=path, key=name)
+            for name, part in content["parts"].items()
+        }
         split = Split(content["data"], content["count"], content["fingerprint"], content["method"], parts)
         same = split.digest() == content["hash"]
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", file=path) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"is no split file: {error}", file=path) from error
+    except InputError:
+        raise
+    except Exception as error:  # any field may hold anything
+        raise InputError(f"is no split file: {reason_of(error)}", file=path) from error
     if not same:
         raise InputError("its hash does not fit its indices: it was changed", file=path)
     return split

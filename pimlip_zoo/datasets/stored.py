@@ -5,7 +5,7 @@ What takes a sequence of frames takes these, too; memory grows by the index, som
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, overload
@@ -14,16 +14,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pimlip_zoo.datasets.facts import Facts
-from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frame import LABELS, Frame, without_uncounted
+from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.lmdb import FrameStore
-from pimlip_zoo.datasets.lmdb.record import ENERGY, STRESS
-from pimlip_zoo.datasets.readers import all_usable, check_frame, open_source, parse_spec, window_of
+from pimlip_zoo.datasets.lmdb.index import FRAME
+from pimlip_zoo.datasets.lmdb.record import ENERGY, FORCES, STRESS
+from pimlip_zoo.datasets.readers import (
+    all_usable,
+    check_chosen,
+    check_frame,
+    open_source,
+    parse_spec,
+    window_of,
+)
 from pimlip_zoo.datasets.readers.inside import StoreFile
 from pimlip_zoo.errors import InputError
 
 __all__ = ["LABELS", "StoredFrames", "estimate_edges", "open_frames"]
 
-LABELS = ("energy", "forces", "stress")
 _READ_AT_ONCE = 256
 
 
@@ -32,9 +40,13 @@ class StoredFrames(Sequence[Frame]):
 
     Args:
         store: the store.
-        indices: which frames, in which order; None for all.
+        indices: which frames, in which order, counted from 0; None for all.
         labels: which labels they are given with.
         nan: as in :func:`~pimlip_zoo.datasets.readers.check_frame`.
+        counted: labels of weight 0 are left out.
+
+    Raises:
+        InputError: for an index that the store does not have.
     """
 
     def __init__(
@@ -43,10 +55,14 @@ class StoredFrames(Sequence[Frame]):
         indices: ArrayLike | None = None,
         labels: Sequence[str] = LABELS,
         nan: str = "error",
+        *,
+        counted: bool = False,
     ) -> None:
-        self.store, self.labels, self.nan = store, tuple(labels), nan
+        self.store, self.labels, self.nan, self.counted = store, tuple(labels), nan, counted
         self.indices: NDArray[np.int64] = (
-            np.arange(len(store)) if indices is None else np.asarray(indices, dtype=np.int64)
+            np.arange(len(store))
+            if indices is None
+            else whole_numbers(indices, "index", least=0, count=len(store), file=store.path, key="indices")
         )
 
     def __len__(self) -> int:
@@ -84,6 +100,8 @@ class StoredFrames(Sequence[Frame]):
                 check_frame(frame, file=place, index=number, nan=self.nan)
                 for number, frame in zip(numbers, frames, strict=True)
             ]
+        if self.counted:
+            frames = [frame if len(frame.numbers) == 1 else without_uncounted(frame) for frame in frames]
         if self.labels == LABELS:
             return frames
         gone: dict[str, Any] = {name: None for name in LABELS if name not in self.labels}
@@ -96,20 +114,34 @@ class StoredFrames(Sequence[Frame]):
     def subset(self, positions: ArrayLike) -> StoredFrames:
         """Some of these frames by their position among them."""
         chosen = self.indices[np.asarray(positions, dtype=np.int64)]
-        return StoredFrames(self.store, chosen, self.labels, self.nan)
+        return StoredFrames(self.store, chosen, self.labels, self.nan, counted=self.counted)
 
     def with_labels(self, labels: Sequence[str]) -> StoredFrames:
         """The same frames without their other labels."""
         kept = [name for name in self.labels if name in labels]
-        return StoredFrames(self.store, self.indices, kept, self.nan)
+        return StoredFrames(self.store, self.indices, kept, self.nan, counted=self.counted)
+
+    def counting(self, keep: Callable[[Frame], bool]) -> StoredFrames:
+        """The frames that have a weight, with those labels that have one; single atoms have all of theirs.
+
+        Args:
+            keep: says of a single atom without a weight whether it stays.
+        """
+        entries = self.store.index[self.indices]
+        there = entries["uncounted"] & FRAME == 0
+        for position in np.flatnonzero(~there & (entries["natoms"] == 1)).tolist():
+            there[position] = keep(self[position])
+        return StoredFrames(self.store, self.indices[there], self.labels, self.nan, counted=True)
 
     @cached_property
     def facts(self) -> Facts:
         """Sizes, compositions and labels, from the index."""
         entries = self.store.index[self.indices]
         mask = entries["labels"]
+        if self.counted:
+            mask = np.where(entries["natoms"] == 1, mask, mask & ~entries["uncounted"].astype(mask.dtype))
         with_energy = (mask & ENERGY > 0) & ("energy" in self.labels)
-        forces = "forces" in self.labels
+        forces = (mask & FORCES > 0) & ("forces" in self.labels)
         return Facts(
             natoms=entries["natoms"].astype(np.int64),
             composition=entries["composition"].astype(np.int64),
@@ -149,6 +181,7 @@ def open_frames(spec: str) -> StoredFrames | None:
     window = window_of(source.frames, file)
     indices = np.arange(window.start, min(window.stop, file.count()), window.step)
     if source.indices is not None:
+        check_chosen(source, file.count())
         indices = indices[np.isin(indices, np.fromiter(source.indices, dtype=np.int64))]
     if not len(indices):
         raise InputError("there are no frames", file=spec)

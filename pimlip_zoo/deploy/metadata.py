@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo import __version__
-from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import regular_file
+from pimlip_zoo.errors import InputError, reading
+from pimlip_zoo.files import check_archive, regular_file
 
 if TYPE_CHECKING:
     import torch
@@ -120,16 +120,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The metadata of an exported file, TorchScript or compiled, without loading the model.
 
     Raises:
-        InputError: when the file is missing, truncated, not ours, or of another format version.
+        InputError: when the file is missing, truncated, changed, not ours, or of another format version.
     """
     regular_file(os.fspath(path))
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = _metadata_entries(archive)
-    except _UNREADABLE as error:
-        raise InputError(
-            "not a complete exported model", file=path, mend="write it with `pimlip-zoo export`"
-        ) from error
+    check_archive(path, "not a complete exported model", mend="write it with `pimlip-zoo export`")
+    with reading(path), zipfile.ZipFile(path) as archive:
+        found = _metadata_entries(archive)
     version = found.get("pimlip_format", "")
     if not version:
         raise InputError("has no metadata of pimlip-zoo", file=path, mend="write it with `pimlip-zoo export`")

@@ -23,7 +23,7 @@ from pimlip_zoo.deploy.metadata import REQUIRED_KEYS, export_metadata, read_meta
 from pimlip_zoo.deploy.module import PairStyleModule
 from pimlip_zoo.deploy.selfcheck import compare
 from pimlip_zoo.errors import InputError, no_such_file
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import check_archive, replacing
 
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
@@ -108,6 +108,7 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]
     extra: dict[str, Any] = dict.fromkeys(REQUIRED_KEYS, "")
     if not Path(path).is_file():
         raise no_such_file(path)
+    check_archive(path, "not a complete TorchScript file", mend="export it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.config import DataSection, RunConfig
 from pimlip_zoo.datasets.coverage import is_isolated_atom, isolated_atom_energies
 from pimlip_zoo.datasets.facts import facts_of
-from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frame import Frame, without_uncounted
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import (
     EnergyReferences,
@@ -26,6 +26,7 @@ from pimlip_zoo.errors import InputError
 
 __all__ = [
     "chosen_labels",
+    "counting",
     "describe_labels",
     "energy_references_of",
     "keep_labels",
@@ -64,7 +65,35 @@ def load_split(config: RunConfig) -> tuple[Sequence[Frame], Sequence[Frame]]:
 def _frames(spec: str, data: DataSection) -> Sequence[Frame]:
     """The frames of a specification, left in their store where they are to be streamed."""
     stored = open_frames(spec) if data.stream else None
-    return load_frames(spec) if stored is None else stored
+    return counting(load_frames(spec) if stored is None else stored, spec)
+
+
+def counting(frames: Sequence[Frame], spec: str = "") -> Sequence[Frame]:
+    """The frames that have a weight, with those labels that have one.
+
+    What does not count is not looked at: not for references, scale or species, not for choosing the best weights.
+    Isolated atoms stay: their energies are references whether or not they are trained on.
+
+    Args:
+        frames: all of them.
+        spec: where they come from, for messages.
+
+    Raises:
+        InputError: when none is left.
+    """
+    if isinstance(frames, StoredFrames):
+        kept: Sequence[Frame] = frames.counting(is_isolated_atom)
+    else:
+        kept = [
+            frame if is_isolated_atom(frame) else without_uncounted(frame)
+            for frame in frames
+            if frame.weight > 0 or is_isolated_atom(frame)
+        ]
+    if frames and not kept:
+        raise InputError("every structure has weight 0", file=spec or None, key="config_weight")
+    if len(kept) < len(frames):
+        log.info("%s: %d structures of weight 0 are left out", spec or "data", len(frames) - len(kept))
+    return kept
 
 
 def select(frames: Sequence[Frame], positions: NDArray[np.int64]) -> Sequence[Frame]:
@@ -89,11 +118,13 @@ def without_isolated_atoms(
 
     Args:
         frames: all of them.
-        keep: leave the atoms among the structures, because references come from elsewhere.
+        keep: leave those atoms that have a weight among the structures, because references come from elsewhere.
     """
     labelled = [i for i in isolated_atoms(frames) if frames[i].energy is not None]
     atoms = [frames[i] for i in labelled]
-    if keep or not labelled or len(labelled) == len(frames):
+    if keep:
+        labelled = [i for i in labelled if not frames[i].weight * frames[i].label_weights[0] > 0]
+    if not labelled or len(labelled) == len(frames):
         return frames, atoms
     others = np.ones(len(frames), dtype=bool)
     others[labelled] = False

@@ -27,6 +27,7 @@ from pimlip_zoo.experiment.build import (
 )
 from pimlip_zoo.experiment.data import (
     chosen_labels,
+    counting,
     describe_labels,
     energy_references_of,
     keep_labels,
@@ -96,7 +97,7 @@ def prepare(
     torch.manual_seed(config.seed)
     data = config.data
     join_ranks(config)
-    train, valid = split or load_split(config)
+    train, valid = map(counting, split or load_split(config))
     references_file = reference_frames(data)
     train, single = without_isolated_atoms(train, keep=bool(references_file))
     atoms = isolated_atom_energies([*references_file, *single])

@@ -21,6 +21,7 @@ from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
 from pimlip_zoo.datasets.stored import LABELS
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.build import loss_terms
+from pimlip_zoo.experiment.lost import lost_processes
 from pimlip_zoo.experiment.prepare import Experiment
 from pimlip_zoo.experiment.record import write_record
 from pimlip_zoo.experiment.trainer import make_trainer
@@ -98,17 +99,20 @@ def train(
     started, linked = time.monotonic(), _link(experiment) is None
     number = None
     try:
-        trainer.fit(
-            module,
-            training_loader(SampleList(experiment.train, linked=linked), sampler, config.data.num_workers),
-            evaluation_loader(
-                SampleList(experiment.valid, linked=linked),
-                config.data.valid_batch_size,
-                config.data.num_workers,
-            ),
-            ckpt_path=last if resume else None,
-            weights_only=True,
-        )
+        with lost_processes(folder):
+            trainer.fit(
+                module,
+                training_loader(
+                    SampleList(experiment.train, linked=linked), sampler, config.data.num_workers
+                ),
+                evaluation_loader(
+                    SampleList(experiment.valid, linked=linked),
+                    config.data.valid_batch_size,
+                    config.data.num_workers,
+                ),
+                ckpt_path=last if resume else None,
+                weights_only=True,
+            )
     except Interrupted as stop:
         number = stop.number
     return Outcome(folder, trainer.global_step, time.monotonic() - started, number)
@@ -252,7 +256,10 @@ def steps_done(checkpoint: Path) -> int:
     """The optimiser steps of a training checkpoint."""
     from pimlip_zoo.training.checkpoint import read_checkpoint
 
-    return int(read_checkpoint(checkpoint)["global_step"])
+    step = read_checkpoint(checkpoint).get("global_step")
+    if not isinstance(step, int) or step < 0:
+        raise InputError("does not say its step: no training wrote it", file=checkpoint, key="global_step")
+    return step
 
 
 def _rate_after(experiment: Experiment) -> float:

@@ -111,7 +111,11 @@ def choose(
         num_graphs=int(structure.sum()),
     )
     part_labels = Labels(
-        labels.energy[structure], labels.forces[atom], labels.stress[structure], labels.weight[structure]
+        labels.energy[structure],
+        labels.forces[atom],
+        labels.stress[structure],
+        labels.weight[structure],
+        labels.label_weights[structure],
     )
     if predictions is None:
         return Batch(part, part_labels), None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,42 +11,52 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions, stress_from_virial
 from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
 
-__all__ = ["Distance", "Quantity", "SupervisedTerm", "residuals"]
+__all__ = ["Distance", "Quantity", "Residuals", "SupervisedTerm", "residuals"]
 
 Distance = Literal["mse", "mae", "huber"]
 Quantity = Literal["energy", "energy_per_atom", "forces", "stress"]
 """What can be labelled."""
 
 
-def residuals(quantity: Quantity, batch: Batch, predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction minus label of one quantity.
+class Residuals(NamedTuple):
+    """Prediction minus label of one quantity, R rows."""
 
-    Returns:
-        residuals (R, D), NaN where a label is missing; the weight (R,) of each row's structure; where labels are
-        missing (R,). D is 1 for energies (eV, or eV per atom), 3 for forces (eV/Å), 9 for stress (eV/Å³).
-    """
+    error: Tensor
+    """(R, D), NaN where a label is missing; D is 1 for energies (eV, or eV per atom), 3 for forces (eV/Å), 9 for stress
+    (eV/Å³)."""
+    weight: Tensor
+    """(R,) of each row's structure."""
+    factor: Tensor
+    """(R,) of the structure's label."""
+    missing: Tensor
+    """(R,) where labels are missing."""
+
+
+def residuals(quantity: Quantity, batch: Batch, predictions: Predictions) -> Residuals:
+    """Prediction minus label of one quantity."""
     graph, labels = batch.graph, batch.labels
+    name, column = _LABEL[quantity]
+    weight, factor = labels.weight, labels.label_weights[:, column]
     if quantity == "forces":
         error = predictions.forces - labels.forces
-        weight = labels.weight[graph.batch]
+        weight, factor = weight[graph.batch], factor[graph.batch]
     elif quantity == "stress":
         error = (stress_from_virial(predictions.virial, graph.cell) - labels.stress).flatten(1)
-        weight = labels.weight
     else:
         error = (predictions.energy - labels.energy).unsqueeze(-1)
         if quantity == "energy_per_atom":
             error = error / atom_counts(batch).unsqueeze(-1)
-        weight = labels.weight
-    missing = torch.isnan(getattr(labels, _LABEL[quantity])).reshape(len(error), -1).any(dim=1)
-    return error, weight, missing
+    missing = torch.isnan(getattr(labels, name)).reshape(len(error), -1).any(dim=1)
+    return Residuals(error, weight, factor, missing)
 
 
-_LABEL: dict[Quantity, str] = {
-    "energy": "energy",
-    "energy_per_atom": "energy",
-    "forces": "forces",
-    "stress": "stress",
+_LABEL: dict[Quantity, tuple[str, int]] = {
+    "energy": ("energy", 0),
+    "energy_per_atom": ("energy", 0),
+    "forces": ("forces", 1),
+    "stress": ("stress", 2),
 }
+"""The label of a quantity, and the column of its weight."""
 
 
 def atom_counts(batch: Batch) -> Tensor:
@@ -57,6 +67,9 @@ def atom_counts(batch: Batch) -> Tensor:
 
 class SupervisedTerm(LossTerm):
     """Distance between prediction and label, averaged over labelled components, weighted by structure.
+
+    The weight of a structure's label is a factor of its distance alone, and does not enter what the average divides by:
+    as in mace-torch, a weight of 10 on all labels of a kind is a weight of 10 on that loss.
 
     Args:
         quantity: energy (eV), energy_per_atom (eV), forces (eV/Å, by component), stress (eV/Å³, by component).
@@ -84,7 +97,7 @@ class SupervisedTerm(LossTerm):
         predictions: Predictions,
     ) -> LossValue:
         """See :class:`LossTerm`."""
-        error, weight, missing = residuals(self.quantity, batch, predictions)
+        error, weight, factor, missing = residuals(self.quantity, batch, predictions)
         # Zeros and not a selection, which would have to wait for the number of its rows.
         error, weight = error.masked_fill(missing.unsqueeze(-1), 0.0), weight.masked_fill(missing, 0.0)
         if self.distance == "mse":
@@ -96,4 +109,4 @@ class SupervisedTerm(LossTerm):
             values = torch.where(
                 size < self.delta, 0.5 * size.square(), self.delta * (size - 0.5 * self.delta)
             )
-        return LossValue(weight @ values.sum(dim=1), weight.sum() * error.shape[1])
+        return LossValue((weight * factor) @ values.sum(dim=1), weight.sum() * error.shape[1])

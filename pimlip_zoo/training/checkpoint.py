@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import regular_file
+from pimlip_zoo.errors import InputError, reading
+from pimlip_zoo.files import check_archive, regular_file
 from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models, get_model
@@ -34,6 +34,24 @@ KEY = "pimlip_zoo"
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_OURS = "potential."
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "config": (dict,),
+    "species": (list, tuple),
+    "dtype": (str,),
+    "repulsion": (str, type(None)),
+    "trainable_scale": (bool,),
+}
+_SUMMARY: dict[str, tuple[type, ...]] = {
+    "config": (dict,),
+    "energy_references": (str,),
+    "baseline": (dict, type(None)),
+    "labels": (list,),
+    "coverage": (dict,),
+    "versions": (dict,),
+}
+"""What commands look at of what a training leaves there."""
 
 
 def describe(potential: Potential) -> dict[str, Any]:
@@ -56,6 +74,8 @@ def build_potential(description: Mapping[str, Any]) -> Potential:
         InputError: for a version this package cannot read, or an architecture that is not installed.
     """
     description = _migrate(dict(description))
+    if description["dtype"] not in _DTYPES:
+        raise InputError(f"{description['dtype']!r} is no precision", key="dtype", mend="float32 or float64")
     info = get_model(description["model"])
     config = info.configure(**_tuples(description["config"]))
     species = tuple(description["species"])
@@ -90,12 +110,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file; no code is run.
 
     Raises:
-        InputError: when the file cannot be read or is not a checkpoint of this package.
+        InputError: when the file cannot be read, has changed since it was written, is not a checkpoint of this package,
+            lacks a field, or has weights that are NaN or infinite.
     """
+    check_archive(regular_file(path), "not a readable checkpoint")
     try:
-        content = torch.load(regular_file(path), map_location="cpu", weights_only=True)
-    except InputError:
-        raise
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -103,8 +123,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             file=path,
             mend="is it truncated?",
         ) from error
-    if not isinstance(content, dict) or KEY not in content:
+    if not isinstance(content, dict) or not isinstance(content.get(KEY), dict):
         raise InputError("not a checkpoint of pimlip-zoo", file=path)
+    with reading(path):
+        content[KEY] = _migrate(content[KEY])
+        _check_fields(content[KEY], _FIELDS, KEY)
+        _check_fields(content[KEY].get("summary") or {}, _SUMMARY, f"{KEY}.summary", optional=True)
+        _check_weights(content.get("state_dict"))
     return content
 
 
@@ -149,11 +174,12 @@ def load_potential(
             file=path,
             mend="use it through pimlip_zoo.calculator, or train a standalone one with --weak distill",
         )
-    potential = build_potential(content[KEY])
+    with reading(path):
+        potential = build_potential(content[KEY])
     weights = {
-        name.removeprefix("potential."): value
+        name.removeprefix(_OURS): value
         for name, value in content["state_dict"].items()
-        if name.startswith("potential.")
+        if name.startswith(_OURS)
     }
     try:
         potential.load_state_dict(weights)
@@ -164,6 +190,40 @@ def load_potential(
     if dtype is not None:
         potential.set_dtype(dtype)
     return potential.eval().requires_grad_(False)
+
+
+def _check_fields(
+    found: Any, expected: Mapping[str, tuple[type, ...]], place: str, *, optional: bool = False
+) -> None:
+    """Refuse a table that lacks a field, or has one of another type."""
+    if not isinstance(found, dict):
+        raise InputError("the checkpoint has no table there", key=place)
+    for name, kinds in expected.items():
+        if name not in found:
+            if optional:
+                continue
+            raise InputError("the checkpoint lacks it", key=f"{place}.{name}")
+        if not isinstance(found[name], kinds):
+            raise InputError(f"the checkpoint has {found[name]!r}"[:200], key=f"{place}.{name}")
+    if "species" in expected and not all(isinstance(symbol, str) for symbol in found["species"]):
+        raise InputError("the checkpoint has species that are no symbols", key=f"{place}.species")
+    if found.get("baseline") is not None and not isinstance(found["baseline"].get("calculator"), str):
+        raise InputError("the checkpoint does not name it", key=f"{place}.baseline.calculator")
+
+
+def _check_weights(weights: Any) -> None:
+    """Refuse weights that are no tensors of finite numbers."""
+    if not isinstance(weights, dict):
+        raise InputError("the checkpoint lacks them", key="state_dict")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise InputError("the checkpoint has what is no tensor", key=f"state_dict.{name}"[:100])
+        if name.startswith(_OURS) and not bool(torch.isfinite(value).all()):
+            raise InputError(
+                "the weights are NaN or infinite",
+                key=name,
+                mend="the training diverged, or the file was changed: take another checkpoint",
+            )
 
 
 def _registered_name(model: AtomicEnergyModel) -> str:
@@ -177,7 +237,8 @@ def _registered_name(model: AtomicEnergyModel) -> str:
 
 def _migrate(description: dict[str, Any]) -> dict[str, Any]:
     version = description.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    first = min(_MIGRATIONS, default=FORMAT_VERSION)
+    if not isinstance(version, int) or isinstance(version, bool) or not first <= version <= FORMAT_VERSION:
         raise InputError(
             f"the checkpoint has format version {version}, this package reads up to {FORMAT_VERSION}",
             mend="update pimlip-zoo",

@@ -40,8 +40,8 @@ class ErrorStatistics:
         for quantity in QUANTITIES:
             if _is_missing(quantity, predictions, batch):
                 continue
-            error, _, missing = residuals(quantity, batch, predictions)
-            error = error[~missing]
+            found = residuals(quantity, batch, predictions)
+            error = found.error[~found.missing]
             absolute, square, count = self._sums[quantity]
             self._sums[quantity] = (
                 absolute + float(error.abs().sum()),

@@ -58,7 +58,7 @@ def test_a_part_of_a_store_has_its_own_numbering(frames, path):
     assert len(part) == 3
     assert_equal(part[1], frame_to_sample(frames[2], SPECIES, 4.0))
     assert part.sizes()[0].tolist() == [len(frames[i].numbers) for i in (5, 2, 9)]
-    with pytest.raises(InputError, match="beyond its 24 frames"):
+    with pytest.raises(InputError, match="index 24 is too large: there are 24"):
         StoreDataset(path, SPECIES, 4.0, indices=np.array([24]))
 
 

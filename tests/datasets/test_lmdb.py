@@ -25,7 +25,7 @@ from pimlip_zoo.datasets.lmdb import (
 )
 from pimlip_zoo.datasets.lmdb.environment import check_pages
 from pimlip_zoo.datasets.lmdb.index import BLOCK, ENTRY, entries_of, entry_of
-from pimlip_zoo.datasets.lmdb.keys import META, frame_key
+from pimlip_zoo.datasets.lmdb.keys import META, frame_key, index_key
 from pimlip_zoo.datasets.lmdb.record import HEADER, RecordError, decode, encode, encode_all
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
@@ -287,6 +287,37 @@ def change_meta(**changes):
 def test_a_store_that_was_tampered_with_is_refused(path, tmp_path, edit, message):
     with pytest.raises(InputError, match=message):
         FrameStore(edited(path, tmp_path, edit)).verify()
+
+
+@pytest.mark.parametrize("name", ENTRY.names)
+def test_every_number_of_the_index_is_compared(path, tmp_path, name):
+    def edit(transaction):
+        entries = np.frombuffer(transaction.get(index_key(0)), ENTRY).copy()
+        frame = int(np.flatnonzero((entries["force_atoms"] > 0) & ~np.isnan(entries["energy"]))[1])
+        value = entries[name][frame]
+        if value.dtype.kind == "f":
+            entries[name][frame] = value * (1 + 1e-5)
+        else:
+            entries[name][frame] ^= 1
+        transaction.put(index_key(0), entries.tobytes())
+
+    with pytest.raises(
+        InputError, match=r"does not fit the frame|the composition has another number|damaged"
+    ):
+        FrameStore(edited(path, tmp_path, edit)).verify()
+
+
+@pytest.mark.parametrize("float32", [False, True])
+def test_the_index_is_that_of_the_numbers_that_are_kept(tmp_path, float32):
+    frames = [molecule(seed, 12) for seed in range(300)]
+    store = FrameStore(write_store(tmp_path / "a.lmdb", frames, float32=float32))
+    assert store.verify() == 300
+
+
+@pytest.mark.parametrize("cutoff", [None, "5", 0, -1, float("nan"), float("inf")])
+def test_an_impossible_cutoff_of_the_index_is_refused(path, tmp_path, cutoff):
+    with pytest.raises(InputError, match="impossible index_cutoff"):
+        FrameStore(edited(path, tmp_path, change_meta(index_cutoff=cutoff)))
 
 
 @pytest.mark.parametrize("keep", [0, 100, 4096, 0.5, -1])

@@ -701,5 +701,5 @@ def test_a_damaged_row_of_an_lmdb_database_is_named(tmp_path):
     found = []
     assert len(list(read_frames(path, on_bad=found.append))) == 2
     (tmp_path / "b.aselmdb").write_bytes(b"x" * 9000)
-    with pytest.raises(InputError, match="cannot be opened"):
+    with pytest.raises(InputError, match="is no LMDB file"):
         load_frames(f"{tmp_path}/b.aselmdb")

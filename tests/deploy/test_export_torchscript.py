@@ -160,3 +160,20 @@ def test_every_architecture_can_be_scripted(name, dtype):
     info = available_models()[name]
     potential = Potential(info.model(info.configure("small", avg_num_neighbors=9.0), ("H", "O")))
     torch.jit.freeze(torch.jit.script(PairStyleModule(potential.set_dtype(dtype).eval())))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_changed_bit_of_the_weights_is_noticed(tmp_path, dtype):
+    path = tmp_path / "a.nequip.pth"
+    export_torchscript(springs(), path, dtype=dtype)
+    raw = path.read_bytes()
+    numbers = torch.tensor([0.5, 1.5, 2.5], dtype=dtype).numpy().tobytes()
+    place = raw.index(numbers)
+    for at in (place, place + len(numbers) - 1):
+        for bit in (0, 7):
+            changed = bytearray(raw)
+            changed[at] ^= 1 << bit
+            path.write_bytes(changed)
+            for reader in (load_torchscript, read_metadata):
+                with pytest.raises(InputError, match=r"a\.nequip\.pth: not a complete .*CRC-32"):
+                    reader(path)

@@ -1,5 +1,6 @@
 """A native model computes what the potential computes, in every precision, on every structure, without torch."""
 
+import ctypes
 import dataclasses
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pimlip_zoo.deploy.native.library import NativeModel, machine_level
 from pimlip_zoo.deploy.native.tensors import tensor_lines
 from pimlip_zoo.deploy.selfcheck import check_structures, from_edges, pair_style_inputs
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import sealed
 from pimlip_zoo.graph import edge_vectors
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.kernels.build import CompilerError
@@ -265,6 +267,20 @@ def test_truncated_files_are_refused(exported, tmp_path):
     short.write_bytes(exported[1].read_bytes()[:5000])
     with pytest.raises(InputError, match="not a complete exported model"):
         NativeModel(short)
+
+
+@pytest.mark.parametrize("keep", [0, 4096, -1])
+def test_a_damaged_program_in_the_cache_is_compiled_again(tmp_path, monkeypatch, keep):
+    source = f"long pimlip_workspace, pimlip_evaluate, pimlip_structure, number = {keep};"
+    monkeypatch.setattr(library, "cache_folder", lambda: tmp_path)
+    library._load(source, "any", "a.pimlip")
+    (built,) = tmp_path.glob("*.so")
+    whole = built.read_bytes()
+    built.unlink()  # this process has that one mapped
+    built.write_bytes(whole[:keep])
+    loaded = library._load(source, "any", "a.pimlip")
+    assert ctypes.c_long.in_dll(loaded, "number").value == keep
+    assert sealed(built)
 
 
 def test_other_versions_are_refused(exported, tmp_path):

@@ -157,7 +157,11 @@ def test_a_structure_of_a_batch_is_as_if_alone() -> None:
         atoms = len(graph.species)
         nan = {"energy": (1,), "forces": (atoms, 3), "stress": (1, 3, 3)}
         values = {k: torch.full(shape, float("nan"), dtype=torch.float64) for k, shape in nan.items()}
-        return Batch(graph, Labels(**values, weight=torch.ones(1, dtype=torch.float64)))
+        weights = {
+            "weight": torch.ones(1, dtype=torch.float64),
+            "label_weights": torch.ones(1, 3, dtype=torch.float64),
+        }
+        return Batch(graph, Labels(**values, **weights))
 
     together = collate([labelled(graph) for graph in samples]).graph
     alone = torch.cat([model(graph, edge_vectors(graph)) for graph in samples])

@@ -1,5 +1,6 @@
 """Checkpoints hold a whole potential, run no code, and say what is wrong with them."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +90,87 @@ def test_a_pickle_with_code_is_not_run(tmp_path):
     with pytest.raises(InputError):
         read_checkpoint(tmp_path / "a.ckpt")
     assert not (tmp_path / "was_run").exists()
+
+
+def places(path, count):
+    """Where bits are changed: spread over the file, in headers and content."""
+    size = path.stat().st_size
+    return np.random.default_rng(0).integers(0, size, count).tolist()
+
+
+def test_a_changed_bit_never_changes_a_weight(tmp_path):
+    path = write(a_potential(channels=4), tmp_path / "a.ckpt")
+    raw, expected = path.read_bytes(), load_potential(path).state_dict()
+    refused = 0
+    for number, place in enumerate(places(path, 60)):
+        changed = bytearray(raw)
+        changed[place] ^= 1 << number % 8
+        path.write_bytes(changed)
+        try:
+            found = load_potential(path).state_dict()
+        except InputError:
+            refused += 1
+        else:  # in padding, or in a date
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert refused > 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, dtype, wrong):
+    potential = a_potential(dtype=dtype, channels=4)
+    name, value = list(potential.model.named_parameters())[-1]
+    with torch.no_grad():
+        value.view(-1)[-1] = wrong
+    write(potential, tmp_path / "a.ckpt")
+    with pytest.raises(
+        InputError, match=rf"a\.ckpt, potential\.model\.{name}: the weights are NaN or infinite"
+    ):
+        load_potential(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"species": None}, "species"),
+        ({"species": ["H", 8]}, "species"),
+        ({"species": ["H", "X", "O"]}, "'X' is not a chemical element"),
+        ({"species": ["H", "H", "O"]}, "H is named twice"),
+        ({"species": []}, "species"),
+        ({"dtype": "float16"}, "'float16' is no precision"),
+        ({"dtype": 3}, "dtype"),
+        ({"model": ["nequip"]}, "model"),
+        ({"model": "nequp"}, "did you mean nequip"),
+        ({"config": {"cutoff": "five"}}, "cutoff"),
+        ({"config": {1: 2}}, "a.ckpt"),
+        ({"config": None}, "config"),
+        ({"trainable_scale": None}, "trainable_scale"),
+        ({"format_version": 0}, "format version"),
+        ({"format_version": True}, "format version"),
+        ({"summary": 3}, "summary"),
+        ({"summary": {"baseline": {}}}, "baseline"),
+        ({"summary": {"baseline": "gfn2"}}, "baseline"),
+        ({"summary": {"labels": 3}}, "labels"),
+    ],
+)
+def test_impossible_fields_are_named(tmp_path, changes, said):
+    path = write(a_potential(channels=4), tmp_path / "a.ckpt", **changes)
+    with pytest.raises(InputError, match=said) as error:
+        load_potential(path)
+    assert "a.ckpt" in str(error.value)
+
+
+def test_a_field_that_is_not_there_is_named(tmp_path):
+    potential = a_potential(channels=4)
+    weights = {f"potential.{name}": value for name, value in potential.state_dict().items()}
+    for gone in describe(potential):
+        description = {name: value for name, value in describe(potential).items() if name != gone}
+        torch.save({KEY: description, "state_dict": weights}, tmp_path / "a.ckpt")
+        with pytest.raises(InputError, match=gone.replace("_", ".")):
+            load_potential(tmp_path / "a.ckpt")
+    torch.save({KEY: describe(potential)}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="state_dict"):
+        load_potential(tmp_path / "a.ckpt")
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):

@@ -206,6 +206,14 @@ class SharedEnvironment:
         """
         return self._read(lambda transaction: dict(transaction.cursor().getmulti(keys)))
 
+    def entries(self) -> int:
+        """How many keys there are.
+
+        Raises:
+            InputError: where LMDB finds the file damaged.
+        """
+        return self._read(lambda transaction: int(transaction.stat()["entries"]))
+
     def _read(self, look: Callable[[Any], _T]) -> _T:
         """Look at the transaction, which is opened anew in a child process."""
         import lmdb
@@ -238,8 +246,12 @@ class SharedEnvironment:
 _OPEN: weakref.WeakValueDictionary[tuple[int, int], SharedEnvironment] = weakref.WeakValueDictionary()
 
 
-def open_readonly(path: Path) -> SharedEnvironment:
+def open_readonly(path: Path, *, every_page: bool = False) -> SharedEnvironment:
     """The LMDB file at a path, after a look at its pages; nothing is locked or written.
+
+    Args:
+        path: the file.
+        every_page: look at all pages of large files, too: those of other programs, which nobody verifies.
 
     Raises:
         InputError: for a file that is missing, unreadable, truncated or damaged.
@@ -250,7 +262,7 @@ def open_readonly(path: Path) -> SharedEnvironment:
         identity = _identity(path)
         shared = _OPEN.get(identity)
         if shared is None:
-            if path.stat().st_size <= PAGES_CHECKED_ON_OPENING:
+            if every_page or path.stat().st_size <= PAGES_CHECKED_ON_OPENING:
                 check_pages(path)
             else:
                 check_header(path)

@@ -14,10 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.alike import groups_of_alike
-from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.lmdb.record import label_mask
+from pimlip_zoo.datasets.frame import EVEN, Frame
+from pimlip_zoo.datasets.lmdb.record import ENERGY, FORCES, STRESS, label_mask
 
-__all__ = ["BLOCK", "ENTRY", "count_edges", "entries_of", "entry_of", "force_sums", "geometry_digest"]
+__all__ = [
+    "BLOCK",
+    "ENTRY",
+    "FRAME",
+    "count_edges",
+    "entries_of",
+    "entry_of",
+    "force_sums",
+    "geometry_digest",
+    "uncounted",
+]
 
 ENTRY = np.dtype(
     [
@@ -26,7 +36,7 @@ ENTRY = np.dtype(
         ("composition", "<u4"),
         ("labels", "u1"),
         ("periodic", "u1"),
-        ("reserved", "<u2"),
+        ("uncounted", "<u2"),
         ("energy", "<f8"),
         ("force_square", "<f8"),
         ("force_max", "<f4"),
@@ -34,6 +44,8 @@ ENTRY = np.dtype(
         ("digest", "<u8"),
     ]
 )
+FRAME = 8
+"""In ``uncounted``: the frame has weight 0; the other flags are those of the labels."""
 BLOCK = 8192
 """Entries per block of the index."""
 _GRID = 1e4
@@ -61,13 +73,21 @@ def entry_of(frame: Frame, composition: int, cutoff: float) -> tuple[object, ...
         composition,
         label_mask(frame),
         int(frame.pbc[0]) | int(frame.pbc[1]) << 1 | int(frame.pbc[2]) << 2,
-        0,
+        uncounted(frame),
         np.nan if frame.energy is None else frame.energy,
         force_square,
         force_max,
         force_atoms,
         geometry_digest(frame),
     )
+
+
+def uncounted(frame: Frame) -> int:
+    """Flags of what has weight 0: the labels, and the frame itself."""
+    if frame.weight > 0 and frame.label_weights == EVEN:
+        return 0
+    flags = zip((ENERGY, FORCES, STRESS), frame.label_weights, strict=True)
+    return sum(flag for flag, weight in flags if not weight > 0) | (0 if frame.weight > 0 else FRAME)
 
 
 def entries_of(frames: Sequence[Frame], compositions: Sequence[int], cutoff: float) -> NDArray[Any]:
@@ -84,6 +104,7 @@ def entries_of(frames: Sequence[Frame], compositions: Sequence[int], cutoff: flo
         part["composition"] = [compositions[i] for i in group.places]
         part["edges"] = np.count_nonzero(group.squared_distances() < cutoff * cutoff, axis=(1, 2)) - n
         part["labels"] = [label_mask(frame) for frame in members]
+        part["uncounted"] = [uncounted(frame) for frame in members]
         part["energy"] = [np.nan if frame.energy is None else frame.energy for frame in members]
         part["digest"] = _digests(members, group.positions)
         part["force_max"] = np.nan

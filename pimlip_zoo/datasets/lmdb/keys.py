@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from typing import Any
 
@@ -94,4 +95,7 @@ def load_meta(raw: bytes | None, *, file: object) -> dict[str, Any]:
         value = meta.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 40:
             raise InputError(f"has an impossible {key} {value!r}", file=file)
+    cutoff = meta.get("index_cutoff")
+    if not isinstance(cutoff, (int, float)) or not 0 < cutoff < math.inf:
+        raise InputError(f"has an impossible index_cutoff {cutoff!r}", file=file)
     return meta

@@ -15,7 +15,7 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.frame import NO_CELL, Frame
+from pimlip_zoo.datasets.frame import EVEN, NO_CELL, Frame
 
 __all__ = [
     "FORCES",
@@ -39,10 +39,11 @@ KIND = slice(4, 12)
 LAYOUT = 1
 MAX_ATOMS = 1 << 28
 
-ENERGY, FORCES, STRESS, CELL, POSITIONS32, FORCES32 = 1, 2, 4, 8, 16, 32
-_KNOWN_FLAGS = 63
+ENERGY, FORCES, STRESS, CELL, POSITIONS32, FORCES32, WEIGHTS = 1, 2, 4, 8, 16, 32, 64
+_KNOWN_FLAGS = 127
 _MOLECULE_FLAGS = ENERGY | FORCES | POSITIONS32 | FORCES32
 _KIND = struct.Struct("<HBBI")
+_WEIGHTS = struct.Struct("<ddd")
 _NAN = float("nan")
 _PBC = np.array([[bool(bits & 1), bool(bits & 2), bool(bits & 4)] for bits in range(8)])
 _PBC.flags.writeable = False
@@ -81,6 +82,9 @@ def encode(frame: Frame, *, float32: bool = False) -> bytes:
         parts.append(np.ascontiguousarray(frame.cell, dtype="<f8").tobytes())
     if frame.stress is not None:
         parts.append(np.ascontiguousarray(frame.stress, dtype="<f8").tobytes())
+    if frame.label_weights != EVEN:
+        flags |= WEIGHTS
+        parts.append(np.array(frame.label_weights, dtype="<f8").tobytes())
     parts.append(np.ascontiguousarray(frame.positions, dtype=dtype).tobytes())
     if frame.forces is not None:
         parts.append(np.ascontiguousarray(frame.forces, dtype=dtype).tobytes())
@@ -100,7 +104,8 @@ def encode_all(frames: Sequence[Frame], *, float32: bool = False) -> list[bytes]
     alike: dict[tuple[int, int], list[int]] = {}
     for place, frame in enumerate(frames):
         n = len(frame.numbers)
-        if frame.cell is NO_CELL and frame.stress is None and frame.positions.shape == (n, 3) and n:
+        plain = frame.cell is NO_CELL and frame.stress is None and frame.label_weights == EVEN
+        if plain and frame.positions.shape == (n, 3) and n:
             alike.setdefault((n, label_mask(frame)), []).append(place)
         else:
             records[place] = encode(frame, float32=float32)
@@ -112,7 +117,7 @@ def encode_all(frames: Sequence[Frame], *, float32: bool = False) -> list[bytes]
 
 
 def _encode_alike(frames: list[Frame], n: int, flags: int, *, float32: bool) -> Iterator[bytes]:
-    """Frames without cell and stress, with n atoms and the same labels."""
+    """Frames without cell, stress and weights of labels, with n atoms and the same labels."""
     if float32:
         flags |= POSITIONS32 | (FORCES32 if flags & FORCES else 0)
     infos = [msgpack.packb(frame.info) if frame.info else b"" for frame in frames]
@@ -152,6 +157,7 @@ def decode(data: bytes) -> Frame:
         HEADER.size
         + (72 if flags & CELL else 0)
         + (72 if flags & STRESS else 0)
+        + (24 if flags & WEIGHTS else 0)
         + position_size
         + force_size
         + n
@@ -162,13 +168,16 @@ def decode(data: bytes) -> Frame:
     if crc32(memoryview(data)[4:]) != checksum:
         raise RecordError("the checksum is wrong")
     at = HEADER.size
-    cell, stress, forces = NO_CELL, None, None
+    cell, stress, forces, label_weights = NO_CELL, None, None, EVEN
     if flags & CELL:
         cell = np.frombuffer(data, "<f8", 9, at).reshape(3, 3)
         at += 72
     if flags & STRESS:
         stress = np.frombuffer(data, "<f8", 9, at).reshape(3, 3)
         at += 72
+    if flags & WEIGHTS:
+        label_weights = _WEIGHTS.unpack_from(data, at)
+        at += 24
     positions = np.frombuffer(data, "<f4" if flags & POSITIONS32 else "<f8", 3 * n, at).reshape(n, 3)
     at += position_size
     if flags & FORCES:
@@ -183,6 +192,7 @@ def decode(data: bytes) -> Frame:
         forces.astype(np.float64) if forces is not None and flags & FORCES32 else forces,
         stress,
         weight,
+        label_weights,
         _info(data[at + n :]) if info_size else {},
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.lmdb.environment import check_header, pad_to_header
 from pimlip_zoo.datasets.lmdb.index import BLOCK, ENTRY, entries_of
 from pimlip_zoo.datasets.lmdb.keys import (
@@ -24,7 +25,7 @@ from pimlip_zoo.datasets.lmdb.keys import (
     load_meta,
     new_meta,
 )
-from pimlip_zoo.datasets.lmdb.record import encode_all
+from pimlip_zoo.datasets.lmdb.record import decode, encode_all
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,29 +159,39 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.finish()
-        else:
+        if kind is not None:
             self.abandon()
+            return
+        try:
+            self.finish()
+        except BaseException:
+            self.abandon()
+            raise
 
     def _lay_out(self) -> None:
         """Make the bytes and index entries of the frames that have none yet: many at once is faster."""
         frames, self._waiting = self._waiting, []
         first = len(self)
+        compositions = [self._composition(frame.numbers, first + k) for k, frame in enumerate(frames)]
         records = encode_all(frames, float32=self._float32)
         self._rows += [(frame_key(first + k), record) for k, record in enumerate(records)]
-        numbers = [self._composition(frame.numbers) for frame in frames]
-        self._entries += entries_of(frames, numbers, INDEX_CUTOFF).tolist()
+        if self._float32:  # the index is that of the numbers that are kept
+            frames = [decode(record) for record in records]
+        self._entries += entries_of(frames, compositions, INDEX_CUTOFF).tolist()
 
     @property
     def full(self) -> bool:
         """Whether enough has gathered for a commit."""
         return len(self) - self._count >= _COMMIT_FRAMES or self._bytes >= _COMMIT_BYTES
 
-    def _composition(self, numbers: NDArray[np.int64]) -> int:
+    def _composition(self, numbers: NDArray[np.int64], index: int) -> int:
+        """The number of a frame's composition; a record has a byte for an element, and would cut others to it."""
         key = numbers.tobytes()
         known = self._by_numbers.get(key)
         if known is None:
+            numbers = whole_numbers(
+                numbers, "atomic number", least=1, count=119, file=self.path, frame=index, key="species"
+            )
             known = self._composition_of_counts(np.bincount(numbers, minlength=119))
             if len(self._by_numbers) < 1 << 16:
                 self._by_numbers[key] = known

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.checks import all_usable, check_frame
-from pimlip_zoo.datasets.readers.file import FrameFile, Item
-from pimlip_zoo.datasets.readers.source import format_names, open_source, window_of
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, FrameFile, Item
+from pimlip_zoo.datasets.readers.source import check_chosen, format_names, open_source, window_of
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions, parse_spec
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reading
 
 __all__ = [
     "DataSource",
@@ -20,6 +20,7 @@ __all__ = [
     "Item",
     "ReadOptions",
     "all_usable",
+    "check_chosen",
     "check_frame",
     "checked",
     "format_names",
@@ -51,15 +52,24 @@ def read_frames(spec: str, *, on_bad: Callable[[InputError], None] | None = None
     >>> len(list(read_frames("builtin:ethanol-gfn2/train@:10")))
     10
     """
-    empty = True
+    empty, first = True, None
+
+    def bad(error: InputError) -> None:
+        nonlocal first
+        first = first or error
+        assert on_bad is not None
+        on_bad(error)
+
     for source in parse_spec(spec):
         file = open_source(source)
-        for frame in read_window(source, file, window_of(source.frames, file), on_bad=on_bad):
+        window = window_of(source.frames, file)
+        for frame in read_window(source, file, window, on_bad=bad if on_bad else None):
             empty = False
             yield frame
         file.finder.check_requested()
     if empty:
-        raise InputError("there are no frames", file=spec)
+        said = f"no frame can be used; the first: {first}" if first else "there are no frames"
+        raise InputError(said, file=spec)
 
 
 def load_frames(spec: str, *, on_bad: Callable[[InputError], None] | None = None) -> list[Frame]:
@@ -79,7 +89,7 @@ def read_window(
     on_bad: Callable[[InputError], None] | None = None,
 ) -> Iterator[Frame]:
     """The checked frames of a window of an opened source."""
-    for _, item in checked(source, file.read(window)):
+    for _, item in checked(source, file.read(window), window):
         if not isinstance(item, InputError):
             yield item
         elif on_bad is None:
@@ -88,11 +98,20 @@ def read_window(
             on_bad(item)
 
 
-def checked(source: DataSource, items: Iterator[Item]) -> Iterator[Item]:
-    """The chosen frames of a source that can be used, and for each of the others what is wrong with it."""
+def checked(source: DataSource, items: Iterator[Item], window: range = ALL_FRAMES) -> Iterator[Item]:
+    """The chosen frames of a source that can be used, and for each of the others what is wrong with it.
+
+    Args:
+        source: the source.
+        items: what its reader makes of the window.
+        window: the indices that were asked for.
+
+    Raises:
+        InputError: for a source that cannot be read on, or that ends before a frame that was chosen by number.
+    """
+    items = _guarded(items, source.path)
     if source.indices is not None:
-        chosen = source.indices
-        items = (item for item in items if item[0] in chosen)
+        items = _chosen(items, source, window)
     for part in _parts(items):
         frames = [item for _, item in part if not isinstance(item, InputError)]
         if len(frames) == len(part) and all_usable(frames):
@@ -106,6 +125,22 @@ def checked(source: DataSource, items: Iterator[Item]) -> Iterator[Item]:
                 yield index, check_frame(item, file=source.path, index=index, nan=source.options.nan)
             except InputError as error:
                 yield index, error
+
+
+def _guarded(items: Iterator[Item], file: str) -> Iterator[Item]:
+    with reading(file):
+        yield from items
+
+
+def _chosen(items: Iterator[Item], source: DataSource, window: range) -> Iterator[Item]:
+    """The frames that a split chooses."""
+    assert source.indices is not None
+    count = 0
+    for index, item in items:
+        count = index + 1
+        if index in source.indices:
+            yield index, item
+    check_chosen(source, max(count, window.start), window)
 
 
 def _parts(items: Iterator[Item]) -> Iterator[list[Item]]:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.lmdb.environment import open_readonly
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reason_of
 
 __all__ = ["AseLmdbFile"]
 
@@ -43,10 +44,10 @@ class AseLmdbFile:
         offset = 0
         for file, ids in zip(self._files, self._ids, strict=True):
             if offset + len(ids) > window.start and offset < window.stop:
-                with self._open(file) as environment, environment.begin(buffers=True) as transaction:
-                    for i, row_id in enumerate(ids, start=offset):
-                        if i in window:
-                            yield i, self._item(transaction.get(str(row_id).encode()), i, file)
+                environment = open_readonly(file, every_page=True)
+                for i, row_id in enumerate(ids, start=offset):
+                    if i in window:
+                        yield i, self._item(environment.get(str(row_id).encode()), i, file)
             offset += len(ids)
 
     def _item(self, raw: Any, index: int, file: Path) -> Frame | InputError:
@@ -74,27 +75,16 @@ class AseLmdbFile:
             return InputError(f"the row is unreadable: {error}", file=file, frame=index)
 
     def _row_ids(self, file: Path) -> list[int]:
-        import lmdb
-
-        with self._open(file) as environment, environment.begin() as transaction:
-            try:
-                raw = transaction.get(b"nextid")
-                deleted = transaction.get(b"deleted_ids")
-                last = int(_decode(raw)) if raw else transaction.stat()["entries"] + 1
-                gone = set(_decode(deleted)) if deleted else set()
-                # What the file says of itself may be anything; its size is what it is.
-                room = min(transaction.stat()["entries"], file.stat().st_size // _LEAST_ROW)
-                return [i for i in range(1, min(last, room + len(gone) + 1)) if i not in gone]
-            except (lmdb.Error, ValueError, TypeError, zlib.error) as error:
-                raise InputError(f"is no ASE database: {error}", file=file) from error
-
-    def _open(self, file: Path) -> Any:
-        import lmdb
-
+        environment = open_readonly(file, every_page=True)
         try:
-            return lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False)
-        except lmdb.Error as error:
-            raise InputError(f"cannot be opened: {error}", file=file) from error
+            raw, deleted = environment.get(b"nextid"), environment.get(b"deleted_ids")
+            # What the file says of itself may be anything; its size is what it is.
+            entries = min(environment.entries(), file.stat().st_size // _LEAST_ROW)
+            last = int(_decode(raw)) if raw else entries + 1
+            gone = set(_decode(deleted)) if deleted else set()
+            return [i for i in range(1, min(last, entries + len(gone) + 1)) if i not in gone]
+        except (ValueError, TypeError, zlib.error) as error:
+            raise InputError(f"is no ASE database: {reason_of(error)}", file=file) from error
 
 
 def _decode(raw: Any) -> Any:

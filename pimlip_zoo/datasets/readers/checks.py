@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.alike import groups_of_alike
-from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frame import LABELS, Frame
 from pimlip_zoo.errors import InputError
 
 __all__ = ["MAX_NUMBER", "SAME_SPOT", "all_usable", "check_frame", "coinciding_atoms"]
@@ -36,8 +36,11 @@ def check_frame(frame: Frame, *, file: object, index: int, nan: str = "error") -
     """
     place: dict[str, Any] = {"file": file, "frame": index}
     _check_geometry(frame, place)
+    for key, weight in (("weight", frame.weight), *zip(LABELS, frame.label_weights, strict=True)):
+        if not 0 <= weight < math.inf:
+            raise InputError(f"the weight is {weight}", **place, key=key, mend="give a number >= 0")
     frame = _without_nan_labels(frame) if nan == "missing" else frame
-    for key in ("energy", "forces", "stress"):
+    for key in LABELS:
         label = getattr(frame, key)
         if label is None or _finite(label):
             continue
@@ -66,7 +69,10 @@ def all_usable(frames: Sequence[Frame]) -> bool:
     for group in groups:
         members = [frames[i] for i in group.places]
         labels = [frame.energy for frame in members if frame.energy is not None]
-        arrays: list[Any] = [group.positions, np.array(labels)]
+        weights = np.array([(frame.weight, *frame.label_weights) for frame in members])
+        if weights.min() < 0:
+            return False
+        arrays: list[Any] = [group.positions, np.array(labels), weights]
         arrays += [np.array(values) for key in ("forces", "stress", "cell") if (values := _all(members, key))]
         if not all(_finite(values) for values in arrays):
             return False
@@ -156,7 +162,7 @@ def _check_cell(frame: Frame, place: dict[str, Any]) -> None:
 
 def _without_nan_labels(frame: Frame) -> Frame:
     changes: dict[str, None] = {}
-    for key in ("energy", "forces", "stress"):
+    for key in LABELS:
         label = getattr(frame, key)
         if label is None:
             continue

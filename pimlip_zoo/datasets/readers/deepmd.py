@@ -1,6 +1,7 @@
 """DeePMD-kit's folders of NumPy files.
 
-``type.raw`` and ``type_map.raw``, then ``coord``, ``box``, ``energy``, ``force``, ``virial`` in ``set.*``.
+``type.raw`` and ``type_map.raw``, then ``coord``, ``box``, ``energy``, ``force``, ``virial`` in ``set.*``. In the mixed
+format each frame has types of its own, ``real_atom_types``, padded with virtual atoms of type -1, which are no atoms.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.numpy_file import load_npy
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reason_of
 
 __all__ = ["DeepmdFolder"]
+
+_VIRTUAL = -1
 
 
 class DeepmdFolder:
@@ -44,22 +48,27 @@ class DeepmdFolder:
         """Frames of the window, system by system."""
         offset = 0
         for system in self._systems:
-            numbers = self._numbers(system)
+            table = self._table(system)
+            types = self._types(system, len(table))
             periodic = not (system / "nopbc").exists()
             for folder in _sets(system):
                 m = len(_load(folder / "coord.npy", mapped=True))
                 if offset + m > window.start and offset < window.stop:
-                    yield from self._read_set(folder, numbers, periodic, offset, window)
+                    yield from self._read_set(folder, table, types, periodic, offset, window)
                 offset += m
 
     def _read_set(
-        self, folder: Path, numbers: NDArray[np.int64], periodic: bool, offset: int, window: range
+        self,
+        folder: Path,
+        table: NDArray[np.int64],
+        types: NDArray[np.int64],
+        periodic: bool,
+        offset: int,
+        window: range,
     ) -> Iterator[Item]:
-        coord = _load(folder / "coord.npy", mapped=True)
-        m, n = len(coord), len(numbers)
-        types = _load(folder / "real_atom_types.npy") if (folder / "real_atom_types.npy").exists() else None
-        if types is not None:
-            numbers = self._table(folder.parent)[types.astype(np.int64)]
+        m, n = len(_load(folder / "coord.npy", mapped=True)), len(types)
+        mixed = folder / "real_atom_types.npy"
+        of_frames = _shaped(mixed, (m, n)) if mixed.exists() else None
         data = {
             key: _shaped(folder / f"{key}.npy", (m, *shape))
             for key, shape in (("box", (3, 3)), ("energy", ()), ("force", (n, 3)), ("virial", (3, 3)))
@@ -75,27 +84,30 @@ class DeepmdFolder:
                 key: data[key][i] for key in ("energy", "force", "virial") if key in data
             }
             cell = data["box"][i] if periodic else None
-            z = numbers if types is None else numbers[i]
             try:
+                if of_frames is not None:
+                    types = _checked_types(of_frames[i], len(table), mixed, i)
+                real = types != _VIRTUAL
+                if "force" in labels:
+                    labels["force"] = labels["force"][real]
                 frame: Frame | InputError = self.finder.frame(
-                    z, positions[i], cell, periodic, [("npy", labels)], index=offset + i
+                    table[types[real]],
+                    positions[i][real],
+                    cell,
+                    periodic,
+                    [("npy", labels)],
+                    index=offset + i,
                 )
             except InputError as error:
                 frame = error
             yield offset + i, frame
 
-    def _numbers(self, system: Path) -> NDArray[np.int64]:
+    def _types(self, system: Path, count: int) -> NDArray[np.int64]:
         try:
             types = np.loadtxt(system / "type.raw", dtype=np.int64, ndmin=1)
         except (ValueError, OSError) as error:
-            raise InputError(f"cannot be read: {error}", file=system / "type.raw") from error
-        table = self._table(system)
-        if types.min(initial=0) < 0 or types.max(initial=0) >= len(table):
-            raise InputError(
-                f"has type {types.max()}, only {len(table)} types are named", file=system / "type.raw"
-            )
-        numbers: NDArray[np.int64] = table[types]
-        return numbers
+            raise InputError(f"cannot be read: {reason_of(error)}", file=system / "type.raw") from error
+        return _checked_types(types.reshape(-1), count, system / "type.raw", None)
 
     def _table(self, system: Path) -> NDArray[np.int64]:
         from ase.data import atomic_numbers
@@ -113,6 +125,11 @@ class DeepmdFolder:
             return np.array([atomic_numbers[symbol] for symbol in symbols])
         except KeyError as error:
             raise InputError(f"{error.args[0]!r} is no element", file=system, key="species") from error
+
+
+def _checked_types(types: NDArray[Any], count: int, file: Path, frame: int | None) -> NDArray[np.int64]:
+    """Indices into the table of elements, -1 for virtual atoms."""
+    return whole_numbers(types, "type", least=_VIRTUAL, count=count, file=file, frame=frame)
 
 
 def _sets(system: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import NO_CELL, OPEN, Frame
+from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
@@ -195,8 +196,8 @@ class Hdf5File:
         if len(shape) not in (1, 2) or not shape[-1] or (len(shape) == 2 and shape[0] != group.size):
             raise InputError(f"has shape {shape}", file=self.path, key=f"{group.name}/{key}")
         values = _whole(data)
-        if values.dtype.kind in "iu":
-            return values.astype(np.int64)
+        if values.dtype.kind in "iuf":
+            return whole_numbers(values, "atomic number", file=self.path, key=group.name)
         try:
             symbols = [v.decode() if isinstance(v, bytes) else str(v) for v in values.reshape(-1)]
             return np.array([atomic_numbers[s] for s in symbols]).reshape(values.shape)

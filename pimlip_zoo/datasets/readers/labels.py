@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import NO_CELL, Frame
+from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit, stress_unit
 from pimlip_zoo.errors import InputError, did_you_mean
@@ -28,7 +29,15 @@ _STEMS = {
     "virial": ("virial", "virials"),
 }
 _USUAL = {prefix + stem: kind for kind, stems in _STEMS.items() for stem in stems for prefix in _PREFIXES}
-_WEIGHT = "config_weight"
+_WEIGHTS = {
+    "config_weight": "weight",
+    "config_energy_weight": "energy_weight",
+    "config_forces_weight": "forces_weight",
+    "config_stress_weight": "stress_weight",
+    "config_virials_weight": "stress_weight",
+}
+"""As mace-torch and others call them."""
+_NAMED = ("energy", "forces", "gradient", "weight")
 _MAX_TEXT = 256
 
 
@@ -144,7 +153,7 @@ class LabelFinder:
                     candidates.setdefault(kind, []).append((f"{place}['{key}']", value))
                 elif place not in ("calculator", "arrays"):
                     _keep(info, key, value)
-        numbers = np.asarray(numbers, dtype=np.int64)
+        numbers = whole_numbers(numbers, "atomic number", file=self.file, frame=index, key="species")
         box = NO_CELL if cell is None else np.array(cell, dtype=np.float64) * self.length_unit
         periodic = np.array(np.broadcast_to(np.asarray(pbc, dtype=bool), 3))
         energy = self._one("energy", candidates, (), index)
@@ -152,7 +161,12 @@ class LabelFinder:
             energy = self._one("free_energy", candidates, (), index)
         forces = self._one("forces", candidates, (n, 3), index)
         gradient = self._one("gradient", candidates, (n, 3), index)
-        weight = self._one("weight", candidates, (), index)
+        weight = self._weight("weight", candidates, index)
+        label_weights = (
+            self._weight("energy_weight", candidates, index),
+            self._weight("forces_weight", candidates, index),
+            self._weight("stress_weight", candidates, index),
+        )
         forces_value = None if forces is None else forces * self.forces_unit
         if gradient is not None:
             forces_value = -gradient * self.forces_unit
@@ -164,7 +178,8 @@ class LabelFinder:
             energy=None if energy is None else float(energy) * self.energy_unit,
             forces=forces_value,
             stress=self._stress(candidates, box, periodic, index),
-            weight=1.0 if weight is None else float(weight),
+            weight=weight,
+            label_weights=label_weights,
             info=info,
         )
 
@@ -193,7 +208,8 @@ class LabelFinder:
         if found is None:
             if key == "free_energy" and "energy" not in self._requested:
                 return "free_energy"
-            return "weight" if key == _WEIGHT and "weight" not in self._requested else None
+            weight = _WEIGHTS.get(key)
+            return None if weight == "weight" and "weight" in self._requested else weight
         # A named key silences the usual names of the same label, also across forces and gradient.
         same = {
             "forces": ("forces", "gradient"),
@@ -203,6 +219,10 @@ class LabelFinder:
         if any(kind in self._requested for kind in same.get(found, (found,))):
             return None
         return found
+
+    def _weight(self, kind: str, candidates: Mapping[str, list[tuple[str, Any]]], index: int) -> float:
+        value = self._one(kind, candidates, (), index)
+        return 1.0 if value is None else float(value)
 
     def _one(
         self, kind: str, candidates: Mapping[str, list[tuple[str, Any]]], shape: tuple[int, ...], index: int
@@ -217,7 +237,7 @@ class LabelFinder:
                     file=self.file,
                     frame=index,
                     key=kind,
-                    mend=f"say which one: ?{kind}_key=...",
+                    mend=f"say which one: ?{kind}_key=..." if kind in _NAMED else "keep one of them",
                 )
             if value is None:
                 value, where = array, place

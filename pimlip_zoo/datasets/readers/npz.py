@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.numpy_file import UNREADABLE, check_npz
@@ -36,8 +37,9 @@ class NpzFile:
         self._archive = self._load()
         energy, length = self._units(options)
         self.finder = LabelFinder(options, file=path, energy=energy, length=length)
-        self._numbers = self._array(_NUMBERS, "atomic numbers", None).astype(np.int64).reshape(-1)
-        self._positions = self._array(_POSITIONS, "positions", None)
+        numbers = self._array(_NUMBERS, "atomic numbers").reshape(-1)
+        self._numbers = whole_numbers(numbers, "atomic number", file=path, key="species")
+        self._positions = self._floats(self._array(_POSITIONS, "positions"), "positions")
         shape = self._positions.shape
         if self._positions.ndim == 2:
             self._positions = self._positions[None]
@@ -114,12 +116,10 @@ class NpzFile:
         value = self._archive[key].item()
         return value.decode() if isinstance(value, bytes) else str(value)
 
-    def _array(self, names: tuple[str, ...], what: str, default: NDArray[Any] | None) -> NDArray[Any]:
+    def _array(self, names: tuple[str, ...], what: str) -> NDArray[Any]:
         for name in names:
             if name in self._archive:
                 return self._archive[name]
-        if default is not None:
-            return default
         raise InputError(
             f"holds no {what}",
             file=self.path,
@@ -135,11 +135,16 @@ class NpzFile:
                     f"holds no {key!r}", file=self.path, mend=f"it holds {', '.join(self._names)}"
                 )
             with np.load(self.path, allow_pickle=False) as archive:
-                return np.asarray(archive[key], dtype=np.float64)
+                return self._floats(archive[key], key)
         for name in names:
             if name in self._archive:
-                return np.asarray(self._archive[name], dtype=np.float64)
+                return self._floats(self._archive[name], name)
         return None
+
+    def _floats(self, values: NDArray[Any], key: str) -> NDArray[np.float64]:
+        if values.dtype.kind not in "iuf":
+            raise InputError(f"holds no numbers but {values.dtype}", file=self.path, key=key)
+        return np.asarray(values, dtype=np.float64)
 
     def _check_lengths(self) -> None:
         m, n = self._positions.shape[:2]

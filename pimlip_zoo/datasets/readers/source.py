@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pimlip_zoo.datasets.readers.file import FrameFile
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, FrameFile
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
-from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
+from pimlip_zoo.errors import InputError, did_you_mean, no_such_file, reading
 from pimlip_zoo.files import regular_file
 
-__all__ = ["check_bounded", "format_names", "open_source", "window_of"]
+__all__ = ["check_bounded", "check_chosen", "format_names", "open_source", "window_of"]
 
 
 def _builtin(path: str, options: ReadOptions) -> FrameFile:
@@ -114,14 +114,13 @@ def open_source(source: DataSource) -> FrameFile:
     if source.is_builtin:
         return _builtin(source.path, source.options)
     path = Path(source.path)
-    if not path.exists():
-        raise no_such_file(path)
-    if not path.is_dir() and regular_file(path).stat().st_size == 0:
-        raise InputError("the file is empty", file=path)
-    name = source.options.format or _guess(path)
-    if name not in _READERS:
-        return _ase(source.path, source.options)
-    return _READERS[name](source.path, source.options)
+    with reading(path):
+        if not path.exists():
+            raise no_such_file(path)
+        if not path.is_dir() and regular_file(path).stat().st_size == 0:
+            raise InputError("the file is empty", file=path)
+        name = source.options.format or _guess(path)
+        return _READERS.get(name, _ase)(source.path, source.options)
 
 
 def check_bounded(path: str | Path) -> None:
@@ -143,9 +142,30 @@ def window_of(frames: slice, file: FrameFile) -> range:
     """The indices of a slice; the file is counted only where the slice counts from its end."""
     bounds = (frames.start or 0, frames.stop or 0)
     if min(bounds) < 0:
-        return range(*frames.indices(file.count()))
+        with reading(file.finder.file):
+            return range(*frames.indices(file.count()))
     stop = sys.maxsize if frames.stop is None else frames.stop
     return range(frames.start or 0, stop, frames.step or 1)
+
+
+def check_chosen(source: DataSource, count: int, window: range = ALL_FRAMES) -> None:
+    """Refuse a split that names frames which the source does not have.
+
+    Args:
+        source: the source.
+        count: frames that it has.
+        window: where to look.
+
+    Raises:
+        InputError: naming the last such frame.
+    """
+    last = max((index for index in source.indices or () if index in window), default=-1)
+    if last >= count:
+        raise InputError(
+            f"the split names frame {last}, there are {count}",
+            file=source.path,
+            mend="the data are not those that were split: split them again",
+        )
 
 
 def _guess(path: Path) -> str:

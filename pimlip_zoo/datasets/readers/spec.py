@@ -156,6 +156,8 @@ def _parse_split(text: str, part: str) -> tuple[slice, frozenset[int]]:
             key=f"data {part!r}",
             mend=did_you_mean(name, split.parts),
         )
+    if not len(split.parts[name]):
+        raise InputError(f"the part {name} is empty", file=file, key=f"data {part!r}")
     indices = frozenset(split.parts[name].tolist())
     return slice(min(indices), max(indices) + 1), indices
 
@@ -185,7 +187,9 @@ def _with_sidecar(source: DataSource, given: dict[str, Any] | None = None) -> Da
     from pimlip_zoo.yaml_file import read_yaml
 
     options = read_yaml(sidecar) or {}
-    if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
+    if not isinstance(options, dict) or not all(
+        isinstance(word, str) for option in options.items() for word in option
+    ):
         raise InputError("is not a list of `option: name` lines", file=sidecar)
     _check_names(options, str(sidecar))
     return replace(source, options=ReadOptions(**{**options, **(given or {})}))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.commands import command_words
 from pimlip_zoo.deploy.native.archive import read_native, source_hash
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import seal, sealed
 
 __all__ = ["NativeModel", "StructureResult", "cache_folder", "machine_level", "num_threads"]
 
@@ -205,7 +206,7 @@ def _aligned(count: int) -> NDArray[np.uint8]:
 def _load(source: str, level: str, path: str | os.PathLike[str]) -> ctypes.CDLL:
     name = f"native-{source_hash(source)[:32]}-{level}.so"
     library = cache_folder() / name
-    if not library.exists():
+    if not sealed(library):
         _compile(source, _LEVELS[level][1], library, path)
     loaded = ctypes.CDLL(str(library))
     integer, address = ctypes.c_int64, ctypes.c_void_p
@@ -256,6 +257,7 @@ def _compile(source: str, flags: tuple[str, ...], library: Path, path: str | os.
             done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
             if done.returncode == 0:
                 built.replace(library)
+                seal(library)
                 return
     reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
     raise InputError(f"{compiler[0]} failed: {reason}", file=path, mend="give another compiler as CC=...")

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from pimlip_zoo.commands import command_words
+from pimlip_zoo.files import content_hash
 from pimlip_zoo.nn.kernels.generate import Target
 from pimlip_zoo.nn.kernels.unit import Unit
 
@@ -108,26 +109,28 @@ def compile_kernels(sources: Sequence[str]) -> list[Callable[..., None]]:
     machine = (*compiler(), _compiler_version(), *flags, platform.machine(), torch.__version__, _NAME)
     digests = [hashlib.sha256("\n".join((source, *machine)).encode()).hexdigest()[:32] for source in sources]
     folder = _writable(cache_folder())
-    for digest in digests:
-        _mark_used(folder / f"{digest}.so")
     with _building:  # threads that need the same kernel compile it once
+        there = _intact(folder, digests)
+        for library in there.values():
+            _mark_used(library)
         missing = {
-            digest: source
-            for digest, source in zip(digests, sources, strict=True)
-            if not (folder / f"{digest}.so").exists()
+            digest: source for digest, source in zip(digests, sources, strict=True) if digest not in there
         }
         units = _units(missing)
         if units:
             with ThreadPoolExecutor(min(len(units), _cpus())) as pool:
-                list(pool.map(lambda unit: _compile(unit[0], unit[1], flags, folder), units))
+                for made in pool.map(lambda unit: _compile(unit[0], unit[1], flags, folder), units):
+                    there.update(made)
             _forget_unused(folder)
-    return [ctypes.CDLL(str(folder / f"{digest}.so"))[_NAME + digest] for digest in digests]
+    return [ctypes.CDLL(str(there[digest]))[_NAME + digest] for digest in digests]
 
 
 _NAME = "kernel_"
 _building = threading.Lock()
 _DAY = 86_400.0
 _KEPT_DAYS = 90
+_CONTENT = 16
+"""Digits of the hash of a file's content in its name."""
 _LARGE = 40_000
 """Characters in one file, if it is not a single kernel's."""
 
@@ -148,6 +151,24 @@ def _units(sources: Mapping[str, str]) -> list[tuple[Unit, list[str]]]:
     return sorted(units, key=lambda unit: -unit[0].size)
 
 
+def _intact(folder: Path, digests: Sequence[str]) -> dict[str, Path]:
+    """The kernels that are there; files whose content is not what their name says are removed.
+
+    A library that is truncated or damaged would end the process that maps it.
+    """
+    wanted, found = set(digests), {}
+    for library in folder.glob("*-*.so"):
+        digest, _, content = library.stem.partition("-")
+        if digest not in wanted:
+            continue
+        with suppress(OSError):
+            if content_hash(library)[:_CONTENT] == content:
+                found[digest] = library
+            else:
+                library.unlink()
+    return found
+
+
 def _mark_used(library: Path) -> None:
     """Note the day on which a kernel was loaded, as the time of its file."""
     with suppress(OSError):
@@ -161,6 +182,7 @@ def _forget_unused(folder: Path) -> None:
         with suppress(OSError):
             if time.time() - library.stat().st_mtime > _KEPT_DAYS * _DAY:
                 library.unlink()
+                library.with_name(library.name + ".sha256").unlink(missing_ok=True)
 
 
 def _writable(folder: Path) -> Path:
@@ -178,7 +200,8 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="pimlip-zoo-kernels-"))
 
 
-def _compile(unit: Unit, digests: Sequence[str], flags: tuple[str, ...], folder: Path) -> None:
+def _compile(unit: Unit, digests: Sequence[str], flags: tuple[str, ...], folder: Path) -> dict[str, Path]:
+    """Libraries by digest; all of them are one file."""
     openmp, link = _openmp_flags()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
         text, built = Path(scratch) / "kernels.c", Path(scratch) / "kernels.so"
@@ -197,9 +220,11 @@ def _compile(unit: Unit, digests: Sequence[str], flags: tuple[str, ...], folder:
             ]
             done = subprocess.run([*command, *parallel[1]], capture_output=True, text=True, check=False)  # noqa: S603
             if done.returncode == 0:
-                for digest in digests:
-                    _place(built, folder / f"{digest}.so")
-                return
+                content = content_hash(built)[:_CONTENT]
+                made = {digest: folder / f"{digest}-{content}.so" for digest in digests}
+                for library in made.values():
+                    _place(built, library)
+                return made
         reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
         raise CompilerError(f"{compiler()[0]} failed: {reason}")
 

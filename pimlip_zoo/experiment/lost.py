@@ -1,0 +1,53 @@
+"""What is said when a process that a training needs is gone: killed for memory, by a queue, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from pimlip_zoo.errors import InputError, reason_of
+
+__all__ = ["lost_processes"]
+
+_FILES = ("Too many open files", "received 0 items of ancdata")
+
+
+@contextmanager
+def lost_processes(folder: Path) -> Iterator[None]:
+    """Turn the errors that torch raises for a lost process into one line that says how to go on.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        InputError: for a loader's worker or a rank that is gone, or too few open files for the workers.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        what = _what_was_lost(error)
+        if what is None:
+            raise
+        message, mend = what
+        raise InputError(f"{message}: {reason_of(error)}", file=folder, mend=mend) from error
+
+
+def _what_was_lost(error: Exception) -> tuple[str, str] | None:
+    said = str(error)
+    if any(text in said for text in _FILES):
+        return "there are too few open files for the loader", "raise `ulimit -n`, or lower data.num_workers"
+    if "DataLoader worker" in said:
+        return (
+            "a process of the loader was killed (out of memory?)",
+            "lower data.num_workers or data.cache_mb, and go on with --resume",
+        )
+    if (
+        isinstance(error, torch.distributed.DistError)
+        or "gloo" in said
+        or "Connection closed by peer" in said
+    ):
+        return "another process of the training is gone", "look at what it said last, and go on with --resume"
+    return None
