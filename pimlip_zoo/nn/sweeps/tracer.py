@@ -69,11 +69,16 @@ class LocalTracer(fx.Tracer):
         def attribute(made: nn.Module, name: str) -> Any:
             return self.getattr(name, kind.__getattr__(made, name), self._proxies)
 
-        hooked = type(kind.__name__, (kind,), {"__call__": call, "__getattr__": attribute, "__module__": kind.__module__})
+        hooked = type(
+            kind.__name__,
+            (kind,),
+            {"__call__": call, "__getattr__": attribute, "__module__": kind.__module__},
+        )
         made: nn.Module = hooked.__new__(hooked)
         made.__dict__.update(vars(module))
         self._stand_in[module], self._original[made] = made, module
         made.__dict__["_modules"] = {
-            name: None if child is None else self._made(child) for name, child in module._modules.items()  # noqa: SLF001
+            name: None if child is None else self._made(child)
+            for name, child in module._modules.items()  # noqa: SLF001
         }
         return made
