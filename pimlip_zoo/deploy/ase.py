@@ -12,6 +12,7 @@ from pimlip_zoo.datasets.pairs import species_indices
 from pimlip_zoo.deploy.skin import SkinnedPairs
 from pimlip_zoo.graph import AtomGraph, edge_vectors, graph_to, stress_from_virial
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.nn.kernels import one_thread_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +80,7 @@ class PimlipCalculator(Calculator):
         stress = abs(np.linalg.det(structure.cell.array)) > 0 and (
             "stress" in properties or not self.potential.is_direct
         )
+        one_thread_after_fork()
         with torch.no_grad():
             predictions = self.potential(graph, forces=True, virial=stress)
         energy = float(predictions.energy)

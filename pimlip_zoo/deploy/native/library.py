@@ -41,6 +41,9 @@ _WRONG = {
     4: "there is not enough memory",
 }
 
+_with_threads: list[int] = []
+"""The process in which a model first computed on several threads."""
+
 
 class StructureResult(NamedTuple):
     """Of a structure, in eV and Å."""
@@ -153,7 +156,7 @@ class NativeModel:
             self._room(atoms, edges),
             atoms,
             edges,
-            self.threads,
+            self._num_threads(),
             *(value.ctypes.data for value in (*inputs, energy, gradient)),
         )
         if wrong:
@@ -194,7 +197,7 @@ class NativeModel:
             self._weights.ctypes.data,
             self._room(atoms, count),
             atoms,
-            self.threads,
+            self._num_threads(),
             self.cutoff,
             positions.ctypes.data,
             None if box is None else box.ctypes.data,
@@ -207,6 +210,14 @@ class NativeModel:
         if edges < 0:
             raise ValueError(_WRONG[-edges])
         return result._replace(edges=edges)
+
+    def _num_threads(self) -> int:
+        """One in a process that was forked from one with more: GNU's OpenMP would wait for those for ever."""
+        if self.threads == 1:
+            return 1
+        if not _with_threads:
+            _with_threads.append(os.getpid())
+        return self.threads if _with_threads[0] == os.getpid() else 1
 
     def _room(self, atoms: int, edges: int) -> int:
         """Address of memory for so many, this thread's own; kept, and only ever made larger."""
