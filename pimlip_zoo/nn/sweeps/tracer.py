@@ -27,7 +27,7 @@ class LocalTracer(fx.Tracer):
     """
 
     def __init__(self, is_leaf: Callable[[nn.Module], bool]) -> None:
-        super().__init__(autowrap_modules=())
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]
         self._is_leaf = is_leaf
         self._original: dict[nn.Module, nn.Module] = {}
         self._stand_in: dict[nn.Module, nn.Module] = {}
@@ -74,7 +74,7 @@ class LocalTracer(fx.Tracer):
             (kind,),
             {"__call__": call, "__getattr__": attribute, "__module__": kind.__module__},
         )
-        made: nn.Module = hooked.__new__(hooked)
+        made: nn.Module = object.__new__(hooked)
         made.__dict__.update(vars(module))
         self._stand_in[module], self._original[made] = made, module
         made.__dict__["_modules"] = {
