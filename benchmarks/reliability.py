@@ -61,7 +61,7 @@ ATTACKS = (
         "bytes of every file format changed, cut off, repeated",
         "read as before or refused in one line",
         ("tests/reliability",),
-        minutes=10,
+        minutes=9,
     ),
     Attack(
         "foreign",
@@ -122,7 +122,7 @@ ATTACKS = (
         "calculators first used by eight threads at once, copied, pickled, sent to processes",
         "the numbers of one thread",
         ("tests/deploy/test_threads_and_copies.py",),
-        minutes=3,
+        minutes=4,
         side_by_side=False,
     ),
     Attack(
