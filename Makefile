@@ -7,7 +7,7 @@ RUN    ?= runs/demo
 # Tests of small tensors run best side by side, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-slow test-backends lint format docs wheel clean
+.PHONY: demo test test-slow test-backends reliability lint format docs wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test       install what the tests need and run them"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make test-backends  those of torch-scatter, torch-cluster, nvalchemi-toolkit-ops; the first time builds two of them"
+	@echo "make reliability  attack it: mutated files, kills, full disks, threads, ranks; prints a table, some 40 minutes at most"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make wheel      build the source distribution and the wheel into dist/"
 	@echo "make docs       build the documentation into site/"
@@ -74,6 +75,10 @@ test-slow: $(VENV)/test
 
 test-backends: $(VENV)/backends
 	$(PYTEST) tests/nn/kernels/test_sums.py tests/datasets/test_linking.py
+
+# Goes on where it was stopped; `ATTACKS="--cases 1000 --seed 7"` for more.
+reliability: $(VENV)/test
+	$(BIN)/python benchmarks/reliability.py $(ATTACKS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -48,7 +48,7 @@ SPECIES = ("Cu", "Al")
 CUTOFF = 4.5
 SUFFIX = {
     "torchscript": ".nequip.pth",
-    "aot": ".nequip.pt2",
+    "aot": ".pimlip.pt2",
     "native": ".pimlip",
     "native-table": ".table.pimlip",
 }

@@ -40,7 +40,7 @@ class Precision(str, Enum):
 
 _SUFFIX = {
     ExportFormat.torchscript: ".nequip.pth",
-    ExportFormat.aot: ".nequip.pt2",
+    ExportFormat.aot: ".pimlip.pt2",
     ExportFormat.native: ".pimlip",
     ExportFormat.checkpoint: ".ckpt",
     ExportFormat.mliap: ".mliap.pkl",
@@ -53,8 +53,9 @@ def export_command(
     format: Annotated[  # noqa: A002
         ExportFormat,
         typer.Option(
-            help="torchscript: for pair_style pimlip, nequip and allegro; aot: the same, compiled for this "
-            "kind of machine; native: C and weights, compiled where it is used, for ASE and pair_style pimlip "
+            help="torchscript: for pair_style pimlip, nequip and allegro, and for nequip's ASE calculator and "
+            "torch-sim model; aot: compiled for this version of torch and this kind of machine, for pair_style pimlip "
+            "alone; native: C and weights, compiled where it is used, for ASE and pair_style pimlip "
             "without torch; checkpoint: for Python, without the state of the training; mliap: a pickle for LAMMPS' "
             "own pair_style mliap, strictly local models only. All but a checkpoint are programs: whoever loads "
             "the file runs it."

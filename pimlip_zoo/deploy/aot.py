@@ -49,7 +49,7 @@ def export_aot(
 
     Args:
         potential: with the weights to export; not changed.
-        path: where to; should end in ``.nequip.pt2``.
+        path: where to; should end in ``.pimlip.pt2``; not in ``.nequip.pt2``, which other pair styles take for theirs.
         name: of the architecture, for the file's metadata.
         dtype: precision inside, the potential's own by default; the border is float64 always.
         training: where the weights come from, anything that JSON takes.
@@ -65,7 +65,13 @@ def export_aot(
     started = time.perf_counter()
     path = Path(path)
     if path.suffix != ".pt2":
-        raise InputError("a compiled model ends in .pt2", file=path, mend="give -o NAME.nequip.pt2")
+        raise InputError("a compiled model ends in .pt2", file=path, mend="give -o NAME.pimlip.pt2")
+    if path.name.endswith(".nequip.pt2"):
+        raise InputError(
+            "pair_style nequip and allegro take .nequip.pt2 for a file of nequip-compile, and abort on this one",
+            file=path,
+            mend="give -o NAME.pimlip.pt2 for pair_style pimlip, or --format torchscript for theirs",
+        )
     if not path.parent.is_dir():
         raise InputError("there is no such folder", file=path.parent, mend="make it, or give another path")
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):

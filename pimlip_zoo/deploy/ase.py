@@ -9,9 +9,11 @@ import torch
 from ase.calculators.calculator import Calculator, all_changes
 
 from pimlip_zoo.datasets.pairs import species_indices
+from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs
 from pimlip_zoo.graph import AtomGraph, edge_vectors, graph_to, stress_from_virial
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.nn.kernels import one_thread_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +57,10 @@ class PimlipCalculator(Calculator):
         device: where to compute.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties: ClassVar[list[str]] = [
+        *("energy", "free_energy", "energies", "forces"),
+        *("stress", "stresses"),  # where the cell has a volume
+    ]
 
     def __init__(
         self, potential: Potential, *, skin: float = 0.5, device: str | torch.device = "cpu", **kwargs: Any
@@ -64,6 +69,11 @@ class PimlipCalculator(Calculator):
         self.device = torch.device(device)
         self.potential = potential.to(self.device).eval()
         self.neighbours = SkinnedNeighbours(potential.cutoff, skin)
+
+    @property
+    def allowed_atomic_numbers(self) -> set[int]:
+        """Of the elements that the potential knows."""
+        return numbers_of(self.potential.species)
 
     def calculate(
         self,
@@ -76,9 +86,9 @@ class PimlipCalculator(Calculator):
         structure = self.atoms
         graph = graph_to(self.neighbours.graph(structure, self.potential.species), self.device)
         # The virial comes with conservative forces at no cost, so that a barostat needs one evaluation a step.
-        stress = abs(np.linalg.det(structure.cell.array)) > 0 and (
-            "stress" in properties or not self.potential.is_direct
-        )
+        volume = abs(np.linalg.det(structure.cell.array))
+        stress = volume > 0 and ("stress" in properties or not self.potential.is_direct)
+        one_thread_after_fork()
         with torch.no_grad():
             predictions = self.potential(graph, forces=True, virial=stress)
         energy = float(predictions.energy)
@@ -90,4 +100,10 @@ class PimlipCalculator(Calculator):
         }
         if stress:
             tensor = stress_from_virial(predictions.virial, graph.cell)[0].cpu().numpy()
-            self.results["stress"] = tensor.reshape(9)[[0, 4, 8, 5, 2, 1]]
+            self.results["stress"] = tensor.reshape(9)[VOIGT]
+        if volume > 0 and "stresses" in properties:
+            parts = (*self.potential.edge_gradient(graph), graph.edge_index)
+            vectors, gradient, edge_index = (part.cpu().numpy() for part in parts)
+            self.results["stresses"] = stresses_of_atoms(
+                vectors, gradient, edge_index, len(structure), volume
+            )

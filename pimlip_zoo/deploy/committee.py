@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 
+from pimlip_zoo.deploy.properties import common_numbers
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class CommitteeCalculator(Calculator):
             raise InputError(
                 f"a committee of {len(self.members)} has no spread", mend="give two or more trained runs"
             )
+        allowed = common_numbers(self.members)
+        if allowed is not None:
+            self.allowed_atomic_numbers = allowed
         self.implemented_properties = ["energy", "free_energy", "energy_std"]
         for name in ("forces", "stress"):
             if all(name in member.implemented_properties for member in self.members):

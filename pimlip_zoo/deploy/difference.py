@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from pimlip_zoo.datasets.cheap import find_supervisor
+from pimlip_zoo.deploy.properties import common_numbers
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,4 +39,9 @@ def with_baseline(
         return calculator
     from ase.calculators.mixing import SumCalculator
 
-    return SumCalculator([find_supervisor(baseline, trust=trust).make(), calculator])
+    parts = [find_supervisor(baseline, trust=trust).make(), calculator]
+    total = SumCalculator(parts)
+    allowed = common_numbers(parts)
+    if allowed is not None:
+        total.allowed_atomic_numbers = allowed
+    return total

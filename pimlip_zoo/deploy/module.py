@@ -29,7 +29,10 @@ class PairStyleModule(nn.Module):
     ``pos``: ``pair_style nequip`` (``pos`` of the local atoms, ``edge_index`` folded to them, ``cell`` and
     ``edge_cell_shift``) and ``allegro`` (``pos`` of local and ghost atoms), the present ones and those of
     before 2025. Returns ``atomic_energy`` (N, 1), ``total_energy`` (1, 1), ``forces`` (N, 3), ``virial``
-    (1, 3, 3).
+    (1, 3, 3) and, where there is a cell, ``stress`` (1, 3, 3), NaN without a volume.
+
+    The same with ``batch`` (N,), the structure of each atom, and ``num_atoms`` (M,): nequip's ASE calculator and its
+    model for torch-sim. Totals, virials and stresses are those of M structures; ``cell`` is (M, 3, 3).
 
     All results are float64, in eV and Å.
 
@@ -72,21 +75,33 @@ class PairStyleModule(nn.Module):
         return self.evaluate_positions(data)
 
     def evaluate_positions(self, data: Dict[str, Tensor]) -> Dict[str, Tensor]:  # noqa: UP006
-        """The contract of ``pair_style nequip`` and ``allegro``."""
-        if self.depth > 1 and "edge_cell_shift" not in data:
+        """The contract of ``pair_style nequip`` and ``allegro``, and of nequip's interfaces in Python."""
+        from_python = "batch" in data or "pbc" in data
+        if self.depth > 1 and "edge_cell_shift" not in data and not from_python:
             raise RuntimeError(
                 "this is a message-passing model, which pair_style allegro evaluates wrongly at the borders "
                 "of a subdomain: use pair_style pimlip, or pair_style nequip on one rank"
             )
-        species = data["atom_types"]
+        species = data["atom_types"].reshape(-1)
         positions = data["pos"].to(torch.float64)
+        structures = 1
+        batch = torch.zeros_like(species)
+        if "batch" in data:
+            batch = data["batch"]
+            structures = data["num_atoms"].shape[0]
         order = torch.argsort(data["edge_index"][0], stable=True)
         edge_index = data["edge_index"][:, order]
         centre, neighbour = edge_index[0], edge_index[1]
         vectors = positions[neighbour] - positions[centre]
-        if "edge_cell_shift" in data:
-            cell = data["cell"].to(torch.float64).reshape(3, 3)
-            vectors = vectors + torch.mm(data["edge_cell_shift"][order].to(torch.float64), cell)
+        cell = torch.zeros((0, 3, 3), dtype=torch.float64, device=positions.device)
+        if "cell" in data:
+            cell = data["cell"].to(torch.float64).reshape(-1, 3, 3).expand(structures, 3, 3)
+            if "edge_cell_shift" in data:
+                shift = data["edge_cell_shift"][order].to(torch.float64)
+                if structures == 1:
+                    vectors = vectors + torch.mm(shift, cell[0])
+                else:
+                    vectors = vectors + torch.bmm(shift.unsqueeze(1), cell[batch[centre]]).squeeze(1)
         everyone = torch.ones(species.shape[0], dtype=torch.float64, device=species.device)
         energy, gradient, direct_forces = self.evaluate(vectors, edge_index, species, everyone)
         if direct_forces is not None:
@@ -95,14 +110,27 @@ class PairStyleModule(nn.Module):
             forces = (
                 torch.zeros_like(positions).index_add(0, centre, gradient).index_add(0, neighbour, -gradient)
             )
-        virial = -torch.mm(vectors.t(), gradient)
-        virial = 0.5 * (virial + virial.t())
-        return {
+        if structures == 1:
+            total, virial = energy.sum().reshape(1, 1), -torch.mm(vectors.t(), gradient).unsqueeze(0)
+        else:
+            total = energy.new_zeros((structures, 1)).index_add(0, batch, energy.unsqueeze(1))
+            virial = energy.new_zeros((structures, 3, 3)).index_add(
+                0, batch[centre], -vectors.unsqueeze(2) * gradient.unsqueeze(1)
+            )
+        virial = 0.5 * (virial + virial.transpose(1, 2))
+        result = {
             "atomic_energy": energy.unsqueeze(1),
-            "total_energy": energy.sum().reshape(1, 1),
+            "total_energy": total,
             "forces": forces,
-            "virial": virial.unsqueeze(0),
+            "virial": virial,
         }
+        if "cell" in data:
+            volume = torch.linalg.det(cell).abs()
+            none = torch.full_like(virial, float("nan"))
+            result["stress"] = torch.where(
+                volume.reshape(-1, 1, 1) > 0, -virial / volume.reshape(-1, 1, 1), none
+            )
+        return result
 
     def evaluate(
         self, vectors: Tensor, edge_index: Tensor, species: Tensor, is_local: Tensor

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SkinnedPairs", "check_finite"]
 
+_Pairs = tuple[NDArray[np.int64], NDArray[np.float64]]
+
 
 class SkinnedPairs:
     """Neighbour lists that are built with a skin and used until an atom has moved half of it.
@@ -30,14 +32,10 @@ class SkinnedPairs:
         self.cutoff, self.skin = cutoff, skin
         self.builds = 0
         """How many lists were built."""
-        self._key: tuple[Any, ...] | None = None
-        self._positions: NDArray[np.float64] = np.zeros((0, 3))
-        self._list: tuple[NDArray[np.int64], NDArray[np.float64]] = (
-            np.zeros((2, 0), np.int64),
-            np.zeros((0, 3)),
-        )
+        # One tuple, replaced at once: copies of a calculator that threads use may share this.
+        self._known: tuple[tuple[Any, ...], NDArray[np.float64], _Pairs] | None = None
 
-    def pairs(self, atoms: Atoms) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def pairs(self, atoms: Atoms) -> _Pairs:
         """All pairs within the cutoff, and some up to the skin beyond: index (2, P), shift (P, 3).
 
         Raises:
@@ -50,16 +48,17 @@ class SkinnedPairs:
             atoms.cell.array.tobytes(),
             np.asarray(atoms.pbc, dtype=bool).tobytes(),
         )
-        if key != self._key or self._moved(atoms.positions):
-            self._list = neighbour_list(atoms.positions, atoms.cell.array, atoms.pbc, self.cutoff + self.skin)
-            self._key, self._positions = key, atoms.positions.copy()
+        known = self._known
+        if known is None or known[0] != key or self._moved(atoms.positions, known[1]):
+            pairs = neighbour_list(atoms.positions, atoms.cell.array, atoms.pbc, self.cutoff + self.skin)
+            self._known = known = (key, atoms.positions.copy(), pairs)
             self.builds += 1
-        return self._list
+        return known[2]
 
-    def _moved(self, positions: NDArray[np.float64]) -> bool:
+    def _moved(self, positions: NDArray[np.float64], before: NDArray[np.float64]) -> bool:
         if not len(positions):
             return False
-        distance = np.square(positions - self._positions).sum(axis=1).max()
+        distance = np.square(positions - before).sum(axis=1).max()
         return bool(distance > (0.5 * self.skin) ** 2)
 
 

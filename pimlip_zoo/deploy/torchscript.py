@@ -142,7 +142,7 @@ def _script(potential: Potential) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.freeze(torch.jit.script(module))
+            frozen = torch.jit.freeze(torch.jit.script(module))
     except Exception as error:  # the compiler's own exceptions have no base class in common
         lines = [line for line in str(error).strip().split("\n") if line.strip()]
         reason = lines[0].strip() if lines else type(error).__name__
@@ -151,3 +151,6 @@ def _script(potential: Potential) -> Any:
             key="format",
             mend="make its forward scriptable, or use --format aot",
         ) from error
+    # Freezing takes it away, and who freezes what he loads, as nequip does, asks it whether he may.
+    frozen._c._register_attribute("training", torch._C.BoolType.get(), False)  # noqa: SLF001
+    return frozen

@@ -132,6 +132,14 @@ class Potential(PhysicsWeakMixin, nn.Module):
         result = Predictions(energy, all_forces, all_virial, atomic_energy)
         return result if keep else Predictions(*(value.detach() for value in result))
 
+    def edge_gradient(self, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """Edge vectors (E, 3) in Å and the derivative (E, 3) of the total energy by them, in eV/Å; both constants."""
+        with torch.enable_grad():
+            vectors = edge_vectors(graph).detach().requires_grad_(True)
+            atomic_energy, _ = self._atomic_energy(graph, vectors, direct=False)
+            gradient = self._edge_gradient(atomic_energy.sum(), vectors, keep=False)
+        return vectors.detach(), gradient.detach()
+
     def _atomic_energy(self, graph: AtomGraph, vectors: Tensor, *, direct: bool) -> tuple[Tensor, Tensor]:
         model_vectors = vectors.to(self.model.dtype)
         scale = self.scale[graph.species]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pimlip_zoo.cli import main
-from pimlip_zoo.cli.export import ExportFormat, export_potential
+from pimlip_zoo.cli.export import ExportFormat, _default_output, export_potential
 from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.potential import Potential
@@ -68,6 +68,7 @@ def test_export_writes_and_says_what_lammps_needs(checkpoint, call, tmp_path):
         (("export", "{truncated}"), "not a readable checkpoint"),
         (("export", "{run}", "-o", "no/such/folder/x.nequip.pth"), "no such folder"),
         (("export", "{run}", "--format", "aot", "-o", "x.nequip.pth"), "ends in .pt2"),
+        (("export", "{run}", "--format", "aot", "-o", "x.nequip.pt2"), "abort on this one"),
         (("lammps", "input", "{run}", "--structure", "nowhere.xyz"), "no such file"),
         (("lammps", "input", "{truncated}", "--structure", "{run}"), "ASE cannot read it"),
         (("lammps", "input", "{run}", "--structure", "builtin:cual-emt@999"), "no such frame"),
@@ -149,3 +150,19 @@ def test_a_compiler_error_is_reported_with_its_first_line(monkeypatch, tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="error: no such thing"):
         build.build_plugin(lammps_source=tmp_path)
+
+
+def test_a_compiled_file_has_an_ending_of_its_own_and_the_help_says_who_takes_which(
+    checkpoint, call, monkeypatch
+):
+    """``pair_style nequip`` and ``allegro`` load any .nequip.pt2 by the name of its model, and abort."""
+    assert _default_output(checkpoint, ExportFormat.aot).name == "model.pimlip.pt2"
+    monkeypatch.setenv("COLUMNS", "400")
+    code, out, _ = call("export", "--help")
+    text = " ".join(out.replace("│", " ").split())
+    assert code == 0
+    assert "torchscript: for pair_style pimlip, nequip and allegro, and for nequip's ASE calculator" in text
+    assert (
+        "aot: compiled for this version of torch and this kind of machine, for pair_style pimlip alone"
+        in text
+    )

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.deploy.module import PairStyleModule
-from pimlip_zoo.deploy.selfcheck import ExportError, check_structures
+from pimlip_zoo.deploy.selfcheck import ExportError, check_structures, position_inputs
 from pimlip_zoo.deploy.torchscript import export_torchscript, load_torchscript
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.graph import AtomGraph, stress_from_virial
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models
@@ -133,12 +133,84 @@ def test_files_of_others_are_refused(tmp_path):
             read(path)
 
 
+def nequip_loads(path):
+    """What nequip's ASE calculator and its model for torch-sim do with a file: they freeze it whatever it is."""
+    asked = {"r_max": None, "type_names": None, "per_edge_type_cutoff": None, "allow_tf32": None}
+    module = torch.jit.load(str(path), _extra_files=asked, map_location="cpu")
+    assert float(asked["r_max"]) == 3.0
+    assert asked["type_names"].decode().split(" ") == ["H", "C", "O"]
+    assert not bool(int(asked["allow_tf32"]))
+    return torch.jit.freeze(module).to("cpu").eval()
+
+
 def test_the_file_is_frozen_and_survives_another_freeze(tmp_path):
     path = tmp_path / "model.nequip.pth"
     export_torchscript(springs(), path)
     module = torch.jit.load(str(path))
-    assert not module._c.hasattr("training")
+    assert module.training is False  # asked by who freezes it again
     assert not list(module.parameters())
+    graph = dict(check_structures(3.0, 3))["a periodic crystal"]
+    once, twice = module(position_inputs(graph)), nequip_loads(path)(position_inputs(graph))
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[key], twice[key]) for key in once)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_structures_in_a_batch_get_their_own_energies_virials_and_stresses(tmp_path, dtype):
+    export_torchscript(springs(), tmp_path / "model.nequip.pth", dtype=dtype)
+    module = nequip_loads(tmp_path / "model.nequip.pth")
+    graphs = [graph for _, graph in check_structures(3.0, 3)]
+    starts = torch.tensor([0, *(len(graph.species) for graph in graphs)]).cumsum(0)
+    together = {
+        "pos": torch.cat([graph.positions for graph in graphs]),
+        "atom_types": torch.cat([graph.species for graph in graphs]),
+        "edge_index": torch.cat([g.edge_index + n for g, n in zip(graphs, starts[:-1], strict=True)], dim=1),
+        "edge_cell_shift": torch.cat([graph.edge_shift for graph in graphs]),
+        "cell": torch.cat([graph.cell for graph in graphs]),
+        "pbc": torch.ones((len(graphs), 3), dtype=torch.bool),
+        "batch": torch.repeat_interleave(torch.arange(len(graphs)), starts.diff()),
+        "num_atoms": starts.diff(),
+    }
+    # The order of edges is the caller's: nequip's is another one.
+    mixed = torch.randperm(together["edge_index"].shape[1], generator=torch.Generator().manual_seed(0))
+    together["edge_index"], together["edge_cell_shift"] = (
+        together["edge_index"][:, mixed],
+        together["edge_cell_shift"][mixed],
+    )
+    found = module(together)
+    expected = springs().set_dtype(dtype)
+    limit = 1e-12 if dtype == torch.float64 else 1e-5
+    for number, graph in enumerate(graphs):
+        right = expected(graph)
+        atoms = slice(int(starts[number]), int(starts[number + 1]))
+        assert torch.allclose(found["total_energy"][number], right.energy, rtol=limit, atol=limit)
+        assert torch.allclose(found["forces"][atoms], right.forces, rtol=limit, atol=limit)
+        assert torch.allclose(found["virial"][number], right.virial[0], rtol=limit, atol=limit)
+        assert torch.allclose(found["atomic_energy"][atoms, 0], right.atomic_energy, rtol=limit, atol=limit)
+        if graph.cell.any():
+            stress = stress_from_virial(right.virial, graph.cell)[0]
+            assert torch.allclose(found["stress"][number], stress, rtol=limit, atol=limit)
+        else:
+            assert found["stress"][number].isnan().all()
+
+
+def test_a_molecule_of_nequips_calculator_has_no_cell_and_a_message_passing_model_takes_it(tmp_path):
+    info = available_models()["nequip"]
+    torch.manual_seed(0)
+    potential = Potential(
+        info.model(info.configure("small", cutoff=3.0, avg_num_neighbors=9.0), ("H", "C", "O"))
+    )
+    export_torchscript(potential, tmp_path / "model.nequip.pth", dtype=torch.float64)
+    module = nequip_loads(tmp_path / "model.nequip.pth")
+    graph = dict(check_structures(3.0, 3))["an open cluster"]
+    data = {"pos": graph.positions, "edge_index": graph.edge_index, "atom_types": graph.species}
+    found = module({**data, "pbc": torch.zeros((1, 3), dtype=torch.bool)})
+    right = potential.set_dtype(torch.float64)(graph)
+    assert "stress" not in found
+    assert torch.allclose(found["total_energy"][0], right.energy, rtol=1e-12)
+    assert torch.allclose(found["forces"], right.forces, rtol=1e-10, atol=1e-12)
+    with pytest.raises(torch.jit.Error, match="pair_style allegro evaluates wrongly"):
+        module(data)  # as pair_style allegro asks
 
 
 def test_check_structures_cover_what_they_promise():

@@ -50,7 +50,7 @@ def test_metadata_that_do_not_fit(name, changes, reason, tmp_path, plugin, expor
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    path = tmp_path_factory.mktemp("compiled") / "pairs.nequip.pt2"
+    path = tmp_path_factory.mktemp("compiled") / "pairs.pimlip.pt2"
     return export_aot(potential_of("pairs"), path, name="pairs").path
 
 

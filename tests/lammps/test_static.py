@@ -266,7 +266,7 @@ def test_a_halo_of_too_few_hops_would_be_seen(tmp_path, plugin, exported):
 @pytest.mark.parametrize("name", ["pairs", *ARCHITECTURES])
 def test_compiled_models_agree(name, tmp_path, plugin):
     pytest.importorskip("torch._inductor")
-    model = export_aot(potential_of(name), tmp_path / f"{name}.nequip.pt2", name=name).path
+    model = export_aot(potential_of(name), tmp_path / f"{name}.pimlip.pt2", name=name).path
     structures = [
         *geometries().values(),
         Atoms("O", positions=[[5.0, 5.0, 5.0]], cell=np.eye(3) * 10, pbc=True),

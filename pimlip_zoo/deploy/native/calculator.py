@@ -11,10 +11,12 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from pimlip_zoo.datasets.pairs import species_indices
 from pimlip_zoo.deploy.native.library import NativeModel
+from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs, check_finite
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from numpy.typing import NDArray
 
 __all__ = ["NativeCalculator"]
 
@@ -34,7 +36,10 @@ class NativeCalculator(Calculator):
         threads: ``$OMP_NUM_THREADS``, or as many as there are cores, by default.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties: ClassVar[list[str]] = [
+        *("energy", "free_energy", "energies", "forces"),
+        *("stress", "stresses"),  # where the cell has a volume
+    ]
 
     def __init__(
         self, path: str | os.PathLike[str], *, skin: float = 0.5, threads: int | None = None, **kwargs: Any
@@ -42,6 +47,11 @@ class NativeCalculator(Calculator):
         super().__init__(**kwargs)
         self.model = NativeModel(path, threads=threads)
         self.neighbours = SkinnedPairs(self.model.cutoff, skin)
+
+    @property
+    def allowed_atomic_numbers(self) -> set[int]:
+        """Of the elements that the model knows."""
+        return numbers_of(self.model.species)
 
     def calculate(
         self,
@@ -69,4 +79,14 @@ class NativeCalculator(Calculator):
         }
         volume = abs(np.linalg.det(cell)) if cell.any() else 0.0
         if volume > 0:
-            self.results["stress"] = -found.virial.reshape(9)[[0, 4, 8, 5, 2, 1]] / volume
+            self.results["stress"] = -found.virial.reshape(9)[VOIGT] / volume
+        if volume > 0 and "stresses" in properties:
+            self.results["stresses"] = self._stresses(structure, species, volume)
+
+    def _stresses(self, structure: Atoms, species: NDArray[np.int64], volume: float) -> NDArray[np.float64]:
+        edge_index, shift = self.neighbours.pairs(structure)
+        vectors = np.diff(structure.positions[edge_index], axis=0)[0] + shift @ structure.cell.array
+        near = np.square(vectors).sum(axis=1) < self.model.cutoff**2
+        vectors, edge_index = vectors[near], np.ascontiguousarray(edge_index[:, near])
+        _, gradient = self.model.evaluate(vectors, edge_index, species, np.ones(len(structure)))
+        return stresses_of_atoms(vectors, gradient, edge_index, len(structure), volume)

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.commands import command_words
-from pimlip_zoo.deploy.native.archive import read_native, source_hash
+from pimlip_zoo.deploy.native.archive import NativeFile, read_native, source_hash
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import seal, sealed
 
@@ -41,6 +42,9 @@ _WRONG = {
     3: "the edges are not sorted by centre",
     4: "there is not enough memory",
 }
+
+_with_threads: list[int] = []
+"""The process in which a model first computed on several threads."""
 
 
 class StructureResult(NamedTuple):
@@ -82,6 +86,8 @@ def num_threads() -> int:
 class NativeModel:
     """A native model, compiled when it is first loaded on a machine and kept in the cache of kernels.
 
+    Threads may share one; it can be copied, pickled and sent to other processes.
+
     Args:
         path: a file of ``pimlip-zoo export --format native``.
         threads: of one evaluation; as :func:`num_threads` says by default.
@@ -94,18 +100,38 @@ class NativeModel:
     def __init__(
         self, path: str | os.PathLike[str], *, threads: int | None = None, level: str | None = None
     ) -> None:
-        content = read_native(path)
+        self._open(read_native(path), level, num_threads() if threads is None else threads, str(path))
+
+    def _open(self, content: NativeFile, level: str | None, threads: int, path: str) -> None:
+        self._content, self._level, self._path = content, level, path
         self.metadata = dict(content.metadata)
         self.species = tuple(self.metadata["type_names"].split())
         self.cutoff = float(self.metadata["r_max"])
-        self.threads = num_threads() if threads is None else threads
+        self.threads = threads
         level = level or machine_level()
         self._library = _load(content.sources[_LEVELS[level][0]], level, path)
         if len(content.weights) != ctypes.c_int64.in_dll(self._library, "pimlip_weight_bytes").value:
             raise InputError("its weights are not complete", file=path, mend="export it again")
         self._weights = _aligned(len(content.weights))
         self._weights[:] = np.frombuffer(content.weights, np.uint8)
-        self._memory = _aligned(0)
+        self._memory = threading.local()
+
+    def __getstate__(self) -> tuple[NativeFile, str | None, int, str]:
+        """What the file held, so that the copy needs no file and is compiled for the machine that it gets to."""
+        return self._content, self._level, self.threads, self._path
+
+    def __setstate__(self, state: tuple[NativeFile, str | None, int, str]) -> None:
+        content, level, threads, path = state
+        self._open(content, level, threads, path)
+
+    def __copy__(self) -> NativeModel:
+        """Another one with the same program and weights, which nobody writes to."""
+        made = NativeModel.__new__(NativeModel)
+        made.__dict__.update(self.__dict__, _memory=threading.local())
+        return made
+
+    def __deepcopy__(self, memo: object) -> NativeModel:
+        return self.__copy__()
 
     def evaluate(
         self, vectors: Reals, edge_index: Integers, species: Integers, is_local: Reals
@@ -132,7 +158,7 @@ class NativeModel:
             self._room(atoms, edges),
             atoms,
             edges,
-            self.threads,
+            self._num_threads(),
             *(value.ctypes.data for value in (*inputs, energy, gradient)),
         )
         if wrong:
@@ -173,7 +199,7 @@ class NativeModel:
             self._weights.ctypes.data,
             self._room(atoms, count),
             atoms,
-            self.threads,
+            self._num_threads(),
             self.cutoff,
             positions.ctypes.data,
             None if box is None else box.ctypes.data,
@@ -187,13 +213,22 @@ class NativeModel:
             raise ValueError(_WRONG[-edges])
         return result._replace(edges=edges)
 
+    def _num_threads(self) -> int:
+        """One in a process that was forked from one with more: GNU's OpenMP would wait for those for ever."""
+        if self.threads == 1:
+            return 1
+        if not _with_threads:
+            _with_threads.append(os.getpid())
+        return self.threads if _with_threads[0] == os.getpid() else 1
+
     def _room(self, atoms: int, edges: int) -> int:
-        """Address of memory for so many; kept, and only ever made larger."""
+        """Address of memory for so many, this thread's own; kept, and only ever made larger."""
         needed = self._library.pimlip_workspace(atoms, edges)
-        if len(self._memory) < needed:
-            self._memory = _aligned(0)  # let go of it first
-            self._memory = _aligned(needed + needed // 8)
-        return int(self._memory.ctypes.data)
+        memory: NDArray[np.uint8] | None = getattr(self._memory, "bytes", None)
+        if memory is None or len(memory) < needed:
+            self._memory.bytes = memory = None  # let go of it first
+            self._memory.bytes = memory = _aligned(needed + needed // 8)
+        return int(memory.ctypes.data)
 
 
 def _aligned(count: int) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from pimlip_zoo.nn.kernels.dispatch import (
     use_kernels,
 )
 from pimlip_zoo.nn.kernels.embedding import EmbeddingForm
+from pimlip_zoo.nn.kernels.forks import one_thread_after_fork
 from pimlip_zoo.nn.kernels.form import TrilinearForm
 from pimlip_zoo.nn.kernels.mlp import MLPForm
 from pimlip_zoo.nn.kernels.polynomial import PolynomialForm
@@ -35,6 +36,7 @@ __all__ = [
     "geometry_is_leaf",
     "geometry_only",
     "multiply_edges",
+    "one_thread_after_fork",
     "or_reference",
     "perceptron",
     "sum_by_centre",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.nn.kernels.build import compile_kernels, target
+from pimlip_zoo.nn.kernels.forks import one_thread_after_fork
 from pimlip_zoo.nn.kernels.generate import Target
 from pimlip_zoo.nn.kernels.watch import KernelCall, watchers
 
@@ -74,6 +75,7 @@ class KernelLibrary:
         if function is None:
             self.build(kernel)
             function = self._functions[kernel]
+        one_thread_after_fork()
         kept = [None if t is None else t.contiguous() for t in operands]
         threads = torch.get_num_threads() if work is None or work > _SMALL else 1
         pointers = [None if t is None else t.data_ptr() for t in (*lists, *kept, *results)]

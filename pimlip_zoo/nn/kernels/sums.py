@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from pimlip_zoo.nn.kernels.dispatch import chosen_backend
 
@@ -31,6 +32,8 @@ def sum_by_centre(values: Tensor, centre: Tensor, num_atoms: int) -> Tensor:
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         shape = [num_atoms] + list(values.shape[1:])  # noqa: RUF005  (TorchScript has no stars)
         out = torch.zeros(shape, dtype=values.dtype, device=values.device).index_add(0, centre, values)
+    elif has_torch_function_unary(values):  # somebody traces, for whom this is one operation
+        out = handle_torch_function(sum_by_centre, (values,), values, centre, num_atoms)
     elif chosen_backend() == "scatter":
         out = segment_sum(values, centre, num_atoms)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,19 +38,21 @@ class Watcher(Protocol):
         ...
 
 
-_active: list[Watcher] = []
+_state = threading.local()
 
 
 def watchers() -> Sequence[Watcher]:
-    """Those who are told at present."""
-    return _active
+    """Those who are told at present of what this thread does."""
+    active: Sequence[Watcher] = getattr(_state, "active", ())
+    return active
 
 
 @contextmanager
 def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Tell this one inside a ``with`` block."""
-    _active.append(watcher)
+    """Tell this one inside a ``with`` block, of what this thread does and no other."""
+    before = watchers()
+    _state.active = (*before, watcher)
     try:
         yield
     finally:
-        _active.remove(watcher)
+        _state.active = before

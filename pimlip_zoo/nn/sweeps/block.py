@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,7 +18,6 @@ __all__ = [
     "Place",
     "Tensors",
     "blocks",
-    "functions",
     "is_block",
     "joined",
     "listed",
@@ -120,7 +118,10 @@ _blocks: dict[Any, type[Block]] = {}
 
 
 def blocks(*targets: Any) -> Callable[[_Made], _Made]:
-    """Class decorator: this block does these modules (classes), functions or methods (names)."""
+    """Class decorator: this block does these modules (classes), functions or methods (names).
+
+    A function of our own says that it is called, and is not gone into, by ``torch.overrides.handle_torch_function``.
+    """
 
     def register(kind: _Made) -> _Made:
         for target in targets:
@@ -143,11 +144,6 @@ def joined(parameters: Sequence[Tensor]) -> Tensor:
 def parted(numbers: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Numbers one after the other in the shapes of these."""
     return tuple(torch._C._nn.unflatten_dense_tensors(numbers, list(parameters)))  # noqa: SLF001
-
-
-def functions() -> tuple[FunctionType, ...]:
-    """The functions that there are blocks for; what they do inside is not traced."""
-    return tuple(target for target in _blocks if isinstance(target, FunctionType))
 
 
 def is_block(module: nn.Module) -> bool:

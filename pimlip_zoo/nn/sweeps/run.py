@@ -30,6 +30,7 @@ Values = list[Any]
 
 
 _known: WeakKeyDictionary[nn.Module, dict[tuple[torch.dtype, bool], Sweeps | None]] = WeakKeyDictionary()
+_tracing = threading.Lock()
 
 
 def sweeps_of(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
@@ -64,8 +65,17 @@ def _build_quietly(kernels: Noted) -> None:
 
 
 def _traced(model: nn.Module, dtype: torch.dtype) -> Sweeps | None:
-    """The sweeps of a model as it is now, if it can be traced; traced once."""
-    known, key = _known.setdefault(model, {}), (dtype, model.training)
+    """The sweeps of a model as it is now, if it can be traced; traced once, whichever threads ask."""
+    key = (dtype, model.training)
+    sweeps = _known.get(model, {}).get(key)
+    if sweeps is not None and sweeps.are_of(model):
+        return sweeps
+    with _tracing:
+        return _traced_alone(model, key)
+
+
+def _traced_alone(model: nn.Module, key: tuple[torch.dtype, bool]) -> Sweeps | None:
+    known = _known.setdefault(model, {})
     sweeps = known.get(key)
     if sweeps is not None and sweeps.are_of(model):
         return sweeps
@@ -156,6 +166,7 @@ class Sweeps:
         self._fills = [(filler(step.call.args), filler(step.call.kwargs)) for step in trace.steps]
         self._constants = {number: _getter(model, name) for number, name in trace.constants.items()}
         self._prepared: set[bool] = set()
+        self._preparing = threading.Lock()
         geometric = [s.block is not None and not trace.geometric.isdisjoint(s.inputs) for s in trace.steps]
         trainable = [s.block is not None and not trace.trainable.isdisjoint(s.results) for s in trace.steps]
         # Which steps the sweeps after the first one go over, with their place on the tape.
@@ -194,10 +205,13 @@ class Sweeps:
         Raises:
             CompilerError: when a kernel cannot be built.
         """
-        if training not in self._prepared:
-            build_together(self.kernels(training=training))
-            keep_freed_memory()
-            self._prepared.add(training)
+        if training in self._prepared:
+            return self
+        with self._preparing:  # threads that share a model compile its kernels once
+            if training not in self._prepared:
+                build_together(self.kernels(training=training))
+                keep_freed_memory()
+                self._prepared.add(training)
         return self
 
     def kernels(self, *, training: bool) -> Noted:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.nn.sweeps.block import Block, Call, Place, functions, is_block
+from pimlip_zoo.nn.sweeps.block import Block, Call, Place, is_block
 from pimlip_zoo.nn.sweeps.fallback import block_for
+from pimlip_zoo.nn.sweeps.tracer import LocalTracer
 
 __all__ = ["Step", "Trace", "Value", "trace_model", "values_in"]
 
@@ -103,13 +104,6 @@ class _Root(nn.Module):
         return out
 
 
-class _Tracer(fx.Tracer):
-    """Stops at modules that are blocks and at torch's own; everything else is written out."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_block(m) or super().is_leaf_module(m, module_qualified_name)
-
-
 def trace_model(model: nn.Module) -> Trace | None:
     """The steps of ``model(graph, vectors)``.
 
@@ -123,8 +117,8 @@ def trace_model(model: nn.Module) -> Trace | None:
         return None
     root = _Root(model)
     try:
-        graph = _Tracer(autowrap_functions=functions()).trace(root)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, ValueError):
+        graph = LocalTracer(is_block).trace(root)
+    except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, ValueError, NameError):
         return None
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     return _Builder(root, graph).trace()
