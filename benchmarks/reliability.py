@@ -51,6 +51,8 @@ class Attack:
     """For ``kills.py --what``."""
     minutes: float = 3.0
     """After which the row is given up."""
+    mutates: bool = False
+    """Whether its tests take the number of cases and their seed."""
     side_by_side: bool = True
     """Whether its tests may share the cores with each other."""
 
@@ -62,6 +64,7 @@ ATTACKS = (
         "read as before or refused in one line",
         ("tests/reliability",),
         minutes=9,
+        mutates=True,
     ),
     Attack(
         "foreign",
@@ -230,8 +233,8 @@ def tested(attack: Attack, options: argparse.Namespace) -> Outcome:
             *(["-k", attack.select] if attack.select else []),
         ]
         command += ["-n", "2"] if attack.side_by_side else ["-p", "no:xdist"]
-        if any((ROOT / test / "conftest.py").exists() for test in attack.tests):
-            command += ["--fuzz-cases", str(options.cases), "--fuzz-seed", str(options.seed)]
+        if attack.mutates:
+            command += ["--mutations", str(options.cases), "--mutation-seed", str(options.seed)]
         code, out = run(command, attack.minutes)
         if not report.exists():
             lines = out.strip().splitlines() or ["it printed nothing"]
