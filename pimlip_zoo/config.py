@@ -278,6 +278,8 @@ class RecipeSection(Section):
     """default, mace-torch, nequip, or one that another package registers."""
     version: PositiveInt | None = None
     """None: the newest. A run's ``config.yaml`` has the one that it used."""
+    filled: list[str] = []
+    """Which options came from it; written by the run."""
 
     @model_validator(mode="after")
     def _is_known(self) -> RecipeSection:

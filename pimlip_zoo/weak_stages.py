@@ -31,6 +31,7 @@ from pimlip_zoo.experiment import (
     Outcome,
     check_data,
     data_record,
+    for_stage,
     from_rank_zero,
     join_ranks,
     load_split,
@@ -196,8 +197,8 @@ def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) ->
     if experiment.config.potential.scale == "forces_rms" and force_rms(experiment.frames) is None:
         # Energies alone say nothing of the scale of forces; the pool does.
         potential.scale.data.fill_(force_rms(pool) or 1.0)
-    config = _stage_config(experiment.config, labels)
     held = max(1, min(len(pool) // 10, 200))
+    config = _stage_config(experiment.config, labels, len(pool) - held)
     samples = _widened(pool, config, potential)
     order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
     learnt: tuple[str, ...] = ("energy", "forces")
@@ -273,9 +274,9 @@ def _student(
     pool = weak_pool(experiment, labels, shift=False)
     taught = from_rank_zero(lambda: _teach(teachers, pool, labels))
     for number in range(1, labels.iterations):
-        student = replace(
-            _taught(experiment, taught), config=_stage_config(experiment.config, labels), weak=None
-        )
+        student = _taught(experiment, taught)
+        config = _stage_config(experiment.config, labels, len(student.train))
+        student = replace(student, config=config, weak=None)
         outcome = _stage(student, folder / f"student-{number}")
         if outcome.signal is not None:
             return None, outcome
@@ -287,7 +288,7 @@ def _student(
 
 def _teacher(experiment: Experiment, labels: WeakLabelsConfig, number: int) -> Experiment:
     """A difference model with a seed of its own."""
-    settings = _stage_config(experiment.config, labels).model_dump()
+    settings = _stage_config(experiment.config, labels, len(experiment.train)).model_dump()
     settings["weak"] = {"labels": {**labels.model_dump(), "method": "delta"}}
     settings["seed"] = experiment.config.seed + 1000 * number
     split = (experiment.frames, experiment.valid_frames)
@@ -309,7 +310,8 @@ def _taught(experiment: Experiment, taught: Sequence[Frame]) -> Experiment:
     if "forces" not in experiment.labels and config.potential.scale == "forces_rms":
         potential.scale.data.fill_(force_rms(taught) or 1.0)
     mixed: list[Batch] = [*samples, *(list(experiment.train) * repeats)]
-    return replace(experiment, train=mixed, labels=tuple({*experiment.labels, "energy", "forces"}))
+    learnt = tuple({*experiment.labels, "energy", "forces"})
+    return replace(experiment, config=for_stage(config, len(mixed), learnt), train=mixed, labels=learnt)
 
 
 def _widened(frames: Sequence[Frame], config: RunConfig, potential: Potential) -> list[Batch]:
@@ -336,10 +338,17 @@ def _stage(stage: Experiment, folder: Path) -> Outcome:
     return train(replace(stage, data=None), folder, resume=last.exists())
 
 
-def _stage_config(config: RunConfig, labels: WeakLabelsConfig) -> RunConfig:
-    """The run's configuration for a stage of its own length, without weak losses unless pre-training has them, too."""
+def _stage_config(config: RunConfig, labels: WeakLabelsConfig, structures: int) -> RunConfig:
+    """The run's configuration for a stage of its own length, without weak losses unless pre-training has them, too.
+
+    Args:
+        config: of the run.
+        labels: the options.
+        structures: that the stage is trained on; what came from the recipe depends on it.
+    """
     settings: dict[str, Any] = config.model_dump()
     settings["trainer"]["max_steps"] = labels.steps
+    settings = for_stage(RunConfig.model_validate(settings), structures, ("energy", "forces")).model_dump()
     if labels.learning_rate is not None:
         settings["optimizer"]["lr"] = labels.learning_rate
     weak = {"labels": None, "preset": None, "unlabelled": None}

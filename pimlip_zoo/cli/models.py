@@ -41,7 +41,7 @@ def models(
 
 
 def _recipes(*, json_output: bool) -> None:
-    """With the settings for a conservative NequIP and 500 structures: they may depend on what is trained."""
+    """With the settings for NequIP and 500 structures that are seen 100 times: they may depend on what is trained."""
     import json
 
     from rich.table import Table
@@ -49,7 +49,9 @@ def _recipes(*, json_output: bool) -> None:
     from pimlip_zoo.cli.console import console
     from pimlip_zoo.training.recipes import RunFacts, available_recipes
 
-    facts = RunFacts("nequip", frozenset(), direct=False, structures=500, labels=("energy", "forces"))
+    facts = RunFacts(
+        "nequip", frozenset(), direct=False, structures=500, labels=("energy", "forces"), passes=100.0
+    )
     found = [(recipe, dict(recipe.settings(facts))) for recipe in available_recipes()]
     if json_output:
         content = {
@@ -66,7 +68,10 @@ def _recipes(*, json_output: bool) -> None:
         table.add_row(recipe.name, str(recipe.version), recipe.summary, lines)
     screen = console()
     screen.print(table)
-    screen.print("what is given with --set wins; config.yaml of a run has what it used")
+    screen.print(
+        "shown for 500 structures that are seen 100 times; what is given with --set wins, and config.yaml of a run has "
+        "what it used"
+    )
 
 
 def _weak_presets(*, json_output: bool) -> None:

@@ -4,6 +4,7 @@ from pimlip_zoo.experiment.build import unlabelled_frames, weak_term
 from pimlip_zoo.experiment.data import load_split
 from pimlip_zoo.experiment.prepare import Experiment, prepare
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
+from pimlip_zoo.experiment.recipe import for_stage
 from pimlip_zoo.experiment.record import check_data, check_settings, data_record, write_record
 from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.experiment.trainer import parse_duration
@@ -14,6 +15,7 @@ __all__ = [
     "check_data",
     "check_settings",
     "data_record",
+    "for_stage",
     "from_rank_zero",
     "join_ranks",
     "load_split",

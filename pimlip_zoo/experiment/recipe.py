@@ -11,7 +11,7 @@ from pimlip_zoo.config import RunConfig
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.training.recipes import RunFacts, get_recipe
 
-__all__ = ["complete"]
+__all__ = ["complete", "for_stage"]
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -28,19 +28,11 @@ def complete(config: RunConfig, frames: Sequence[Frame], labels: Sequence[str]) 
         labels: that are trained on.
     """
     recipe = get_recipe(config.recipe.name, config.recipe.version)
-    model = config.model.configure()
-    facts = RunFacts(
-        model=config.model.name,
-        options=frozenset(field.name for field in dataclasses.fields(model)),
-        direct=model.force_head == "direct",
-        structures=len(frames),
-        labels=tuple(labels),
-    )
+    facts = _facts(config, len(frames), labels)
     settings = recipe.settings(facts)
     content = config.model_dump(exclude_unset=True)
-    content["recipe"] = {"name": recipe.name, "version": recipe.version}
     given = {section: dict(value) for section, value in content.items() if isinstance(value, dict)}
-    taken, kept = {}, []
+    taken, kept = [], []
     for key, value in settings.items():
         section, *path = key.split(".")
         chosen = given.get(section, {}).get("name")
@@ -51,13 +43,44 @@ def complete(config: RunConfig, frames: Sequence[Frame], labels: Sequence[str]) 
             kept.append(key)
         else:
             _put(content, [section, *path], value)
-            taken[key] = value
+            taken.append(key)
     if taken:
         log.info("recipe %s %d: %s", recipe.name, recipe.version, recipe.summary)
+        log.info("each of %d structures is seen %.3g times", facts.structures, facts.passes)
         if kept:
             log.info("given, and not from the recipe: %s", ", ".join(sorted(kept)))
+    filled = sorted(taken) or config.recipe.filled
+    content["recipe"] = {"name": recipe.name, "version": recipe.version, "filled": filled}
     # Dumped whole, so that every option counts as given: what a later stage makes of it is not filled in again.
     return RunConfig.model_validate(RunConfig.model_validate(content).model_dump())
+
+
+def for_stage(config: RunConfig, structures: int, labels: Sequence[str]) -> RunConfig:
+    """The configuration of a stage of a run: what came from the recipe is that of the stage's length and structures.
+
+    Args:
+        config: complete, of the stage's length.
+        structures: that the stage is trained on.
+        labels: that it is trained on.
+    """
+    recipe = get_recipe(config.recipe.name, config.recipe.version)
+    settings, content = recipe.settings(_facts(config, structures, labels)), config.model_dump()
+    for key in config.recipe.filled:
+        if key in settings:
+            _put(content, key.split("."), settings[key])
+    return RunConfig.model_validate(content)
+
+
+def _facts(config: RunConfig, structures: int, labels: Sequence[str]) -> RunFacts:
+    model, trainer = config.model.configure(), config.trainer
+    return RunFacts(
+        model=config.model.name,
+        options=frozenset(field.name for field in dataclasses.fields(model)),
+        direct=model.force_head == "direct",
+        structures=structures,
+        labels=tuple(labels),
+        passes=trainer.max_steps * trainer.accumulate * config.data.batch_size / max(structures, 1),
+    )
 
 
 def _has(content: dict[str, Any], path: Sequence[str]) -> bool:

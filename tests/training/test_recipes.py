@@ -25,10 +25,35 @@ def prepared(*more):
 def test_a_run_for_which_nothing_is_given_has_the_newest_default_recipe():
     config, newest = prepared(), get_recipe("default")
     assert (config.recipe.name, config.recipe.version) == ("default", newest.version)
-    facts = RunFacts("nequip", frozenset(), direct=False, structures=20, labels=("energy", "forces"))
+    assert "optimizer.lr" in config.recipe.filled
+    facts = RunFacts(
+        "nequip", frozenset(), direct=False, structures=20, labels=("energy", "forces"), passes=10_000.0
+    )
     for key, value in newest.settings(facts).items():
         section, name = key.split(".", 1)
         assert getattr(getattr(config, section), name) == value, key
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "rate"),
+    [(10, 10, 0.02), (1000, 10, 0.0022), (444, 1, 0.011), (444, 5, 0.0047), (100_000, 5, 0.002)],
+)
+def test_the_rate_falls_with_the_passes_over_the_structures(steps, batch, rate):
+    """20 structures."""
+    config = prepared(f"trainer.max_steps={steps}", f"data.batch_size={batch}")
+    assert config.optimizer.lr == pytest.approx(rate)
+    twice = prepared(f"trainer.max_steps={steps}", f"data.batch_size={batch}", "trainer.accumulate=4")
+    assert twice.optimizer.lr <= rate
+
+
+def test_a_stage_has_the_recipe_of_its_own_length_and_structures():
+    config = prepared("trainer.max_steps=1000")
+    longer = config.model_copy(update={"trainer": config.trainer.model_copy(update={"max_steps": 4000})})
+    stage = experiment.for_stage(longer, 8000, config_labels := ("energy", "forces"))
+    assert stage.optimizer.lr == 0.02
+    assert stage.schedule == config.schedule
+    given = prepared("trainer.max_steps=1000", "optimizer.lr=0.003")
+    assert experiment.for_stage(given, 8000, config_labels).optimizer.lr == 0.003
 
 
 def test_what_is_given_stays_and_is_said(caplog):
