@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from pimlip_zoo.config import RunConfig
+from pimlip_zoo.consistency.build import list_skin
+from pimlip_zoo.consistency.config import WeakConfig
 from pimlip_zoo.datasets.cheap import Supervisor, find_supervisor
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
@@ -39,8 +41,7 @@ from pimlip_zoo.experiment import (
     weak_term,
 )
 from pimlip_zoo.graph import Batch
-from pimlip_zoo.losses.weak_build import list_skin
-from pimlip_zoo.losses.weak_config import WeakConfig, WeakLabelsConfig
+from pimlip_zoo.losses.weak_labels import WeakLabelsConfig
 from pimlip_zoo.models.potential import Potential
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def _take_weights(potential: Potential, run: Path) -> None:
 
 def _with_second_head(experiment: Experiment, labels: WeakLabelsConfig) -> Experiment:
     """The experiment with the weak labels beside the reference ones, asked of a second head."""
-    from pimlip_zoo.losses.draw import Pool
+    from pimlip_zoo.losses.pool import Pool
     from pimlip_zoo.losses.second_head import SecondHead, SecondPotential, SharedFeatures
 
     potential, config = experiment.potential, experiment.config

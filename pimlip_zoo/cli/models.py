@@ -43,7 +43,7 @@ def _weak_presets(*, json_output: bool) -> None:
     from rich.table import Table
 
     from pimlip_zoo.cli.console import console
-    from pimlip_zoo.losses.weak_config import PRESETS, WeakConfig, term_names
+    from pimlip_zoo.consistency.config import PRESETS, WeakConfig, term_names
 
     if json_output:
         content = {

@@ -7,10 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, sum_by_structure
-from pimlip_zoo.losses.base import PotentialLike
-from pimlip_zoo.losses.perturbation import (
+from pimlip_zoo.consistency.displacements import (
     Context,
     Perturbation,
     atom_count,
@@ -19,6 +16,9 @@ from pimlip_zoo.losses.perturbation import (
     remove_mean,
     with_rms,
 )
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import AtomGraph, sum_by_structure
+from pimlip_zoo.losses.base import PotentialLike
 
 __all__ = ["AlongForceError", "AlongModes", "AlongVariance", "remove_rotation"]
 

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.graph import Batch, edge_vectors
-from pimlip_zoo.losses.directed import AlongForceError, AlongModes, AlongVariance
-from pimlip_zoo.losses.draw import Pool
-from pimlip_zoo.losses.perturbation import (
+from pimlip_zoo.consistency.adversarial import AlongForceError, AlongModes, AlongVariance
+from pimlip_zoo.consistency.config import PerturbationConfig, ScheduleConfig, TermConfig, WeakConfig
+from pimlip_zoo.consistency.displacements import (
     Gaussian,
     LocalMask,
     Perturbation,
@@ -21,11 +19,13 @@ from pimlip_zoo.losses.perturbation import (
     Sphere,
     UniformCube,
 )
-from pimlip_zoo.losses.residuals import RESIDUALS
-from pimlip_zoo.losses.schedules import Constant, Decay, Schedule, TiedToError, WarmUp
-from pimlip_zoo.losses.teacher import EmaTeacher
-from pimlip_zoo.losses.weak import Part, WeakTerm
-from pimlip_zoo.losses.weak_config import PerturbationConfig, ScheduleConfig, TermConfig, WeakConfig
+from pimlip_zoo.consistency.loss import Part, WeakTerm
+from pimlip_zoo.consistency.residuals import RESIDUALS
+from pimlip_zoo.consistency.schedules import Constant, Decay, Schedule, TiedToError, WarmUp
+from pimlip_zoo.consistency.teacher import EmaTeacher
+from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.graph import Batch, edge_vectors
+from pimlip_zoo.losses.pool import Pool
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, collate, graph_to, sum_by_structure
-from pimlip_zoo.losses.copies import join
-from pimlip_zoo.losses.perturbation import remove_mean
-from pimlip_zoo.losses.residuals import ORIGIN, Point
+from pimlip_zoo.consistency.displaced import join
+from pimlip_zoo.consistency.displacements import remove_mean
+from pimlip_zoo.consistency.residuals import ORIGIN, Point
+from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, graph_to, sum_by_structure
 
-__all__ = ["Draw", "Pool", "choose_structures", "join_unlabelled", "random_unit", "step_generator"]
-
-
-class Pool:
-    """Unlabelled structures, some of which every step looks at.
-
-    Args:
-        samples: graphs with lists as wide as the training's; their labels are not looked at.
-        batch_size: structures per step.
-    """
-
-    def __init__(self, samples: Sequence[Batch], batch_size: int) -> None:
-        if not samples:
-            raise InputError("there is no structure in it", key="weak.unlabelled")
-        self.samples, self.batch_size = samples, min(batch_size, len(samples))
-
-    def draw(self, generator: torch.Generator) -> Batch:
-        """A batch without repetition."""
-        order = torch.randperm(len(self.samples), generator=generator)[: self.batch_size]
-        return collate([self.samples[index] for index in order.tolist()])
+__all__ = ["Draw", "choose_structures", "join_unlabelled", "random_unit"]
 
 
 @dataclass
@@ -68,12 +46,6 @@ class Draw:
             if len(self.predictions.forces) == len(self.batch.graph.positions):
                 forces[ORIGIN] = self.predictions.forces
         return energy, forces
-
-
-def step_generator(seed: int, rank: int, step: int) -> torch.Generator:
-    """A stream that is determined by these numbers. They are hashed: torch's generator looks at 32 bits."""
-    digest = hashlib.blake2b(f"{seed} {rank} {step}".encode(), digest_size=4).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def random_unit(graph: AtomGraph, generator: torch.Generator) -> Tensor:

@@ -9,16 +9,17 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.consistency.config import TermConfig
+from pimlip_zoo.consistency.displaced import choose, displaced_copies, join, trim_edges
+from pimlip_zoo.consistency.displacements import Context, Perturbation, RandomStrain, atom_count
+from pimlip_zoo.consistency.draw import Draw, choose_structures, join_unlabelled, random_unit
+from pimlip_zoo.consistency.residuals import ORIGIN, RESIDUALS, Detach, Point, displacement_at, needs_of
+from pimlip_zoo.consistency.schedules import Schedule, TiedToError
+from pimlip_zoo.consistency.teacher import EmaTeacher
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, sum_by_structure
 from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
-from pimlip_zoo.losses.copies import choose, displaced_copies, join, trim_edges
-from pimlip_zoo.losses.draw import Draw, Pool, choose_structures, join_unlabelled, random_unit, step_generator
-from pimlip_zoo.losses.perturbation import Context, Perturbation, RandomStrain, atom_count
-from pimlip_zoo.losses.residuals import ORIGIN, RESIDUALS, Detach, Point, displacement_at, needs_of
-from pimlip_zoo.losses.schedules import Schedule, TiedToError
-from pimlip_zoo.losses.teacher import EmaTeacher
-from pimlip_zoo.losses.weak_config import TermConfig
+from pimlip_zoo.losses.pool import Pool, step_generator
 
 __all__ = ["FEW_EDGES", "Part", "WeakPotential", "WeakTerm"]
 
@@ -29,7 +30,7 @@ FEW_EDGES = 1000
 
 
 class WeakPotential(PotentialLike, Protocol):
-    """A potential with :class:`pimlip_zoo.models.weak.PhysicsWeakMixin`."""
+    """A potential with :class:`pimlip_zoo.consistency.mixin.PhysicsWeakMixin`."""
 
     @property
     def cutoff(self) -> float:

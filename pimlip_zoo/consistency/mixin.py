@@ -1,6 +1,6 @@
 """Physics-informed weak supervision for every potential.
 
-The mathematics is in :mod:`pimlip_zoo.losses.consistency`; here the displaced copies are made and evaluated,
+The mathematics is in :mod:`pimlip_zoo.consistency.equations`; here the displaced copies are made and evaluated,
 all in one forward (conservative forces: one for the copies that need forces, one for the others).
 """
 
@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from pimlip_zoo.consistency.displaced import displaced_copies, strained, trim_edges
+from pimlip_zoo.consistency.equations import strain_first_order, strain_trapezoid
+from pimlip_zoo.consistency.residuals import (
+    Detach,
+    Needs,
+    Point,
+    Values,
+    displacement_at,
+    get_residual,
+    needs_of,
+)
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Labels, Predictions
-from pimlip_zoo.losses.consistency import strain_first_order, strain_trapezoid
-from pimlip_zoo.losses.copies import displaced_copies, strained, trim_edges
-from pimlip_zoo.losses.residuals import Detach, Needs, Point, Values, displacement_at, get_residual, needs_of
 
 if TYPE_CHECKING:
     from pimlip_zoo.losses.base import PotentialLike
@@ -119,7 +127,7 @@ class PhysicsWeakMixin:
 
         Args:
             graph: the structures.
-            v: (N, 3), of unit norm in each structure (:func:`pimlip_zoo.losses.draw.random_unit`).
+            v: (N, 3), of unit norm in each structure (:func:`pimlip_zoo.consistency.draw.random_unit`).
 
         Returns:
             (N, 3) eV/Å².
@@ -160,7 +168,7 @@ class PhysicsWeakMixin:
         """Several residuals that share their copies, each copy evaluated once.
 
         Args:
-            names: of :data:`pimlip_zoo.losses.residuals.RESIDUALS`.
+            names: of :data:`pimlip_zoo.consistency.residuals.RESIDUALS`.
             graph: the structures.
             d: (N, 3) Å.
             p: (N, 3) Å, for residuals with two displacements.

@@ -9,9 +9,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from pimlip_zoo.consistency import equations as c
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import Labels
-from pimlip_zoo.losses import consistency as c
 
 __all__ = [
     "ORIGIN",

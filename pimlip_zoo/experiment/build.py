@@ -10,6 +10,9 @@ import numpy as np
 import torch
 
 from pimlip_zoo.config import DataSection, RunConfig
+from pimlip_zoo.consistency.build import build_weak_term, check_weak, chosen_terms, list_skin
+from pimlip_zoo.consistency.config import WeakConfig
+from pimlip_zoo.consistency.loss import WeakTerm
 from pimlip_zoo.datasets.dataset import FrameDataset, Samples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.linking import check_linker
@@ -26,9 +29,6 @@ from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.losses.supervised import SupervisedTerm
-from pimlip_zoo.losses.weak import WeakTerm
-from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
-from pimlip_zoo.losses.weak_config import WeakConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.finetune import (
     freeze,

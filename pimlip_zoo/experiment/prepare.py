@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from pimlip_zoo.config import RunConfig
+from pimlip_zoo.consistency.build import list_skin
+from pimlip_zoo.consistency.loss import WeakTerm
 from pimlip_zoo.datasets.coverage import isolated_atom_energies
 from pimlip_zoo.datasets.dataset import Samples
 from pimlip_zoo.datasets.frame import Frame
@@ -37,8 +39,6 @@ from pimlip_zoo.experiment.data import (
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import complete
 from pimlip_zoo.losses.base import LossTerm
-from pimlip_zoo.losses.weak import WeakTerm
-from pimlip_zoo.losses.weak_build import list_skin
 from pimlip_zoo.models.potential import Potential
 
 __all__ = ["Experiment", "prepare"]

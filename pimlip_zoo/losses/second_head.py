@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions, graph_to
 from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
-from pimlip_zoo.losses.draw import Pool, step_generator
+from pimlip_zoo.losses.pool import Pool, step_generator
 from pimlip_zoo.losses.supervised import atom_counts
 
 __all__ = ["SecondHead", "SecondPotential", "SharedFeatures"]

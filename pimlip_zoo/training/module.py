@@ -10,11 +10,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.consistency.loss import WeakTerm
 from pimlip_zoo.datasets.linking import Unlinked
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions
 from pimlip_zoo.losses.base import LossTerm, LossValue
-from pimlip_zoo.losses.weak import WeakTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.checkpoint import KEY, describe
 from pimlip_zoo.training.metrics import ErrorStatistics

@@ -4,14 +4,15 @@ import pytest
 import torch
 from surfaces import SKEWED, SPECIES, Morse, Swirl, batch_of, mixed_batch, molecule, potential
 
+from pimlip_zoo.consistency.build import build_weak_term, check_weak, chosen_terms, list_skin
+from pimlip_zoo.consistency.config import PRESETS, WeakConfig, term_names, weak_preset
+from pimlip_zoo.consistency.displaced import choose
+from pimlip_zoo.consistency.displacements import UniformCube
+from pimlip_zoo.consistency.draw import choose_structures, join_unlabelled, random_unit
+from pimlip_zoo.consistency.residuals import RESIDUALS
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Predictions
-from pimlip_zoo.losses.copies import choose
-from pimlip_zoo.losses.draw import choose_structures, join_unlabelled, random_unit, step_generator
-from pimlip_zoo.losses.perturbation import UniformCube
-from pimlip_zoo.losses.residuals import RESIDUALS
-from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
-from pimlip_zoo.losses.weak_config import PRESETS, WeakConfig, term_names, weak_preset
+from pimlip_zoo.losses.pool import step_generator
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models
 
@@ -202,7 +203,7 @@ FUSED = {
 @pytest.mark.parametrize("make", [Morse, lambda: Swirl(0.4)])
 @pytest.mark.parametrize("case", FUSED)
 def test_one_forward_for_structures_and_copies_changes_nothing(case, make, pool, edges, monkeypatch):
-    monkeypatch.setattr("pimlip_zoo.losses.weak.FEW_EDGES", edges)
+    monkeypatch.setattr("pimlip_zoo.consistency.loss.FEW_EDGES", edges)
     model, batch = potential(make()), crystals(4)
     unlabelled = [batch_of([molecule(6, s, SKEWED)], 4.8) for s in range(10, 13)] if pool else ()
     options = WeakConfig.model_validate(FUSED[case])
@@ -277,7 +278,7 @@ def test_the_baselines_ask_displaced_copies_for_what_their_names_say():
     noisy = build(config({"noisy_labels": {"weight": 1.0}}, **options), model)
     term = build(config({"denoising": {"weight": 1.0}}, denoising_stiffness=7.0, **options), model)
     base = model(batch.graph)
-    from pimlip_zoo.losses.perturbation import Gaussian
+    from pimlip_zoo.consistency.displacements import Gaussian
 
     d = Gaussian(0.02).sample(batch.graph, step_generator(0, 0, 0))
     moved = model(batch.graph._replace(positions=batch.graph.positions + d))

@@ -15,12 +15,12 @@ from surfaces import (
     potential,
 )
 
+from pimlip_zoo.consistency import equations
+from pimlip_zoo.consistency.displaced import displaced_copies, strained, trim_edges
+from pimlip_zoo.consistency.displacements import UniformCube
+from pimlip_zoo.consistency.residuals import RESIDUALS, get_residual
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import collate, sum_by_structure
-from pimlip_zoo.losses import consistency
-from pimlip_zoo.losses.copies import displaced_copies, strained, trim_edges
-from pimlip_zoo.losses.perturbation import UniformCube
-from pimlip_zoo.losses.residuals import RESIDUALS, get_residual
 
 NAMES = list(RESIDUALS)
 
@@ -186,7 +186,7 @@ def test_a_widened_list_gives_the_residual_of_a_rebuilt_one(periodic):
     expected = (
         model(rebuilt.graph).energy
         - model(narrow.graph).energy
-        + consistency.work(d, model(narrow.graph).forces, narrow.graph.batch, 1)
+        + equations.work(d, model(narrow.graph).forces, narrow.graph.batch, 1)
     )
     torch.testing.assert_close(model.pitc_first_order(wide.graph, d), expected, rtol=0, atol=1e-10)
 
@@ -260,7 +260,7 @@ def test_a_teacher_takes_the_target_side_without_gradient():
     d, _ = displacements(batch.graph)
     value = model.weak_residuals(["pitc_first_order"], batch.graph, d, teacher=teacher)["pitc_first_order"]
     here, there = model(batch.graph._replace(positions=batch.graph.positions + d)), teacher(batch.graph)
-    expected = here.energy - there.energy + consistency.work(d, there.forces, batch.graph.batch, 1)
+    expected = here.energy - there.energy + equations.work(d, there.forces, batch.graph.batch, 1)
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-9)
     base = model(batch.graph)
     with_base = model.weak_residuals(["pitc_first_order"], batch.graph, d, teacher=teacher, base=base)
@@ -432,9 +432,9 @@ def test_morse_bond_residuals_have_the_published_size():
             return torch.stack([force(x), x * 0, x * 0]).unsqueeze(0)
 
         e0, e1 = energy(r)[None], energy(r + eps)[None]
-        first = consistency.pitc_first_order(e0, e1, f(r), d, index).item()
-        second = consistency.pitc_trapezoid(e0, e1, f(r), f(r + eps), d, index).item()
-        middle = consistency.pitc_midpoint(e0, e1, f(r + eps / 2), d, index).item()
+        first = equations.pitc_first_order(e0, e1, f(r), d, index).item()
+        second = equations.pitc_trapezoid(e0, e1, f(r), f(r + eps), d, index).item()
+        middle = equations.pitc_midpoint(e0, e1, f(r + eps / 2), d, index).item()
         assert first == pytest.approx(depth * a**2 * eps**2, rel=0.15)  # d H d / 2
         assert abs(second) == pytest.approx(depth * a**3 * eps**3 / 2, rel=0.2)  # E''' d^3 / 12
         assert middle == pytest.approx(-second / 2, rel=0.15)
