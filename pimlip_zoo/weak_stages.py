@@ -38,7 +38,7 @@ from pimlip_zoo.experiment import (
     steps_done,
     train,
     unlabelled_frames,
-    weak_term,
+    weak_terms,
 )
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.weak_labels import WeakLabelsConfig
@@ -188,7 +188,7 @@ def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) ->
         labels=learnt,
         train=[samples[index] for index in order[held:]],
         valid=[samples[index] for index in order[:held]],
-        weak=weak_term(config, potential, learnt, samples),
+        weak=weak_terms(config, potential, learnt, samples),
     )
     outcome = _stage(stage, folder)
     if outcome.signal is None:
@@ -255,7 +255,7 @@ def _student(
     taught = from_rank_zero(lambda: _teach(teachers, pool, labels))
     for number in range(1, labels.iterations):
         student = replace(
-            _taught(experiment, taught), config=_stage_config(experiment.config, labels), weak=None
+            _taught(experiment, taught), config=_stage_config(experiment.config, labels), weak=()
         )
         outcome = _stage(student, folder / f"student-{number}")
         if outcome.signal is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from pimlip_zoo.consistency.residuals import RESIDUALS, Detach
+from pimlip_zoo.consistency.displacements import DISPLACEMENTS, DisplacementOptions
+from pimlip_zoo.consistency.residuals import RESIDUALS, parse_options, residual_names
+from pimlip_zoo.consistency.surface import Detach
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.losses.weak_labels import Section, WeakLabelsConfig
 
@@ -21,18 +23,14 @@ __all__ = [
     "weak_preset",
 ]
 
-_OTHER_TERMS = {
-    "strain_first_order": "E(ε) - [E(0) - ε : W(0)], periodic structures",
-    "strain_trapezoid": "E(ε) - E(0) by the trapezoid rule, periodic structures",
-    "curl": "(J - J^T) v with J = dF/dr, direct heads",
-    "noisy_labels": "labels of r asked of r+d, as noisy-nodes augmentation does",
-    "denoising": "F(r+d) = -κ d, the denoising of displaced structures",
-}
-
 
 def term_names() -> dict[str, str]:
     """Every term that can be asked for, with its equation."""
-    return {**{name: residual.equation for name, residual in RESIDUALS.items()}, **_OTHER_TERMS}
+    return residual_names()
+
+
+_OLD_ITERATIONS = 3
+_OLD_STIFFNESS = 20.0
 
 
 class ScheduleConfig(Section):
@@ -65,20 +63,46 @@ class TermConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     heads: Literal["all", "direct"] = "all"
     """direct: left out where forces are the gradient of the energy."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Of the residual, where it has any; `pimlip-zoo models --weak` lists them."""
 
 
 class PerturbationConfig(Section):
-    """How atoms are displaced; see :mod:`pimlip_zoo.consistency.displacements`."""
+    """How atoms are displaced; a distribution has further options of its own, which stand beside these."""
 
-    name: Literal["uniform", "gaussian", "sphere", "force_error", "variance", "stiff", "soft"] = "uniform"
+    model_config = ConfigDict(extra="allow", validate_default=True)
+
+    name: str = "uniform"
+    """See :data:`pimlip_zoo.consistency.displacements.DISPLACEMENTS`."""
     amplitude: PositiveFloat = 0.05
     """Å: half an edge of the cube, a standard deviation by component, or a root mean square by atom."""
     species: dict[str, float] | None = None
     """Factor by chemical symbol; others: 1."""
     local_radius: PositiveFloat | None = None
     """Å: displace only what is this close to a random atom."""
-    iterations: PositiveInt = 3
-    """Products with the Hessian, for stiff and soft."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_versions(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("iterations") == _OLD_ITERATIONS:
+            # Earlier versions wrote this for every distribution; it is the default of those that have it.
+            return {key: value for key, value in values.items() if key != "iterations"}
+        return values
+
+    @model_validator(mode="after")
+    def _options_exist(self) -> PerturbationConfig:
+        self.options()
+        return self
+
+    def options(self) -> DisplacementOptions:
+        """Of the distribution.
+
+        Raises:
+            InputError: for a name or an option that does not exist.
+        """
+        kind = DISPLACEMENTS.get(self.name, key="weak.perturbation.name")
+        given = {"amplitude": self.amplitude, **(self.model_extra or {})}
+        return cast("DisplacementOptions", parse_options(kind.options, given, "weak.perturbation"))
 
 
 class WeakConfig(Section):
@@ -90,8 +114,6 @@ class WeakConfig(Section):
     perturbation: PerturbationConfig = PerturbationConfig()
     strain: float = Field(default=0.01, gt=0, lt=0.2)
     """Largest component of random strains."""
-    denoising_stiffness: PositiveFloat = 20.0
-    """eV/Å², κ of the denoising term."""
     teacher: Literal["none", "ema"] = "none"
     """Who gives the target side of the residuals, without gradient."""
     teacher_decay: float = Field(default=0.99, gt=0, lt=1)
@@ -110,25 +132,21 @@ class WeakConfig(Section):
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("preset"), str):
-            return _merge(weak_preset(values["preset"]), values)
-        return values
+            values = _merge(weak_preset(values["preset"]), values)
+        return _with_stiffness(values)
 
     @model_validator(mode="after")
-    def _names_exist(self) -> WeakConfig:
-        known = term_names()
-        for name in self.terms:
-            if name not in known:
+    def _terms_exist(self) -> WeakConfig:
+        for name, term in self.terms.items():
+            key = f"weak.terms.{name}"
+            residual = RESIDUALS.get(name, key=key)
+            residual.bound(term.options)
+            if self.teacher == "ema" and residual.refuses_teacher:
                 raise InputError(
-                    "no such weak loss", key=f"weak.terms.{name}", mend=did_you_mean(name, known)
+                    f"{name} has no target side that a teacher could take",
+                    key="weak.teacher",
+                    mend="set weak.teacher=none, or leave the term out",
                 )
-        if self.teacher == "ema":
-            for name in self.terms:
-                if name in RESIDUALS and RESIDUALS[name].student is None:
-                    raise InputError(
-                        f"{name} has no target side that a teacher could take",
-                        key="weak.teacher",
-                        mend="set weak.teacher=none, or leave the term out",
-                    )
         return self
 
     @model_validator(mode="after")
@@ -223,6 +241,22 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Name -> (what it is, options)."""
+
+
+def _with_stiffness(values: Any) -> Any:
+    """What earlier versions wrote as ``weak.denoising_stiffness`` as what it is: an option of the denoising term."""
+    if not isinstance(values, Mapping) or "denoising_stiffness" not in values:
+        return values
+    rest = {key: value for key, value in values.items() if key != "denoising_stiffness"}
+    term = (rest.get("terms") or {}).get("denoising")
+    if isinstance(term, Mapping):
+        stiffness = {"stiffness": values["denoising_stiffness"], **term.get("options", {})}
+        return _merge(rest, {"terms": {"denoising": {"options": stiffness}}})
+    if values["denoising_stiffness"] != _OLD_STIFFNESS:
+        raise InputError(
+            "there is no denoising term", key="weak.denoising_stiffness", mend="choose it, or leave this out"
+        )
+    return rest
 
 
 def weak_preset(name: str) -> dict[str, Any]:

@@ -242,19 +242,17 @@ def unlabelled_file(folder: Path) -> Path:
     return path
 
 
+def of_surfaces() -> dict[str, np.ndarray]:
+    """Of every residual, through the two methods that a potential has for them."""
+    return of_residuals(
+        lambda model, name, batch, d, p: model.residual(name, batch.graph, d, p, labels=batch.labels),
+        lambda model, name, batch, strain: model.residual(name, batch.graph, strain=strain),
+        lambda model, batch, v: model.surface(batch.graph, direction=v).curl(),
+    )
+
+
 if __name__ == "__main__":
-
-    def labelled(model, name, batch, d, p):
-        return model.weak_residuals([name], batch.graph, d, p, labels=batch.labels)[name]
-
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        numbers = of_residuals(
-            labelled,
-            lambda model, name, batch, strain: getattr(model, name)(batch.graph, strain),
-            lambda model, batch, v: model.curl(batch.graph, v),
-        )
-        numbers |= of_losses(unlabelled_file(folder))
-        numbers |= of_trainings(folder)
+        numbers = of_surfaces() | of_losses(unlabelled_file(Path(name))) | of_trainings(Path(name))
     lines = [f"{json.dumps(key)}: {json.dumps(value.tolist())}" for key, value in numbers.items()]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
