@@ -169,7 +169,7 @@ from pimlip_zoo.consistency.residuals import get_residual
 model, batch = potential(Morse()), batch_of([molecule(6, 1)], 4.6)
 d = 0.06 * torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).double()
 one = get_residual("pitc_simpson")
-values = [model.residual("pitc_simpson", batch.graph, s * d).abs().item() for s in (1.0, 0.5)]
+values = [model.residual("pitc_simpson", batch.graph, s * d).abs().item() for s in (0.5, 0.25)]
 print(one.order, torch.log2(torch.tensor(values[0] / values[1])).item())
 """
     done = run(["-c", code], loss_site, EXAMPLES.parent)

@@ -16,9 +16,9 @@ from pimlip_zoo.consistency.displacements import (
     RandomStrain,
     SpeciesScaled,
 )
-from pimlip_zoo.consistency.look import Look
 from pimlip_zoo.consistency.loss import ConsistencyLoss
 from pimlip_zoo.consistency.residuals import Residual, get_residual
+from pimlip_zoo.consistency.sampling import Sampling
 from pimlip_zoo.consistency.schedules import Constant, Decay, Schedule, TiedToError, WarmUp
 from pimlip_zoo.consistency.surface import Reads
 from pimlip_zoo.consistency.teacher import EmaTeacher
@@ -165,7 +165,7 @@ def build_weak_terms(
     for name in config.active.keys() - chosen.keys():
         log.info("weak loss %s is left out: it is for direct force heads", name)
     reads = _reads(chosen)
-    look = Look(
+    sampling = Sampling(
         build_displacements(config.perturbation, species),
         reads=reads,
         strain=RandomStrain(config.strain) if reads.strained else None,
@@ -178,7 +178,7 @@ def build_weak_terms(
     return [
         ConsistencyLoss(
             get_residual(name),
-            look,
+            sampling,
             weight=term.weight,
             unit=term.unit,
             detach=term.detach,

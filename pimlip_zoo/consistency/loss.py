@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pimlip_zoo.consistency.look import Look
 from pimlip_zoo.consistency.residuals import Residual
+from pimlip_zoo.consistency.sampling import Sampling
 from pimlip_zoo.consistency.schedules import Constant, Schedule
 from pimlip_zoo.consistency.surface import Detach, Surface
 from pimlip_zoo.graph import Batch
-from pimlip_zoo.losses.base import LossTerm, LossValue, Requests, Seen, Step
+from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, Requests, Step
 
 __all__ = ["ConsistencyLoss", "Unit"]
 
@@ -25,7 +25,7 @@ class ConsistencyLoss(LossTerm):
 
     Args:
         residual: what is to vanish.
-        look: what is looked at; the terms of a run share it, and so the copies of structures.
+        sampling: what is looked at; the terms of a run share it, and so the copies of structures.
         weight: factor in the total loss; in units of lambda relative to ``force_weight``.
         unit: what the weight multiplies. lambda: ``(R / (N ε))²`` with the amplitude ε of the displacements or strains;
             per_atom: ``(R / N)²``; total: ``R²``. A residual that is a penalty takes the weight as it is.
@@ -38,7 +38,7 @@ class ConsistencyLoss(LossTerm):
     def __init__(
         self,
         residual: Residual,
-        look: Look,
+        sampling: Sampling,
         *,
         weight: float = 1.0,
         unit: Unit = "lambda",
@@ -51,7 +51,7 @@ class ConsistencyLoss(LossTerm):
         super().__init__(residual.name, weight * (force_weight if relative else 1.0))
         self.residual, self.unit, self.detach = residual, unit, detach
         self.schedule = schedule or Constant()
-        self.look = look
+        self.sampling = sampling
         self._function = residual.bound(options)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -64,22 +64,22 @@ class ConsistencyLoss(LossTerm):
 
     def factor(self, step: Step) -> float:
         """See :class:`LossTerm`."""
-        return self.schedule.factor(step.number, self.look.error)
+        return self.schedule.factor(step.number, self.sampling.error)
 
     def requests(self, batch: Batch, step: Step) -> Requests:  # noqa: ARG002
         """See :class:`LossTerm`; before a late start and after a decay to nothing no copy is looked at."""
         return Requests(
-            look=self.look,
+            sampling=self.sampling,
             reads=self.residual.reads if self.factor(step) > 0 else None,
             error=self.schedule.needs_error,
         )
 
-    def forward(self, seen: Seen) -> LossValue:
+    def forward(self, evaluated: Evaluated) -> LossValue:
         """See :class:`LossTerm`."""
-        if seen.surface is None or self.factor(seen.step) <= 0:
-            zero = seen.predictions.energy.new_zeros(())
+        if evaluated.surface is None or self.factor(evaluated.step) <= 0:
+            zero = evaluated.predictions.energy.new_zeros(())
             return LossValue(zero, zero)
-        surface = seen.surface.detached(self.detach)
+        surface = evaluated.surface.detached(self.detach)
         value = self._function(surface)
         missing = value.detach().isnan()
         # Filled before the square, whose own gradient would make NaN of a missing value.
@@ -95,4 +95,4 @@ class ConsistencyLoss(LossTerm):
             return torch.ones_like(surface.atoms)
         if self.unit == "per_atom":
             return surface.atoms
-        return surface.atoms * self.look.amplitude(self.residual.reads)
+        return surface.atoms * self.sampling.amplitude(self.residual.reads)

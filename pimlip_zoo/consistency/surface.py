@@ -409,8 +409,8 @@ def sort_points(points: Iterable[Point]) -> list[Point]:
 class _Symbols(Surface):
     """A surface of one atom that gives zeros and remembers what it was asked for."""
 
-    def __init__(self, seen: dict[str, set[Point]], said: dict[str, bool], side: str = "own") -> None:
-        self.seen, self.said, self.side = seen, said, side
+    def __init__(self, asked: dict[str, set[Point]], said: dict[str, bool], side: str = "own") -> None:
+        self.asked, self.said, self.side = asked, said, side
         zero = torch.zeros(1, 3, dtype=torch.float64)
         self.graph = AtomGraph(
             zero,
@@ -423,7 +423,7 @@ class _Symbols(Surface):
         )
 
     def _see(self, what: str, point: Point, *shape: int) -> Tensor:
-        self.seen.setdefault(f"{self.side} {what}", set()).add(point)
+        self.asked.setdefault(f"{self.side} {what}", set()).add(point)
         self._pass(point)
         return torch.zeros(1, *shape, dtype=torch.float64)
 
@@ -443,7 +443,7 @@ class _Symbols(Surface):
 
     @property
     def target(self) -> Surface:
-        return _Symbols(self.seen, self.said, "target")
+        return _Symbols(self.asked, self.said, "target")
 
     @property
     def E_ref(self) -> Tensor:  # noqa: N802
@@ -480,19 +480,19 @@ def reads_of(function: Callable[[Surface], Tensor]) -> Reads:
     Raises:
         InputError: when what it returns is not one number for each structure.
     """
-    seen: dict[str, set[Point]] = {}
+    asked: dict[str, set[Point]] = {}
     said = dict.fromkeys(
         ("energy_label", "force_label", "p", "displaced", "strained", "direction"),
         False,
     )
-    value = function(_Symbols(seen, said))
+    value = function(_Symbols(asked, said))
     if value.shape != (1,):
         raise InputError(
             f"{getattr(function, '__name__', 'a residual')} gives {tuple(value.shape)} for one structure",
             mend="return one number for each structure",
         )
     own, target = (
-        Points(*(frozenset(seen.get(f"{side} {what}", ())) for what in ("energies", "forces", "virials")))
+        Points(*(frozenset(asked.get(f"{side} {what}", ())) for what in ("energies", "forces", "virials")))
         for side in ("own", "target")
     )
     return Reads(own, target, **said)

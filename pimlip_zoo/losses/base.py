@@ -13,10 +13,10 @@ from pimlip_zoo.graph import AtomGraph, Batch, Predictions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pimlip_zoo.consistency.look import Look
+    from pimlip_zoo.consistency.sampling import Sampling
     from pimlip_zoo.consistency.surface import Reads, Surface
 
-__all__ = ["LossTerm", "LossValue", "PotentialLike", "Requests", "Seen", "Step"]
+__all__ = ["Evaluated", "LossTerm", "LossValue", "PotentialLike", "Requests", "Step"]
 
 
 class PotentialLike(Protocol):
@@ -69,16 +69,16 @@ class Requests:
     """Forces of the labelled structures."""
     virial: bool = False
     """Virials of the labelled structures."""
-    look: Look | None = None
+    sampling: Sampling | None = None
     """Who chooses structures and displacements; terms with the same one see the same copies."""
     reads: Reads | None = None
     """Which copies are looked at; None: none at this step."""
     error: bool = False
-    """The running mean of the supervised error, which the look keeps."""
+    """The running mean of the supervised error, which the sampling keeps."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class Evaluated:
     """What a training step has evaluated, the same for every term."""
 
     batch: Batch
@@ -118,10 +118,10 @@ class LossTerm(nn.Module):
         """What the weight is multiplied by at a step."""
         return 1.0
 
-    def forward(self, seen: Seen) -> LossValue:
+    def forward(self, evaluated: Evaluated) -> LossValue:
         """The term's value on a batch, without weight and factor.
 
         Args:
-            seen: what the step has evaluated.
+            evaluated: what the step has evaluated.
         """
         raise NotImplementedError

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions, stress_from_virial
-from pimlip_zoo.losses.base import LossTerm, LossValue, Requests, Seen, Step
+from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, Requests, Step
 
 __all__ = ["Distance", "Quantity", "SupervisedTerm", "residuals"]
 
@@ -81,9 +81,9 @@ class SupervisedTerm(LossTerm):
         """See :class:`LossTerm`."""
         return Requests(forces=self.quantity == "forces", virial=self.quantity == "stress")
 
-    def forward(self, seen: Seen) -> LossValue:
+    def forward(self, evaluated: Evaluated) -> LossValue:
         """See :class:`LossTerm`."""
-        error, weight, missing = residuals(self.quantity, seen.batch, seen.predictions)
+        error, weight, missing = residuals(self.quantity, evaluated.batch, evaluated.predictions)
         # Zeros and not a selection, which would have to wait for the number of its rows.
         error, weight = error.masked_fill(missing.unsqueeze(-1), 0.0), weight.masked_fill(missing, 0.0)
         if self.distance == "mse":

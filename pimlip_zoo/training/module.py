@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from pimlip_zoo.consistency.look import see
+from pimlip_zoo.consistency.evaluate import evaluate_step
 from pimlip_zoo.datasets.linking import Unlinked
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions
@@ -103,17 +103,19 @@ class PotentialTraining(pl.LightningModule):
     def loss(self, batch: Batch, batch_idx: int = 0) -> tuple[Tensor, dict[str, TermOfStep], Predictions]:
         """Total loss, what each term adds to it, and the predictions."""
         step = self._step(batch_idx)
-        seen = see(self.potential, batch, self.losses, step, forces=self._forces, virial=self._virial)
-        total = seen.predictions.energy.new_zeros(())
+        evaluated = evaluate_step(
+            self.potential, batch, self.losses, step, forces=self._forces, virial=self._virial
+        )
+        total = evaluated.predictions.energy.new_zeros(())
         parts: dict[str, TermOfStep] = {}
         late = self._late is not None and self._trainer is not None and self._late.begun(self.global_step)
         weights = self._late.weights if late and self._late is not None else {}
         for term in self.losses:
-            value, factor = self._mean(term(seen)), term.factor(step)
+            value, factor = self._mean(term(evaluated)), term.factor(step)
             weight = weights.get(term.name, term.weight)
             parts[term.name] = TermOfStep(value.detach(), weight, factor)
             total = total + weight * factor * value
-        return total, parts, seen.predictions
+        return total, parts, evaluated.predictions
 
     def _step(self, batch_idx: int) -> Step:
         """How far the training is; gradients of several batches make an optimiser step."""

@@ -10,14 +10,21 @@ from pimlip_zoo.consistency.build import build_weak_terms, check_weak, chosen_te
 from pimlip_zoo.consistency.config import PRESETS, WeakConfig, term_names, weak_preset
 from pimlip_zoo.consistency.displaced import choose
 from pimlip_zoo.consistency.displacements import Displacement, UniformCube, remove_mean
-from pimlip_zoo.consistency.look import Look, choose_structures, join_unlabelled, random_unit, see
+from pimlip_zoo.consistency.evaluate import evaluate_step
 from pimlip_zoo.consistency.loss import ConsistencyLoss
 from pimlip_zoo.consistency.residuals import RESIDUALS, get_residual
-from pimlip_zoo.consistency.surface import D
+from pimlip_zoo.consistency.sampling import (
+    Sampling,
+    choose_structures,
+    join_unlabelled,
+    random_unit,
+)
+from pimlip_zoo.consistency.surface import ORIGIN, D, P
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Predictions
-from pimlip_zoo.losses.base import Seen, Step
+from pimlip_zoo.losses.base import Evaluated, Step
 from pimlip_zoo.losses.pool import step_generator
+from pimlip_zoo.losses.supervised import SupervisedTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models
 
@@ -33,26 +40,26 @@ class Losses(nn.ModuleList):
 
     def __init__(self, terms):
         super().__init__(terms)
-        self.number, self.values, self.seen = 0, {}, None
+        self.number, self.values, self.evaluated = 0, {}, None
 
     @property
-    def look(self):
-        return self[0].look
+    def sampling(self):
+        return self[0].sampling
 
     def mean(self, model, batch, **options):
         """Their weighted sum at the next step, as the training takes it."""
-        return self._mean(see(model, batch, list(self), Step(self.number, self.number), **options))
+        return self._mean(evaluate_step(model, batch, list(self), Step(self.number, self.number), **options))
 
     def mean_point_by_point(self, model, batch):
         """The same, each copy evaluated by itself when a residual asks for it."""
         step, predictions = Step(self.number, self.number), model(batch.graph)
-        self.look.follow(model, step)
-        surface = self.look.draw(model, batch, step, predictions).surface
-        return self._mean(Seen(batch, predictions, model, surface, step))
+        self.sampling.follow(model, step)
+        surface = self.sampling.draw(model, batch, step, predictions).surface
+        return self._mean(Evaluated(batch, predictions, model, surface, step))
 
-    def _mean(self, seen):
-        self.seen, step = seen, seen.step
-        values = {term.name: term(seen) for term in self}
+    def _mean(self, evaluated):
+        self.evaluated, step = evaluated, evaluated.step
+        values = {term.name: term(evaluated) for term in self}
         total = sum(term.weight * term.factor(step) * values[term.name].mean() for term in self)
         self.values = {name: value for name, value in values.items() if value.count > 0}
         self.number += self.training
@@ -172,8 +179,8 @@ def test_before_a_late_start_and_after_the_end_no_copy_is_made(monkeypatch):
         ({"pitc_central": late, "pisc_triangle": early}, [True] * 5),
     ):
         term = build(config(options), model)
-        draws, draw = [], term.look.draw
-        monkeypatch.setattr(term.look, "draw", lambda *a, new=draw, made=draws: made.append(1) or new(*a))
+        draws, draw = [], term.sampling.draw
+        monkeypatch.setattr(term.sampling, "draw", lambda *a, new=draw, made=draws: made.append(1) or new(*a))
         for counted in counts:
             draws.clear()
             assert (term.mean(model, batch).item() > 0) is counted
@@ -197,7 +204,7 @@ def test_an_unlabelled_pool_adds_its_structures_to_terms_that_need_no_labels(nam
     term = build(options, model, pool=pool)
     value = term.mean(model, batch)
     generator = step_generator(0, 0, 0)
-    joint = join_unlabelled(batch, term.look.pool.draw(generator))
+    joint = join_unlabelled(batch, term.sampling.pool.draw(generator))
     assert joint.graph.num_graphs == 7
     d = UniformCube(0.05).sample(joint.graph, generator)
     residual = model.residual(name, joint.graph, d, labels=joint.labels)
@@ -241,7 +248,7 @@ FUSED = {
 @pytest.mark.parametrize("make", [Morse, lambda: Swirl(0.4)])
 @pytest.mark.parametrize("case", FUSED)
 def test_one_forward_for_structures_and_copies_changes_nothing(case, make, pool, edges, monkeypatch):
-    monkeypatch.setattr("pimlip_zoo.consistency.look.FEW_EDGES", edges)
+    monkeypatch.setattr("pimlip_zoo.consistency.evaluate.FEW_EDGES", edges)
     model, batch = potential(make()), crystals(4)
     unlabelled = [batch_of([molecule(6, s, SKEWED)], 4.8) for s in range(10, 13)] if pool else ()
     options = WeakConfig.model_validate(FUSED[case])
@@ -249,7 +256,7 @@ def test_one_forward_for_structures_and_copies_changes_nothing(case, make, pool,
     for _ in range(2):
         expected = apart.mean_point_by_point(model, batch)
         value = together.mean(model, batch, forces=True)
-        predictions = together.seen.predictions
+        predictions = together.evaluated.predictions
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-15)
         torch.testing.assert_close(predictions.energy, model(batch.graph).energy, rtol=0, atol=1e-9)
         torch.testing.assert_close(predictions.forces, model(batch.graph).forces, rtol=0, atol=1e-9)
@@ -275,11 +282,11 @@ def test_an_ema_teacher_follows_the_weights():
     model, batch = potential(Morse()), mixed_batch()
     term = build(config({"pitc_first_order": {}}, teacher="ema", teacher_decay=0.9), model)
     term.mean(model, batch)
-    torch.testing.assert_close(term.look.teacher.potential.model.strength, model.model.strength)
+    torch.testing.assert_close(term.sampling.teacher.potential.model.strength, model.model.strength)
     before = model.model.strength.item()
     model.model.strength.data += 1.0
     term.mean(model, batch)
-    assert before < term.look.teacher.potential.model.strength.item() < model.model.strength.item()
+    assert before < term.sampling.teacher.potential.model.strength.item() < model.model.strength.item()
     assert not any(p.requires_grad for p in term.parameters())
     term.mean(model, batch).backward()
     assert model.model.strength.grad is not None
@@ -482,18 +489,18 @@ def test_the_teacher_follows_once_in_an_optimiser_step():
     averages = []
     for number in range(3):
         for part in range(4):
-            see(model, batch, list(term), Step(number, 4 * number + part))
-            averages.append(term.look.teacher.potential.model.strength.item())
+            evaluate_step(model, batch, list(term), Step(number, 4 * number + part))
+            averages.append(term.sampling.teacher.potential.model.strength.item())
         model.model.strength.data += 1.0
     assert len(set(averages[:4])) == len(set(averages[4:8])) == len(set(averages[8:])) == 1
     assert averages[0] < averages[4] < averages[8]
     alone = build(config({"pitc_first_order": {}}, teacher="ema", teacher_decay=0.9), potential(Morse()))
     fresh = potential(Morse())
     for number in range(3):
-        see(fresh, batch, list(alone), Step(number, number))
+        evaluate_step(fresh, batch, list(alone), Step(number, number))
         fresh.model.strength.data += 1.0
     torch.testing.assert_close(
-        alone.look.teacher.potential.model.strength.item(), averages[-1], rtol=1e-12, atol=0
+        alone.sampling.teacher.potential.model.strength.item(), averages[-1], rtol=1e-12, atol=0
     )
 
 
@@ -502,7 +509,7 @@ def test_schedules_count_optimiser_steps_and_displacements_batches():
     schedule = {"name": "warm_up", "steps": 10}
     (term,) = build(config({"pitc_central": {"schedule": schedule}}), model)
     assert term.factor(Step(5, 20)) == 0.5
-    moves = [see(model, batch, [term], Step(5, b)).surface.displacement(D) for b in (20, 21, 20)]
+    moves = [evaluate_step(model, batch, [term], Step(5, b)).surface.displacement(D) for b in (20, 21, 20)]
     assert not torch.equal(moves[0], moves[1])
     assert torch.equal(moves[0], moves[2])
 
@@ -523,11 +530,33 @@ def test_sums_and_counts_of_two_batches_are_those_of_both_together():
     frames[0] = replace(frames[0], weight=3.0)
     for name in ("taylor_augmentation", "anchor_trapezoid", "pitc_central", "noisy_labels"):
         one = get_residual(name)
-        term = ConsistencyLoss(one, Look(Towards(0.05, 0.1), reads=one.reads))
+        term = ConsistencyLoss(one, Sampling(Towards(0.05, 0.1), reads=one.reads))
         whole, *parts = (
-            term(see(model, batch_of(some, 4.6), [term])) for some in (frames, frames[:4], frames[4:])
+            term(evaluate_step(model, batch_of(some, 4.6), [term]))
+            for some in (frames, frames[:4], frames[4:])
         )
         torch.testing.assert_close(whole.total, sum(p.total for p in parts), rtol=1e-10, atol=0)
         torch.testing.assert_close(whole.count, sum(p.count for p in parts), rtol=1e-12, atol=0)
         assert whole.count == (8 if name == "pitc_central" else 5)
         assert whole.total > 0
+
+
+@pytest.mark.parametrize("quantity", ["energy", "forces", "stress"])
+def test_a_step_computes_what_its_terms_ask_for_and_nothing_else(quantity):
+    evaluated = evaluate_step(potential(Morse()), crystals(), [SupervisedTerm(quantity)])
+    assert bool(len(evaluated.predictions.forces)) is (quantity == "forces")
+    assert bool(len(evaluated.predictions.virial)) is (quantity == "stress")
+    assert evaluated.surface is None
+
+
+def test_terms_of_a_step_get_the_same_copies():
+    model, batch = potential(Morse()), mixed_batch()
+    terms = build(config({"pitc_trapezoid": {}, "pisc_triangle": {"detach": "forces"}}), model)
+    evaluated = evaluate_step(model, batch, [SupervisedTerm("energy_per_atom"), *terms])
+    points = {ORIGIN, D, P}
+    assert points <= evaluated.surface.copies.energy.keys()
+    assert points <= evaluated.surface.copies.forces.keys()
+    assert len({id(term.sampling) for term in terms}) == 1
+    other = Sampling(UniformCube(0.05))
+    with pytest.raises(ValueError, match="the same copies"):
+        evaluate_step(model, batch, [*terms, ConsistencyLoss(get_residual("pitc_central"), other)])
