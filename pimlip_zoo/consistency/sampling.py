@@ -101,6 +101,9 @@ class Sampling(nn.Module):
             error = ((predictions.energy - labels.energy) / atoms).square().nanmean().nan_to_num()
             if len(predictions.forces) == len(labels.forces):
                 error = error + (predictions.forces - labels.forces).square().nanmean().nan_to_num()
+            if torch.distributed.is_initialized():  # ranks agree on the factor of a weight
+                torch.distributed.all_reduce(error)
+                error = error / torch.distributed.get_world_size()
         now = float(error)
         self.error = now if self.error is None else 0.98 * self.error + 0.02 * now
 
