@@ -196,6 +196,16 @@ class PotentialTraining(pl.LightningModule):
             score += {"energy": 1.0, "forces": 1.0, "stress": 1.0}[short] * errors["rmse"]
         self.log("valid_score", score, sync_dist=True)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what was written with other losses, or by a version that kept them in another way."""
+        own = {f"terms.{key}" for key in self.terms.state_dict()}
+        if own != {key for key in checkpoint["state_dict"] if key.split(".", 1)[0] == "terms"}:
+            raise InputError(
+                "the checkpoint was written with other losses, or by an earlier version",
+                key="weak",
+                mend="resume with the losses of the run, or begin a run from its weights with --from RUN",
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put what makes the potential into the file."""
         checkpoint[KEY] = {**describe(self.potential), "summary": self._summary}

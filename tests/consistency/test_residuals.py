@@ -16,8 +16,8 @@ from surfaces import (
 )
 
 from pimlip_zoo.consistency.displaced import displaced_copies, strained, trim_edges
-from pimlip_zoo.consistency.displacements import UniformCube
-from pimlip_zoo.consistency.residuals import RESIDUALS, evaluate_residuals, get_residual
+from pimlip_zoo.consistency.displacements import UniformCube, displacement
+from pimlip_zoo.consistency.residuals import RESIDUALS, evaluate_residuals, get_residual, residual
 from pimlip_zoo.consistency.surface import ORIGIN, STRAINED, D, P, Points, Surface, reads_of
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import collate, sum_by_structure
@@ -508,3 +508,26 @@ def test_detaching_the_forces_detaches_virials():
     ]
     torch.testing.assert_close(gradients[1] + gradients[2], gradients[0], rtol=1e-10, atol=0)
     assert (torch.stack(gradients).abs() > 1e-8).all()
+
+
+def test_a_registered_function_is_a_residual_of_every_potential_and_a_name_is_taken_once(monkeypatch):
+    monkeypatch.setattr(RESIDUALS, "_items", dict(RESIDUALS._items))
+
+    @residual("mine", order=2, equation="E(r+d) - E(r-d)")
+    def mine(s):
+        return s.E(D) - s.E(-D)
+
+    model, batch = potential(Morse()), mixed_batch()
+    d, _ = displacements(batch.graph)
+    surface = model.surface(batch.graph, d)
+    torch.testing.assert_close(
+        model.residual("mine", batch.graph, d), surface.E(D) - surface.E(-D), rtol=0, atol=1e-10
+    )
+
+    def another(s):
+        return s.E(ORIGIN)
+
+    with pytest.raises(InputError, match="two consistency residuals are called 'mine'"):
+        residual("mine", equation="E(r)")(another)
+    with pytest.raises(InputError, match="two displacements are called 'uniform'"):
+        displacement("uniform")(type("Mine", (UniformCube,), {}))

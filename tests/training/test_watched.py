@@ -5,6 +5,7 @@ import csv
 import pytest
 from test_resume import run
 
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.training.callbacks import validation_line
 
 SETTINGS = [
@@ -66,6 +67,8 @@ def test_a_resumed_run_with_another_loss_has_its_columns_too(tmp_path):
         )
     )
     run(tmp_path, settings=SETTINGS, resume=True)
+    with pytest.raises(InputError, match="written with other losses"):
+        run(tmp_path, settings=[s for s in SETTINGS if "ema" not in s], resume=True)
     rows = table(tmp_path / "metrics.csv")
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
     assert [bool(row["loss_pitc_central"]) for row in rows] == [False, False, True, True]
