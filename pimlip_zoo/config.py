@@ -23,10 +23,10 @@ from pydantic import (
     model_validator,
 )
 
+from pimlip_zoo.consistency.config import WeakConfig, merge_tables
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.files import replacing
 from pimlip_zoo.losses.supervised import Distance
-from pimlip_zoo.losses.weak_config import WeakConfig, merge_tables
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
 from pimlip_zoo.training.finetune import inherit_options

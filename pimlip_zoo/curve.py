@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pimlip_zoo.config import load_config
+from pimlip_zoo.consistency.config import PRESETS, weak_preset
 from pimlip_zoo.datasets.coverage import is_isolated_atom
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
@@ -21,7 +22,6 @@ from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
 from pimlip_zoo.files import replacing
 from pimlip_zoo.locks import claimed
-from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_stages import Split, prepare_run, train_run
 

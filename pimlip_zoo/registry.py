@@ -1,23 +1,104 @@
-"""Where architectures are found by name, the package's own and those of other packages.
+"""Where things are found by name, the package's own and those of other packages.
 
-A package offers an architecture through the entry-point group ``pimlip_zoo.models``; the entry point names
-the module (or the class) whose import runs :func:`register_model`. Nothing is imported before it is asked for.
+A package offers something through an entry point, which names the module (or the class, or the function) whose import
+registers it. Nothing is imported before it is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["ENTRY_POINT_GROUP", "ModelInfo", "available_models", "get_model", "register_model"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "MODELS",
+    "ModelInfo",
+    "Registry",
+    "available_models",
+    "get_model",
+    "register_model",
+]
 
 ENTRY_POINT_GROUP = "pimlip_zoo.models"
-_BUILTIN = ("pimlip_zoo.models.nequip", "pimlip_zoo.models.allegro", "pimlip_zoo.models.mace")
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name.
+
+    Args:
+        kind: what one of them is called in messages, such as architecture.
+        group: of the entry points through which other packages offer theirs.
+        builtin: modules of this package whose import registers its own.
+    """
+
+    def __init__(self, kind: str, group: str, builtin: Sequence[str] = ()) -> None:
+        self.kind, self.group, self.builtin = kind, group, tuple(builtin)
+        self._items: dict[str, tuple[T, str]] = {}
+        self._loaded: set[str] = set()
+
+    def add(self, name: str, item: T, source: object) -> None:
+        """Make a thing known under a name; the same source may come again, as when its module is reloaded.
+
+        Args:
+            name: what users write.
+            item: the thing.
+            source: the class or function that it was made from.
+
+        Raises:
+            InputError: when something else has the name already.
+        """
+        origin = f"{getattr(source, '__module__', '?')}.{getattr(source, '__qualname__', '?')}"
+        other = self._items.get(name)
+        if other is not None and other[1] != origin:
+            raise InputError(
+                f"two {self.kind}s are called {name!r}: {other[1]} and {origin}",
+                mend="register one of them under another name",
+            )
+        self._items[name] = (item, origin)
+
+    def get(self, name: str, *, key: str | None = None) -> T:
+        """The thing of that name.
+
+        Args:
+            name: what the user wrote.
+            key: of the configuration, for the message.
+
+        Raises:
+            InputError: when there is none, with the nearest known names.
+        """
+        known = self.all()
+        if name not in known:
+            raise InputError(f"no {self.kind} is called {name!r}", key=key, mend=did_you_mean(name, known))
+        return known[name]
+
+    def all(self) -> dict[str, T]:
+        """All of them by name: the package's own first, then those found through entry points."""
+        for module in self.builtin:
+            if module not in self._loaded:
+                importlib.import_module(module)
+                self._loaded.add(module)
+        for point in entry_points(group=self.group):
+            if point.value not in self._loaded:
+                try:
+                    point.load()
+                except InputError:
+                    raise
+                except Exception as error:
+                    raise InputError(
+                        f"the entry point {point.name!r} ({point.value}) of group {self.group} "
+                        f"does not load: {error}",
+                        mend="mend or uninstall that package",
+                    ) from error
+                self._loaded.add(point.value)
+        return {name: item for name, (item, _) in self._items.items()}
+
 
 ModelClass = TypeVar("ModelClass", bound=type)
 
@@ -55,8 +136,11 @@ class ModelInfo:
         return self.config(**{**(self.presets[preset] if preset else {}), **options})
 
 
-_models: dict[str, ModelInfo] = {}
-_loaded: set[str] = set()
+MODELS: Registry[ModelInfo] = Registry(
+    "architecture",
+    ENTRY_POINT_GROUP,
+    ("pimlip_zoo.models.nequip", "pimlip_zoo.models.allegro", "pimlip_zoo.models.mace"),
+)
 
 
 def register_model(
@@ -74,13 +158,7 @@ def register_model(
     """
 
     def register(cls: ModelClass) -> ModelClass:
-        other = _models.get(name)
-        if other is not None and _origin(other.model) != _origin(cls):
-            raise InputError(
-                f"two architectures are called {name!r}: {_origin(other.model)} and {_origin(cls)}",
-                mend="register one of them under another name",
-            )
-        _models[name] = ModelInfo(name, cls, config, dict(presets or {}))
+        MODELS.add(name, ModelInfo(name, cls, config, dict(presets or {})), cls)
         return cls
 
     return register
@@ -92,33 +170,9 @@ def get_model(name: str) -> ModelInfo:
     Raises:
         InputError: when there is none, with the nearest known names.
     """
-    known = available_models()
-    if name not in known:
-        raise InputError(f"no architecture is called {name!r}", mend=did_you_mean(name, known))
-    return known[name]
+    return MODELS.get(name)
 
 
 def available_models() -> dict[str, ModelInfo]:
     """All architectures by name: the package's own first, then those found through entry points."""
-    for module in _BUILTIN:
-        if module not in _loaded:
-            importlib.import_module(module)
-            _loaded.add(module)
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.value not in _loaded:
-            try:
-                point.load()
-            except InputError:
-                raise
-            except Exception as error:
-                raise InputError(
-                    f"the entry point {point.name!r} ({point.value}) of group {ENTRY_POINT_GROUP} "
-                    f"does not load: {error}",
-                    mend="mend or uninstall that package",
-                ) from error
-            _loaded.add(point.value)
-    return dict(_models)
-
-
-def _origin(model: object) -> str:
-    return f"{getattr(model, '__module__', '?')}.{getattr(model, '__qualname__', '?')}"
+    return MODELS.all()

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from pimlip_zoo.config import RunConfig
+from pimlip_zoo.consistency.build import list_skin
+from pimlip_zoo.consistency.config import WeakConfig
 from pimlip_zoo.datasets.cheap import Supervisor, find_supervisor
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
@@ -39,12 +41,11 @@ from pimlip_zoo.experiment import (
     steps_done,
     train,
     unlabelled_frames,
-    weak_term,
+    weak_terms,
     write_record,
 )
 from pimlip_zoo.graph import Batch
-from pimlip_zoo.losses.weak_build import list_skin
-from pimlip_zoo.losses.weak_config import WeakConfig, WeakLabelsConfig
+from pimlip_zoo.losses.weak_labels import WeakLabelsConfig
 from pimlip_zoo.models.potential import Potential
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) ->
         labels=learnt,
         train=[samples[index] for index in order[held:]],
         valid=[samples[index] for index in order[:held]],
-        weak=weak_term(config, potential, learnt, samples),
+        weak=weak_terms(config, potential, learnt, samples),
     )
     outcome = _stage(stage, folder)
     if outcome.signal is None:
@@ -225,7 +226,7 @@ def _take_weights(potential: Potential, run: Path) -> None:
 
 def _with_second_head(experiment: Experiment, labels: WeakLabelsConfig) -> Experiment:
     """The experiment with the weak labels beside the reference ones, asked of a second head."""
-    from pimlip_zoo.losses.draw import Pool
+    from pimlip_zoo.losses.pool import Pool
     from pimlip_zoo.losses.second_head import SecondHead, SecondPotential, SharedFeatures
 
     potential, config = experiment.potential, experiment.config
@@ -276,7 +277,7 @@ def _student(
     for number in range(1, labels.iterations):
         student = _taught(experiment, taught)
         config = _stage_config(experiment.config, labels, len(student.train))
-        student = replace(student, config=config, weak=None)
+        student = replace(student, config=config, weak=())
         outcome = _stage(student, folder / f"student-{number}")
         if outcome.signal is not None:
             return None, outcome

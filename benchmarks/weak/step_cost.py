@@ -30,14 +30,14 @@ def steps(args, names):
     import torch
 
     from pimlip_zoo.config import load_config
+    from pimlip_zoo.consistency import evaluate
     from pimlip_zoo.experiment import prepare
     from pimlip_zoo.experiment.run import training_module
     from pimlip_zoo.graph import collate
-    from pimlip_zoo.losses import weak
 
     torch.set_num_threads(args.threads)
     if args.few_edges is not None:
-        weak.FEW_EDGES = args.few_edges
+        evaluate.FEW_EDGES = args.few_edges
     made = {}
     for name in names:
         settings = [
@@ -126,7 +126,7 @@ def main():
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--few-edges", type=int, help="see pimlip_zoo.losses.weak.FEW_EDGES")
+    parser.add_argument("--few-edges", type=int, help="see pimlip_zoo.consistency.evaluate.FEW_EDGES")
     parser.add_argument("--wall", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

@@ -230,7 +230,7 @@ def settings_of(way, steps, study, pool_structures=None):
         study: the data set, for the calculator of weak labels.
         pool_structures: how many structures that calculator labels; the data set says it otherwise.
     """
-    from pimlip_zoo.losses.weak_config import PRESETS, weak_preset
+    from pimlip_zoo.consistency.config import PRESETS, weak_preset
 
     settings = list(SETTINGS.get(way, [("weak.preset", way)]))
     steps = round(steps * LENGTHS.get(way, 1))

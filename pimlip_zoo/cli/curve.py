@@ -94,7 +94,7 @@ def _sizes(text: str) -> list[int]:
 
 
 def _presets(text: str) -> list[str]:
-    from pimlip_zoo.losses.weak_config import weak_preset
+    from pimlip_zoo.consistency.config import weak_preset
 
     names = text.split(",")
     for name in names:

@@ -13,7 +13,9 @@ app = typer.Typer()
 def models(
     name: Annotated[str | None, typer.Argument(help="One architecture, with its options.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    weak: Annotated[bool, typer.Option("--weak", help="Presets of weak supervision instead.")] = False,
+    weak: Annotated[
+        bool, typer.Option("--weak", help="Presets, losses and displacements of weak supervision.")
+    ] = False,
     recipes: Annotated[bool, typer.Option("--recipes", help="Training recipes instead.")] = False,
 ) -> None:
     """List the architectures, or the options and presets of one."""
@@ -81,32 +83,70 @@ def _weak_presets(*, json_output: bool) -> None:
     from rich.table import Table
 
     from pimlip_zoo.cli.console import console
-    from pimlip_zoo.losses.weak_config import PRESETS, WeakConfig, term_names
+    from pimlip_zoo.consistency.config import PRESETS, WeakConfig, term_names
+    from pimlip_zoo.consistency.displacements import DISPLACEMENTS
+    from pimlip_zoo.consistency.residuals import RESIDUALS
 
+    kinds, residuals = DISPLACEMENTS.all(), RESIDUALS.all()
     if json_output:
-        content = {
+        presets = {
             name: {
                 "description": text,
                 "options": WeakConfig.model_validate({"preset": name}).model_dump(mode="json"),
             }
             for name, (text, _) in PRESETS.items()
         }
-        typer.echo(json.dumps({"presets": content, "terms": term_names()}, indent=1))
+        content = {
+            "presets": presets,
+            "terms": term_names(),
+            "options": {
+                name: _fields(one.options) for name, one in residuals.items() if one.options is not None
+            },
+            "displacements": {
+                name: {"description": kind.description, "options": _fields(kind.options)}
+                for name, kind in kinds.items()
+            },
+        }
+        typer.echo(json.dumps(content, indent=1))
         return
-    presets = Table(box=None, header_style="bold", pad_edge=False)
+    presets_table, terms, displacements = (
+        Table(box=None, header_style="bold", pad_edge=False) for _ in range(3)
+    )
     for column in ("--weak", "", "options"):
-        presets.add_column(column)
+        presets_table.add_column(column)
     for name, (text, options) in PRESETS.items():
-        presets.add_row(name, text, "\n".join(_dotted("weak", options)))
-    terms = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("loss", ""):
+        presets_table.add_row(name, text, "\n".join(_dotted("weak", options)))
+    for column in ("loss", "", "options"):
         terms.add_column(column)
-    for name, equation in term_names().items():
-        terms.add_row(f"weak.terms.{name}", escape(equation))
+    for name, residual in residuals.items():
+        terms.add_row(f"weak.terms.{name}", escape(residual.equation), _listed(residual.options))
+    for column in ("weak.perturbation.name", "", "options"):
+        displacements.add_column(column)
+    for name, kind in kinds.items():
+        displacements.add_row(name, escape(kind.description), _listed(kind.options))
     screen = console()
-    screen.print(presets)
-    screen.print(terms)
-    screen.print("set them with --set weak.terms.NAME.weight=VALUE")
+    for table in (presets_table, terms, displacements):
+        screen.print(table)
+    screen.print(
+        "set them with --set weak.terms.NAME.weight=VALUE, --set weak.terms.NAME.options.OPTION=VALUE"
+    )
+    screen.print("and --set weak.perturbation.OPTION=VALUE")
+
+
+def _fields(options: Any) -> dict[str, Any]:
+    """Type and default of the options of a registered thing."""
+    return {
+        name: {"type": str(getattr(field.annotation, "__name__", field.annotation)), "default": field.default}
+        for name, field in options.model_fields.items()
+    }
+
+
+def _listed(options: Any) -> str:
+    return (
+        ""
+        if options is None
+        else "\n".join(f"{name}={field.default}" for name, field in options.model_fields.items())
+    )
 
 
 def _dotted(key: str, value: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """A run, put together from its configuration and carried out."""
 
-from pimlip_zoo.experiment.build import unlabelled_frames, weak_term
+from pimlip_zoo.experiment.build import unlabelled_frames, weak_terms
 from pimlip_zoo.experiment.data import load_split
 from pimlip_zoo.experiment.prepare import Experiment, prepare
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
@@ -24,6 +24,6 @@ __all__ = [
     "steps_done",
     "train",
     "unlabelled_frames",
-    "weak_term",
+    "weak_terms",
     "write_record",
 ]

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from pimlip_zoo.config import DataSection, RunConfig
+from pimlip_zoo.consistency.build import build_weak_terms, check_weak, chosen_terms, list_skin
+from pimlip_zoo.consistency.config import WeakConfig
 from pimlip_zoo.datasets.dataset import FrameDataset, Samples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.linking import check_linker
@@ -26,9 +28,6 @@ from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.losses.supervised import SupervisedTerm
-from pimlip_zoo.losses.weak import WeakTerm
-from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
-from pimlip_zoo.losses.weak_config import WeakConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.finetune import (
     freeze,
@@ -44,7 +43,7 @@ __all__ = [
     "new_potential",
     "samples_of",
     "unlabelled_frames",
-    "weak_term",
+    "weak_terms",
 ]
 
 LOOKED_AT = 10_000
@@ -195,9 +194,9 @@ def unlabelled_frames(weak: WeakConfig, species: Sequence[str]) -> list[Frame]:
     return frames
 
 
-def weak_term(
+def weak_terms(
     config: RunConfig, potential: Potential, labels: Sequence[str], samples: Samples
-) -> WeakTerm | None:
+) -> list[LossTerm]:
     """The weakly supervised losses of the run, checked against its data."""
     from pimlip_zoo.training.checkpoint import load_potential
 
@@ -218,7 +217,7 @@ def weak_term(
         from_rank_zero(
             lambda: check_weak(weak, species, labels, [*some_of(samples, config.seed), *pool], direct=direct)
         )
-    return build_weak_term(
+    terms = build_weak_terms(
         weak,
         potential,
         species,
@@ -228,3 +227,4 @@ def weak_term(
         ensemble=[load_potential(run) for run in weak.ensemble],
         seed=config.seed,
     )
+    return [*terms]

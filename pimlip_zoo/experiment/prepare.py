@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pimlip_zoo.config import RunConfig
+from pimlip_zoo.consistency.build import list_skin
 from pimlip_zoo.datasets.coverage import isolated_atom_energies
 from pimlip_zoo.datasets.dataset import Samples
 from pimlip_zoo.datasets.frame import Frame
@@ -23,7 +24,7 @@ from pimlip_zoo.experiment.build import (
     loss_terms,
     new_potential,
     samples_of,
-    weak_term,
+    weak_terms,
 )
 from pimlip_zoo.experiment.data import (
     chosen_labels,
@@ -39,8 +40,6 @@ from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import complete
 from pimlip_zoo.experiment.record import DataRecord
 from pimlip_zoo.losses.base import LossTerm
-from pimlip_zoo.losses.weak import WeakTerm
-from pimlip_zoo.losses.weak_build import list_skin
 from pimlip_zoo.models.potential import Potential
 
 __all__ = ["Experiment", "prepare"]
@@ -64,7 +63,7 @@ class Experiment:
     """Training samples, their neighbour lists as wide as the weak losses need them."""
     valid: Samples
     """Validation samples."""
-    weak: WeakTerm | None = None
+    weak: Sequence[LossTerm] = ()
     """Weakly supervised losses."""
     extra_terms: tuple[LossTerm, ...] = ()
     """Further losses."""
@@ -124,5 +123,5 @@ def prepare(
     if skin > 0:
         samples = samples_of(train, species, potential.cutoff + skin, data)
     valid_samples = samples_of(valid, species, potential.cutoff, data)
-    weak = weak_term(config, potential, labels, samples)
+    weak = weak_terms(config, potential, labels, samples)
     return Experiment(config, potential, references, labels, samples, valid_samples, weak, (), train, valid)

@@ -176,11 +176,10 @@ def training_module(
     def factor(step: int) -> float:
         return decay(step) * (late.rate if phase is not None and phase.begun(step) else 1.0)
 
-    weak = experiment.weak
-    terms = [*loss_terms(config, experiment.labels), *experiment.extra_terms]
+    terms = [*loss_terms(config, experiment.labels), *experiment.extra_terms, *experiment.weak]
     return PotentialTraining(
         experiment.potential,
-        terms if weak is None else [*terms, weak],
+        terms,
         optimizer or partial(_optimizer, experiment),
         factor,
         late=phase,

@@ -1,7 +1,8 @@
-"""What a loss is: a named, weighted term that returns a sum and a count."""
+"""What a loss is: a named, weighted term that says what it wants to see and returns a sum and a count."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -12,7 +13,10 @@ from pimlip_zoo.graph import AtomGraph, Batch, Predictions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LossTerm", "LossValue", "PotentialLike"]
+    from pimlip_zoo.consistency.sampling import Sampling
+    from pimlip_zoo.consistency.surface import Reads, Surface
+
+__all__ = ["Evaluated", "LossTerm", "LossValue", "PotentialLike", "Requests", "Step"]
 
 
 class PotentialLike(Protocol):
@@ -21,6 +25,14 @@ class PotentialLike(Protocol):
     @property
     def species(self) -> Sequence[str]:
         """Chemical symbols."""
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether forces come from a head of their own."""
 
     def __call__(self, graph: AtomGraph, *, forces: bool = True, virial: bool = True) -> Predictions:
         """Predict."""
@@ -37,6 +49,47 @@ class LossValue(NamedTuple):
     def mean(self) -> Tensor:
         """``total / count``, and zero (with a gradient of zero) where nothing entered."""
         return self.total / self.count.clamp_min(1e-12)
+
+
+class Step(NamedTuple):
+    """How far a training is."""
+
+    number: int = 0
+    """Optimiser steps done: what schedules and moving averages count."""
+    batch: int = 0
+    """Batches done, of which an optimiser step takes several where gradients are accumulated: what is random is new in
+    each of them."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a term wants to see."""
+
+    forces: bool = False
+    """Forces of the labelled structures."""
+    virial: bool = False
+    """Virials of the labelled structures."""
+    sampling: Sampling | None = None
+    """Who chooses structures and displacements; terms with the same one see the same copies."""
+    reads: Reads | None = None
+    """Which copies are looked at; None: none at this step."""
+    error: bool = False
+    """The running mean of the supervised error, which the sampling keeps."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a training step has evaluated, the same for every term."""
+
+    batch: Batch
+    """The labelled structures."""
+    predictions: Predictions
+    """Of the potential on these, with every quantity that a term wants to see."""
+    potential: PotentialLike | None = None
+    """For terms that evaluate further structures by themselves."""
+    surface: Surface | None = None
+    """The copies that terms want to see; None: no term wants any at this step."""
+    step: Step = field(default_factory=Step)
 
 
 class LossTerm(nn.Module):
@@ -57,12 +110,18 @@ class LossTerm(nn.Module):
         self.name = name
         self.weight = float(weight)
 
-    def forward(self, potential: PotentialLike, batch: Batch, predictions: Predictions) -> LossValue:
-        """The term's value on a batch, without its weight.
+    def requests(self, batch: Batch, step: Step) -> Requests:  # noqa: ARG002
+        """What the term wants to see of a batch at a step."""
+        return Requests()
+
+    def factor(self, step: Step) -> float:  # noqa: ARG002
+        """What the weight is multiplied by at a step."""
+        return 1.0
+
+    def forward(self, evaluated: Evaluated) -> LossValue:
+        """The term's value on a batch, without weight and factor.
 
         Args:
-            potential: for terms that evaluate further structures.
-            batch: graph and labels.
-            predictions: of ``potential`` on ``batch.graph``, with every quantity that is trained on.
+            evaluated: what the step has evaluated.
         """
         raise NotImplementedError

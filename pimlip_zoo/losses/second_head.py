@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions, graph_to
-from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
-from pimlip_zoo.losses.draw import Pool, step_generator
+from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, PotentialLike
+from pimlip_zoo.losses.pool import Pool, step_generator
 from pimlip_zoo.losses.supervised import atom_counts
 
 __all__ = ["SecondHead", "SecondPotential", "SharedFeatures"]
@@ -56,13 +56,13 @@ class SecondHead(LossTerm):
         """Energies (M,) eV and forces (N, 3) eV/Å of the cheap level."""
         raise NotImplementedError
 
-    def forward(self, potential: PotentialLike, batch: Batch, predictions: Predictions) -> LossValue:  # noqa: ARG002
+    def forward(self, evaluated: Evaluated) -> LossValue:
         """See :class:`LossTerm`; the batch of reference labels is not looked at."""
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         drawn = self.pool.draw(step_generator(self.seed, rank, self.steps if self.training else -1))
         if self.training:
             self.steps += 1
-        device = predictions.energy.device
+        device, potential = evaluated.predictions.energy.device, cast("PotentialLike", evaluated.potential)
         graph = graph_to(drawn.graph, device)
         predicted_energy, predicted_forces = self.predict(potential, graph)
         count = atom_counts(Batch(graph, drawn.labels)).to(device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions, stress_from_virial
-from pimlip_zoo.losses.base import LossTerm, LossValue, PotentialLike
+from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, Requests, Step
 
 __all__ = ["Distance", "Quantity", "Residuals", "SupervisedTerm", "residuals"]
 
@@ -90,14 +90,13 @@ class SupervisedTerm(LossTerm):
         self.distance: Distance = distance
         self.delta = float(delta)
 
-    def forward(
-        self,
-        potential: PotentialLike,  # noqa: ARG002
-        batch: Batch,
-        predictions: Predictions,
-    ) -> LossValue:
+    def requests(self, batch: Batch, step: Step) -> Requests:  # noqa: ARG002
         """See :class:`LossTerm`."""
-        error, weight, factor, missing = residuals(self.quantity, batch, predictions)
+        return Requests(forces=self.quantity == "forces", virial=self.quantity == "stress")
+
+    def forward(self, evaluated: Evaluated) -> LossValue:
+        """See :class:`LossTerm`."""
+        error, weight, factor, missing = residuals(self.quantity, evaluated.batch, evaluated.predictions)
         # Zeros and not a selection, which would have to wait for the number of its rows.
         error, weight = error.masked_fill(missing.unsqueeze(-1), 0.0), weight.masked_fill(missing, 0.0)
         if self.distance == "mse":

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.consistency.mixin import PhysicsWeakMixin
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors, sum_by_structure
 from pimlip_zoo.models.base import AtomicEnergyModel
-from pimlip_zoo.models.weak import PhysicsWeakMixin
 from pimlip_zoo.nn.kernels import compiled_for, geometry_is_leaf, geometry_only
 from pimlip_zoo.nn.sweeps import (
     Levels,

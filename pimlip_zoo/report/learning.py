@@ -21,7 +21,7 @@ Row = Mapping[str, float]
 
 
 def learning_curves(rows: Sequence[Row]) -> Figure:
-    """Validation errors by step, one panel per quantity that was validated, and the training loss.
+    """Validation errors by step, one panel per quantity that was validated, and the training loss with its terms.
 
     Args:
         rows: of ``metrics.csv``, in eV and Å; values that are missing are left out.
@@ -40,10 +40,31 @@ def learning_curves(rows: Sequence[Row]) -> Figure:
         axis.legend(frameon=False, fontsize=8)
         _finish(axis)
     steps, values = _points(rows, "loss")
-    axes[-1].plot(steps, values, lw=1.1, color="#b3541e")
+    axes[-1].plot(steps, values, lw=1.1, color="#b3541e", label="all")
+    for name, share in _terms(rows).items():
+        axes[-1].plot(*share, lw=0.8, label=name.replace("_", " "))
+    if len(axes[-1].lines) > 1:
+        axes[-1].legend(frameon=False, fontsize=7)
     axes[-1].set_ylabel("training loss")
     _finish(axes[-1])
     return figure
+
+
+def _terms(rows: Sequence[Row]) -> dict[str, tuple[list[float], list[float]]]:
+    """What each term adds to the loss, by step: value times weight times the factor of its schedule."""
+    shares: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        for column in row:
+            kind, _, name = column.partition("_")
+            if (
+                kind == "loss"
+                and name
+                and (share := row[column] * row[f"weight_{name}"] * row[f"factor_{name}"])
+            ):
+                steps, values = shares.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(share)
+    return shares
 
 
 def _points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -26,6 +26,9 @@ from torch import Tensor
 from pimlip_zoo.files import append, replacing
 from pimlip_zoo.training.schedule import RunClock
 
+if TYPE_CHECKING:
+    from pimlip_zoo.training.module import PotentialTraining
+
 __all__ = [
     "AveragedWeights",
     "GracefulStop",
@@ -38,6 +41,7 @@ __all__ = [
     "Plateau",
     "Progress",
     "TimeLimit",
+    "columns_of",
     "validation_line",
 ]
 
@@ -75,7 +79,7 @@ def _by_dtype(averaged: list[Tensor], current: list[Tensor]) -> list[tuple[list[
 
 
 class MetricsTable(Callback):
-    """Appends a row to ``metrics.csv`` after each validation.
+    """Appends a row to ``metrics.csv`` after each validation: errors, and value, weight and schedule of each loss.
 
     Args:
         path: the file; a resumed run goes on writing to it.
@@ -96,21 +100,29 @@ class MetricsTable(Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.columns: tuple[str, ...] = self.COLUMNS
         self._start = time.monotonic()
         self._before = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop rows of steps that are done again, because the run was killed before their checkpoint was written."""
+        """Drop rows of steps that are done again, because the run was killed before their checkpoint was written.
+
+        Columns are those of the file and those of the losses that this part of the run has.
+        """
+        watched = [name for term in watched_terms(pl_module) for name in columns_of(term)]
+        self.columns = (*self.COLUMNS, *watched)
         if not trainer.is_global_zero or not self.path.exists():
             return
         with self.path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows, before = list(reader), tuple(reader.fieldnames or ())
+        self.columns = (*self.columns, *(name for name in before if name not in self.columns))
         kept = [
             row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) <= trainer.global_step
         ]
-        if len(kept) < len(rows):
+        if len(kept) < len(rows) or before != self.columns:
             with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self.COLUMNS, extrasaction="ignore")
+                writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(kept)
 
@@ -124,9 +136,9 @@ class MetricsTable(Callback):
             "seconds": round(self.seconds, 2),
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else "",
         }
-        row.update({name: float(values[name]) for name in self.COLUMNS if name in values})
+        row.update({name: float(values[name]) for name in self.columns if name in values})
         text = StringIO(newline="")
-        writer = csv.DictWriter(text, self.COLUMNS)
+        writer = csv.DictWriter(text, self.columns)
         if not self.path.exists():
             writer.writeheader()
         writer.writerow(row)
@@ -435,8 +447,9 @@ class PlainProgress(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         rate, left = self._left.seconds(trainer.global_step)
+        line = validation_line(trainer.callback_metrics, watched_terms(pl_module))
         print(  # noqa: T201
-            f"step {trainer.global_step}/{trainer.max_steps}  {validation_line(trainer.callback_metrics)}"
+            f"step {trainer.global_step}/{trainer.max_steps}  {line}"
             f"  {rate:.1f} steps/s  {duration(left)} left",
             flush=True,
         )
@@ -474,9 +487,31 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def validation_line(values: dict[str, Tensor]) -> str:
-    """Loss and validation errors in one line."""
+def watched_terms(module: pl.LightningModule) -> list[str]:
+    """Names of the losses of a training."""
+    return [term.name for term in cast("PotentialTraining", module).losses]
+
+
+def columns_of(term: str) -> tuple[str, str, str]:
+    """Under which the value of a loss, its weight and the factor of its schedule are logged."""
+    return f"loss_{term}", f"weight_{term}", f"factor_{term}"
+
+
+def validation_line(values: dict[str, Tensor], terms: Sequence[str] = ()) -> str:
+    """Loss and validation errors in one line.
+
+    Args:
+        values: as they are logged.
+        terms: losses to show by themselves, as weight times value, with the factor of a schedule that is at work.
+    """
     items = {"loss": f"{float(values['loss']):.3g}"} if "loss" in values else {}
+    shown = []
+    for term in terms:
+        if all(name in values for name in columns_of(term)):
+            value, weight, factor = (float(values[name]) for name in columns_of(term))
+            shown.append(f"{term} {weight:g}" + (f"*{factor:.3g}" if factor != 1.0 else "") + f"*{value:.3g}")
+    if shown:
+        items["loss"] = f"{items.get('loss', '')} ({', '.join(shown)})"
     items.update(_validation_items(values))
     return "  ".join(f"{name} {value}" for name, value in items.items())
 

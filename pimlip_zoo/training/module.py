@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.consistency.evaluate import evaluate_step
 from pimlip_zoo.datasets.linking import Unlinked
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions
-from pimlip_zoo.losses.base import LossTerm, LossValue
-from pimlip_zoo.losses.weak import WeakTerm
+from pimlip_zoo.losses.base import LossTerm, LossValue, Step
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.training.callbacks import columns_of
 from pimlip_zoo.training.checkpoint import KEY, describe
 from pimlip_zoo.training.metrics import ErrorStatistics
 from pimlip_zoo.training.parcel import Parcel, unpack
@@ -24,6 +25,16 @@ __all__ = ["LOGGED_EVERY", "LatePhase", "PotentialTraining"]
 
 LOGGED_EVERY = 50
 """Steps between the losses that loggers get."""
+
+
+class TermOfStep(NamedTuple):
+    """What a term adds to the loss of a step: the product."""
+
+    value: Tensor
+    """Its mean."""
+    weight: float
+    factor: float
+    """Of its schedule."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +82,15 @@ class PotentialTraining(pl.LightningModule):
         self._factor = learning_rate_factor
         self._late = late
         self._forces, self._virial = forces, virial
-        self._weak = [term for term in terms if isinstance(term, WeakTerm)]
         self._link = link
         self._summary = summary or {}
         self._rates: list[float] = []
         self.errors = ErrorStatistics(potential.species)
+
+    @property
+    def losses(self) -> list[LossTerm]:
+        """The terms of the loss."""
+        return [cast("LossTerm", module) for module in self.terms]
 
     def configure_optimizers(self) -> Any:
         """The optimiser, its learning rate scheduled by step."""
@@ -96,18 +111,29 @@ class PotentialTraining(pl.LightningModule):
             for group, rate, first in zip(scheduler.optimizer.param_groups, now, self._rates, strict=True):
                 group["lr"], group["initial_lr"] = rate, first
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Predictions]:
-        """Total loss, the value of each term, and the predictions."""
-        predictions = self._predict(batch)
-        total = predictions.energy.new_zeros(())
-        parts: dict[str, Tensor] = {}
+    def loss(self, batch: Batch, batch_idx: int = 0) -> tuple[Tensor, dict[str, TermOfStep], Predictions]:
+        """Total loss, what each term adds to it, and the predictions."""
+        step = self._step(batch_idx)
+        evaluated = evaluate_step(
+            self.potential, batch, self.losses, step, forces=self._forces, virial=self._virial
+        )
+        total = evaluated.predictions.energy.new_zeros(())
+        parts: dict[str, TermOfStep] = {}
         late = self._late is not None and self._trainer is not None and self._late.begun(self.global_step)
         weights = self._late.weights if late and self._late is not None else {}
-        for term in (cast("LossTerm", module) for module in self.terms):
-            value = self._mean(term(self.potential, batch, predictions))
-            parts[term.name] = value.detach()
-            total = total + weights.get(term.name, term.weight) * value
-        return total, parts, predictions
+        for term in self.losses:
+            value, factor = self._mean(term(evaluated)), term.factor(step)
+            weight = weights.get(term.name, term.weight)
+            parts[term.name] = TermOfStep(value.detach(), weight, factor)
+            total = total + weight * factor * value
+        return total, parts, evaluated.predictions
+
+    def _step(self, batch_idx: int) -> Step:
+        """How far the training is; gradients of several batches make an optimiser step."""
+        if self._trainer is None:
+            return Step()
+        number, batches = self.global_step, self.trainer.accumulate_grad_batches
+        return Step(number, number * batches + batch_idx % batches)
 
     def _mean(self, value: LossValue) -> Tensor:
         """The mean over the batches of all ranks, scaled so that their averaged gradient is its gradient."""
@@ -116,13 +142,6 @@ class PotentialTraining(pl.LightningModule):
         count = value.count.detach().clone()
         torch.distributed.all_reduce(count)
         return value.total * self.trainer.world_size / count.clamp_min(1e-12)
-
-    def _predict(self, batch: Batch) -> Predictions:
-        for term in self._weak:
-            # The displaced copies of the weak losses share this forward.
-            return term.predict(self.potential, batch, forces=self._forces, virial=self._virial)
-        predictions: Predictions = self.potential(batch.graph, forces=self._forces, virial=self._virial)
-        return predictions
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Raise what a worker of the loader found; see :class:`~pimlip_zoo.training.data.SampleList`."""
@@ -138,13 +157,17 @@ class PotentialTraining(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
-        total, parts, _ = self.loss(batch)
+        total, parts, _ = self.loss(batch, batch_idx)
         if not torch.isfinite(total):
             raise InputError(
                 f"the loss became {float(total)} at step {self.global_step}",
                 mend="lower optimizer.lr, or look for outliers with `pimlip-zoo data check`",
             )
-        self._show({"loss": total.detach(), **{f"loss_{name}": value for name, value in parts.items()}})
+        shown: dict[str, Tensor] = {"loss": total.detach()}
+        for name, part in parts.items():
+            numbers = (part.value, torch.tensor(part.weight), torch.tensor(part.factor))
+            shown.update(zip(columns_of(name), numbers, strict=True))
+        self._show(shown)
         return total
 
     def _show(self, values: dict[str, Tensor]) -> None:
@@ -183,6 +206,16 @@ class PotentialTraining(pl.LightningModule):
             # Forces decide where there are any; energies break ties and decide alone otherwise.
             score += {"energy": 1.0, "forces": 1.0, "stress": 1.0}[short] * errors["rmse"]
         self.log("valid_score", score, sync_dist=True)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what was written with other losses, or by a version that kept them in another way."""
+        own = {f"terms.{key}" for key in self.terms.state_dict()}
+        if own != {key for key in checkpoint["state_dict"] if key.split(".", 1)[0] == "terms"}:
+            raise InputError(
+                "the checkpoint was written with other losses, or by an earlier version",
+                key="weak",
+                mend="resume with the losses of the run, or begin a run from its weights with --from RUN",
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put what makes the potential into the file."""

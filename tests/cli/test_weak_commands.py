@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from pimlip_zoo.consistency.config import PRESETS, term_names
 from pimlip_zoo.datasets.lmdb import FrameStore
-from pimlip_zoo.losses.weak_config import PRESETS, term_names
 
 SMALL = (
     "--model=nequip",

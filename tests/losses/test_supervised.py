@@ -8,6 +8,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Predictions, collate
+from pimlip_zoo.losses.base import Evaluated
 from pimlip_zoo.losses.supervised import SupervisedTerm
 
 CELL = np.diag([4.0, 5.0, 6.0])
@@ -42,7 +43,7 @@ def batch_and_predictions(*, partial=False, weights=(1.0, 2.0, 1.0)):
 
 
 def value(term, batch, predictions):
-    return term(None, batch, predictions).mean()
+    return term(Evaluated(batch, predictions)).mean()
 
 
 def test_squared_energy_error_per_atom_is_weighted_by_structure():
@@ -101,7 +102,7 @@ def test_stress_is_minus_the_virial_over_the_volume():
 def test_sums_over_batches_equal_the_sum_over_their_union():
     batch, p = batch_and_predictions()
     term = SupervisedTerm("forces")
-    whole = term(None, batch, p)
+    whole = term(Evaluated(batch, p))
     assert float(whole.count) == pytest.approx((1.0 * 2 + 2.0 * 3 + 1.0 * 1) * 3)
 
 

@@ -17,7 +17,7 @@ from pimlip_zoo.datasets.pool import (
     sample_pool,
 )
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.losses.weak_config import PoolConfig
+from pimlip_zoo.losses.weak_labels import PoolConfig
 
 EMT = find_supervisor("emt")
 

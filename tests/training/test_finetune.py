@@ -19,7 +19,7 @@ from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.mace import MACE
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.zbl import ZBL
-from pimlip_zoo.registry import _models, get_model, register_model
+from pimlip_zoo.registry import MODELS, get_model, register_model
 from pimlip_zoo.testing import as_graph, structure
 from pimlip_zoo.training.checkpoint import KEY, describe, load_potential
 from pimlip_zoo.training.finetune import (
@@ -294,7 +294,7 @@ def test_an_architecture_without_rows_by_species_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"model\.table is \(9,\) for 3 species and \(16,\) for 4"):
             start_from(run, ("N",), extend=True)
     finally:
-        del _models["pair-table"]
+        del MODELS._items["pair-table"]
 
 
 # ---- what is trained, and how fast

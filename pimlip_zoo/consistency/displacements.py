@@ -3,30 +3,39 @@
 A displacement has no mean: a rigid shift changes no energy and would only use up the amplitude. What comes
 out never exceeds ``max_displacement``, so that a neighbour list widened by ``max_relative_displacement``
 holds every pair of every displaced copy.
+
+Another distribution is another class; from outside this package by the entry-point group ``pimlip_zoo.displacements``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions, edge_vectors, sum_by_structure
 from pimlip_zoo.losses.base import PotentialLike
+from pimlip_zoo.losses.weak_labels import Section
+from pimlip_zoo.registry import Registry
 
 __all__ = [
+    "DISPLACEMENTS",
     "Context",
+    "Displacement",
+    "DisplacementOptions",
     "Gaussian",
     "LocalMask",
-    "Perturbation",
     "RandomStrain",
     "SpeciesScaled",
     "Sphere",
     "UniformCube",
+    "displacement",
     "remove_mean",
 ]
 
@@ -44,7 +53,7 @@ class Context(NamedTuple):
     """Further potentials, whose disagreement counts."""
 
 
-class Perturbation:
+class Displacement:
     """A distribution of displacements.
 
     Args:
@@ -100,7 +109,57 @@ class Perturbation:
         return [self.sample(graph, generator, context) for _ in range(count)]
 
 
-class UniformCube(Perturbation):
+class DisplacementOptions(Section):
+    """Of every distribution."""
+
+    amplitude: PositiveFloat = 0.05
+    """Å: half an edge of the cube, a standard deviation by component, or a root mean square by atom."""
+
+
+@dataclass(frozen=True)
+class DisplacementKind:
+    """A distribution by its name."""
+
+    name: str
+    make: Callable[..., Displacement]
+    """Called with the options as keywords."""
+    options: type[DisplacementOptions]
+
+    @property
+    def description(self) -> str:
+        """First line of the class's docstring."""
+        return (self.make.__doc__ or "").strip().split("\n", 1)[0]
+
+
+DISPLACEMENTS: Registry[DisplacementKind] = Registry(
+    "displacement", "pimlip_zoo.displacements", ("pimlip_zoo.consistency.adversarial",)
+)
+
+DisplacementClass = TypeVar("DisplacementClass", bound=type[Displacement])
+
+
+def displacement(
+    name: str, *, options: type[DisplacementOptions] = DisplacementOptions
+) -> Callable[[DisplacementClass], DisplacementClass]:
+    """Class decorator that makes a distribution known under a name.
+
+    Args:
+        name: what users write after ``weak.perturbation.name``.
+        options: the type of its options, which its constructor takes as keywords.
+
+    Raises:
+        InputError: when another one has the name already.
+    """
+
+    def register(cls: DisplacementClass) -> DisplacementClass:
+        DISPLACEMENTS.add(name, DisplacementKind(name, cls, options), cls)
+        return cls
+
+    return register
+
+
+@displacement("uniform")
+class UniformCube(Displacement):
     """Every component uniform in ``(-amplitude, amplitude)``.
 
     Removing the mean can push a component beyond; the whole structure's displacement is then scaled back.
@@ -110,7 +169,7 @@ class UniformCube(Perturbation):
         super().__init__(amplitude, math.sqrt(3.0) * amplitude)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:  # noqa: ARG002
-        """See :class:`Perturbation`."""
+        """See :class:`Displacement`."""
         return self._cubes(1, graph, generator).squeeze(1)
 
     def sample_several(
@@ -120,7 +179,7 @@ class UniformCube(Perturbation):
         generator: torch.Generator,
         context: Context | None = None,  # noqa: ARG002
     ) -> list[Tensor]:
-        """See :class:`Perturbation`; all in the same operations, and a cube needs no further limit."""
+        """See :class:`Displacement`; all in the same operations, and a cube needs no further limit."""
         with torch.no_grad():
             return list(self._cubes(count, graph, generator).unbind(1))
 
@@ -131,7 +190,8 @@ class UniformCube(Perturbation):
         return d * scale_down(largest, self.amplitude).index_select(0, graph.batch).unsqueeze(2)
 
 
-class Gaussian(Perturbation):
+@displacement("gaussian")
+class Gaussian(Displacement):
     """Every component normal with standard deviation ``amplitude``, cut at three of them.
 
     The standard deviation is that of what comes out: the cut and the mean that is removed are made up for.
@@ -143,7 +203,7 @@ class Gaussian(Perturbation):
         super().__init__(amplitude, 4.5 * amplitude)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:  # noqa: ARG002
-        """See :class:`Perturbation`."""
+        """See :class:`Displacement`."""
         cut = self._CUT
         inside = math.erf(cut / math.sqrt(2.0))
         density = math.exp(-0.5 * cut * cut) / math.sqrt(2.0 * math.pi)
@@ -155,7 +215,8 @@ class Gaussian(Perturbation):
         return remove_mean(self.amplitude * normal * mean_removed[graph.batch].unsqueeze(1), graph)
 
 
-class Sphere(Perturbation):
+@displacement("sphere")
+class Sphere(Displacement):
     """A random direction in the space of all atoms of a structure, of a fixed root mean square.
 
     ``sqrt(mean_i |d_i|²) = amplitude``, unless one atom would take more than three times that.
@@ -165,11 +226,11 @@ class Sphere(Perturbation):
         super().__init__(amplitude, 3.0 * amplitude)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:  # noqa: ARG002
-        """See :class:`Perturbation`."""
+        """See :class:`Displacement`."""
         return with_rms(random_direction(graph, generator), graph, self.amplitude)
 
 
-class SpeciesScaled(Perturbation):
+class SpeciesScaled(Displacement):
     """Another distribution, the atoms of each species scaled by a factor (hydrogen further than oxygen).
 
     Args:
@@ -180,7 +241,7 @@ class SpeciesScaled(Perturbation):
         InputError: for a negative factor, or none above zero.
     """
 
-    def __init__(self, inner: Perturbation, factors: Sequence[float]) -> None:
+    def __init__(self, inner: Displacement, factors: Sequence[float]) -> None:
         if not factors or min(factors) < 0 or max(factors) <= 0:
             raise InputError(
                 f"the species' factors are {list(factors)}",
@@ -194,7 +255,7 @@ class SpeciesScaled(Perturbation):
         self.needs_predictions = inner.needs_predictions
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
-        """See :class:`Perturbation`."""
+        """See :class:`Displacement`."""
         factor = self.factors.to(graph.positions.device, graph.positions.dtype)[graph.species].unsqueeze(1)
         d = factor * self.inner.sample(graph, generator, context)
         # The mean is taken off in proportion to the factors, so that an atom of factor 0 stays where it is.
@@ -202,7 +263,7 @@ class SpeciesScaled(Perturbation):
         return d - factor * (sum_by_structure(d, graph) / share)[graph.batch]
 
 
-class LocalMask(Perturbation):
+class LocalMask(Displacement):
     """Another distribution, kept on a random atom of each structure and what is within a radius of it.
 
     Args:
@@ -210,7 +271,7 @@ class LocalMask(Perturbation):
         radius: Å; not more than the neighbour list reaches.
     """
 
-    def __init__(self, inner: Perturbation, radius: float) -> None:
+    def __init__(self, inner: Displacement, radius: float) -> None:
         if not radius > 0:
             raise InputError(f"the radius is {radius}", key="radius", mend="give a length > 0 in Å")
         super().__init__(inner.amplitude, 2.0 * inner.max_displacement)
@@ -219,7 +280,7 @@ class LocalMask(Perturbation):
         self.needs_predictions = inner.needs_predictions
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
-        """See :class:`Perturbation`."""
+        """See :class:`Displacement`."""
         d = self.inner.sample(graph, generator, context)
         score = uniform(graph, generator)[:, 0]
         centre = score == maximum_by_structure(score, graph)[graph.batch]

@@ -5,25 +5,29 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, sum_by_structure
-from pimlip_zoo.losses.base import PotentialLike
-from pimlip_zoo.losses.perturbation import (
+from pimlip_zoo.consistency.displacements import (
     Context,
-    Perturbation,
+    Displacement,
+    DisplacementOptions,
     atom_count,
+    displacement,
     limit,
     random_direction,
     remove_mean,
     with_rms,
 )
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import AtomGraph, sum_by_structure
+from pimlip_zoo.losses.base import PotentialLike
 
 __all__ = ["AlongForceError", "AlongModes", "AlongVariance", "remove_rotation"]
 
 
-class AlongForceError(Perturbation):
+@displacement("force_error")
+class AlongForceError(Displacement):
     """Along ``F_model - F_label``, of root mean square ``amplitude``, forwards or backwards at random.
 
     A structure without force labels is displaced in a random direction.
@@ -36,14 +40,15 @@ class AlongForceError(Perturbation):
         super().__init__(amplitude, 3.0 * amplitude)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
-        """See :class:`Perturbation`."""
+        """See :class:`Displacement`."""
         if context is None:
             raise InputError("displacements along the force error need labels", key="perturbation")
         error = context.predictions.forces.detach() - context.batch.labels.forces
         return signed(error, graph, generator, self.amplitude)
 
 
-class AlongVariance(Perturbation):
+@displacement("variance")
+class AlongVariance(Displacement):
     """Up the gradient of the ensemble's energy variance, of root mean square ``amplitude``.
 
     ``∇ Var_k E_k = -2/(K-1) Σ_k (E_k - <E>) (F_k - <F>)`` over the K members (adversarial attack,
@@ -57,7 +62,7 @@ class AlongVariance(Perturbation):
         super().__init__(amplitude, 3.0 * amplitude)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
-        """See :class:`Perturbation`."""
+        """See :class:`Displacement`."""
         members = () if context is None else tuple(context.ensemble)
         if len(members) < 2:
             raise InputError(
@@ -72,7 +77,7 @@ class AlongVariance(Perturbation):
         return with_rms(or_random(gradient, graph, generator), graph, self.amplitude)
 
 
-class AlongModes(Perturbation):
+class AlongModes(Displacement):
     """Random directions filtered by the potential's own Hessian towards stiff or soft modes.
 
     Stiff: power iterations ``v <- H v``. Soft: ``v <- v - H v / λ`` with an estimate of the largest
@@ -105,7 +110,7 @@ class AlongModes(Perturbation):
         self.kind, self.iterations, self.step = kind, iterations, min(float(step), amplitude)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
-        """See :class:`Perturbation`."""
+        """See :class:`Displacement`."""
         if context is None:
             raise InputError("displacements along modes need a potential", key="perturbation")
         v = self._project(random_direction(graph, generator), graph)
@@ -135,13 +140,36 @@ class AlongModes(Perturbation):
         return with_rms(remove_rotation(remove_mean(v, graph), graph), graph, 1.0)
 
 
-def remove_rotation(displacement: Tensor, graph: AtomGraph) -> Tensor:
+class ModeOptions(DisplacementOptions):
+    """Of displacements along modes."""
+
+    iterations: PositiveInt = 3
+    """Products with the Hessian, two force evaluations each."""
+
+
+@displacement("stiff", options=ModeOptions)
+class StiffModes(AlongModes):
+    """Random directions filtered by the potential's own Hessian towards stiff modes."""
+
+    def __init__(self, amplitude: float, iterations: int = 3) -> None:
+        super().__init__(amplitude, "stiff", iterations)
+
+
+@displacement("soft", options=ModeOptions)
+class SoftModes(AlongModes):
+    """Random directions filtered by the potential's own Hessian towards soft modes."""
+
+    def __init__(self, amplitude: float, iterations: int = 3) -> None:
+        super().__init__(amplitude, "soft", iterations)
+
+
+def remove_rotation(d: Tensor, graph: AtomGraph) -> Tensor:
     """Take the rigid rotation off the displacements of structures that have no cell: (N, 3) -> (N, 3).
 
     The rotation ``w x r`` with ``w = (Σ r² - r r^T)^+ Σ r x d``, distances from the structure's centre.
     """
     r = remove_mean(graph.positions, graph)
-    torque = sum_by_structure(torch.linalg.cross(r, displacement), graph)
+    torque = sum_by_structure(torch.linalg.cross(r, d), graph)
     eye = torch.eye(3, dtype=r.dtype, device=r.device)
     inertia = sum_by_structure(
         r.square().sum(dim=1)[:, None, None] * eye - r.unsqueeze(2) * r.unsqueeze(1), graph
@@ -149,7 +177,7 @@ def remove_rotation(displacement: Tensor, graph: AtomGraph) -> Tensor:
     w = (torch.linalg.pinv(inertia, hermitian=True, rtol=1e-8) @ torque.unsqueeze(2)).squeeze(2)
     molecule = (graph.cell.abs().amax(dim=(1, 2)) == 0).to(r.dtype).unsqueeze(1)
     rotation: Tensor = torch.linalg.cross((w * molecule)[graph.batch], r)
-    return displacement - rotation
+    return d - rotation
 
 
 def or_random(direction: Tensor, graph: AtomGraph, generator: torch.Generator) -> Tensor:

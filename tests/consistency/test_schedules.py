@@ -1,7 +1,7 @@
 import pytest
 
+from pimlip_zoo.consistency.schedules import Constant, Decay, TiedToError, WarmUp
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.losses.schedules import Constant, Decay, TiedToError, WarmUp
 
 
 def test_constant_is_one():

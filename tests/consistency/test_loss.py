@@ -1,17 +1,30 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from surfaces import SKEWED, SPECIES, Morse, Swirl, batch_of, mixed_batch, molecule, potential
+from torch import nn
 
+from pimlip_zoo.consistency.build import build_weak_terms, check_weak, chosen_terms, list_skin
+from pimlip_zoo.consistency.config import PRESETS, WeakConfig, term_names, weak_preset
+from pimlip_zoo.consistency.displaced import choose
+from pimlip_zoo.consistency.displacements import Displacement, UniformCube, remove_mean
+from pimlip_zoo.consistency.evaluate import evaluate_step
+from pimlip_zoo.consistency.loss import ConsistencyLoss
+from pimlip_zoo.consistency.residuals import RESIDUALS, get_residual
+from pimlip_zoo.consistency.sampling import (
+    Sampling,
+    choose_structures,
+    join_unlabelled,
+    random_unit,
+)
+from pimlip_zoo.consistency.surface import ORIGIN, D, P
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Predictions
-from pimlip_zoo.losses.copies import choose
-from pimlip_zoo.losses.draw import choose_structures, join_unlabelled, random_unit, step_generator
-from pimlip_zoo.losses.perturbation import UniformCube
-from pimlip_zoo.losses.residuals import RESIDUALS
-from pimlip_zoo.losses.weak_build import build_weak_term, check_weak, chosen_terms, list_skin
-from pimlip_zoo.losses.weak_config import PRESETS, WeakConfig, term_names, weak_preset
+from pimlip_zoo.losses.base import Evaluated, Step
+from pimlip_zoo.losses.pool import step_generator
+from pimlip_zoo.losses.supervised import SupervisedTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models
 
@@ -22,9 +35,47 @@ def config(terms, **options):
     return WeakConfig.model_validate({"terms": terms, **options})
 
 
+class Losses(nn.ModuleList):
+    """The consistency losses of a run and the steps that it has taken."""
+
+    def __init__(self, terms):
+        super().__init__(terms)
+        self.number, self.values, self.evaluated = 0, {}, None
+
+    @property
+    def sampling(self):
+        return self[0].sampling
+
+    def mean(self, model, batch, **options):
+        """Their weighted sum at the next step, as the training takes it."""
+        return self._mean(evaluate_step(model, batch, list(self), Step(self.number, self.number), **options))
+
+    def mean_point_by_point(self, model, batch):
+        """The same, each copy evaluated by itself when a residual asks for it."""
+        step, predictions = Step(self.number, self.number), model(batch.graph)
+        self.sampling.follow(model, step)
+        surface = self.sampling.draw(model, batch, step, predictions).surface
+        return self._mean(Evaluated(batch, predictions, model, surface, step))
+
+    def _mean(self, evaluated):
+        self.evaluated, step = evaluated, evaluated.step
+        values = {term.name: term(evaluated) for term in self}
+        total = sum(term.weight * term.factor(step) * values[term.name].mean() for term in self)
+        self.values = {name: value for name, value in values.items() if value.count > 0}
+        self.number += self.training
+        return total
+
+
 def build(options, model, **more):
-    return build_weak_term(
-        options, model, SPECIES, direct=model.is_direct, force_weight=more.pop("force_weight", 1.0), **more
+    return Losses(
+        build_weak_terms(
+            options,
+            model,
+            SPECIES,
+            direct=model.is_direct,
+            force_weight=more.pop("force_weight", 1.0),
+            **more,
+        )
     )
 
 
@@ -42,9 +93,9 @@ def refused(options, *, labels=FULL, samples=None, direct=False, match):
 def test_the_value_is_the_mean_over_structures_of_the_squared_residual_in_its_unit(unit):
     model, batch = potential(Morse()), mixed_batch()
     term = build(config({"pitc_first_order": {"weight": 0.7, "unit": unit}}), model, force_weight=3.0, seed=4)
-    value = term(model, batch, model(batch.graph)).mean()
+    value = term.mean(model, batch)
     d = UniformCube(0.05).sample(batch.graph, step_generator(4, 0, 0))
-    residual = model.pitc_first_order(batch.graph, d)
+    residual = model.residual("pitc_first_order", batch.graph, d)
     count = torch.tensor([5.0, 1.0, 8.0, 3.0], dtype=torch.float64)
     if unit == "total":
         expected = 0.7 * residual.square().mean()
@@ -59,11 +110,11 @@ def test_the_weight_of_a_structure_counts():
     model, batch = potential(Morse()), batch_of([molecule(5, 0), molecule(6, 1)], 4.6)
     options = config({"pitc_first_order": {}})
     batch = batch._replace(labels=batch.labels._replace(weight=torch.tensor([1.0, 0.0], dtype=torch.float64)))
-    first = build(options, model)(model, batch, model(batch.graph)).mean()
+    first = build(options, model).mean(model, batch)
     changed = batch.graph.positions.clone()
     changed[5:] *= 1.05
     other = batch._replace(graph=batch.graph._replace(positions=changed))
-    second = build(options, model)(model, other, model(other.graph)).mean()
+    second = build(options, model).mean(model, other)
     torch.testing.assert_close(first, second, rtol=1e-12, atol=0)
 
 
@@ -74,9 +125,9 @@ def test_structures_without_the_label_do_not_count_and_give_finite_gradients():
     labels = batch.labels._replace(energy=energy, forces=forces)
     options = config({"taylor_augmentation": {"weight": 1.0, "unit": "total"}})
     term = build(options, model)
-    value = term(model, batch._replace(labels=labels), model(batch.graph)).mean()
+    value = term.mean(model, batch._replace(labels=labels))
     d = UniformCube(0.05).sample(batch.graph, step_generator(0, 0, 0))
-    residual = model.taylor_augmentation(batch.graph, d, batch.labels)[1:3]
+    residual = model.residual("taylor_augmentation", batch.graph, d, labels=batch.labels)[1:3]
     torch.testing.assert_close(value, residual.square().mean(), rtol=1e-12, atol=0)
     value.backward()
     assert torch.isfinite(model.model.strength.grad)
@@ -85,21 +136,18 @@ def test_structures_without_the_label_do_not_count_and_give_finite_gradients():
 def test_a_batch_without_any_label_gives_zero():
     model, batch = potential(Morse()), mixed_batch()
     labels = batch.labels._replace(energy=torch.full_like(batch.labels.energy, float("nan")))
-    value = build(config({"anchor_trapezoid": {}}), model)(
-        model, batch._replace(labels=labels), model(batch.graph)
-    )
-    assert value.mean().item() == 0.0
+    value = build(config({"anchor_trapezoid": {}}), model).mean(model, batch._replace(labels=labels))
+    assert value.item() == 0.0
 
 
 def test_the_first_call_is_determined_by_the_seed_and_steps_differ():
     model, batch = potential(Morse()), mixed_batch()
     options = config({"pitc_trapezoid": {}, "pisc_triangle": {}})
-    base = model(batch.graph)
     first, same, other = (build(options, model, seed=s) for s in (0, 0, 1))
-    a = [first(model, batch, base).mean().item() for _ in range(3)]
-    b = [same(model, batch, base).mean().item() for _ in range(3)]
+    a = [first.mean(model, batch).item() for _ in range(3)]
+    b = [same.mean(model, batch).item() for _ in range(3)]
     assert a == b
-    assert len({*a, other(model, batch, base).mean().item()}) == 4
+    assert len({*a, other.mean(model, batch).item()}) == 4
 
 
 def test_a_restored_term_goes_on_as_if_it_had_not_been_interrupted():
@@ -110,15 +158,15 @@ def test_a_restored_term_goes_on_as_if_it_had_not_been_interrupted():
             "pisc_triangle": {"schedule": {"name": "warm_up", "steps": 5}},
         }
     )
-    base = model(batch.graph)
     term = build(options, model)
     for _ in range(2):
-        term(model, batch, base)
+        term.mean(model, batch)
     state = copy.deepcopy(term.state_dict())
-    expected = [term(model, batch, base).mean().item() for _ in range(3)]
+    expected = [term.mean(model, batch).item() for _ in range(3)]
     restored = build(options, model)
     restored.load_state_dict(state)
-    assert [restored(model, batch, base).mean().item() for _ in range(3)] == expected
+    restored.number = 2
+    assert [restored.mean(model, batch).item() for _ in range(3)] == expected
 
 
 def test_before_a_late_start_and_after_the_end_no_copy_is_made(monkeypatch):
@@ -131,23 +179,21 @@ def test_before_a_late_start_and_after_the_end_no_copy_is_made(monkeypatch):
         ({"pitc_central": late, "pisc_triangle": early}, [True] * 5),
     ):
         term = build(config(options), model)
-        draws, new_draw = [], term._new_draw
-        monkeypatch.setattr(term, "_new_draw", lambda *a, new=new_draw, made=draws: made.append(1) or new(*a))
+        draws, draw = [], term.sampling.draw
+        monkeypatch.setattr(term.sampling, "draw", lambda *a, new=draw, made=draws: made.append(1) or new(*a))
         for counted in counts:
             draws.clear()
-            predictions = term.predict(model, batch)
+            assert (term.mean(model, batch).item() > 0) is counted
             assert bool(draws) is counted
-            assert (term(model, batch, predictions).mean().item() > 0) is counted
             assert bool(term.values) is counted
-        assert term.steps == len(counts)
+        assert term.number == len(counts)
 
 
 def test_evaluation_neither_advances_nor_varies():
     model, batch = potential(Morse()), mixed_batch()
     term = build(config({"pitc_trapezoid": {}}), model).eval()
-    base = model(batch.graph)
-    assert term(model, batch, base).mean() == term(model, batch, base).mean()
-    assert term.steps == 0
+    assert term.mean(model, batch) == term.mean(model, batch)
+    assert term.number == 0
 
 
 @pytest.mark.parametrize("name", ["pitc_central", "taylor_augmentation"])
@@ -156,12 +202,12 @@ def test_an_unlabelled_pool_adds_its_structures_to_terms_that_need_no_labels(nam
     pool = [batch_of([molecule(6, s)], 4.6) for s in range(10, 14)]
     options = config({name: {"unit": "total", "weight": 1.0}}, unlabelled_batch_size=3)
     term = build(options, model, pool=pool)
-    value = term(model, batch, model(batch.graph)).mean()
+    value = term.mean(model, batch)
     generator = step_generator(0, 0, 0)
-    joint = join_unlabelled(batch, term.pool.draw(generator))
+    joint = join_unlabelled(batch, term.sampling.pool.draw(generator))
     assert joint.graph.num_graphs == 7
     d = UniformCube(0.05).sample(joint.graph, generator)
-    residual = model.weak_residuals([name], joint.graph, d, labels=joint.labels)[name]
+    residual = model.residual(name, joint.graph, d, labels=joint.labels)
     used = residual if name == "pitc_central" else residual[:4]
     torch.testing.assert_close(value, used.square().mean(), rtol=1e-10, atol=0)
     assert torch.isnan(residual[4:]).all() == (name == "taylor_augmentation")
@@ -202,19 +248,19 @@ FUSED = {
 @pytest.mark.parametrize("make", [Morse, lambda: Swirl(0.4)])
 @pytest.mark.parametrize("case", FUSED)
 def test_one_forward_for_structures_and_copies_changes_nothing(case, make, pool, edges, monkeypatch):
-    monkeypatch.setattr("pimlip_zoo.losses.weak.FEW_EDGES", edges)
+    monkeypatch.setattr("pimlip_zoo.consistency.evaluate.FEW_EDGES", edges)
     model, batch = potential(make()), crystals(4)
     unlabelled = [batch_of([molecule(6, s, SKEWED)], 4.8) for s in range(10, 13)] if pool else ()
     options = WeakConfig.model_validate(FUSED[case])
     apart, together = (build(options, model, pool=unlabelled) for _ in range(2))
     for _ in range(2):
-        expected = apart(model, batch, model(batch.graph))
-        predictions = together.predict(model, batch, forces=True, virial=False)
-        value = together(model, batch, predictions)
-        torch.testing.assert_close(value.mean(), expected.mean(), rtol=1e-9, atol=1e-15)
+        expected = apart.mean_point_by_point(model, batch)
+        value = together.mean(model, batch, forces=True)
+        predictions = together.evaluated.predictions
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-15)
         torch.testing.assert_close(predictions.energy, model(batch.graph).energy, rtol=0, atol=1e-9)
         torch.testing.assert_close(predictions.forces, model(batch.graph).forces, rtol=0, atol=1e-9)
-        one, two = (torch.autograd.grad(v.mean(), [model.model.strength])[0] for v in (expected, value))
+        one, two = (torch.autograd.grad(v, [model.model.strength])[0] for v in (expected, value))
         torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-15)
 
 
@@ -228,37 +274,28 @@ def test_a_forward_is_shared_where_the_copies_need_forces():
 
     model, batch = potential(Calls()), mixed_batch()
     term = build(config({"pitc_trapezoid": {}, "pisc_two_estimates": {}}), model)
-    term(model, batch, term.predict(model, batch)).mean().backward()
+    term.mean(model, batch, forces=True).backward()
     assert Calls.count == 1
-
-
-def test_what_was_prepared_for_one_batch_is_not_used_for_another():
-    model, batch, other = potential(Morse()), mixed_batch(), crystals()
-    term, fresh = (build(config({"pitc_trapezoid": {}}), model) for _ in range(2))
-    term.predict(model, batch)
-    value = term(model, other, model(other.graph)).mean()
-    torch.testing.assert_close(value, fresh(model, other, model(other.graph)).mean(), rtol=1e-12, atol=0)
 
 
 def test_an_ema_teacher_follows_the_weights():
     model, batch = potential(Morse()), mixed_batch()
     term = build(config({"pitc_first_order": {}}, teacher="ema", teacher_decay=0.9), model)
-    term(model, batch, model(batch.graph))
-    torch.testing.assert_close(term.teacher.potential.model.strength, model.model.strength)
+    term.mean(model, batch)
+    torch.testing.assert_close(term.sampling.teacher.potential.model.strength, model.model.strength)
     before = model.model.strength.item()
     model.model.strength.data += 1.0
-    term(model, batch, model(batch.graph))
-    assert before < term.teacher.potential.model.strength.item() < model.model.strength.item()
+    term.mean(model, batch)
+    assert before < term.sampling.teacher.potential.model.strength.item() < model.model.strength.item()
     assert not any(p.requires_grad for p in term.parameters())
-    term(model, batch, model(batch.graph)).mean().backward()
+    term.mean(model, batch).backward()
     assert model.model.strength.grad is not None
 
 
 def test_a_curl_term_estimates_the_frobenius_norm():
     model, batch = potential(Swirl(0.6)), batch_of([molecule(4, 1)], 4.6)
     term = build(config({"curl": {"weight": 1.0}}), model)
-    base = model(batch.graph)
-    mean = torch.stack([term(model, batch, base).mean() for _ in range(200)]).mean().item()
+    mean = torch.stack([term.mean(model, batch) for _ in range(200)]).mean().item()
 
     def forces(x):
         return model(batch.graph._replace(positions=x.reshape(-1, 3)), virial=False).forces.flatten()
@@ -276,8 +313,7 @@ def test_the_baselines_ask_displaced_copies_for_what_their_names_say():
     options = {"perturbation": {"name": "gaussian", "amplitude": 0.02}}
     noisy = build(config({"noisy_labels": {"weight": 1.0}}, **options), model)
     term = build(config({"denoising": {"weight": 1.0}}, denoising_stiffness=7.0, **options), model)
-    base = model(batch.graph)
-    from pimlip_zoo.losses.perturbation import Gaussian
+    from pimlip_zoo.consistency.displacements import Gaussian
 
     d = Gaussian(0.02).sample(batch.graph, step_generator(0, 0, 0))
     moved = model(batch.graph._replace(positions=batch.graph.positions + d))
@@ -285,9 +321,9 @@ def test_the_baselines_ask_displaced_copies_for_what_their_names_say():
     expected = (moved.forces - labels.forces).square().mean() + ((moved.energy - labels.energy) / 5).square()[
         0
     ]
-    torch.testing.assert_close(noisy(model, batch, base).mean(), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(noisy.mean(model, batch), expected, rtol=1e-10, atol=0)
     expected = (moved.forces + 7.0 * d).square().mean()
-    torch.testing.assert_close(term(model, batch, base).mean(), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(term.mean(model, batch), expected, rtol=1e-10, atol=0)
 
 
 def _build_model(name, direct):
@@ -314,7 +350,7 @@ def test_every_architecture_has_every_term(name, direct):
     batch = crystals()
     terms = [t for t in term_names() if t != "curl" or direct]
     term = build(config({t: {"weight": 1.0} for t in terms}, strain=0.005), model)
-    value = term(model, batch, model(batch.graph)).mean()
+    value = term.mean(model, batch)
     assert torch.isfinite(value)
     assert set(term.values) == set(terms)
     value.backward()
@@ -335,8 +371,8 @@ def test_float32_models_give_the_residuals_of_float64_within_their_precision():
     model = _build_model("nequip", direct=False)
     batch = crystals()
     d = UniformCube(0.05).sample(batch.graph, torch.Generator().manual_seed(0))
-    double = model.pitc_trapezoid(batch.graph, d)
-    single = copy.deepcopy(model).set_dtype(torch.float32).pitc_trapezoid(batch.graph, d)
+    double = model.residual("pitc_trapezoid", batch.graph, d)
+    single = copy.deepcopy(model).set_dtype(torch.float32).residual("pitc_trapezoid", batch.graph, d)
     assert single.dtype == torch.float64
     torch.testing.assert_close(single, double, rtol=0, atol=2e-5)
 
@@ -403,8 +439,14 @@ def test_what_cannot_work_is_refused_with_the_reason():
     [
         ({"terms": {"pitc_first_order": {"weight": -1.0}}}, "greater than or equal to 0"),
         ({"terms": {"pitc_second_order": {}}}, "pitc_first_order"),
+        ({"terms": {"pitc_central": {"options": {"stiffness": 1.0}}}}, "no option 'stiffness'"),
+        ({"terms": {"denoising": {"options": {"stifness": 1.0}}}}, "did you mean stiffness"),
+        ({"terms": {"denoising": {"options": {"stiffness": 0.0}}}}, "stiffness.*greater than 0"),
+        ({"perturbation": {"name": "unifrom"}}, "did you mean uniform"),
+        ({"perturbation": {"name": "uniform", "iterations": 5}}, "no such option"),
+        ({"denoising_stiffness": 7.0}, "no denoising term"),
         ({"terms": {"pitc_central": {"wieght": 1.0}}}, "Extra inputs"),
-        ({"perturbation": {"amplitud": 1.0}}, "Extra inputs"),
+        ({"perturbation": {"amplitud": 1.0}}, "did you mean amplitude"),
         ({"preset": "piwls"}, "piwsl"),
         ({"terms": {"loop_simpson": {}}, "teacher": "ema"}, "no target side"),
         ({"fraction": 0.0}, "greater than 0"),
@@ -416,7 +458,7 @@ def test_unknown_options_and_negative_weights_are_errors(values, match):
 
 
 def test_every_row_has_a_term_and_every_term_an_equation():
-    assert set(RESIDUALS) < set(term_names())
+    assert set(RESIDUALS.all()) == set(term_names())
     assert all(term_names().values())
 
 
@@ -424,7 +466,97 @@ def test_predictions_without_forces_are_enough():
     """Energies-only training does not compute forces for the supervised loss."""
     model, batch = potential(Morse()), mixed_batch()
     options = config({"pitc_trapezoid": {}, "pisc_triangle": {}})
-    with_forces = build(options, model)(model, batch, model(batch.graph)).mean()
-    without = build(options, model)(model, batch, model(batch.graph, forces=False, virial=False)).mean()
+    with_forces = build(options, model).mean(model, batch, forces=True, virial=True)
+    without = build(options, model).mean(model, batch)
     torch.testing.assert_close(with_forces, without, rtol=1e-10, atol=0)
     assert isinstance(model(batch.graph, forces=False), Predictions)
+
+
+def test_options_as_earlier_versions_wrote_them_keep_their_meaning():
+    old = {"denoising_stiffness": 7.0, "perturbation": {"name": "gaussian", "iterations": 3}}
+    options = WeakConfig.model_validate({"terms": {"denoising": {}}, **old})
+    assert options.terms["denoising"].options == {"stiffness": 7.0}
+    assert WeakConfig.model_validate({"denoising_stiffness": 20.0}) == WeakConfig()
+    modes = WeakConfig.model_validate({"perturbation": {"name": "soft", "iterations": 2}})
+    assert modes.perturbation.options().iterations == 2
+    assert WeakConfig.model_validate(modes.model_dump(mode="json")) == modes
+
+
+def test_the_teacher_follows_once_in_an_optimiser_step():
+    """Where gradients of several batches make a step, the average has the length that the decay says."""
+    model, batch = potential(Morse()), mixed_batch()
+    term = build(config({"pitc_first_order": {}}, teacher="ema", teacher_decay=0.9), model)
+    averages = []
+    for number in range(3):
+        for part in range(4):
+            evaluate_step(model, batch, list(term), Step(number, 4 * number + part))
+            averages.append(term.sampling.teacher.potential.model.strength.item())
+        model.model.strength.data += 1.0
+    assert len(set(averages[:4])) == len(set(averages[4:8])) == len(set(averages[8:])) == 1
+    assert averages[0] < averages[4] < averages[8]
+    alone = build(config({"pitc_first_order": {}}, teacher="ema", teacher_decay=0.9), potential(Morse()))
+    fresh = potential(Morse())
+    for number in range(3):
+        evaluate_step(fresh, batch, list(alone), Step(number, number))
+        fresh.model.strength.data += 1.0
+    torch.testing.assert_close(
+        alone.sampling.teacher.potential.model.strength.item(), averages[-1], rtol=1e-12, atol=0
+    )
+
+
+def test_schedules_count_optimiser_steps_and_displacements_batches():
+    model, batch = potential(Morse()), mixed_batch()
+    schedule = {"name": "warm_up", "steps": 10}
+    (term,) = build(config({"pitc_central": {"schedule": schedule}}), model)
+    assert term.factor(Step(5, 20)) == 0.5
+    moves = [evaluate_step(model, batch, [term], Step(5, b)).surface.displacement(D) for b in (20, 21, 20)]
+    assert not torch.equal(moves[0], moves[1])
+    assert torch.equal(moves[0], moves[2])
+
+
+class Towards(Displacement):
+    """Not random: each atom towards the middle, so that structures do not know their batch."""
+
+    def draw(self, graph, generator, context):
+        return -0.01 * remove_mean(graph.positions, graph)
+
+
+def test_sums_and_counts_of_two_batches_are_those_of_both_together():
+    """So means over batches and ranks are exact, also where one of them has fewer labels, or none."""
+    model = potential(Morse())
+    frames = [molecule(3 + s, s) for s in range(6)]
+    frames[1] = replace(frames[1], energy=None)
+    frames[4], frames[5] = (replace(frame, energy=None, forces=None) for frame in frames[4:])
+    frames[0] = replace(frames[0], weight=3.0)
+    for name in ("taylor_augmentation", "anchor_trapezoid", "pitc_central", "noisy_labels"):
+        one = get_residual(name)
+        term = ConsistencyLoss(one, Sampling(Towards(0.05, 0.1), reads=one.reads))
+        whole, *parts = (
+            term(evaluate_step(model, batch_of(some, 4.6), [term]))
+            for some in (frames, frames[:4], frames[4:])
+        )
+        torch.testing.assert_close(whole.total, sum(p.total for p in parts), rtol=1e-10, atol=0)
+        torch.testing.assert_close(whole.count, sum(p.count for p in parts), rtol=1e-12, atol=0)
+        assert whole.count == (8 if name == "pitc_central" else 5)
+        assert whole.total > 0
+
+
+@pytest.mark.parametrize("quantity", ["energy", "forces", "stress"])
+def test_a_step_computes_what_its_terms_ask_for_and_nothing_else(quantity):
+    evaluated = evaluate_step(potential(Morse()), crystals(), [SupervisedTerm(quantity)])
+    assert bool(len(evaluated.predictions.forces)) is (quantity == "forces")
+    assert bool(len(evaluated.predictions.virial)) is (quantity == "stress")
+    assert evaluated.surface is None
+
+
+def test_terms_of_a_step_get_the_same_copies():
+    model, batch = potential(Morse()), mixed_batch()
+    terms = build(config({"pitc_trapezoid": {}, "pisc_triangle": {"detach": "forces"}}), model)
+    evaluated = evaluate_step(model, batch, [SupervisedTerm("energy_per_atom"), *terms])
+    points = {ORIGIN, D, P}
+    assert points <= evaluated.surface.copies.energy.keys()
+    assert points <= evaluated.surface.copies.forces.keys()
+    assert len({id(term.sampling) for term in terms}) == 1
+    other = Sampling(UniformCube(0.05))
+    with pytest.raises(ValueError, match="the same copies"):
+        evaluate_step(model, batch, [*terms, ConsistencyLoss(get_residual("pitc_central"), other)])

@@ -6,11 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from surfaces import SKEWED, SPECIES, Morse, OneBody, batch_of, mixed_batch, molecule, potential
 
-from pimlip_zoo.datasets.neighbours import frame_to_sample
-from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import collate, edge_vectors, sum_by_structure
-from pimlip_zoo.losses.directed import AlongForceError, AlongModes, AlongVariance, remove_rotation
-from pimlip_zoo.losses.perturbation import (
+from pimlip_zoo.consistency.adversarial import AlongForceError, AlongModes, AlongVariance, remove_rotation
+from pimlip_zoo.consistency.displacements import (
     Context,
     Gaussian,
     LocalMask,
@@ -20,6 +17,9 @@ from pimlip_zoo.losses.perturbation import (
     UniformCube,
     atom_count,
 )
+from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import collate, edge_vectors, sum_by_structure
 
 AMPLITUDE = 0.05
 

@@ -40,6 +40,16 @@ class EmaTeacher(nn.Module):
         """Chemical symbols."""
         return cast("PotentialLike", self.potential).species
 
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return cast("PotentialLike", self.potential).cutoff
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether forces come from a head of their own."""
+        return cast("PotentialLike", self.potential).is_direct
+
     def forward(self, graph: AtomGraph, *, forces: bool = True, virial: bool = True) -> Predictions:
         """Predict with the averaged weights."""
         return cast("Predictions", self.potential(graph, forces=forces, virial=virial))

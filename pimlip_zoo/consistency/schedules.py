@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pimlip_zoo.errors import InputError
 
 __all__ = ["Constant", "Decay", "Schedule", "TiedToError", "WarmUp"]
 
 
-class Schedule(Protocol):
-    """A factor of a weight, between 0 and 1, from the step and how well the labels are fitted."""
+class Schedule:
+    """A factor of a weight, between 0 and 1, from the step and how well the labels are fitted: always 1."""
 
-    def factor(self, step: int, error: float | None = None) -> float:
+    needs_error: ClassVar[bool] = False
+    """Whether the factor depends on how well the labels are fitted."""
+
+    def factor(self, step: int, error: float | None = None) -> float:  # noqa: ARG002
         """The factor at a step.
 
         Args:
             step: optimiser steps done.
             error: running mean of the supervised loss, in its own unit; None before the first step.
         """
-
-
-class Constant:
-    """Always one."""
-
-    def factor(self, step: int, error: float | None = None) -> float:  # noqa: ARG002
-        """See :class:`Schedule`."""
         return 1.0
 
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {}
 
-class WarmUp:
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See :meth:`state`."""
+
+
+class Constant(Schedule):
+    """Always one."""
+
+
+class WarmUp(Schedule):
     """Zero up to a step, then a linear rise to one.
 
     Args:
@@ -50,7 +58,7 @@ class WarmUp:
         return 1.0 if self.steps == 0 else min(1.0, (step - self.start) / self.steps)
 
 
-class Decay:
+class Decay(Schedule):
     """One, then a cosine fall to a last value.
 
     Args:
@@ -74,7 +82,7 @@ class Decay:
         return self.last + (1.0 - self.last) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class TiedToError:
+class TiedToError(Schedule):
     """Falls with the supervised error, so that the prior does not bias a model that fits its labels.
 
     ``min(1, (error / reference)^power)``; the reference is the given one, or the first error that was seen.
@@ -83,6 +91,8 @@ class TiedToError:
         power: of the ratio.
         reference: supervised loss below which the factor falls.
     """
+
+    needs_error = True
 
     def __init__(self, power: float = 1.0, reference: float | None = None) -> None:
         if not power > 0:
@@ -99,3 +109,11 @@ class TiedToError:
             self.reference = max(error, 1e-30)
         ratio: float = (max(error, 0.0) / self.reference) ** self.power
         return min(1.0, ratio)
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`Schedule`."""
+        return {"reference": self.reference}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Schedule`."""
+        self.reference = state["reference"]

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from pimlip_zoo.consistency.displacements import DISPLACEMENTS, DisplacementOptions
+from pimlip_zoo.consistency.residuals import RESIDUALS, parse_options, residual_names
+from pimlip_zoo.consistency.surface import Detach
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.losses.residuals import RESIDUALS, Detach
+from pimlip_zoo.losses.weak_labels import Section, WeakLabelsConfig
 
 __all__ = [
     "PRESETS",
     "PerturbationConfig",
-    "PoolConfig",
     "ScheduleConfig",
     "TermConfig",
     "WeakConfig",
-    "WeakLabelsConfig",
     "merge_tables",
     "term_names",
     "weak_preset",
 ]
 
-_OTHER_TERMS = {
-    "strain_first_order": "E(ε) - [E(0) - ε : W(0)], periodic structures",
-    "strain_trapezoid": "E(ε) - E(0) by the trapezoid rule, periodic structures",
-    "curl": "(J - J^T) v with J = dF/dr, direct heads",
-    "noisy_labels": "labels of r asked of r+d, as noisy-nodes augmentation does",
-    "denoising": "F(r+d) = -κ d, the denoising of displaced structures",
-}
-
 
 def term_names() -> dict[str, str]:
     """Every term that can be asked for, with its equation."""
-    return {**{name: residual.equation for name, residual in RESIDUALS.items()}, **_OTHER_TERMS}
+    return residual_names()
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+_OLD_ITERATIONS = 3
+_OLD_STIFFNESS = 20.0
 
 
-class ScheduleConfig(_Section):
-    """How a weight changes; see :mod:`pimlip_zoo.losses.schedules`."""
+class ScheduleConfig(Section):
+    """How a weight changes; see :mod:`pimlip_zoo.consistency.schedules`."""
 
     name: Literal["constant", "warm_up", "decay", "tied_to_error"] = "constant"
     start: int = Field(default=0, ge=0)
@@ -57,7 +50,7 @@ class ScheduleConfig(_Section):
     """Supervised loss below which the weight falls; None: the first one seen."""
 
 
-class TermConfig(_Section):
+class TermConfig(Section):
     """One weak loss."""
 
     weight: float = Field(default=0.1, ge=0)
@@ -71,84 +64,57 @@ class TermConfig(_Section):
     schedule: ScheduleConfig = ScheduleConfig()
     heads: Literal["all", "direct"] = "all"
     """direct: left out where forces are the gradient of the energy."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Of the residual, where it has any; `pimlip-zoo models --weak` lists them."""
 
 
-class PerturbationConfig(_Section):
-    """How atoms are displaced; see :mod:`pimlip_zoo.losses.perturbation`."""
+class PerturbationConfig(Section):
+    """How atoms are displaced; a distribution has further options of its own, which stand beside these."""
 
-    name: Literal["uniform", "gaussian", "sphere", "force_error", "variance", "stiff", "soft"] = "uniform"
+    model_config = ConfigDict(extra="allow", validate_default=True)
+
+    name: str = "uniform"
+    """See :data:`pimlip_zoo.consistency.displacements.DISPLACEMENTS`."""
     amplitude: PositiveFloat = 0.05
     """Å: half an edge of the cube, a standard deviation by component, or a root mean square by atom."""
     species: dict[str, float] | None = None
     """Factor by chemical symbol; others: 1."""
     local_radius: PositiveFloat | None = None
     """Å: displace only what is this close to a random atom."""
-    iterations: PositiveInt = 3
-    """Products with the Hessian, for stiff and soft."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_versions(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("iterations") == _OLD_ITERATIONS:
+            # Earlier versions wrote this for every distribution; it is the default of those that have it.
+            return {key: value for key, value in values.items() if key != "iterations"}
+        return values
+
+    @model_validator(mode="after")
+    def _options_exist(self) -> PerturbationConfig:
+        self.options()
+        return self
+
+    def options(self) -> DisplacementOptions:
+        """Of the distribution.
+
+        Raises:
+            InputError: for a name or an option that does not exist.
+        """
+        kind = DISPLACEMENTS.get(self.name, key="weak.perturbation.name")
+        given = {"amplitude": self.amplitude, **(self.model_extra or {})}
+        return cast("DisplacementOptions", parse_options(kind.options, given, "weak.perturbation"))
 
 
-class PoolConfig(_Section):
-    """How structures around the training set are sampled."""
-
-    structures: PositiveInt = 1500
-    method: Literal["md", "displaced", "both", "given"] = "md"
-    """given: the structures of ``weak.unlabelled`` as they are, and displaced ones where these are too few."""
-    temperatures: tuple[PositiveFloat, ...] = (300.0, 600.0, 900.0)
-    """K, of the Langevin dynamics with the cheap calculator; structures are shared equally."""
-    timestep: PositiveFloat = 0.5
-    """fs."""
-    stride: PositiveInt = 20
-    """Steps between two structures that are kept."""
-    friction: PositiveFloat = 0.02
-    """1/fs."""
-    amplitudes: tuple[PositiveFloat, ...] = (0.03, 0.08)
-    """Å by component, of normal displacements."""
-    max_force: PositiveFloat = 50.0
-    """eV/Å: structures with a larger force on an atom are thrown away."""
-    seed: int = Field(default=0, ge=0)
-
-
-class WeakLabelsConfig(_Section):
-    """Energies and forces from cheap physics."""
-
-    method: Literal["pretrain", "second_head", "shared_head", "delta", "distill"] = "pretrain"
-    calculator: str = "gfn2"
-    """gfn2, gfn1, emt, ``run:RUN``, or ``MODULE:FACTORY``: a function that is imported and called, and returns an ASE
-    calculator."""
-    pool: PoolConfig = PoolConfig()
-    steps: PositiveInt = 5000
-    """Of a stage before the run: pre-training, or the difference model that teaches."""
-    learning_rate: PositiveFloat | None = None
-    """Of a stage before the run; None: the run's."""
-    rate_after: float | None = Field(default=None, gt=0, le=1)
-    """pretrain: factor of the learning rate in the run that follows. None: 1, or 0.1 where reference energies are the
-    only labels, since a fast run on these forgets the forces that it was taught."""
-    terms: Literal["after", "throughout"] = "after"
-    """pretrain: whether the consistency losses begin with the reference labels or with the weak ones."""
-    teachers: PositiveInt = 1
-    """distill: difference models of different seeds, whose mean teaches."""
-    agreement: PositiveFloat | None = None
-    """distill: eV/Å, spread of the teachers' forces at which a structure counts half; None: all count the same."""
-    iterations: PositiveInt = 1
-    """distill: rounds of sampling; each after the first samples with the student of the one before."""
-    weight: PositiveFloat = 1.0
-    """second_head, shared_head: factor of the loss on weak labels."""
-    batch_size: PositiveInt = 10
-    cache: str | None = None
-    """Folder of labelled pools, found again by hash; None: ``$PIMLIP_ZOO_CACHE`` or the user's cache."""
-
-
-class WeakConfig(_Section):
+class WeakConfig(Section):
     """Weak supervision of a run; nothing by default."""
 
     preset: str | None = None
-    terms: dict[str, TermConfig] = {}
+    terms: dict[str, TermConfig] = Field(default_factory=dict)
     """By name, see :func:`term_names`."""
     perturbation: PerturbationConfig = PerturbationConfig()
     strain: float = Field(default=0.01, gt=0, lt=0.2)
     """Largest component of random strains."""
-    denoising_stiffness: PositiveFloat = 20.0
-    """eV/Å², κ of the denoising term."""
     teacher: Literal["none", "ema"] = "none"
     """Who gives the target side of the residuals, without gradient."""
     teacher_decay: float = Field(default=0.99, gt=0, lt=1)
@@ -167,25 +133,21 @@ class WeakConfig(_Section):
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("preset"), str):
-            return merge_tables(weak_preset(values["preset"]), values)
-        return values
+            values = merge_tables(weak_preset(values["preset"]), values)
+        return _with_stiffness(values)
 
     @model_validator(mode="after")
-    def _names_exist(self) -> WeakConfig:
-        known = term_names()
-        for name in self.terms:
-            if name not in known:
+    def _terms_exist(self) -> WeakConfig:
+        for name, term in self.terms.items():
+            key = f"weak.terms.{name}"
+            residual = RESIDUALS.get(name, key=key)
+            residual.bound(term.options)
+            if self.teacher == "ema" and residual.refuses_teacher:
                 raise InputError(
-                    "no such weak loss", key=f"weak.terms.{name}", mend=did_you_mean(name, known)
+                    f"{name} has no target side that a teacher could take",
+                    key="weak.teacher",
+                    mend="set weak.teacher=none, or leave the term out",
                 )
-        if self.teacher == "ema":
-            for name in self.terms:
-                if name in RESIDUALS and RESIDUALS[name].student is None:
-                    raise InputError(
-                        f"{name} has no target side that a teacher could take",
-                        key="weak.teacher",
-                        mend="set weak.teacher=none, or leave the term out",
-                    )
         return self
 
     @model_validator(mode="after")
@@ -280,6 +242,22 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Name -> (what it is, options)."""
+
+
+def _with_stiffness(values: Any) -> Any:
+    """What earlier versions wrote as ``weak.denoising_stiffness`` as what it is: an option of the denoising term."""
+    if not isinstance(values, Mapping) or "denoising_stiffness" not in values:
+        return values
+    rest = {key: value for key, value in values.items() if key != "denoising_stiffness"}
+    term = (rest.get("terms") or {}).get("denoising")
+    if isinstance(term, Mapping):
+        stiffness = {"stiffness": values["denoising_stiffness"], **term.get("options", {})}
+        return merge_tables(rest, {"terms": {"denoising": {"options": stiffness}}})
+    if values["denoising_stiffness"] != _OLD_STIFFNESS:
+        raise InputError(
+            "there is no denoising term", key="weak.denoising_stiffness", mend="choose it, or leave this out"
+        )
+    return rest
 
 
 def weak_preset(name: str) -> dict[str, Any]:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.graph import Batch, edge_vectors
-from pimlip_zoo.losses.directed import AlongForceError, AlongModes, AlongVariance
-from pimlip_zoo.losses.draw import Pool
-from pimlip_zoo.losses.perturbation import (
-    Gaussian,
+from pimlip_zoo.consistency.config import PerturbationConfig, ScheduleConfig, TermConfig, WeakConfig
+from pimlip_zoo.consistency.displacements import (
+    DISPLACEMENTS,
+    Displacement,
     LocalMask,
-    Perturbation,
     RandomStrain,
     SpeciesScaled,
-    Sphere,
-    UniformCube,
 )
-from pimlip_zoo.losses.residuals import RESIDUALS
-from pimlip_zoo.losses.schedules import Constant, Decay, Schedule, TiedToError, WarmUp
-from pimlip_zoo.losses.teacher import EmaTeacher
-from pimlip_zoo.losses.weak import Part, WeakTerm
-from pimlip_zoo.losses.weak_config import PerturbationConfig, ScheduleConfig, TermConfig, WeakConfig
+from pimlip_zoo.consistency.loss import ConsistencyLoss
+from pimlip_zoo.consistency.residuals import Residual, get_residual
+from pimlip_zoo.consistency.sampling import Sampling
+from pimlip_zoo.consistency.schedules import Constant, Decay, Schedule, TiedToError, WarmUp
+from pimlip_zoo.consistency.surface import Reads
+from pimlip_zoo.consistency.teacher import EmaTeacher
+from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.graph import Batch, edge_vectors
+from pimlip_zoo.losses.pool import Pool
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,9 +32,9 @@ if TYPE_CHECKING:
     from pimlip_zoo.losses.base import PotentialLike
 
 __all__ = [
-    "build_perturbation",
+    "build_displacements",
     "build_schedule",
-    "build_weak_term",
+    "build_weak_terms",
     "check_weak",
     "chosen_terms",
     "list_skin",
@@ -44,26 +43,14 @@ __all__ = [
 log = logging.getLogger("pimlip_zoo")
 
 
-def build_perturbation(config: PerturbationConfig, species: Sequence[str]) -> Perturbation:
+def build_displacements(config: PerturbationConfig, species: Sequence[str]) -> Displacement:
     """The distribution of displacements that the options describe.
 
     Raises:
         InputError: for a factor of a species that the model does not have.
     """
-    amplitude = config.amplitude
-    inner: Perturbation
-    if config.name == "uniform":
-        inner = UniformCube(amplitude)
-    elif config.name == "gaussian":
-        inner = Gaussian(amplitude)
-    elif config.name == "sphere":
-        inner = Sphere(amplitude)
-    elif config.name == "force_error":
-        inner = AlongForceError(amplitude)
-    elif config.name == "variance":
-        inner = AlongVariance(amplitude)
-    else:
-        inner = AlongModes(amplitude, config.name, config.iterations)
+    kind = DISPLACEMENTS.get(config.name, key="weak.perturbation.name")
+    inner = kind.make(**config.options().model_dump())
     if config.species is not None:
         for symbol in config.species:
             if symbol not in species:
@@ -78,13 +65,13 @@ def build_perturbation(config: PerturbationConfig, species: Sequence[str]) -> Pe
 
 def build_schedule(config: ScheduleConfig) -> Schedule:
     """The schedule that the options describe."""
-    if config.name == "warm_up":
-        return WarmUp(config.steps, config.start)
-    if config.name == "decay":
-        return Decay(config.steps, config.start, config.last)
-    if config.name == "tied_to_error":
-        return TiedToError(config.power, config.reference)
-    return Constant()
+    made: dict[str, Schedule] = {
+        "constant": Constant(),
+        "warm_up": WarmUp(config.steps, config.start),
+        "decay": Decay(config.steps, config.start, config.last),
+        "tied_to_error": TiedToError(config.power, config.reference),
+    }
+    return made[config.name]
 
 
 def chosen_terms(config: WeakConfig, *, direct: bool) -> dict[str, TermConfig]:
@@ -94,11 +81,10 @@ def chosen_terms(config: WeakConfig, *, direct: bool) -> dict[str, TermConfig]:
 
 def list_skin(config: WeakConfig, species: Sequence[str], cutoff: float, *, direct: bool) -> float:
     """Å by which neighbour lists have to reach beyond the cutoff for every displaced and strained copy."""
-    chosen = chosen_terms(config, direct=direct)
-    skin = 0.0
-    if any(name not in ("curl", "strain_first_order", "strain_trapezoid") for name in chosen):
-        skin = build_perturbation(config.perturbation, species).max_relative_displacement
-    if any(name.startswith("strain") for name in chosen):
+    reads, skin = _reads(chosen_terms(config, direct=direct)), 0.0
+    if reads.displaced:
+        skin = build_displacements(config.perturbation, species).max_relative_displacement
+    if reads.strained:
         skin = max(skin, RandomStrain(config.strain).max_relative_displacement(cutoff))
     return skin
 
@@ -125,47 +111,32 @@ def check_weak(
     """
     chosen = chosen_terms(config, direct=direct)
     for name in chosen:
-        key = f"weak.terms.{name}"
-        needed = RESIDUALS[name].labels if name in RESIDUALS else "none"
-        if needed == "forces" and "forces" not in labels:
-            raise InputError(
-                "needs force labels, and the training data have none", key=key, mend="leave the term out"
-            )
-        if (needed != "none" or name == "noisy_labels") and "energy" not in labels:
-            raise InputError("needs energy labels, and the training data have none", key=key)
-        if name == "curl" and not direct:
-            raise InputError(
-                "forces are the gradient of an energy and have no curl",
-                key=key,
-                mend="leave the term out, or train with --forces direct",
-            )
-        if name.startswith("strain"):
-            _refuse_molecules(samples, key)
-    if not any(name != "curl" and not name.startswith("strain") for name in chosen):
+        _check_term(get_residual(name), labels, samples, direct=direct)
+    if not _reads(chosen).displaced:
         return
-    perturbation = build_perturbation(config.perturbation, species)
-    if perturbation.needs_force_labels and "forces" not in labels:
+    displacements = build_displacements(config.perturbation, species)
+    if displacements.needs_force_labels and "forces" not in labels:
         raise InputError(
             "displacements along the force error need force labels, and the training data have none",
             key="weak.perturbation.name",
             mend="use uniform, gaussian or sphere",
         )
-    if perturbation.needs_ensemble and len(config.ensemble) < 2:
+    if displacements.needs_ensemble and len(config.ensemble) < 2:
         raise InputError(
             f"displacements along the variance need at least 2 runs, {len(config.ensemble)} given",
             key="weak.ensemble",
         )
     shortest = _shortest_bond(samples)
-    if perturbation.max_displacement > 0.5 * shortest:
+    if displacements.max_displacement > 0.5 * shortest:
         raise InputError(
-            f"atoms would move by up to {perturbation.max_displacement:.3g} Å, more than half of the "
+            f"atoms would move by up to {displacements.max_displacement:.3g} Å, more than half of the "
             f"shortest bond ({shortest:.3g} Å)",
             key="weak.perturbation.amplitude",
             mend="lower it",
         )
 
 
-def build_weak_term(
+def build_weak_terms(
     config: WeakConfig,
     potential: nn.Module,
     species: Sequence[str],
@@ -175,8 +146,8 @@ def build_weak_term(
     pool: Sequence[Batch] = (),
     ensemble: Sequence[PotentialLike] = (),
     seed: int = 0,
-) -> WeakTerm | None:
-    """The weak losses of a run as one term; None where there is none.
+) -> list[ConsistencyLoss]:
+    """The consistency losses of a run.
 
     Args:
         config: the options, checked by :func:`check_weak`.
@@ -190,22 +161,59 @@ def build_weak_term(
     """
     chosen = chosen_terms(config, direct=direct)
     if not chosen:
-        return None
+        return []
     for name in config.active.keys() - chosen.keys():
         log.info("weak loss %s is left out: it is for direct force heads", name)
-    parts = [Part(name, term, build_schedule(term.schedule)) for name, term in chosen.items()]
-    return WeakTerm(
-        parts,
-        build_perturbation(config.perturbation, species),
-        strain=RandomStrain(config.strain) if any(name.startswith("strain") for name in chosen) else None,
-        force_weight=1.0 if force_weight is None else force_weight,
-        stiffness=config.denoising_stiffness,
+    reads = _reads(chosen)
+    sampling = Sampling(
+        build_displacements(config.perturbation, species),
+        reads=reads,
+        strain=RandomStrain(config.strain) if reads.strained else None,
         fraction=config.fraction,
         pool=Pool(pool, config.unlabelled_batch_size) if pool else None,
         teacher=EmaTeacher(potential, config.teacher_decay) if config.teacher == "ema" else None,
         ensemble=ensemble,
         seed=seed,
     )
+    return [
+        ConsistencyLoss(
+            get_residual(name),
+            sampling,
+            weight=term.weight,
+            unit=term.unit,
+            detach=term.detach,
+            schedule=build_schedule(term.schedule),
+            force_weight=1.0 if force_weight is None else force_weight,
+            options=term.options,
+        )
+        for name, term in chosen.items()
+    ]
+
+
+def _reads(names: Iterable[str]) -> Reads:
+    """What several residuals look at."""
+    reads = Reads()
+    for name in names:
+        reads = reads | get_residual(name).reads
+    return reads
+
+
+def _check_term(residual: Residual, labels: Sequence[str], samples: Sequence[Batch], *, direct: bool) -> None:
+    key, reads = f"weak.terms.{residual.name}", residual.reads
+    if reads.force_label and "forces" not in labels:
+        raise InputError(
+            "needs force labels, and the training data have none", key=key, mend="leave the term out"
+        )
+    if (reads.energy_label or reads.force_label) and "energy" not in labels:
+        raise InputError("needs energy labels, and the training data have none", key=key)
+    if reads.direction and not direct:
+        raise InputError(
+            "forces are the gradient of an energy and have no curl",
+            key=key,
+            mend="leave the term out, or train with --forces direct",
+        )
+    if reads.strained:
+        _refuse_molecules(samples, key)
 
 
 def _refuse_molecules(samples: Sequence[Batch], key: str) -> None:

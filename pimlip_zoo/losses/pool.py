@@ -1,0 +1,38 @@
+"""Structures beside the labelled ones, some of which every step looks at."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import Batch, collate
+
+__all__ = ["Pool", "step_generator"]
+
+
+class Pool:
+    """Unlabelled structures, some of which every step looks at.
+
+    Args:
+        samples: graphs with lists as wide as the training's; their labels are not looked at.
+        batch_size: structures per step.
+    """
+
+    def __init__(self, samples: Sequence[Batch], batch_size: int) -> None:
+        if not samples:
+            raise InputError("there is no structure in it", key="weak.unlabelled")
+        self.samples, self.batch_size = samples, min(batch_size, len(samples))
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """A batch without repetition."""
+        order = torch.randperm(len(self.samples), generator=generator)[: self.batch_size]
+        return collate([self.samples[index] for index in order.tolist()])
+
+
+def step_generator(seed: int, rank: int, step: int) -> torch.Generator:
+    """A stream that is determined by these numbers. They are hashed: torch's generator looks at 32 bits."""
+    digest = hashlib.blake2b(f"{seed} {rank} {step}".encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
