@@ -181,6 +181,7 @@ def join_unlabelled(batch: Batch, pool: Batch) -> Batch:
         torch.full_like(graph.positions, nan),
         torch.full_like(graph.cell, nan),
         torch.ones_like(energy),
+        torch.ones((graph.num_graphs, 3), dtype=torch.float64, device=energy.device),
     )
     both = [torch.cat(pair) for pair in zip(batch.labels, labels, strict=True)]
     return Batch(join([batch.graph, graph]), Labels(*both))

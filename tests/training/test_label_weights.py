@@ -18,6 +18,7 @@ from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Predictions, collate
+from pimlip_zoo.losses.base import Evaluated
 from pimlip_zoo.losses.supervised import SupervisedTerm
 from pimlip_zoo.training.parcel import pack, unpack
 
@@ -167,11 +168,11 @@ def test_the_weight_of_a_label_is_a_factor_of_its_loss_alone(quantity):
         rows = batch.graph.batch == i
         one = Predictions(p.energy[i : i + 1], p.forces[rows], p.virial[i : i + 1], p.atomic_energy[rows])
         plain = replace(frame, label_weights=(1.0, 1.0, 1.0))
-        alone.append(term(None, frame_to_sample(plain, ("H",), 2.0), one))
+        alone.append(term(Evaluated(frame_to_sample(plain, ("H",), 2.0), one)))
     expected = sum(
         frame.label_weights[column] * value.total for frame, value in zip(frames, alone, strict=True)
     )
-    found = term(None, batch, p)
+    found = term(Evaluated(batch, p))
     torch.testing.assert_close(found.total, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(found.count, sum(value.count for value in alone), rtol=1e-12, atol=0)
 
