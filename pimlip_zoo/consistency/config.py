@@ -38,6 +38,7 @@ class ScheduleConfig(Section):
     """How a weight changes; see :mod:`pimlip_zoo.consistency.schedules`."""
 
     name: Literal["constant", "warm_up", "decay", "tied_to_error"] = "constant"
+    """What the weight is multiplied by over the run; docs/weak-supervision.md has the formulae."""
     start: int = Field(default=0, ge=0)
     """Step at which the warm-up or the decay begins."""
     steps: PositiveInt = 1000
@@ -54,6 +55,7 @@ class TermConfig(Section):
     """One weak loss."""
 
     weight: float = Field(default=0.1, ge=0)
+    """Factor in the total loss; 0: off."""
     unit: Literal["lambda", "per_atom", "total"] = "lambda"
     """What the weight multiplies. lambda: ``(R / (N ε))²``, an error of force along the displacement,
     relative to the weight of the force loss, so that ``weight = C ε²`` for a ``C (R/N)²``. per_atom:
@@ -110,6 +112,7 @@ class WeakConfig(Section):
     """Weak supervision of a run; nothing by default."""
 
     preset: str | None = None
+    """A named set of losses and weak labels; `pimlip-zoo models --weak` lists them."""
     terms: dict[str, TermConfig] = Field(default_factory=dict)
     """By name, see :func:`term_names`."""
     perturbation: PerturbationConfig = PerturbationConfig()
@@ -118,6 +121,7 @@ class WeakConfig(Section):
     teacher: Literal["none", "ema"] = "none"
     """Who gives the target side of the residuals, without gradient."""
     teacher_decay: float = Field(default=0.99, gt=0, lt=1)
+    """Of the averaged weights that the teacher has, by optimiser step."""
     fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of a batch's structures, drawn anew each step, that the weak losses look at."""
     unlabelled: str | None = None
