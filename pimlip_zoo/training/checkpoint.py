@@ -216,7 +216,9 @@ def _check_weights(weights: Any) -> None:
     if not isinstance(weights, dict):
         raise InputError("the checkpoint lacks them", key="state_dict")
     for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        # Losses keep what they go on with, such as the state of a schedule, in plain values beside the weights.
+        plain = isinstance(name, str) and not name.startswith(_OURS) and name.endswith("._extra_state")
+        if not plain and not (isinstance(name, str) and isinstance(value, torch.Tensor)):
             raise InputError("the checkpoint has what is no tensor", key=f"state_dict.{name}"[:100])
         if name.startswith(_OURS) and not bool(torch.isfinite(value).all()):
             raise InputError(
