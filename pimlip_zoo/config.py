@@ -341,6 +341,8 @@ def load_config(
         content, complete = merge_tables(_read_table(onto), content), True
     content = _with_recipe(content)
     for key, value in settings:
+        if key == "recipe.name":
+            content["recipe"] = {}  # the version, and what was filled in, are those of another one
         _insert(content, key, value)
     section = content.get("finetune")
     if not complete and isinstance(section, dict) and isinstance(section.get("run"), str):

@@ -77,7 +77,10 @@ def check_archive(
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > expansion_limit(os.fspath(path)):
+                raise ValueError("it would unpack to far more than a model has")  # noqa: TRY301
+            for entry in entries:
                 with archive.open(entry) as content:
                     while content.read(_PART):
                         pass

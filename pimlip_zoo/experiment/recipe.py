@@ -49,6 +49,8 @@ def complete(config: RunConfig, frames: Sequence[Frame], labels: Sequence[str]) 
         log.info("each of %d structures is seen %.3g times", facts.structures, facts.passes)
         if kept:
             log.info("given, and not from the recipe: %s", ", ".join(sorted(kept)))
+    elif kept and config.recipe.version is None:
+        log.warning("recipe %s changes nothing: every option that it has was given", recipe.name)
     filled = sorted(taken) or config.recipe.filled
     content["recipe"] = {"name": recipe.name, "version": recipe.version, "filled": filled}
     # Dumped whole, so that every option counts as given: what a later stage makes of it is not filled in again.

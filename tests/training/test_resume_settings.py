@@ -16,7 +16,7 @@ from pimlip_zoo.datasets.lmdb import write_store
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import check_settings
 from pimlip_zoo.experiment.record import data_record
-from pimlip_zoo.training.schedule import learning_rate_factor
+from pimlip_zoo.training.schedule import RunClock, learning_rate_factor
 from pimlip_zoo.weak_stages import prepare_run, train_run
 
 SMALL = [
@@ -90,7 +90,7 @@ def test_a_learning_rate_holds_from_the_first_step_on(run):
 
 def test_the_schedule_is_that_of_the_new_length(run):
     resume(run, "optimizer.lr=0.02", "trainer.max_steps=8", "schedule.warmup_steps=0")
-    factor = learning_rate_factor("cosine", warmup_steps=0, total_steps=8, final=0.01)
+    factor = learning_rate_factor("linear", warmup_steps=0, clock=RunClock(8), final=0.0)
     with (run / "metrics.csv").open() as file:
         rates = {int(row["step"]): float(row["learning_rate"]) for row in csv.DictReader(file)}
     assert rates[6] == pytest.approx(0.02 * factor(6), rel=1e-12)
@@ -133,7 +133,8 @@ def test_what_does_not_shape_the_run_may_change(run, setting):
         ("model.preset=medium", ["model.preset", "has small", "given is medium"]),
         ("model.name=mace", ["model.name", "nequip", "mace"]),
         ("seed=1", ["seed", "has 0", "given is 1"]),
-        ("optimizer.name=muon", ["optimizer.name", "adamw", "muon"]),
+        ("optimizer.name=adamw", ["optimizer.name", "muon", "adamw"]),
+        ("recipe.name=nequip", ["recipe.name", "default", "nequip"]),
         ("optimizer.weight_decay=0.1", ["optimizer.weight_decay", "0.1"]),
         ("trainer.dtype=float64", ["trainer.dtype", "float32", "float64"]),
         ("trainer.ema_decay=0", ["trainer.ema_decay", "0.99"]),

@@ -118,7 +118,7 @@ def test_a_run_stopped_in_any_stage_goes_on_from_its_folder_alone(
     outcome = train_run(prepare_run(load_config(None, given)), folder)
     assert (outcome.signal, outcome.steps) == (signal.SIGTERM, 1)
     config = load_config(folder / "config.yaml", complete=True)
-    assert config == load_config(None, given)
+    assert config == load_config(tmp_path / "whole" / "config.yaml", complete=True)
     check_settings(folder, config)
     last = folder / "checkpoints" / "last.ckpt"
     experiment = prepare_run(config, checkpoint=last if last.exists() else None, resumes=folder)
@@ -145,9 +145,10 @@ def test_the_configuration_is_written_before_the_first_stage_and_once(tmp_path, 
 
     original = weak_stages._pretrain
     monkeypatch.setattr(weak_stages, "_pretrain", look)
-    train_run(prepare_run(config), tmp_path / "run")
+    experiment = prepare_run(config)
+    train_run(experiment, tmp_path / "run")
     assert seen == [(tmp_path / "run" / "config.yaml").stat().st_mtime_ns]
-    assert load_config(tmp_path / "run" / "config.yaml", complete=True) == config
+    assert load_config(tmp_path / "run" / "config.yaml", complete=True) == experiment.config
 
 
 def test_a_finished_stage_is_not_repeated(tmp_path):
