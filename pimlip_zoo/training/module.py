@@ -160,7 +160,7 @@ class PotentialTraining(pl.LightningModule):
         total, parts, _ = self.loss(batch, batch_idx)
         if not torch.isfinite(total):
             raise InputError(
-                f"the loss became {float(total)} at step {self.global_step}",
+                f"the loss became {float(total.detach())} at step {self.global_step}",
                 mend="lower optimizer.lr, or look for outliers with `pimlip-zoo data check`",
             )
         shown: dict[str, Tensor] = {"loss": total.detach()}

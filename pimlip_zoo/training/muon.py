@@ -33,6 +33,10 @@ def linear_maps(module: nn.Module) -> list[Tensor]:
     return [weight for weight in found if min(weight.shape[0], weight.shape[-1]) >= NARROWEST]
 
 
+EPS = 1e-10
+"""Size of entries of the momentum below which a step is damped."""
+
+
 class Muon(torch.optim.AdamW):
     """AdamW, but matrices move along their orthogonalised momentum (Jordan et al., 2024, "Muon").
 
@@ -110,10 +114,13 @@ class Muon(torch.optim.AdamW):
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Roughly the orthogonal polar factors of wide matrices (B, m, n), m <= n: singular values of 0.7 to 1.2.
 
-    The quintic Newton-Schulz iteration with the coefficients of Jordan et al., which trade exactness for speed.
+    The quintic Newton-Schulz iteration with the coefficients of Jordan et al., which trade exactness for speed. Matrices
+    whose entries are far below ``EPS`` stay near zero, as steps of Adam do with its epsilon.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-30)
+    # Components that symmetry keeps at zero have gradients of rounding alone, down to 1e-24, whose squares vanish.
+    least = EPS * math.sqrt(matrices.shape[1] * matrices.shape[2])
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + least)
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x

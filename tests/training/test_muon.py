@@ -87,3 +87,28 @@ def test_embeddings_and_coefficients_of_products_are_no_matrices(name: str) -> N
     assert not [n for n in names if "contraction" in n]
     matrices = sum(p.numel() for p in model.parameters() if id(p) in chosen)
     assert matrices > 0.7 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-30, 1e-24, 1e-12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_rounding_alone_move_nothing_far(size, dtype):
+    """Squares of 1e-24 are zero in float32; perfect crystals have such gradients in their first steps."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(8, 6, dtype=dtype))
+    weight.grad = size * torch.randn(8, 6, dtype=dtype)
+    Muon([weight], [weight], lr=1.0).step()
+    assert torch.isfinite(weight).all()
+    assert weight.abs().max() < 0.5 if size > 1e-20 else weight.abs().max() < 1e-9
+
+
+def test_gradients_of_any_usual_size_make_steps_of_one_size():
+    torch.manual_seed(0)
+    gradient = torch.randn(8, 6)
+    steps = []
+    for size in (1e-5, 1.0, 1e5):
+        weight = torch.nn.Parameter(torch.zeros(8, 6))
+        weight.grad = size * gradient
+        Muon([weight], [weight], lr=1.0).step()
+        steps.append(weight.detach().clone())
+    assert torch.allclose(steps[0], steps[1], rtol=1e-2, atol=1e-2)
+    assert torch.allclose(steps[1], steps[2], rtol=1e-5, atol=1e-6)
