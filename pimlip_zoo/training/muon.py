@@ -114,8 +114,8 @@ class Muon(torch.optim.AdamW):
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Roughly the orthogonal polar factors of wide matrices (B, m, n), m <= n: singular values of 0.7 to 1.2.
 
-    The quintic Newton-Schulz iteration with the coefficients of Jordan et al., which trade exactness for speed. Matrices
-    whose entries are far below ``EPS`` stay near zero, as steps of Adam do with its epsilon.
+    The quintic Newton-Schulz iteration with the coefficients of Jordan et al., which trade exactness for speed.
+    Matrices whose entries are far below ``EPS`` stay near zero, as steps of Adam do with its epsilon.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     # Components that symmetry keeps at zero have gradients of rounding alone, down to 1e-24, whose squares vanish.
