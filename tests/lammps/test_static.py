@@ -190,7 +190,7 @@ def test_atomic_virials_in_float32(name, plugin, exported):
 @pytest.mark.slow
 def test_atomic_virials_of_compiled_models(tmp_path, plugin):
     pytest.importorskip("torch._inductor")
-    model = export_aot(potential_of("messages2"), tmp_path / "m.nequip.pt2", name="messages2").path
+    model = export_aot(potential_of("messages2"), tmp_path / "m.pimlip.pt2", name="messages2").path
     structures = [
         geometries()["a cell thinner than the cutoff"],
         Atoms("O", positions=[[5.0, 5.0, 5.0]], cell=np.eye(3) * 10, pbc=True),
