@@ -32,7 +32,7 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.training.checkpoint import KEY, describe, load_potential, read_checkpoint
 
-FEW, MANY = 25, 150
+FEW, MANY = 25, 1000
 UNITS = "?energy=eV&length=Å"
 
 
