@@ -124,7 +124,7 @@ def train_mace(options: argparse.Namespace) -> int:
         "work_dir": options.folder / name,
         "train_file": options.folder / "train-mace.extxyz",
         "valid_file": options.folder / "valid-mace.extxyz",
-        "E0s": json.dumps(references),
+        "E0s": str(references),  # read as a Python literal
         "num_channels": 32,
         "max_L": 1,
         "r_max": 5.0,
