@@ -26,7 +26,7 @@ def parse_duration(text: str) -> datetime.timedelta:
     """``90s``, ``10m``, ``2h``, ``1d12h`` as a time.
 
     Raises:
-        InputError: for anything else.
+        InputError: for anything else, and for no time at all.
     """
     if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
         raise InputError(
@@ -34,7 +34,12 @@ def parse_duration(text: str) -> datetime.timedelta:
         )
     units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
     parts = {units[unit]: float(number) for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text)}
-    return datetime.timedelta(**parts)
+    duration = datetime.timedelta(**parts)
+    if not duration:
+        raise InputError(
+            f"{text!r} is no time at all", key="trainer.max_time", mend="write 90s, 10m, 2h or 1d12h"
+        )
+    return duration
 
 
 def check_trainer(config: RunConfig) -> None:
