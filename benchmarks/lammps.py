@@ -33,12 +33,12 @@ import numpy as np
 import torch
 from ase.build import bulk
 
+from pimlip_zoo.compiled.kernels import use_kernels
 from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.lammps.build import build_plugin
 from pimlip_zoo.deploy.lammps.input import in_lammps_axes, write_data
 from pimlip_zoo.deploy.lammps.run import lammps_command
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.nn.kernels import use_kernels
 from pimlip_zoo.registry import get_model
 
 HERE = Path(__file__).parent

@@ -27,7 +27,7 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    from pimlip_zoo.nn.kernels import available_backends
+    from pimlip_zoo.compiled.kernels import available_backends
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

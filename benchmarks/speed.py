@@ -387,8 +387,8 @@ def _profile(function) -> int:
 
 def _profile_sweeps(function, repeats: int = 100) -> None:
     """CPU time of the calling thread in compiled kernels, in the sweeps beside them, and in all the rest."""
-    from pimlip_zoo.nn.kernels.library import KernelLibrary
-    from pimlip_zoo.nn.sweeps import Sweeps
+    from pimlip_zoo.compiled.kernels.library import KernelLibrary
+    from pimlip_zoo.compiled.sweeps import Sweeps
 
     libraries, spent, records = {}, Counter(), []
     plain = KernelLibrary.run

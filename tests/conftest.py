@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from pimlip_zoo.nn.kernels import available_backends
+from pimlip_zoo.compiled.kernels import available_backends
 
 
 @cache

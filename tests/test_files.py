@@ -90,8 +90,8 @@ def test_a_file_that_does_not_fit_is_named_and_leaves_nothing(tmp_path, write):
 @pytest.mark.parametrize("form", ["torchscript", "checkpoint"])
 def test_an_export_that_does_not_fit_ends_in_one_line_and_leaves_nothing(tmp_path, form):
     from pimlip_zoo.cli.export import ExportFormat, export_potential
+    from pimlip_zoo.compiled.kernels import use_kernels
     from pimlip_zoo.models.potential import Potential
-    from pimlip_zoo.nn.kernels import use_kernels
     from pimlip_zoo.registry import get_model
 
     info = get_model("nequip")

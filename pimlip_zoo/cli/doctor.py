@@ -79,7 +79,7 @@ def _compiler() -> dict[str, tuple[bool, str]]:
 
 
 def _kernels() -> dict[str, tuple[bool, str]]:
-    from pimlip_zoo.nn.kernels.dispatch import available_backends
+    from pimlip_zoo.compiled.kernels.dispatch import available_backends
 
     return {
         f"kernels {name}": (not text.startswith("no"), text) for name, text in available_backends().items()
@@ -88,8 +88,8 @@ def _kernels() -> dict[str, tuple[bool, str]]:
 
 def _kept() -> str:
     """Folders of what was compiled and labelled, with their sizes."""
+    from pimlip_zoo.compiled.kernels.build import cache_folder as kernels
     from pimlip_zoo.datasets.pool import cache_folder as labels
-    from pimlip_zoo.nn.kernels.build import cache_folder as kernels
 
     folders = {kernels().parent, labels()}
     told = []

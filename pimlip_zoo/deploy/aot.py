@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.compiled.kernels import use_kernels
 from pimlip_zoo.deploy.metadata import AOT_ENTRY, export_metadata, read_metadata, torch_version
 from pimlip_zoo.deploy.module import PairStyleModule
 from pimlip_zoo.deploy.selfcheck import check_structures, compare, pair_style_inputs
 from pimlip_zoo.deploy.torchscript import ExportReport, prepared
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing
-from pimlip_zoo.nn.kernels import use_kernels
 
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential

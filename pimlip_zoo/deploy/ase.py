@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, all_changes
 
+from pimlip_zoo.compiled.kernels import one_thread_after_fork
 from pimlip_zoo.datasets.pairs import species_indices
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs
 from pimlip_zoo.graph import AtomGraph, edge_vectors, graph_to, stress_from_virial
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.nn.kernels import one_thread_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,12 +12,12 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from pimlip_zoo.compiled.kernels import sum_by_centre
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.nn.contraction import EdgeContraction, EdgeEnvironment, EdgeTensors, contraction_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
-from pimlip_zoo.nn.kernels import sum_by_centre
 from pimlip_zoo.nn.linear import EquivariantLinear
 from pimlip_zoo.nn.mlp import ScalarMLP
 from pimlip_zoo.nn.pair import PairEmbedding

@@ -11,13 +11,13 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from pimlip_zoo.compiled.kernels import sum_by_centre
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.nn.agnesi import AgnesiTransform
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
-from pimlip_zoo.nn.kernels import sum_by_centre
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 from pimlip_zoo.nn.mlp import ACTIVATIONS, ScalarMLP
 from pimlip_zoo.nn.readout import DirectForces

@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pimlip_zoo.consistency.mixin import PhysicsWeakMixin
-from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors, sum_by_structure
-from pimlip_zoo.models.base import AtomicEnergyModel
-from pimlip_zoo.nn.kernels import compiled_for, geometry_is_leaf, geometry_only
-from pimlip_zoo.nn.sweeps import (
+from pimlip_zoo.compiled.kernels import compiled_for, geometry_is_leaf, geometry_only
+from pimlip_zoo.compiled.sweeps import (
     Levels,
     Sweeps,
     compile_ahead,
@@ -18,6 +14,10 @@ from pimlip_zoo.nn.sweeps import (
     sweeps_of,
     virial_of_edges,
 )
+from pimlip_zoo.consistency.mixin import PhysicsWeakMixin
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors, sum_by_structure
+from pimlip_zoo.models.base import AtomicEnergyModel
 
 __all__ = ["Potential"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.elements import covalent_radii
-from pimlip_zoo.nn.exact import ExactBuffers
 
 __all__ = ["AgnesiTransform"]
 

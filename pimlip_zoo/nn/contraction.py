@@ -10,8 +10,8 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from pimlip_zoo.nn.exact import ExactBuffers
-from pimlip_zoo.nn.kernels import (
+from pimlip_zoo.compiled.exact import ExactBuffers
+from pimlip_zoo.compiled.kernels import (
     PolynomialForm,
     TrilinearForm,
     contract,

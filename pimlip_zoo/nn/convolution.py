@@ -9,7 +9,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from pimlip_zoo.nn.kernels import ReferenceConvolution, TrilinearForm, convolve
+from pimlip_zoo.compiled.kernels import ReferenceConvolution, TrilinearForm, convolve
 
 __all__ = ["Convolution", "ConvolutionSpec", "convolution_spec"]
 
@@ -76,7 +76,7 @@ def convolution_spec(irreps_in: o3.Irreps, irreps_edge: o3.Irreps, targets: o3.I
 class Convolution(nn.Module):
     """Gather neighbours, tensor product with the harmonics ("uvu"), radial weights, sum at the centres.
 
-    Computed by the backend that ``nn.kernels`` selects; in plain torch when scripted.
+    Computed by the backend that ``compiled.kernels`` selects; in plain torch when scripted.
 
     Args:
         spec: the paths.

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.compiled.exact import ExactBuffers
+from pimlip_zoo.compiled.kernels import EmbeddingForm, embed_edges
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.nn.exact import ExactBuffers
-from pimlip_zoo.nn.kernels import EmbeddingForm, embed_edges
 from pimlip_zoo.nn.radial import BesselBasis, PolynomialCutoff
 from pimlip_zoo.nn.spherical import SphericalHarmonics
 

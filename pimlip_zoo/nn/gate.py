@@ -8,7 +8,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from pimlip_zoo.nn.kernels.gate import FUNCTIONS, GatedScalar, GateForm
+from pimlip_zoo.compiled.kernels.gate import FUNCTIONS, GatedScalar, GateForm
 from pimlip_zoo.nn.mlp import ScaledActivation
 
 __all__ = ["Gate"]

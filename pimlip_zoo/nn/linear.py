@@ -6,7 +6,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from pimlip_zoo.nn.kernels.linear import LinearBlock, LinearForm
+from pimlip_zoo.compiled.kernels.linear import LinearBlock, LinearForm
 
 __all__ = ["EquivariantLinear", "SpeciesLinear", "irrep_slices", "linear_form"]
 

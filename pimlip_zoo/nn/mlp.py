@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.compiled.kernels import MLPForm, perceptron
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.nn.kernels import MLPForm, perceptron
 
 __all__ = ["ACTIVATIONS", "ScalarMLP", "ScaledActivation", "activation"]
 
@@ -99,7 +99,7 @@ class ScalarMLP(nn.Module):
         self.form = MLPForm(self.sizes, tuple(self.scales), gain) if nonlinearity == "silu" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, sizes[0]) -> (rows, sizes[-1]), by the backend that ``nn.kernels`` selects."""
+        """(rows, sizes[0]) -> (rows, sizes[-1]), by the backend that ``compiled.kernels`` selects."""
         # TorchScript parses type comments and takes this one only at the very end of its line.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self.reference(x)

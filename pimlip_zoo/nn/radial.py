@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.nn.exact import ExactBuffers
 
 __all__ = ["BesselBasis", "PolynomialCutoff"]
 

@@ -8,8 +8,8 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.nn.exact import ExactBuffers
 
 __all__ = ["SphericalHarmonics"]
 

@@ -15,9 +15,9 @@ from e3nn import o3
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pimlip_zoo.compiled.exact import ExactBuffers
+from pimlip_zoo.compiled.kernels import PolynomialForm, contract
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.nn.exact import ExactBuffers
-from pimlip_zoo.nn.kernels import PolynomialForm, contract
 
 __all__ = [
     "CouplingBasis",

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.elements import atomic_numbers, covalent_radii
-from pimlip_zoo.nn.exact import ExactBuffers
 
 __all__ = ["ZBL"]
 

@@ -10,10 +10,10 @@ import torch
 
 from pimlip_zoo.cli import main
 from pimlip_zoo.cli.export import ExportFormat, _default_output, export_potential
+from pimlip_zoo.compiled.kernels import use_kernels
 from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.nn.kernels import use_kernels
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.training.checkpoint import load_potential
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import pimlip_zoo as pz
+from pimlip_zoo.compiled.kernels.build import CompilerError
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.loading import load_exported
@@ -25,7 +26,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import sealed
 from pimlip_zoo.graph import edge_vectors
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.nn.kernels.build import CompilerError
 from pimlip_zoo.nn.zbl import ZBL
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.testing import STRUCTURES, structure
@@ -334,7 +334,7 @@ def test_an_export_without_a_compiler_names_the_mend(tmp_path, monkeypatch):
     def refuse(_):
         raise CompilerError("no C compiler (cc, gcc or clang) on PATH")
 
-    monkeypatch.setattr("pimlip_zoo.nn.sweeps.run.build_together", refuse)
+    monkeypatch.setattr("pimlip_zoo.compiled.sweeps.run.build_together", refuse)
     with pytest.raises(InputError, match=r"needs a C compiler: no C compiler .*use torchscript"):
         export_native(build("nequip"), tmp_path / "model.pimlip")
     assert not list(tmp_path.iterdir())

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
+from pimlip_zoo.compiled.kernels.mlp import MLPForm, MLPSweep, cpu_mlp
 from pimlip_zoo.deploy.native.fuse import without_copies
 from pimlip_zoo.deploy.native.program import KernelOp, Program, Size, TensorOp, View
-from pimlip_zoo.nn.kernels.mlp import MLPForm, MLPSweep, cpu_mlp
 
 pytestmark = pytest.mark.compiler
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import pimlip_zoo as pz
 from pimlip_zoo.cli.export import ExportFormat, export_potential
+from pimlip_zoo.compiled.kernels import sum_by_centre
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.metadata import read_metadata
@@ -19,7 +20,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.edges import EdgeEmbedding
-from pimlip_zoo.nn.kernels import sum_by_centre
 from pimlip_zoo.nn.mlp import ScalarMLP
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.testing import structure

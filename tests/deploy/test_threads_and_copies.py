@@ -18,12 +18,12 @@ import torch
 from ase.build import bulk
 from ase.mep import NEB
 
+from pimlip_zoo.compiled.sweeps.trace import trace_model
 from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.committee import CommitteeCalculator
 from pimlip_zoo.deploy.native.calculator import NativeCalculator
 from pimlip_zoo.deploy.native.export import export_native
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.nn.sweeps.trace import trace_model
 from pimlip_zoo.registry import get_model
 
 pytestmark = pytest.mark.compiler

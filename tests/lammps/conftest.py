@@ -10,10 +10,10 @@ import torch
 from toys import potential_of
 
 from pimlip_zoo.cli.export import ExportFormat
+from pimlip_zoo.compiled.kernels import use_kernels
+from pimlip_zoo.compiled.kernels.build import CompilerError, compiler
 from pimlip_zoo.deploy.native.export import export_native
 from pimlip_zoo.deploy.torchscript import export_torchscript
-from pimlip_zoo.nn.kernels import use_kernels
-from pimlip_zoo.nn.kernels.build import CompilerError, compiler
 
 
 def pytest_collection_modifyitems(items):

@@ -13,12 +13,12 @@ from ase import units
 from ase.build import bulk
 from toys import SPECIES, geometries, potential_of, predict
 
+from pimlip_zoo.compiled.kernels import use_kernels
 from pimlip_zoo.deploy.lammps.check import BAR, single_points
 from pimlip_zoo.deploy.lammps.input import in_lammps_axes, write_data
 from pimlip_zoo.deploy.lammps.run import run_lammps
 from pimlip_zoo.deploy.native.export import export_native
 from pimlip_zoo.deploy.torchscript import export_torchscript
-from pimlip_zoo.nn.kernels import use_kernels
 from pimlip_zoo.training.checkpoint import load_potential
 
 SCRIPT = """units {units}

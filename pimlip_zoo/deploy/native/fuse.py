@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from pimlip_zoo.compiled.kernels.mlp import MLPSweep
 from pimlip_zoo.deploy.native.program import KernelOp, ListsOp, Operation, Program, Size, TensorOp, View
-from pimlip_zoo.nn.kernels.mlp import MLPSweep
 
 __all__ = ["without_copies"]
 

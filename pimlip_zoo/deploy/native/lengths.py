@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pimlip_zoo.compiled.kernels import use_kernels
+from pimlip_zoo.compiled.sweeps.run import Sweeps, attribute, call, filler, put
+from pimlip_zoo.compiled.sweeps.trace import Step, Trace, trace_model, values_in
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.nn.kernels import use_kernels
-from pimlip_zoo.nn.sweeps.run import Sweeps, attribute, call, filler, put
-from pimlip_zoo.nn.sweeps.trace import Step, Trace, trace_model, values_in
 
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential

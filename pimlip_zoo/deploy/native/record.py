@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from pimlip_zoo.compiled.kernels.edges import EdgeLists, EdgePairs
+from pimlip_zoo.compiled.kernels.watch import KernelCall, watched_by
 from pimlip_zoo.deploy.native.fuse import without_copies
 from pimlip_zoo.deploy.native.program import (
     INPUTS,
@@ -28,12 +30,10 @@ from pimlip_zoo.deploy.native.program import (
     View,
 )
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.nn.kernels.edges import EdgeLists, EdgePairs
-from pimlip_zoo.nn.kernels.watch import KernelCall, watched_by
 
 if TYPE_CHECKING:
+    from pimlip_zoo.compiled.sweeps.trace import Trace
     from pimlip_zoo.models.potential import Potential
-    from pimlip_zoo.nn.sweeps.trace import Trace
 
 __all__ = ["MEND", "Evaluate", "evaluation", "record", "steps_of"]
 
@@ -117,9 +117,9 @@ def steps_of(potential: Potential) -> Trace:
     Raises:
         InputError: when it cannot be taken apart.
     """
-    from pimlip_zoo.nn.sweeps.mlp import keep_slopes
-    from pimlip_zoo.nn.sweeps.pairs import share_radial
-    from pimlip_zoo.nn.sweeps.trace import trace_model
+    from pimlip_zoo.compiled.sweeps.mlp import keep_slopes
+    from pimlip_zoo.compiled.sweeps.pairs import share_radial
+    from pimlip_zoo.compiled.sweeps.trace import trace_model
 
     if potential.is_direct:
         raise InputError("a direct force head has no native form", key="format", mend=MEND)
@@ -139,9 +139,9 @@ def evaluation(potential: Potential, trace: Trace) -> Evaluate:
     Raises:
         InputError: when their kernels cannot be compiled.
     """
+    from pimlip_zoo.compiled.kernels.build import CompilerError
+    from pimlip_zoo.compiled.sweeps.run import Sweeps
     from pimlip_zoo.graph import AtomGraph
-    from pimlip_zoo.nn.kernels.build import CompilerError
-    from pimlip_zoo.nn.sweeps.run import Sweeps
 
     repulsion, dtype = potential.repulsion, potential.model.dtype
     try:

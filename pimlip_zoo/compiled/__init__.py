@@ -1,0 +1,4 @@
+"""What makes the package fast: C and GPU kernels, and whole models run as one program of them.
+
+Nothing here knows an architecture. The package works without it, more slowly.
+"""

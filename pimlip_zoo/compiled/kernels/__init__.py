@@ -1,0 +1,44 @@
+"""One mathematical operation, several backends; which one computes is decided in ``dispatch``."""
+
+from pimlip_zoo.compiled.kernels.dispatch import (
+    available_backends,
+    chosen_backend,
+    compiled_for,
+    contract,
+    convolve,
+    embed_edges,
+    multiply_edges,
+    or_reference,
+    perceptron,
+    use_kernels,
+)
+from pimlip_zoo.compiled.kernels.embedding import EmbeddingForm
+from pimlip_zoo.compiled.kernels.forks import one_thread_after_fork
+from pimlip_zoo.compiled.kernels.form import TrilinearForm
+from pimlip_zoo.compiled.kernels.mlp import MLPForm
+from pimlip_zoo.compiled.kernels.polynomial import PolynomialForm
+from pimlip_zoo.compiled.kernels.reference import ReferenceConvolution
+from pimlip_zoo.compiled.kernels.scope import geometry_is_leaf, geometry_only
+from pimlip_zoo.compiled.kernels.sums import sum_by_centre
+
+__all__ = [
+    "EmbeddingForm",
+    "MLPForm",
+    "PolynomialForm",
+    "ReferenceConvolution",
+    "TrilinearForm",
+    "available_backends",
+    "chosen_backend",
+    "compiled_for",
+    "contract",
+    "convolve",
+    "embed_edges",
+    "geometry_is_leaf",
+    "geometry_only",
+    "multiply_edges",
+    "one_thread_after_fork",
+    "or_reference",
+    "perceptron",
+    "sum_by_centre",
+    "use_kernels",
+]

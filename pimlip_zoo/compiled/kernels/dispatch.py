@@ -1,0 +1,368 @@
+"""Which backend computes: chosen here, by name, for all kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.compiled.kernels import build, convolution, cpu, cueq, embedding, mlp, polynomial, product
+from pimlip_zoo.compiled.kernels.convolution import ConvolutionSums
+from pimlip_zoo.compiled.kernels.edges import edge_lists
+from pimlip_zoo.compiled.kernels.form import TrilinearForm
+from pimlip_zoo.compiled.kernels.gpu import launch
+from pimlip_zoo.compiled.kernels.gpu.convolution import triton_convolution
+from pimlip_zoo.compiled.kernels.gpu.polynomial import triton_polynomial
+from pimlip_zoo.compiled.kernels.gpu.product import triton_edge_product
+from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.graph import AtomGraph
+
+__all__ = [
+    "BACKENDS",
+    "available_backends",
+    "chosen_backend",
+    "compiled_for",
+    "contract",
+    "convolve",
+    "embed_edges",
+    "multiply_edges",
+    "or_reference",
+    "perceptron",
+    "use_kernels",
+]
+
+ENVIRONMENT = "PIMLIP_ZOO_KERNELS"
+BACKENDS = ("auto", "reference", "scatter", "cpu", "triton", "cueq")
+_IN_TORCH = ("reference", "scatter")
+
+_log = logging.getLogger("pimlip_zoo.kernels")
+_override: list[str] = []
+_failed: list[str] = []  # why there are no compiled kernels, once that is known
+
+Kernels = TypeVar("Kernels")
+Reference = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class EdgeProductLike(Protocol):
+    """What :func:`multiply_edges` has to know."""
+
+    entries: tuple[tuple[int, int], ...]
+    dim_in: int
+    dim_out: int
+
+    def reference(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
+        """The same in plain torch."""
+        ...
+
+
+class PerceptronLike(Protocol):
+    """What :func:`perceptron` has to know."""
+
+    form: mlp.MLPForm | None
+    weights: torch.nn.ParameterList
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The same in plain torch."""
+        ...
+
+
+class PolynomialLike(Protocol):
+    """What :func:`contract` has to know."""
+
+    form: polynomial.PolynomialForm
+
+    def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:
+        """The same in plain torch."""
+        ...
+
+
+class EmbeddingLike(Protocol):
+    """What :func:`embed_edges` has to know."""
+
+    form: embedding.EmbeddingForm | None
+
+    def reference(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """The same in plain torch."""
+        ...
+
+    def reduced_length(self, length: Tensor, graph: AtomGraph) -> Tensor:
+        """Lengths over each edge's cutoff."""
+        ...
+
+
+@contextmanager
+def use_kernels(name: str) -> Iterator[None]:
+    """Use one backend inside a ``with`` block, whatever the environment says.
+
+    Args:
+        name: auto, reference, scatter, cpu, triton or cueq.
+
+    Raises:
+        InputError: for an unknown name, or a backend that does not work here.
+    """
+    _override.append(_checked(name, "use_kernels"))
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def chosen_backend() -> str:
+    """The name in force: that of :func:`use_kernels`, else of ``$PIMLIP_ZOO_KERNELS``, else auto.
+
+    Raises:
+        InputError: when the environment names a backend that does not exist or does not work here.
+    """
+    if _override:
+        return _override[-1]
+    name = os.environ.get(ENVIRONMENT)
+    return "auto" if not name or name == "auto" else _checked(name, ENVIRONMENT)
+
+
+def compiled_for(tensor: Tensor) -> bool:
+    """Whether operations on such a tensor are done by compiled kernels, as far as is known before the first one."""
+    return (
+        _plain(tensor) and tensor.device.type == "cpu" and chosen_backend() in ("auto", "cpu") and not _failed
+    )
+
+
+def available_backends() -> dict[str, str]:
+    """Every backend with what there is to say about it here, for ``pimlip-zoo doctor``.
+
+    A text that begins with ``available`` means that the backend works.
+    """
+    return {
+        "reference": "available: torch, any device",
+        "scatter": "available: reference with sums by torch-scatter, any device"
+        if importlib.util.find_spec("torch_scatter")
+        else "not available: torch-scatter is not installed",
+        "cpu": _cpu_status(),
+        "triton": launch.status(),
+        "cueq": cueq.status(),
+    }
+
+
+def convolve(
+    form: TrilinearForm,
+    reference: Reference,
+    x: Tensor,
+    harmonics: Tensor,
+    weights: Tensor,
+    edge_index: Tensor,
+) -> Tensor:
+    """The convolution by the backend in force.
+
+    ``auto`` takes compiled kernels for float32 and float64 on the CPU, with a C compiler, and
+    the reference for everything else: other dtypes, a graph that is being traced or compiled.
+
+    Args:
+        form: what is computed.
+        reference: the same in plain torch.
+        x: (N, K_in, C) features.
+        harmonics: (E, K_edge).
+        weights: (E, P, C).
+        edge_index: (2, E) centre and neighbour.
+
+    Returns:
+        (N, K_out, C).
+    """
+    backend = (
+        _backend(x, harmonics, weights, covered=("cpu", "triton", "cueq")) if form.terms else "reference"
+    )
+    if backend == "cueq":
+        return cueq.convolve(form, x, harmonics, weights, edge_index)
+    sums: ConvolutionSums | None = None
+    if backend == "triton":
+        sums = triton_convolution(form, int(x.shape[2]), x.dtype)
+    elif backend == "cpu":
+        sums = or_reference(lambda: cpu.cpu_convolution(form, int(x.shape[2]), x.dtype).prepared())
+    if sums is None:
+        return reference(x, harmonics, weights, edge_index)
+    edges = edge_lists(edge_index, int(x.shape[0]))
+    return convolution.convolve(sums, edges, x.contiguous(), harmonics.contiguous(), weights.contiguous())
+
+
+def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
+    """Each edge's features times the sparse matrix of its centre, by the backend in force.
+
+    Args:
+        module: says which components meet, and computes the same in plain torch.
+        features: (E, K_in, C).
+        matrices: (N, R, C), one row for each pair of components that meet.
+        centre: (E,).
+
+    Returns:
+        (E, K_out, C).
+    """
+    backend = (
+        _backend(features, matrices, covered=("cpu", "triton", "cueq")) if module.entries else "reference"
+    )
+    if backend == "cueq":
+        return cueq.multiply_edges(module.entries, module.dim_in, module.dim_out, features, matrices, centre)
+    key = (module.entries, module.dim_in, module.dim_out, int(features.shape[2]), features.dtype)
+    kernels: product.EdgeProductKernels | None = None
+    if backend == "triton":
+        kernels = triton_edge_product(*key)
+    elif backend == "cpu":
+        kernels = or_reference(lambda: product.cpu_edge_product(*key).prepared())
+    if kernels is None:
+        return module.reference(features, matrices, centre)
+    edges = edge_lists(centre, int(matrices.shape[0]))
+    return product.edge_product(kernels, edges, features.contiguous(), matrices.contiguous())
+
+
+def perceptron(module: PerceptronLike, x: Tensor) -> Tensor:
+    """A multilayer perceptron by the backend in force.
+
+    Args:
+        module: has the form and the weights, and computes the same in plain torch.
+        x: (rows, sizes[0]).
+
+    Returns:
+        (rows, sizes[-1]).
+    """
+    form, weights = module.form, list(module.weights)
+    if form is None or _backend(x, *weights, covered=("cpu",)) != "cpu":
+        return module.reference(x)
+    kernels = or_reference(lambda: mlp.cpu_mlp(form, x.dtype).prepared())
+    return module.reference(x) if kernels is None else mlp.mlp(kernels, x.contiguous(), weights)
+
+
+def contract(module: PolynomialLike, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:
+    """Polynomials of each atom's features by the backend in force.
+
+    Args:
+        module: has the form, and computes the same in plain torch.
+        x: (N, K_in, C).
+        coefficients: (S, T, C).
+        species: (N,).
+
+    Returns:
+        (N, K_out, C).
+    """
+    form = module.form
+    backend = _backend(x, coefficients, covered=("cpu", "triton", "cueq")) if form.terms else "reference"
+    if backend == "cueq":
+        return cueq.contract(form, x, coefficients, species)
+    key = (form, int(x.shape[2]), x.dtype)
+    kernels: polynomial.PolynomialKernels | None = None
+    if backend == "triton":
+        kernels = triton_polynomial(*key)
+    elif backend == "cpu":
+        kernels = or_reference(lambda: polynomial.cpu_polynomial(*key).prepared())
+    if kernels is None:
+        return module.reference(x, coefficients, species)
+    return polynomial.polynomial(
+        kernels, module.reference, x.contiguous(), coefficients.contiguous(), species
+    )
+
+
+def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+    """Radial functions and harmonics of edges by the backend in force.
+
+    Args:
+        module: has the form, and computes the same in plain torch.
+        vectors: (E, 3) Å.
+        graph: the edges' atoms and species.
+
+    Returns:
+        (E, B), (E, (l_max + 1)²).
+    """
+    form = module.form
+    if form is None or _backend(vectors, covered=("cpu",)) != "cpu":
+        return module.reference(vectors, graph)
+    kernels = or_reference(lambda: embedding.cpu_embedding(form, vectors.dtype).prepared())
+    if kernels is None:
+        return module.reference(vectors, graph)
+    inverse = module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)
+    return embedding.embed(
+        kernels, lambda v: module.reference(v, graph), vectors.contiguous(), inverse.contiguous()
+    )
+
+
+def _checked(name: str, key: str) -> str:
+    if name not in BACKENDS:
+        raise InputError(f"no kernel backend is called {name!r}", key=key, mend=did_you_mean(name, BACKENDS))
+    if name in ("scatter", "triton", "cueq") and not (text := available_backends()[name]).startswith(
+        "available"
+    ):
+        raise InputError(f"{name} is {text}", key=key, mend="use auto")
+    return name
+
+
+def _backend(*tensors: Tensor, covered: Sequence[str]) -> str:
+    """What computes an operation on these tensors: reference, or one of the backends that have kernels for it.
+
+    A backend that is chosen by name but has no kernel for the operation leaves it to what ``auto`` would take.
+    """
+    name, device = chosen_backend(), tensors[0].device
+    if name in _IN_TORCH or not _plain(*tensors):
+        return "reference"
+    if name == "triton" and "triton" in covered and device.type == "cpu" and not launch.interpreted():
+        raise InputError(
+            "triton computes on GPUs and got a tensor on the CPU",
+            key=ENVIRONMENT,
+            mend="move the model to the GPU, use auto, or set TRITON_INTERPRET=1 to test",
+        )
+    if name == "cueq" and any(t.numel() == 0 for t in tensors):
+        return "reference"  # its fallback knows no empty operands
+    if name in ("triton", "cueq") and name in covered:
+        return name
+    return "cpu" if device.type == "cpu" and "cpu" in covered else "reference"
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether pointers to these tensors may be handed over: real ones in one place, nothing tracing them."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # noqa: SLF001
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:  # noqa: SLF001
+        return False
+    dtype, device = tensors[0].dtype, tensors[0].device
+    return (
+        dtype in (torch.float32, torch.float64)
+        and device.type in ("cpu", "cuda")
+        and all(
+            type(t) in (Tensor, torch.nn.Parameter) and t.device == device and t.dtype == dtype
+            for t in tensors
+        )
+    )
+
+
+def or_reference(make: Callable[[], Kernels], *, required: bool | None = None) -> Kernels | None:
+    """What needs compiled kernels, or None where they cannot be had, which is said once.
+
+    Raises:
+        InputError: when they are required, as they are by the name of the backend in force if nothing else is said.
+    """
+    required = chosen_backend() == "cpu" if required is None else required
+    if _failed and not required:
+        return None
+    try:
+        return make()
+    except (build.CompilerError, OSError) as error:
+        if required:
+            raise InputError(
+                f"the compiled kernels cannot be built: {error}",
+                key=ENVIRONMENT,
+                mend="install a C compiler, or use auto",
+            ) from error
+        _failed.append(str(error))
+        _log.warning("kernels run in plain torch, many times slower: %s", error)
+        return None
+
+
+def _cpu_status() -> str:
+    if _failed:
+        return f"not available: {_failed[0]}; CPUs use reference"
+    try:
+        name = build.compiler()[0]
+    except build.CompilerError as error:
+        return f"not available: {error}; CPUs use reference"
+    flags = " ".join(build.machine_flags()) or "baseline instructions"
+    return f"available: {name}, {flags}, kept in {build.cache_folder()}"

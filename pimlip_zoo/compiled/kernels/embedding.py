@@ -1,0 +1,258 @@
+"""Radial functions and harmonics of edges compiled, vectors running over edges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
+from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.program import Program, Value
+from pimlip_zoo.compiled.kernels.scope import leaf_geometry, parameters_wanted
+
+__all__ = ["CpuEmbedding", "EmbeddingForm", "cpu_embedding", "embed"]
+
+Reference = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class EmbeddingForm:
+    """``prefactor sin(n pi x) / x`` times the polynomial cutoff of order p, n = 1..B, and harmonics up to l_max."""
+
+    num_basis: int
+    prefactor: float
+    order: int
+    couplings: tuple[tuple[tuple[int, int, int, float], ...], ...]
+    """For each degree from 2 on, (component below, component of degree 1, component, coefficient)."""
+
+    @property
+    def dim(self) -> int:
+        """Components of the harmonics, degree 1 included."""
+        return (len(self.couplings) + 2) ** 2
+
+
+class CpuEmbedding:
+    """The kernels of one form: 0 values, 1 gradient by the vectors, 2 derivative of ``<h, gradient>`` by cotangents.
+
+    Args:
+        form: what is computed.
+        dtype: float32 or float64.
+    """
+
+    def __init__(self, form: EmbeddingForm, dtype: torch.dtype) -> None:
+        self.form, self.dtype = form, dtype
+        self.library = KernelLibrary(self._source, dtype)
+
+    def prepared(self) -> CpuEmbedding:
+        """Itself, with the first kernel built.
+
+        Raises:
+            CompilerError: when it cannot be.
+        """
+        self.library.build(0)
+        return self
+
+    def _source(self, kernel: Hashable, machine: Target) -> str:
+        lanes = machine.lanes
+        root = "sqrtf" if machine.scalar == "float" else "sqrt"
+        lines = [*prelude(machine, [lanes]), f"typedef v{lanes} V;", *kernel_head()]
+        lines += [
+            "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)",
+            f"for (int64_t e = 0; e < rows; e += {lanes}) {{",
+            f"const int n = rows - e < {lanes} ? (int)(rows - e) : {lanes};",
+            "const V zero = {0}, one = zero + (T)1;",
+            "V u0 = one, u1 = zero, u2 = zero, ic = one;",
+            "for (int j = 0; j < n; j++) {",
+            "u0[j] = x0[3 * (e + j)]; u1[j] = x0[3 * (e + j) + 1]; u2[j] = x0[3 * (e + j) + 2]; ic[j] = y0[e + j]; }",
+            "const V r2 = u0 * u0 + u1 * u1 + u2 * u2; V ir;",
+            f"for (int j = 0; j < {lanes}; j++) ir[j] = (T)1 / {root}(r2[j]);",
+            "u0 *= ir; u1 *= ir; u2 *= ir;",
+            "V x = r2 * ir * ic;",
+            # Beyond the cutoff everything radial is zero; the reduced distance stays where the series hold.
+            f"V inside; for (int j = 0; j < {lanes}; j++) {{",
+            "inside[j] = x[j] < 1 ? 1 : 0; x[j] = x[j] < 1 ? x[j] : 1; }",
+            *self._radial(machine, derivative=kernel != 0),
+        ]
+        lines += {0: self._values, 1: self._gradient, 2: self._second}[int(str(kernel))]()
+        return "\n".join(["#include <math.h>", *lines, "}}", ""])
+
+    def _radial(self, machine: Target, *, derivative: bool) -> list[str]:
+        """``f<n>`` and, when asked for, their derivatives by the length ``d<n>``."""
+        form, p = self.form, self.form.order
+        degree = 14 if machine.scalar == "float" else 24
+        sine = [(-1) ** (k // 2) / math.factorial(k) for k in range(1, degree, 2)]
+        cosine = [(-1) ** (k // 2) / math.factorial(k) for k in range(0, degree + 1, 2)]
+        out = [
+            f"const V y = (x - (T)0.5) * (T){math.pi!r}, y2 = y * y;",
+            f"V sn = zero + (T){sine[-1]!r}, cs = zero + (T){cosine[-1]!r};",
+            *(f"sn = sn * y2 + (T){c!r};" for c in reversed(sine[:-1])),
+            *(f"cs = cs * y2 + (T){c!r};" for c in reversed(cosine[:-1])),
+            "const V s1 = cs, c1 = -(sn * y), ix = one / x;",  # of pi x
+            f"V power = one; for (int k = 0; k < {p - 1}; k++) power *= x;",
+            f"V cut = (T){p * (p + 2.0)!r} + x * (T){-p * (p + 1) / 2!r};",
+            f"cut = one + power * x * ((T){-(p + 1) * (p + 2) / 2!r} + x * cut);",
+            f"cut = inside * cut * (T){form.prefactor!r} * ix;",
+            f"V slope = inside * (T){-p * (p + 1) * (p + 2) / 2 * form.prefactor!r} * power * ix;",
+            "slope = slope * (one - x) * (one - x);",
+        ]
+        for n in range(1, form.num_basis + 1):
+            if n > 1:
+                out.append(
+                    f"const V s{n} = s{n - 1} * c1 + c{n - 1} * s1, c{n} = c{n - 1} * c1 - s{n - 1} * s1;"
+                )
+            out.append(f"const V f{n} = s{n} * cut;")
+            if derivative:
+                out.append(
+                    f"const V d{n} = ic * (s{n} * (slope - cut * ix) + (T){n * math.pi!r} * c{n} * cut);"
+                )
+        return out
+
+    def _harmonics(self) -> tuple[Program, list[Value], list[int]]:
+        program = Program()
+        u = [program.input("u", i) for i in range(3)]
+        root = program.constant(math.sqrt(3.0))
+        first = [program.multiply(root, v) for v in u]
+        below, values = first, [program.constant(1.0), *first]
+        for degree, terms in enumerate(self.form.couplings, start=2):
+            here: list[Value] = [None] * (2 * degree + 1)
+            for a, b, k, value in terms:
+                product = program.multiply(program.multiply(below[a], first[b]), program.constant(value))
+                here[k] = program.add(here[k], product)
+            below = here
+            values += here
+        return program, values, u
+
+    def _emit(self, program: Program, results: list[tuple[Value, str]]) -> list[str]:
+        load = {"u": "u{}", "h": "w{}", "g": "z{}", "constant": "zero + (T){}"}
+        return program.emit("V", load, [(v, text) for v, text in results if v is not None])
+
+    def _values(self) -> list[str]:
+        program, values, _ = self._harmonics()
+        dim, basis = self.form.dim, self.form.num_basis
+        out = self._emit(program, [(v, f"const V p{k} = {{}};") for k, v in enumerate(values)])
+        out += ["for (int j = 0; j < n; j++) {"]
+        out += [f"out0[(e + j) * {basis} + {n}] = f{n + 1}[j];" for n in range(basis)]
+        out += [f"out1[(e + j) * {dim} + {k}] = p{k}[j];" for k in range(dim)]
+        return [*out, "}"]
+
+    def _gradient(self) -> list[str]:
+        program, values, u = self._harmonics()
+        dim, basis = self.form.dim, self.form.num_basis
+        out = [f"V z{k} = zero;" for k in range(dim)]
+        out += [f"V b{n} = zero;" for n in range(basis)]
+        out += ["for (int j = 0; j < n; j++) {"]
+        out += [f"z{k}[j] = g1[(e + j) * {dim} + {k}];" for k in range(dim)]
+        out += [f"b{n}[j] = g0[(e + j) * {basis} + {n}];" for n in range(basis)]
+        out.append("}")
+        # The constant component has no derivative.
+        total = program.dot([program.input("g", k) for k in range(1, dim)], values[1:])
+        found = program.gradients(total, u)
+        out += [f"V q{i} = zero;" for i in range(3)]
+        out += self._emit(program, [(v, f"q{i} = {{}};") for i, v in enumerate(found)])
+        radial = " + ".join(f"b{n} * d{n + 1}" for n in range(basis)) or "zero"
+        out += [
+            f"const V along = {radial}, across = q0 * u0 + q1 * u1 + q2 * u2;",
+            *(f"q{i} = u{i} * along + ir * (q{i} - u{i} * across);" for i in range(3)),
+            "for (int j = 0; j < n; j++) {",
+            *(f"out0[3 * (e + j) + {i}] = q{i}[j];" for i in range(3)),
+            "}",
+        ]
+        return out
+
+    def _second(self) -> list[str]:
+        program, values, u = self._harmonics()
+        dim, basis = self.form.dim, self.form.num_basis
+        out = [
+            *(f"V w{i}_ = zero;" for i in range(3)),
+            "for (int j = 0; j < n; j++) {",
+            *(f"w{i}_[j] = x1[3 * (e + j) + {i}];" for i in range(3)),
+            "}",
+            "const V along = w0_ * u0 + w1_ * u1 + w2_ * u2;",
+            *(f"const V h{i} = ir * (w{i}_ - u{i} * along);" for i in range(3)),
+        ]
+        tangents = program.tangents(values, {u[i]: program.input("h", i) for i in range(3)})
+        out += [f"V p{k} = zero;" for k in range(dim)]
+        load = {"u": "u{}", "h": "h{}", "constant": "zero + (T){}"}
+        out += program.emit(
+            "V", load, [(v, f"p{k} = {{}};") for k, v in enumerate(tangents) if v is not None]
+        )
+        out.append("for (int j = 0; j < n; j++) {")
+        out += [f"out0[(e + j) * {basis} + {n}] = d{n + 1}[j] * along[j];" for n in range(basis)]
+        out += [f"out1[(e + j) * {dim} + {k}] = p{k}[j];" for k in range(dim)]
+        return [*out, "}"]
+
+    def run(self, kernel: int, vectors: Tensor, inverse: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        """(radial, harmonics) or their derivatives by cotangents; for kernel 1 (gradient by the vectors, nothing)."""
+        rows, form = vectors.shape[0], self.form
+        h, g0, g1 = (
+            (others[0], None, None) if kernel == 2 else (None, *others) if kernel else (None, None, None)
+        )
+        first = torch.empty((rows, 3 if kernel == 1 else form.num_basis), dtype=self.dtype)
+        second = torch.empty((0 if kernel == 1 else rows, form.dim), dtype=self.dtype)
+        self.library.run(
+            kernel,
+            rows=rows,
+            work=rows * (form.num_basis + form.dim),
+            lists=(None, None, None),
+            operands=(vectors, h, inverse, None, None, None, g0, g1),
+            results=(first, second, None),
+        )
+        return first, second
+
+
+@cache
+def cpu_embedding(form: EmbeddingForm, dtype: torch.dtype) -> CpuEmbedding:
+    """The kernels of this form, shared by all modules that have it."""
+    return CpuEmbedding(form, dtype)
+
+
+def embed(op: CpuEmbedding, reference: Reference, vectors: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """(E, 3), (E,) inverse cutoffs -> (E, B), (E, K), differentiable to any order."""
+    return _Apply.apply(op, reference, vectors, inverse)
+
+
+class _Apply(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, op: CpuEmbedding, reference: Reference, vectors: Tensor, inverse: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.op, ctx.reference, ctx.leaf = op, reference, leaf_geometry()
+        ctx.save_for_backward(vectors, inverse)
+        return op.run(0, vectors, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, g0: Tensor, g1: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.leaf and parameters_wanted():
+            return (None,) * 4
+        vectors, inverse = ctx.saved_tensors
+        return None, None, _Gradient.apply(ctx, vectors, inverse, g0.contiguous(), g1.contiguous()), None
+
+
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, first: Any, vectors: Tensor, inverse: Tensor, g0: Tensor, g1: Tensor) -> Tensor:
+        ctx.op, ctx.reference, ctx.leaf = first.op, first.reference, first.leaf
+        ctx.save_for_backward(vectors, inverse, g0, g1)
+        return ctx.op.run(1, vectors, inverse, g0, g1)[0]
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+        vectors, inverse, g0, g1 = ctx.saved_tensors
+        if not torch.is_grad_enabled() and (ctx.leaf or not ctx.needs_input_grad[1]):
+            gg0, gg1 = ctx.op.run(2, vectors, inverse, h.contiguous())
+            return None, None, None, gg0, gg1
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Aliases: the cotangents may depend on the vectors outside, and that path is not ours to follow.
+            v, a, b = (
+                t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (vectors, g0, g1)
+            )
+            (gradient,) = torch.autograd.grad(ctx.reference(v), v, (a, b), create_graph=True)
+            gv, ga, gb = torch.autograd.grad(gradient, (v, a, b), h, create_graph=again, allow_unused=True)
+        return None, gv, None, ga, gb

@@ -1,0 +1,364 @@
+"""C source of the sums over edges, written out from the terms of a trilinear form.
+
+Vectors run over channels, whose number is a constant of the source: every address is a base and a constant.
+Nothing of the size of (edges, components, channels) is stored: messages live in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum, Path, Term, TrilinearForm
+
+__all__ = [
+    "Coupling",
+    "Target",
+    "channel_segments",
+    "edge_sum_source",
+    "kernel_head",
+    "node_sum_source",
+    "prelude",
+    "products_around",
+]
+
+_BLOCK = 16  # edges whose coupling coefficients are computed together
+
+_SIGNATURE = """void kernel(int64_t rows, int64_t threads, const int64_t *restrict first,
+    const int32_t *restrict row, const int32_t *restrict slot,
+    const T *restrict x0, const T *restrict x1, const T *restrict y0, const T *restrict y1,
+    const T *restrict w0, const T *restrict w1, const T *restrict g0, const T *restrict g1,
+    T *restrict out0, T *restrict out1, T *restrict out2)"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the source is compiled for."""
+
+    scalar: str
+    """``float`` or ``double``."""
+    vector_bytes: int
+    """Width of the machine's vectors: 64, 32 or 16."""
+    registers: int
+    """How many of them there are."""
+
+    @property
+    def lanes(self) -> int:
+        """Numbers in a vector."""
+        return self.vector_bytes // (4 if self.scalar == "float" else 8)
+
+
+def channel_segments(channels: int, lanes: int) -> list[tuple[int, int, int]]:
+    """Cut the channels into runs of whole vectors, the widest first.
+
+    Returns:
+        (first channel, end, lanes) of each run.
+
+    >>> channel_segments(37, 16)
+    [(0, 32, 16), (32, 36, 4), (36, 37, 1)]
+    """
+    segments, start = [], 0
+    while start < channels:
+        while lanes > channels - start:
+            lanes //= 2
+        end = start + (channels - start) // lanes * lanes
+        segments.append((start, end, lanes))
+        start = end
+    return segments
+
+
+def prelude(target: Target, lanes: Iterable[int]) -> list[str]:
+    """Types and the sum over a vector's lanes, by halves, for each width up to the widest that is used."""
+    lines = ["#include <stdint.h>", "#include <string.h>", f"typedef {target.scalar} T;"]
+    size = 4 if target.scalar == "float" else 8
+    widest = max(lanes, default=0)
+    for width in (1, 2, 4, 8, 16):
+        if width > widest:
+            break
+        if width == 1:
+            lines += ["typedef T v1;", "static inline T sum1(v1 x) { return x; }"]
+            continue
+        half = width // 2
+        lines += [
+            f"typedef T v{width} __attribute__((vector_size({width * size}), aligned({size}), may_alias));",
+            f"static inline T sum{width}(v{width} x) {{",
+            f"  union {{ v{width} all; v{half} half[2]; }} u = {{x}}; return sum{half}(u.half[0] + u.half[1]); }}",
+        ]
+    return lines
+
+
+def kernel_head() -> list[str]:
+    """The function that every kernel is: rows of the outer loop, threads, three lists, operands, results."""
+    return [_SIGNATURE, "{"]
+
+
+class Coupling:
+    """Distinct ``sum_b coefficient_b Y_b`` that a list of paths needs, equal ones up to sign kept once."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.rows: dict[tuple[tuple[int, float], ...], int] = {}
+        self.of: dict[tuple[int, int, int], tuple[int, bool]] = {}
+        for path in paths:
+            sums: dict[tuple[int, int], list[tuple[int, float]]] = {}
+            for a, b, k, value in path.terms:
+                sums.setdefault((a, k), []).append((b, value))
+            for (a, k), parts in sums.items():
+                parts.sort()
+                negative = parts[0][1] < 0
+                key = tuple((b, -value if negative else value) for b, value in parts)
+                index = self.rows.setdefault(key, len(self.rows))
+                self.of[path.index, a, k] = (index, negative)
+
+    def lines(self, variant: int) -> list[str]:
+        """C that fills ``m<variant>[row][edge]`` from ``t<variant>[component][edge]``."""
+        return [
+            f"m{variant}[{index}][j] = "
+            + " + ".join(f"(T){value!r} * t{variant}[{b}][j]" for b, value in key)
+            + ";"
+            for key, index in self.rows.items()
+        ]
+
+
+def node_sum_source(form: TrilinearForm, kernel: NodeSum, channels: int, target: Target) -> str:
+    """C of a :class:`NodeSum`.
+
+    ``first`` has each atom's slots, ``row[s]`` the atom that slot s gathers, ``slot[s]`` its edge (null: s). When
+    weights are those of pairs, ``slot`` goes on with the pair of each slot.
+    """
+    inward = kernel.side == "in"
+    source, dim_source, dim_result = (
+        ("g", form.dim_out, form.dim_in) if inward else ("x", form.dim_in, form.dim_out)
+    )
+    coupling = Coupling(form.paths)
+    y_variants = sorted({term[1] for term in kernel.terms})
+    w_variants = sorted({term[2] for term in kernel.terms})
+    s_variants = sorted({term[0] for term in kernel.terms})
+    segments = channel_segments(channels, target.lanes)
+    out = prelude(target, [lanes for _, _, lanes in segments])
+    out += [
+        *kernel_head(),
+        "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(dynamic, 16)",
+        "for (int64_t i = 0; i < rows; i++) {",
+        f"T *restrict o = out0 + i * {dim_result * channels};",
+        f"memset(o, 0, sizeof(T) * {dim_result * channels});",
+        "const int64_t end = first[i + 1];",
+        f"for (int64_t s = first[i]; s < end; s += {_BLOCK}) {{",
+        f"const int n = end - s < {_BLOCK} ? (int)(end - s) : {_BLOCK};",
+        f"int64_t edge[{_BLOCK}];",
+        "for (int j = 0; j < n; j++) edge[j] = slot ? slot[s + j] : s + j;",
+    ]
+    of_weights = "edge"
+    if kernel.paired:
+        of_weights = "pair"
+        out += [
+            f"int64_t pair[{_BLOCK}];",
+            "for (int j = 0; j < n; j++) pair[j] = slot[first[rows] + s + j];",
+        ]
+    for y in y_variants:
+        out += [
+            f"T t{y}[{form.dim_edge}][{_BLOCK}] __attribute__((aligned(64)));",
+            f"T m{y}[{max(1, len(coupling.rows))}][{_BLOCK}] __attribute__((aligned(64)));",
+            f"memset(t{y}, 0, sizeof t{y});",
+            f"for (int j = 0; j < n; j++) for (int b = 0; b < {form.dim_edge}; b++)",
+            f"t{y}[b][j] = y{y}[edge[j] * {form.dim_edge} + b];",
+            f"for (int j = 0; j < {_BLOCK}; j++) {{",
+            *coupling.lines(y),
+            "}",
+        ]
+    for group in _groups(form.paths, inward=inward, limit=max(4, target.registers // 2)):
+        results = sorted({c for path in group for c in (path.inputs if inward else path.outputs)})
+        for start, stop, lanes in segments:
+            vector = f"v{lanes}"
+            out.append(f"for (int c = {start}; c < {stop}; c += {lanes}) {{")
+            out += [f"{vector} r{k} = *({vector} *)(o + {k * channels} + c);" for k in results]
+            out.append("for (int j = 0; j < n; j++) {")
+            stride = f"(int64_t){dim_source * channels}"
+            out += [
+                f"const T *restrict p{source}{v} = {source}{v} + {stride} * row[s + j] + c;"
+                for v in s_variants
+            ]
+            out += [
+                f"const T *restrict pw{v} = w{v} + {of_weights}[j] * {form.num_paths * channels} + c;"
+                for v in w_variants
+            ]
+            for path in group:
+                out += _path_into_nodes(path, kernel, coupling, channels, vector)
+            out.append("}")
+            out += [f"*({vector} *)(o + {k * channels} + c) = r{k};" for k in results]
+            out.append("}")
+    out.append("}}}")
+    return "\n".join(out) + "\n"
+
+
+def _groups(paths: Sequence[Path], *, inward: bool, limit: int) -> list[list[Path]]:
+    """Paths whose results fit into registers together."""
+    ordered = sorted(paths, key=lambda path: path.inputs) if inward else list(paths)
+    groups: list[list[Path]] = []
+    held: set[int] = set()
+    for path in ordered:
+        results = set(path.inputs if inward else path.outputs)
+        if groups and len(held | results) <= limit:
+            groups[-1].append(path)
+            held |= results
+        else:
+            groups.append([path])
+            held = results
+    return groups
+
+
+def _path_into_nodes(
+    path: Path, kernel: NodeSum, coupling: Coupling, channels: int, vector: str
+) -> list[str]:
+    inward = kernel.side == "in"
+    source, inputs = ("g", path.outputs) if inward else ("x", path.inputs)
+    results = path.inputs if inward else path.outputs
+    couplings = []  # (component gathered, component of the result, row of m, sign)
+    for a, k in dict.fromkeys((term[0], term[2]) for term in path.terms):
+        index, negative = coupling.of[path.index, a, k]
+        couplings.append((*((k, a) if inward else (a, k)), index, "-" if negative else "+"))
+    out = ["{"]
+    for v in sorted({term[0] for term in kernel.terms}):
+        loads = [f"*(const {vector} *)(p{source}{v} + {c * channels})" for c in inputs]
+        out += [f"const {vector} s{v}_{c} = {load};" for c, load in zip(inputs, loads, strict=True)]
+    for v in sorted({term[2] for term in kernel.terms}):
+        out.append(f"const {vector} q{v} = *(const {vector} *)(pw{v} + {path.index * channels});")
+    if len(inputs) <= len(results):  # fewer products when the weights multiply what is gathered
+        for y in sorted({term[1] for term in kernel.terms}):
+            for c in inputs:
+                scaled = " + ".join(f"q{w} * s{s}_{c}" for s, v, w in kernel.terms if v == y)
+                out.append(f"const {vector} a{y}_{c} = {scaled};")
+            out += [f"r{k} {sign}= m{y}[{index}][j] * a{y}_{c};" for c, k, index, sign in couplings]
+    else:  # or when they multiply the result
+        for w in sorted({term[2] for term in kernel.terms}):
+            out += [f"{vector} a{w}_{k} = {_zero(vector)};" for k in results]
+            for s, y in ((s, y) for s, y, v in kernel.terms if v == w):
+                out += [f"a{w}_{k} {sign}= m{y}[{index}][j] * s{s}_{c};" for c, k, index, sign in couplings]
+            out += [f"r{k} += q{w} * a{w}_{k};" for k in results]
+    out.append("}")
+    return out
+
+
+def _zero(vector: str) -> str:
+    return "0" if vector == "v1" else "{0}"
+
+
+def edge_sum_source(form: TrilinearForm, kernel: EdgeSum, channels: int, target: Target) -> str:
+    """C of an :class:`EdgeSum`: ``row[e]`` is the neighbour, ``slot[e]`` the centre of edge e.
+
+    ``out0`` is the gradient of the weights, ``out1`` that of the harmonics. When weights are those of pairs, these
+    are the rows, ``first[p]`` is the first edge of pair p and ``first[rows + p]`` the second, -1 where there is none.
+    """
+    segments = channel_segments(channels, target.lanes)
+    both = kernel.weights + kernel.harmonics
+    x_variants = sorted({term[0] for term in both})
+    g_variants = sorted({term[2] for term in both})
+    y_variants = sorted({term[1] for term in kernel.weights})
+    wanted = bool(kernel.harmonics)
+    out = prelude(target, [lanes for _, _, lanes in segments])
+    out += [
+        *kernel_head(),
+        "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)",
+        "for (int64_t p = 0; p < rows; p++) {",
+        *(
+            [
+                "for (int half = 0; half < 2; half++) {",
+                "const int64_t e = first[half * rows + p]; if (e < 0) break;",
+            ]
+            if kernel.paired
+            else ["{ const int64_t e = p;"]
+        ),
+        *[
+            f"const T *restrict bx{v} = x{v} + (int64_t)row[e] * {form.dim_in * channels};"
+            for v in x_variants
+        ],
+        *[
+            f"const T *restrict bg{v} = g{v} + (int64_t)slot[e] * {form.dim_out * channels};"
+            for v in g_variants
+        ],
+        *[f"const T *restrict py{v} = y{v} + e * {form.dim_edge};" for v in y_variants],
+    ]
+    if kernel.weights:
+        out.append(f"T *restrict ow = out0 + p * {form.num_paths * channels};")
+        missing = set(range(form.num_paths)) - {path.index for path in form.paths}
+        out += [f"memset(ow + {p * channels}, 0, sizeof(T) * {channels});" for p in sorted(missing)]
+    if wanted:
+        out.append(f"T total[{form.dim_edge}] = {{0}};")
+    used = sorted({term[2] for term in form.terms})
+    for start, stop, lanes in segments:
+        vector = f"v{lanes}"
+        out.append("{")
+        if wanted:
+            out += [f"{vector} h{b} = {_zero(vector)};" for b in used]
+        out.append(f"for (int c = {start}; c < {stop}; c += {lanes}) {{")
+        for v in x_variants:
+            out += [
+                f"const {vector} x{v}_{a} = *(const {vector} *)(bx{v} + {a * channels} + c);"
+                for a in _inputs(form)
+            ]
+        for path in form.paths:
+            out += _path_into_edges(path, form, kernel, channels, vector)
+        out.append("}")
+        if wanted:
+            out += [f"total[{b}] += sum{lanes}(h{b});" for b in used]
+        out.append("}")
+    if wanted:
+        out.append(f"memcpy(out1 + e * {form.dim_edge}, total, sizeof total);")
+    out.append("}}}")
+    return "\n".join(out) + "\n"
+
+
+def _inputs(form: TrilinearForm) -> list[int]:
+    return sorted({term[1] for term in form.terms})
+
+
+def _path_into_edges(
+    path: Path, form: TrilinearForm, kernel: EdgeSum, channels: int, vector: str
+) -> list[str]:
+    """Per path ``S_b = sum coefficient x_a g_k``; then ``dw = sum Y_b S_b`` and ``dY_b = sum_c w S_b``."""
+    out = ["{"]
+    for v in sorted({term[2] for term in kernel.weights + kernel.harmonics}):
+        out += [
+            f"const {vector} g{v}_{k} = *(const {vector} *)(bg{v} + {k * channels} + c);"
+            for k in path.outputs
+        ]
+    sums: dict[tuple[tuple[int, int], ...], str] = {}
+    for y in sorted({term[1] for term in kernel.weights}):
+        sums.setdefault(products_around(kernel.weights, y), f"s{len(sums)}")
+    for w in sorted({term[1] for term in kernel.harmonics}):
+        sums.setdefault(products_around(kernel.harmonics, w), f"s{len(sums)}")
+    pairs = list(dict.fromkeys((t[0], t[2]) for t in path.terms))
+    components = sorted({t[1] for t in path.terms})
+    for products, name in sums.items():
+        out += [
+            f"const {vector} {name}q{a}_{k} = "
+            + " + ".join(f"x{x}_{a} * g{g}_{k}" for x, g in products)
+            + ";"
+            for a, k in pairs
+        ]
+        for b in components:
+            parts = " + ".join(f"(T){value!r} * {name}q{a}_{k}" for a, d, k, value in path.terms if d == b)
+            out.append(f"const {vector} {name}_{b} = {parts};")
+    if kernel.weights:
+        parts = " + ".join(
+            f"py{y}[{b}] * {sums[products_around(kernel.weights, y)]}_{b}"
+            for y in sorted({term[1] for term in kernel.weights})
+            for b in components
+        )
+        place = f"*({vector} *)(ow + {path.index * channels} + c)"
+        before = f"(half ? {place} : ({vector}){_zero(vector)}) + " if kernel.paired else ""
+        out.append(f"{place} = {before}{parts};")
+    for w in sorted({term[1] for term in kernel.harmonics}):
+        out.append(
+            f"{{ const {vector} q = *(const {vector} *)(w{w} + p * {form.num_paths * channels}"
+            f" + {path.index * channels} + c);"
+        )
+        name = sums[products_around(kernel.harmonics, w)]
+        out += [f"h{b} += q * {name}_{b};" for b in components]
+        out.append("}")
+    out.append("}")
+    return out
+
+
+def products_around(terms: Sequence[Term], middle: int) -> tuple[tuple[int, int], ...]:
+    """Which (x, g) are multiplied and added for one variant of the operand between them."""
+    return tuple(sorted((x, g) for x, m, g in terms if m == middle))

@@ -1,0 +1,422 @@
+"""Small multilayer perceptrons compiled: rows in tiles that stay in cache, nothing between the layers is stored.
+
+Three kernels: the output; its gradients; and the derivatives of a gradient with respect to the input, which is what
+training on forces needs. Intermediate values are computed again rather than kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
+from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
+from pimlip_zoo.compiled.kernels.scope import is_useful, parameters_wanted
+
+__all__ = ["CpuMLP", "MLPForm", "MLPSweep", "cpu_mlp", "mlp"]
+
+
+@dataclass(frozen=True)
+class MLPForm:
+    """Layers without bias, ``h_l = scale_l a_{l-1} W_l``, ``a_l = gain silu(h_l)`` between them."""
+
+    sizes: tuple[int, ...]
+    """Widths from the input to the output."""
+    scales: tuple[float, ...]
+    """Factor of each layer."""
+    gain: float
+    """Factor of the activation."""
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each layer's weights begin among all, and their number."""
+        begin = [0]
+        for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+            begin.append(begin[-1] + a * b)
+        return tuple(begin)
+
+
+@dataclass(frozen=True)
+class MLPSweep:
+    """What a kernel computes: ``kind`` 0 the output, 1 gradients, 2 derivatives of the input's gradient."""
+
+    kind: int
+    wants_input: bool = False
+    wants_weights: bool = False
+    wants_cotangent: bool = False
+    """In the second kind: the derivative by the cotangent, which is the output's tangent."""
+    adds: bool = False
+    """In the second kind: add the gradients that another cotangent gives."""
+    keeps: bool = False
+    """The output's kernel leaves the derivatives of the activations for the gradient of the input, which then needs
+    neither the input nor the layers below again."""
+    pieces: tuple[tuple[int, int], ...] = ()
+    """Columns of what comes in, of the input or, where slopes were kept, of the cotangent, that are in arrays of their
+    own: their width and the distance of their rows; see :attr:`incoming`."""
+
+    @property
+    def incoming(self) -> tuple[str, ...]:
+        """Operands that the pieces are, or the first of them the whole."""
+        return ("x0", "x1", "y0", "y1") if self.kind == 0 else ("g0", "x0", "x1", "y0")
+
+
+_FORWARD = MLPSweep(0)
+
+
+class CpuMLP:
+    """The kernels of one perceptron.
+
+    Args:
+        form: widths and factors.
+        dtype: float32 or float64.
+    """
+
+    def __init__(self, form: MLPForm, dtype: torch.dtype) -> None:
+        self.form, self.dtype = form, dtype
+        self.library = KernelLibrary(self._source, dtype)
+
+    def prepared(self) -> CpuMLP:
+        """Itself, with the first kernel built.
+
+        Raises:
+            CompilerError: when it cannot be.
+        """
+        self.library.build(_FORWARD)
+        return self
+
+    def _source(self, kernel: Hashable, machine: Target) -> str:
+        assert isinstance(kernel, MLPSweep)
+        body = _Writer(self.form, kernel, machine)
+        lines = [
+            *prelude(machine, [machine.lanes]),
+            *mlp_functions(machine),
+            *kernel_head(),
+            *body.lines(),
+            "}",
+        ]
+        return "\n".join(["#include <stdlib.h>", *lines, ""])
+
+    def run(
+        self,
+        kernel: MLPSweep,
+        x: Tensor,
+        weights: Tensor,
+        g: Tensor | None = None,
+        v: Tensor | None = None,
+        h: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(output or gradient of the input, gradient of the weights or what is kept, derivative with respect to g)."""
+        form, rows = self.form, x.shape[0]
+        width = form.sizes[-1] if kernel.kind == 0 else form.sizes[0]
+        first = torch.empty((rows, width), dtype=x.dtype) if kernel.kind == 0 or kernel.wants_input else None
+        threads = torch.get_num_threads()
+        sums = torch.empty((threads, form.offsets[-1]), dtype=x.dtype) if kernel.wants_weights else None
+        if kernel.keeps and kernel.kind == 0:
+            sums = torch.empty(rows * sum(form.sizes[1:-1]), dtype=x.dtype)
+        third = torch.empty((rows, form.sizes[-1]), dtype=x.dtype) if kernel.wants_cotangent else None
+        self.library.run(
+            kernel,
+            rows=rows,
+            work=None,
+            lists=(None, None, None),
+            operands=(None if kept is not None else x, v, None, None, weights, kept, g, h),
+            results=(first, sums, third),
+        )
+        if kernel.wants_weights and sums is not None:
+            sums = sums[0] if threads == 1 else sums.sum(0)
+        return first, sums, third
+
+
+class _Writer:
+    """The loop over tiles of one kernel."""
+
+    def __init__(self, form: MLPForm, kernel: MLPSweep, machine: Target) -> None:
+        self.form, self.kernel, self.lanes = form, kernel, machine.lanes
+        self.layers = len(form.sizes) - 1
+        self.padded = [-(-size // machine.lanes) * machine.lanes for size in form.sizes]
+        self.buffers: list[tuple[str, int]] = []
+
+    def buffer(self, name: str, layer: int) -> str:
+        """Declare a tile of this layer's width."""
+        self.buffers.append((name, self.padded[layer]))
+        return name
+
+    def lines(self) -> list[str]:
+        """Everything inside the function."""
+        tile = self._tile()
+        form, kernel = self.form, self.kernel
+        weights = [
+            f"T *w{n} = memory + {sum(a * self.padded[i + 1] for i, a in enumerate(form.sizes[:-1][:n]))};"
+            for n in range(self.layers)
+        ]
+        total = sum(a * self.padded[i + 1] for i, a in enumerate(form.sizes[:-1]))
+        weights += [
+            f"T *u{n} = memory + {total + sum(form.sizes[i + 1] * self.padded[i] for i in range(n))};"
+            for n in range(self.layers)
+        ]
+        total += sum(form.sizes[i + 1] * self.padded[i] for i in range(self.layers))
+        fill = []
+        for n in range(self.layers):
+            a, b = form.sizes[n], form.sizes[n + 1]
+            sources = f"w0 + {form.offsets[n]}, {a}, {b}, (T){form.scales[n]!r}"
+            if not (kernel.kind and kernel.keeps):
+                fill.append(
+                    f"pack({sources}, w{n}, {self.padded[n + 1]});".replace("pack(w0 +", "pack(flat +")
+                )
+            if kernel.kind:
+                fill.append(
+                    f"pack_transposed({sources}, u{n}, {self.padded[n]});".replace("(w0 +", "(flat +")
+                )
+        size = sum(width for _, width in self.buffers) * TILE
+        sums, per_thread = [], 0
+        if kernel.wants_weights:
+            for n in range(self.layers):
+                sums.append(f"T *d{n} = local + {size + per_thread};")
+                per_thread += self._rows(n) * self.padded[n + 1]
+        out = ["const T *flat = w0, *kept = w1;", f"T *memory = allocate({total});", "{", *weights, *fill]
+        out += [
+            f"const int64_t tiles = (rows + {TILE - 1}) / {TILE};",
+            "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static, 1)",
+            "for (int64_t t = 0; t < threads; t++) {",
+            f"T *local = allocate({size + per_thread});",
+            f"memset(local, 0, sizeof(T) * {size + per_thread});",
+            *sums,
+        ]
+        offset = 0
+        for name, width in self.buffers:
+            out.append(f"T *{name} = local + {offset};")
+            offset += width * TILE
+        out += [
+            "for (int64_t tile = t * tiles / threads; tile < (t + 1) * tiles / threads; tile++) {",
+            f"const int64_t begin = tile * {TILE};",
+            f"const int64_t count = rows - begin < {TILE} ? rows - begin : {TILE};",
+            *tile,
+            "}",
+        ]
+        if kernel.wants_weights:
+            out.append(f"T *mine = out1 + t * {form.offsets[-1]};")
+            out += [
+                f"unpack(d{n}, {self.padded[n + 1]}, {form.sizes[n]}, {form.sizes[n + 1]}, "
+                f"(T){form.scales[n]!r}, mine + {form.offsets[n]});"
+                for n in range(self.layers)
+            ]
+        return [*out, "free(local);", "}", "}", "free(memory);"]
+
+    def _tile(self) -> list[str]:
+        """What is done with a tile of rows."""
+        kernel = self.kernel
+        if kernel.kind == 0:
+            return [*self._incoming("a", 0), *self._upward()]
+        if kernel.keeps:
+            return [*self._kept(), *self._incoming("b", self.layers), *self._downward()]
+        out = [*self._load("x0", "a0", 0), *self._upward()]
+        if kernel.wants_input or kernel.wants_weights:
+            out += self._load("g0", f"b{self.layers}", self.layers)
+            out += self._load("g1", f"c{self.layers}", self.layers) if kernel.adds else []
+            out += self._downward()
+        return out
+
+    def _rows(self, layer: int) -> int:
+        return -(-self.form.sizes[layer] // 8) * 8
+
+    def _load(self, source: str, name: str, layer: int) -> list[str]:
+        size = self.form.sizes[layer]
+        self.buffer(name, layer)
+        return [f"load_rows({source} + begin * {size}, count, {size}, {name}, {self.padded[layer]});"]
+
+    def _incoming(self, name: str, layer: int) -> list[str]:
+        """The tile of the input or of the cotangent, from one array or from pieces."""
+        if not self.kernel.pieces:
+            return self._load(self.kernel.incoming[0], f"{name}{layer}", layer)
+        target, ld = self.buffer(f"{name}{layer}", layer), self.padded[layer]
+        out, column = [], 0
+        for source, (width, distance) in zip(self.kernel.incoming, self.kernel.pieces, strict=False):
+            first = f"{source} + begin * {distance}"
+            out.append(f"load_part({first}, {distance}, count, {width}, {target} + {column}, {ld});")
+            column += width
+        return out
+
+    def _place(self, layer: int) -> str:
+        """Where what is kept of a hidden layer begins."""
+        return f"rows * {sum(self.form.sizes[1:layer])}"
+
+    def _kept(self) -> list[str]:
+        """The activations' derivatives that the output's kernel left."""
+        return [
+            line for n in range(1, self.layers) for line in self._load(f"kept + {self._place(n)}", f"f{n}", n)
+        ]
+
+    def _store(self, name: str, layer: int, target: str) -> str:
+        size = self.form.sizes[layer]
+        return f"store_rows({name}, {self.padded[layer]}, count, {size}, {target} + begin * {size});"
+
+    def _times(self, a: str, n: int, result: str, *, transposed: bool = False, add: bool = False) -> str:
+        """``result = a W_n`` or ``a W_n^T``."""
+        source, target = (n + 1, n) if transposed else (n, n + 1)
+        weights = f"u{n}" if transposed else f"w{n}"
+        return (
+            f"product({TILE}, {self.form.sizes[source]}, {self.padded[target] // self.lanes}, {a}, "
+            f"{self.padded[source]}, 1, {weights}, {self.padded[target]}, {result}, {self.padded[target]}, {int(add)});"
+        )
+
+    def _outer(self, a: str, b: str, n: int) -> str:
+        """``d_n += a^T b`` over the rows of the tile."""
+        return (
+            f"product({self._rows(n)}, {TILE}, {self.padded[n + 1] // self.lanes}, {a}, 1, {self.padded[n]}, "
+            f"{b}, {self.padded[n + 1]}, d{n}, {self.padded[n + 1]}, 1);"
+        )
+
+    def _upward(self) -> list[str]:
+        """Activations of all layers, with first and second derivatives as the kernel needs them, and tangents."""
+        kind, last, out = self.kernel.kind, self.layers, []
+        if kind == 2:
+            out += self._load("x1", "e0", 0)
+        for n in range(last):
+            if kind == 0 or n + 1 < last:
+                out.append(self._times(f"a{n}", n, self.buffer(f"a{n + 1}", n + 1)))
+            if kind == 2 and (n + 1 < last or self.kernel.wants_cotangent):
+                out.append(self._times(f"e{n}", n, self.buffer(f"e{n + 1}", n + 1)))
+            if n + 1 < last:
+                out += self._activate(n + 1)
+        if kind == 0:
+            out.append(self._store(f"a{last}", last, "out0"))
+        if self.kernel.wants_cotangent:
+            out.append(self._store(f"e{last}", last, "out2"))
+        return out
+
+    def _activate(self, layer: int) -> list[str]:
+        """The activation of a hidden layer, with what the kernel needs or leaves of its derivatives."""
+        kind, names = self.kernel.kind, [f"a{layer}"]
+        slopes = kind > 0 or self.kernel.keeps
+        if slopes:
+            names.append(self.buffer(f"f{layer}", layer))
+        if kind == 2:
+            names += [self.buffer(f"s{layer}", layer), f"e{layer}"]
+        count = f"{TILE * self.padded[layer]}, (T){self.form.gain!r}"
+        out = [f"activate{max(kind, int(slopes))}({count}, {', '.join(names)});"]
+        if kind == 0 and slopes:
+            out.append(self._store(f"f{layer}", layer, f"out1 + {self._place(layer)}"))
+        return out
+
+    def _downward(self) -> list[str]:
+        """Cotangents of all layers: b of the values or, in the second kind, of the tangents, then c of the values."""
+        kind, out, kernel = self.kernel.kind, [], self.kernel
+        has_c = kernel.adds
+        for n in reversed(range(self.layers)):
+            if kernel.wants_weights:
+                out.append(self._outer(f"a{n}" if kind == 1 else f"e{n}", f"b{n + 1}", n))
+                if has_c:
+                    out.append(self._outer(f"a{n}", f"c{n + 1}", n))
+            if n > 0:
+                out.append(self._times(f"b{n + 1}", n, self.buffer(f"b{n}", n), transposed=True))
+                if kind == 2:
+                    c = self.buffer(f"c{n}", n)
+                    if has_c:
+                        out.append(self._times(f"c{n + 1}", n, c, transposed=True))
+                    out.append(f"cotangents({TILE * self.padded[n]}, f{n}, s{n}, b{n}, {c}, {int(has_c)});")
+                    has_c = True
+                else:
+                    out.append(f"scale({TILE * self.padded[n]}, f{n}, b{n});")
+        source = "b1" if kind == 1 else "c1" if has_c else None
+        if kernel.wants_input:
+            result = self.buffer("r0", 0)
+            if source is not None:
+                out.append(self._times(source, 0, result, transposed=True))
+            out.append(self._store(result, 0, "out0"))
+        return out
+
+
+TILE = 32
+"""Rows that are worked on together."""
+
+
+@cache
+def cpu_mlp(form: MLPForm, dtype: torch.dtype) -> CpuMLP:
+    """The kernels of this form, shared by all perceptrons that have it."""
+    return CpuMLP(form, dtype)
+
+
+def mlp(op: CpuMLP, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """(rows, sizes[0]) -> (rows, sizes[-1]), differentiable to any order."""
+    flat = torch.cat([weight.reshape(-1) for weight in weights])
+    return _Apply.apply(op, x, flat)
+
+
+def _in_torch(form: MLPForm, x: Tensor, flat: Tensor) -> Tensor:
+    for n, (a, b) in enumerate(zip(form.sizes[:-1], form.sizes[1:], strict=True)):
+        if n:
+            x = torch.nn.functional.silu(x) * form.gain
+        x = x @ (flat[form.offsets[n] : form.offsets[n + 1]].view(a, b) * form.scales[n])
+    return x
+
+
+class _Apply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, op: CpuMLP, x: Tensor, flat: Tensor) -> Tensor:
+        ctx.op = op
+        ctx.save_for_backward(x, flat)
+        if all(ctx.needs_input_grad[1:]):  # training: compile at once what the steps after this one need
+            inner = is_useful(True, x)
+            op.library.build(MLPSweep(1, True), MLPSweep(1, inner, True), MLPSweep(2, inner, True, True))
+        out = op.run(_FORWARD, x, flat)[0]
+        assert out is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, flat = ctx.saved_tensors
+        needs = (is_useful(ctx.needs_input_grad[1], x), ctx.needs_input_grad[2] and parameters_wanted())
+        return (None, *_Gradients.apply(ctx.op, needs, x, flat, g.contiguous()))
+
+
+class _Gradients(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, op: CpuMLP, needs: tuple[bool, bool], x: Tensor, flat: Tensor, g: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        ctx.op, ctx.needs = op, needs
+        ctx.save_for_backward(x, flat, g)
+        ctx.set_materialize_grads(False)
+        gx, gw, _ = op.run(MLPSweep(1, needs[0], needs[1]), x, flat, g)
+        return gx, gw
+
+    @staticmethod
+    def backward(ctx: Any, hx: Tensor | None, hw: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, flat, g = ctx.saved_tensors
+        need_x, need_w, need_g = ctx.needs_input_grad[2:]
+        need_x = is_useful(need_x, x)
+        if hx is None and hw is None:
+            return (None,) * 5
+        if hw is not None or torch.is_grad_enabled():
+            return (None, None, *_composed(ctx.op.form, (x, flat, g), (hx, hw), (need_x, need_w, need_g)))
+        gx, gw, gg = ctx.op.run(MLPSweep(2, need_x, need_w, need_g), x, flat, g, hx)
+        return None, None, gx, gw, gg
+
+
+def _composed(
+    form: MLPForm, base: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], needs: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """The same by torch, for derivatives of weight gradients and for orders beyond the second."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: g may depend on x outside, and that path is not ours to follow.
+        x, flat, g = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in base)
+        first = torch.autograd.grad(_in_torch(form, x, flat), (x, flat), g, create_graph=True)
+        pairs = [(f, h) for f, h in zip(first, tangents, strict=True) if h is not None]
+        found = iter(
+            torch.autograd.grad(
+                [f for f, _ in pairs],
+                [t for t, need in zip((x, flat, g), needs, strict=True) if need],
+                [h for _, h in pairs],
+                create_graph=again,
+                allow_unused=True,
+            )
+        )
+    return [next(found) if need else None for need in needs]

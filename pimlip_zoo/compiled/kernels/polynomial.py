@@ -1,0 +1,315 @@
+"""MACE's symmetric contraction compiled: polynomials of each atom's features, channel by channel.
+
+``S = sum over atoms n, channels c, terms t: q[s_n, t, c] * prod_i A[n, i, c] * g[n, k_t, c]``, i over the monomial of
+t; the result is ``dS/dg``, and all derivatives come from the program that computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
+from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.program import Program, Value
+from pimlip_zoo.compiled.kernels.scope import parameters_wanted
+
+__all__ = [
+    "CpuPolynomial",
+    "PolynomialForm",
+    "PolynomialKernels",
+    "PolynomialSweep",
+    "cpu_polynomial",
+    "polynomial",
+    "sweep_program",
+]
+
+Reference = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PolynomialForm:
+    """The polynomials of all components of the result."""
+
+    dim_in: int
+    """Components of A."""
+    dim_out: int
+    """Components of the result."""
+    terms: tuple[tuple[int, tuple[int, ...]], ...]
+    """(component of the result, ascending components of A that are multiplied)."""
+
+
+@dataclass(frozen=True)
+class PolynomialSweep:
+    """``kind`` 0: the result. 1: gradients. 2: derivatives of ``<h, dS/dA>``."""
+
+    kind: int
+    wants_input: bool = False
+    wants_coefficients: bool = False
+    wants_cotangent: bool = False
+    """In the second kind: the derivative by g, which is the result's tangent."""
+    adds: bool = False
+    """In the second kind: add the gradients that another cotangent gives."""
+
+
+_FORWARD = PolynomialSweep(0)
+_GROUP = 32  # terms in one function: with more, values are spilled, and compilers take longer
+_PART = (
+    "const T *restrict pa, const T *restrict ph, const T *restrict pg, const T *restrict pk, const T *restrict pq, "
+    "T *restrict o, T *restrict oq, T *restrict og"
+)
+
+
+class PolynomialKernels(Protocol):
+    """The sweeps of one form by one backend."""
+
+    def prepare(self, *kernels: PolynomialSweep) -> None:
+        """Compile what will be asked for, together, where that is quicker."""
+        ...
+
+    def run(
+        self,
+        kernel: PolynomialSweep,
+        species: Tensor,
+        a: Tensor,
+        q: Tensor,
+        g: Tensor | None = None,
+        h: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(result or gradient of A, gradient of q, derivative by g), None where it is not wanted."""
+        ...
+
+
+class CpuPolynomial:
+    """The kernels of one form for one number of channels and one dtype.
+
+    Args:
+        form: the polynomials.
+        channels: C.
+        dtype: float32 or float64.
+    """
+
+    def __init__(self, form: PolynomialForm, channels: int, dtype: torch.dtype) -> None:
+        self.form, self.channels, self.dtype = form, channels, dtype
+        self.library = KernelLibrary(self._source, dtype)
+
+    def prepare(self, *kernels: PolynomialSweep) -> None:
+        """Compile these kernels, several at a time."""
+        self.library.build(*kernels)
+
+    def prepared(self) -> CpuPolynomial:
+        """Itself, with the first kernel built.
+
+        Raises:
+            CompilerError: when it cannot be.
+        """
+        self.library.build(_FORWARD)
+        return self
+
+    def _source(self, kernel: Hashable, machine: Target) -> str:
+        assert isinstance(kernel, PolynomialSweep)
+        form, width = self.form, self.channels
+        segments = channel_segments(width, machine.lanes)
+        lines = prelude(machine, [lanes for _, _, lanes in segments])
+        for lanes in sorted({lanes for _, _, lanes in segments}):
+            for number, group in enumerate(self._groups()):
+                lines += [f"static __attribute__((noinline)) void part{number}_{lanes}({_PART}) {{"]
+                lines += [*self._body(kernel, f"v{lanes}", group), "}"]
+        lines += kernel_head()
+        # Sums over atoms are safe when threads share out the channels; everything else shares out the atoms.
+        parallel = "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)"
+        atoms = "for (int64_t n = 0; n < rows; n++) {"
+        first = form.dim_out if kernel.kind == 0 else form.dim_in
+        for start, stop, lanes in segments:
+            chunks = f"for (int c = {start}; c < {stop}; c += {lanes}) {{"
+            lines += [parallel, *((chunks, atoms) if kernel.wants_coefficients else (atoms, chunks))]
+            lines.append(f"const int64_t q = (int64_t)row[n] * {len(form.terms) * width} + c;")
+            rows = [("x0", form.dim_in), ("x1", form.dim_in), ("g0", form.dim_out), ("g1", form.dim_out)]
+            rows += [("out0", first), ("out2", form.dim_out)]
+            pa, ph, pg, pk, o, og = (f"{name} + n * {dim * width} + c" for name, dim in rows)
+            if kernel.kind == 0 or kernel.wants_input:
+                lines.append(
+                    f"for (int i = 0; i < {first}; i++) memset({o} + i * {width}, 0, sizeof(v{lanes}));"
+                )
+            if kernel.wants_cotangent:
+                lines.append(
+                    f"for (int i = 0; i < {form.dim_out}; i++) memset({og} + i * {width}, 0, sizeof(v{lanes}));"
+                )
+            for number in range(len(self._groups())):
+                lines.append(f"part{number}_{lanes}({pa}, {ph}, {pg}, {pk}, w0 + q, {o}, out1 + q, {og});")
+            lines.append("}}")
+        return "\n".join([*lines, "}", ""])
+
+    def _groups(self) -> list[list[int]]:
+        """Terms in functions of bounded size: compilers take more than twice as long for twice the code."""
+        order = sorted(range(len(self.form.terms)), key=lambda t: self.form.terms[t])
+        return [order[i : i + _GROUP] for i in range(0, len(order), _GROUP)]
+
+    def _body(self, kernel: PolynomialSweep, vector: str, group: list[int]) -> list[str]:
+        program, results = sweep_program(self.form, kernel, group)
+        load = {name: f"*(const {vector} *)(p{name} + {{}} * {self.channels})" for name in "ahgkq"}
+        writes = [
+            (value, f"*({vector} *)({name} + {row * self.channels}) += {{}};") for value, name, row in results
+        ]
+        return program.emit(vector, load, writes)
+
+    def run(
+        self,
+        kernel: PolynomialSweep,
+        species: Tensor,
+        a: Tensor,
+        q: Tensor,
+        g: Tensor | None = None,
+        h: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(result or gradient of A, gradient of q, derivative by g), None where it is not wanted."""
+        rows, width, form = a.shape[0], self.channels, self.form
+        dim = form.dim_out if kernel.kind == 0 else form.dim_in
+        first = (
+            torch.empty((rows, dim, width), dtype=a.dtype) if kernel.kind == 0 or kernel.wants_input else None
+        )
+        sums = (
+            torch.zeros_like(q, memory_format=torch.contiguous_format) if kernel.wants_coefficients else None
+        )
+        third = torch.empty((rows, form.dim_out, width), dtype=a.dtype) if kernel.wants_cotangent else None
+        self.library.run(
+            kernel,
+            rows=rows,
+            work=rows * len(form.terms) * width,
+            lists=(None, species, None),
+            operands=(a, h, None, None, q, None, g, k),
+            results=(first, sums, third),
+        )
+        return first, sums, third
+
+
+def sweep_program(
+    form: PolynomialForm, kernel: PolynomialSweep, group: Sequence[int]
+) -> tuple[Program, list[tuple[int, str, int]]]:
+    """What some of the terms contribute to a sweep, for one atom and channel.
+
+    Returns:
+        A program of the inputs a, h, g, k and q, and (value, where, row) of what is to be added: to ``o``, the result
+        or the gradient of A, to ``oq``, that of the coefficients, and to ``og``, the derivative by g.
+    """
+    program = Program()
+    components = sorted({form.terms[t][0] for t in group})
+    inputs = sorted({i for t in group for i in form.terms[t][1]})
+    a = {i: program.input("a", i) for i in inputs}
+    q = {t: program.input("q", t) for t in group}
+    sums: dict[int, Value] = dict.fromkeys(components)
+    for t in group:
+        component, monomial = form.terms[t]
+        product: Value = a[monomial[0]]
+        for i in monomial[1:]:
+            product = program.multiply(product, a[i])
+        sums[component] = program.add(sums[component], program.multiply(q[t], product))
+    plain = out = [sums[k] for k in components]
+    if kernel.kind == 2:
+        out = program.tangents(out, {a[i]: program.input("h", i) for i in inputs})
+    results: list[tuple[Value, str, int]] = []
+    if kernel.kind == 0 or kernel.wants_cotangent:
+        name = "o" if kernel.kind == 0 else "og"
+        results += [(value, name, k) for k, value in zip(components, out, strict=True)]
+    if kernel.wants_input or kernel.wants_coefficients:
+        total = program.dot([program.input("g", k) for k in components], out)
+        if kernel.adds:
+            total = program.add(total, program.dot([program.input("k", k) for k in components], plain))
+        found = program.gradients(total, [*a.values(), *q.values()])
+        if kernel.wants_input:
+            results += [(value, "o", i) for i, value in zip(inputs, found[: len(a)], strict=True)]
+        if kernel.wants_coefficients:
+            results += [(value, "oq", t) for t, value in zip(group, found[len(a) :], strict=True)]
+    return program, [(value, name, row) for value, name, row in results if value is not None]
+
+
+@cache
+def cpu_polynomial(form: PolynomialForm, channels: int, dtype: torch.dtype) -> CpuPolynomial:
+    """The kernels of this form, shared by all modules that have it."""
+    return CpuPolynomial(form, channels, dtype)
+
+
+def polynomial(op: PolynomialKernels, reference: Reference, a: Tensor, q: Tensor, species: Tensor) -> Tensor:
+    """(N, K_in, C), (S, T, C), (N,) -> (N, K_out, C), differentiable to any order."""
+    if species.device.type != "cpu":  # without waiting for the device
+        torch._assert_async(((species >= 0) & (species < q.shape[0])).all(), "a species that is not there")  # noqa: SLF001
+    elif species.numel() and not 0 <= int(species.min()) <= int(species.max()) < q.shape[0]:
+        raise IndexError(f"a species is not among the {q.shape[0]} that there are")
+    return _Apply.apply(op, reference, species, a, q)
+
+
+class _Apply(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, op: PolynomialKernels, reference: Reference, species: Tensor, a: Tensor, q: Tensor
+    ) -> Tensor:
+        ctx.op, ctx.reference, ctx.species = op, reference, species
+        ctx.row = species.to(torch.int32)
+        ctx.save_for_backward(a, q)
+        if ctx.needs_input_grad[4]:  # training: compile at once what forces and their derivatives will need
+            op.prepare(
+                PolynomialSweep(1, True, False),
+                PolynomialSweep(1, True, True),
+                PolynomialSweep(2, True, True, True),
+            )
+        out = op.run(_FORWARD, ctx.row, a, q)[0]
+        assert out is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        a, q = ctx.saved_tensors
+        needs = (ctx.needs_input_grad[3], ctx.needs_input_grad[4] and parameters_wanted())
+        return (None, None, None, *_Gradients.apply(ctx, needs, a, q, g.contiguous()))
+
+
+class _Gradients(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, first: Any, needs: tuple[bool, bool], a: Tensor, q: Tensor, g: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        ctx.op, ctx.reference, ctx.species, ctx.row = first.op, first.reference, first.species, first.row
+        ctx.save_for_backward(a, q, g)
+        ctx.set_materialize_grads(False)
+        ga, gq, _ = ctx.op.run(PolynomialSweep(1, *needs), ctx.row, a, q, g)
+        return ga, gq
+
+    @staticmethod
+    def backward(ctx: Any, ha: Tensor | None, hq: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ha is None and hq is None:
+            return (None,) * 5
+        needs = tuple(ctx.needs_input_grad[2:])
+        if hq is not None or torch.is_grad_enabled():
+            return (None, None, *_composed(ctx, ctx.saved_tensors, (ha, hq), needs))
+        a, q, g = ctx.saved_tensors
+        ga, gq, gg = ctx.op.run(PolynomialSweep(2, *needs), ctx.row, a, q, g, ha)
+        return None, None, ga, gq, gg
+
+
+def _composed(
+    ctx: Any, base: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], needs: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """The same by torch, for derivatives of coefficients' gradients and for orders beyond the second."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: g may depend on A outside, and that path is not ours to follow.
+        a, q, g = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in base)
+        first = torch.autograd.grad(ctx.reference(a, q, ctx.species), (a, q), g, create_graph=True)
+        pairs = [(f, h) for f, h in zip(first, tangents, strict=True) if h is not None]
+        found = iter(
+            torch.autograd.grad(
+                [f for f, _ in pairs],
+                [t for t, need in zip((a, q, g), needs, strict=True) if need],
+                [h for _, h in pairs],
+                create_graph=again,
+                allow_unused=True,
+            )
+        )
+    return [next(found) if need else None for need in needs]
