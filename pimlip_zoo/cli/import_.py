@@ -33,7 +33,7 @@ def mace_command(
     The package need not be installed, and nothing of the file is executed.
     """
     from pimlip_zoo.cli.console import console
-    from pimlip_zoo.training.mace_torch import import_potential
+    from pimlip_zoo.foundation.mace_torch import import_potential
 
     potential = import_potential(file, head=head)
     folder = out or Path("runs") / file.stem

@@ -7,10 +7,10 @@ import torch
 from e3nn import o3
 
 from agreement.reference import STRUCTURES, Reference, assert_agrees, load
+from pimlip_zoo.foundation.mace_torch import convert_weights
 from pimlip_zoo.models.mace import MACE, MACEConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.zbl import ZBL
-from pimlip_zoo.training.mace_torch import convert_weights
 
 CONFIGURATIONS = (
     "mace_residual_first",

@@ -9,15 +9,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import pimlip_zoo.training.mace_torch.potential as module
+import pimlip_zoo.foundation.mace_torch.potential as module
 from agreement.reference import STRUCTURES, Reference, assert_agrees, load
 from pimlip_zoo.cli.import_ import app
 from pimlip_zoo.config import load_config
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.foundation.mace_torch import import_potential
+from pimlip_zoo.foundation.mace_torch.records import read_records, state_of
+from pimlip_zoo.foundation.unpickle import Named, Record
 from pimlip_zoo.training.checkpoint import load_potential
-from pimlip_zoo.training.mace_torch import import_potential
-from pimlip_zoo.training.mace_torch.records import read_records, state_of
-from pimlip_zoo.training.mace_torch.unpickle import Named, Record
 
 MODEL = Path(__file__).parent / "mace_heads.model"
 HEADS = ("small", "large")

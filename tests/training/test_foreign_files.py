@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.training.mace_torch import import_potential
-from pimlip_zoo.training.mace_torch.archive import TorchArchive
-from pimlip_zoo.training.mace_torch.records import read_objects, state_of
+from pimlip_zoo.foundation.archive import TorchArchive
+from pimlip_zoo.foundation.mace_torch import import_potential
+from pimlip_zoo.foundation.mace_torch.records import read_objects, state_of
 
 MODEL = Path(__file__).parents[1] / "agreement" / "mace_heads.model"
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.training.mace_torch.arrays import (
+from pimlip_zoo.foundation.arrays import (
     DType,
     PendingArray,
     Storage,

@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.training.mace_torch.archive import TorchArchive
-from pimlip_zoo.training.mace_torch.arrays import Storage, make_storage
-from pimlip_zoo.training.mace_torch.unpickle import Record, unpickle
+from pimlip_zoo.foundation.archive import TorchArchive
+from pimlip_zoo.foundation.arrays import Storage, make_storage
+from pimlip_zoo.foundation.unpickle import Record, unpickle
 
 __all__ = ["Record", "read_objects", "read_records", "state_of"]
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.foundation.mace_torch.records import read_records, state_of
+from pimlip_zoo.foundation.mace_torch.sizes import check_sizes
+from pimlip_zoo.foundation.mace_torch.weights import convert_weights
+from pimlip_zoo.foundation.unpickle import Named, Record
 from pimlip_zoo.models.mace import MACE, MACEConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.elements import covalent_radii
 from pimlip_zoo.nn.mlp import ACTIVATIONS, ScaledActivation
 from pimlip_zoo.nn.zbl import ZBL
-from pimlip_zoo.training.mace_torch.records import read_records, state_of
-from pimlip_zoo.training.mace_torch.sizes import check_sizes
-from pimlip_zoo.training.mace_torch.unpickle import Named, Record
-from pimlip_zoo.training.mace_torch.weights import convert_weights
 
 __all__ = ["import_potential"]
 

@@ -1,0 +1,1 @@
+"""Models of other packages, read as data: nothing of their files is run."""
