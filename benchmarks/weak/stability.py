@@ -1,6 +1,6 @@
 """How long molecular dynamics with trained potentials lasts: NVE and NVT, at several temperatures, several seeds.
 
-    python benchmarks/weak/stability.py --structure data/acac/test_MD_300K.extxyz@0:1 --out stability-acac \
+    python benchmarks/weak/stability.py --structure data/acac/test_MD_300K.extxyz@0:1 --out stability-acac.csv \
         plain-50=runs/weak/conservative-acac-mace/plain-50-seed0 pretrain-50=pretrain-50.native
 
 What is simulated is a run or an exported file (a native one is several times faster); NAME is what the table says. A
@@ -58,17 +58,21 @@ def main():
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--timestep", type=float, default=0.5, help="fs")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("stability"), help="folder of the figures")
+    parser.add_argument("--out", type=Path, default=Path("stability.csv"), help="table of the figures")
     parser.add_argument("--runs", type=Path, default=Path("runs/stability"), help="folder of the simulations")
     args = parser.parse_args()
 
     from pimlip_zoo.datasets.readers import load_frames
 
     frame = load_frames(args.structure)[0]
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    if args.out.exists():
+        with args.out.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
     for item in args.potentials:
         name, _, potential = item.partition("=")
-        rows = []
+        rows = [row for row in rows if row["potential"] != name]
         for seed in range(args.seeds):
             for ensemble in ("nve", "nvt"):
                 for temperature in (float(t) for t in args.temperatures.split(",")):
@@ -77,8 +81,8 @@ def main():
                     found = simulate(potential, frame, folder, args, **setting)
                     rows.append({"potential": name, **setting, **found})
                     print(rows[-1], flush=True)
-        with (args.out / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
+        with args.out.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
     print("\n".join(stability_table(args.out)))

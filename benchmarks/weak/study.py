@@ -5,7 +5,7 @@
     python benchmarks/weak/study.py show conservative acac                   (what is there, mean and spread over seeds)
     python benchmarks/weak/study.py docs                                     (the tables of docs/weak-supervision.md)
 
-Every point is trained in a run folder below --runs; its result is kept in results/TABLE-SET-MODEL. A result that is
+Every point is trained in a run folder below --runs; its errors are rows of results/TABLE-SET-MODEL.csv. A point that is
 there is not computed again, and an interrupted run goes on. The ways of training and their budgets are in ways.py, what
 the tables show in tables.py.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sets import SETS
-from tables import fill, table_of
+from tables import fill, keep, read, table_of
 from ways import TABLES, filled, settings_of
 
 
@@ -63,15 +63,14 @@ def points_of(args, study):
 def run(args):
     """Train and evaluate what is not there yet."""
     from pimlip_zoo.cli.console import log_to_screen
-    from pimlip_zoo.curve import collect, run_point, summarise, write_table
+    from pimlip_zoo.curve import run_point
 
     log_to_screen()
     study, results = SETS[args.set], results_of(args)
-    runs = Path(args.runs) / results.name
+    runs = Path(args.runs) / results.stem
     settings, tests = shared_settings(args, study), [placed(args, test) for test in study.tests]
     for point in points_of(args, study):
-        kept = results / point.name / "result.json"
-        if kept.exists():
+        if any(same(row, point) for row in read(results)):
             continue
         print(point.name, flush=True)
         # Unlabelled structures are those of the training set, the labelled ones among them.
@@ -86,13 +85,14 @@ def run(args):
         result["tests"] = {
             spec.removeprefix(f"{args.root}/"): summary for spec, summary in result["tests"].items()
         }
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({**result, "total_steps": args.steps}, indent=1))
-        write_table(collect(results), results / "runs.csv")
-        write_table(summarise(collect(results)), results / "curve.csv")
+        keep({**result, "total_steps": args.steps}, results)
         if not args.keep_runs:
             shutil.rmtree(runs / point.name)
     return show(args)
+
+
+def same(row, point):
+    return (row["size"], row["weak"], row["seed"]) == (point.size, point.weak, point.seed)
 
 
 def show(args):
@@ -108,7 +108,7 @@ def docs(args):
 
 
 def results_of(args):
-    return Path(args.out) / f"{args.table}-{args.set}-{args.model}{args.tag}"
+    return Path(args.out) / f"{args.table}-{args.set}-{args.model}{args.tag}.csv"
 
 
 def listing(args):  # noqa: ARG001

@@ -1,7 +1,8 @@
 """The study's results as tables: mean and standard deviation over seeds, tested against plain training.
 
-A table's place in the documentation is marked by `<!-- study NAME: begin -->` and `<!-- study NAME: end -->`, NAME the
-folder of its results; that of one on the stability of dynamics by `<!-- stability NAME: begin -->` likewise.
+A study's results are one file, results/NAME.csv: a row for each run and test, energies in eV, forces in eV/Å, stress in
+eV/Å³. A table's place in the documentation is marked by `<!-- study NAME: begin -->` and `<!-- study NAME: end -->`;
+that of one on the stability of dynamics by `<!-- stability NAME: begin -->` likewise.
 """
 
 import csv
@@ -15,11 +16,56 @@ LEVEL = 0.05
 """Of Welch's two-sided test over the seeds, below which a difference to plain training is marked."""
 
 
-def table_of(folder, study):
-    """Lines of Markdown: a row for each number of labels and way of training."""
-    from pimlip_zoo.curve import collect, summarise
+QUANTITIES = ("energy", "energy_per_atom", "forces", "stress")
+ERRORS = tuple(f"{quantity}_{kind}" for quantity in QUANTITIES for kind in ("mae", "rmse"))
+OF_THE_RUN = ("steps", "total_steps", "parameters", "seconds", "cpu_seconds")
+COLUMNS = ("size", "weak", "seed", "test", *ERRORS, *OF_THE_RUN)
 
-    rows = collect(folder)
+
+def read(file):
+    """The rows of a study, numbers as numbers; none where nothing has run yet."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return [{name: number(value) for name, value in row.items()} for row in rows]
+
+
+def number(text):
+    """What a cell holds."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text or None
+
+
+def keep(result, file):
+    """Add what came of one run."""
+    from pimlip_zoo.files import replacing
+
+    rows = read(file)
+    for test, summary in result["tests"].items():
+        row = {"test": test, **{name: result[name] for name in ("size", "weak", "seed", *OF_THE_RUN)}}
+        for quantity in QUANTITIES:
+            for kind in ("mae", "rmse"):
+                value = (summary[quantity] or {}).get(kind)
+                row[f"{quantity}_{kind}"] = None if value is None else float(f"{value:.7g}")
+        rows.append(row)
+    rows.sort(key=lambda row: (row["test"], row["weak"], row["size"], row["seed"]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table_of(file, study):
+    """Lines of Markdown: a row for each number of labels and way of training."""
+    from pimlip_zoo.curve import summarise
+
+    rows = read(file)
     quantity, unit = ("energy_per_atom_rmse", "meV/atom") if study.periodic else ("energy_rmse", "meV")
     tests = [test for test in study.tests if any(row["test"] == test for row in rows)]
     heads = [f"{name_of(test)}: {what}" for test in tests for what in (f"E {unit}", "F meV/Å")]
@@ -81,11 +127,10 @@ def against_plain(rows, row, name):
     return ratio, float(ttest_ind(plain, own, equal_var=False).pvalue)
 
 
-def stability_table(folder):
+def stability_table(file):
     """Lines of Markdown: how long simulations with each potential lasted, by ensemble and temperature."""
-    rows = [
-        row for path in sorted(folder.glob("*.csv")) for row in csv.DictReader(path.open(encoding="utf-8"))
-    ]
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
     columns = sorted({(row["ensemble"], float(row["temperature"])) for row in rows})
     heads = [f"{ensemble.upper()} {temperature:.0f} K" for ensemble, temperature in columns]
     lines = [f"| potential | {' | '.join(heads)} | ends |", f"|{'---|' * (len(heads) + 2)}"]
@@ -122,9 +167,9 @@ def fill(docs, results):
     text = docs.read_text()
     for name in re.findall(r"<!-- study (\S+): begin -->", text):
         study = SETS[next(key for key in SETS if f"-{key}-" in name)]
-        text = between(text, f"study {name}", table_of(results / name, study))
+        text = between(text, f"study {name}", table_of(results / f"{name}.csv", study))
     for name in re.findall(r"<!-- stability (\S+): begin -->", text):
-        text = between(text, f"stability {name}", stability_table(results / f"stability-{name}"))
+        text = between(text, f"stability {name}", stability_table(results / f"stability-{name}.csv"))
     temporary = docs.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(docs)
