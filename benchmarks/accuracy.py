@@ -7,7 +7,7 @@
 ``run`` trains one (data set, architecture, preset, seed) in ``runs/accuracy`` and writes one JSON file to
 ``benchmarks/results/accuracy``. Called again, it goes on where it stopped, bit for bit, until its steps are done;
 ``--max-time`` is the budget of one call. Errors are those of the best weights so far, and the file says how many
-steps were done of how many. ``table`` writes all results into ``docs/benchmarks.md``.
+steps were done of how many. ``table`` writes all results into ``docs/results/benchmarks.md``.
 
 DATA_FOLDER holds ``acac``, ``3bpa``, ``rmd17_aspirin``, ``mlearn_Si``, ... as extended XYZ with energies in eV and
 forces in eV/Å. Without it a run is skipped with a line that says so, and exit code 77.
@@ -30,7 +30,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "accuracy"
 RUNS = HERE.parent / "runs" / "accuracy"
-DOCS = HERE.parent / "docs" / "benchmarks.md"
+DOCS = HERE.parent / "docs" / "results" / "benchmarks.md"
 BEGIN, END = "<!-- accuracy table: begin -->", "<!-- accuracy table: end -->"
 SKIPPED = 77
 MODELS = ("nequip", "allegro", "mace")
@@ -133,7 +133,7 @@ def main() -> int:
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any option of the training"
     )
-    table = commands.add_parser("table", help="write docs/benchmarks.md")
+    table = commands.add_parser("table", help="write docs/results/benchmarks.md")
     table.add_argument("--docs", type=Path, default=DOCS)
     table.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()

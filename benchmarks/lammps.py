@@ -3,7 +3,7 @@
     python benchmarks/lammps.py step --model nequip --format aot --atoms 256,4000 --ranks 1    # JSON lines
     python benchmarks/lammps.py compare       # step time and memory beside Python's
     python benchmarks/lammps.py scaling       # against system size and ranks
-    python benchmarks/lammps.py table         # both tables into docs/benchmarks.md
+    python benchmarks/lammps.py table         # both tables into docs/results/benchmarks.md
 
 ``compare`` and ``scaling`` keep every case in ``benchmarks/results/lammps.json`` as soon as it is measured and leave
 out what is there already. Models have random weights, on which speed does not depend, and 20 neighbours for each atom
@@ -43,7 +43,7 @@ from pimlip_zoo.registry import get_model
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lammps.json"
-DOCS = HERE.parent / "docs" / "benchmarks.md"
+DOCS = HERE.parent / "docs" / "results" / "benchmarks.md"
 SPECIES = ("Cu", "Al")
 CUTOFF = 4.5
 SUFFIX = {

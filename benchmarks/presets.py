@@ -5,7 +5,8 @@
 
 ``run`` measures one preset on the built-in ethanol (9 atoms, 5 structures a step) and on a periodic box of 216 atoms
 at the density of liquid water, one thread, float32: CPU time of the process, the median of repetitions after a warm-up.
-Without --model and --preset it measures all of them, one process each. ``table`` writes ``docs/models.md``.
+Without --model and --preset it measures all of them, one process each.
+``table`` writes ``docs/concepts/architectures.md``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-RESULTS, DOCS = ROOT / "benchmarks" / "results" / "presets.json", ROOT / "docs" / "models.md"
+RESULTS, DOCS = (
+    ROOT / "benchmarks" / "results" / "presets.json",
+    ROOT / "docs" / "concepts" / "architectures.md",
+)
 BEGIN, END = "<!-- presets table: begin -->", "<!-- presets table: end -->"
 MODELS, PRESETS = ("nequip", "allegro", "mace"), ("small", "medium", "large")
 SPECIES = ("H", "C", "N", "O")
@@ -38,7 +42,7 @@ def main() -> int:
     run.add_argument("--model", choices=MODELS)
     run.add_argument("--preset", choices=PRESETS)
     run.add_argument("--seconds", type=float, default=6.0, help="CPU time of each measurement")
-    commands.add_parser("table", help="write docs/models.md")
+    commands.add_parser("table", help="write docs/concepts/architectures.md")
     options = parser.parse_args()
     if options.command == "table":
         write_table()

@@ -1,6 +1,6 @@
 """How near the machine's limits a native model as a whole runs.
 
-    python benchmarks/roofline_models.py [--models nequip allegro mace] [--table 1e-4] [--out docs/performance.md]
+    python benchmarks/roofline_models.py [--models nequip allegro mace] [--table 1e-4] [--out docs/concepts/compiled.md]
 
 Adds up the arithmetic of every operation of a native model, and the bytes of the arrays that it reads and writes, each
 once: gathered rows and tables stay in cache. The time at the ceiling is the sum of the times that the slower ceiling

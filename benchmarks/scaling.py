@@ -1,7 +1,7 @@
 """Cost of energy and forces per atom against the number of atoms, and what neighbour lists add to it.
 
     python benchmarks/scaling.py run --models nequip allegro mace --atoms 10 100 1000 10000 100000 --threads 1 2
-    python benchmarks/scaling.py table docs/benchmarks.md
+    python benchmarks/scaling.py table docs/results/benchmarks.md
 
 Native models of the `small` widths of `speed.py`, float32, on a jittered simple cubic lattice of H, C, N and O,
 3 Å apart, periodic: about 19 neighbours within 5 Å at every size. Each case is a process of its own. Times per atom

@@ -1,7 +1,7 @@
 """How fast training steps and predictions are, ours and other packages', measured the same way.
 
     python benchmarks/speed.py case --model nequip --size small --task train5 --data 3bpa/train_300K.extxyz
-    python benchmarks/speed.py compare --data ... --box ... --peers FOLDER --table docs/benchmarks.md
+    python benchmarks/speed.py compare --data ... --box ... --peers FOLDER --table docs/results/benchmarks.md
 
 ``case`` measures one architecture on one task and prints one JSON line. ``compare`` runs ours and a peer's
 script alternately, so that both see the same machine in the same state, and writes a table of ratios.

@@ -1,7 +1,7 @@
 """The types that everything passes along: structures as graphs, their labels, what is predicted.
 
 All of them are immutable tuples; a changed one is made with ``_replace``. Units and signs are those of
-``docs/conventions.md``: Å, eV, eV/Å, stress ``dE/dε / V``.
+``docs/concepts/conventions.md``: Å, eV, eV/Å, stress ``dE/dε / V``.
 """
 
 from __future__ import annotations

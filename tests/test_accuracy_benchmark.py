@@ -125,7 +125,7 @@ def test_a_page_without_a_place_for_the_table_is_left_alone(accuracy, tmp_path):
 
 
 def test_the_committed_table_is_the_one_of_the_committed_results(accuracy, tmp_path):
-    page = ROOT / "docs" / "benchmarks.md"
+    page = ROOT / "docs" / "results" / "benchmarks.md"
     copy = tmp_path / "benchmarks.md"
     copy.write_text(page.read_text())
     accuracy.write_table(copy, accuracy.load_results(accuracy.RESULTS))

@@ -3,7 +3,7 @@
     python benchmarks/weak/study.py list
     python benchmarks/weak/study.py run conservative acac --root data        (a table, on one data set)
     python benchmarks/weak/study.py show conservative acac                   (what is there, mean and spread over seeds)
-    python benchmarks/weak/study.py docs                                     (the tables of docs/weak-supervision.md)
+    python benchmarks/weak/study.py docs                          (the tables of docs/results/weak-supervision.md)
 
 Every point is trained in a run folder below --runs; its errors are rows of results/TABLE-SET-MODEL.csv. A point that is
 there is not computed again, and an interrupted run goes on. The ways of training and their budgets are in ways.py, what
@@ -126,7 +126,9 @@ def main():
     commands.add_parser("list").set_defaults(function=listing)
     written = commands.add_parser("docs")
     written.set_defaults(function=docs)
-    written.add_argument("--docs", default=str(Path(__file__).parents[2] / "docs" / "weak-supervision.md"))
+    written.add_argument(
+        "--docs", default=str(Path(__file__).parents[2] / "docs" / "results" / "weak-supervision.md")
+    )
     written.add_argument("--out", default=str(Path(__file__).parent / "results"))
     for name, function in (("run", run), ("show", show)):
         command = commands.add_parser(name)

@@ -38,7 +38,7 @@ class ScheduleConfig(Section):
     """How a weight changes; see :mod:`pimlip_zoo.consistency.schedules`."""
 
     name: Literal["constant", "warm_up", "decay", "tied_to_error"] = "constant"
-    """What the weight is multiplied by over the run; docs/weak-supervision.md has the formulae."""
+    """What the weight is multiplied by over the run; docs/guide/weak-supervision.md has the formulae."""
     start: int = Field(default=0, ge=0)
     """Step at which the warm-up or the decay begins."""
     steps: PositiveInt = 1000

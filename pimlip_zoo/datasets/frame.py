@@ -28,7 +28,7 @@ EVEN = (1.0, 1.0, 1.0)
 class Frame:
     """A structure with the labels it has; what readers yield and stores keep.
 
-    Every quantity is in Å and eV (see ``docs/conventions.md``); a missing label is None.
+    Every quantity is in Å and eV (see ``docs/concepts/conventions.md``); a missing label is None.
     """
 
     numbers: NDArray[np.int64]

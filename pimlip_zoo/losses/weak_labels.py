@@ -42,7 +42,7 @@ class WeakLabelsConfig(Section):
     """Energies and forces from cheap physics."""
 
     method: Literal["pretrain", "second_head", "shared_head", "delta", "distill"] = "pretrain"
-    """How they are used; docs/weak-supervision.md says when which helps."""
+    """How they are used; docs/guide/weak-supervision.md says when which helps."""
     calculator: str = "gfn2"
     """gfn2, gfn1, emt, ``run:RUN``, or ``MODULE:FACTORY``: a function that is imported and called, and returns an ASE
     calculator."""

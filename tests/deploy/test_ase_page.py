@@ -1,4 +1,4 @@
-"""The code of docs/ase.md runs as it stands."""
+"""The code of docs/guide/ase.md runs as it stands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.checkpoint import KEY, describe
 
-PAGE = Path(__file__).parents[2] / "docs" / "ase.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "ase.md"
 
 
 def save_run(folder, seed):

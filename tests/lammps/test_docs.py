@@ -1,4 +1,4 @@
-"""The commands of ``docs/lammps.md`` work as they stand there."""
+"""The commands of ``docs/guide/lammps.md`` work as they stand there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pimlip_zoo.cli.export import ExportFormat, export_potential
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
 
-PAGE = Path(__file__).parents[2] / "docs" / "lammps.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "lammps.md"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """LMDB stores: millions of frames in files that many processes read at once.
 
 No pickle, nothing that runs code: fixed binary records with checksums, an index that samplers and statistics
-read instead of frames, metadata as JSON. ``docs/data.md`` specifies every byte.
+read instead of frames, metadata as JSON. ``docs/guide/data.md`` specifies every byte.
 """
 
 from pimlip_zoo.datasets.lmdb.merge import append_frames, merge_stores

@@ -1,6 +1,6 @@
 """One frame as bytes: a fixed header, raw arrays, a checksum. Reading it runs no code and trusts no length.
 
-The layout is specified in ``docs/data.md``; everything is little-endian.
+The layout is specified in ``docs/guide/data.md``; everything is little-endian.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def read_frames(spec: str, *, on_bad: Callable[[InputError], None] | None = None
 
     Args:
         spec: ``builtin:NAME/SPLIT``, a path, ``PATH@START:STOP:STEP``, ``PATH?energy=kcal/mol&...``, several
-            of them joined by commas; see ``docs/data.md``.
+            of them joined by commas; see ``docs/guide/data.md``.
         on_bad: called with what is wrong with a frame, which is then left out; without it the first such
             frame ends the reading.
 
