@@ -51,6 +51,6 @@ def test_types_and_bounds_are_said_as_a_user_writes_them(hooks):
 
 
 def test_the_page_has_the_table(hooks):
-    page = hooks.on_page_markdown((HOOKS.parent / "configuration.md").read_text())
+    page = hooks.on_page_markdown((HOOKS.parent / "api" / "configuration.md").read_text())
     assert "| `data.batch_size` | integer, > 0 | 10 |" in page
     assert hooks.MARK not in page
