@@ -17,7 +17,7 @@ LEVEL = 0.05
 
 def table_of(folder, study):
     """Lines of Markdown: a row for each number of labels and way of training."""
-    from pimlip_zoo.curve import collect, summarise
+    from pimlip_zoo.experiment.curve import collect, summarise
 
     rows = collect(folder)
     quantity, unit = ("energy_per_atom_rmse", "meV/atom") if study.periodic else ("energy_rmse", "meV")
