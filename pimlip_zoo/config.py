@@ -29,6 +29,7 @@ from pimlip_zoo.files import replacing
 from pimlip_zoo.losses.supervised import Distance
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
+from pimlip_zoo.section import Section
 from pimlip_zoo.training.finetune import inherit_options
 from pimlip_zoo.training.recipes import DEFAULT_RECIPE, get_recipe
 from pimlip_zoo.training.schedule import ScheduleName
@@ -38,12 +39,6 @@ __all__ = ["RunConfig", "load_config", "parse_settings", "save_config"]
 
 BUILTIN = "builtin:ethanol-gfn2"
 BUILTIN_STEPS = 6_000
-
-
-class Section(BaseModel):
-    """A part of the configuration; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 class ModelSection(BaseModel):
@@ -252,9 +247,9 @@ class FineTuneSection(Section):
 
     run: str | None = None
     """Run folder or checkpoint; None: start from random weights."""
-    freeze: list[str] = []
+    freeze: list[str] = Field(default_factory=list)
     """Parameters that stay as they are: patterns such as ``edges.*``, ``layers.0``, ``*.radial.*``."""
-    learning_rates: dict[str, PositiveFloat] = {}
+    learning_rates: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Factors of the learning rate by pattern; the last that matches counts."""
     refit_references: bool = True
     """Move the energy references to the zero of energy of the new data; false: keep the run's."""
@@ -278,7 +273,7 @@ class RecipeSection(Section):
     """default, mace-torch, nequip, or one that another package registers."""
     version: PositiveInt | None = None
     """None: the newest. A run's ``config.yaml`` has the one that it used."""
-    filled: list[str] = []
+    filled: list[str] = Field(default_factory=list)
     """Which options came from it; written by the run."""
 
     @model_validator(mode="after")

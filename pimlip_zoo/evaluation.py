@@ -13,11 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.cheap import find_supervisor
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
-from pimlip_zoo.datasets.offsets import subtract_labels
-from pimlip_zoo.datasets.pool import cached_labels
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing
@@ -26,6 +23,9 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.report.parity import save_pairs
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.training.metrics import ErrorStatistics
+from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.offsets import subtract_labels
+from pimlip_zoo.weak_labels.pool import cached_labels
 
 __all__ = ["Evaluation", "check_labelled", "evaluate", "evaluate_frames", "evaluate_run", "tests_of"]
 

@@ -32,11 +32,11 @@ def compare(frames, calculator):
     """The figures of one row."""
     import numpy as np
 
-    from pimlip_zoo.datasets.cheap import find_supervisor
-    from pimlip_zoo.datasets.offsets import fit_offset
-    from pimlip_zoo.datasets.pool import label_frames
     from pimlip_zoo.datasets.statistics import species_of
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.weak_labels.calculators import find_supervisor
+    from pimlip_zoo.weak_labels.offsets import fit_offset
+    from pimlip_zoo.weak_labels.pool import label_frames
 
     supervisor, kept, cheap, failed = find_supervisor(calculator, trust=True), [], [], 0
     started = time.process_time()

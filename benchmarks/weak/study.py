@@ -49,7 +49,7 @@ def placed(args, data):
 
 def points_of(args, study):
     """Seed by seed, in the order of the ways' worth."""
-    from pimlip_zoo.curve import Point
+    from pimlip_zoo.experiment.curve import Point
 
     table = TABLES[args.table]
     ways = args.ways.split(",") if args.ways else table.ways
@@ -63,7 +63,7 @@ def points_of(args, study):
 def run(args):
     """Train and evaluate what is not there yet."""
     from pimlip_zoo.cli.console import log_to_screen
-    from pimlip_zoo.curve import run_point
+    from pimlip_zoo.experiment.curve import run_point
 
     log_to_screen()
     study, results = SETS[args.set], results_of(args)

@@ -63,7 +63,7 @@ def keep(result, file):
 
 def table_of(file, study):
     """Lines of Markdown: a row for each number of labels and way of training."""
-    from pimlip_zoo.curve import summarise
+    from pimlip_zoo.experiment.curve import summarise
 
     rows = read(file)
     quantity, unit = ("energy_per_atom_rmse", "meV/atom") if study.periodic else ("energy_rmse", "meV")

@@ -40,7 +40,7 @@ def curve(
     """Errors against the number of labels: a table, a plot, one run folder per point."""
     from pimlip_zoo.cli.console import console, log_to_screen
     from pimlip_zoo.config import parse_settings
-    from pimlip_zoo.curve import Point, collect, run_points, summarise
+    from pimlip_zoo.experiment.curve import Point, collect, run_points, summarise
     from pimlip_zoo.report.curve import curve_plot
 
     given: list[tuple[str, Any]] = [

@@ -1,4 +1,4 @@
-"""``pimlip-zoo data``: look at data, check it, convert it, split it, make and get known sets."""
+"""``pimlip-zoo data``: look at data, check it, convert it, split it, get known sets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.datasets.frame import Frame
 
-app = typer.Typer(
-    no_args_is_help=True, help="Look at data, check it, convert it, split it, make or get known sets."
-)
+app = typer.Typer(no_args_is_help=True, help="Look at data, check it, convert it, split it, get known sets.")
 
 Data = Annotated[
     str, typer.Argument(help="builtin:NAME/SPLIT, or files: PATH[@START:STOP:STEP][?energy=UNIT&...].")
@@ -180,26 +178,6 @@ def split_command(
     for name, part in split.parts.items():
         path, mark, options = data.partition("?")
         console().print(f"{name:6s} {len(part):8d}   {path}@{out}:{name}{mark}{options}")
-
-
-@app.command("make", epilog="Example: pimlip-zoo data make ethanol-gfn2 -o ethanol")
-def make_command(
-    name: Annotated[str, typer.Argument(help="A built-in set: ethanol-gfn2 or cual-emt.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder, or a file *.npz.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all random numbers; by default the set's own.")] = None,
-) -> None:
-    """Compute a built-in data set again, with the reference method that made it."""
-    from pimlip_zoo.cli.console import console
-    from pimlip_zoo.datasets.builtin import make_builtin
-
-    with _progress("") as advance:
-
-        def report(split: str, done: int, total: int) -> None:
-            advance(done, total, split)
-
-        paths = make_builtin(name, out or Path(name), seed=seed, progress=report)
-    for path in paths:
-        console().print(str(path))
 
 
 @app.command("get", epilog="Example: pimlip-zoo data get spice-1 -o data")

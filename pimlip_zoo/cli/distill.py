@@ -37,12 +37,12 @@ def distill(
 
     import pimlip_zoo
     from pimlip_zoo.cli.console import console
-    from pimlip_zoo.datasets.cheap import Supervisor
     from pimlip_zoo.datasets.lmdb import write_store
-    from pimlip_zoo.datasets.pool import PoolOptions, sample_pool
     from pimlip_zoo.datasets.readers import load_frames
-    from pimlip_zoo.distillation import ensemble_labels
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.weak_labels.calculators import Supervisor
+    from pimlip_zoo.weak_labels.ensemble import ensemble_labels
+    from pimlip_zoo.weak_labels.pool import PoolOptions, sample_pool
 
     if sample not in ("md", "displaced", "both", "none"):
         raise InputError(

@@ -89,7 +89,7 @@ def _kernels() -> dict[str, tuple[bool, str]]:
 def _kept() -> str:
     """Folders of what was compiled and labelled, with their sizes."""
     from pimlip_zoo.compiled.kernels.build import cache_folder as kernels
-    from pimlip_zoo.datasets.pool import cache_folder as labels
+    from pimlip_zoo.weak_labels.pool import cache_folder as labels
 
     folders = {kernels().parent, labels()}
     told = []

@@ -137,7 +137,7 @@ def _run(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | No
     from pimlip_zoo.cli.report import write_run_report
     from pimlip_zoo.evaluation import check_labelled, evaluate_run, tests_of
     from pimlip_zoo.experiment import from_rank_zero
-    from pimlip_zoo.weak_stages import prepare_run, train_run
+    from pimlip_zoo.experiment.stages import prepare_run, train_run
 
     screen = console(quiet=rank > 0)  # one rank speaks, writes the log, evaluates and reports
     log_to_screen(quiet=rank > 0)

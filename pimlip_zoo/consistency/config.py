@@ -11,7 +11,8 @@ from pimlip_zoo.consistency.displacements import DISPLACEMENTS, DisplacementOpti
 from pimlip_zoo.consistency.residuals import RESIDUALS, parse_options, residual_names
 from pimlip_zoo.consistency.surface import Detach
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.losses.weak_labels import Section, WeakLabelsConfig
+from pimlip_zoo.section import Section
+from pimlip_zoo.weak_labels.config import WeakLabelsConfig
 
 __all__ = [
     "PRESETS",

@@ -21,8 +21,8 @@ from torch import Tensor
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions, edge_vectors, sum_by_structure
 from pimlip_zoo.losses.base import PotentialLike
-from pimlip_zoo.losses.weak_labels import Section
 from pimlip_zoo.registry import Registry
+from pimlip_zoo.section import Section
 
 __all__ = [
     "DISPLACEMENTS",

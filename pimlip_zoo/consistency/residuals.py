@@ -25,8 +25,8 @@ from torch import Tensor
 
 from pimlip_zoo.consistency.surface import ORIGIN, STRAINED, D, Detach, P, Reads, Surface, reads_of
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.losses.weak_labels import Section
 from pimlip_zoo.registry import Registry
+from pimlip_zoo.section import Section
 
 __all__ = [
     "RESIDUALS",

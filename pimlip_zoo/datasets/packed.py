@@ -8,8 +8,6 @@ the grid (:func:`snap`) before it was labelled.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,7 +86,9 @@ def write_packed(path: Path, data: PackedSet) -> None:
     }
     for key in frames[0].info:
         arrays[f"info.{key}"] = np.array([frame.info[key] for frame in frames])
-    _replace_npz(path, arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_packed(file: Path | IO[bytes]) -> PackedSet:
@@ -143,16 +144,3 @@ def _to_grid(values: NDArray[np.float64], resolution: float) -> NDArray[np.int32
 def _from_grid(counts: NDArray[np.int32], resolution: float) -> NDArray[np.float64]:
     # Dividing by an integer gives the double nearest to the decimal number; multiplying by 1e-6 would not.
     return counts / float(round(1 / resolution))
-
-
-def _replace_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from pimlip_zoo.datasets.cheap import find_supervisor
 from pimlip_zoo.deploy.properties import common_numbers
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.weak_labels.calculators import find_supervisor
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator

@@ -44,7 +44,7 @@ def data_file(path, bad, place=2, count=4, **good):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     from pimlip_zoo.config import load_config, parse_settings
-    from pimlip_zoo.weak_stages import prepare_run, train_run
+    from pimlip_zoo.experiment.stages import prepare_run, train_run
 
     settings = [*SMALL[1::2], f"data.train={DATA}", "trainer.max_steps=4"]
     folder = tmp_path_factory.mktemp("trained") / "run"
@@ -107,16 +107,16 @@ def test_runs_without_a_name_are_numbered(cli, tmp_path, monkeypatch):
 
 
 def test_a_number_that_another_process_took_meanwhile_is_not_shared(cli, tmp_path, monkeypatch):
-    from pimlip_zoo import weak_stages
+    from pimlip_zoo.experiment import stages
 
-    prepare_run = weak_stages.prepare_run
+    prepare_run = stages.prepare_run
 
     def slow(*arguments, **options):
         (tmp_path / "runs" / "nequip-1").mkdir(parents=True)
         return prepare_run(*arguments, **options)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(weak_stages, "prepare_run", slow)
+    monkeypatch.setattr(stages, "prepare_run", slow)
     assert cli("train", "--data", DATA, *SMALL, "--max-steps", 1).code == 0
     assert not list((tmp_path / "runs" / "nequip-1").iterdir())
     assert (tmp_path / "runs" / "nequip-2" / "report.html").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,8 @@ from pimlip_zoo.datasets.builtin import (
     builtin_provenance,
     builtin_splits,
     load_builtin,
-    make_builtin,
 )
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
-from pimlip_zoo.datasets.make.cual import KINDS, make_cual
 from pimlip_zoo.datasets.neighbours import frame_to_sample, neighbour_list
 from pimlip_zoo.datasets.packed import (
     FORCE_RESOLUTION,
@@ -31,6 +30,12 @@ from pimlip_zoo.datasets.packed import (
     write_packed,
 )
 from pimlip_zoo.errors import InputError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "builtin_data"))
+
+import make
+from cual import KINDS, make_cual
+from make import make_builtin
 
 
 def every_frame(name):
@@ -181,7 +186,7 @@ def test_the_files_are_small_and_hold_no_pickle():
 
 def test_ethanol_labels_are_those_of_tblite():
     pytest.importorskip("tblite")
-    from pimlip_zoo.datasets.make.ethanol import gfn2_atom_energies, label_gfn2
+    from ethanol import gfn2_atom_energies, label_gfn2
 
     for split in builtin_splits("ethanol-gfn2"):
         for frame in load_builtin(f"ethanol-gfn2/{split}")[:5]:
@@ -268,7 +273,7 @@ def test_the_committed_copper_aluminium_is_what_the_default_seed_makes(tmp_path)
 
 def test_the_same_seed_makes_the_same_ethanol_for_as_long_as_rounding_stays_small():
     pytest.importorskip("tblite")
-    from pimlip_zoo.datasets.make.ethanol import SplitPlan, make_ethanol
+    from ethanol import SplitPlan, make_ethanol
 
     plan = {"hot": SplitPlan(600.0, 3, trajectories=2)}
     calls = []
@@ -294,7 +299,7 @@ def test_without_tblite_the_message_names_the_extra(tmp_path, monkeypatch):
 
 def test_a_made_folder_has_a_file_per_split_with_the_same_labels(tmp_path, monkeypatch):
     tiny = make_cual(seed=0, plan={"train": 0.03, "test": 0.03})
-    monkeypatch.setattr("pimlip_zoo.datasets.make.cual.make_cual", lambda **_: tiny)
+    monkeypatch.setitem(make.MAKERS, "cual-emt", lambda **_: tiny)
     paths = make_builtin("cual-emt", tmp_path / "set")
     assert {p.name for p in paths} == {
         "train.extxyz",
@@ -318,7 +323,7 @@ def test_a_made_folder_has_a_file_per_split_with_the_same_labels(tmp_path, monke
 
 def test_a_set_that_cannot_be_written_is_said_in_one_line(tmp_path, monkeypatch):
     tiny = make_cual(seed=0, plan={"train": 0.03})
-    monkeypatch.setattr("pimlip_zoo.datasets.make.cual.make_cual", lambda **_: tiny)
+    monkeypatch.setitem(make.MAKERS, "cual-emt", lambda **_: tiny)
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="not a folder"):
         make_builtin("cual-emt", tmp_path / "file")

@@ -9,12 +9,12 @@ from ase import Atoms
 from typer.testing import CliRunner
 
 import pimlip_zoo
-from pimlip_zoo.datasets.cheap import find_supervisor
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate_run
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.training.checkpoint import KEY, baseline_of, describe, load_potential
+from pimlip_zoo.weak_labels.calculators import find_supervisor
 
 MODULE = """
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_the_calculators_of_the_package_need_no_trust(tmp_path):
     assert np.isfinite(atoms.get_potential_energy())
 
 
-@pytest.mark.parametrize("name", ["os:getcwd", "pimlip_zoo.datasets.cheap:_emt", "emt:make", "EMT"])
+@pytest.mark.parametrize("name", ["os:getcwd", "pimlip_zoo.weak_labels.calculators:_emt", "emt:make", "EMT"])
 def test_no_other_name_passes_for_a_calculator_of_the_package(name):
     with pytest.raises(InputError):
         find_supervisor(name)

@@ -16,8 +16,8 @@ from pimlip_zoo.datasets.lmdb import write_store
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import check_settings
 from pimlip_zoo.experiment.record import data_record
+from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.training.schedule import RunClock, learning_rate_factor
-from pimlip_zoo.weak_stages import prepare_run, train_run
 
 SMALL = [
     "model.channels=4",

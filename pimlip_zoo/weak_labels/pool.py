@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.cheap import Supervisor
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.weak_labels.calculators import Supervisor
 
 if TYPE_CHECKING:
     from ase import Atoms

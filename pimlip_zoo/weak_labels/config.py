@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-__all__ = ["PoolConfig", "Section", "WeakLabelsConfig"]
+from pimlip_zoo.section import Section
 
-
-class Section(BaseModel):
-    """A part of the configuration, which knows its options."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+__all__ = ["PoolConfig", "WeakLabelsConfig"]
 
 
 class PoolConfig(Section):

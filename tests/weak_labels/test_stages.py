@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from pimlip_zoo.config import load_config
-from pimlip_zoo.curve import Point, collect, run_points, subset, summarise
 from pimlip_zoo.datasets.builtin import load_builtin
-from pimlip_zoo.datasets.cheap import find_supervisor
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.datasets.lmdb import FrameStore
-from pimlip_zoo.datasets.pool import label_frames
-from pimlip_zoo.distillation import ensemble_labels, predict_labels
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, prepare
+from pimlip_zoo.experiment.curve import Point, collect, run_points, subset, summarise
+from pimlip_zoo.experiment.stages import prepare_run, train_run, weak_pool
 from pimlip_zoo.report.curve import curve_plot
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
-from pimlip_zoo.weak_stages import prepare_run, train_run, weak_pool
+from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.ensemble import ensemble_labels, predict_labels
+from pimlip_zoo.weak_labels.pool import label_frames
 
 DATA = "builtin:ethanol-gfn2@0:8"
 LJ = "ase.calculators.lj:LennardJones"
@@ -134,7 +134,7 @@ def test_a_run_stopped_in_any_stage_goes_on_from_its_folder_alone(
 
 
 def test_the_configuration_is_written_before_the_first_stage_and_once(tmp_path, monkeypatch):
-    from pimlip_zoo import weak_stages
+    from pimlip_zoo.experiment import stages
 
     config = load_config(None, settings(tmp_path, "pretrain"))
     seen = []
@@ -143,8 +143,8 @@ def test_the_configuration_is_written_before_the_first_stage_and_once(tmp_path, 
         seen.append((tmp_path / "run" / "config.yaml").stat().st_mtime_ns)
         return original(experiment, labels, folder)
 
-    original = weak_stages._pretrain
-    monkeypatch.setattr(weak_stages, "_pretrain", look)
+    original = stages._pretrain
+    monkeypatch.setattr(stages, "_pretrain", look)
     experiment = prepare_run(config)
     train_run(experiment, tmp_path / "run")
     assert seen == [(tmp_path / "run" / "config.yaml").stat().st_mtime_ns]
@@ -204,7 +204,7 @@ def test_a_second_head_learns_beside_the_potential_and_is_not_part_of_it(tmp_pat
 def test_the_correction_of_a_second_head_is_trained(tmp_path):
     run(tmp_path, "second_head", **{"trainer.ema_decay": 0.0})
     first = prepare_run(load_config(None, settings(tmp_path, "second_head", **{"trainer.ema_decay": 0.0})))
-    from pimlip_zoo.weak_stages import _with_second_head
+    from pimlip_zoo.experiment.stages import _with_second_head
 
     fresh = _with_second_head(first, first.config.weak.labels).extra_terms[0].correction.state_dict()
     content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -228,7 +228,7 @@ def test_two_levels_share_their_features_and_differ_in_their_readouts_alone(tmp_
     chosen = [*options.items(), *((f"model.{key}", value) for key, value in model.items())]
     experiment = prepare_run(load_config(None, [*given, *chosen]))
     potential = experiment.potential
-    from pimlip_zoo.weak_stages import _with_second_head
+    from pimlip_zoo.experiment.stages import _with_second_head
 
     term = _with_second_head(experiment, experiment.config.weak.labels).extra_terms[0]
     assert all("readout" in name for name in term.names)
@@ -336,13 +336,11 @@ def test_a_teacher_is_asked_again_where_its_student_goes(tmp_path):
 
 
 def test_several_teachers_of_different_seeds_label_with_their_mean(tmp_path, monkeypatch):
-    from pimlip_zoo import weak_stages
+    from pimlip_zoo.experiment import stages
 
     heard = []
-    original = weak_stages.ensemble_labels
-    monkeypatch.setattr(
-        weak_stages, "ensemble_labels", lambda *a, **k: heard.append((a, k)) or original(*a, **k)
-    )
+    original = stages.ensemble_labels
+    monkeypatch.setattr(stages, "ensemble_labels", lambda *a, **k: heard.append((a, k)) or original(*a, **k))
     options = {"weak.labels.teachers": 2, "weak.labels.agreement": 0.2}
     given = settings(tmp_path, "distill", **options)
     experiment = prepare_run(load_config(None, given))
@@ -353,7 +351,7 @@ def test_several_teachers_of_different_seeds_label_with_their_mean(tmp_path, mon
     assert not rest
     assert keywords == {"scale": 0.2}
     corrections = [predict_labels(teacher, pool) for teacher in teachers]
-    taught = weak_stages._teach(teachers, pool, experiment.config.weak.labels)
+    taught = stages._teach(teachers, pool, experiment.config.weak.labels)
     for index, (frame, cheap) in enumerate(zip(taught, pool, strict=True)):
         forces = np.stack([c[index].forces for c in corrections])
         np.testing.assert_allclose(frame.forces, cheap.forces + forces.mean(axis=0), atol=1e-12)

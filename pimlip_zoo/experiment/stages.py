@@ -2,7 +2,7 @@
 
 Every stage is a training with a run folder of its own inside the run folder: ``pretrain``, ``teacher``. A stage that
 is complete is not repeated when the run is resumed. Labels come from the cache of
-:func:`pimlip_zoo.datasets.pool.labelled_pool`.
+:func:`pimlip_zoo.weak_labels.pool.labelled_pool`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,9 @@ import torch
 from pimlip_zoo.config import RunConfig
 from pimlip_zoo.consistency.build import list_skin
 from pimlip_zoo.consistency.config import WeakConfig
-from pimlip_zoo.datasets.cheap import Supervisor, find_supervisor
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
-from pimlip_zoo.datasets.offsets import add_labels, fit_offset, shift_energies, subtract_labels
-from pimlip_zoo.datasets.pool import PoolOptions, cached_labels, labelled_pool
 from pimlip_zoo.datasets.statistics import force_rms
-from pimlip_zoo.distillation import ensemble_labels
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import (
     Experiment,
@@ -45,8 +41,12 @@ from pimlip_zoo.experiment import (
     write_record,
 )
 from pimlip_zoo.graph import Batch
-from pimlip_zoo.losses.weak_labels import WeakLabelsConfig
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
+from pimlip_zoo.weak_labels.config import WeakLabelsConfig
+from pimlip_zoo.weak_labels.ensemble import ensemble_labels
+from pimlip_zoo.weak_labels.offsets import add_labels, fit_offset, shift_energies, subtract_labels
+from pimlip_zoo.weak_labels.pool import PoolOptions, cached_labels, labelled_pool
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -227,7 +227,7 @@ def _take_weights(potential: Potential, run: Path) -> None:
 def _with_second_head(experiment: Experiment, labels: WeakLabelsConfig) -> Experiment:
     """The experiment with the weak labels beside the reference ones, asked of a second head."""
     from pimlip_zoo.losses.pool import Pool
-    from pimlip_zoo.losses.second_head import SecondHead, SecondPotential, SharedFeatures
+    from pimlip_zoo.weak_labels.heads import SecondHead, SecondPotential, SharedFeatures
 
     potential, config = experiment.potential, experiment.config
     frames = weak_pool(experiment, labels, shift="energy" in experiment.labels)

@@ -206,7 +206,7 @@ def _provenance(seed: int, plan: dict[str, SplitPlan]) -> dict[str, Any]:
         "level_of_theory": "GFN2-xTB, electronic temperature 300 K (J. Chem. Theory Comput. 15, 1652 (2019))",
         "atom_energies": "spin-polarised GFN2-xTB, ground states H 2S, C 3P, O 3P",
         "made_with": {"tblite": version("tblite"), "ase": version("ase"), "numpy": version("numpy")},
-        "made_by": "pimlip-zoo data make ethanol-gfn2",
+        "made_by": "scripts/builtin_data ethanol-gfn2",
         "seed": seed,
         "units": {"length": "Å", "energy": "eV", "forces": "eV/Å", "time_fs": "fs"},
         "licence": "MIT, as the package",

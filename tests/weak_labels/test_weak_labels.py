@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from pimlip_zoo.datasets.builtin import load_builtin
-from pimlip_zoo.datasets.cheap import Supervisor, find_supervisor
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
-from pimlip_zoo.datasets.offsets import add_labels, fit_offset, shift_energies, subtract_labels
-from pimlip_zoo.datasets.pool import (
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
+from pimlip_zoo.weak_labels.config import PoolConfig
+from pimlip_zoo.weak_labels.offsets import add_labels, fit_offset, shift_energies, subtract_labels
+from pimlip_zoo.weak_labels.pool import (
     PoolOptions,
     cache_folder,
     cached_labels,
@@ -16,8 +18,6 @@ from pimlip_zoo.datasets.pool import (
     labelled_pool,
     sample_pool,
 )
-from pimlip_zoo.errors import InputError
-from pimlip_zoo.losses.weak_labels import PoolConfig
 
 EMT = find_supervisor("emt")
 

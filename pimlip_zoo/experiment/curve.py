@@ -20,10 +20,10 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
+from pimlip_zoo.experiment.stages import Split, prepare_run, train_run
 from pimlip_zoo.files import replacing
 from pimlip_zoo.locks import claimed
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
-from pimlip_zoo.weak_stages import Split, prepare_run, train_run
 
 __all__ = ["COLUMNS", "Point", "collect", "run_point", "subset", "summarise", "write_table"]
 

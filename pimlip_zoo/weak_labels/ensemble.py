@@ -12,13 +12,13 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import collate
-from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.losses.base import PotentialLike
 
 __all__ = ["ensemble_labels", "predict_labels"]
 
 
 def ensemble_labels(
-    potentials: Sequence[Potential],
+    potentials: Sequence[PotentialLike],
     frames: Sequence[Frame],
     *,
     scale: float | None = 0.1,
@@ -66,7 +66,7 @@ def ensemble_labels(
     return labelled
 
 
-def predict_labels(potential: Potential, frames: Sequence[Frame], batch_size: int = 32) -> list[Frame]:
+def predict_labels(potential: PotentialLike, frames: Sequence[Frame], batch_size: int = 32) -> list[Frame]:
     """The structures with the potential's energies and forces as labels."""
     labelled: list[Frame] = []
     for start in range(0, len(frames), batch_size):

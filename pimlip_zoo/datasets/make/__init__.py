@@ -1,1 +1,0 @@
-"""How the built-in data sets are made; one module per set."""
