@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pimlip_zoo.errors import InputError
+
 app = typer.Typer()
 
 
@@ -17,10 +19,21 @@ def models(
         bool, typer.Option("--weak", help="Presets, losses and displacements of weak supervision.")
     ] = False,
     recipes: Annotated[bool, typer.Option("--recipes", help="Training recipes instead.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Which steps of NAME are compiled, and which are left to torch.")
+    ] = False,
+    preset: Annotated[
+        str | None, typer.Option(help="Of --trace; the architecture's defaults without it.")
+    ] = None,
 ) -> None:
     """List the architectures, or the options and presets of one."""
     import json
 
+    if trace:
+        _trace(name, preset, json_output=json_output)
+        return
+    if preset is not None:
+        raise InputError("it goes with --trace; the table of an architecture has all presets", key="--preset")
     if recipes:
         _recipes(json_output=json_output)
         return
@@ -40,6 +53,49 @@ def models(
     screen.print(_options_table(described[0]) if name else _overview(described))
     if name:
         screen.print("set them with --set model.OPTION=VALUE")
+
+
+def _trace(name: str | None, preset: str | None, *, json_output: bool) -> None:
+    import dataclasses
+    import json
+
+    from rich.table import Table
+
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.compiled.sweeps.describe import described
+    from pimlip_zoo.registry import get_model
+
+    if name is None:
+        raise InputError(
+            "whose steps?", key="--trace", mend="name an architecture: pimlip-zoo models NAME --trace"
+        )
+    info = get_model(name)
+    model = info.model(info.configure(preset, avg_num_neighbors=10.0), ("H", "C", "N", "O"))
+    steps = described(model)
+    if json_output:
+        typer.echo(
+            json.dumps(None if steps is None else [dataclasses.asdict(step) for step in steps], indent=1)
+        )
+        return
+    screen = console()
+    if steps is None:
+        screen.print(
+            f"{name} is not traced, and runs by autograd as a whole: none of its modules has a block, or its code "
+            "depends on what tensors hold"
+        )
+        return
+    words = {"block": "compiled", "autograd": "autograd", "plain": "as it is"}
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("step", "", "how", "block"):
+        table.add_column(column)
+    for step in steps:
+        table.add_row(step.name, step.kind, words[step.how], step.block if step.how == "block" else "")
+    screen.print(table)
+    counts = {how: sum(step.how == how for step in steps) for how in words}
+    screen.print(
+        f"{len(steps)} steps: {counts['block']} compiled, {counts['autograd']} left to autograd, {counts['plain']} as "
+        "they are (neither geometry nor parameters enter)"
+    )
 
 
 def _recipes(*, json_output: bool) -> None:

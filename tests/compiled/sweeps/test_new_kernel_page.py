@@ -1,0 +1,119 @@
+"""The block of docs/guide/new-kernel.md is right, and `models --trace` tells which steps have one."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from pimlip_zoo.cli import app
+from pimlip_zoo.compiled.sweeps.describe import described
+from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.nn.edges import EdgeEmbedding
+from pimlip_zoo.nn.mlp import ScalarMLP
+from pimlip_zoo.testing.structures import STRUCTURES, structure
+
+PAGE = Path(__file__).parents[3] / "docs" / "guide" / "new-kernel.md"
+SPECIES = ("H", "C", "O")
+
+
+@pytest.fixture(scope="module")
+def names():
+    found = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
+        exec(compile(block, str(PAGE), "exec"), found)
+    return found
+
+
+class Pair(AtomicEnergyModel):
+    """Pair energies through an embedding, a layer of the page, and a network."""
+
+    def __init__(self, layer):
+        super().__init__(ModelConfig(cutoff=3.5), SPECIES)
+        self.edges = EdgeEmbedding(SPECIES, cutoff=3.5, l_max=1, num_basis=4)
+        self.layer = layer
+        self.readout = ScalarMLP((4, 8, 1))
+
+    def forward(self, graph, vectors):
+        radial, _ = self.edges(vectors, graph)
+        energies = self.readout(self.layer(radial)).squeeze(-1)
+        atoms = energies.new_zeros(graph.species.shape[0])
+        return atoms.index_add(0, graph.edge_index[0], energies)
+
+
+def potential_with(layer):
+    torch.manual_seed(0)
+    return Potential(Pair(layer)).set_dtype(torch.float64)
+
+
+def bent(names):
+    layer = names["Bend"](4)
+    nn.init.normal_(layer.a)
+    return layer
+
+
+def graph_of(name):
+    return frame_to_sample(structure(name, SPECIES), SPECIES, 3.5).graph
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["models", *arguments])
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_the_block_of_the_page_gives_autograd_s_gradients(names, name):
+    assert names["agrees"](potential_with(bent(names)), graph_of(name))
+
+
+@pytest.mark.compiler
+def test_a_wrong_second_derivative_is_noticed(names, monkeypatch):
+    right = names["BendBlock"].second
+
+    def second(self, saved, tangents, g, h):
+        return right(self, saved, tangents, None, h)
+
+    monkeypatch.setattr(names["BendBlock"], "second", second)
+    assert not names["agrees"](potential_with(bent(names)), graph_of("molecule"))
+
+
+def test_a_layer_without_a_block_is_left_to_autograd():
+    steps = {step.name: step for step in described(Pair(nn.Softplus()))}
+    assert steps["layer"].how == "autograd"
+    assert steps["readout"].how == "block"
+
+
+def test_a_model_without_blocks_is_not_traced():
+    class Bare(AtomicEnergyModel):
+        def __init__(self):
+            super().__init__(ModelConfig(cutoff=3.5), SPECIES)
+            self.strength = nn.Parameter(torch.ones(()))
+
+        def forward(self, graph, vectors):
+            return self.strength * vectors.square().sum(1)
+
+    assert described(Bare()) is None
+
+
+@pytest.mark.parametrize("name", ["nequip", "allegro", "mace"])
+def test_every_step_of_the_package_s_own_architectures_is_compiled(name):
+    done = run(name, "--trace", "--preset", "small", "--json")
+    assert done.exit_code == 0
+    steps = json.loads(done.stdout)
+    assert {step["how"] for step in steps} == {"block", "plain"}
+    assert all(step["kind"] == "function" for step in steps if step["how"] == "plain")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--trace"], "name an architecture"), (["nequip", "--preset", "small"], "--trace")],
+)
+def test_wrong_uses_of_trace_are_told(arguments, words):
+    done = run(*arguments)
+    assert done.exit_code != 0
+    assert words in str(done.exception) + done.output
