@@ -22,6 +22,7 @@ __all__ = [
     "check_archive",
     "content_hash",
     "expansion_limit",
+    "read_text",
     "regular_file",
     "replacing",
     "seal",
@@ -50,6 +51,25 @@ def regular_file(path: str | Path) -> Path:
         return path
     kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
     raise InputError(f"is {kind}, not a file", file=path)
+
+
+def read_text(path: str | Path, *, most: int = 1 << 24) -> str:
+    """The text of a file that programs of this package, or people, write.
+
+    Args:
+        path: the file.
+        most: bytes that such a file may have.
+
+    Raises:
+        InputError: when there is no such file, it is a folder, a pipe or a device, too long, or no text.
+    """
+    path = regular_file(path)
+    if (size := path.stat().st_size) > most:
+        raise InputError(f"has {size} bytes, more than {most}, which no such file has", file=path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {reason_of(error)}", file=path) from error
 
 
 def expansion_limit(path: str | Path) -> int:

@@ -23,13 +23,14 @@ from pimlip_zoo.datasets.lmdb import FrameStore, StoreWriter
 from pimlip_zoo.datasets.lmdb.writer import partial_path
 from pimlip_zoo.datasets.readers import DataSource, check_chosen, checked, open_source, parse_spec, window_of
 from pimlip_zoo.errors import InputError, reading
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import read_text, replacing
 
 __all__ = ["SHARD_FRAMES", "Conversion", "convert"]
 
 SHARD_FRAMES = 100_000
 """Frames in a shard when nothing else is said."""
 _PLAN = "conversion.json"
+_LONGEST_PLAN = 1 << 28
 _LISTED = 1000
 
 
@@ -159,7 +160,7 @@ def _plan(folder: Path, settings: _Settings, shard_frames: int) -> list[list[_Pi
     plan = folder / _PLAN
     if plan.exists():
         try:
-            saved = json.loads(plan.read_text(encoding="utf-8"))
+            saved = json.loads(read_text(plan, most=_LONGEST_PLAN))
             if saved["fingerprint"] == fingerprint:
                 return [[_Piece(**piece) for piece in task] for task in saved["tasks"]]
         except (ValueError, KeyError, TypeError):

@@ -20,6 +20,7 @@ from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.numpy_file import load_npy
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reason_of
+from pimlip_zoo.files import read_text, regular_file
 
 __all__ = ["DeepmdFolder"]
 
@@ -104,7 +105,7 @@ class DeepmdFolder:
 
     def _types(self, system: Path, count: int) -> NDArray[np.int64]:
         try:
-            types = np.loadtxt(system / "type.raw", dtype=np.int64, ndmin=1)
+            types = np.loadtxt(regular_file(system / "type.raw"), dtype=np.int64, ndmin=1)
         except (ValueError, OSError) as error:
             raise InputError(f"cannot be read: {reason_of(error)}", file=system / "type.raw") from error
         return _checked_types(types.reshape(-1), count, system / "type.raw", None)
@@ -113,7 +114,7 @@ class DeepmdFolder:
         from ase.data import atomic_numbers
 
         map_file = system / "type_map.raw"
-        symbols = self._type_map or (map_file.read_text().split() if map_file.exists() else None)
+        symbols = self._type_map or (read_text(map_file).split() if map_file.exists() else None)
         if symbols is None:
             raise InputError(
                 "does not say which elements its types are",
