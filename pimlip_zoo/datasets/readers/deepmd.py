@@ -25,6 +25,7 @@ from pimlip_zoo.files import read_text, regular_file
 __all__ = ["DeepmdFolder"]
 
 _VIRTUAL = -1
+_READ = {"coord", "box", "energy", "force", "virial", "real_atom_types"}
 
 
 class DeepmdFolder:
@@ -75,6 +76,7 @@ class DeepmdFolder:
             for key, shape in (("box", (3, 3)), ("energy", ()), ("force", (n, 3)), ("virial", (3, 3)))
             if (folder / f"{key}.npy").exists()
         }
+        others = [path.stem for path in folder.glob("*.npy") if path.stem not in _READ]
         if periodic and "box" not in data:
             raise InputError("has no box.npy", file=folder, mend="a file nopbc beside type.raw says open")
         positions = _shaped(folder / "coord.npy", (m, n, 3))
@@ -98,6 +100,7 @@ class DeepmdFolder:
                     periodic,
                     [("npy", labels)],
                     index=offset + i,
+                    also=others,
                 )
             except InputError as error:
                 frame = error

@@ -100,6 +100,9 @@ class Hdf5File:
             length=self._layout.length_unit,
         )
         self._energy, self._forces, self._gradient = self._label_keys(options, names)
+        labels = {self._energy, self._forces, self._gradient}
+        read = {*self._layout.numbers, *self._layout.positions, *labels, "subset", "smiles"}
+        self.finder.leave_out(*sorted(names - read))
         self.finder.mark_found(options.energy_key, options.forces_key, options.gradient_key)
 
     def count(self) -> int:
