@@ -7,8 +7,6 @@ the effective-medium potential. Both are small, and meant for demonstrations, te
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.packed import PackedSet, read_packed, write_packed
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.files import replacing, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -128,13 +127,10 @@ def make_builtin(
         from pimlip_zoo.datasets.make.cual import make_cual
 
         data = make_cual(**options)
-    try:
-        if out.suffix == ".npz":
-            write_packed(out, data)
-            return [out]
-        return _write_folder(out, data)
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror or error}", file=out) from error
+    if out.suffix == ".npz":
+        write_packed(out, data)
+        return [out]
+    return _write_folder(out, data)
 
 
 def _check_name(name: str) -> None:
@@ -149,12 +145,14 @@ def _load(name: str) -> PackedSet:
 
 
 def _write_folder(folder: Path, data: PackedSet) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     paths = [_write_extxyz(folder / f"{split}.extxyz", frames) for split, frames in data.splits.items()]
     paths.append(_write_extxyz(folder / "isolated_atoms.extxyz", _isolated_atoms(data.atom_energies)))
     provenance = folder / "provenance.json"
     text = json.dumps(dict(data.provenance), indent=2, ensure_ascii=False) + "\n"
-    _replace(provenance, lambda path: Path(path).write_text(text, encoding="utf-8"))
+    with replacing(provenance) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return [*paths, provenance]
 
 
@@ -178,18 +176,6 @@ def _write_extxyz(path: Path, frames: Sequence[Frame]) -> Path:
     from ase.io import write
 
     # ASE writes 8 decimals, enough for positions on a grid of 1e-6 Å; energies get all their digits.
-    _replace(path, lambda temporary: write(temporary, [frame_to_atoms(f) for f in frames], format="extxyz"))
+    with replacing(path) as temporary:
+        write(temporary, [frame_to_atoms(f) for f in frames], format="extxyz")
     return path
-
-
-def _replace(path: Path, fill: Callable[[str], object]) -> None:
-    """Fill a temporary file beside the path and move it there, so that no half-written file has the name."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        fill(temporary)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

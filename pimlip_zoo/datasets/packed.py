@@ -8,8 +8,6 @@ the grid (:func:`snap`) before it was labelled.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.files import replacing, writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,6 +55,7 @@ def write_packed(path: Path, data: PackedSet) -> None:
 
     Raises:
         ValueError: for a missing label, a position off the grid, a value beyond the fixed-point range.
+        InputError: when the system does not let it be written.
     """
     frames = [frame for split in data.splits.values() for frame in split]
     if not frames:
@@ -146,13 +146,7 @@ def _from_grid(counts: NDArray[np.int32], resolution: float) -> NDArray[np.float
 
 
 def _replace_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
