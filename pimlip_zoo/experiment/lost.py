@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from pimlip_zoo.errors import InputError, reason_of
 
 __all__ = ["lost_processes"]
 
+_PLACE = re.compile(r"\[?/\S*\.cc:\d+\]?\s*")
+"""Where in the sources of gloo."""
 _FILES = ("Too many open files", "received 0 items of ancdata")
 
 
@@ -32,7 +35,8 @@ def lost_processes(folder: Path) -> Iterator[None]:
         if what is None:
             raise
         message, mend = what
-        raise InputError(f"{message}: {reason_of(error)}", file=folder, mend=mend) from error
+        reason = _PLACE.sub("", reason_of(error)).partition(". This is")[0]
+        raise InputError(f"{message}: {reason}", file=folder, mend=mend) from error
 
 
 def _what_was_lost(error: Exception) -> tuple[str, str] | None:

@@ -100,6 +100,10 @@ def build_potential(description: Mapping[str, Any], weights: Mapping[str, Tensor
             )
     repulsion = None
     if description["repulsion"] is not None:
+        if description["repulsion"] != "zbl":
+            raise InputError(
+                f"no repulsion is called {description['repulsion']!r}", key="repulsion", mend="zbl"
+            )
         from pimlip_zoo.nn.zbl import ZBL
 
         repulsion = ZBL(species)

@@ -131,6 +131,13 @@ def test_a_description_whose_parts_are_each_other_is_refused(tmp_path):
         )
 
 
+def test_a_repulsion_of_another_name_is_refused(tmp_path):
+    path = saved(
+        tmp_path / "a.ckpt", potential("nequip"), lambda content: content[KEY].update(repulsion="os:system")
+    )
+    refused(path, "no repulsion is called 'os:system'")
+
+
 def test_couplings_that_no_computer_holds_are_refused_before_they_are_made():
     from e3nn import o3
 
