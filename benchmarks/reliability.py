@@ -27,6 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"
 PAGE = ROOT / "docs" / "results" / "reliability.md"
+ATTEMPTS = ROOT / "benchmarks" / "results" / "reliability_attempts.md"
+"""What people tried by hand; the page ends with it."""
 HEAD = """# Reliability
 
 What `make reliability` did to the package, and what happened. One row for each kind of attack; *tried* counts files,
@@ -272,7 +274,8 @@ def counted(report: Path) -> Outcome:
         outcome.tried += sum(map(int, times)) if times else 1
         fault = case.find("failure") if case.find("failure") is not None else case.find("error")
         if fault is not None:
-            wrong.append(f"{case.get('name')}: {(fault.get('message') or '').splitlines()[0][:100]}")
+            message = ((fault.get("message") or "").splitlines() or [""])[0]
+            wrong.append(f"{case.get('name')}: {message[:100]}")
     outcome.failed = len(wrong)
     if not outcome.tried:
         outcome.failed, wrong = 1, ["nothing was tried"]
@@ -312,12 +315,18 @@ def main(attacks: tuple[Attack, ...] = ATTACKS) -> int:
     parser.add_argument("--again", action="store_true", help="also what is finished and has not changed")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--attempts", type=Path, default=ATTEMPTS, help="text that the page ends with")
+    parser.add_argument(
+        "--only-page", action="store_true", help="write the page of what is kept; try nothing"
+    )
     options = parser.parse_args()
     try:
         kept = {name: Outcome(**row) for name, row in json.loads(options.results.read_text()).items()}
     except (OSError, ValueError, TypeError):
         kept = {}
     for attack in attacks:
+        if options.only_page:
+            break
         if options.only and attack.name not in options.only:
             continue
         key = key_of(attack, options)
@@ -334,10 +343,17 @@ def main(attacks: tuple[Attack, ...] = ATTACKS) -> int:
         outcome.key, outcome.seconds = key, time.monotonic() - began
         kept[attack.name] = outcome
         write(options.results, json.dumps({name: asdict(row) for name, row in kept.items()}, indent=1) + "\n")
-        write(options.page, f"{HEAD}\n{table(kept, attacks)}\n")
         print(f"{attack.name}: {outcome.happened} ({outcome.seconds:.0f} s)", flush=True)
+        write_page(options, table(kept, attacks))
+    write_page(options, table(kept, attacks))
     print(table(kept, attacks))
     return 0 if all(row.well for row in kept.values()) else 1
+
+
+def write_page(options: argparse.Namespace, rows: str) -> None:
+    """The table, and what people tried beside it."""
+    attempts = options.attempts.read_text() if options.attempts.exists() else ""
+    write(options.page, f"{HEAD}\n{rows}\n" + (f"\n{attempts}" if attempts else ""))
 
 
 def write(path: Path, text: str) -> None:

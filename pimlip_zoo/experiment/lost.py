@@ -19,11 +19,11 @@ _FILES = ("Too many open files", "received 0 items of ancdata")
 
 
 @contextmanager
-def lost_processes(folder: Path) -> Iterator[None]:
+def lost_processes(folder: Path | None) -> Iterator[None]:
     """Turn the errors that torch raises for a lost process into one line that says how to go on.
 
     Args:
-        folder: of the run.
+        folder: of the run, as far as it is known.
 
     Raises:
         InputError: for a loader's worker or a rank that is gone, or too few open files for the workers.
