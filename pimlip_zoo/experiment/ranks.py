@@ -100,12 +100,11 @@ def end_for(children: Sequence[subprocess.Popen[Any]], grace: float) -> NoReturn
             what = f"ended with code {child.returncode}"
             if child.returncode < 0:
                 what = f"was killed by {signal.Signals(-child.returncode).name}"
-            print(
+            sys.stderr.write(
                 f"pimlip-zoo: the training cannot go on: its process {child.pid}, of rank {rank}, {what} "
-                "(look at what it said last, and go on with --resume)",
-                file=sys.stderr,
-                flush=True,
+                "(look at what it said last, and go on with --resume)\n"
             )
+            sys.stderr.flush()
             break
     for child in children:
         child.kill()
