@@ -305,7 +305,7 @@ class _ShardJob:
         self.sources = parse_spec(settings.spec)
         meta = {**settings.meta, "source": settings.spec, "skipped": 0, "skipped_list": [], "not_kept": []}
         self.writer = StoreWriter(path, meta=meta, float32=settings.float32, resume=True)
-        begun = {"piece": 0, "next": None, "skipped": 0, "reasons": [], "not_kept": []}
+        begun: dict[str, Any] = {"piece": 0, "next": None, "skipped": 0, "reasons": [], "not_kept": []}
         self.state = begun | (self.writer.progress or {})
 
     def run(self, task: list[_Piece]) -> _Shard:

@@ -73,8 +73,8 @@ class Observer(threading.Thread):
         self.go.wait()
         self._terminate_all()
 
-alive = subprocess.Popen(["sleep", "100"])
-dead = subprocess.Popen(["sleep", "100"])
+alive = subprocess.Popen(["sleep", "10000"])
+dead = subprocess.Popen(["sleep", "10000"])
 dead.kill()
 dead.wait()
 ranks._GRACE = 0.1
@@ -82,14 +82,14 @@ observer = Observer([alive, dead])
 observer.start()
 ranks._speak_for_the_dead()
 observer.go.set()
-time.sleep(100)
+time.sleep(10000)
 """
 
 
 def test_a_process_that_waits_for_a_lost_one_is_ended_with_a_line():
     # The pipes end with the last of its processes.
     done = subprocess.run(
-        [sys.executable, "-c", WAITS_FOR_EVER], capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-c", WAITS_FOR_EVER], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
