@@ -178,6 +178,6 @@ def write_data(path: str | os.PathLike[str], atoms: Atoms, species: Sequence[str
         velocities = np.where(held_coordinates(atoms), 0.0, velocities)
         lines += ["", "Velocities", ""]
         lines += [f"{n} {v[0]:.17g} {v[1]:.17g} {v[2]:.17g}" for n, v in enumerate(velocities, start=1)]
-    with replacing(path) as scratch:
+    with replacing(os.fspath(path)) as scratch:
         scratch.write_text("\n".join(lines) + "\n")
     return types
