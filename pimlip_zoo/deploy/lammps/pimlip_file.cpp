@@ -67,6 +67,10 @@ std::vector<Entry> archive_entries(const std::string &bytes)
     if (at + 46 + name > bytes.size() || entry.start + entry.size > bytes.size())
       throw DamagedError("its directory is damaged");
     entry.name = bytes.substr(at + 46, name);
+    // A wrong bit in the directory alone would take an entry away: its name stands beside its content, too.
+    if (bytes.compare(local, 4, "PK\3\4") != 0 || read_number<std::uint16_t>(bytes, local + 26) != name ||
+        bytes.compare(local + 30, name, entry.name) != 0)
+      throw DamagedError("its directory is damaged");
     entries.push_back(entry);
     at += 46 + name + read_number<std::uint16_t>(bytes, at + 30) + read_number<std::uint16_t>(bytes, at + 32);
   }
