@@ -22,8 +22,10 @@ __all__ = [
     "check_archive",
     "content_hash",
     "expansion_limit",
+    "read_text",
     "regular_file",
     "replacing",
+    "scratch_folder",
     "seal",
     "sealed",
     "writing",
@@ -50,6 +52,25 @@ def regular_file(path: str | Path) -> Path:
         return path
     kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
     raise InputError(f"is {kind}, not a file", file=path)
+
+
+def read_text(path: str | Path, *, most: int = 1 << 24) -> str:
+    """The text of a file that programs of this package, or people, write.
+
+    Args:
+        path: the file.
+        most: bytes that such a file may have.
+
+    Raises:
+        InputError: when there is no such file, it is a folder, a pipe or a device, too long, or no text.
+    """
+    path = regular_file(path)
+    if (size := path.stat().st_size) > most:
+        raise InputError(f"has {size} bytes, more than {most}, which no such file has", file=path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {reason_of(error)}", file=path) from error
 
 
 def expansion_limit(path: str | Path) -> int:
@@ -160,6 +181,25 @@ def append(path: Path, text: str) -> None:
 
 
 @contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder to work in, gone afterwards; those of the same name that killed processes left are removed.
+
+    Args:
+        parent: where it is made.
+        name: what is done in it.
+
+    Yields:
+        The folder; what other processes do under the same name have folders of their own.
+
+    Raises:
+        InputError: when the system does not let it be made, or what is in it be written.
+    """
+    _clear(parent, f".{name}-")  # of versions before, which knew no locks: gone when they are a day old
+    with writing(parent), _scratch(parent / name) as folder:
+        yield folder
+
+
+@contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """A folder beside a file, locked as long as it is in use; those of the same file that nobody uses are removed."""
     start = f".{path.name[:40]}."
@@ -185,7 +225,9 @@ def _scratch(path: Path) -> Iterator[Path]:
 def _clear(parent: Path, start: str) -> None:
     with suppress(OSError):  # who may not remove them leaves them
         found = [entry for entry in parent.iterdir() if entry.name.startswith(start)]
-        for folder in (entry for entry in found if entry.suffix == ".tmp" and entry.is_dir()):
+        for folder in (
+            entry for entry in found if (entry.suffix == ".tmp" or start[-1] == "-") and entry.is_dir()
+        ):
             old = time.time() - folder.stat().st_mtime > _LONG_AGO
             if not old and not (folder / LOCK_NAME).exists():
                 continue  # its process is about to lock it

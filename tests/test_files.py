@@ -12,8 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from pimlip_zoo.datasets.builtin import _load, _write_folder, load_builtin
+from pimlip_zoo.datasets.frame import frame_to_atoms
+from pimlip_zoo.datasets.packed import write_packed
+from pimlip_zoo.deploy.lammps.data import in_lammps_axes
+from pimlip_zoo.deploy.lammps.input import write_run
+from pimlip_zoo.deploy.native.library import _compile
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import append, replacing
+from pimlip_zoo.files import append, replacing, scratch_folder
 
 UNFINISHED = """
 import pathlib, sys, time
@@ -57,6 +63,77 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_one_is_writi
     with replacing(target) as temporary:
         temporary.write_text("again")
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+BUILDING = """
+import pathlib, sys, time
+from pimlip_zoo.files import scratch_folder
+with scratch_folder(pathlib.Path(sys.argv[1]), "build") as folder:
+    (folder / "model.c").write_text("half")
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_compiler_left_is_removed_by_the_next_and_what_one_is_compiling_is_not(tmp_path):
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", BUILDING, tmp_path], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    dead, alive = (Path(job.stdout.readline().strip()) for job in jobs)
+    os.kill(jobs[0].pid, signal.SIGKILL)
+    jobs[0].wait()
+    old, new = tmp_path / ".build-old", tmp_path / ".build-new"  # of versions that had no locks
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "model.c").write_text("half")
+    os.utime(old, (0, 0))
+    with scratch_folder(tmp_path, "build"):
+        assert not dead.exists()
+        assert not old.exists()
+        assert new.exists()
+        assert (alive / "model.c").read_text() == "half"
+    os.kill(jobs[1].pid, signal.SIGKILL)
+    jobs[1].wait()
+    with scratch_folder(tmp_path, "build"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".build-new"]
+
+
+def packed(folder):
+    write_packed(folder / "a.npz", _load("ethanol-gfn2"))
+
+
+def extended_xyz(folder):
+    _write_folder(folder, _load("ethanol-gfn2"))
+
+
+def lammps_data(folder):
+    atoms = in_lammps_axes(frame_to_atoms(load_builtin("ethanol-gfn2/train")[0]))
+    write_run(folder, atoms, model="a.pimlip", plugin="a.so", species=("H", "C", "O"))
+
+
+def compiled(folder):
+    _compile("// long\n" * 2000, (), folder / "a.so", "a.pimlip")
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        (packed, "a.npz"),
+        (extended_xyz, "train.extxyz"),
+        (lammps_data, "structure.data"),
+        (compiled, "compiled"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_every_writer_names_what_does_not_fit_and_leaves_nothing(write, named, tmp_path):
+    folder = tmp_path / write.__name__
+    folder.mkdir()
+    says = pytest.raises(InputError, match=rf"{named}: cannot be written: file too large")
+    with largest_file(500), says:
+        write(folder)
+    assert not list(folder.iterdir())
 
 
 def test_two_who_write_one_file_at_once_leave_one_of_both_whole(tmp_path):

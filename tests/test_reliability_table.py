@@ -12,13 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def benchmark():
+    spec = importlib.util.spec_from_file_location("reliability", ROOT / "benchmarks" / "reliability.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reliability"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def attacked(monkeypatch, tmp_path, capsys):
     """Runs the benchmark with rows and tests of our own; returns its exit code and what it printed."""
-    spec = importlib.util.spec_from_file_location("reliability", ROOT / "benchmarks" / "reliability.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "reliability", module)
-    spec.loader.exec_module(module)
+    module = benchmark()
     monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "pimlip_zoo").mkdir()
     (tmp_path / "benchmarks").mkdir()
@@ -56,6 +61,10 @@ def test_what_was_tried_is_counted_and_a_finished_row_is_kept(attacked, tmp_path
     assert "one: as before" in attacked(GOOD)[1]
     assert "one: as before" not in attacked(GOOD, "--seed", "3")[1]
     assert "one: as before" not in attacked(GOOD + "\n", "--seed", "3")[1]
+
+
+def test_all_rows_together_end_within_forty_minutes():
+    assert sum(attack.minutes for attack in benchmark().ATTACKS) <= 40
 
 
 def test_what_went_wrong_is_said_and_tried_again(attacked, tmp_path):

@@ -12,20 +12,28 @@ import struct
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pimlip_zoo.curve import collect
+from pimlip_zoo.datasets.cheap import _content_version
 
+from pimlip_zoo.cli.report import _read_metrics
 from pimlip_zoo.config import load_config
+from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore, write_store
 from pimlip_zoo.datasets.lmdb.keys import META
+from pimlip_zoo.datasets.lmdb.writer import partial_path
 from pimlip_zoo.datasets.readers import load_frames, open_source, parse_spec
 from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.deploy.structure import read_structure
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.training.checkpoint import read_checkpoint
+from pimlip_zoo.experiment.record import check_data
+from pimlip_zoo.report.parity import load_pairs
+from pimlip_zoo.training.checkpoint import load_potential, read_checkpoint
 from pimlip_zoo.yaml_file import parse_yaml
 
 SECONDS = 2.0
@@ -158,6 +166,89 @@ def test_pipes_are_no_configurations_and_no_models(tmp_path):
     assert "is a folder" in refused(load_config, tmp_path)
     for name in ("model.pimlip", "model.nequip.pth"):
         assert "is a pipe" in refused(read_metadata, pipe(tmp_path, name))
+
+
+DEVICES = [os.mkfifo, lambda path: path.symlink_to("/dev/zero")]
+
+
+def place(kind: Callable[[Path], None], path: Path) -> Path:
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", DEVICES, ids=["pipe", "device"])
+def test_pipes_and_devices_are_no_small_files_either(kind, tmp_path):
+    (tmp_path / "a.xyz").write_text(WATER)
+    split = place(kind, tmp_path / "split.json")
+    assert "split.json: is a pipe" in refused(load_frames, f"{tmp_path / 'a.xyz'}@{split}:train")
+    place(kind, tmp_path / "a.xyz.yaml")
+    assert "a.xyz.yaml: is a pipe" in refused(load_frames, str(tmp_path / "a.xyz"))
+    place(kind, tmp_path / "run" / "metrics.csv")
+    assert "metrics.csv: is a pipe" in refused(_read_metrics, tmp_path / "run" / "metrics.csv")
+    place(kind, tmp_path / "run" / "parity.npz")
+    assert "parity.npz: is a pipe" in refused(load_pairs, tmp_path / "run" / "parity.npz")
+    place(kind, tmp_path / "run" / "data.json")
+    assert "data.json: is a pipe" in refused(check_data, tmp_path / "run", {})
+    place(kind, tmp_path / "curve" / "one" / "result.json")
+    assert "result.json: is a pipe" in refused(collect, tmp_path / "curve")
+    place(kind, tmp_path / "stored.lmdb" / "shard-00000.lmdb")
+    assert "shard-00000.lmdb: is a pipe" in refused(load_frames, str(tmp_path / "stored.lmdb"))
+    place(kind, tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert "best.ckpt: is a pipe" in refused(load_potential, tmp_path / "run")
+    assert "is a pipe" in refused(_content_version, str(tmp_path / "run"))
+    partial = place(kind, partial_path(tmp_path / "out.lmdb") / "conversion.json")
+    (tmp_path / "a.xyz.yaml").unlink()
+    refused(convert, str(tmp_path / "a.xyz"), tmp_path / "out.lmdb")
+    partial.unlink()
+
+
+@pytest.mark.parametrize("kind", DEVICES, ids=["pipe", "device"])
+@pytest.mark.parametrize("name", ["type.raw", "type_map.raw", "set.000/coord.npy", "set.000/energy.npy"])
+def test_pipes_and_devices_are_no_parts_of_a_folder(kind, name, tmp_path):
+    folder = tmp_path / "system"
+    (folder / "set.000").mkdir(parents=True)
+    (folder / "type.raw").write_text("0 0\n")
+    (folder / "type_map.raw").write_text("H\n")
+    (folder / "nopbc").touch()
+    np.save(folder / "set.000" / "coord.npy", np.arange(6.0)[None])
+    np.save(folder / "set.000" / "energy.npy", np.zeros(1))
+    assert len(load_frames(str(folder))) == 1
+    place(kind, folder / name)
+    assert f"{name}: is a pipe" in refused(load_frames, str(folder))
+
+
+def test_a_file_without_an_end_is_no_small_file(tmp_path):
+    (tmp_path / "a.xyz").write_text(WATER)
+    for name, spec in (("split.json", "a.xyz@split.json:train"), ("a.xyz.yaml", "a.xyz")):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 10**11)
+        assert f"{name}: has 100000000000 bytes" in refused(
+            load_frames,
+            spec.replace("a.xyz", str(tmp_path / "a.xyz")).replace(
+                "split.json", str(tmp_path / "split.json")
+            ),
+        )
+
+
+def test_hdf5_is_read_from_its_own_file_only(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "secret").write_bytes(bytes(240))
+    for way in ("raw", "virtual"):
+        with h5py.File(tmp_path / f"{way}.h5", "w") as file:
+            group = file.create_group("water")
+            group["atomic_numbers"] = [8, 1, 1]
+            group["energy"] = np.zeros(2)
+            if way == "raw":
+                place = [(str(tmp_path / "secret"), 0, 144)]
+                group.create_dataset("coordinates", (2, 3, 3), "f8", external=place)
+            else:
+                layout = h5py.VirtualLayout((2, 3, 3), "f8")
+                layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (2, 3, 3))
+                group.create_virtual_dataset("coordinates", layout)
+        spec = f"{tmp_path / way}.h5?energy=eV&length=Å"
+        assert "its numbers are in another file" in refused(load_frames, spec)
 
 
 @pytest.mark.parametrize("entry", ["model/extra/r_max", "model/data/aotinductor/pimlip/x_metadata.json"])

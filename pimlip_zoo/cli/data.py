@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Look at data, check it, convert it, split it, get known sets.")
 
+_MOST_KINDS = 20
+
 Data = Annotated[
     str, typer.Argument(help="builtin:NAME/SPLIT, or files: PATH[@START:STOP:STEP][?energy=UNIT&...].")
 ]
@@ -110,6 +112,8 @@ def convert_command(
     ] = None,
 ) -> None:
     """Write structures into an LMDB store. Run again after an interruption: it goes on where it stopped."""
+    from rich.markup import escape
+
     from pimlip_zoo.cli.console import console
     from pimlip_zoo.datasets.convert import convert
 
@@ -130,6 +134,10 @@ def convert_command(
     screen = console()
     for reason in result.reasons[:20]:
         screen.print(f"left out: {reason}")
+    if result.not_kept:
+        kinds = escape(", ".join(result.not_kept[:_MOST_KINDS]))
+        more = f" and {len(result.not_kept) - _MOST_KINDS} more" if len(result.not_kept) > _MOST_KINDS else ""
+        screen.print(f"[yellow]not kept[/yellow], because a store has no place for it: {kinds}{more}")
     left_out = f", {result.skipped} left out" if result.skipped else ""
     screen.print(f"{result.frames} structures in {result.path}{left_out}")
 

@@ -44,7 +44,8 @@ def write_run_report(run: Path, out: Path | None = None) -> Path:
 def _gather(run: Path) -> ReportData:
     import json
 
-    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.errors import InputError, reading
+    from pimlip_zoo.files import read_text
     from pimlip_zoo.report.html import ReportData
     from pimlip_zoo.report.parity import load_pairs
     from pimlip_zoo.training.checkpoint import KEY, checkpoint_path, load_potential, read_checkpoint
@@ -58,7 +59,7 @@ def _gather(run: Path) -> ReportData:
     potential = load_potential(path, difference=True)
     summary = best[KEY].get("summary") or {}
     config_file = run / "config.yaml"
-    text = config_file.read_text() if config_file.exists() else ""
+    text = read_text(config_file) if config_file.exists() else ""
     config = parse_yaml(text, file=config_file) or {}
     notes = _evaluate_if_needed(run)
     curve = _read_metrics(run / "metrics.csv")
@@ -79,10 +80,12 @@ def _gather(run: Path) -> ReportData:
         facts["Time"] = _duration(curve[-1]["seconds"])
     energies, scales = potential.energy_references.tolist(), potential.scale.tolist()
     tests, pairs = run / "test.json", run / "parity.npz"
+    with reading(tests):
+        tested = json.loads(read_text(tests)) if tests.exists() else {}
     return ReportData(
         name=run.resolve().name,
         facts=facts,
-        tests=json.loads(tests.read_text()) if tests.exists() else {},
+        tests=tested,
         curve=curve,
         pairs=load_pairs(pairs) if pairs.exists() else {},
         coverage=summary.get("coverage", {}),
@@ -113,10 +116,14 @@ def _evaluate_if_needed(run: Path) -> list[str]:
 def _read_metrics(file: Path) -> list[dict[str, float]]:
     import csv
 
+    from pimlip_zoo.errors import reading
+    from pimlip_zoo.files import read_text
+
     if not file.exists():
         return []
-    with file.open(newline="") as opened:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(opened)]
+    with reading(file):
+        lines = read_text(file, most=1 << 28).splitlines()
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
 
 
 def _changed(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

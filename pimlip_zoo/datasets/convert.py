@@ -23,13 +23,14 @@ from pimlip_zoo.datasets.lmdb import FrameStore, StoreWriter
 from pimlip_zoo.datasets.lmdb.writer import partial_path
 from pimlip_zoo.datasets.readers import DataSource, check_chosen, checked, open_source, parse_spec, window_of
 from pimlip_zoo.errors import InputError, reading
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import read_text, replacing
 
 __all__ = ["SHARD_FRAMES", "Conversion", "convert"]
 
 SHARD_FRAMES = 100_000
 """Frames in a shard when nothing else is said."""
 _PLAN = "conversion.json"
+_LONGEST_PLAN = 1 << 28
 _LISTED = 1000
 
 
@@ -44,6 +45,8 @@ class Conversion:
     """Frames that were left out because they cannot be used."""
     reasons: tuple[str, ...]
     """What was wrong with them, up to a thousand per shard."""
+    not_kept: tuple[str, ...] = ()
+    """Kinds of what the sources say of the frames and a store has no place for: constraints, velocities, tags, ..."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class _Shard:
     frames: int
     skipped: int
     reasons: tuple[str, ...]
+    not_kept: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ def convert(
         frames=sum(shard.frames for shard in results),
         skipped=sum(shard.skipped for shard in results),
         reasons=tuple(reason for shard in results for reason in shard.reasons),
+        not_kept=tuple(sorted({kind for shard in results for kind in shard.not_kept})),
     )
 
 
@@ -159,7 +164,7 @@ def _plan(folder: Path, settings: _Settings, shard_frames: int) -> list[list[_Pi
     plan = folder / _PLAN
     if plan.exists():
         try:
-            saved = json.loads(plan.read_text(encoding="utf-8"))
+            saved = json.loads(read_text(plan, most=_LONGEST_PLAN))
             if saved["fingerprint"] == fingerprint:
                 return [[_Piece(**piece) for piece in task] for task in saved["tasks"]]
         except (ValueError, KeyError, TypeError):
@@ -288,7 +293,8 @@ def _make_shard(
 def _done(path: Path) -> _Shard:
     """What a finished shard says of itself."""
     meta = FrameStore(path).meta[0]
-    return _Shard(int(meta["count"]), int(meta["skipped"]), tuple(meta["skipped_list"]))
+    not_kept = tuple(meta.get("not_kept", ()))
+    return _Shard(int(meta["count"]), int(meta["skipped"]), tuple(meta["skipped_list"]), not_kept)
 
 
 class _ShardJob:
@@ -297,9 +303,10 @@ class _ShardJob:
     def __init__(self, path: Path, settings: _Settings, report: Callable[[int], None]) -> None:
         self.settings, self.report = settings, report
         self.sources = parse_spec(settings.spec)
-        meta = {**settings.meta, "source": settings.spec, "skipped": 0, "skipped_list": []}
+        meta = {**settings.meta, "source": settings.spec, "skipped": 0, "skipped_list": [], "not_kept": []}
         self.writer = StoreWriter(path, meta=meta, float32=settings.float32, resume=True)
-        self.state = self.writer.progress or {"piece": 0, "next": None, "skipped": 0, "reasons": []}
+        begun: dict[str, Any] = {"piece": 0, "next": None, "skipped": 0, "reasons": [], "not_kept": []}
+        self.state = begun | (self.writer.progress or {})
 
     def run(self, task: list[_Piece]) -> _Shard:
         state = self.state
@@ -314,11 +321,12 @@ class _ShardJob:
                     state.update(piece=number, next=None)
                 self._copy(task[number])
             self.report(len(self.writer))
-            self.writer.finish(skipped=state["skipped"], skipped_list=state["reasons"])
+            kept_out = {"skipped_list": state["reasons"], "not_kept": state["not_kept"]}
+            self.writer.finish(skipped=state["skipped"], **kept_out)
         except BaseException:
             self.writer.close()
             raise
-        return _Shard(len(self.writer), state["skipped"], tuple(state["reasons"]))
+        return _Shard(len(self.writer), state["skipped"], tuple(state["reasons"]), tuple(state["not_kept"]))
 
     def _copy(self, piece: _Piece) -> None:
         source, state, writer = self.sources[piece.source], self.state, self.writer
@@ -335,6 +343,7 @@ class _ShardJob:
             else:
                 raise item
             state["next"] = index + piece.step
+            state["not_kept"] = sorted({*state["not_kept"], *file.finder.not_kept})
             if writer.full:
                 writer.commit(state)
                 self.report(len(writer))

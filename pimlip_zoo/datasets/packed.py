@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import replacing, writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +86,8 @@ def write_packed(path: Path, data: PackedSet) -> None:
     }
     for key in frames[0].info:
         arrays[f"info.{key}"] = np.array([frame.info[key] for frame in frames])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import read_text, replacing
 
 __all__ = ["METHODS", "NAMES", "Split", "make_split", "part_sizes", "read_split", "write_split"]
 
 NAMES = ("train", "valid", "test")
 _FORMAT, _VERSION = "pimlip-zoo split", 1
+_LONGEST = 1 << 30
+"""Bytes of a file; one with 100 million indices has as many."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def read_split(path: Path) -> Split:
         InputError: for a file that is no split, or one that was changed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, most=_LONGEST))
         if content["format"] != _FORMAT or content["version"] != _VERSION:
             raise InputError("is no split of this version", file=path)  # noqa: TRY301
         count = int(content["count"])

@@ -19,7 +19,8 @@ def held_coordinates(atoms: Atoms) -> NDArray[np.bool_]:
     """(N, 3), True for the coordinates that ASE's ``FixAtoms`` and ``FixCartesian`` hold.
 
     Raises:
-        InputError: for a constraint of another kind: dropping it without a word would let atoms loose.
+        InputError: for a constraint of another kind: dropping it without a word would let atoms loose; for one that
+            names atoms that are not there.
     """
     from ase.constraints import FixAtoms, FixCartesian, FixScaled
 
@@ -27,9 +28,9 @@ def held_coordinates(atoms: Atoms) -> NDArray[np.bool_]:
     for constraint in atoms.constraints:
         whole = isinstance(constraint, FixScaled) and np.all(constraint.mask)
         if isinstance(constraint, FixAtoms) or whole:
-            held[constraint.index] = True
+            held[_those(constraint.index, atoms)] = True
         elif isinstance(constraint, FixCartesian):
-            held[np.atleast_1d(constraint.index)] |= np.asarray(constraint.mask, dtype=bool)
+            held[_those(constraint.index, atoms)] |= np.asarray(constraint.mask, dtype=bool)
         else:
             raise InputError(
                 f"its constraint {type(constraint).__name__} cannot be kept here",
@@ -37,6 +38,15 @@ def held_coordinates(atoms: Atoms) -> NDArray[np.bool_]:
                 mend="FixAtoms and FixCartesian can; remove it, or use ASE itself",
             )
     return held
+
+
+def _those(index: Any, atoms: Atoms) -> NDArray[Any]:
+    indices = np.atleast_1d(index)
+    if indices.dtype != bool and np.any((indices < -len(atoms)) | (indices >= len(atoms))):
+        raise InputError(
+            f"a constraint names atoms that are not there: there are {len(atoms)}", key="structure"
+        )
+    return indices
 
 
 def holding(held: NDArray[np.bool_]) -> list[Any]:

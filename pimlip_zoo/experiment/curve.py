@@ -17,11 +17,11 @@ from pimlip_zoo.config import load_config
 from pimlip_zoo.consistency.config import PRESETS, weak_preset
 from pimlip_zoo.datasets.coverage import is_isolated_atom
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
 from pimlip_zoo.experiment.stages import Split, prepare_run, train_run
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import read_text, replacing
 from pimlip_zoo.locks import claimed
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
@@ -170,7 +170,8 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     """The finished runs of a curve as rows of :data:`COLUMNS`, sorted."""
     rows = []
     for path in sorted(folder.glob("*/result.json")):
-        result = json.loads(path.read_text())
+        with reading(path):
+            result = json.loads(read_text(path))
         for spec, summary in result["tests"].items():
             row = {
                 key: result.get(key) for key in ("size", "weak", "seed", "steps", "seconds", "cpu_seconds")
@@ -242,7 +243,8 @@ def _fitting(settings: Settings, weak: str) -> list[tuple[str, Any]]:
 def _spent(run: Path) -> dict[str, float]:
     """What earlier calls took, of an interrupted run."""
     path = run / "spent.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    with reading(path):
+        found = json.loads(read_text(path)) if path.exists() else {}
     return {name: float(found.get(name, 0.0)) for name in ("seconds", "cpu_seconds")}
 
 

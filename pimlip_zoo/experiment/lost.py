@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +13,17 @@ from pimlip_zoo.errors import InputError, reason_of
 
 __all__ = ["lost_processes"]
 
+_PLACE = re.compile(r"\[?/\S*\.cc:\d+\]?\s*")
+"""Where in the sources of gloo."""
 _FILES = ("Too many open files", "received 0 items of ancdata")
 
 
 @contextmanager
-def lost_processes(folder: Path) -> Iterator[None]:
+def lost_processes(folder: Path | None) -> Iterator[None]:
     """Turn the errors that torch raises for a lost process into one line that says how to go on.
 
     Args:
-        folder: of the run.
+        folder: of the run, as far as it is known.
 
     Raises:
         InputError: for a loader's worker or a rank that is gone, or too few open files for the workers.
@@ -32,7 +35,8 @@ def lost_processes(folder: Path) -> Iterator[None]:
         if what is None:
             raise
         message, mend = what
-        raise InputError(f"{message}: {reason_of(error)}", file=folder, mend=mend) from error
+        reason = _PLACE.sub("", reason_of(error)).partition(". This is")[0]
+        raise InputError(f"{message}: {reason}", file=folder, mend=mend) from error
 
 
 def _what_was_lost(error: Exception) -> tuple[str, str] | None:

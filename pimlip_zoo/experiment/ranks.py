@@ -7,18 +7,29 @@ is done once, and ranks on unlike machines cannot differ in a last digit that is
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TypeVar, cast
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch.distributed
 
 from pimlip_zoo.config import RunConfig
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.lost import lost_processes
 from pimlip_zoo.experiment.trainer import check_trainer
 
 __all__ = ["from_rank_zero", "join_ranks"]
 
 T = TypeVar("T")
+
+_GRACE = 20.0
+"""s"""
 
 
 def join_ranks(config: RunConfig) -> int:
@@ -40,6 +51,7 @@ def join_ranks(config: RunConfig) -> int:
         for name in ("lightning.fabric", "lightning.pytorch"):
             logging.getLogger(name).setLevel(logging.WARNING)
         Fabric(accelerator=section.device, devices=section.devices, num_nodes=section.nodes).launch()
+        _speak_for_the_dead()
     return torch.distributed.get_rank() if _joined() else 0
 
 
@@ -55,11 +67,48 @@ def from_rank_zero(work: Callable[[], T]) -> T:
             parcel = [error]
     else:
         parcel = [cast("T", None)]
-    torch.distributed.broadcast_object_list(parcel, src=0)
+    with lost_processes(None):
+        torch.distributed.broadcast_object_list(parcel, src=0)
     (found,) = parcel
     if isinstance(found, InputError):
         raise found
     return found
+
+
+def _speak_for_the_dead() -> None:
+    """Let the thread that watches the processes we started say which one is gone.
+
+    Lightning's kills this process at once and without a word. Mostly this process notices by itself: in its next
+    exchange with the lost one, which :func:`~pimlip_zoo.experiment.lost.lost_processes` turns into a line.
+    """
+    for thread in threading.enumerate():
+        children = getattr(thread, "_child_processes", None)
+        if thread.name == "child-process-observer" and children is not None:
+            vars(thread)["_terminate_all"] = partial(end_for, children, _GRACE)
+
+
+def end_for(children: Sequence[subprocess.Popen[Any]], grace: float) -> NoReturn:
+    """Say which of the processes of a training is gone, and end all others and this one.
+
+    Args:
+        children: the processes that this one started, of ranks 1, 2, ...
+        grace: seconds that this process gets to notice by itself.
+    """
+    time.sleep(grace)
+    for rank, child in enumerate(children, start=1):
+        if child.poll():
+            what = f"ended with code {child.returncode}"
+            if child.returncode < 0:
+                what = f"was killed by {signal.Signals(-child.returncode).name}"
+            sys.stderr.write(
+                f"pimlip-zoo: the training cannot go on: its process {child.pid}, of rank {rank}, {what} "
+                "(look at what it said last, and go on with --resume)\n"
+            )
+            sys.stderr.flush()
+            break
+    for child in children:
+        child.kill()
+    os._exit(1)  # the main thread waits for the lost process, and nothing wakes it
 
 
 def _joined() -> bool:

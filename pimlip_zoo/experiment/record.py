@@ -19,7 +19,7 @@ from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.stored import StoredFrames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.ranks import from_rank_zero
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import read_text, replacing
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
 
 __all__ = [
@@ -142,12 +142,13 @@ def check_data(folder: Path, record: DataRecord) -> None:
 
 
 def _kept(path: Path) -> DataRecord | None:
+    if not path.exists():
+        return None
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         for part in content.values():
             _described(part)
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("is damaged", file=path, mend="without it the data are not compared") from error
     return dict(content)
@@ -249,7 +250,7 @@ def write_record(folder: Path, config: RunConfig, data: DataRecord | None) -> No
         return
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     path = folder / DATA
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.exists() or read_text(path) != text:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 

@@ -13,6 +13,7 @@ import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
@@ -29,6 +30,8 @@ __all__ = ["Named", "Record", "unpickle"]
 
 _LONGEST_KEY = 64
 _LARGEST_KEY = 2**60
+_EXPANSION, _ALWAYS = 16, 1 << 24
+"""How much all that a pickle makes may hold: so many times its length, and so much."""
 
 
 class Named:
@@ -116,6 +119,8 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[tuple[str, str, int], Storage] = {}
+        self.room = 0
         self.steps: Mapping[str, Callable[[Any], None]] = {
             "MARK": self._mark,
             "POP": self._pop,
@@ -148,6 +153,7 @@ class _Machine:
         }
 
     def run(self, content: bytes) -> Any:
+        self.room = _EXPANSION * len(content) + _ALWAYS
         for opcode, argument, _ in pickletools.genops(content):
             name = opcode.name
             if name in _LITERALS:
@@ -165,6 +171,21 @@ class _Machine:
                 step(argument)
         (result,) = self.stack
         return result
+
+    def _spend(self, made: Any) -> Any:
+        """What an instruction made, unless all of them make far more than the pickle is long.
+
+        An instruction of a few bytes can copy a long text, list or array again and again.
+        """
+        if isinstance(made, Named):
+            self.room -= len(made.qualified_name)
+        elif isinstance(made, np.ndarray):
+            self.room -= made.nbytes
+        elif isinstance(made, str | bytes | tuple | list | dict | set | frozenset):
+            self.room -= len(made)
+        if self.room < 0:
+            raise InputError("its pickle stands for far more than it is long")
+        return made
 
     def _mark(self, _: Any) -> None:
         self.below.append(self.stack)
@@ -272,24 +293,24 @@ class _Machine:
 
     def _reduce(self, _: Any) -> None:
         called, arguments = self.stack[-2:]
-        self.stack[-2:] = [_made(called, arguments)]
+        self.stack[-2:] = [self._spend(_made(called, arguments))]
 
     def _newobj_ex(self, _: Any) -> None:
         called, arguments, named = self.stack[-3:]
-        made = _made(called, arguments)
+        made = self._spend(_made(called, arguments))
         if isinstance(made, Record) and isinstance(named, dict):
-            made.attributes.update(named)
+            made.attributes.update(self._spend(named))
         self.stack[-3:] = [made]
 
     def _build(self, _: Any) -> None:
         target, state = self.stack[-2:]
         self.stack.pop()
         if isinstance(target, Record):
-            target.attributes.update(state if isinstance(state, dict) else {"state": state})
+            target.attributes.update(self._spend(state) if isinstance(state, dict) else {"state": state})
         elif isinstance(target, DType):
             target.set_order(state)
         elif isinstance(target, PendingArray):
-            filled = target.filled(state)
+            filled = self._spend(target.filled(state))
             self.stack[-1] = array = _opaque("numpy.ndarray", state) if filled is None else filled
             for place in target.places:
                 self.memo[place] = array
@@ -303,7 +324,10 @@ class _Machine:
         _, kind, key, _, count = identity
         if not (isinstance(kind, Named) and isinstance(key, str) and type(count) is int):
             raise InputError("its pickle refers to a storage in a way that torch.save does not")
-        self.stack.append(self.storage(kind.name, key, count))
+        place = (kind.name, key, count)
+        if place not in self.storages:
+            self.storages[place] = self.storage(*place)
+        self.stack.append(self.storages[place])
 
 
 _LITERALS = frozenset(
@@ -395,7 +419,7 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encoded,
     "collections.OrderedDict": _dictionary,
     "collections.defaultdict": _dictionary,
-    "torch.Size": tuple,
+    "torch.Size": lambda items=(): tuple(items) if isinstance(items, tuple | list) else (),
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,

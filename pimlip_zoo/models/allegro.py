@@ -19,7 +19,7 @@ from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.nn.contraction import EdgeContraction, EdgeEnvironment, EdgeTensors, contraction_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
 from pimlip_zoo.nn.linear import EquivariantLinear
-from pimlip_zoo.nn.mlp import ScalarMLP
+from pimlip_zoo.nn.mlp import ScalarMLP, num_weights
 from pimlip_zoo.nn.pair import PairEmbedding
 from pimlip_zoo.registry import register_model
 
@@ -233,6 +233,21 @@ class Allegro(AtomicEnergyModel):
         self.force_readout = config.mlp(latents, config.readout_hidden, channels + 1) if direct else None
         self.scale = 1.0 / math.sqrt(config.avg_num_neighbors or 1.0)
         self.width, self.channels, self.num_irreps = width, channels, num_irreps
+
+    @classmethod
+    def least_weights(cls, config: AllegroConfig, species: Sequence[str]) -> int:  # type: ignore[override]
+        """Its perceptrons, with a single component of the tensors, see :class:`AtomicEnergyModel`."""
+        layers, width, channels = config.num_layers, config.scalar_channels, config.tensor_channels
+        dense = config.update == "dense"
+        embedding = width if config.embed_channels is None else config.embed_channels
+        latents = width * (layers + 1 if dense else 1)
+        first = (width + channels, *config.latent_hidden, width)
+        more = width * first[1] * (layers * (layers - 1) // 2) if dense else 0
+        ends = num_weights((embedding, *config.embed_hidden, width)) + width * (width + 2 * channels)
+        ends += (len(species) + config.num_bessel) * embedding + num_weights(
+            (latents, *config.readout_hidden, 1)
+        )
+        return ends + layers * num_weights(first) + more
 
     def forward(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
         """One energy per atom, see :class:`AtomicEnergyModel`."""

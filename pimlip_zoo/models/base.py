@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -87,7 +88,7 @@ class AtomicEnergyModel(nn.Module):
         if not species:
             raise InputError("a model needs at least one species", key="species")
         atomic_numbers(species)  # refuses what is no element
-        twice = sorted({symbol for symbol in species if list(species).count(symbol) > 1})
+        twice = sorted(symbol for symbol, count in Counter(species).items() if count > 1)
         if twice:
             raise InputError(f"{', '.join(twice)} is named twice", key="species", mend="name each once")
         self.config = config
@@ -112,6 +113,19 @@ class AtomicEnergyModel(nn.Module):
         raise InputError(
             f"{type(self).__name__} offers no direct force head", key="force_head", mend="use conservative"
         )
+
+    @classmethod
+    def least_weights(cls, config: ModelConfig, species: Sequence[str]) -> int:  # noqa: ARG003
+        """A model of these options has no fewer weights than this, computed without building it.
+
+        A file that holds fewer is refused before anything of the size that it asks for is made. 0 unless a subclass
+        says otherwise: then a file is believed.
+
+        Args:
+            config: the architecture's options.
+            species: chemical symbols.
+        """
+        return 0
 
     def species_factor(self, name: str) -> float:
         """What :meth:`forward` multiplies a parameter by, as far as that depends on the number of species.

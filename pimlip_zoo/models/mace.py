@@ -19,7 +19,7 @@ from pimlip_zoo.nn.agnesi import AgnesiTransform
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
-from pimlip_zoo.nn.mlp import ACTIVATIONS, ScalarMLP
+from pimlip_zoo.nn.mlp import ACTIVATIONS, ScalarMLP, num_weights
 from pimlip_zoo.nn.readout import DirectForces
 from pimlip_zoo.nn.symmetric_contraction import (
     CouplingBasis,
@@ -204,6 +204,15 @@ class MACE(AtomicEnergyModel):
         self.force_readouts = nn.ModuleList(
             DirectForces(layer.irreps_out, channels) for layer in layers if direct
         )
+
+    @classmethod
+    def least_weights(cls, config: MACEConfig, species: Sequence[str]) -> int:  # type: ignore[override]
+        """Of every layer what one on scalars has, see :class:`AtomicEnergyModel`."""
+        channels, degrees = config.channels, config.l_max + 1
+        radial = num_weights((config.num_bessel, *config.radial_hidden, degrees * channels))
+        linear = (degrees + 2) * channels**2
+        ends = len(species) * channels + num_weights((channels, *config.readout_hidden, 1))
+        return ends + config.num_interactions * (radial + linear)
 
     def forward(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
         """One energy per atom, see :class:`AtomicEnergyModel`."""

@@ -17,7 +17,7 @@ from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
 from pimlip_zoo.nn.gate import Gate
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
-from pimlip_zoo.nn.mlp import ScalarMLP
+from pimlip_zoo.nn.mlp import ScalarMLP, num_weights
 from pimlip_zoo.nn.readout import DirectForces
 from pimlip_zoo.registry import register_model
 
@@ -60,6 +60,9 @@ class NequIPConfig(ModelConfig):
                 raise InputError(
                     f"{name} is {getattr(self, name)}", key=name, mend=f"give an integer >= {least}"
                 )
+        for name in ("radial_hidden", "readout_hidden"):
+            if any(width < 1 for width in getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)}", key=name, mend="give widths >= 1")
         if self.force_head == "direct" and self.l_max < 1:
             raise InputError(
                 "a direct force head needs vectors, and l_max 0 has none", key="l_max", mend="give l_max >= 1"
@@ -160,6 +163,17 @@ class NequIP(AtomicEnergyModel):
         self.layers = nn.ModuleList(layers)
         self.readout = ScalarMLP((channels, *config.readout_hidden, 1))
         self.force_readout = DirectForces(irreps, channels) if direct else None
+
+    @classmethod
+    def least_weights(cls, config: NequIPConfig, species: Sequence[str]) -> int:  # type: ignore[override]
+        """Embedding, readout, and of every layer the scalars' part, see :class:`AtomicEnergyModel`."""
+        layers, channels, degrees = config.num_layers, config.channels, config.l_max + 1
+        # Paths from scalars to every degree in the first layer, back in the last, between any two in the others.
+        paths = 1 if layers == 1 else 2 * degrees + (layers - 2) * degrees**2
+        hidden = (config.num_bessel, *config.radial_hidden)
+        radial = layers * num_weights(hidden) + paths * hidden[-1] * channels
+        ends = len(species) * channels + num_weights((channels, *config.readout_hidden, 1))
+        return ends + radial + layers * channels**2
 
     def forward(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
         """One energy per atom, see :class:`AtomicEnergyModel`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from pimlip_zoo.compiled.kernels import MLPForm, perceptron
 from pimlip_zoo.errors import InputError
 
-__all__ = ["ACTIVATIONS", "ScalarMLP", "ScaledActivation", "activation"]
+__all__ = ["ACTIVATIONS", "ScalarMLP", "ScaledActivation", "activation", "num_weights"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -46,6 +47,15 @@ def _second_moment_constant(name: str) -> float:
     from e3nn.math import normalize2mom
 
     return float(normalize2mom(activation(name), dtype=torch.float64).cst)
+
+
+def num_weights(sizes: Sequence[int]) -> int:
+    """How many weights a :class:`ScalarMLP` of these sizes has.
+
+    >>> num_weights((8, 64, 32))
+    2560
+    """
+    return sum(before * after for before, after in itertools.pairwise(sizes))
 
 
 class ScaledActivation(nn.Module):

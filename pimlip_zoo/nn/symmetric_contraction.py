@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -32,6 +33,8 @@ CouplingBasis = Literal["paths", "reduced"]
 Term = tuple[int, tuple[int, ...]]
 Array = NDArray[np.float64]
 
+_LARGEST = 1e9
+"""Numbers in the tables of couplings: 8 GB."""
 _ZERO = 1e-10  # a polynomial's coefficients are either larger than 1e-2 or rounding
 
 
@@ -100,12 +103,23 @@ def symmetric_contraction_spec(
             of equal variance give the same distribution of polynomials.
 
     Raises:
-        InputError: for a correlation out of range or an unknown basis.
+        InputError: for a correlation out of range, an unknown basis, or more couplings than a computer can hold.
     """
     if correlation not in range(1, 5):
         raise InputError(f"correlation is {correlation}", key="correlation", mend="give 1, 2, 3 or 4")
     if basis not in get_args(CouplingBasis):
         raise InputError(f"the basis of couplings is {basis!r}", key="basis", mend="paths or reduced")
+    needed = sum(
+        math.comb(irreps_in.dim + order - 1, order) * irrep.dim * _num_paths(irreps_in, irrep, order)
+        for _, irrep in irreps_out
+        for order in range(1, correlation + 1)
+    )
+    if needed > _LARGEST:
+        raise InputError(
+            f"the couplings of {correlation} factors of degree up to {irreps_in.lmax} are up to {needed} numbers",
+            key="correlation",
+            mend="take a lower correlation or l_max",
+        )
     polynomials: list[tuple[Term, int, float]] = []
     blocks: list[WeightBlock] = []
     first = 0
@@ -162,6 +176,19 @@ def coupling_terms(irreps_in: o3.Irreps, irrep_out: o3.Irrep, order: int) -> tup
     kept = np.abs(matrix).max(axis=1) > _ZERO
     terms = tuple((d[0], tuple(d[1:])) for d, keep in zip(digits, kept, strict=True) if keep)
     return terms, matrix[kept]
+
+
+def _num_paths(irreps_in: o3.Irreps, irrep_out: o3.Irrep, order: int) -> int:
+    """How many there are, without making them."""
+    left = Counter({irrep: 1 for _, irrep in irreps_in})
+    for _ in range(order - 1):
+        products = Counter[o3.Irrep]()
+        for before, count in left.items():
+            for _, right in irreps_in:
+                for irrep in before * right:
+                    products[irrep] += count
+        left = products
+    return left[irrep_out]
 
 
 def _paths(irreps_in: o3.Irreps, irrep_out: o3.Irrep, order: int) -> Iterator[tuple[tuple[int, ...], Array]]:

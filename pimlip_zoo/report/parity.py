@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import replacing
+from pimlip_zoo.errors import InputError, reading
+from pimlip_zoo.files import regular_file, replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,8 +113,12 @@ def save_pairs(pairs: Mapping[str, Pairs], file: Path, *, most: int = 10_000) ->
 
 
 def load_pairs(file: Path) -> dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
-    """What :func:`save_pairs` wrote."""
-    with np.load(file, allow_pickle=False) as content:
+    """What :func:`save_pairs` wrote.
+
+    Raises:
+        InputError: when there is no such file, or it is damaged.
+    """
+    with reading(file), np.load(regular_file(file), allow_pickle=False) as content:
         names = content["names"].tolist()
         result: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {n: {} for n in names}
         for key in content.files:

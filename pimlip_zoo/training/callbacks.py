@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import (
 )
 from torch import Tensor
 
-from pimlip_zoo.files import append, replacing
+from pimlip_zoo.files import append, regular_file, replacing
 from pimlip_zoo.training.schedule import RunClock
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class MetricsTable(Callback):
         self.columns = (*self.COLUMNS, *watched)
         if not trainer.is_global_zero or not self.path.exists():
             return
-        with self.path.open(newline="") as file:
+        with regular_file(self.path).open(newline="") as file:
             reader = csv.DictReader(file)
             rows, before = list(reader), tuple(reader.fieldnames or ())
         self.columns = (*self.columns, *(name for name in before if name not in self.columns))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import check_archive, regular_file
@@ -35,6 +36,10 @@ _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _OURS = "potential."
+_MOST_EXPANDED = 4
+"""How often the same bytes of a file may be weights: tied ones are."""
+_MOST_VALUES = 100_000
+"""In the description of a potential, however it came about."""
 _FIELDS: dict[str, tuple[type, ...]] = {
     "model": (str,),
     "config": (dict,),
@@ -67,11 +72,16 @@ def describe(potential: Potential) -> dict[str, Any]:
     }
 
 
-def build_potential(description: Mapping[str, Any]) -> Potential:
+def build_potential(description: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None) -> Potential:
     """The potential that a description stands for, with fresh weights.
 
+    Args:
+        description: as :func:`describe` makes it.
+        weights: what the file holds with it; a model that needs far more is not built. None: it is of any size.
+
     Raises:
-        InputError: for a version this package cannot read, or an architecture that is not installed.
+        InputError: for a version this package cannot read, an architecture that is not installed, or a model that is
+            larger than its file.
     """
     description = _migrate(dict(description))
     if description["dtype"] not in _DTYPES:
@@ -79,8 +89,21 @@ def build_potential(description: Mapping[str, Any]) -> Potential:
     info = get_model(description["model"])
     config = info.configure(**_tuples(description["config"]))
     species = tuple(description["species"])
+    least_weights = getattr(info.model, "least_weights", None)
+    if weights is not None and least_weights is not None:
+        found = sum(value.numel() for name, value in weights.items() if name.startswith(_OURS))
+        if found < (least := least_weights(config, species)):
+            raise InputError(
+                f"the model that it describes has at least {least} weights, and it holds {found}",
+                key="config",
+                mend="is it the checkpoint of another model?",
+            )
     repulsion = None
     if description["repulsion"] is not None:
+        if description["repulsion"] != "zbl":
+            raise InputError(
+                f"no repulsion is called {description['repulsion']!r}", key="repulsion", mend="zbl"
+            )
         from pimlip_zoo.nn.zbl import ZBL
 
         repulsion = ZBL(species)
@@ -126,10 +149,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get(KEY), dict):
         raise InputError("not a checkpoint of pimlip-zoo", file=path)
     with reading(path):
+        _check_extent(content[KEY])
         content[KEY] = _migrate(content[KEY])
         _check_fields(content[KEY], _FIELDS, KEY)
         _check_fields(content[KEY].get("summary") or {}, _SUMMARY, f"{KEY}.summary", optional=True)
-        _check_weights(content.get("state_dict"))
+        _check_weights(content.get("state_dict"), Path(path).stat().st_size)
     return content
 
 
@@ -175,7 +199,7 @@ def load_potential(
             mend="use it through pimlip_zoo.calculator, or train a standalone one with --weak distill",
         )
     with reading(path):
-        potential = build_potential(content[KEY])
+        potential = build_potential(content[KEY], content["state_dict"])
     weights = {
         name.removeprefix(_OURS): value
         for name, value in content["state_dict"].items()
@@ -211,15 +235,37 @@ def _check_fields(
         raise InputError("the checkpoint does not name it", key=f"{place}.baseline.calculator")
 
 
-def _check_weights(weights: Any) -> None:
-    """Refuse weights that are no tensors of finite numbers."""
+def _check_extent(description: Any) -> None:
+    """Refuse what is small in the file and has no end when it is walked through: lists of the same lists."""
+    waiting, room = [description], _MOST_VALUES
+    while waiting:
+        value = waiting.pop()
+        children = [*value, *value.values()] if isinstance(value, dict) else value
+        if not isinstance(children, list | tuple | set):
+            continue
+        room -= len(children)
+        if room < 0:
+            raise InputError(f"its description of the model has more than {_MOST_VALUES} values", key=KEY)
+        waiting.extend(children)
+
+
+def _check_weights(weights: Any, size: int) -> None:
+    """Refuse weights that are no tensors of finite numbers, or more of them than a file of this size holds.
+
+    A view of one number may be of any shape, and many tensors may be views of the same numbers.
+    """
     if not isinstance(weights, dict):
         raise InputError("the checkpoint lacks them", key="state_dict")
+    room = _MOST_EXPANDED * size
     for name, value in weights.items():
         # Losses keep what they go on with, such as the state of a schedule, in plain values beside the weights.
         plain = isinstance(name, str) and not name.startswith(_OURS) and name.endswith("._extra_state")
         if not plain and not (isinstance(name, str) and isinstance(value, torch.Tensor)):
             raise InputError("the checkpoint has what is no tensor", key=f"state_dict.{name}"[:100])
+        if not plain:
+            room -= value.numel() * value.element_size()
+            if room < 0:
+                raise InputError(f"the file of {size} bytes claims more numbers than it holds", key=name)
         if name.startswith(_OURS) and not bool(torch.isfinite(value).all()):
             raise InputError(
                 "the weights are NaN or infinite",

@@ -119,11 +119,12 @@ def _package(name: str) -> str:
 
 def _content_version(run: str) -> str:
     """A run is what its checkpoints hold."""
-    import hashlib
     from pathlib import Path
+
+    from pimlip_zoo.files import content_hash, regular_file
 
     path = Path(run)
     files = [path] if path.is_file() else sorted(path.glob("checkpoints/best.ckpt"))
     if not files:
         raise InputError("no such run", file=run, key="weak.labels.calculator")
-    return "run " + hashlib.sha256(files[0].read_bytes()).hexdigest()[:16]
+    return "run " + content_hash(regular_file(files[0]))[:16]

@@ -18,6 +18,7 @@ from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.deploy.native.archive import read_native, source_entry, source_hash
 from pimlip_zoo.deploy.native.library import _LEVELS, machine_level
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import sealed
 
 
 def attempt(model, plugin, **settings):
@@ -155,6 +156,42 @@ def test_a_native_file_with_one_wrong_bit(tmp_path, plugin, exported):
         load_exported(model)
 
 
+def one_wrong_bit(source, entry, model):
+    """A copy of an archive, one of whose entries has one wrong bit, in the middle of its bytes."""
+    content = bytearray(source.read_bytes())
+    with zipfile.ZipFile(source) as archive:
+        info = next(info for info in archive.infolist() if info.filename.endswith(entry))
+    name, extra = (int.from_bytes(content[info.header_offset + at :][:2], "little") for at in (26, 28))
+    content[info.header_offset + 30 + name + extra + info.compress_size // 2] ^= 1
+    model.write_bytes(content)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["data", "data.pkl", "extra", "code"])
+def test_a_torchscript_file_with_one_wrong_bit(kind, tmp_path, plugin, exported):
+    with zipfile.ZipFile(exported("pairs")) as archive:
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+    found = [name for name in sizes if f"/{kind}" in name and not name.endswith("debug_pkl")]
+    entry = max(found, key=sizes.__getitem__)
+    model = one_wrong_bit(exported("pairs"), entry, tmp_path / "model.nequip.pth")
+    with pytest.raises(InputError, match=r"it is not a complete TorchScript file: .*export it again"):
+        attempt(model, plugin)
+    with pytest.raises(InputError, match="not a complete exported model"):
+        read_metadata(model)
+
+
+@pytest.mark.slow
+def test_a_compiled_file_with_one_wrong_bit(tmp_path, plugin, compiled):
+    with zipfile.ZipFile(compiled) as archive:
+        for ending in (".so", "_metadata.json"):
+            entry = next(name for name in archive.namelist() if name.endswith(ending))
+            model = one_wrong_bit(compiled, entry, tmp_path / "model.pimlip.pt2")
+            with pytest.raises(
+                InputError, match=r"not a complete compiled model: the checksum of .* does not fit"
+            ):
+                attempt(model, plugin)
+
+
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
     """Where nothing has been compiled yet."""
@@ -190,9 +227,21 @@ def test_native_code_is_for_this_processor_and_in_the_cache_of_python(plugin, ex
     entry = source_entry(_LEVELS[machine_level()][0])
     assert library.name == f"native-{read_metadata(model)[entry][:32]}-{machine_level()}.so"
     assert source_hash(read_native(model).sources[_LEVELS[machine_level()][0]]) == read_metadata(model)[entry]
-    library.write_bytes(library.read_bytes()[:100])  # of another machine, or damaged
-    with pytest.raises(InputError, match=r"compiled of it cannot be loaded: .*remove that file"):
+    content, seal = library.read_bytes(), library.with_name(library.name + ".sha256")
+    assert sealed(library)
+    left = [library.with_name(f"{library.name}.99999.{ending}") for ending in ("c", "tmp", "log")]
+    for path in left:
+        path.write_text("of a compiler that was killed")
+    damaged = [content[:100], content[:9000] + bytes([content[9000] ^ 4]) + content[9001:]]
+    for other in damaged:  # mapped, it would end LAMMPS with SIGBUS, or compute something else
+        library.write_bytes(other)
         attempt(model, plugin)
+        assert library.read_bytes() != other
+        assert sealed(library)
+    assert not any(path.exists() for path in left)
+    seal.unlink()
+    attempt(model, plugin)
+    assert sealed(library)
 
 
 @pytest.mark.parametrize(

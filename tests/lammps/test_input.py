@@ -6,12 +6,28 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
-from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixScaled
+from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixCom, FixScaled
 from toys import SPECIES, geometries, potential_of, predict, relative
 
 from pimlip_zoo.deploy.lammps.input import MDSettings, in_lammps_axes, write_data, write_run
 from pimlip_zoo.deploy.lammps.run import run_lammps
 from pimlip_zoo.errors import InputError
+
+
+def test_a_constraint_without_single_atoms_is_refused(tmp_path):
+    atoms = molecule("H2O")
+    atoms.constraints = [FixCom()]
+    with pytest.raises(InputError, match="its constraint FixCom cannot be kept here"):
+        write_run(tmp_path, atoms, model="a.pimlip", plugin="a.so", species=SPECIES)
+
+
+@pytest.mark.parametrize("index", [3, -4, [0, 100]])
+def test_a_constraint_on_atoms_that_are_not_there_is_refused(index, tmp_path):
+    atoms = molecule("H2O")
+    for constraint in (FixAtoms(index), FixCartesian(index, (True, False, False))):
+        atoms.constraints = [constraint]
+        with pytest.raises(InputError, match="a constraint names atoms that are not there: there are 3"):
+            write_run(tmp_path, atoms, model="a.pimlip", plugin="a.so", species=SPECIES)
 
 
 @pytest.mark.parametrize("periodic", [(1, 1, 1), (0, 0, 0), (1, 0, 1), (0, 1, 0)])

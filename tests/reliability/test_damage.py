@@ -252,8 +252,9 @@ ARRAYS = {
 
 
 def attempts(request, many):
-    given = request.config.getoption("--mutations")
-    return given or (MANY if many else FEW)
+    number = request.config.getoption("--mutations") or (MANY if many else FEW)
+    request.node.user_properties.append(("tried", number))
+    return number
 
 
 def generator(request, *what):

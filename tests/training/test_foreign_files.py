@@ -267,6 +267,23 @@ def bombs() -> dict[str, bytes]:
         + b"".join(b"\x8a\x0f" + (k * (2**61 - 1)).to_bytes(15, "little") + b"N" for k in range(50_000))
         + b"u.",
         "a stack that is too deep for recursion": b"\x80\x02" + b"N" + b"\x85" * 100_000 + b".",
+        "a long text that is encoded again and again": b"\x80\x02]q\x00(c_codecs\nencode\nq\x01X"
+        + (1 << 20).to_bytes(4, "little")
+        + b"x" * (1 << 20)
+        + b"\x85q\x02"
+        + b"h\x01h\x02R" * 50_000
+        + b"e.",
+        "a name that grows": b"\x80\x02cbuiltins\ngetattr\nq\x01X"
+        + (1 << 16).to_bytes(4, "little")
+        + b"x" * (1 << 16)
+        + b"q\x02ca\nb\nq\x03"
+        + b"q\x030h\x01h\x03h\x02\x86R" * 50_000
+        + b".",
+        "a table that many objects share": b"\x80\x02}q\x01("
+        + b"".join(b"J" + k.to_bytes(4, "little") + b"N" for k in range(30_000))
+        + b"u0ca\nb\nq\x02)q\x030]("
+        + b"h\x02h\x03Rh\x01b" * 30_000
+        + b"e.",
         "an integer of a megabyte": b"\x80\x02\x8b\x00\x00\x10\x00" + b"\x7f" * 2**20 + b".",
     }
 
@@ -276,6 +293,16 @@ def test_a_small_file_costs_little(name: str, tmp_path: Path) -> None:
     start = time.process_time()
     with contextlib.suppress(InputError):
         read(archive(("data.pkl", bombs()[name])), tmp_path)
+    assert time.process_time() - start < 2
+
+
+def test_numbers_that_a_file_refers_to_often_are_read_once(tmp_path: Path) -> None:
+    reference = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuJ\x00\x00\x10\x00tq\x01"
+    content = b"\x80\x02](" + reference + b"Q" + b"h\x01Q" * 50_000 + b"e."
+    start = time.process_time()
+    found = read(archive(("data.pkl", content), ("data/0", bytes(4 << 20))), tmp_path)
+    assert len(found) == 50_001
+    assert all(storage is found[0] for storage in found)
     assert time.process_time() - start < 2
 
 

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,6 +58,44 @@ def test_a_killed_rank(tmp_path):
             torch.distributed.all_reduce(torch.ones(1))
     finally:
         torch.distributed.destroy_process_group()
+
+
+WAITS_FOR_EVER = """
+import subprocess, sys, threading, time
+from pimlip_zoo.experiment import ranks
+
+class Observer(threading.Thread):
+    def __init__(self, children):
+        super().__init__(daemon=True, name="child-process-observer")
+        self._child_processes = children
+        self.go = threading.Event()
+    def run(self):
+        self.go.wait()
+        self._terminate_all()
+
+alive = subprocess.Popen(["sleep", "10000"])
+dead = subprocess.Popen(["sleep", "10000"])
+dead.kill()
+dead.wait()
+ranks._GRACE = 0.1
+observer = Observer([alive, dead])
+observer.start()
+ranks._speak_for_the_dead()
+observer.go.set()
+time.sleep(10000)
+"""
+
+
+def test_a_process_that_waits_for_a_lost_one_is_ended_with_a_line():
+    # The pipes end with the last of its processes.
+    done = subprocess.run(
+        [sys.executable, "-c", WAITS_FOR_EVER], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"pimlip-zoo: .* its process \d+, of rank 2, was killed by SIGKILL \(.*--resume\)", line
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import torch
 from pimlip_zoo.commands import command_words
 from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.unit import Unit
-from pimlip_zoo.files import content_hash
+from pimlip_zoo.files import content_hash, scratch_folder
 
 __all__ = ["CompilerError", "cache_folder", "compile_kernels", "compiler", "machine_flags", "target"]
 
@@ -203,8 +203,8 @@ def _private_folder() -> Path:
 def _compile(unit: Unit, digests: Sequence[str], flags: tuple[str, ...], folder: Path) -> dict[str, Path]:
     """Libraries by digest; all of them are one file."""
     openmp, link = _openmp_flags()
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
-        text, built = Path(scratch) / "kernels.c", Path(scratch) / "kernels.so"
+    with scratch_folder(folder, "build") as scratch:
+        text, built = scratch / "kernels.c", scratch / "kernels.so"
         text.write_text("\n".join(unit.items))
         # Apple's clang, for one, has no OpenMP: one thread is better than no kernel.
         for parallel in ((openmp, link), ((), ())):

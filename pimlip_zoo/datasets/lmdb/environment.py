@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import regular_file
 
 __all__ = [
     "PAGES_CHECKED_ON_OPENING",
@@ -46,7 +47,7 @@ class _Meta:
     """The newer of the two headers of an LMDB file."""
 
     def __init__(self, path: Path, *, may_be_short: bool = False) -> None:
-        size = path.stat().st_size
+        size = regular_file(path).stat().st_size
         with path.open("rb") as file:
             first = file.read(_PAGE_HEADER + _META.size)
             if len(first) < _PAGE_HEADER + _META.size:

@@ -14,6 +14,11 @@ from pimlip_zoo.errors import InputError
 
 __all__ = ["AseDatabase"]
 
+_NOT_KEPT = (
+    *("momenta", "tags", "masses", "initial_charges", "initial_magmoms", "charges", "magmom", "magmoms"),
+    *("dipole", "energies", "stresses"),
+)
+
 
 class AseDatabase:
     """Rows in the order of their ids; labels in results, key-value pairs and ``data``.
@@ -71,6 +76,7 @@ class AseDatabase:
                 row.pbc,
                 [("calculator", results), ("key_value_pairs", row.key_value_pairs), ("data", data)],
                 index=index,
+                also=[key for key in _NOT_KEPT if key in row] + ["constraints"] * bool(row.constraints),
             )
         except InputError as error:
             return error

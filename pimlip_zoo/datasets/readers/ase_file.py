@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
@@ -75,7 +77,11 @@ def frame_from_atoms(atoms: Atoms, finder: LabelFinder, index: int) -> Frame:
         InputError: for labels of the wrong shape, or places that disagree.
     """
     results: Mapping[str, Any] = getattr(atoms.calc, "results", None) or {}
-    arrays = {key: value for key, value in atoms.arrays.items() if key not in ("numbers", "positions")}
+    arrays = {
+        key: value
+        for key, value in atoms.arrays.items()
+        if key not in ("numbers", "positions") and np.any(value != np.zeros((), value.dtype))
+    }
     return finder.frame(
         atoms.numbers,
         atoms.positions,
@@ -83,4 +89,5 @@ def frame_from_atoms(atoms: Atoms, finder: LabelFinder, index: int) -> Frame:
         atoms.pbc,
         [("calculator", results), ("info", atoms.info), ("arrays", arrays)],
         index=index,
+        also=["constraints"] if atoms.constraints else [],
     )

@@ -22,6 +22,22 @@ __all__ = ["AseLmdbFile"]
 _MAX_ROW, _EXPANSION = 1 << 24, 100
 _LEAST_ROW = 16
 """Bytes that an entry of LMDB takes at least."""
+_KEPT = {
+    *(
+        "numbers",
+        "positions",
+        "cell",
+        "pbc",
+        "energy",
+        "forces",
+        "stress",
+        "free_energy",
+        "key_value_pairs",
+        "data",
+    ),
+    *("unique_id", "ctime", "mtime", "user", "calculator", "calculator_parameters"),
+}
+"""What a frame has, and what ASE says of the row itself."""
 _DTYPES = {"float64", "float32", "int64", "int32", "bool", "int8", "uint8", "int16"}
 
 
@@ -55,6 +71,9 @@ class AseLmdbFile:
             if raw is None:
                 return InputError("the row is missing", file=file, frame=index)
             row = _decode(raw)
+            also = [
+                key for key, value in row.items() if key not in _KEPT and value is not None and np.size(value)
+            ]
             data = row.get("data") if isinstance(row.get("data"), dict) else {}
             places = [
                 ("row", {key: row.get(key) for key in ("energy", "forces", "stress", "free_energy")}),
@@ -68,6 +87,7 @@ class AseLmdbFile:
                 row.get("pbc", False),
                 places,
                 index=index,
+                also=also,
             )
         except InputError as error:
             return error

@@ -20,10 +20,12 @@ from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.numpy_file import load_npy
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reason_of
+from pimlip_zoo.files import read_text, regular_file
 
 __all__ = ["DeepmdFolder"]
 
 _VIRTUAL = -1
+_READ = {"coord", "box", "energy", "force", "virial", "real_atom_types"}
 
 
 class DeepmdFolder:
@@ -74,6 +76,7 @@ class DeepmdFolder:
             for key, shape in (("box", (3, 3)), ("energy", ()), ("force", (n, 3)), ("virial", (3, 3)))
             if (folder / f"{key}.npy").exists()
         }
+        others = [path.stem for path in folder.glob("*.npy") if path.stem not in _READ]
         if periodic and "box" not in data:
             raise InputError("has no box.npy", file=folder, mend="a file nopbc beside type.raw says open")
         positions = _shaped(folder / "coord.npy", (m, n, 3))
@@ -97,6 +100,7 @@ class DeepmdFolder:
                     periodic,
                     [("npy", labels)],
                     index=offset + i,
+                    also=others,
                 )
             except InputError as error:
                 frame = error
@@ -104,7 +108,7 @@ class DeepmdFolder:
 
     def _types(self, system: Path, count: int) -> NDArray[np.int64]:
         try:
-            types = np.loadtxt(system / "type.raw", dtype=np.int64, ndmin=1)
+            types = np.loadtxt(regular_file(system / "type.raw"), dtype=np.int64, ndmin=1)
         except (ValueError, OSError) as error:
             raise InputError(f"cannot be read: {reason_of(error)}", file=system / "type.raw") from error
         return _checked_types(types.reshape(-1), count, system / "type.raw", None)
@@ -113,7 +117,7 @@ class DeepmdFolder:
         from ase.data import atomic_numbers
 
         map_file = system / "type_map.raw"
-        symbols = self._type_map or (map_file.read_text().split() if map_file.exists() else None)
+        symbols = self._type_map or (read_text(map_file).split() if map_file.exists() else None)
         if symbols is None:
             raise InputError(
                 "does not say which elements its types are",

@@ -29,6 +29,8 @@ __all__ = ["ExtxyzFile", "check_expansion"]
 
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _MAX_ATOMS = 100_000_000
+_ELEMENTS = ("species", "Z", "numbers", "atomic_numbers")
+_GEOMETRY = {"pos", *_ELEMENTS}
 _SMALL, _PART = 1 << 24, 1 << 20
 _LONGEST_NUMBER, _LONGEST_COMMENT, _LONGEST_ROW = 1 << 12, 1 << 24, 1 << 20
 """Bytes of a line; what is longer has no line feeds, and would be read into memory as a whole."""
@@ -151,6 +153,7 @@ class ExtxyzFile:
             pbc,
             [("info", info), ("arrays", arrays)],
             index=index,
+            also=[name for name in table.names if name not in arrays and name not in _GEOMETRY],
         )
 
     def _open(self) -> IO[bytes]:
@@ -246,7 +249,7 @@ def _columns(properties: str) -> tuple[tuple[str, str, int], ...]:
 def _numbers(table: _Table) -> np.ndarray[Any, np.dtype[np.int64]]:
     from ase.data import atomic_numbers
 
-    for name in ("species", "Z", "numbers", "atomic_numbers"):
+    for name in _ELEMENTS:
         if name not in table.names:
             continue
         texts = table.texts(name)

@@ -100,6 +100,9 @@ class Hdf5File:
             length=self._layout.length_unit,
         )
         self._energy, self._forces, self._gradient = self._label_keys(options, names)
+        labels = {self._energy, self._forces, self._gradient}
+        read = {*self._layout.numbers, *self._layout.positions, *labels, "subset", "smiles"}
+        self.finder.leave_out(*sorted(names - read))
         self.finder.mark_found(options.energy_key, options.forces_key, options.gradient_key)
 
     def count(self) -> int:
@@ -297,6 +300,9 @@ def _opened(file: Any, group: _Group, key: str) -> Any:
     from h5py import h5d
 
     data = h5d.open(file.id, f"{group.name}/{key}".encode())
+    made = data.get_create_plist()
+    if made.get_external_count() or made.get_layout() == h5d.VIRTUAL:
+        raise InputError("its numbers are in another file", file=file.filename, key=f"{group.name}/{key}")
     if math.prod(data.shape or ()) * data.dtype.itemsize > expansion_limit(file.filename):
         raise InputError(
             f"claims an array of the shape {data.shape}, which the file is too small for",

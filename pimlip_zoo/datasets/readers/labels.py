@@ -7,7 +7,7 @@ different values, nothing is chosen silently: that is an error, and a named key 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,21 @@ _WEIGHTS = {
     "config_virials_weight": "stress_weight",
 }
 """As mace-torch and others call them."""
+_KINDS = {
+    "constraints": ("constraints", "move_mask", "fixed", "selective_dynamics"),
+    "velocities": ("momenta", "velocities", "velocity", "velo", "vel"),
+    "tags": ("tags",),
+    "masses": ("masses",),
+    "charges": ("charges", "charge", "initial_charges"),
+    "magnetic moments": ("magmom", "magmoms", "initial_magmoms"),
+    "dipoles": ("dipole", "dipoles", "dipole_moment"),
+    "energies of atoms": ("energies", "node_energy"),
+    "stresses of atoms": ("stresses", "virials_of_atoms"),
+}
+_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
 _NAMED = ("energy", "forces", "gradient", "weight")
 _MAX_TEXT = 256
+_MOST_KINDS, _LONGEST_NAME = 100, 60
 
 
 class LabelFinder:
@@ -66,6 +79,8 @@ class LabelFinder:
         self.file = file
         self.keys_seen: set[str] = set()
         self.keys_found: set[str] = set()
+        self.not_kept: set[str] = set()
+        """Kinds of what the frames so far said and a frame has no place for."""
         energy_name, length_name = options.energy or energy, options.length or length
         for name, value in (("energy", energy_name), ("length", length_name)):
             if value is None:
@@ -126,6 +141,7 @@ class LabelFinder:
         places: Sequence[tuple[str, Mapping[str, Any]]],
         *,
         index: int,
+        also: Iterable[str] = (),
     ) -> Frame:
         """A frame from geometry and the places where labels may be.
 
@@ -136,6 +152,7 @@ class LabelFinder:
             pbc: periodic directions.
             places: name of a place ("info", "calculator") and what it holds.
             index: of the frame in the file, for messages.
+            also: names of what else the file says of it, which the reader does not hand over.
 
         Raises:
             InputError: for labels of the wrong shape, or two that disagree.
@@ -151,8 +168,9 @@ class LabelFinder:
                 kind = self._kind(key)
                 if kind:
                     candidates.setdefault(kind, []).append((f"{place}['{key}']", value))
-                elif place not in ("calculator", "arrays"):
-                    _keep(info, key, value)
+                elif place in ("calculator", "arrays") or not _keep(info, key, value):
+                    self.leave_out(key)
+        self.leave_out(*also)
         numbers = whole_numbers(numbers, "atomic number", file=self.file, frame=index, key="species")
         box = NO_CELL if cell is None else np.array(cell, dtype=np.float64) * self.length_unit
         periodic = np.array(np.broadcast_to(np.asarray(pbc, dtype=bool), 3))
@@ -182,6 +200,13 @@ class LabelFinder:
             label_weights=label_weights,
             info=info,
         )
+
+    def leave_out(self, *keys: str) -> None:
+        """Remember that something of this name is not kept."""
+        for key in keys:
+            kind = _KIND_OF.get(key.lower()) or (key if key.isprintable() else ascii(key))[:_LONGEST_NAME]
+            if len(self.not_kept) < _MOST_KINDS:
+                self.not_kept.add(kind)
 
     def mark_found(self, *keys: str | None) -> None:
         """Say that the source has these keys, where the reader looks at them itself."""
@@ -294,12 +319,14 @@ class LabelFinder:
         return 0.5 * (tensor + tensor.T)
 
 
-def _keep(info: dict[str, Any], key: str, value: Any) -> None:
-    """Keep short strings and numbers of what else a file says."""
+def _keep(info: dict[str, Any], key: str, value: Any) -> bool:
+    """Keep short strings and numbers of what else a file says; whether it is one."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= _MAX_TEXT):
         info[key] = value
+        return True
+    return False
 
 
 def _largest_difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

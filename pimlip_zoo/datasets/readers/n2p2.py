@@ -83,4 +83,5 @@ class N2p2File:
             bool(lattice),
             [("file", {**labels, "comment": comment})],
             index=index,
+            also=["charges"] if any(float(words[5]) for words in atoms if len(words) > 5) else [],
         )

@@ -23,6 +23,9 @@ _NUMBERS = ("z", "nuclear_charges", "numbers", "atomic_numbers")
 _POSITIONS = ("R", "coords", "positions", "coordinates")
 _ENERGY = ("E", "energies", "energy")
 _FORCES = ("F", "forces")
+_KNOWN = {*_NUMBERS, *_POSITIONS, *_ENERGY, *_FORCES, "e_unit", "r_unit", "old_indices"}
+_KNOWN |= {"type", "code_version", "name", "theory", "md5", "perms"}
+"""With what sGDML says of the file, not of its frames."""
 
 
 class NpzFile:
@@ -53,6 +56,7 @@ class NpzFile:
         if self._gradient is not None:
             self._forces = -self._gradient
         self._check_lengths()
+        self.finder.leave_out(*sorted({*self._names} - _KNOWN - {options.energy_key, options.forces_key}))
         self.finder.mark_found(options.energy_key, options.forces_key, options.gradient_key)
 
     def count(self) -> int:
@@ -79,9 +83,8 @@ class NpzFile:
         try:
             check_npz(self.path)
             with np.load(self.path, allow_pickle=False) as archive:
-                known = {*_NUMBERS, *_POSITIONS, *_ENERGY, *_FORCES, "e_unit", "r_unit", "old_indices"}
                 wanted = [
-                    name for name in archive.files if name in known or name.endswith(("energies", "forces"))
+                    name for name in archive.files if name in _KNOWN or name.endswith(("energies", "forces"))
                 ]
                 self._names = list(archive.files)
                 return {name: archive[name] for name in wanted}

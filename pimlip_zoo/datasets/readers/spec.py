@@ -182,7 +182,7 @@ def _check_names(given: dict[str, Any], place: str) -> None:
 
 def _with_sidecar(source: DataSource, given: dict[str, Any] | None = None) -> DataSource:
     sidecar = Path(source.path.rstrip("/") + ".yaml")
-    if not sidecar.is_file():
+    if not sidecar.exists():
         return source
     from pimlip_zoo.yaml_file import read_yaml
 

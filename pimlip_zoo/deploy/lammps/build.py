@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from pimlip_zoo.commands import command_words
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import replacing, writing
+from pimlip_zoo.files import replacing, scratch_folder, seal, sealed, writing
 
 __all__ = ["PLUGIN_NAME", "build_plugin", "plugin_cache", "source_files"]
 
@@ -101,7 +100,7 @@ def build_plugin(
     ]
     folder = plugin_cache() / _digest(command)
     library = folder / PLUGIN_NAME
-    if not library.exists():
+    if not sealed(library):
         _compile(command, library)
     if out is None:
         return library
@@ -214,8 +213,8 @@ def _compile(command: list[str], library: Path) -> None:
             file=library.parent,
             mend="set XDG_CACHE_HOME to another folder",
         ) from error
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as scratch:
-        built = Path(scratch) / library.name
+    with scratch_folder(library.parent, "build") as scratch:
+        built = scratch / library.name
         done = subprocess.run(  # noqa: S603
             [*command, "-o", str(built)], capture_output=True, text=True, check=False
         )
@@ -227,6 +226,7 @@ def _compile(command: list[str], library: Path) -> None:
                 mend=f"the whole output is in {library.parent / 'build.log'}",
             )
         built.replace(library)
+        seal(library)
 
 
 def _copy(library: Path, target: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pimlip_zoo.deploy.constraints import held_coordinates
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -178,5 +178,6 @@ def write_data(path: str | os.PathLike[str], atoms: Atoms, species: Sequence[str
         velocities = np.where(held_coordinates(atoms), 0.0, velocities)
         lines += ["", "Velocities", ""]
         lines += [f"{n} {v[0]:.17g} {v[1]:.17g} {v[2]:.17g}" for n, v in enumerate(velocities, start=1)]
-    Path(path).write_text("\n".join(lines) + "\n")
+    with replacing(os.fspath(path)) as scratch:
+        scratch.write_text("\n".join(lines) + "\n")
     return types

@@ -5,6 +5,8 @@
 #ifndef PIMLIP_FILE_H
 #define PIMLIP_FILE_H
 
+#include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -29,6 +31,29 @@ Contract read_contract(Metadata &metadata);
 
 // For the log: architecture, precision, cutoff, depth.
 std::string describe(Metadata &metadata, const Contract &contract);
+
+// One entry of a zip archive, by its directory.
+struct Entry {
+  std::string name;
+  bool compressed = false;
+  std::uint32_t checksum = 0;         // crc32 of its content
+  std::size_t start = 0, size = 0;    // of its bytes in the file
+};
+
+// Not what was written.
+class DamagedError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// The bytes of a file.
+std::string read_file(const std::string &file);
+
+// Throws DamagedError where these bytes are no zip archive, or not a whole one.
+std::vector<Entry> archive_entries(const std::string &bytes);
+
+// The checksum of zip archives.
+std::uint32_t crc32(const char *bytes, std::size_t count);
 
 bool ends_with(const std::string &text, const std::string &ending);
 

@@ -6,6 +6,7 @@
 #include "pimlip_native.h"
 
 #include <ATen/Parallel.h>
+#include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/cuda.h>
@@ -40,6 +41,28 @@ std::string brief(const std::exception &error)
   }
   if (first.rfind("The following operation failed", 0) == 0) return last;
   return first.substr(0, first.find(". This is an internal miniz error"));
+}
+
+// Compare every entry with the checksum that its writer put beside it: torch does not look at them, and would compute
+// with changed weights, or map changed code.
+void check_content(const std::string &file)
+{
+  const std::string bytes = read_file(file);
+  std::unique_ptr<caffe2::serialize::PyTorchStreamReader> unpacked;    // it knows how to decompress
+  for (const Entry &entry : archive_entries(bytes)) {
+    std::uint32_t sum = 0;
+    if (entry.compressed) {
+      try {
+        if (!unpacked) unpacked = std::make_unique<caffe2::serialize::PyTorchStreamReader>(file);
+        const auto [content, size] = unpacked->getRecord(entry.name.substr(entry.name.find('/') + 1));
+        sum = crc32(static_cast<const char *>(content.get()), size);
+      } catch (const std::exception &error) {
+        throw DamagedError(brief(error));
+      }
+    } else
+      sum = crc32(bytes.data() + entry.start, entry.size);
+    if (sum != entry.checksum) throw DamagedError("the checksum of " + entry.name + " does not fit");
+  }
 }
 
 // Every evaluation allocates and frees arrays of the same sizes. By default glibc gives large ones back to the
@@ -177,6 +200,12 @@ Model::Model(const std::string &file, const std::string &device, int local_rank)
     const torch::Device where = choose_device(device, local_rank);
     keep_freed_memory();
     const bool compiled = ends_with(file, ".pt2"), native = Native::is_native(file);
+    if (!native) try {
+        check_content(file);
+      } catch (const DamagedError &error) {
+        throw ModelError(std::string("it is not a complete ") + (compiled ? "compiled model" : "TorchScript file") + ": " +
+                         error.what() + " (export it again)");
+      }
     if (native && device == "cuda") throw ModelError("device cuda was asked for, and native models run on CPUs");
     if (native)
       backend_ = std::make_unique<NativeBackend>(file);

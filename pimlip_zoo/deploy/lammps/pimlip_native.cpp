@@ -5,13 +5,13 @@
 #include "pimlip_model.h"
 #include "pimlip_sha256.h"
 
+#include <cerrno>
 #include <dlfcn.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -28,52 +28,15 @@ constexpr const char *SUFFIX = ".pimlip";
 constexpr const char *DAMAGED = "it is not a complete native model (export it again)";
 constexpr const char *OTHER = "it is not a native model (write it with `pimlip-zoo export --format native`)";
 
-template <typename Number> Number read_number(const std::string &bytes, std::size_t at)
-{
-  if (at + sizeof(Number) > bytes.size()) throw ModelError(DAMAGED);
-  Number value;
-  std::memcpy(&value, bytes.data() + at, sizeof(Number));
-  return value;
-}
-
-// The checksum of zip archives.
-std::uint32_t crc32(const char *bytes, std::size_t count)
-{
-  static const auto table = [] {
-    std::array<std::uint32_t, 256> rows{};
-    for (std::uint32_t k = 0; k < 256; k++) {
-      rows[k] = k;
-      for (int bit = 0; bit < 8; bit++) rows[k] = rows[k] & 1 ? 0xEDB88320u ^ (rows[k] >> 1) : rows[k] >> 1;
-    }
-    return rows;
-  }();
-  std::uint32_t sum = 0xFFFFFFFFu;
-  for (std::size_t k = 0; k < count; k++) sum = table[(sum ^ static_cast<unsigned char>(bytes[k])) & 255] ^ (sum >> 8);
-  return ~sum;
-}
-
 // The entries of a zip archive without compression.
 std::unordered_map<std::string, std::string> read_archive(const std::string &file)
 {
-  std::ifstream stream(file, std::ios::binary);
-  const std::string bytes((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
-  const std::size_t end = bytes.rfind("PK\5\6");
-  if (end == std::string::npos) throw ModelError(DAMAGED);
-  const int count = read_number<std::uint16_t>(bytes, end + 10);
-  std::size_t at = read_number<std::uint32_t>(bytes, end + 16);
+  const std::string bytes = read_file(file);
   std::unordered_map<std::string, std::string> entries;
-  for (int k = 0; k < count; k++) {
-    if (at > end || bytes.compare(at, 4, "PK\1\2") != 0) throw ModelError(DAMAGED);
-    const int method = read_number<std::uint16_t>(bytes, at + 10);
-    const auto sum = read_number<std::uint32_t>(bytes, at + 16);
-    const std::size_t size = read_number<std::uint32_t>(bytes, at + 20), local = read_number<std::uint32_t>(bytes, at + 42);
-    const std::size_t name = read_number<std::uint16_t>(bytes, at + 28);
-    const std::size_t start =
-        local + 30 + read_number<std::uint16_t>(bytes, local + 26) + read_number<std::uint16_t>(bytes, local + 28);
-    if (method != 0) throw ModelError(OTHER);
-    if (start + size > bytes.size() || crc32(bytes.data() + start, size) != sum) throw ModelError(DAMAGED);
-    entries[bytes.substr(at + 46, name)] = bytes.substr(start, size);
-    at += 46 + name + read_number<std::uint16_t>(bytes, at + 30) + read_number<std::uint16_t>(bytes, at + 32);
+  for (const Entry &entry : archive_entries(bytes)) {
+    if (entry.compressed) throw ModelError(OTHER);
+    if (crc32(bytes.data() + entry.start, entry.size) != entry.checksum) throw DamagedError("");
+    entries[entry.name] = bytes.substr(entry.start, entry.size);
   }
   return entries;
 }
@@ -115,12 +78,47 @@ std::string quoted(const std::string &text)
   return out + "'";
 }
 
+// The hash of a library's content stands beside it, as pimlip_zoo.files.seal writes it: one that is truncated or damaged
+// would end the process that maps it.
+std::filesystem::path seal_of(const std::filesystem::path &library)
+{
+  return library.string() + ".sha256";
+}
+
+bool is_intact(const std::filesystem::path &library)
+{
+  std::error_code failed;
+  if (!std::filesystem::is_regular_file(library, failed) || !std::filesystem::is_regular_file(seal_of(library), failed))
+    return false;
+  std::string seal;
+  std::ifstream(seal_of(library)) >> seal;
+  return seal.size() == 64 && seal == sha256(read_file(library.string()));
+}
+
+// What compilers that were killed left of this library; the caller holds its lock, so that none is at work.
+void remove_leftovers(const std::filesystem::path &library)
+{
+  std::error_code failed;
+  const std::string start = library.filename().string() + ".";
+  std::vector<std::filesystem::path> found;
+  for (const auto &entry : std::filesystem::directory_iterator(library.parent_path(), failed)) {
+    const std::string name = entry.path().filename().string(), ending = entry.path().extension().string();
+    if (name.rfind(start, 0) == 0 && (ending == ".c" || ending == ".tmp" || ending == ".log")) found.push_back(entry.path());
+  }
+  for (const auto &path : found) std::filesystem::remove(path, failed);
+}
+
 // Leaves `library` behind, complete or not at all.
 void compile(const std::string &source, const std::string &level, const std::filesystem::path &library)
 {
   const std::string stem = library.string() + "." + std::to_string(getpid());
   const std::string text = stem + ".c", built = stem + ".tmp", log = stem + ".log";
-  std::ofstream(text) << source;
+  if (std::ofstream out(text); !(out << source << std::flush)) {
+    const std::string reason = std::strerror(errno);
+    out.close();
+    std::remove(text.c_str());
+    throw ModelError(text + " cannot be written: " + reason);
+  }
   const std::string march = level == "any" ? "" : " -march=x86-64-" + level;
   const std::string flags = " -std=gnu11 -O3 -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast -w" + march;
   const char *chosen = std::getenv("CC");
@@ -147,9 +145,22 @@ void compile(const std::string &source, const std::string &level, const std::fil
     for (std::string line; std::getline(lines, line);)
       if (reason.empty() || (line.find("error") != std::string::npos && reason.find("error") == std::string::npos))
         reason = line;
-  } else
-    std::filesystem::rename(built, library);
+  } else {
+    // The seal first: with it and without the library, or with another's, the library is compiled again.
+    const std::string seal = stem + ".seal.tmp";
+    std::ofstream out(seal);
+    out << sha256(read_file(built)) << "\n" << std::flush;
+    if (!out) reason = seal + " cannot be written: " + std::strerror(errno);
+    out.close();
+    std::error_code failed;
+    if (reason.empty()) std::filesystem::rename(seal, seal_of(library), failed);
+    if (reason.empty() && !failed) std::filesystem::rename(built, library, failed);
+    if (failed) reason = library.string() + " cannot be written: " + failed.message();
+    std::remove(seal.c_str());
+    if (!reason.empty()) status = -1;
+  }
   for (const auto &scratch : {text, built, log}) std::remove(scratch.c_str());
+  if (status == -1) throw ModelError(reason);
   if (status == 0) return;
   if (status == absent)
     throw ModelError("there is no C compiler " + compilers.front() + ", and a native model is compiled where it is used (install "
@@ -167,7 +178,12 @@ bool Native::is_native(const std::string &file)
 
 Native::Native(const std::string &file)
 {
-  auto entries = read_archive(file);
+  std::unordered_map<std::string, std::string> entries;
+  try {
+    entries = read_archive(file);
+  } catch (const DamagedError &) {
+    throw ModelError(DAMAGED);
+  }
   const std::string prefix = "pimlip/extra/";
   for (const auto &entry : entries)
     if (entry.first.rfind(prefix, 0) == 0) metadata[entry.first.substr(prefix.size())] = entry.second;
@@ -204,12 +220,13 @@ void Native::load(const std::string &source, const std::string &hash, const std:
   const auto library = cache_folder() / ("native-" + hash.substr(0, 32) + "-" + level + ".so");
   // All ranks of a node come here at once: one compiles, the others wait.
   const std::string lock = library.string() + ".lock";
-  if (!std::filesystem::exists(library)) {
+  if (!is_intact(library)) {
     std::FILE *held = std::fopen(lock.c_str(), "w");
     if (held) flock(fileno(held), LOCK_EX);
     std::string reason;
     try {
-      if (!std::filesystem::exists(library)) compile(source, level, library);
+      if (held) remove_leftovers(library);
+      if (!is_intact(library)) compile(source, level, library);
     } catch (const std::exception &error) {
       reason = error.what();
     }

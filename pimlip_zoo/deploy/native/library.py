@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.commands import command_words
 from pimlip_zoo.deploy.native.archive import NativeFile, read_native, source_hash
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import seal, sealed
+from pimlip_zoo.files import scratch_folder, seal, sealed
 
 __all__ = ["NativeModel", "StructureResult", "cache_folder", "machine_level", "num_threads"]
 
@@ -283,8 +283,8 @@ def _compile(source: str, flags: tuple[str, ...], library: Path, path: str | os.
             mend="install gcc or clang, or use a machine with one and the same cache folder "
             f"({library.parent}) first",
         )
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as scratch:
-        text, built = Path(scratch) / "model.c", Path(scratch) / "model.so"
+    with scratch_folder(library.parent, "build") as scratch:
+        text, built = scratch / "model.c", scratch / "model.so"
         text.write_text(source)
         # Apple's clang, for one, has no OpenMP: one thread is better than no model.
         for parallel in (("-fopenmp",), ()):

@@ -1,0 +1,99 @@
+"""What a store has no place for is said by a conversion: per kind, once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from typer.testing import CliRunner
+
+from pimlip_zoo.cli import app
+from pimlip_zoo.datasets.convert import convert
+from pimlip_zoo.datasets.lmdb import FrameStore
+
+KINDS = {"constraints", "velocities", "tags", "masses", "charges", "magnetic moments"}
+
+
+def water(*, plain: bool) -> Atoms:
+    atoms = Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]], cell=[9, 9, 9], pbc=True)
+    results = {"energy": -1.0, "forces": np.ones((3, 3))}
+    if not plain:
+        atoms.set_constraint(FixAtoms([1]))
+        atoms.set_velocities(np.full((3, 3), 0.1))
+        atoms.set_tags([0, 1, 1])
+        atoms.set_masses([16, 2, 2])
+        atoms.set_initial_charges([-0.8, 0.4, 0.4])
+        atoms.set_initial_magnetic_moments([1, 0, 0])
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms.info["config_type"] = "liquid"
+    return atoms
+
+
+def written(folder, name, frames):
+    path = folder / name
+    if path.suffix == ".db":
+        from ase.db import connect
+
+        with connect(path) as rows:
+            for atoms in frames:
+                rows.write(atoms)
+    else:
+        import ase.io
+
+        ase.io.write(path, frames)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.extxyz", "a.traj", "a.db", "a.json"])
+def test_every_kind_that_is_lost_is_named(name, tmp_path):
+    frames = [water(plain=True), water(plain=False), water(plain=False)]
+    result = convert(str(written(tmp_path, name, frames)), tmp_path / "a.lmdb")
+    assert set(result.not_kept) == KINDS
+    assert set(FrameStore(tmp_path / "a.lmdb").meta[0]["not_kept"]) == KINDS
+    plain = convert(str(written(tmp_path, f"b{name[1:]}", [water(plain=True)])), tmp_path / "b.lmdb")
+    assert plain.not_kept == ()
+
+
+def test_it_is_said_once_on_the_screen_and_by_every_shard(tmp_path):
+    path = written(tmp_path, "a.extxyz", [water(plain=True)] * 2 + [water(plain=False)] * 3)
+    done = CliRunner().invoke(
+        app, ["data", "convert", str(path), "-o", str(tmp_path / "a.lmdb"), "--shard-size", "2"]
+    )
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert said.count("not kept") == 1
+    assert f"no place for it: {', '.join(sorted(KINDS))} 5 structures" in said
+    done = CliRunner().invoke(
+        app, ["data", "convert", str(tmp_path / "a.lmdb"), "-o", str(tmp_path / "b.lmdb")]
+    )
+    assert "not kept" not in done.output
+
+
+def test_other_columns_and_fields_are_called_by_their_names(tmp_path):
+    atoms = water(plain=True)
+    atoms.arrays["spin_x"] = np.ones(3)
+    atoms.info["quadrupole"] = np.ones((3, 3))
+    path = written(tmp_path, "a.extxyz", [atoms])
+    assert convert(str(path), tmp_path / "a.lmdb").not_kept == ("quadrupole", "spin_x")
+    done = CliRunner().invoke(app, ["data", "convert", str(path), "-o", str(tmp_path / "b.lmdb")])
+    assert "quadrupole, spin_x" in done.output
+
+
+def test_formats_of_arrays_say_which_they_are_not_read(tmp_path):
+    system = tmp_path / "system"
+    (system / "set.000").mkdir(parents=True)
+    (system / "type.raw").write_text("0 0\n")
+    (system / "type_map.raw").write_text("H\n")
+    (system / "nopbc").touch()
+    np.save(system / "set.000" / "coord.npy", np.arange(6.0)[None])
+    np.save(system / "set.000" / "dipole.npy", np.zeros((1, 3)))
+    assert convert(str(system), tmp_path / "a.lmdb").not_kept == ("dipoles",)
+    arrays = {"z": [8, 1], "R": np.arange(6.0).reshape(1, 2, 3), "E": [0.0], "e_unit": "eV", "r_unit": "Ang"}
+    np.savez(tmp_path / "a.npz", **arrays, name="water", D=np.zeros((1, 3)))
+    assert convert(str(tmp_path / "a.npz"), tmp_path / "b.lmdb").not_kept == ("D",)
+    (tmp_path / "input.data").write_text(
+        "begin\natom 0 0 0 H 0.5 0 0 0 0\natom 0 0 1 H 0 0 0 0 0\nenergy 1\ncharge 0\nend\n"
+    )
+    assert convert(f"{tmp_path}/input.data?energy=eV&length=Å", tmp_path / "c.lmdb").not_kept == ("charges",)
