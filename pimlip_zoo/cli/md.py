@@ -107,7 +107,11 @@ def md_command(
         screen.print("velocities are drawn anew; --keep-velocities starts with those in the file")
     limits = StabilityLimits(bond_stretch=None) if reactive else StabilityLimits()
     start = time.perf_counter()
-    with _folder(out, runs[0]) as folder, collected_signals() as signals, _progress(steps, screen) as progress:
+    with (
+        _folder(out, runs[0]) as folder,
+        collected_signals() as signals,
+        _progress(steps, screen) as progress,
+    ):
         result = run_md(atoms, settings, folder, limits=limits, progress=progress, stop=lambda: bool(signals))
     _report(result, time.perf_counter() - start, folder, screen)
     if result.interrupted:

@@ -17,10 +17,24 @@ def models(
         bool, typer.Option("--weak", help="Presets, losses and displacements of weak supervision.")
     ] = False,
     recipes: Annotated[bool, typer.Option("--recipes", help="Training recipes instead.")] = False,
+    physics: Annotated[
+        bool, typer.Option("--physics", help="What eval --physics measures, of what, with its options.")
+    ] = False,
 ) -> None:
     """List the architectures, or the options and presets of one."""
     import json
 
+    if physics:
+        from pimlip_zoo.cli.console import console
+        from pimlip_zoo.cli.physics import property_table
+
+        table = property_table(json_output=json_output)
+        if json_output:
+            typer.echo(table)
+        else:
+            console().print(table)
+            console().print("set them with eval --physics --set PROPERTY.OPTION=VALUE")
+        return
     if recipes:
         _recipes(json_output=json_output)
         return

@@ -51,7 +51,9 @@ def _bulk(spec: str) -> Atoms:
         crystal = bulk(symbol, rest[0] if rest else None, a=float(rest[1]) if len(rest) > 1 else None)
     except Exception as error:
         raise InputError(
-            f"ASE cannot build it: {reason_of(error)}", file=spec, mend="write bulk:Cu, bulk:NaCl:rocksalt:5.64"
+            f"ASE cannot build it: {reason_of(error)}",
+            file=spec,
+            mend="write bulk:Cu, bulk:NaCl:rocksalt:5.64",
         ) from error
     if len(rest) > 2:
         raise InputError("has too many parts", file=spec, mend="write bulk:Cu, bulk:NaCl:rocksalt:5.64")

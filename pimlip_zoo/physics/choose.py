@@ -43,7 +43,11 @@ def typical_structures(frames: Sequence[Frame], most: int = 2) -> dict[str, Atom
             break
         labelled = [frame for frame in groups[name] if frame.energy is not None] or groups[name]
         energies = np.array([(frame.energy or 0.0) / len(frame.numbers) for frame in labelled])
-        near = [frame for frame, energy in zip(labelled, energies, strict=True) if energy < energies.min() + _ALIKE]
+        near = [
+            frame
+            for frame, energy in zip(labelled, energies, strict=True)
+            if energy < energies.min() + _ALIKE
+        ]
         for frame in sorted(near, key=lambda frame: len(frame.numbers)):
             atoms = frame_to_atoms(frame)
             atoms.calc = None

@@ -60,7 +60,9 @@ def relax_crystal(atoms: Atoms, calculator: Calculator) -> Crystal:
     current.set_constraint()
     smaller = primitive(current)
     if smaller is None:
-        notes.append("spglib is not installed: the cell is taken as it was given, not reduced to a primitive one")
+        notes.append(
+            "spglib is not installed: the cell is taken as it was given, not reduced to a primitive one"
+        )
     current = current if smaller is None else smaller
     volume = current.get_volume() / len(current)
     before = _bravais(current)
@@ -106,7 +108,9 @@ def primitive(atoms: Atoms) -> Atoms | None:
 
     cell = (np.array(atoms.cell), atoms.get_scaled_positions(), atoms.numbers)
     try:
-        found = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=_SYMMETRY_TOLERANCE)
+        found = spglib.standardize_cell(
+            cell, to_primitive=True, no_idealize=True, symprec=_SYMMETRY_TOLERANCE
+        )
     except Exception:  # noqa: BLE001 - it has no class of its own in all versions
         found = None
     if found is None:

@@ -23,7 +23,11 @@ _SPREAD = 0.02
 _LEAST_SPREAD = 0.5  # GPa
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 _EQUIVALENT = {
-    "cubic": {"C11": [(0, 0), (1, 1), (2, 2)], "C12": [(0, 1), (0, 2), (1, 2)], "C44": [(3, 3), (4, 4), (5, 5)]},
+    "cubic": {
+        "C11": [(0, 0), (1, 1), (2, 2)],
+        "C12": [(0, 1), (0, 2), (1, 2)],
+        "C44": [(3, 3), (4, 4), (5, 5)],
+    },
     "hexagonal": {
         "C11": [(0, 0), (1, 1)],
         "C12": [(0, 1)],
@@ -77,7 +81,9 @@ def elastic(task: Task, options: ElasticOptions, found: Findings) -> None:
     _add_constants(symmetric, crystal.lattice.crystal_family, found)
     uneven = float(np.abs(matrix - matrix.T).max())
     if uneven > max(_LEAST_SPREAD, _SPREAD * float(np.abs(matrix).max())):
-        found.doubts.append(f"C_ij and C_ji differ by up to {uneven:.2g} GPa: the stress is no derivative of an energy")
+        found.doubts.append(
+            f"C_ij and C_ji differ by up to {uneven:.2g} GPa: the stress is no derivative of an energy"
+        )
     lowest = float(np.linalg.eigvalsh(symmetric)[0])
     found.add("lowest_eigenvalue", lowest, "GPa")
     if lowest <= 0:

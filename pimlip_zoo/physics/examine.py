@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Step:
     """A property of a structure."""
 
     subject: str
-    property: Property
+    measured: Property
     options: Options
     reason: str | None
     """Why it is not measured; None: it is."""
@@ -70,7 +71,9 @@ class Step:
         return sum(each.evaluations for each in self.work)
 
 
-def select(names: Sequence[str] | None, settings: Sequence[tuple[str, Any]]) -> dict[str, tuple[Property, Options]]:
+def select(
+    names: Sequence[str] | None, settings: Sequence[tuple[str, Any]]
+) -> dict[str, tuple[Property, Options]]:
     """The properties that are wanted, with their options.
 
     Args:
@@ -87,7 +90,9 @@ def select(names: Sequence[str] | None, settings: Sequence[tuple[str, Any]]) -> 
         if not dot:
             raise InputError("names no option", key=f"--set {key}", mend=f"write --set {key}.OPTION=VALUE")
         if names is not None and name not in names:
-            raise InputError(f"{name} is not measured", key=f"--set {key}", mend=f"add {name} to --properties")
+            raise InputError(
+                f"{name} is not measured", key=f"--set {key}", mend=f"add {name} to --properties"
+            )
         given.setdefault(name, {})[option] = value
     chosen = {name: PROPERTIES.get(name, key="--properties") for name in names or PROPERTIES.all()}
     return {name: (one, one.configure(given.get(name, {}))) for name, one in chosen.items()}
@@ -134,6 +139,7 @@ class Examination:
                 "atoms": len(subject.atoms),
                 "kind": kind,
                 "kind_because": why,
+                "fingerprint": _fingerprint(subject.atoms),
                 "notes": ["its constraints are not used"] if subject.atoms.constraints else [],
             }
             try:
@@ -141,7 +147,9 @@ class Examination:
             except InputError:
                 raise
             except Exception as error:
-                raise InputError(f"the potential does not compute it: {reason_of(error)}", file=subject.name) from error
+                raise InputError(
+                    f"the potential does not compute it: {reason_of(error)}", file=subject.name
+                ) from error
             for one, options in properties.values():
                 reason = _reason(one, options, task)
                 work = () if reason is not None else tuple(one.cost(task, options))
@@ -178,14 +186,14 @@ class Examination:
         for step in self.steps:
             part = structures[step.subject]["properties"]
             if step.reason is not None:
-                part[step.property.name] = {"status": "not applicable", "reason": step.reason}
+                part[step.measured.name] = {"status": "not applicable", "reason": step.reason}
             else:
-                part[step.property.name] = {"status": "not reached", "reason": "ended before it"}
+                part[step.measured.name] = {"status": "not reached", "reason": "ended before it"}
         for step in self.steps:
             if step.reason is not None:
                 continue
             found = self._measure(step)
-            structures[step.subject]["properties"][step.property.name] = found
+            structures[step.subject]["properties"][step.measured.name] = found
             result["stopped"] = found["status"] == "stopped"
             if save is not None:
                 save(result)
@@ -203,7 +211,7 @@ class Examination:
         self.judge.outside = {}
         status, reason = "computed", None
         try:
-            step.property.function(task, step.options, found)
+            step.measured.function(task, step.options, found)
         except StoppedError:
             status, reason = "stopped", "ended by the user"
         except NotPossibleError as error:
@@ -236,6 +244,17 @@ def _reason(one: Property, options: Options, task: Task) -> str | None:
     return one.obstacle(task, options)
 
 
+def _fingerprint(atoms: Atoms) -> str:
+    """Of elements, positions, cell and periodicity."""
+    parts = (
+        np.asarray(atoms.numbers, dtype="<i8"),
+        np.asarray(atoms.positions, dtype="<f8"),
+        np.asarray(atoms.cell.array, dtype="<f8"),
+        np.asarray(atoms.pbc, dtype="<i8"),
+    )
+    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:16]
+
+
 def _check(subject: Subject, calculator: Calculator) -> None:
     """Refuse what cannot be computed before anything is."""
     from ase.data import chemical_symbols
@@ -251,7 +270,9 @@ def _check(subject: Subject, calculator: Calculator) -> None:
         if unknown:
             known = ", ".join(chemical_symbols[n] for n in sorted(allowed))
             raise InputError(
-                f"has {', '.join(unknown)}, which the potential does not know", file=subject.name, mend=f"it knows {known}"
+                f"has {', '.join(unknown)}, which the potential does not know",
+                file=subject.name,
+                mend=f"it knows {known}",
             )
     end = subject.end
     if end is not None and (len(end) != len(atoms) or (end.numbers != atoms.numbers).any()):

@@ -49,7 +49,9 @@ def bragg_order(atoms: Atoms) -> float:
     It is 1 for atoms on one family of planes, falls with their vibrations, and is of the order of 1/N without order.
     """
     fractions = atoms.get_scaled_positions(wrap=False)
-    reciprocal = np.array(atoms.cell.reciprocal())  # without 2π: 1 / |row combination| is the distance of planes
+    reciprocal = np.array(
+        atoms.cell.reciprocal()
+    )  # without 2π: 1 / |row combination| is the distance of planes
     lengths = np.linalg.norm(np.array(atoms.cell), axis=1)
     highest = [int(length / _FINEST) + 1 for length in lengths]
     ranges = [np.arange(0 if axis == 0 else -most, most + 1) for axis, most in enumerate(highest)]

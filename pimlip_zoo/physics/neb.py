@@ -68,7 +68,9 @@ def neb(task: Task, options: NEBOptions, found: Findings) -> None:
     energies = [atoms.get_potential_energy() for atoms in ends]
     found.add("reaction_energy", energies[1] - energies[0], "eV")
     if apart < _SAME:
-        raise NotPossibleError("both structures relax to the same one: the potential has one minimum for the two")
+        raise NotPossibleError(
+            "both structures relax to the same one: the potential has one minimum for the two"
+        )
     images = [task.asked(ends[0]), *(task.asked(ends[0]) for _ in range(options.images)), task.asked(ends[1])]
     band = NEB(images, climb=False, method="improvedtangent", allow_shared_calculator=True)
     band.interpolate(method="idpp", mic=periodic)
@@ -82,10 +84,14 @@ def neb(task: Task, options: NEBOptions, found: Findings) -> None:
     found.add("barrier", profile.max() - profile[0], "eV")
     found.add("barrier_back", profile.max() - profile[-1], "eV")
     if not converged:
-        found.doubts.append(f"the path is not relaxed: forces up to {left:.2g} eV/Å are left; raise neb.steps")
+        found.doubts.append(
+            f"the path is not relaxed: forces up to {left:.2g} eV/Å are left; raise neb.steps"
+        )
     top = int(np.argmax(profile))
     if top in (0, len(profile) - 1):
         found.doubts.append("no image is higher than both ends: there is no barrier, or too few images")
-    minima = [k for k in range(1, len(profile) - 1) if profile[k] < min(profile[k - 1], profile[k + 1]) - 0.005]
+    minima = [
+        k for k in range(1, len(profile) - 1) if profile[k] < min(profile[k - 1], profile[k + 1]) - 0.005
+    ]
     if minima:
         found.doubts.append("there is a minimum between the ends: the path has more than one barrier")

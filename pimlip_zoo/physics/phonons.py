@@ -67,7 +67,9 @@ def phonons(task: Task, options: PhononOptions, found: Findings) -> None:
         )
     made = by_phonopy(crystal.atoms, task.judge, numbers, options.step)
     if made is None:
-        found.notes.append("by ASE, without symmetry, as phonopy is not installed (pip install 'pimlip-zoo[physics]')")
+        found.notes.append(
+            "by ASE, without symmetry, as phonopy is not installed (pip install 'pimlip-zoo[physics]')"
+        )
         made = by_ase(crystal.atoms, task.judge, numbers, options.step)
     frequencies, raw = made
     origin = np.zeros((1, 3))
@@ -121,7 +123,10 @@ def by_phonopy(
     forces = []
     for displaced in [engine.supercell, *engine.supercells_with_displacements]:
         structure = AseAtoms(
-            symbols=displaced.symbols, cell=displaced.cell, scaled_positions=displaced.scaled_positions, pbc=True
+            symbols=displaced.symbols,
+            cell=displaced.cell,
+            scaled_positions=displaced.scaled_positions,
+            pbc=True,
         )
         structure.calc = judge
         forces.append(structure.get_forces())

@@ -37,7 +37,9 @@ KINDS: tuple[Kind, ...] = ("crystal", "liquid", "slab", "chain", "molecule", "at
 class Options(BaseModel):
     """Options of a property; all of them have defaults."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, use_attribute_docstrings=True, frozen=True
+    )
 
 
 class NotPossibleError(Exception):
@@ -131,9 +133,7 @@ class Property:
             return self.options.model_validate(dict(options))
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(
-                first["msg"], key=".".join([self.name, *map(str, first["loc"])])
-            ) from error
+            raise InputError(first["msg"], key=".".join([self.name, *map(str, first["loc"])])) from error
 
 
 PROPERTIES: Registry[Property] = Registry(
@@ -182,9 +182,7 @@ def register_property(
     """
 
     def register(function: Function) -> Function:
-        PROPERTIES.add(
-            name, Property(name, function, frozenset(kinds), options, cost, obstacle), function
-        )
+        PROPERTIES.add(name, Property(name, function, frozenset(kinds), options, cost, obstacle), function)
         return function
 
     return register

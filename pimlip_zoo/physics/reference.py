@@ -180,7 +180,10 @@ def _properties(content: Mapping[str, Any], path: str | Path, place: str) -> dic
         entries = {value: inner} if dot else inner
         if not isinstance(entries, Mapping):
             raise InputError(
-                "has no values by name", file=path, key=f"{place}{name}", mend="write lattice: {a: 3.61}, for one"
+                "has no values by name",
+                file=path,
+                key=f"{place}{name}",
+                mend="write lattice: {a: 3.61}, for one",
             )
         table = tables.setdefault(name, {})
         for entry, given in entries.items():
@@ -192,9 +195,13 @@ def _expected(given: Any, path: str | Path, key: str) -> Expected:
     entry = given if isinstance(given, Mapping) else {"value": given}
     for name in entry:
         if name not in _KEYS:
-            raise InputError("is unknown", file=path, key=f"{key}.{name}", mend=did_you_mean(str(name), _KEYS))
+            raise InputError(
+                "is unknown", file=path, key=f"{key}.{name}", mend=did_you_mean(str(name), _KEYS)
+            )
     value = entry.get("value")
-    numbers = [_number(one, path, key) for one in value] if isinstance(value, list) else _number(value, path, key)
+    numbers = (
+        [_number(one, path, key) for one in value] if isinstance(value, list) else _number(value, path, key)
+    )
     tolerance = entry.get("tolerance")
     if tolerance is not None:
         tolerance = _number(tolerance, path, f"{key}.tolerance")

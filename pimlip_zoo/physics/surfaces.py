@@ -47,7 +47,9 @@ def _planes(family: str, options: SurfaceOptions) -> tuple[tuple[int, int, int],
 def _cost(task: Task, options: SurfaceOptions) -> list[Work]:
     atoms = task.sketch()
     area = (atoms.get_volume() / len(atoms)) ** (2 / 3) * 1.3
-    count = max(2, round(len(atoms) / atoms.get_volume() * options.thickness * area * (1 if len(atoms) == 1 else 2)))
+    count = max(
+        2, round(len(atoms) / atoms.get_volume() * options.thickness * area * (1 if len(atoms) == 1 else 2))
+    )
     planes = len(options.miller) if options.miller is not None else 3
     return [Work(planes * (_RELAXATION + 1), count)]
 
@@ -77,7 +79,9 @@ def surfaces(task: Task, options: SurfaceOptions, found: Findings) -> None:
         start = slab.get_positions()
         result = relax(slab, fmax=options.fmax, steps=200, optimiser="LBFGS")
         if not result.converged:
-            found.doubts.append(f"({name}): not relaxed: forces up to {result.largest_force:.2g} eV/Å are left")
+            found.doubts.append(
+                f"({name}): not relaxed: forces up to {result.largest_force:.2g} eV/Å are left"
+            )
         moved = float(np.linalg.norm(slab.get_positions() - start, axis=1).max())
         if moved > _FAR:
             found.doubts.append(f"({name}): an atom moved by {moved:.1f} Å: the surface is another one")

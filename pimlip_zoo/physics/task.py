@@ -38,7 +38,13 @@ class Task:
         end: Atoms | None = None,
         cutoff: float | None = None,
     ) -> None:
-        self.structure, self.kind, self.judge, self.end, self.cutoff = structure.copy(), kind, judge, end, cutoff
+        self.structure, self.kind, self.judge, self.end, self.cutoff = (
+            structure.copy(),
+            kind,
+            judge,
+            end,
+            cutoff,
+        )
         self.structure.set_constraint()
         self.structure.calc = None
         self._shared: dict[str, Any] = {}

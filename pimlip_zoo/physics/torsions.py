@@ -81,7 +81,7 @@ def torsions(task: Task, options: TorsionOptions, found: Findings) -> None:
 
 
 def torque(atoms: Atoms, first: int, second: int, side: set[int]) -> float:
-    """eV per radian, of the forces on one side of a molecule about the bond from ``first`` to ``second``."""
+    """Torque in eV per radian of the forces on one side of a molecule about the bond from ``first`` to ``second``."""
     chosen = sorted(side)
     axis = atoms.positions[second] - atoms.positions[first]
     axis = axis / np.linalg.norm(axis)

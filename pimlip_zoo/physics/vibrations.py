@@ -39,10 +39,8 @@ def vibrations(task: Task, options: Options, found: Findings) -> None:  # noqa: 
     frequencies = np.asarray(modes.get_frequencies())
     signed = np.where(np.abs(frequencies.imag) > 1e-12, -np.abs(frequencies.imag), frequencies.real)
     inert = relaxed.get_moments_of_inertia()
-    if relaxed.pbc.any():
-        rigid = 3
-    else:
-        rigid = 5 if inert[0] < 1e-3 * max(inert[-1], 1e-12) else 6
+    turns = 2 if inert[0] < 1e-3 * max(inert[-1], 1e-12) else 3
+    rigid = 3 if relaxed.pbc.any() else 3 + turns
     order = np.argsort(np.abs(signed))
     internal = np.sort(signed[order[rigid:]])
     found.add("frequencies", internal, "1/cm")
