@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.examine import Examination, Step, Subject
 
-__all__ = ["PhysicsFile", "PhysicsRequest", "physics_of_run", "property_table", "request_of"]
+__all__ = ["PhysicsFile", "PhysicsRequest", "check_request", "physics_of_run", "property_table", "request_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +223,19 @@ def property_table(*, json_output: bool) -> Any:
         )
         table.add_row(name, "\n".join(sorted(one.kinds)), escape(one.description), escape(options))
     return table
+
+
+def check_request(request: PhysicsRequest) -> None:
+    """Refuse a request before there is a potential.
+
+    Raises:
+        InputError: for structures, properties, options or a reference that cannot be used.
+    """
+    from pimlip_zoo.physics.examine import select
+
+    select(None if request.properties is None else list(request.properties), request.settings)
+    subjects = _subjects(request, "they are not known yet")
+    _reference(request, [subject.name for subject in subjects])
 
 
 def _weights(run: Path) -> str:
