@@ -72,15 +72,15 @@ def evaluate_command(
 
     if dtype not in (None, "float32", "float64"):
         raise InputError(f"{dtype!r} is no precision", key="--dtype", mend="float32 or float64")
-    if data is None:
-        if not physics:
-            raise InputError(
-                "there is nothing to evaluate on", key="--data", mend="give --data DATA, or --physics"
-            )
-        _refuse("is of labelled structures", "give --data, too", {"--plot": plot, "--stability": stability})
     if not physics:
         only = {"--structure": structure, "--to": end, "--reference": reference, "--properties": properties}
         _refuse("is of --physics", "add --physics", only | {"--kind": kind, "--set": settings})
+        if data is None:
+            raise InputError(
+                "there is nothing to evaluate on", key="--data", mend="give --data DATA, or --physics"
+            )
+    elif data is None:
+        _refuse("is of labelled structures", "give --data, too", {"--plot": plot, "--stability": stability})
     summary = None
     if data is not None:
         summary = _errors(run, data, dtype, batch_size, plot, stability=stability, trust=trust)

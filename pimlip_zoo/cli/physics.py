@@ -99,7 +99,7 @@ def physics_of_run(
             stop=lambda: bool(signals),
             tick=progress.tick,
         )
-        _print_plan(examination, screen, twice=other is not None)
+        _print_plan(examination, screen, request.reference if other is not None else None)
         progress.start(examination.evaluations * (1 if other is None else 2))
         result = examination.run(keep, progress.done)
         if other is not None and not result["stopped"]:
@@ -401,23 +401,23 @@ def _progress(screen: Any) -> Iterator[_Progress]:
         yield _Progress(bar, screen)
 
 
-def _print_plan(examination: Examination, screen: Any, *, twice: bool) -> None:
+def _print_plan(examination: Examination, screen: Any, other: str | None) -> None:
     from rich.markup import escape
 
     for name, (kind, why) in examination.kinds.items():
         screen.print(f"[bold]{escape(name)}[/bold]: {kind} ({why})")
         wanted = [step for step in examination.steps if step.subject == name]
         measured = [f"{s.measured.name} {_duration(s.seconds)}" for s in wanted if s.reason is None]
-        screen.print(f"  measured, with the time it takes: {', '.join(measured) or 'nothing'}")
+        screen.print(f"  to measure, with about the time: {', '.join(measured) or 'nothing'}")
         reasons: dict[str, list[str]] = {}
         for step in wanted:
             if step.reason is not None:
                 reasons.setdefault(step.reason, []).append(step.measured.name)
         for reason, names in reasons.items():
             screen.print(f"  not applicable: {', '.join(names)}: {escape(reason)}")
-    factor = " for the potential, and that of the reference" if twice else ""
+    again = f", and as many with {escape(other)}" if other is not None else ""
     screen.print(
-        f"about {examination.evaluations:,} evaluations, {_duration(examination.seconds)}{factor}; "
+        f"about {examination.evaluations:,} evaluations, {_duration(examination.seconds)}{again}; "
         "Ctrl-C ends it and keeps what is computed"
     )
 

@@ -66,7 +66,7 @@ def equation_of_state(task: Task, options: EquationOfStateOptions, found: Findin
     found.add("bulk_modulus", modulus / units.GPa, "GPa")
     found.add("pressure_derivative", equation.eos_parameters[2])
     fitted = np.array([equation.func(volume, *equation.eos_parameters) for volume in volumes])
-    error = float(np.sqrt(np.square(fitted - energies).mean()))
+    off = float(np.sqrt(np.square(fitted - energies).mean()))
     found.series |= {"fitted": fitted.tolist(), "lowest": float(lowest)}
-    if error > _SMOOTH:
-        found.doubts.append(f"the energies are off the fitted curve by {1000 * error:.1f} meV/atom")
+    if off > _SMOOTH:
+        found.doubts.append(f"the energies are off the fitted curve by {1000 * off:.1f} meV/atom")

@@ -62,7 +62,8 @@ def read_reference(path: str | Path, structures: Sequence[str]) -> Reference:
         return {"": _properties(content, path, "")}
     tables: dict[str, Mapping[str, Mapping[str, Expected]]] = {}
     for name, inner in content.items():
-        if not isinstance(inner, Mapping):
+        named = isinstance(inner, Mapping) and any(str(key).split(".")[0] in known for key in inner)
+        if not named and (name not in structures or not isinstance(inner, Mapping)):
             near = did_you_mean(str(name), [*known, *structures])
             raise InputError("is neither a property nor a structure", file=path, key=str(name), mend=near)
         tables[str(name)] = _properties(inner, path, f"{name}.")
