@@ -12,7 +12,9 @@ class Single(EMT):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
-        self.results = {key: np.asarray(value, dtype=np.float32).astype(float) for key, value in self.results.items()}
+        self.results = {
+            key: np.asarray(value, dtype=np.float32).astype(float) for key, value in self.results.items()
+        }
         self.results["energy"] = float(self.results["energy"])
 
 
@@ -25,7 +27,7 @@ class Repulsion(Calculator):
         super().calculate(atoms, properties, system_changes)
         from ase.neighborlist import neighbor_list
 
-        i, j, d, vectors = neighbor_list("ijdD", self.atoms, 20.0)
+        i, _, d, vectors = neighbor_list("ijdD", self.atoms, 20.0)
         slopes = -np.exp(-d / 3) / 3
         forces = np.zeros((len(self.atoms), 3))
         np.add.at(forces, i, slopes[:, None] * vectors / d[:, None])

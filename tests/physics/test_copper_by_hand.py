@@ -26,7 +26,9 @@ def second_derivative(cell_of, step=2e-3):
 def strained(a, shape):
     def cell_of(strain):
         atoms = bulk("Cu", "fcc", a=a, cubic=True)
-        atoms.set_cell(np.array(atoms.cell) @ (np.eye(3) + strain * np.array(shape, dtype=float)), scale_atoms=True)
+        atoms.set_cell(
+            np.array(atoms.cell) @ (np.eye(3) + strain * np.array(shape, dtype=float)), scale_atoms=True
+        )
         return atoms
 
     return cell_of
@@ -87,7 +89,9 @@ def test_vacancy(copper, rest, value):
     unrelaxed = energy(without)
     BFGS(without, logfile=None).run(fmax=1e-3)
     relaxed = without.get_potential_energy()
-    assert value(copper, "vacancy.unrelaxed_energy") == pytest.approx(unrelaxed - 107 / 108 * perfect, abs=1e-4)
+    assert value(copper, "vacancy.unrelaxed_energy") == pytest.approx(
+        unrelaxed - 107 / 108 * perfect, abs=1e-4
+    )
     assert value(copper, "vacancy.formation_energy") == pytest.approx(relaxed - 107 / 108 * perfect, abs=1e-3)
 
 
@@ -184,5 +188,6 @@ def test_phonopy_and_ase_agree(rest):
 
     points = np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.5], [0.1, 0.0, 0.2]])
     atoms: Atoms = bulk("Cu", a=rest)
-    for one, other in zip(by_phonopy(atoms, EMT(), (4, 4, 4), 0.01), by_ase(atoms, EMT(), (4, 4, 4), 0.01)):
+    both = by_phonopy(atoms, EMT(), (4, 4, 4), 0.01), by_ase(atoms, EMT(), (4, 4, 4), 0.01)
+    for one, other in zip(*both, strict=True):
         np.testing.assert_allclose(np.sort(one(points)), np.sort(other(points)), atol=0.01)
