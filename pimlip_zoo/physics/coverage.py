@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,10 +29,8 @@ class Coverage:
     nearest: dict[tuple[int, int], float]
     """Å, by atomic numbers, the smaller one first."""
 
-    def outside(self, atoms: Atoms) -> dict[str, str]:
-        """What of a structure the data do not cover: a sentence by pair of elements; empty: all is covered."""
-        from ase.data import chemical_symbols
-
+    def outside(self, atoms: Atoms) -> dict[tuple[int, int], float]:
+        """What of a structure the data do not cover: the shortest distance in Å by pair of elements; empty: all is."""
         if not self.nearest or len(atoms) == 0:
             return {}
         edges, shifts = neighbour_list(
@@ -42,16 +40,23 @@ class Coverage:
             return {}
         vectors = atoms.positions[edges[1]] - atoms.positions[edges[0]] + shifts @ np.array(atoms.cell)
         lengths, numbers = np.linalg.norm(vectors, axis=1), atoms.numbers[edges]
-        found = {}
+        found: dict[tuple[int, int], float] = {}
         for (first, second), nearest in self.nearest.items():
             pairs = (numbers[0] == first) & (numbers[1] == second)
             shortest = float(lengths[pairs].min(initial=np.inf))
             if shortest < _MARGIN * nearest:
-                names = f"{chemical_symbols[first]} and {chemical_symbols[second]}"
-                found[names] = (
-                    f"{names} come as close as {shortest:.2f} Å, in the training data only {nearest:.2f} Å"
-                )
+                found[first, second] = shortest
         return found
+
+    def sentences(self, outside: Mapping[tuple[int, int], float]) -> list[str]:
+        """What :meth:`outside` found, in words."""
+        from ase.data import chemical_symbols
+
+        return [
+            f"{chemical_symbols[first]} and {chemical_symbols[second]} come as close as {shortest:.2f} Å, "
+            f"in the training data only {self.nearest[first, second]:.2f} Å"
+            for (first, second), shortest in outside.items()
+        ]
 
 
 def coverage_of(frames: Sequence[Frame]) -> Coverage:

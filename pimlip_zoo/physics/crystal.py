@@ -22,6 +22,8 @@ _FMAX, _STEPS = 1e-4, 300  # eV/Å; of a cell eV per atom
 _USABLE_FORCE, _USABLE_STRESS = 0.02, 0.1  # eV/Å, GPa
 _FAR = 0.2
 """A relaxation that changes the volume by a fifth has left the structure that was given."""
+_LOST = 0.5
+"""One that halves or doubles it has found no crystal."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ def relax_crystal(atoms: Atoms, calculator: Calculator) -> Crystal:
             raise NotPossibleError(f"the cell does not relax: after {result.steps} steps {left}")
         doubts.append(f"not relaxed to the end: {left}")
     change = current.get_volume() / len(current) / volume - 1
+    if not -_LOST < change / (1 + max(change, 0.0)) < _LOST:
+        raise NotPossibleError(
+            f"the cell does not relax: its volume became {1 + change:.2g} times that of the structure given"
+        )
     if abs(change) > _FAR:
         doubts.append(f"the relaxed volume differs by {100 * change:+.0f} % from that of the structure given")
     current.calc = None

@@ -220,7 +220,9 @@ class Examination:
             status, reason = "failed", error.message
         except _FAULTS as error:
             status, reason = "failed", f"{type(error).__name__}: {reason_of(error)}"
-        doubts = [*found.doubts, *(f"extrapolates: {text}" for text in self.judge.outside.values())]
+        doubts = list(found.doubts)
+        if self.judge.coverage is not None:
+            doubts += [f"extrapolates: {text}" for text in self.judge.coverage.sentences(self.judge.outside)]
         if status == "computed" and doubts:
             status = "doubtful"
         content = {

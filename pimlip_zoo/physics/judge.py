@@ -23,7 +23,7 @@ class Judge(Calculator):
 
     Args:
         inner: the calculator.
-        coverage: of the training data; what lies outside is kept in :attr:`outside`.
+        coverage: of the training data; the shortest distances outside of it are kept in :attr:`outside`.
         stop: asked before every evaluation; True ends it with :class:`StoppedError`.
         tick: called after every evaluation.
     """
@@ -40,7 +40,7 @@ class Judge(Calculator):
         self.inner, self.coverage = inner, coverage
         self.implemented_properties = list(inner.implemented_properties)
         self.evaluations = 0
-        self.outside: dict[str, str] = {}
+        self.outside: dict[tuple[int, int], float] = {}
         self._stop, self._tick = stop, tick
 
     def calculate(
@@ -59,7 +59,8 @@ class Judge(Calculator):
             raise StoppedError
         super().calculate(atoms, list(properties), list(system_changes))
         if self.coverage is not None:
-            self.outside |= self.coverage.outside(self.atoms)
+            for pair, shortest in self.coverage.outside(self.atoms).items():
+                self.outside[pair] = min(shortest, self.outside.get(pair, np.inf))
         results: dict[str, Any] = {}
         for name in properties:
             results[name] = self.inner.get_property(name, self.atoms)

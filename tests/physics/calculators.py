@@ -27,12 +27,12 @@ class Repulsion(Calculator):
         super().calculate(atoms, properties, system_changes)
         from ase.neighborlist import neighbor_list
 
-        i, _, d, vectors = neighbor_list("ijdD", self.atoms, 20.0)
-        slopes = -np.exp(-d / 3) / 3
+        i, _, d, vectors = neighbor_list("ijdD", self.atoms, 6.0)
+        slopes = -10 * np.exp(-d)
         forces = np.zeros((len(self.atoms), 3))
         np.add.at(forces, i, slopes[:, None] * vectors / d[:, None])
         stress = np.einsum("e,ea,eb->ab", slopes / d, vectors, vectors) / 2
-        self.results = {"energy": float(np.exp(-d / 3).sum() / 2), "forces": forces}
+        self.results = {"energy": float(10 * np.exp(-d).sum() / 2), "forces": forces}
         if self.atoms.cell.rank == 3:
             stress /= self.atoms.get_volume()
             self.results["stress"] = stress.reshape(9)[[0, 4, 8, 5, 2, 1]]
