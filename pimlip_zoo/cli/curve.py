@@ -74,7 +74,7 @@ def curve(
     ]
     screen = console()
     log_to_screen()
-    judge = _judge(physics, reference, properties, screen)
+    judge = _judge(physics, reference, properties, out, screen)
     signal = run_points(points, options, tests, out, config, judge=judge)
     summary = summarise(collect(out))
     if summary:
@@ -91,10 +91,16 @@ def curve(
 
 
 def _judge(
-    structures: list[str] | None, reference: str | None, properties: str | None, screen: Any
+    structures: list[str] | None, reference: str | None, properties: str | None, out: Path, screen: Any
 ) -> Judge | None:
     """What measures the properties of each run; whatever is wrong with the request is said before any training."""
-    from pimlip_zoo.cli.physics import PhysicsFile, check_request, physics_of_run, request_of
+    from pimlip_zoo.cli.physics import (
+        PhysicsFile,
+        check_request,
+        measured_reference,
+        physics_of_run,
+        request_of,
+    )
     from pimlip_zoo.errors import InputError
 
     if not structures:
@@ -104,6 +110,7 @@ def _judge(
         return None
     request = request_of(structures=structures, properties=properties, settings=None, reference=reference)
     check_request(request)
+    request = measured_reference(request, out / "physics-reference.json", screen)
 
     def judge(run: Path) -> tuple[Mapping[str, Any], int | None]:
         try:

@@ -170,8 +170,12 @@ def _physics(
     report = run / "report.html"
     if report.is_file():
         from pimlip_zoo.cli.report import write_run_report
+        from pimlip_zoo.errors import InputError
 
-        screen.print(f"report: {write_run_report(run)}")
+        try:
+            screen.print(f"report: {write_run_report(run)}")
+        except InputError as error:
+            screen.print(f"the report is not renewed: {error}", markup=False)
     elif run.is_dir():
         screen.print(f"next: pimlip-zoo report {run}")
     if signal is not None:

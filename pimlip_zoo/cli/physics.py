@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.examine import Examination, Step, Subject
 
-__all__ = ["PhysicsFile", "PhysicsRequest", "check_request", "physics_of_run", "property_table", "request_of"]
+__all__ = [
+    "PhysicsFile",
+    "PhysicsRequest",
+    "check_request",
+    "measured_reference",
+    "physics_of_run",
+    "property_table",
+    "request_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +244,42 @@ def check_request(request: PhysicsRequest) -> None:
     select(None if request.properties is None else list(request.properties), request.settings)
     subjects = _subjects(request, "they are not known yet")
     _reference(request, [subject.name for subject in subjects])
+
+
+def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> PhysicsRequest:
+    """The request with the values of a reference potential in place of it, measured once for many runs.
+
+    Args:
+        request: what is wanted.
+        file: where the values are kept; they are not measured again when they are there.
+        screen: a console.
+    """
+    from pimlip_zoo.cli.signals import collected_signals
+    from pimlip_zoo.files import replacing
+    from pimlip_zoo.physics.examine import Examination, select
+
+    subjects = _subjects(request, "they are not known yet")
+    _, other = _reference(request, [subject.name for subject in subjects])
+    if other is None:
+        return request
+    found = replace(request, reference=str(file))
+    if file.is_file():
+        return found
+    properties = select(None if request.properties is None else list(request.properties), request.settings)
+    screen.print(f"the reference, {request.reference}:", markup=False)
+    with collected_signals() as signals, _progress(screen) as progress:
+        examination = Examination(other, subjects, properties, stop=lambda: bool(signals), tick=progress.tick)
+        _print_plan(examination, screen, None)
+        progress.start(examination.evaluations)
+        result = examination.run(done=progress.done)
+    if signals:
+        raise KeyboardInterrupt
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_text(
+            json.dumps({"model": request.reference, **result}, indent=1, ensure_ascii=False), encoding="utf-8"
+        )
+    return found
 
 
 def _weights(run: Path) -> str:

@@ -150,9 +150,12 @@ class Examination:
                 raise InputError(
                     f"the potential does not compute it: {reason_of(error)}", file=subject.name
                 ) from error
+            shared: set[str] = set()
             for one, options in properties.values():
                 reason = _reason(one, options, task)
                 work = () if reason is not None else tuple(one.cost(task, options))
+                work = tuple(each for each in work if each.shared not in shared)
+                shared |= {each.shared for each in work if each.shared}
                 self.steps.append(Step(subject.name, one, options, reason, work, rate.seconds(work)))
 
     @property

@@ -69,11 +69,11 @@ class _Trajectory(NamedTuple):
 
 
 def _cost(task: Task, options: LiquidOptions) -> list[Work]:
-    return [Work(options.equilibration + options.steps, len(task.structure))]
+    return [Work(options.equilibration + options.steps, len(task.structure), _key(options))]
 
 
-def _cost_of_diffusion(task: Task, options: DiffusionOptions) -> list[Work]:  # noqa: ARG001
-    return []  # the simulation is that of the radial distribution functions, unless its options are others
+def _key(options: LiquidOptions) -> str:
+    return f"liquid {options.model_dump_json()}"
 
 
 @register_property("rdf", kinds=("liquid",), cost=_cost, options=LiquidOptions)
@@ -109,7 +109,7 @@ def rdf(task: Task, options: LiquidOptions, found: Findings) -> None:
     found.add("temperature", trajectory.temperature, "K")
 
 
-@register_property("diffusion", kinds=("liquid",), cost=_cost_of_diffusion, options=DiffusionOptions)
+@register_property("diffusion", kinds=("liquid",), cost=_cost, options=DiffusionOptions)
 def diffusion(task: Task, options: DiffusionOptions, found: Findings) -> None:
     """Self-diffusion coefficients by element, from mean square displacements at constant energy.
 
@@ -164,8 +164,7 @@ def diffusion_coefficient(positions: NDArray[np.float64], spacing: float) -> flo
 
 def _simulated(task: Task, options: LiquidOptions, found: Findings) -> _Trajectory:
     """The simulation, the same for all properties that want the same one."""
-    key = f"liquid {options.model_dump_json()}"
-    trajectory = task.shared(key, lambda: _simulate(task, options))
+    trajectory = task.shared(_key(options), lambda: _simulate(task, options))
     if trajectory.verdict is not None:
         found.doubts.append(trajectory.verdict)
     return trajectory

@@ -89,6 +89,8 @@ class Work:
     evaluations: int
     atoms: int
     """In each of them."""
+    shared: str = ""
+    """What it is of, where several properties use the result of one."""
 
 
 def _everywhere(task: Task, options: Any) -> str | None:  # noqa: ARG001
