@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reading
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -263,8 +263,15 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
     if other is None:
         return request
     found = replace(request, reference=str(file))
+    wanted = {
+        "model": request.reference,
+        "wanted": [list(request.structures), list(request.properties or ())],
+    }
     if file.is_file():
-        return found
+        with reading(file):
+            before = json.loads(file.read_text(encoding="utf-8"))
+            if {key: before[key] for key in wanted} == wanted:
+                return found
     properties = select(None if request.properties is None else list(request.properties), request.settings)
     screen.print(f"the reference, {request.reference}:", markup=False)
     with collected_signals() as signals, _progress(screen) as progress:
@@ -276,9 +283,7 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
         raise KeyboardInterrupt
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary:
-        temporary.write_text(
-            json.dumps({"model": request.reference, **result}, indent=1, ensure_ascii=False), encoding="utf-8"
-        )
+        temporary.write_text(json.dumps({**wanted, **result}, indent=1, ensure_ascii=False), encoding="utf-8")
     return found
 
 

@@ -1,6 +1,7 @@
 """``eval --physics``: one command, one JSON, a section of the report; what is wrong is refused in one line."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import write
 
+from pimlip_zoo.cli.console import console
+from pimlip_zoo.cli.physics import check_request, measured_reference, request_of
 from pimlip_zoo.curve import Point, run_points
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
@@ -79,6 +82,24 @@ def test_what_was_measured_before_stays_beside_what_is_new(cli, run, emt):
     assert cli("eval", run, *PART, "--properties=lattice").code == 0
     structures = json.loads((run / "physics.json").read_text())["structures"]
     assert {name: set(part["properties"]) for name, part in structures.items()} == {"bulk:Cu": {"lattice"}}
+
+
+def test_ctrl_c_keeps_what_was_computed(cli, run, monkeypatch):
+    class Interrupting(EMT):
+        count = 0
+
+        def calculate(self, *arguments, **options):
+            super().calculate(*arguments, **options)
+            Interrupting.count += 1
+            if Interrupting.count == 20:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("pimlip_zoo.api.calculator", lambda *_, **__: Interrupting())
+    done = cli("eval", run, *PART, "--properties=lattice,elastic,vacancy")
+    assert done.code == 130
+    assert "what was computed is kept" in done.out
+    found = json.loads((run / "physics.json").read_text())["structures"]["bulk:Cu"]["properties"]
+    assert [one["status"] for one in found.values()] == ["computed", "stopped", "not reached"]
 
 
 def test_a_run_s_own_potential_is_measured_in_double_precision_or_as_told(cli, run, tmp_path):
@@ -168,6 +189,24 @@ def test_a_curve_is_judged_by_properties_too_also_afterwards(tmp_path):
     )
     assert run_points([Point(5, "none", 2)], (), ["t"], tmp_path, judge=lambda run: ({}, 2)) == 2
     assert "physics" not in json.loads((tmp_path / "none-5-seed2" / "result.json").read_text())
+
+
+def test_a_reference_potential_of_a_curve_is_measured_once(tmp_path):
+    request = request_of(structures=["bulk:Cu"], properties="lattice", settings=None, reference="emt")
+    file = tmp_path / "reference.json"
+    found = measured_reference(request, file, console())
+    assert found.reference == str(file)
+    assert (
+        json.loads(file.read_text())["structures"]["bulk:Cu"]["properties"]["lattice"]["values"]["a"]["unit"]
+        == "Å"
+    )
+    written = file.stat().st_mtime_ns
+    measured_reference(request, file, console())
+    assert file.stat().st_mtime_ns == written
+    check_request(found)
+    other = request_of(structures=["bulk:Al"], properties="lattice", settings=None, reference="emt")
+    measured_reference(other, file, console())
+    assert list(json.loads(file.read_text())["structures"]) == ["bulk:Al"]
 
 
 @pytest.mark.parametrize(
