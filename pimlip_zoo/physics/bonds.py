@@ -22,6 +22,7 @@ __all__ = ["BondOptions", "bonds"]
 
 _REACH = 6.0  # Å
 _WIDTH, _MOST = 7.0, 64
+_FEW = 8  # atoms
 _JUMP = 0.02  # eV
 _WIGGLE = 1e-3  # eV/Å
 
@@ -61,7 +62,7 @@ def bonds(task: Task, options: BondOptions, found: Findings) -> None:
     elif task.kind == "crystal":
         start = _structure(task.crystal(found).atoms, task.kind)
     else:
-        start = task.structure
+        start = _structure(task.structure, task.kind)
     shifts = np.linspace(-options.shorter, options.longer, _points(options))
     spacing = float(shifts[1] - shifts[0])
     found.series["shifts"] = shifts.tolist()
@@ -99,8 +100,12 @@ def bonds(task: Task, options: BondOptions, found: Findings) -> None:
 
 
 def _structure(atoms: Atoms, kind: str) -> Atoms:
-    """A crystal is repeated, so that an atom moves alone."""
-    return atoms.repeat(repeats(atoms, _WIDTH, _MOST)) if kind == "crystal" else atoms
+    """What is periodic is repeated, so that an atom moves without its own images."""
+    if kind == "crystal":
+        return atoms.repeat(repeats(atoms, _WIDTH, _MOST))
+    if atoms.pbc.any() and len(atoms) < _FEW:
+        return atoms.repeat([3 if periodic else 1 for periodic in atoms.pbc])
+    return atoms
 
 
 def _shortest(atoms: Atoms) -> dict[str, tuple[int, int, NDArray[np.float64]]]:

@@ -127,7 +127,7 @@ def test_a_run_s_own_potential_is_measured_in_double_precision_or_as_told(cli, r
         (("--physics",), "give --structure"),
         (("--physics", "--structure=bulk:Fe"), "Fe, which the potential does not know"),
         (("--physics", "--structure=bulk:Xx"), "bulk:Xx: ASE cannot build it"),
-        (("--physics", "--structure=molecule:CH3CH2O"), "did you mean"),
+        (("--physics", "--structure=molecule:CH3CH2OX"), "did you mean"),
         (("--physics", "--structure=none.xyz"), "no such file"),
         ((*PART, "--structure=bulk:Cu"), "given twice"),
         ((*PART, "--properties=latice"), "lattice"),
