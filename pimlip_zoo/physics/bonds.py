@@ -32,19 +32,21 @@ class BondOptions(Options):
 
     shorter: float = Field(default=0.3, gt=0, lt=1)
     """Å, by which the bond is compressed."""
-    longer: float = Field(default=0.5, gt=0)
-    """Å, by which it is stretched."""
+    longer: float | None = Field(default=None, gt=0)
+    """Å, by which it is stretched; None: 0.5 in molecules, elsewhere, where neighbours are behind, as much as it is
+    compressed."""
     spacing: float = Field(default=0.02, gt=0)
     """Å, between points."""
 
 
-def _points(options: BondOptions) -> int:
-    return round((options.shorter + options.longer) / options.spacing) + 1
+def _shifts(kind: str, options: BondOptions) -> NDArray[np.float64]:
+    longer = options.longer or (0.5 if kind == "molecule" else options.shorter)
+    return np.linspace(-options.shorter, longer, round((options.shorter + longer) / options.spacing) + 1)
 
 
 def _cost(task: Task, options: BondOptions) -> list[Work]:
     structure = _structure(task.sketch() if task.kind == "crystal" else task.structure, task.kind)
-    return [Work(len(_shortest(structure)) * _points(options), len(structure))]
+    return [Work(len(_shortest(structure)) * len(_shifts(task.kind, options)), len(structure))]
 
 
 @register_property(
@@ -63,7 +65,7 @@ def bonds(task: Task, options: BondOptions, found: Findings) -> None:
         start = _structure(task.crystal(found).atoms, task.kind)
     else:
         start = _structure(task.structure, task.kind)
-    shifts = np.linspace(-options.shorter, options.longer, _points(options))
+    shifts = _shifts(task.kind, options)
     spacing = float(shifts[1] - shifts[0])
     found.series["shifts"] = shifts.tolist()
     pairs = _shortest(start)
