@@ -33,6 +33,7 @@ _MOST_ELEMENTS = 4
 _PER_PS = 10.0
 """Å²/ps in 10⁻⁹ m²/s."""
 _PARTS = 4
+_UNSURE = 0.3
 _FREE = 1.0  # Å², that atoms move before their motion says anything of diffusion
 
 
@@ -135,6 +136,11 @@ def diffusion(task: Task, options: DiffusionOptions, found: Findings) -> None:
         error = float(np.std(parts, ddof=1) / np.sqrt(_PARTS))
         found.add(f"coefficient_{element}", _PER_PS * value, "1e-9 m²/s")
         found.add(f"standard_error_{element}", _PER_PS * error, "1e-9 m²/s")
+        if error > _UNSURE * abs(value):
+            found.doubts.append(
+                f"{element}: the standard error is {100 * error / max(abs(value), 1e-12):.0f} % of the coefficient: "
+                "simulate longer"
+            )
         if squares[-1] < _FREE:
             found.doubts.append(
                 f"{element} moved by {np.sqrt(squares[-1]):.2f} Å only: the simulation is too short for diffusion, or "

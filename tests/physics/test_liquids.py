@@ -42,13 +42,25 @@ def test_the_first_peak_is_the_distance_of_neighbours(hot):
     assert inside == pytest.approx(4 / 3 * np.pi * 3.75**3 * density - 1, abs=4)
 
 
-def test_both_properties_are_of_one_simulation_and_short_ones_are_doubted(hot):
+def test_both_properties_are_of_one_simulation(hot):
     assert hot["rdf"]["evaluations"] > 400
     assert hot["diffusion"]["evaluations"] == 0
-    assert hot["diffusion"]["status"] == "doubtful"
-    assert any("too short" in doubt for doubt in hot["diffusion"]["doubts"])
-    assert hot["diffusion"]["values"]["standard_error_Cu"]["value"] >= 0
-    assert hot["diffusion"]["values"]["coefficient_Cu"]["unit"] == "1e-9 m²/s"
+    coefficient, error = (
+        hot["diffusion"]["values"][f"{name}_Cu"] for name in ("coefficient", "standard_error")
+    )
+    assert coefficient["unit"] == "1e-9 m²/s"
+    assert error["value"] >= 0
+    doubted = any("standard error" in doubt for doubt in hot["diffusion"]["doubts"])
+    assert doubted == (error["value"] > 0.3 * abs(coefficient["value"]))
+
+
+def test_what_does_not_diffuse_has_no_coefficient_to_trust(measured):
+    settings = [
+        (f"diffusion.{key}", value) for key, value in (("equilibration", 20), ("steps", 200), ("interval", 5))
+    ]
+    found = measured(EMT(), bulk("Cu", cubic=True).repeat(2), "diffusion", kind="liquid", settings=settings)
+    assert found["diffusion"]["status"] == "doubtful"
+    assert any("nothing diffuses" in doubt for doubt in found["diffusion"]["doubts"])
 
 
 def test_pairs_of_elements_have_a_curve_each(measured):
