@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pimlip_zoo.curve import collect
-from pimlip_zoo.datasets.cheap import _content_version
 
 from pimlip_zoo.cli.report import _read_metrics
 from pimlip_zoo.config import load_config
@@ -31,9 +29,11 @@ from pimlip_zoo.datasets.readers import load_frames, open_source, parse_spec
 from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.deploy.structure import read_structure
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.curve import collect
 from pimlip_zoo.experiment.record import check_data
 from pimlip_zoo.report.parity import load_pairs
 from pimlip_zoo.training.checkpoint import load_potential, read_checkpoint
+from pimlip_zoo.weak_labels.calculators import _content_version
 from pimlip_zoo.yaml_file import parse_yaml
 
 SECONDS = 2.0

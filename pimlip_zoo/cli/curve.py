@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pimlip_zoo.experiment.curve import Judge
 
 app = typer.Typer()
 
@@ -33,6 +36,16 @@ def curve(
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.")] = None,
     max_time: Annotated[str | None, typer.Option(help="Of each run: 10m, 2h, ...")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any option of a run.")] = None,
+    physics: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STRUCTURE", help="Also judge by properties of it: bulk:Cu, FILE[@INDEX], ..."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Of --physics: FILE.yaml, gfn2, emt, MODULE:FACTORY.")
+    ] = None,
+    properties: Annotated[
+        str | None, typer.Option(help="Of --physics: some of them, joined by commas.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder; what is finished there is not repeated.")] = Path(
         "curve"
     ),
@@ -40,7 +53,8 @@ def curve(
     """Errors against the number of labels: a table, a plot, one run folder per point."""
     from pimlip_zoo.cli.console import console, log_to_screen
     from pimlip_zoo.config import parse_settings
-    from pimlip_zoo.experiment.curve import Point, collect, run_points, summarise
+    from pimlip_zoo.experiment.curve import Point, collect, collect_physics, run_points, summarise
+    from pimlip_zoo.physics.summary import summarise_values
     from pimlip_zoo.report.curve import curve_plot
 
     given: list[tuple[str, Any]] = [
@@ -60,15 +74,83 @@ def curve(
     ]
     screen = console()
     log_to_screen()
-    signal = run_points(points, options, tests, out, config)
+    judge = _judge(physics, reference, properties, out, screen)
+    signal = run_points(points, options, tests, out, config, judge=judge)
     summary = summarise(collect(out))
     if summary:
         screen.print(_table(summary))
         curve_plot(summary, out / "curve.png")
+    values = collect_physics(out) if judge is not None else []
+    if values:
+        screen.print(_physics_table(summarise_values(values, ("weak", "size"))))
     if signal is not None:
         screen.print("stopped; the same command goes on")
         raise typer.Exit(128 + signal)
-    screen.print(f"{out / 'runs.csv'}, {out / 'curve.csv'}, {out / 'curve.png'}")
+    files = ["runs.csv", "curve.csv", "curve.png", *(["physics.csv", "physics-curve.csv"] if values else [])]
+    screen.print(", ".join(str(out / name) for name in files))
+
+
+def _judge(
+    structures: list[str] | None, reference: str | None, properties: str | None, out: Path, screen: Any
+) -> Judge | None:
+    """What measures the properties of each run; whatever is wrong with the request is said before any training."""
+    from pimlip_zoo.cli.physics import (
+        PhysicsFile,
+        check_request,
+        measured_reference,
+        physics_of_run,
+        request_of,
+    )
+    from pimlip_zoo.errors import InputError
+
+    if not structures:
+        for name, given in (("--reference", reference), ("--properties", properties)):
+            if given:
+                raise InputError("is of --physics", key=name, mend="add --physics bulk:Cu, for one")
+        return None
+    request = request_of(structures=structures, properties=properties, settings=None, reference=reference)
+    check_request(request)
+    request = measured_reference(request, out / "physics-reference.json", screen)
+
+    def judge(run: Path) -> tuple[Mapping[str, Any], int | None]:
+        try:
+            return physics_of_run(run, request, screen, PhysicsFile(run, None).save, quiet=True)
+        except InputError as error:  # such as an element that this training set has not
+            screen.print(f"{run}: no properties: {error}", markup=False)
+            return {"structures": {}, "refused": str(error)}, None
+
+    return judge
+
+
+def _physics_table(summary: Sequence[Mapping[str, Any]]) -> Any:
+    """Only what there is a reference for, unless there is none at all."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in (
+        "structure",
+        "property",
+        "labels",
+        "weak",
+        "given",
+        "value",
+        "reference",
+        "RMS error",
+        "unit",
+    ):
+        table.add_column(
+            column, justify="left" if column in ("structure", "property", "weak", "unit") else "right"
+        )
+    compared = [row for row in summary if row["rms_error"] is not None or row["given"] < row["runs"]]
+    for row in compared or summary:
+        numbers = [
+            "–" if row[key] is None else f"{row[key]:.5g}" for key in ("value", "reference", "rms_error")
+        ]
+        given = f"{row['given']} of {row['runs']}"
+        table.add_row(
+            row["structure"], row["property"], str(row["size"]), row["weak"], given, *numbers, row["unit"]
+        )
+    return table
 
 
 def _tests(data: str | None, test: str | None) -> list[str]:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pimlip_zoo.cli.physics import PhysicsRequest
 
 app = typer.Typer()
 
 
-@app.command("eval", epilog="Example: pimlip-zoo eval runs/nequip-1 --data test.extxyz --plot parity.png")
+EXAMPLE = """
+Examples:
+
+  pimlip-zoo eval runs/nequip-1 --data test.extxyz --plot parity.png
+
+  pimlip-zoo eval runs/nequip-1 --physics --structure bulk:Cu --reference reference.yaml
+
+  pimlip-zoo eval runs/nequip-1 --physics --structure start.xyz --to end.xyz --properties neb
+
+What is measured of what: pimlip-zoo models --physics. Exit code 1: a value is outside of the reference's tolerance.
+"""
+
+
+@app.command("eval", epilog=EXAMPLE)
 def evaluate_command(
     run: Annotated[Path, typer.Argument(help="Run folder or checkpoint.")],
-    data: Annotated[str, typer.Option(help="Structures with labels.")],
+    data: Annotated[str | None, typer.Option(help="Structures with labels.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the errors, in eV and Å.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the parity plot: .png, .pdf, .svg.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; as trained if not given.")] = None,
@@ -24,20 +41,93 @@ def evaluate_command(
     trust: Annotated[
         bool, typer.Option("--trust", help="Call the function that the run names as its cheap calculator.")
     ] = False,
+    physics: Annotated[
+        bool, typer.Option("--physics", help="Measure physical properties: lattice, phonons, torsions, ...")
+    ] = False,
+    structure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of --physics: FILE[@INDEX], bulk:Cu, molecule:CH3CH2OH; typical ones of the data."
+        ),
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="Of --physics: the other end of a path.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Of --physics: FILE.yaml, an earlier JSON, a run, gfn2, emt, MODULE:FACTORY."),
+    ] = None,
+    properties: Annotated[
+        str | None, typer.Option(help="Of --physics: some of them, joined by commas.")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Of --physics: crystal, liquid, slab, chain or molecule; found if not given."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Of --physics: an option, as phonons.width=15.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of --physics: cpu, cuda, ...")] = "cpu",
 ) -> None:
-    """Errors of a trained potential on labelled structures."""
-    import json
-
-    import torch
-
-    from pimlip_zoo.cli.console import console, errors_table
+    """Errors of a trained potential on labelled structures, and with --physics the properties it predicts."""
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.evaluation import evaluate
-    from pimlip_zoo.files import replacing
-    from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
     if dtype not in (None, "float32", "float64"):
         raise InputError(f"{dtype!r} is no precision", key="--dtype", mend="float32 or float64")
+    if not physics:
+        only = {"--structure": structure, "--to": end, "--reference": reference, "--properties": properties}
+        _refuse("is of --physics", "add --physics", only | {"--kind": kind, "--set": settings})
+        if data is None:
+            raise InputError(
+                "there is nothing to evaluate on", key="--data", mend="give --data DATA, or --physics"
+            )
+    elif data is None:
+        _refuse("is of labelled structures", "give --data, too", {"--plot": plot, "--stability": stability})
+    summary = None
+    if data is not None:
+        summary = _errors(run, data, dtype, batch_size, plot, stability=stability, trust=trust)
+        if json_file is not None and not physics:
+            _write(summary, json_file)
+    if physics:
+        from pimlip_zoo.cli.physics import request_of
+
+        request = request_of(
+            structures=structure,
+            end=end,
+            properties=properties,
+            settings=settings,
+            reference=reference,
+            kind=kind,
+            data=data,
+            dtype=dtype or "float64",
+            device=device,
+            trust=trust,
+        )
+        _physics(run, request, summary, json_file)
+
+
+def _refuse(message: str, mend: str, options: Mapping[str, Any]) -> None:
+    from pimlip_zoo.errors import InputError
+
+    for name, given in options.items():
+        if given:
+            raise InputError(message, key=name, mend=mend)
+
+
+def _errors(
+    run: Path,
+    data: str,
+    dtype: str | None,
+    batch_size: int,
+    plot: Path | None,
+    *,
+    stability: bool,
+    trust: bool,
+) -> dict[str, Any]:
+    import torch
+
+    from pimlip_zoo.cli.console import console, errors_table
+    from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.training.checkpoint import baseline_of, load_potential
+
     potential = load_potential(run, dtype=getattr(torch, dtype) if dtype else None, difference=True)
     result = evaluate(
         potential, data, batch_size=batch_size, model=str(run), baseline=baseline_of(run), trust=trust
@@ -46,15 +136,54 @@ def evaluate_command(
     screen.print(errors_table({data: result.summary}))
     if stability:
         _stability(run, data, screen, trust=trust)
-    if json_file is not None:
-        with replacing(json_file) as temporary:
-            temporary.write_text(json.dumps(result.summary, indent=1))
-        screen.print(f"errors: {json_file}")
     if plot is not None:
         from pimlip_zoo.report.parity import parity_plot
 
         parity_plot(result.pairs, plot, title=f"{run} on {data}")
         screen.print(f"parity plot: {plot}")
+    return result.summary
+
+
+def _write(summary: Mapping[str, Any], json_file: Path) -> None:
+    import json
+
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.files import replacing
+
+    with replacing(json_file) as temporary:
+        temporary.write_text(json.dumps(summary, indent=1))
+    console().print(f"errors: {json_file}")
+
+
+def _physics(
+    run: Path, request: PhysicsRequest, summary: Mapping[str, Any] | None, json_file: Path | None
+) -> None:
+    """What it predicts: see :mod:`pimlip_zoo.physics`."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.cli.physics import PhysicsFile, physics_of_run
+    from pimlip_zoo.physics.reference import outside_tolerance
+
+    screen = console()
+    file = PhysicsFile(run, json_file, summary)
+    result, signal = physics_of_run(run, request, screen, file.save)
+    screen.print(f"properties: {', '.join(map(str, file.paths))}")
+    report = run / "report.html"
+    if report.is_file():
+        from pimlip_zoo.cli.report import write_run_report
+        from pimlip_zoo.errors import InputError
+
+        try:
+            screen.print(f"report: {write_run_report(run)}")
+        except InputError as error:
+            screen.print(f"the report is not renewed: {error}", markup=False)
+    elif run.is_dir():
+        screen.print(f"next: pimlip-zoo report {run}")
+    if signal is not None:
+        screen.print("ended; what was computed is kept")
+        raise typer.Exit(128 + signal)
+    if wrong := outside_tolerance(result):
+        screen.print(f"[red]outside of the tolerance: {', '.join(wrong)}[/red]")
+        raise typer.Exit(1)
 
 
 def _stability(run: Path, data: str, screen: Any, *, trust: bool) -> None:

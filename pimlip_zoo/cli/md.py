@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import time
 from contextlib import contextmanager
 from enum import Enum
@@ -14,7 +13,6 @@ import typer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
 
     from ase.calculators.calculator import Calculator
 
@@ -81,6 +79,7 @@ def md_command(
 ) -> None:
     """Simulate, watch bonds, energy and temperature, and say whether it was stable."""
     from pimlip_zoo.cli.console import console
+    from pimlip_zoo.cli.signals import collected_signals
     from pimlip_zoo.deploy.md import MDSettings, run_md
     from pimlip_zoo.deploy.stability import StabilityLimits
     from pimlip_zoo.deploy.structure import read_structure
@@ -108,7 +107,11 @@ def md_command(
         screen.print("velocities are drawn anew; --keep-velocities starts with those in the file")
     limits = StabilityLimits(bond_stretch=None) if reactive else StabilityLimits()
     start = time.perf_counter()
-    with _folder(out, runs[0]) as folder, _signals() as signals, _progress(steps, screen) as progress:
+    with (
+        _folder(out, runs[0]) as folder,
+        collected_signals() as signals,
+        _progress(steps, screen) as progress,
+    ):
         result = run_md(atoms, settings, folder, limits=limits, progress=progress, stop=lambda: bool(signals))
     _report(result, time.perf_counter() - start, folder, screen)
     if result.interrupted:
@@ -184,21 +187,3 @@ def _progress(steps: int, screen: Any) -> Iterator[Callable[[dict[str, float]], 
     with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
         task = bar.add_task("", total=max(steps, 1))
         yield show
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM, which end the simulation after its step; a second one ends it at once."""
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if received:
-            signal.default_int_handler(number, frame)
-        received.append(number)
-
-    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

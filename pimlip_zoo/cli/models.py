@@ -25,6 +25,9 @@ def models(
     preset: Annotated[
         str | None, typer.Option(help="Of --trace; the architecture's defaults without it.")
     ] = None,
+    physics: Annotated[
+        bool, typer.Option("--physics", help="What eval --physics measures, of what, with its options.")
+    ] = False,
 ) -> None:
     """List the architectures, or the options and presets of one."""
     import json
@@ -34,6 +37,17 @@ def models(
         return
     if preset is not None:
         raise InputError("it goes with --trace; the table of an architecture has all presets", key="--preset")
+    if physics:
+        from pimlip_zoo.cli.console import console
+        from pimlip_zoo.cli.physics import property_table
+
+        table = property_table(json_output=json_output)
+        if json_output:
+            typer.echo(table)
+        else:
+            console().print(table)
+            console().print("set them with eval --physics --set PROPERTY.OPTION=VALUE")
+        return
     if recipes:
         _recipes(json_output=json_output)
         return

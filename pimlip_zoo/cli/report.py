@@ -94,6 +94,7 @@ def _gather(run: Path) -> ReportData:
         changed=_changed(config),
         config=text,
         versions=summary.get("versions", {}),
+        physics=_physics(run, notes),
         notes=notes,
     )
 
@@ -111,6 +112,28 @@ def _evaluate_if_needed(run: Path) -> list[str]:
     except InputError as error:
         return [f"Not evaluated: {error}"]
     return []
+
+
+def _physics(run: Path, notes: list[str]) -> dict[str, Any]:
+    """What `eval --physics` wrote; of other weights it is not shown."""
+    import json
+
+    from pimlip_zoo.errors import reading
+    from pimlip_zoo.files import content_hash
+    from pimlip_zoo.training.checkpoint import checkpoint_path
+
+    file = run / "physics.json"
+    if not file.is_file():
+        return {}
+    with reading(file):
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        same = content["weights"] == content_hash(checkpoint_path(run))
+    if same:
+        return content
+    notes.append(
+        "The properties in physics.json are of other weights: run `pimlip-zoo eval --physics` again."
+    )
+    return {}
 
 
 def _read_metrics(file: Path) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""The one structure that a simulation starts from."""
+"""The one structure that a simulation starts from: of a file, a built-in set, or what ASE can build."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pimlip_zoo.datasets.readers.source import check_bounded
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, did_you_mean, reason_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -18,10 +18,12 @@ _INDEXED = re.compile(r"(?P<path>.+)@(?P<index>-?\d+)")
 
 
 def read_structure(spec: str) -> Atoms:
-    """A frame of any file that ASE reads, with its cell and velocities, or of a built-in set.
+    """A frame of any file that ASE reads, with its cell and velocities, or of a built-in set, or one that ASE builds.
 
     Args:
         spec: ``FILE``, ``FILE@INDEX`` or ``builtin:NAME/SPLIT@INDEX``; the last frame without an index.
+            ``bulk:SYMBOL``, ``bulk:SYMBOL:LATTICE`` or ``bulk:SYMBOL:LATTICE:A`` is the primitive cell of a crystal, as
+            of ``ase.build.bulk``; ``molecule:NAME`` one of ``ase.build.molecule``.
 
     Raises:
         InputError: when there is no such file, frame or set, or the file cannot be read.
@@ -29,11 +31,43 @@ def read_structure(spec: str) -> Atoms:
     >>> len(read_structure("builtin:ethanol-gfn2/test_300K@0"))
     9
     """
+    if not Path(spec).exists():
+        if spec.startswith("bulk:"):
+            return _bulk(spec)
+        if spec.startswith("molecule:"):
+            return _molecule(spec)
     path, index = spec, -1
     match = _INDEXED.fullmatch(spec)
     if match is not None and not Path(spec).exists():
         path, index = match["path"], int(match["index"])
     return _builtin(path, index) if path.startswith("builtin:") else _from_file(path, index)
+
+
+def _bulk(spec: str) -> Atoms:
+    from ase.build import bulk
+
+    symbol, *rest = spec.split(":")[1:]
+    try:
+        crystal = bulk(symbol, rest[0] if rest else None, a=float(rest[1]) if len(rest) > 1 else None)
+    except Exception as error:
+        raise InputError(
+            f"ASE cannot build it: {reason_of(error)}",
+            file=spec,
+            mend="write bulk:Cu, bulk:NaCl:rocksalt:5.64",
+        ) from error
+    if len(rest) > 2:
+        raise InputError("has too many parts", file=spec, mend="write bulk:Cu, bulk:NaCl:rocksalt:5.64")
+    return crystal
+
+
+def _molecule(spec: str) -> Atoms:
+    from ase.build import molecule
+    from ase.collections import g2
+
+    name = spec.removeprefix("molecule:")
+    if name not in g2.names:
+        raise InputError("ASE has no such molecule", file=spec, mend=did_you_mean(name, g2.names))
+    return molecule(name)
 
 
 def _builtin(name: str, index: int) -> Atoms:

@@ -23,9 +23,20 @@ from pimlip_zoo.experiment import check_settings, load_split
 from pimlip_zoo.experiment.stages import Split, prepare_run, train_run
 from pimlip_zoo.files import read_text, replacing
 from pimlip_zoo.locks import claimed
+from pimlip_zoo.physics.summary import summarise_values, value_rows
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
-__all__ = ["COLUMNS", "Point", "collect", "run_point", "subset", "summarise", "write_table"]
+__all__ = [
+    "COLUMNS",
+    "Judge",
+    "Point",
+    "collect",
+    "collect_physics",
+    "run_point",
+    "subset",
+    "summarise",
+    "write_table",
+]
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -48,6 +59,8 @@ COLUMNS = (
 labels that were not in the cache yet."""
 
 Settings = Sequence[tuple[str, Any]]
+Judge = Callable[[Path], tuple[Mapping[str, Any], int | None]]
+"""Called with a run folder: the physical properties as ``eval --physics`` writes them, and the signal that ended it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,7 @@ def run_point(
     folder: Path,
     config_file: Path | None = None,
     variants: Mapping[str, Settings] | None = None,
+    judge: Judge | None = None,
 ) -> int | None:
     """Train and evaluate one point, unless its result is there already; an interrupted run goes on.
 
@@ -100,15 +114,26 @@ def run_point(
         folder: of the curve; the run's folder is made in it.
         config_file: a ``run.yaml`` that the settings change.
         variants: settings by name, for ways of training that are no preset.
+        judge: what measures the physical properties; a result that has none yet gets them.
 
     Returns:
-        The signal that interrupted the training, or None.
+        The signal that interrupted the training or the measurement, or None.
     """
     run = folder / point.name
-    if (run / "result.json").exists():
+    result = run / "result.json"
+    if not result.exists():
+        with claimed(run):
+            signal = _run_claimed(point, settings, tests, run, config_file, variants)
+        if signal is not None:
+            return signal
+    content = json.loads(result.read_text())
+    if judge is None or "physics" in content:
         return None
     with claimed(run):
-        return _run_claimed(point, settings, tests, run, config_file, variants)
+        physics, signal = judge(run)
+        if signal is None:
+            _write_json(result, {**content, "physics": physics})
+    return signal
 
 
 def _run_claimed(
@@ -184,6 +209,17 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["test"], row["weak"], row["size"], row["seed"]))
 
 
+def collect_physics(folder: Path) -> list[dict[str, Any]]:
+    """The physical properties of the finished runs: size, weak, seed and the columns of ``value_rows``."""
+    rows = []
+    for path in sorted(folder.glob("*/result.json")):
+        result = json.loads(path.read_text())
+        if "physics" in result:
+            point = {key: result[key] for key in ("size", "weak", "seed")}
+            rows += [point | row for row in value_rows(result["physics"])]
+    return rows
+
+
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation over seeds, by test, way of training and size."""
     groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
@@ -216,14 +252,18 @@ def run_points(
     config_file: Path | None = None,
     variants: Mapping[str, Settings] | None = None,
     done: Callable[[Point], None] | None = None,
+    judge: Judge | None = None,
 ) -> int | None:
-    """Run the points one after the other and keep the table up to date; the signal that ended it, or None."""
+    """Run the points one after the other and keep the tables up to date; the signal that ended it, or None."""
     folder.mkdir(parents=True, exist_ok=True)
     for point in points:
         log.info("%s", point.name)
-        signal = run_point(point, settings, tests, folder, config_file, variants)
+        signal = run_point(point, settings, tests, folder, config_file, variants, judge)
         if signal is not None:
             return signal
+        if physics := collect_physics(folder):
+            write_table(physics, folder / "physics.csv")
+            write_table(summarise_values(physics, ("weak", "size")), folder / "physics-curve.csv")
         write_table(collect(folder), folder / "runs.csv")
         write_table(summarise(collect(folder)), folder / "curve.csv")
         if done is not None:

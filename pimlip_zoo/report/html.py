@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pimlip_zoo.files import replacing
 from pimlip_zoo.report.learning import Row, learning_curves
 from pimlip_zoo.report.parity import Pairs, parity_figure
+from pimlip_zoo.report.physics import physics_figure, physics_rows, physics_text
 from pimlip_zoo.report.style import CSS
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class ReportData:
     """The complete configuration, YAML."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of packages, when the run was trained."""
+    physics: Mapping[str, Any] = field(default_factory=dict)
+    """What ``eval --physics`` wrote."""
     notes: Sequence[str] = ()
     """What a reader has to know, such as an unfinished training."""
 
@@ -74,6 +77,7 @@ def render_report(data: ReportData) -> str:
         _tests(data.tests),
         _curve(data.curve),
         _parity(data.pairs, data.tests),
+        _physics(data.physics),
         _coverage(data.coverage),
         _species(data),
         _configuration(data),
@@ -148,6 +152,18 @@ def _parity(pairs: Mapping[str, Pairs], tests: Mapping[str, Mapping[str, Any]]) 
         state = " open" if number == 0 else ""
         parts.append(f"<details{state}><summary>{escape(name)}</summary><figure>{image}</figure></details>")
     return _section("Predicted against reference", "".join(parts))
+
+
+def _physics(physics: Mapping[str, Any]) -> str:
+    parts = []
+    head = ["property", "value", "unit", "reference", "error"]
+    for name, part in physics.get("structures", {}).items():
+        rows = physics_rows(part)
+        figure = physics_figure(part)
+        image = f"<figure>{_picture(figure, f'Curves of {name}')}</figure>" if figure is not None else ""
+        text = "".join(f'<p class="note">{line}</p>' for line in physics_text(part))
+        parts.append(f"<h3>{escape(name)}</h3>" + (_table(head, rows) if rows else "") + image + text)
+    return _section("Properties", "".join(parts))
 
 
 def _coverage(coverage: Mapping[str, Mapping[str, int]]) -> str:
