@@ -7,9 +7,10 @@ registers it. Nothing is imported before it is asked for.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from pimlip_zoo.errors import InputError, did_you_mean
@@ -84,7 +85,7 @@ class Registry(Generic[T]):
             if module not in self._loaded:
                 importlib.import_module(module)
                 self._loaded.add(module)
-        for point in entry_points(group=self.group):
+        for point in _offered(entry_points, self.group):
             if point.value not in self._loaded:
                 try:
                     point.load()
@@ -98,6 +99,12 @@ class Registry(Generic[T]):
                     ) from error
                 self._loaded.add(point.value)
         return {name: item for name, (item, _) in self._items.items()}
+
+
+@cache
+def _offered(find: Callable[..., Iterable[EntryPoint]], group: str) -> tuple[EntryPoint, ...]:
+    """What packages offer in a group, looked for once: it takes as long as there are packages."""
+    return tuple(find(group=group))
 
 
 ModelClass = TypeVar("ModelClass", bound=type)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pimlip_zoo.config import DataSection, RunConfig
+from pimlip_zoo.config import DataSection, LossSection, RunConfig
 from pimlip_zoo.consistency.build import build_weak_terms, check_weak, chosen_terms, list_skin
 from pimlip_zoo.consistency.config import WeakConfig
 from pimlip_zoo.datasets.dataset import FrameDataset, Samples
@@ -26,8 +26,7 @@ from pimlip_zoo.datasets.stored import StoredFrames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.graph import Batch
-from pimlip_zoo.losses.base import LossTerm
-from pimlip_zoo.losses.supervised import SupervisedTerm
+from pimlip_zoo.losses.base import LOSSES, LossTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.finetune import (
     freeze,
@@ -51,13 +50,22 @@ LOOKED_AT = 10_000
 
 
 def loss_terms(config: RunConfig, labels: Sequence[str]) -> list[LossTerm]:
-    """The supervised terms of a configuration for the labels that are there."""
-    needs = {"energy": "energy", "energy_per_atom": "energy", "forces": "forces", "stress": "stress"}
+    """The supervised terms of a configuration for the labels that are there.
+
+    Raises:
+        InputError: when none has a weight, or a loss of another package lacks its label.
+    """
     terms: list[LossTerm] = []
-    for quantity, label in needs.items():
-        section = getattr(config.loss, quantity)
-        if label in labels and section.weight > 0:
-            terms.append(SupervisedTerm(quantity, section.weight, section.distance, section.delta))  # type: ignore[arg-type]
+    for name, options in config.loss.terms.items():
+        info = LOSSES.get(name, key=f"loss.{name}")
+        if options.weight > 0 and info.label in labels:
+            terms.append(info.make(**dict(options)))
+        elif options.weight > 0 and name not in LossSection.model_fields:
+            raise InputError(
+                f"{name} needs {info.label}, which is not trained on",
+                key=f"loss.{name}",
+                mend=f"give structures with {info.label}, or leave the loss out",
+            )
     if not terms:
         raise InputError("every loss has weight 0", key="loss", mend="give one a positive weight")
     return terms
@@ -203,7 +211,7 @@ def weak_terms(
     weak, species, direct = config.weak, potential.species, potential.is_direct
     pool: list[Batch] = []
     chosen = chosen_terms(weak, direct=direct)
-    sampled = weak.labels is not None and weak.labels.method != "delta"
+    sampled = weak.labels is not None and weak.labels.recipe().samples
     if weak.unlabelled is not None and not chosen and not sampled:
         raise InputError(
             "no loss looks at unlabelled structures",

@@ -164,8 +164,7 @@ def training_module(
     late = config.loss.late
     phase = None
     if late.start is not None:
-        weights = late.model_dump(include={"energy", "energy_per_atom", "forces", "stress"})
-        phase = LatePhase(partial(clock.has_reached, late.start), weights)
+        phase = LatePhase(partial(clock.has_reached, late.start), late.weights)
     decay = learning_rate_factor(
         config.schedule.name,
         warmup_steps=config.schedule.warmup_steps,
@@ -210,8 +209,10 @@ def _optimizer(experiment: Experiment, module: Potential) -> torch.optim.Optimiz
     """The one that the configuration names."""
     from pimlip_zoo.training.muon import Muon, linear_maps
 
-    section = experiment.config.optimizer
-    rate = section.lr * _rate_after(experiment)
+    section, labels = experiment.config.optimizer, experiment.config.weak.labels
+    rate = section.lr
+    if labels is not None:
+        rate *= labels.recipe().learning_rate_factor(experiment.labels)
     groups = parameter_groups(module, rate, experiment.config.finetune.learning_rates)
     options: dict[str, Any] = {
         "lr": rate,
@@ -259,13 +260,3 @@ def steps_done(checkpoint: Path) -> int:
     if not isinstance(step, int) or step < 0:
         raise InputError("does not say its step: no training wrote it", file=checkpoint, key="global_step")
     return step
-
-
-def _rate_after(experiment: Experiment) -> float:
-    """The factor of the learning rate in a run that follows pre-training."""
-    labels = experiment.config.weak.labels
-    if labels is None or labels.method != "pretrain":
-        return 1.0
-    if labels.rate_after is not None:
-        return labels.rate_after
-    return 1.0 if {"forces", "stress"} & set(experiment.labels) else 0.1

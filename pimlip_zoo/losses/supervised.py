@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple, get_args
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions, stress_from_virial
-from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, Requests, Step
+from pimlip_zoo.losses.base import (
+    LOSSES,
+    Evaluated,
+    LossInfo,
+    LossOptions,
+    LossTerm,
+    LossValue,
+    Requests,
+    Step,
+)
 
-__all__ = ["Distance", "Quantity", "Residuals", "SupervisedTerm", "residuals"]
+__all__ = ["Distance", "Quantity", "Residuals", "SupervisedOptions", "SupervisedTerm", "residuals"]
 
 Distance = Literal["mse", "mae", "huber"]
 Quantity = Literal["energy", "energy_per_atom", "forces", "stress"]
@@ -65,6 +76,15 @@ def atom_counts(batch: Batch) -> Tensor:
     return counts.to(torch.float64).clamp_min(1.0)
 
 
+class SupervisedOptions(LossOptions):
+    """The options of a distance between prediction and label."""
+
+    distance: Distance = "mse"
+    """Mean square, mean absolute, or Huber distance of prediction and label."""
+    delta: PositiveFloat = 0.01
+    """Of Huber, in the unit of the label: errors above it count linearly."""
+
+
 class SupervisedTerm(LossTerm):
     """Distance between prediction and label, averaged over labelled components, weighted by structure.
 
@@ -109,3 +129,8 @@ class SupervisedTerm(LossTerm):
                 size < self.delta, 0.5 * size.square(), self.delta * (size - 0.5 * self.delta)
             )
         return LossValue((weight * factor) @ values.sum(dim=1), weight.sum() * error.shape[1])
+
+
+for _quantity in get_args(Quantity):
+    _make = partial(SupervisedTerm, _quantity)
+    LOSSES.add(_quantity, LossInfo(_quantity, _make, SupervisedOptions, _LABEL[_quantity][0]), SupervisedTerm)
