@@ -122,6 +122,20 @@ class DataSection(Section):
     """Refuse energies more than 50 eV per atom from the references."""
 
 
+def _further(section: type[BaseModel], values: Mapping[str, Any], key: str) -> list[str]:
+    """Names of losses that are no fields of a section.
+
+    Raises:
+        InputError: for one that nobody has registered, with the nearest.
+    """
+    further = [name for name in values if name not in section.model_fields]
+    for name in further:
+        if name not in LOSSES.all():
+            known = {*section.model_fields, *LOSSES.all()}
+            raise InputError("no such option", key=f"{key}.{name}", mend=did_you_mean(name, known))
+    return further
+
+
 class LatePhaseSection(Section):
     """Other weights for the end of a run, as in mace-torch's stage two; the best weights are chosen anew there.
 
@@ -198,20 +212,6 @@ class LossSection(Section):
         """The options of every loss by its name, those of other packages last."""
         own = [name for name in type(self).model_fields if name != "late"]
         return {name: getattr(self, name) for name in own} | dict(self.model_extra or {})
-
-
-def _further(section: type[BaseModel], values: Mapping[str, Any], key: str) -> list[str]:
-    """Names of losses that are no fields of a section.
-
-    Raises:
-        InputError: for one that nobody has registered, with the nearest.
-    """
-    further = [name for name in values if name not in section.model_fields]
-    for name in further:
-        if name not in LOSSES.all():
-            known = [*section.model_fields, *LOSSES.all()]
-            raise InputError("no such option", key=f"{key}.{name}", mend=did_you_mean(name, known))
-    return further
 
 
 class OptimizerSection(Section):

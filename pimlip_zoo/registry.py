@@ -37,10 +37,17 @@ class Registry(Generic[T]):
         kind: what one of them is called in messages, such as architecture.
         group: of the entry points through which other packages offer theirs.
         builtin: modules of this package whose import registers its own.
+        left: what was part of this package once, and where it is now.
     """
 
-    def __init__(self, kind: str, group: str, builtin: Sequence[str] = ()) -> None:
-        self.kind, self.group, self.builtin = kind, group, tuple(builtin)
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        builtin: Sequence[str] = (),
+        left: Mapping[str, str] | None = None,
+    ) -> None:
+        self.kind, self.group, self.builtin, self.left = kind, group, tuple(builtin), dict(left or {})
         self._items: dict[str, tuple[T, str]] = {}
         self._loaded: set[str] = set()
 
@@ -76,7 +83,8 @@ class Registry(Generic[T]):
         """
         known = self.all()
         if name not in known:
-            raise InputError(f"no {self.kind} is called {name!r}", key=key, mend=did_you_mean(name, known))
+            mend = self.left.get(name) or did_you_mean(name, known)
+            raise InputError(f"no {self.kind} is called {name!r}", key=key, mend=mend)
         return known[name]
 
     def all(self) -> dict[str, T]:

@@ -13,6 +13,7 @@ from pimlip_zoo.consistency.surface import Detach
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
+from pimlip_zoo.weak_labels.recipe import RECIPES
 
 __all__ = [
     "PRESETS",
@@ -216,10 +217,6 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "a difference model labels sampled structures for a student that needs no cheap calculator",
         {"labels": {"method": "distill", "pool": {"structures": 3000}}},
     ),
-    "second-head": (
-        "baseline: train on both levels together, a correction for the cheap one beside the model",
-        {"labels": {"method": "second_head"}},
-    ),
     "shared-head": (
         "baseline: train on both levels together, two readouts on the same features",
         {"labels": {"method": "shared_head"}},
@@ -266,9 +263,8 @@ def weak_preset(name: str) -> dict[str, Any]:
         InputError: for an unknown name.
     """
     if name not in PRESETS:
-        raise InputError(
-            f"no weak preset is called {name!r}", key="weak.preset", mend=did_you_mean(name, PRESETS)
-        )
+        mend = RECIPES.left.get(name.replace("-", "_")) or did_you_mean(name, PRESETS)
+        raise InputError(f"no weak preset is called {name!r}", key="weak.preset", mend=mend)
     return merge_tables({}, PRESETS[name][1])
 
 

@@ -93,13 +93,17 @@ def some_of(samples: Samples, seed: int) -> Samples:
 def new_potential(
     config: RunConfig, frames: Sequence[Frame], species: tuple[str, ...], references: EnergyReferences
 ) -> tuple[Potential, Samples]:
-    """A potential with random weights, scaled to the data, and the training samples."""
+    """A potential with random weights, scaled to the data, and the training samples.
+
+    Their neighbour lists are as wide as the consistency losses need them.
+    """
     section = config.potential
     if section.scale == "run":
         raise InputError("there is no run to take it from", key="potential.scale", mend="give --from RUN")
     options: dict[str, Any] = {}
-    cutoff = config.model.configure().cutoff
-    samples = samples_of(frames, species, cutoff, config.data)
+    cutoff, direct = config.model.configure().cutoff, config.model.configure().force_head == "direct"
+    skin = list_skin(config.weak, species, cutoff, direct=direct)
+    samples = samples_of(frames, species, cutoff + skin, config.data)
     if config.model.configure().avg_num_neighbors is None:
         options["avg_num_neighbors"] = from_rank_zero(
             lambda: average_neighbours(some_of(samples, config.seed), cutoff)
@@ -150,7 +154,8 @@ def fine_tuned_potential(
             key="model",
             mend="let load_config take them from there",
         )
-    samples = samples_of(frames, potential.species, potential.cutoff, config.data)
+    skin = list_skin(config.weak, potential.species, potential.cutoff, direct=potential.is_direct)
+    samples = samples_of(frames, potential.species, potential.cutoff + skin, config.data)
     new = [
         s for s, e in zip(potential.species, potential.energy_references.tolist(), strict=True) if np.isnan(e)
     ]

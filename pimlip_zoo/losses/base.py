@@ -161,11 +161,8 @@ class LossInfo:
     """The type of its options."""
     label: str
     """The label that it needs: energy, forces or stress."""
-
-    @property
-    def description(self) -> str:
-        """First line of the class's docstring."""
-        return (self.make.__doc__ or "").strip().split("\n", 1)[0]
+    description: str
+    """One line: what it is."""
 
 
 LOSSES: Registry[LossInfo] = Registry(
@@ -190,7 +187,8 @@ def loss(
     """
 
     def register(cls: LossClass) -> LossClass:
-        LOSSES.add(name, LossInfo(name, cls, options, label), cls)
+        description = (cls.__doc__ or "").strip().split("\n", 1)[0]
+        LOSSES.add(name, LossInfo(name, cls, options, label, description), cls)
         return cls
 
     return register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import PositiveFloat
@@ -131,6 +131,17 @@ class SupervisedTerm(LossTerm):
         return LossValue((weight * factor) @ values.sum(dim=1), weight.sum() * error.shape[1])
 
 
-for _quantity in get_args(Quantity):
-    _make = partial(SupervisedTerm, _quantity)
-    LOSSES.add(_quantity, LossInfo(_quantity, _make, SupervisedOptions, _LABEL[_quantity][0]), SupervisedTerm)
+_SAYS: dict[Quantity, str] = {
+    "energy": "Distance of total energies.",
+    "energy_per_atom": "Distance of energies divided by the number of atoms.",
+    "forces": "Distance of force components.",
+    "stress": "Distance of stress components.",
+}
+for _quantity, _says in _SAYS.items():
+    LOSSES.add(
+        _quantity,
+        LossInfo(
+            _quantity, partial(SupervisedTerm, _quantity), SupervisedOptions, _LABEL[_quantity][0], _says
+        ),
+        SupervisedTerm,
+    )

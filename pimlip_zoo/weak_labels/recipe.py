@@ -115,6 +115,7 @@ RECIPES: Registry[RecipeInfo] = Registry(
     "recipe for weak labels",
     "pimlip_zoo.recipes",
     tuple(f"pimlip_zoo.weak_labels.{name}" for name in ("pretrain", "delta", "distill", "shared_head")),
+    left={"second_head": "it is a baseline of the study now: pip install benchmarks/weak/baselines"},
 )
 
 RecipeClass = TypeVar("RecipeClass", bound=type)

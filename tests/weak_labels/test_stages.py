@@ -575,7 +575,9 @@ def test_a_configuration_that_an_earlier_version_wrote_keeps_its_meaning(caplog)
     [
         (("weak.labels.method", "pretrian"), "no recipe for weak labels is called 'pretrian'.*pretrain"),
         (("weak.labels.method", 3), "valid string"),
-        (("weak.labels.step", 3), r"weak\.labels\.step: no.*did you mean steps"),
+        (("weak.labels.method", "second_head"), "install benchmarks/weak/baselines"),
+        (("weak.preset", "second-head"), "install benchmarks/weak/baselines"),
+        (("weak.labels.step", 3), r"weak\.labels\.step: there is no.*did you mean steps"),
         (("weak.labels.steps", 0), r"weak\.labels\.steps: .*greater than 0"),
         (("weak.labels.terms", "before"), r"weak\.labels\.terms: .*'after' or 'throughout'"),
         (("weak.labels.pool.structure", 3), "structures"),
@@ -592,3 +594,27 @@ def test_options_of_weak_labels_are_kept_when_a_run_goes_on(tmp_path):
     changed = load_config(None, [*settings(tmp_path, "pretrain"), ("weak.labels.rate_after", 0.5)])
     with pytest.raises(InputError, match=r"weak\.labels\.rate_after: the run has nothing, given is 0\.5"):
         check_settings(tmp_path / "run", changed)
+
+
+def test_neighbour_lists_of_the_training_set_are_made_once_and_as_wide_as_the_losses_need(
+    tmp_path, monkeypatch
+):
+    from pimlip_zoo.experiment import build
+
+    made = []
+    original = build.frame_to_sample
+
+    def counting(frame, species, reach):
+        made.append(round(reach, 6))
+        return original(frame, species, reach)
+
+    monkeypatch.setattr(build, "frame_to_sample", counting)
+    narrow = prepare(load_config(None, settings(tmp_path)))
+    assert made == [5.0] * 12  # eight structures, and four to validate on
+    made.clear()
+    wide = prepare(load_config(None, [*settings(tmp_path), ("weak.preset", "direct-consistent")]))
+    assert len(made) == 12
+    assert min(made[:8]) > 5.0
+    assert made[8:] == [5.0] * 4
+    one, other = (run.potential.model.config.avg_num_neighbors for run in (narrow, wide))
+    assert one == other
