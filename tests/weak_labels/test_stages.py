@@ -591,7 +591,7 @@ def test_a_recipe_or_an_option_that_does_not_exist_is_named_with_the_nearest(tmp
 def test_options_of_weak_labels_are_kept_when_a_run_goes_on(tmp_path):
     config = load_config(None, settings(tmp_path, "pretrain"))
     train_run(prepare_run(config), tmp_path / "run")
-    changed = load_config(None, [*settings(tmp_path, "pretrain"), ("weak.labels.rate_after", 0.5)])
+    changed = load_config(None, [("weak.labels.rate_after", 0.5)], onto=tmp_path / "run" / "config.yaml")
     with pytest.raises(InputError, match=r"weak\.labels\.rate_after: the run has nothing, given is 0\.5"):
         check_settings(tmp_path / "run", changed)
 

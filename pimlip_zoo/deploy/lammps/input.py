@@ -14,6 +14,7 @@ from pimlip_zoo.deploy.constraints import held_coordinates
 from pimlip_zoo.deploy.lammps.data import atom_types, has_charges, in_lammps_axes, left_out, write_data
 from pimlip_zoo.deploy.lammps.quote import lammps_word
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -196,9 +197,8 @@ def write_run(
     target.mkdir(parents=True, exist_ok=True)
     write_data(target / "structure.data", placed, list(dict.fromkeys(types.elements)))
     script = target / "in.lammps"
-    scratch = script.with_name(f".{script.name}.tmp")
-    scratch.write_text(text)
-    scratch.replace(script)
+    with replacing(script) as temporary:
+        temporary.write_text(text)
     return script
 
 
