@@ -12,7 +12,7 @@ import torch
 from pimlip_zoo.config import DataSection, LossSection, RunConfig
 from pimlip_zoo.consistency.build import build_weak_terms, check_weak, chosen_terms, list_skin
 from pimlip_zoo.consistency.config import WeakConfig
-from pimlip_zoo.datasets.dataset import FrameDataset, Samples
+from pimlip_zoo.datasets.dataset import FrameDataset, MadeSamples, Samples, StoredSamples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.linking import check_linker
 from pimlip_zoo.datasets.neighbours import frame_to_sample
@@ -77,17 +77,19 @@ def samples_of(
     """Graph samples of the frames: made now for frames in memory, when they are asked for from a store."""
     if data.neighbours != "workers":
         check_linker(data.neighbours)
-    if isinstance(frames, StoredFrames) or data.neighbours != "workers":
+    if isinstance(frames, StoredFrames):
+        return StoredSamples(frames, species, cutoff, cache_bytes=data.cache_mb << 20)
+    if data.neighbours != "workers":
         return FrameDataset(frames, species, cutoff, cache_bytes=data.cache_mb << 20)
-    return [frame_to_sample(frame, species, cutoff) for frame in frames]
+    return MadeSamples(frame_to_sample(frame, species, cutoff) for frame in frames)
 
 
 def some_of(samples: Samples, seed: int) -> Samples:
     """All samples of a small set; of a large one that is read from a store so many, drawn from the seed."""
-    if isinstance(samples, list) or len(samples) <= LOOKED_AT:
+    if samples.list_cutoff is None or len(samples) <= LOOKED_AT:
         return samples
     chosen = np.random.default_rng(seed).permutation(len(samples))[:LOOKED_AT]
-    return [samples[i] for i in np.sort(chosen).tolist()]
+    return MadeSamples(samples[i] for i in np.sort(chosen).tolist())
 
 
 def new_potential(

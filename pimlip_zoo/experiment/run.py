@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Sampler
 
 from pimlip_zoo.config import RunConfig
-from pimlip_zoo.datasets.dataset import FrameDataset
+from pimlip_zoo.datasets.dataset import as_samples
 from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.linking import Unlinked, link
@@ -31,7 +31,6 @@ from pimlip_zoo.training.data import (
     SampleList,
     StepSampler,
     evaluation_loader,
-    sample_sizes,
     training_loader,
 )
 from pimlip_zoo.training.finetune import (
@@ -134,7 +133,7 @@ def _sampler(experiment: Experiment, trainer: pl.Trainer, first_step: int) -> Sa
         **{name: limit for name, limit in limits.items() if limit is not None},
     )
     sampler = BudgetSampler(
-        *sample_sizes(experiment.train),
+        *as_samples(experiment.train).sizes(),
         budget,
         seed=config.seed,
         rank=rank,
@@ -227,10 +226,10 @@ def _optimizer(experiment: Experiment, module: Potential) -> torch.optim.Optimiz
 
 
 def _link(experiment: Experiment) -> Callable[[Unlinked], Batch] | None:
-    backend, samples = experiment.config.data.neighbours, experiment.train
-    if backend == "workers" or not isinstance(samples, FrameDataset):
+    backend, cutoff = experiment.config.data.neighbours, as_samples(experiment.train).list_cutoff
+    if backend == "workers" or cutoff is None:
         return None
-    return partial(link, cutoff=samples.cutoff, backend=backend)
+    return partial(link, cutoff=cutoff, backend=backend)
 
 
 def _counts(frames: Sequence[Frame]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pimlip_zoo.config import RunConfig
 from pimlip_zoo.consistency.build import list_skin
 from pimlip_zoo.consistency.config import WeakConfig
+from pimlip_zoo.datasets.dataset import MadeSamples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.statistics import force_rms
@@ -257,7 +258,7 @@ class Run:
         self, config: RunConfig, labels: Sequence[str], samples: Sequence[Batch]
     ) -> list[LossTerm]:
         """The consistency losses of a stage, checked against its samples."""
-        return weak_terms(config, self.experiment.potential, labels, list(samples))
+        return weak_terms(config, self.experiment.potential, labels, MadeSamples(samples))
 
     def pool(self, *, shift: bool) -> list[Frame]:
         """Structures sampled around the training set with the cheap calculator's labels.

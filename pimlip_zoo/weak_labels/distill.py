@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat, PositiveInt
 
+from pimlip_zoo.datasets.dataset import MadeSamples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import PotentialLike
 from pimlip_zoo.weak_labels.ensemble import ensemble_labels
 from pimlip_zoo.weak_labels.offsets import add_labels
@@ -87,7 +87,7 @@ class Distill(Recipe[DistillOptions]):
         samples = run.samples(taught)
         repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(samples) / len(experiment.train)))
         run.scale_to(taught)
-        mixed: list[Batch] = [*samples, *(list(experiment.train) * repeats)]
+        mixed = MadeSamples([*samples, *(list(experiment.train) * repeats)])
         learnt = tuple({*experiment.labels, "energy", "forces"})
         return replace(experiment, config=run.config_for(len(mixed), learnt), train=mixed, labels=learnt)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
+from pimlip_zoo.datasets.dataset import MadeSamples
 from pimlip_zoo.weak_labels.recipe import Recipe, StageOptions, recipe
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class Pretrain(Recipe[PretrainOptions]):
             run.experiment,
             config=config,
             labels=learnt,
-            train=[samples[index] for index in order[held:]],
-            valid=[samples[index] for index in order[:held]],
+            train=MadeSamples(samples[index] for index in order[held:]),
+            valid=MadeSamples(samples[index] for index in order[:held]),
             weak=run.weak_terms(config, learnt, samples),
         )
         return run.stage("pretrain", stage)
