@@ -34,13 +34,39 @@ def options_table() -> str:
     sections: dict[str, list[Option]] = {}
     for option in options_of(RunConfig):
         sections.setdefault(option.key.split(".")[0] if "." in option.key else "run", []).append(option)
+    titled = {f"`{section}`": members for section, members in sections.items()} | registered_options()
     lines: list[str] = []
-    for section, members in sections.items():
-        lines += [f"### `{section}`", "", "| option | type | default | |", "|---|---|---|---|"]
+    for title, members in titled.items():
+        lines += [f"### {title}", "", "| option | type | default | |", "|---|---|---|---|"]
         for key, kind, default, text in members:
             lines.append(f"| `{key}` | {_cell(kind)} | {_cell(default)} | {_cell(text)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def registered_options() -> dict[str, list[Option]]:
+    """The options of what is registered, by the heading of their table."""
+    from pimlip_zoo.config import LossSection
+    from pimlip_zoo.consistency.displacements import DISPLACEMENTS
+    from pimlip_zoo.consistency.residuals import RESIDUALS
+    from pimlip_zoo.losses.base import LOSSES
+    from pimlip_zoo.weak_labels.calculators import CALCULATORS
+    from pimlip_zoo.weak_labels.recipe import RECIPES
+
+    found: dict[str, list[Option]] = {}
+    for heading, prefix, registry in (
+        ("`weak.labels` of the recipe `{}`", "weak.labels.", RECIPES),
+        ("`weak.labels.calculator={}?OPTION=VALUE`", "", CALCULATORS),
+        ("`weak.perturbation` of the displacement `{}`", "weak.perturbation.", DISPLACEMENTS),
+        ("`weak.terms.{}`", "weak.terms.{}.options.", RESIDUALS),
+        ("`loss.{}`", "loss.{}.", LOSSES),
+    ):
+        for name, one in registry.all().items():
+            options = list(options_of(one.options, prefix.format(name))) if one.options is not None else []
+            listed = registry is LOSSES and name in LossSection.model_fields  # in the section's own table
+            if options and not listed:
+                found[heading.format(name)] = options
+    return found
 
 
 def options_of(model: type[BaseModel], prefix: str = "") -> Iterator[Option]:

@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -26,10 +27,11 @@ from pydantic import (
 from pimlip_zoo.consistency.config import WeakConfig, merge_tables
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.files import replacing
-from pimlip_zoo.losses.supervised import Distance
+from pimlip_zoo.losses.base import LOSSES, LossOptions
+from pimlip_zoo.losses.supervised import SupervisedOptions
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
-from pimlip_zoo.section import Section
+from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.training.finetune import inherit_options
 from pimlip_zoo.training.recipes import DEFAULT_RECIPE, get_recipe
 from pimlip_zoo.training.schedule import ScheduleName
@@ -120,19 +122,27 @@ class DataSection(Section):
     """Refuse energies more than 50 eV per atom from the references."""
 
 
-class LossTermSection(Section):
-    """One supervised term."""
+def _further(section: type[BaseModel], values: Mapping[str, Any], key: str) -> list[str]:
+    """Names of losses that are no fields of a section.
 
-    weight: float = Field(1.0, ge=0)
-    """Factor in the total loss; 0: not trained on."""
-    distance: Distance = "mse"
-    """Mean square, mean absolute, or Huber distance of prediction and label."""
-    delta: PositiveFloat = 0.01
-    """Of Huber, in the unit of the label: errors above it count linearly."""
+    Raises:
+        InputError: for one that nobody has registered, with the nearest.
+    """
+    further = [name for name in values if name not in section.model_fields]
+    for name in further:
+        if name not in LOSSES.all():
+            known = {*section.model_fields, *LOSSES.all()}
+            raise InputError("no such option", key=f"{key}.{name}", mend=did_you_mean(name, known))
+    return further
 
 
 class LatePhaseSection(Section):
-    """Other weights for the end of a run, as in mace-torch's stage two; the best weights are chosen anew there."""
+    """Other weights for the end of a run, as in mace-torch's stage two; the best weights are chosen anew there.
+
+    A registered loss has its weight here, too, by its name; one that is not named keeps the one that it has.
+    """
+
+    model_config = ConfigDict(extra="allow", validate_default=True, use_attribute_docstrings=True)
 
     start: float | None = Field(None, gt=0, lt=1)
     """Share of the run after which they hold; None: never."""
@@ -147,20 +157,61 @@ class LatePhaseSection(Section):
     rate: PositiveFloat = 1.0
     """Factor of the learning rate."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _losses_exist(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        read = dict(values)
+        for name in _further(cls, values, "loss.late"):
+            read[name] = _coerce(f"loss.late.{name}", values[name], NonNegativeFloat)
+        return read
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By the names of the losses."""
+        return self.model_dump(exclude={"start", "rate"})
+
 
 class LossSection(Section):
-    """Supervised terms; those without labels are left out. Errors in eV, eV/Å, eV/Å³."""
+    """Supervised terms; those without labels are left out. Errors in eV, eV/Å, eV/Å³.
 
-    energy: LossTermSection = LossTermSection(weight=0.0)
+    Whatever else is registered as a supervised loss stands beside these, with options of its own.
+    """
+
+    model_config = ConfigDict(extra="allow", validate_default=True, use_attribute_docstrings=True)
+
+    energy: SupervisedOptions = SupervisedOptions(weight=0.0)
     """Total energies."""
-    energy_per_atom: LossTermSection = LossTermSection(weight=1.0)
+    energy_per_atom: SupervisedOptions = SupervisedOptions(weight=1.0)
     """Energies divided by the number of atoms."""
-    forces: LossTermSection = LossTermSection(weight=1.0)
+    forces: SupervisedOptions = SupervisedOptions(weight=1.0)
     """Force components."""
-    stress: LossTermSection = LossTermSection(weight=100.0)
+    stress: SupervisedOptions = SupervisedOptions(weight=100.0)
     """Stress components."""
     late: LatePhaseSection = LatePhaseSection()
     """Other weights for the end of the run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _losses_exist(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        read = dict(values)
+        for name in _further(cls, values, "loss"):
+            given, key = values[name], f"loss.{name}"
+            if isinstance(given, BaseModel):
+                continue
+            if not isinstance(given, Mapping):
+                raise InputError("is a section", key=key, mend=f"give {key}.weight")
+            read[name] = parse_options(LOSSES.get(name).options, given, key)
+        return read
+
+    @property
+    def terms(self) -> dict[str, LossOptions]:
+        """The options of every loss by its name, those of other packages last."""
+        own = [name for name in type(self).model_fields if name != "late"]
+        return {name: getattr(self, name) for name in own} | dict(self.model_extra or {})
 
 
 class OptimizerSection(Section):

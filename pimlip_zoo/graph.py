@@ -22,6 +22,7 @@ __all__ = [
     "collate",
     "edge_vectors",
     "graph_to",
+    "join",
     "stress_from_virial",
     "sum_by_structure",
 ]
@@ -139,11 +140,18 @@ def collate(samples: Sequence[Batch]) -> Batch:
     """
     if not samples:
         raise ValueError("cannot collate an empty list of samples")
-    graphs = [sample.graph for sample in samples]
+    labels = Labels(*(torch.cat([getattr(s.labels, field) for s in samples]) for field in Labels._fields))
+    return Batch(join([sample.graph for sample in samples]), labels)
+
+
+def join(graphs: Sequence[AtomGraph]) -> AtomGraph:
+    """Several graphs, at least one, as one in their order; a single one is handed back as it is."""
+    if len(graphs) == 1:
+        return graphs[0]
     atoms = [len(graph.positions) for graph in graphs]
     edges = [graph.edge_index.shape[1] for graph in graphs]
     structures, device = [graph.num_graphs for graph in graphs], graphs[0].positions.device
-    graph = AtomGraph(
+    return AtomGraph(
         positions=torch.cat([graph.positions for graph in graphs]),
         species=torch.cat([graph.species for graph in graphs]),
         edge_index=torch.cat([graph.edge_index for graph in graphs], dim=1).add_(
@@ -154,8 +162,6 @@ def collate(samples: Sequence[Batch]) -> Batch:
         batch=torch.cat([graph.batch for graph in graphs]).add_(_before(structures, atoms, device)),
         num_graphs=sum(structures),
     )
-    labels = Labels(*(torch.cat([getattr(s.labels, field) for s in samples]) for field in Labels._fields))
-    return Batch(graph, labels)
 
 
 def _before(sizes: Sequence[int], times: Sequence[int], device: torch.device) -> Tensor:

@@ -7,9 +7,10 @@ registers it. Nothing is imported before it is asked for.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from pimlip_zoo.errors import InputError, did_you_mean
@@ -36,10 +37,17 @@ class Registry(Generic[T]):
         kind: what one of them is called in messages, such as architecture.
         group: of the entry points through which other packages offer theirs.
         builtin: modules of this package whose import registers its own.
+        left: what was part of this package once, and where it is now.
     """
 
-    def __init__(self, kind: str, group: str, builtin: Sequence[str] = ()) -> None:
-        self.kind, self.group, self.builtin = kind, group, tuple(builtin)
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        builtin: Sequence[str] = (),
+        left: Mapping[str, str] | None = None,
+    ) -> None:
+        self.kind, self.group, self.builtin, self.left = kind, group, tuple(builtin), dict(left or {})
         self._items: dict[str, tuple[T, str]] = {}
         self._loaded: set[str] = set()
 
@@ -75,7 +83,8 @@ class Registry(Generic[T]):
         """
         known = self.all()
         if name not in known:
-            raise InputError(f"no {self.kind} is called {name!r}", key=key, mend=did_you_mean(name, known))
+            mend = self.left.get(name) or did_you_mean(name, known)
+            raise InputError(f"no {self.kind} is called {name!r}", key=key, mend=mend)
         return known[name]
 
     def all(self) -> dict[str, T]:
@@ -84,7 +93,7 @@ class Registry(Generic[T]):
             if module not in self._loaded:
                 importlib.import_module(module)
                 self._loaded.add(module)
-        for point in entry_points(group=self.group):
+        for point in _offered(entry_points, self.group):
             if point.value not in self._loaded:
                 try:
                     point.load()
@@ -98,6 +107,12 @@ class Registry(Generic[T]):
                     ) from error
                 self._loaded.add(point.value)
         return {name: item for name, (item, _) in self._items.items()}
+
+
+@cache
+def _offered(find: Callable[..., Iterable[EntryPoint]], group: str) -> tuple[EntryPoint, ...]:
+    """What packages offer in a group, looked for once: it takes as long as there are packages."""
+    return tuple(find(group=group))
 
 
 ModelClass = TypeVar("ModelClass", bound=type)

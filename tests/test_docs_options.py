@@ -54,3 +54,12 @@ def test_the_page_has_the_table(hooks):
     page = hooks.on_page_markdown((HOOKS.parent / "api" / "configuration.md").read_text())
     assert "| `data.batch_size` | integer, > 0 | 10 |" in page
     assert hooks.MARK not in page
+
+
+def test_the_options_of_what_is_registered_are_there_each_with_a_sentence(hooks):
+    found = hooks.registered_options()
+    distill = {option.key: option for option in found["`weak.labels` of the recipe `distill`"]}
+    assert distill["weak.labels.teachers"].kind == "integer, > 0"
+    assert distill["weak.labels.teachers"].default == "1"
+    assert next(o.key for o in found["`weak.labels.calculator=gfn2?OPTION=VALUE`"]) == "accuracy"
+    assert [option.key for options in found.values() for option in options if not option.text] == []

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample, neighbour_list, species_indices
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import cell_volume, collate, edge_vectors, stress_from_virial, sum_by_structure
+from pimlip_zoo.graph import (
+    cell_volume,
+    collate,
+    edge_vectors,
+    join,
+    stress_from_virial,
+    sum_by_structure,
+)
 from pimlip_zoo.testing import STRUCTURES, structure
 
 SPECIES = ("H", "C", "O")
@@ -127,3 +134,16 @@ def test_an_unknown_element_is_named_with_those_that_are_known():
 def test_a_cell_that_cannot_be_periodic_is_refused(cell, message):
     with pytest.raises(InputError, match=message):
         neighbour_list(np.zeros((1, 3)), cell, np.array([True] * 3), 3.0)
+
+
+def test_joined_graphs_are_those_of_the_collated_samples_and_one_is_handed_back():
+    samples = [frame_to_sample(structure(name, SPECIES), SPECIES, 4.0) for name in ("molecule", "molecule")]
+    pair = collate(samples)
+    joined = join([sample.graph for sample in samples])
+    for field in ("positions", "species", "edge_index", "edge_shift", "cell", "batch"):
+        assert torch.equal(getattr(joined, field), getattr(pair.graph, field))
+    assert joined.num_graphs == 2
+    three = join([pair.graph, samples[0].graph])  # structures of several atoms and several structures
+    assert torch.equal(three.edge_index, collate([*samples, samples[0]]).graph.edge_index)
+    assert torch.equal(three.batch, collate([*samples, samples[0]]).graph.batch)
+    assert join([pair.graph]) is pair.graph

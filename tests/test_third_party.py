@@ -123,12 +123,16 @@ def test_it_trains_evaluates_and_exports_by_the_same_commands(site: Path, tmp_pa
         command("lammps check painn.pth --ranks 1,2", site, tmp_path)
 
 
+def imports_of(module: str) -> set[str]:
+    """What a module of the example imports of this package when it runs."""
+    text = (LOSS / f"src/pimlip_zoo_simpson/{module}.py").read_text()
+    return {line.split()[1] for line in text.splitlines() if line.startswith("from pimlip_zoo")}
+
+
 def test_a_residual_and_a_displacement_are_found_listed_and_trained_with(
     loss_site: Path, tmp_path: Path
 ) -> None:
-    text = (LOSS / "src/pimlip_zoo_simpson/__init__.py").read_text()
-    imported = {line.split()[1] for line in text.splitlines() if line.startswith("from pimlip_zoo")}
-    assert imported == {"pimlip_zoo.consistency", "pimlip_zoo.graph"}
+    assert imports_of("consistency") == {"pimlip_zoo.consistency", "pimlip_zoo.graph"}
     done = run(
         ["-c", "from pimlip_zoo.cli import main; main()", "models", "--weak", "--json"], loss_site, tmp_path
     )
@@ -176,3 +180,58 @@ print(one.order, torch.log2(torch.tensor(values[0] / values[1])).item())
     assert done.returncode == 0, done.stderr
     order, found = map(float, done.stdout.split())
     assert found == pytest.approx(order, abs=0.3)
+
+
+def test_a_supervised_loss_a_recipe_and_a_calculator_are_found_listed_and_trained_with(
+    loss_site: Path, tmp_path: Path
+) -> None:
+    assert imports_of("direction") == {"pimlip_zoo.graph", "pimlip_zoo.losses"}
+    assert imports_of("weak_labels") == {"pimlip_zoo.weak_labels"}
+    assert imports_of("training") == {"pimlip_zoo.training.recipes"}
+    main = "from pimlip_zoo.cli import main; main()"
+    done = run(["-c", main, "models", "--weak", "--json"], loss_site, tmp_path)
+    assert done.returncode == 0, done.stderr
+    listed = json.loads(done.stdout)
+    assert listed["losses"]["force_direction"]["options"]["small"]["default"] == 0.1
+    assert listed["recipes"]["warm_start"]["options"]["validation"]["help"].startswith(
+        "Structures of the pool"
+    )
+    assert listed["calculators"]["springs"]["description"].startswith("Springs")
+    data = "builtin:ethanol-gfn2/train"
+    given = (
+        "--model nequip --set model.channels=4 --set model.l_max=1 --recipe steady --max-steps 3 --device cpu "
+        f"--data {data}@:6 --valid {data}@6:8 --set loss.force_direction.weight=0.5 "
+        "--set weak.labels.method=warm_start --set weak.labels.calculator=springs?stiffness=2 "
+        "--set weak.labels.steps=2 --set weak.labels.validation=2 --set weak.labels.pool.structures=6 "
+        "--set weak.labels.pool.method=displaced --set weak.labels.cache=cache"
+    )
+    command(f"train {given} --out run", loss_site, tmp_path)
+    assert (tmp_path / "run" / "warm" / "checkpoints" / "last.ckpt").exists()
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    assert 0 < float(row["loss_force_direction"]) < 2
+    assert float(row["weight_force_direction"]) == 0.5
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    for line in ("lr: 0.005", "small: 0.1", "learning_rate: null", "calculator: springs?stiffness=2"):
+        assert line in written
+    assert len(list((tmp_path / "cache").glob("springs-stiffness-2.0-*.lmdb"))) == 1
+    command("train --out run --resume --max-steps 4", loss_site, tmp_path)
+    for wrong, answer in (
+        (
+            "loss.force_direction.smal=1",
+            "loss.force_direction.smal: there is no such option (did you mean small",
+        ),
+        ("loss.force_directon.weight=1", "did you mean force_direction"),
+        (
+            "weak.labels.validaton=1",
+            "weak.labels.validaton: there is no such option (did you mean validation",
+        ),
+        ("weak.labels.calculator=spring", "no calculator is called 'spring' (did you mean springs"),
+        ("recipe.name=stead", "did you mean steady"),
+    ):
+        done = run(
+            ["-c", main, "train", *given.split(), "--set", wrong, "--out", "wrong"], loss_site, tmp_path
+        )
+        assert done.returncode == 2, done.stderr
+        assert answer in " ".join((done.stdout + done.stderr).split())
+        assert not (tmp_path / "wrong").exists()

@@ -86,6 +86,7 @@ SETTINGS = {
     },
     "distill-given": given("distill"),
     "shared-head-given": given("shared_head"),
+    "second-head": [("weak.labels.method", "second_head")],  # pip install benchmarks/weak/baselines
     "pretrain+central": after_pretraining(STRONG),
     "pretrain+central-long": after_pretraining(STRONG),
     "pretrain+central-throughout": after_pretraining([*STRONG, ("weak.labels.terms", "throughout")]),
@@ -244,13 +245,18 @@ def settings_of(way, steps, study, pool_structures=None):
     before, after = stages(
         labels["method"], steps, labels.get("teachers", 1) + labels.get("iterations", 1) - 1
     )
+    own = {
+        "pretrain": [("weak.labels.steps", before)],
+        "distill": [("weak.labels.steps", before)],
+        "shared_head": [("weak.labels.batch_size", study.batch_size)],
+        "second_head": [("weak.labels.batch_size", study.batch_size)],
+    }
     return [
         ("weak.labels.calculator", study.cheap),
-        ("weak.labels.steps", before),
         ("trainer.max_steps", after),
         ("weak.labels.pool.structures", pool_structures or study.pool),
         *sampling(study),
-        ("weak.labels.batch_size", study.batch_size),
+        *own.get(labels["method"], []),
         *settings,
     ]
 

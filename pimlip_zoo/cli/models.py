@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -153,11 +153,9 @@ def _weak_presets(*, json_output: bool) -> None:
     from rich.table import Table
 
     from pimlip_zoo.cli.console import console
-    from pimlip_zoo.consistency.config import PRESETS, WeakConfig, term_names
-    from pimlip_zoo.consistency.displacements import DISPLACEMENTS
-    from pimlip_zoo.consistency.residuals import RESIDUALS
+    from pimlip_zoo.consistency.config import PRESETS, WeakConfig
 
-    kinds, residuals = DISPLACEMENTS.all(), RESIDUALS.all()
+    kinds = _registered()
     if json_output:
         presets = {
             name: {
@@ -166,57 +164,105 @@ def _weak_presets(*, json_output: bool) -> None:
             }
             for name, (text, _) in PRESETS.items()
         }
+        residuals = kinds.pop("terms").members
         content = {
             "presets": presets,
-            "terms": term_names(),
-            "options": {
-                name: _fields(one.options) for name, one in residuals.items() if one.options is not None
-            },
-            "displacements": {
-                name: {"description": kind.description, "options": _fields(kind.options)}
-                for name, kind in kinds.items()
-            },
+            "terms": {name: text for name, (text, _) in residuals.items()},
+            "options": {name: _fields(options) for name, (_, options) in residuals.items() if options},
         }
+        for key, kind in kinds.items():
+            content[key] = {
+                name: {"description": text, "options": _fields(options)}
+                for name, (text, options) in kind.members.items()
+            }
         typer.echo(json.dumps(content, indent=1))
         return
-    presets_table, terms, displacements = (
-        Table(box=None, header_style="bold", pad_edge=False) for _ in range(3)
-    )
-    for column in ("--weak", "", "options"):
-        presets_table.add_column(column)
-    for name, (text, options) in PRESETS.items():
-        presets_table.add_row(name, text, "\n".join(_dotted("weak", options)))
-    for column in ("loss", "", "options"):
-        terms.add_column(column)
-    for name, residual in residuals.items():
-        terms.add_row(f"weak.terms.{name}", escape(residual.equation), _listed(residual.options))
-    for column in ("weak.perturbation.name", "", "options"):
-        displacements.add_column(column)
-    for name, kind in kinds.items():
-        displacements.add_row(name, escape(kind.description), _listed(kind.options))
     screen = console()
-    for table in (presets_table, terms, displacements):
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("--weak", "", "options"):
+        table.add_column(column)
+    for name, (text, given) in PRESETS.items():
+        table.add_row(name, text, "\n".join(_dotted("weak", given)))
+    screen.print(table)
+    for kind in kinds.values():
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for column in (kind.column, "", "options"):
+            table.add_column(column)
+        for name, (text, options) in kind.members.items():
+            table.add_row(name, escape(text), _listed(options, kind.chosen_by))
         screen.print(table)
-    screen.print(
-        "set them with --set weak.terms.NAME.weight=VALUE, --set weak.terms.NAME.options.OPTION=VALUE"
-    )
-    screen.print("and --set weak.perturbation.OPTION=VALUE")
+        screen.print(f"set with {escape(kind.usage)}\n")
+
+
+class _Kind(NamedTuple):
+    """Registered things of one kind."""
+
+    column: str
+    """The key that their name is the value of, or what they are."""
+    usage: str
+    """How one of them is chosen, and its options are set."""
+    members: dict[str, tuple[str, Any]]
+    """By name: what it is, and the type of its options."""
+    chosen_by: str | None = None
+    """The option that chooses it, and whose default says nothing."""
+
+
+def _registered() -> dict[str, _Kind]:
+    """What weak supervision is made of, and the supervised losses, those of other packages among them."""
+    from pimlip_zoo.consistency.displacements import DISPLACEMENTS
+    from pimlip_zoo.consistency.residuals import RESIDUALS
+    from pimlip_zoo.losses.base import LOSSES
+    from pimlip_zoo.weak_labels.calculators import CALCULATORS
+    from pimlip_zoo.weak_labels.recipe import RECIPES
+
+    def described(registry: Any) -> dict[str, tuple[str, Any]]:
+        return {name: (one.description, one.options) for name, one in registry.all().items()}
+
+    return {
+        "terms": _Kind(
+            "consistency loss",
+            "--set weak.terms.NAME.weight=VALUE and --set weak.terms.NAME.options.OPTION=VALUE",
+            {name: (one.equation, one.options) for name, one in RESIDUALS.all().items()},
+        ),
+        "displacements": _Kind(
+            "displacement",
+            "--set weak.perturbation.name=NAME and --set weak.perturbation.OPTION=VALUE",
+            described(DISPLACEMENTS),
+        ),
+        "recipes": _Kind(
+            "recipe for weak labels",
+            "--set weak.labels.method=NAME and --set weak.labels.OPTION=VALUE",
+            described(RECIPES),
+        ),
+        "calculators": _Kind(
+            "calculator",
+            "--set 'weak.labels.calculator=NAME?OPTION=VALUE&...'; others are run:RUN and MODULE:FACTORY",
+            described(CALCULATORS),
+        ),
+        "losses": _Kind(
+            "supervised loss",
+            "--set loss.NAME.weight=VALUE and --set loss.NAME.OPTION=VALUE",
+            described(LOSSES),
+            "weight",
+        ),
+    }
 
 
 def _fields(options: Any) -> dict[str, Any]:
     """Type and default of the options of a registered thing."""
     return {
-        name: {"type": str(getattr(field.annotation, "__name__", field.annotation)), "default": field.default}
+        name: {
+            "type": str(getattr(field.annotation, "__name__", field.annotation)),
+            "default": field.default,
+            "help": " ".join((field.description or "").split()),
+        }
         for name, field in options.model_fields.items()
     }
 
 
-def _listed(options: Any) -> str:
-    return (
-        ""
-        if options is None
-        else "\n".join(f"{name}={field.default}" for name, field in options.model_fields.items())
-    )
+def _listed(options: Any, without: str | None = None) -> str:
+    fields = {} if options is None else options.model_fields
+    return "\n".join(f"{name}={field.default}" for name, field in fields.items() if name != without)
 
 
 def _dotted(key: str, value: Any) -> list[str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from pimlip_zoo.consistency.displacements import DISPLACEMENTS, DisplacementOptions
-from pimlip_zoo.consistency.residuals import RESIDUALS, parse_options, residual_names
+from pimlip_zoo.consistency.residuals import RESIDUALS, residual_names
 from pimlip_zoo.consistency.surface import Detach
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.section import Section
+from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
+from pimlip_zoo.weak_labels.recipe import RECIPES
 
 __all__ = [
     "PRESETS",
@@ -106,7 +107,7 @@ class PerturbationConfig(Section):
         """
         kind = DISPLACEMENTS.get(self.name, key="weak.perturbation.name")
         given = {"amplitude": self.amplitude, **(self.model_extra or {})}
-        return cast("DisplacementOptions", parse_options(kind.options, given, "weak.perturbation"))
+        return parse_options(kind.options, given, "weak.perturbation")
 
 
 class WeakConfig(Section):
@@ -158,19 +159,13 @@ class WeakConfig(Section):
     @model_validator(mode="after")
     def _given_structures_are_given(self) -> WeakConfig:
         labels = self.labels
-        if labels is None or labels.method == "delta" or labels.pool.method != "given":
+        if labels is None or not labels.recipe().samples or labels.pool.method != "given":
             return self
         if self.unlabelled is None:
             raise InputError(
                 "there are no unlabelled structures",
                 key="weak.labels.pool.method",
                 mend="add --unlabelled DATA",
-            )
-        if labels.iterations > 1:
-            raise InputError(
-                "further rounds sample with a student, and given structures are not sampled",
-                key="weak.labels.iterations",
-                mend="choose weak.labels.pool.method=md, displaced or both",
             )
         return self
 
@@ -222,10 +217,6 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "a difference model labels sampled structures for a student that needs no cheap calculator",
         {"labels": {"method": "distill", "pool": {"structures": 3000}}},
     ),
-    "second-head": (
-        "baseline: train on both levels together, a correction for the cheap one beside the model",
-        {"labels": {"method": "second_head"}},
-    ),
     "shared-head": (
         "baseline: train on both levels together, two readouts on the same features",
         {"labels": {"method": "shared_head"}},
@@ -272,9 +263,8 @@ def weak_preset(name: str) -> dict[str, Any]:
         InputError: for an unknown name.
     """
     if name not in PRESETS:
-        raise InputError(
-            f"no weak preset is called {name!r}", key="weak.preset", mend=did_you_mean(name, PRESETS)
-        )
+        mend = RECIPES.left.get(name.replace("-", "_")) or did_you_mean(name, PRESETS)
+        raise InputError(f"no weak preset is called {name!r}", key="weak.preset", mend=mend)
     return merge_tables({}, PRESETS[name][1])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, edge_vectors
 
-__all__ = ["choose", "displaced_copies", "join", "strained", "trim_edges"]
+__all__ = ["choose", "displaced_copies", "strained", "trim_edges"]
 
 
 def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor | None]) -> AtomGraph:
@@ -33,27 +33,6 @@ def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor | None]) -
         cell=torch.cat([graph.cell] * copies),
         batch=(graph.batch + graph.num_graphs * step.unsqueeze(1)).flatten(),
         num_graphs=copies * graph.num_graphs,
-    )
-
-
-def join(graphs: Sequence[AtomGraph]) -> AtomGraph:
-    """Several graphs as one, in their order."""
-    if len(graphs) == 1:
-        return graphs[0]
-    atoms, structures, index, batch = 0, 0, [], []
-    for graph in graphs:
-        index.append(graph.edge_index + atoms)
-        batch.append(graph.batch + structures)
-        atoms += len(graph.positions)
-        structures += graph.num_graphs
-    return AtomGraph(
-        positions=torch.cat([graph.positions for graph in graphs]),
-        species=torch.cat([graph.species for graph in graphs]),
-        edge_index=torch.cat(index, dim=1),
-        edge_shift=torch.cat([graph.edge_shift for graph in graphs]),
-        cell=torch.cat([graph.cell for graph in graphs]),
-        batch=torch.cat(batch),
-        num_graphs=structures,
     )
 
 

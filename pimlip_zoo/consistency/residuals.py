@@ -20,20 +20,19 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, PositiveFloat, ValidationError
+from pydantic import BaseModel, PositiveFloat
 from torch import Tensor
 
 from pimlip_zoo.consistency.surface import ORIGIN, STRAINED, D, Detach, P, Reads, Surface, reads_of
-from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.registry import Registry
-from pimlip_zoo.section import Section
+from pimlip_zoo.section import Section, parse_options
 
 __all__ = [
     "RESIDUALS",
     "Residual",
     "evaluate_residuals",
     "get_residual",
-    "parse_options",
     "residual",
     "residual_names",
 ]
@@ -154,25 +153,6 @@ def evaluate_residuals(
         side = detach.get(name, "none") if isinstance(detach, Mapping) else detach
         values[name] = one.bound()(surface if side is None else surface.detached(side))
     return values
-
-
-def parse_options(kind: type[BaseModel], options: Mapping[str, Any], key: str) -> BaseModel:
-    """Options as the type that something was registered with.
-
-    Raises:
-        InputError: for what the type does not allow, with the nearest option that it has.
-    """
-    for name in options:
-        if name not in kind.model_fields:
-            raise InputError(
-                "there is no such option", key=f"{key}.{name}", mend=did_you_mean(name, kind.model_fields)
-            )
-    try:
-        return kind.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([key, *map(str, first["loc"])])
-        raise InputError(first["msg"], key=place) from error
 
 
 @residual("pitc_first_order", order=2, equation="E(r+d) - [E(r) - <d, F(r)>]")

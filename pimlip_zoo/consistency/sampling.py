@@ -12,11 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pimlip_zoo.consistency.displaced import choose, join, trim_edges
+from pimlip_zoo.consistency.displaced import choose, trim_edges
 from pimlip_zoo.consistency.displacements import Context, Displacement, RandomStrain, remove_mean
 from pimlip_zoo.consistency.surface import Reads, Surface
 from pimlip_zoo.consistency.teacher import EmaTeacher
-from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, graph_to, sum_by_structure
+from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, collate, graph_to, sum_by_structure
 from pimlip_zoo.losses.base import PotentialLike, Step
 from pimlip_zoo.losses.pool import Pool, step_generator
 
@@ -183,5 +183,4 @@ def join_unlabelled(batch: Batch, pool: Batch) -> Batch:
         torch.ones_like(energy),
         torch.ones((graph.num_graphs, 3), dtype=torch.float64, device=energy.device),
     )
-    both = [torch.cat(pair) for pair in zip(batch.labels, labels, strict=True)]
-    return Batch(join([batch.graph, graph]), Labels(*both))
+    return collate([batch, Batch(graph, labels)])

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from pimlip_zoo.consistency.displaced import displaced_copies, join, strained, trim_edges
+from pimlip_zoo.consistency.displaced import displaced_copies, strained, trim_edges
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, Labels, Predictions, sum_by_structure
+from pimlip_zoo.graph import AtomGraph, Labels, Predictions, join, sum_by_structure
 
 if TYPE_CHECKING:
     from pimlip_zoo.losses.base import PotentialLike

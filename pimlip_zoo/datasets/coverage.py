@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-__all__ = [
-    "Coverage",
-    "coverage",
-    "coverage_table",
-    "is_isolated_atom",
-    "isolated_atom_energies",
-    "require_labels",
-    "separate_isolated_atoms",
-]
+__all__ = ["Coverage", "coverage", "is_isolated_atom", "isolated_atom_energies"]
 
 _ISOLATED = {"isolatedatom", "isolated"}
 
@@ -41,10 +29,6 @@ class Coverage:
     """Structures with a cell in at least one direction."""
     species: tuple[str, ...]
     """Chemical symbols, by atomic number."""
-
-    def as_dict(self) -> dict[str, int]:
-        """Counts of labels by name."""
-        return {"energy": self.energy, "forces": self.forces, "stress": self.stress}
 
 
 def coverage(frames: Iterable[Frame]) -> Coverage:
@@ -68,37 +52,6 @@ def coverage(frames: Iterable[Frame]) -> Coverage:
         present[frame.numbers] = True
     species = tuple(chemical_symbols[z] for z in np.flatnonzero(present))
     return Coverage(structures, atoms, energy, forces, stress, periodic, species)
-
-
-def coverage_table(splits: Mapping[str, Coverage]) -> Table:
-    """A table of the label coverage of each split, for the terminal."""
-    from rich.table import Table
-
-    table = Table(title="Labels", title_justify="left")
-    for name in ("split", "structures", "atoms", "species", "energy", "forces", "stress"):
-        table.add_column(name, justify="left" if name in ("split", "species") else "right")
-    for split, counts in splits.items():
-        cells = [_share(count, counts.structures) for count in counts.as_dict().values()]
-        table.add_row(split, str(counts.structures), str(counts.atoms), " ".join(counts.species), *cells)
-    return table
-
-
-def require_labels(counts: Coverage, labels: Sequence[str], *, file: object) -> None:
-    """Refuse data in which a label that was asked for is nowhere.
-
-    Raises:
-        InputError: naming the label, and what there is instead.
-    """
-    have = counts.as_dict()
-    for label in labels:
-        if not have[label]:
-            found = [f"{name} in {count}" for name, count in have.items() if count]
-            raise InputError(
-                f"none of {counts.structures} structures has {label}",
-                file=file,
-                key=label,
-                mend=f"found: {', '.join(found) or 'no labels'}; name another key with ?{label}_key=...",
-            )
 
 
 def is_isolated_atom(frame: Frame) -> bool:
@@ -131,20 +84,3 @@ def isolated_atom_energies(frames: Iterable[Frame]) -> dict[str, float]:
                 mend="keep one of them",
             )
     return energies
-
-
-def separate_isolated_atoms(frames: Iterable[Frame]) -> tuple[list[Frame], dict[str, float]]:
-    """Structures to train on, and the energies of the isolated atoms that stood among them.
-
-    Raises:
-        InputError: for two different energies of one element.
-    """
-    frames = list(frames)
-    energies = isolated_atom_energies(frames)
-    return [frame for frame in frames if not is_isolated_atom(frame) or frame.energy is None], energies
-
-
-def _share(count: int, total: int) -> str:
-    if count in (0, total):
-        return "all" if count and total else "none"
-    return f"{count} ({100 * count / total:.1f} %)"

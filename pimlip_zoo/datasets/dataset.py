@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,25 +25,70 @@ from pimlip_zoo.datasets.stored import StoredFrames, estimate_edges
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, collate
 
-__all__ = ["FrameDataset", "Samples", "StoreDataset", "estimate_edges"]
+__all__ = [
+    "FrameDataset",
+    "MadeSamples",
+    "Samples",
+    "StoreDataset",
+    "StoredSamples",
+    "as_samples",
+    "estimate_edges",
+]
 
 _BYTES_PER_ATOM, _BYTES_PER_EDGE = 64, 40
 
 
 class Samples(Protocol):
-    """Graph samples by number: a list of them, or a data set that makes them when they are asked for."""
+    """Graph samples by number: there already, or made when they are asked for from memory or from a store."""
+
+    @property
+    def list_cutoff(self) -> float | None:
+        """Å, of neighbour lists that can also be made later, from :meth:`unlinked`; None: they are there already."""
 
     def __len__(self) -> int:
         """How many there are."""
-        ...
 
     def __getitem__(self, index: int, /) -> Batch:
         """The sample with a number."""
-        ...
 
     def __iter__(self) -> Iterator[Batch]:
         """One after the other."""
-        ...
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Some samples as one batch."""
+
+    def unlinked(self, indices: Sequence[int]) -> Unlinked:
+        """Some structures as one batch without edges, where :attr:`list_cutoff` says that there is such a thing."""
+
+    def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Atoms and edges of each, for a sampler; edges that are not made yet are estimated."""
+
+
+class MadeSamples(list[Batch]):
+    """Samples with their neighbour lists, in memory."""
+
+    list_cutoff = None
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """See :class:`Samples`."""
+        return collate([self[index] for index in indices])
+
+    def unlinked(self, indices: Sequence[int]) -> Unlinked:
+        """Never asked for: the lists are there."""
+        raise NotImplementedError
+
+    def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See :class:`Samples`."""
+        graphs = [sample.graph for sample in self]
+        return (
+            np.array([len(graph.positions) for graph in graphs], dtype=np.int64),
+            np.array([graph.edge_index.shape[1] for graph in graphs], dtype=np.int64),
+        )
+
+
+def as_samples(samples: Samples | Sequence[Batch]) -> Samples:
+    """Samples as everything that trains asks them; a plain list of them becomes :class:`MadeSamples`."""
+    return cast("Samples", samples) if hasattr(samples, "batch") else MadeSamples(samples)
 
 
 class _CachedSamples(Dataset[Batch]):
@@ -92,7 +137,7 @@ class _CachedSamples(Dataset[Batch]):
 
 
 class FrameDataset(_CachedSamples):
-    """Frames in memory, or in a store.
+    """Frames in memory.
 
     Args:
         frames: the structures.
@@ -110,26 +155,61 @@ class FrameDataset(_CachedSamples):
     def __len__(self) -> int:
         return len(self.frames)
 
+    @property
+    def list_cutoff(self) -> float | None:
+        """See :class:`Samples`."""
+        return self.cutoff
+
     def unlinked(self, indices: Sequence[int]) -> Unlinked:
-        """Some structures as one batch without edges."""
-        if isinstance(self.frames, StoredFrames):
-            frames = self.frames.read(indices)
-        else:
-            frames = [self.frames[index] for index in indices]
-        return frames_to_unlinked(frames, self.species)
+        """See :class:`Samples`."""
+        return frames_to_unlinked([self.frames[index] for index in indices], self.species)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Some samples as one batch; made together unless the cache can keep all samples of the set."""
-        if not isinstance(self.frames, StoredFrames) or self._keeps_all:
-            return collate([self[index] for index in indices])
-        frames = self.frames
+        """See :class:`Samples`."""
+        return collate([self[index] for index in indices])
+
+    def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See :class:`Samples`."""
+        atoms = np.array([len(frame.numbers) for frame in self.frames], dtype=np.int64)
+        edges = np.array([count_edges(frame, self.cutoff) for frame in self.frames], dtype=np.int64)
+        return atoms, edges
+
+    def _frame(self, index: int) -> Frame:
+        return self.frames[index]
+
+
+class StoredSamples(FrameDataset):
+    """Frames of a store, read when they are asked for.
+
+    Args:
+        frames: the structures, or some of them.
+        species: as :class:`FrameDataset`.
+        cutoff: as :class:`FrameDataset`.
+        cache_bytes: as :class:`FrameDataset`, in each process.
+    """
+
+    def __init__(
+        self, frames: StoredFrames, species: Sequence[str], cutoff: float, *, cache_bytes: int = 1 << 30
+    ) -> None:
+        super().__init__(frames, species, cutoff, cache_bytes=cache_bytes)
+        self.stored = frames
+
+    def unlinked(self, indices: Sequence[int]) -> Unlinked:
+        """See :class:`Samples`."""
+        return frames_to_unlinked(self.stored.read(indices), self.species)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """See :class:`Samples`; made together unless the cache can keep all samples of the set."""
+        if self._keeps_all:
+            return super().batch(indices)
+        frames = self.stored
         try:
             made = batch_of_records(frames.records(indices), self.species, self.cutoff, frames.labels)
             if made is not None:
                 return made
             return frames_to_batch(frames.read(indices), self.species, self.cutoff)
         except InputError:
-            return collate([self[index] for index in indices])  # says which frame it is
+            return super().batch(indices)  # says which frame it is
 
     @cached_property
     def _keeps_all(self) -> bool:
@@ -139,23 +219,14 @@ class FrameDataset(_CachedSamples):
         return int(atoms.sum()) * _BYTES_PER_ATOM + int(edges.sum()) * _BYTES_PER_EDGE <= self._cache_bytes
 
     def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Atoms and edges of each structure, for a sampler; those of a store are estimated from its index."""
-        if isinstance(self.frames, StoredFrames):
-            return self.frames.sizes(self.cutoff)
-        atoms = np.array([len(frame.numbers) for frame in self.frames], dtype=np.int64)
-        edges = np.array([count_edges(frame, self.cutoff) for frame in self.frames], dtype=np.int64)
-        return atoms, edges
-
-    def _frame(self, index: int) -> Frame:
-        return self.frames[index]
+        """See :class:`Samples`; estimated from the index."""
+        return self.stored.sizes(self.cutoff)
 
     def _place(self, index: int) -> dict[str, Any]:
-        if isinstance(self.frames, StoredFrames):
-            return {"file": self.frames.store.path, "frame": int(self.frames.indices[index])}
-        return {"frame": index}
+        return {"file": self.stored.store.path, "frame": int(self.stored.indices[index])}
 
 
-class StoreDataset(FrameDataset):
+class StoreDataset(StoredSamples):
     """Frames of an LMDB store, or some of them; nothing is held but the index.
 
     Args:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pimlip_zoo.config import DataSection, RunConfig
+from pimlip_zoo.config import DataSection, LossSection, RunConfig
 from pimlip_zoo.consistency.build import build_weak_terms, check_weak, chosen_terms, list_skin
 from pimlip_zoo.consistency.config import WeakConfig
-from pimlip_zoo.datasets.dataset import FrameDataset, Samples
+from pimlip_zoo.datasets.dataset import FrameDataset, MadeSamples, Samples, StoredSamples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.linking import check_linker
 from pimlip_zoo.datasets.neighbours import frame_to_sample
@@ -26,8 +26,7 @@ from pimlip_zoo.datasets.stored import StoredFrames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.graph import Batch
-from pimlip_zoo.losses.base import LossTerm
-from pimlip_zoo.losses.supervised import SupervisedTerm
+from pimlip_zoo.losses.base import LOSSES, LossTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.finetune import (
     freeze,
@@ -51,13 +50,22 @@ LOOKED_AT = 10_000
 
 
 def loss_terms(config: RunConfig, labels: Sequence[str]) -> list[LossTerm]:
-    """The supervised terms of a configuration for the labels that are there."""
-    needs = {"energy": "energy", "energy_per_atom": "energy", "forces": "forces", "stress": "stress"}
+    """The supervised terms of a configuration for the labels that are there.
+
+    Raises:
+        InputError: when none has a weight, or a loss of another package lacks its label.
+    """
     terms: list[LossTerm] = []
-    for quantity, label in needs.items():
-        section = getattr(config.loss, quantity)
-        if label in labels and section.weight > 0:
-            terms.append(SupervisedTerm(quantity, section.weight, section.distance, section.delta))  # type: ignore[arg-type]
+    for name, options in config.loss.terms.items():
+        info = LOSSES.get(name, key=f"loss.{name}")
+        if options.weight > 0 and info.label in labels:
+            terms.append(info.make(**dict(options)))
+        elif options.weight > 0 and name not in LossSection.model_fields:
+            raise InputError(
+                f"{name} needs {info.label}, which is not trained on",
+                key=f"loss.{name}",
+                mend=f"give structures with {info.label}, or leave the loss out",
+            )
     if not terms:
         raise InputError("every loss has weight 0", key="loss", mend="give one a positive weight")
     return terms
@@ -69,29 +77,35 @@ def samples_of(
     """Graph samples of the frames: made now for frames in memory, when they are asked for from a store."""
     if data.neighbours != "workers":
         check_linker(data.neighbours)
-    if isinstance(frames, StoredFrames) or data.neighbours != "workers":
+    if isinstance(frames, StoredFrames):
+        return StoredSamples(frames, species, cutoff, cache_bytes=data.cache_mb << 20)
+    if data.neighbours != "workers":
         return FrameDataset(frames, species, cutoff, cache_bytes=data.cache_mb << 20)
-    return [frame_to_sample(frame, species, cutoff) for frame in frames]
+    return MadeSamples(frame_to_sample(frame, species, cutoff) for frame in frames)
 
 
 def some_of(samples: Samples, seed: int) -> Samples:
     """All samples of a small set; of a large one that is read from a store so many, drawn from the seed."""
-    if isinstance(samples, list) or len(samples) <= LOOKED_AT:
+    if samples.list_cutoff is None or len(samples) <= LOOKED_AT:
         return samples
     chosen = np.random.default_rng(seed).permutation(len(samples))[:LOOKED_AT]
-    return [samples[i] for i in np.sort(chosen).tolist()]
+    return MadeSamples(samples[i] for i in np.sort(chosen).tolist())
 
 
 def new_potential(
     config: RunConfig, frames: Sequence[Frame], species: tuple[str, ...], references: EnergyReferences
 ) -> tuple[Potential, Samples]:
-    """A potential with random weights, scaled to the data, and the training samples."""
+    """A potential with random weights, scaled to the data, and the training samples.
+
+    Their neighbour lists are as wide as the consistency losses need them.
+    """
     section = config.potential
     if section.scale == "run":
         raise InputError("there is no run to take it from", key="potential.scale", mend="give --from RUN")
     options: dict[str, Any] = {}
-    cutoff = config.model.configure().cutoff
-    samples = samples_of(frames, species, cutoff, config.data)
+    cutoff, direct = config.model.configure().cutoff, config.model.configure().force_head == "direct"
+    skin = list_skin(config.weak, species, cutoff, direct=direct)
+    samples = samples_of(frames, species, cutoff + skin, config.data)
     if config.model.configure().avg_num_neighbors is None:
         options["avg_num_neighbors"] = from_rank_zero(
             lambda: average_neighbours(some_of(samples, config.seed), cutoff)
@@ -142,7 +156,8 @@ def fine_tuned_potential(
             key="model",
             mend="let load_config take them from there",
         )
-    samples = samples_of(frames, potential.species, potential.cutoff, config.data)
+    skin = list_skin(config.weak, potential.species, potential.cutoff, direct=potential.is_direct)
+    samples = samples_of(frames, potential.species, potential.cutoff + skin, config.data)
     new = [
         s for s, e in zip(potential.species, potential.energy_references.tolist(), strict=True) if np.isnan(e)
     ]
@@ -203,7 +218,7 @@ def weak_terms(
     weak, species, direct = config.weak, potential.species, potential.is_direct
     pool: list[Batch] = []
     chosen = chosen_terms(weak, direct=direct)
-    sampled = weak.labels is not None and weak.labels.method != "delta"
+    sampled = weak.labels is not None and weak.labels.recipe().samples
     if weak.unlabelled is not None and not chosen and not sampled:
         raise InputError(
             "no loss looks at unlabelled structures",

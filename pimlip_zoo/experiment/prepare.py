@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from pimlip_zoo.config import RunConfig
-from pimlip_zoo.consistency.build import list_skin
 from pimlip_zoo.datasets.coverage import isolated_atom_energies
 from pimlip_zoo.datasets.dataset import Samples
 from pimlip_zoo.datasets.frame import Frame
@@ -119,9 +118,6 @@ def prepare(
         species = potential.species
         if data.check_references:
             check_references(train, species, references)
-    skin = list_skin(config.weak, species, potential.cutoff, direct=potential.is_direct)
-    if skin > 0:
-        samples = samples_of(train, species, potential.cutoff + skin, data)
     valid_samples = samples_of(valid, species, potential.cutoff, data)
     weak = weak_terms(config, potential, labels, samples)
     return Experiment(config, potential, references, labels, samples, valid_samples, weak, (), train, valid)

@@ -215,7 +215,7 @@ def _options(config: RunConfig) -> Iterator[tuple[str, Any]]:
 def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The options of a section; a table that is no section is one value."""
     if isinstance(value, BaseModel):
-        value = {name: getattr(value, name) for name in type(value).model_fields}
+        value = {name: getattr(value, name) for name in type(value).model_fields} | (value.model_extra or {})
     elif not (key == "model" or (isinstance(value, Mapping) and _of_sections(value))):
         yield key, list(value) if isinstance(value, tuple) else value
         return

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Sampler
 
 from pimlip_zoo.config import RunConfig
-from pimlip_zoo.datasets.dataset import FrameDataset
+from pimlip_zoo.datasets.dataset import as_samples
 from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.linking import Unlinked, link
@@ -31,7 +31,6 @@ from pimlip_zoo.training.data import (
     SampleList,
     StepSampler,
     evaluation_loader,
-    sample_sizes,
     training_loader,
 )
 from pimlip_zoo.training.finetune import (
@@ -134,7 +133,7 @@ def _sampler(experiment: Experiment, trainer: pl.Trainer, first_step: int) -> Sa
         **{name: limit for name, limit in limits.items() if limit is not None},
     )
     sampler = BudgetSampler(
-        *sample_sizes(experiment.train),
+        *as_samples(experiment.train).sizes(),
         budget,
         seed=config.seed,
         rank=rank,
@@ -164,8 +163,7 @@ def training_module(
     late = config.loss.late
     phase = None
     if late.start is not None:
-        weights = late.model_dump(include={"energy", "energy_per_atom", "forces", "stress"})
-        phase = LatePhase(partial(clock.has_reached, late.start), weights)
+        phase = LatePhase(partial(clock.has_reached, late.start), late.weights)
     decay = learning_rate_factor(
         config.schedule.name,
         warmup_steps=config.schedule.warmup_steps,
@@ -210,8 +208,10 @@ def _optimizer(experiment: Experiment, module: Potential) -> torch.optim.Optimiz
     """The one that the configuration names."""
     from pimlip_zoo.training.muon import Muon, linear_maps
 
-    section = experiment.config.optimizer
-    rate = section.lr * _rate_after(experiment)
+    section, labels = experiment.config.optimizer, experiment.config.weak.labels
+    rate = section.lr
+    if labels is not None:
+        rate *= labels.recipe().learning_rate_factor(experiment.labels)
     groups = parameter_groups(module, rate, experiment.config.finetune.learning_rates)
     options: dict[str, Any] = {
         "lr": rate,
@@ -226,10 +226,10 @@ def _optimizer(experiment: Experiment, module: Potential) -> torch.optim.Optimiz
 
 
 def _link(experiment: Experiment) -> Callable[[Unlinked], Batch] | None:
-    backend, samples = experiment.config.data.neighbours, experiment.train
-    if backend == "workers" or not isinstance(samples, FrameDataset):
+    backend, cutoff = experiment.config.data.neighbours, as_samples(experiment.train).list_cutoff
+    if backend == "workers" or cutoff is None:
         return None
-    return partial(link, cutoff=samples.cutoff, backend=backend)
+    return partial(link, cutoff=cutoff, backend=backend)
 
 
 def _counts(frames: Sequence[Frame]) -> dict[str, int]:
@@ -259,13 +259,3 @@ def steps_done(checkpoint: Path) -> int:
     if not isinstance(step, int) or step < 0:
         raise InputError("does not say its step: no training wrote it", file=checkpoint, key="global_step")
     return step
-
-
-def _rate_after(experiment: Experiment) -> float:
-    """The factor of the learning rate in a run that follows pre-training."""
-    labels = experiment.config.weak.labels
-    if labels is None or labels.method != "pretrain":
-        return 1.0
-    if labels.rate_after is not None:
-        return labels.rate_after
-    return 1.0 if {"forces", "stress"} & set(experiment.labels) else 0.1

@@ -1,4 +1,4 @@
-"""Weak labels from cheap physics as stages of a training: pre-training, a second head, differences, distillation.
+"""A run with its recipe for weak labels: what it is prepared from, and the stages that it consists of.
 
 Every stage is a training with a run folder of its own inside the run folder: ``pretrain``, ``teacher``. A stage that
 is complete is not repeated when the run is resumed. Labels come from the cache of
@@ -8,58 +8,46 @@ is complete is not repeated when the run is resumed. Labels come from the cache 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pimlip_zoo.config import RunConfig
 from pimlip_zoo.consistency.build import list_skin
 from pimlip_zoo.consistency.config import WeakConfig
+from pimlip_zoo.datasets.dataset import MadeSamples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.statistics import force_rms
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.experiment import (
-    Experiment,
-    Outcome,
-    check_data,
-    data_record,
-    for_stage,
-    from_rank_zero,
-    join_ranks,
-    load_split,
-    prepare,
-    steps_done,
-    train,
-    unlabelled_frames,
-    weak_terms,
-    write_record,
-)
+from pimlip_zoo.experiment.build import unlabelled_frames, weak_terms
+from pimlip_zoo.experiment.data import load_split
+from pimlip_zoo.experiment.prepare import Experiment, prepare
+from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
+from pimlip_zoo.experiment.recipe import for_stage
+from pimlip_zoo.experiment.record import check_data, data_record, write_record
+from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.graph import Batch
+from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
-from pimlip_zoo.weak_labels.ensemble import ensemble_labels
-from pimlip_zoo.weak_labels.offsets import add_labels, fit_offset, shift_energies, subtract_labels
-from pimlip_zoo.weak_labels.pool import PoolOptions, cached_labels, labelled_pool
+from pimlip_zoo.weak_labels.offsets import fit_offset, shift_energies
+from pimlip_zoo.weak_labels.pool import cached_labels, labelled_pool
+from pimlip_zoo.weak_labels.recipe import StageOptions
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
-__all__ = ["Split", "prepare_run", "supervisor_of", "train_run", "weak_pool"]
+__all__ = ["Preparation", "Run", "Split", "prepare_run", "train_run"]
 
 log = logging.getLogger("pimlip_zoo")
 
 Split = tuple[Sequence[Frame], Sequence[Frame]]
 """Training and validation structures."""
 
-LABEL_SHARE = 0.3
-"""Of what a distilled student sees, how much are reference labels; they are repeated to reach it."""
+T = TypeVar("T")
 
 
 def prepare_run(
@@ -69,7 +57,7 @@ def prepare_run(
     checkpoint: Path | None = None,
     resumes: Path | None = None,
 ) -> Experiment:
-    """:func:`pimlip_zoo.experiment.prepare`, the labels made differences where the run learns those.
+    """:func:`pimlip_zoo.experiment.prepare`, as the recipe for weak labels wants it.
 
     Args:
         config: of the run.
@@ -81,37 +69,18 @@ def prepare_run(
         InputError: for data or options that cannot be used.
     """
     join_ranks(config)
-    if config.weak.labels is not None:
-        supervisor_of(config.weak.labels).make()  # what cannot be used is said here, before anything is done
+    labels = config.weak.labels
+    if labels is not None:
+        _calculator_of(labels).make()  # what cannot be used is said here, before anything is done
     split = split or load_split(config)
     data = data_record(config, split)
     if resumes is not None:
         check_data(resumes, data)
-    return replace(_prepared(config, split, checkpoint), data=data)
-
-
-def _prepared(config: RunConfig, split: Split, checkpoint: Path | None) -> Experiment:
-    labels = config.weak.labels
     if labels is None:
-        return prepare(config, split=split, checkpoint=checkpoint)
-    if labels.method != "delta":
         experiment = prepare(config, split=split, checkpoint=checkpoint)
-        unlabelled_frames(config.weak, experiment.potential.species)
-        return experiment
-    differences = [subtract_labels(frames, _cheap_labels(frames, labels)) for frames in split]
-    # The difference has no isolated atoms: its references are fitted.
-    settings = config.model_dump(exclude_unset=True)
-    settings.setdefault("data", {}).update(energy_references="least_squares", check_references=False)
-    experiment = prepare(
-        RunConfig.model_validate(settings), split=(differences[0], differences[1]), checkpoint=checkpoint
-    )
-    supervisor = supervisor_of(labels)
-    baseline = {"calculator": supervisor.name, "version": supervisor.version}
-    # What is written is what was given.
-    given = config.data.model_dump(include={"energy_references", "check_references"})
-    data = experiment.config.data.model_copy(update=given)
-    config = experiment.config.model_copy(update={"data": data})
-    return replace(experiment, config=config, baseline=baseline)
+    else:
+        experiment = labels.recipe().prepare(Preparation(config, labels, split, checkpoint))
+    return replace(experiment, data=data)
 
 
 def train_run(experiment: Experiment, folder: Path, *, resume: bool = False) -> Outcome:
@@ -120,32 +89,215 @@ def train_run(experiment: Experiment, folder: Path, *, resume: bool = False) -> 
     What the run began with is written first, so that it can be resumed from any stage.
     """
     labels = experiment.config.weak.labels
-    stages = ("",) if labels is None or labels.method == "delta" else ("", "pretrain", "teacher")
-    if resume and not any(_last(folder / stage).exists() for stage in stages):
+    begun = [folder, *(folder.iterdir() if folder.is_dir() and labels is not None else ())]
+    if resume and not any(_last(stage).exists() for stage in begun):
         raise InputError("there is nothing to resume", file=_last(folder), mend="train without --resume")
     from_rank_zero(lambda: write_record(folder, experiment.config, experiment.data))
-    if labels is None or labels.method == "delta":
+    if labels is None:
         return train(experiment, folder, resume=resume)
-    main_begun = _last(folder).exists()
-    if labels.method == "pretrain":
-        if main_begun:
-            return train(experiment, folder, resume=resume)
-        outcome = _pretrain(experiment, labels, folder / "pretrain")
-        return outcome if outcome.signal is not None else train(experiment, folder)
-    if labels.method in ("second_head", "shared_head"):
-        return train(_with_second_head(experiment, labels), folder, resume=main_begun)
-    student, outcome = _student(experiment, labels, folder)
-    if student is None:
-        return outcome
-    return train(student, folder, resume=main_begun)
+    return labels.recipe().train(Run(experiment, labels, folder))
 
 
-def supervisor_of(labels: WeakLabelsConfig) -> Supervisor:
-    """The calculator that gives the weak labels.
+@dataclass(frozen=True)
+class Preparation:
+    """A run with weak labels before its potential is built, as its recipe sees it."""
 
-    Raises:
-        InputError: for an unknown one, or one that is not installed.
-    """
+    config: RunConfig
+    """Of the run."""
+    labels: WeakLabelsConfig
+    """The options of the weak labels."""
+    split: Split
+    """Training and validation structures."""
+    checkpoint: Path | None = None
+    """Of the same run, when it is resumed."""
+
+    @property
+    def calculator(self) -> Supervisor:
+        """What gives the weak labels."""
+        return _calculator_of(self.labels)
+
+    def cheap_labels(self, frames: Sequence[Frame]) -> list[Frame]:
+        """The structures with the cheap calculator's labels, from the cache where they are there."""
+        return _cheap_labels(frames, self.labels)
+
+    def prepare(self, *, split: Split | None = None, data: Mapping[str, Any] | None = None) -> Experiment:
+        """The run as it would be without weak labels.
+
+        Args:
+            split: other structures, or other labels of them.
+            data: other options of the section ``data``; what is written down is what was given.
+
+        Raises:
+            InputError: for data or options that cannot be used.
+        """
+        config = self.config
+        if data is not None:
+            settings = config.model_dump(exclude_unset=True)
+            settings.setdefault("data", {}).update(data)
+            config = RunConfig.model_validate(settings)
+        experiment = prepare(config, split=split or self.split, checkpoint=self.checkpoint)
+        if self.labels.recipe().samples:
+            unlabelled_frames(config.weak, experiment.potential.species)  # says what cannot be sampled
+        if data is None:
+            return experiment
+        given = self.config.data.model_dump(include=set(data))
+        kept = experiment.config.data.model_copy(update=given)
+        return replace(experiment, config=experiment.config.model_copy(update={"data": kept}))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prepared run with weak labels, as its recipe sees it."""
+
+    experiment: Experiment
+    """The run."""
+    labels: WeakLabelsConfig
+    """The options of the weak labels."""
+    folder: Path
+    """Of the run; its stages have folders in it."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run itself has begun: its stages are over."""
+        return _last(self.folder).exists()
+
+    def train(self, experiment: Experiment | None = None) -> Outcome:
+        """Carry out the run itself, or go on with it.
+
+        Args:
+            experiment: the run, changed by the recipe; None: as it was prepared.
+        """
+        return train(experiment or self.experiment, self.folder, resume=self.begun)
+
+    def stage(self, name: str, experiment: Experiment) -> Outcome:
+        """Train a stage, go on with it, or skip it when it is complete.
+
+        Args:
+            name: of its folder.
+            experiment: what is trained; often the run with other structures and :meth:`stage_config`.
+        """
+        folder = self.folder / name
+        last = _last(folder)
+        if last.exists():
+            done = steps_done(last)
+            if done >= experiment.config.trainer.max_steps:
+                return Outcome(folder, done, 0.0, None)
+        structures, steps = len(experiment.train), experiment.config.trainer.max_steps
+        log.info("%s: %d structures, %d steps", name, structures, steps)
+        # What is compared when a run is resumed are the structures of the run, not those of a stage.
+        return train(replace(experiment, data=None), folder, resume=last.exists())
+
+    def stage_config(self, options: StageOptions, structures: int, *, consistency: bool = False) -> RunConfig:
+        """The run's configuration for a stage of its own length.
+
+        Args:
+            options: length and learning rate of the stage.
+            structures: that the stage is trained on; what came from the training recipe depends on it.
+            consistency: whether it has the run's consistency losses.
+        """
+        settings = self.experiment.config.model_dump()
+        settings["trainer"]["max_steps"] = options.steps
+        config = for_stage(RunConfig.model_validate(settings), structures, ("energy", "forces"))
+        settings = config.model_dump()
+        if options.learning_rate is not None:
+            settings["optimizer"]["lr"] = options.learning_rate
+        none = {"labels": None, "preset": None, "unlabelled": None}
+        settings["weak"] = settings["weak"] | none if consistency else WeakConfig().model_dump()
+        return RunConfig.model_validate(settings)
+
+    def config_for(self, structures: int, labels: Sequence[str]) -> RunConfig:
+        """The run's configuration where the recipe has it train on other structures and labels."""
+        return for_stage(self.experiment.config, structures, labels)
+
+    def prepare(self, method: str, config: RunConfig) -> Experiment:
+        """A stage that is itself a run with weak labels of the same calculator.
+
+        Args:
+            method: the recipe of the stage, with its default options.
+            config: of the stage.
+        """
+        labels = self.labels.model_dump(include=set(WeakLabelsConfig.model_fields)) | {"method": method}
+        settings = config.model_dump() | {"weak": {"labels": labels}}
+        split = (self.experiment.frames, self.experiment.valid_frames)
+        return prepare_run(RunConfig.model_validate(settings), split=split)
+
+    def trained(self, name: str, *, difference: bool = False) -> Potential:
+        """The potential that a stage left.
+
+        Args:
+            name: of the stage.
+            difference: whether it may be a correction to the cheap level.
+        """
+        from pimlip_zoo.training.checkpoint import load_potential
+
+        return load_potential(self.folder / name, difference=difference)
+
+    def take_weights(self, name: str) -> None:
+        """Let the run start from the weights of a stage."""
+        potential = self.experiment.potential
+        potential.load_state_dict({**potential.state_dict(), **self.trained(name).state_dict()})
+
+    def scale_to(self, frames: Sequence[Frame]) -> None:
+        """Scale the potential to forces of these structures where the reference labels say nothing of them."""
+        experiment = self.experiment
+        if experiment.config.potential.scale == "forces_rms" and force_rms(experiment.frames) is None:
+            experiment.potential.scale.data.fill_(force_rms(frames) or 1.0)
+
+    def samples(self, frames: Sequence[Frame], config: RunConfig | None = None) -> list[Batch]:
+        """Samples whose neighbour lists reach as far as the consistency losses need.
+
+        Args:
+            frames: the structures.
+            config: of the stage that they are for; None: of the run.
+        """
+        potential, weak = self.experiment.potential, (config or self.experiment.config).weak
+        skin = list_skin(weak, potential.species, potential.cutoff, direct=potential.is_direct)
+        return [frame_to_sample(frame, potential.species, potential.cutoff + skin) for frame in frames]
+
+    def weak_terms(
+        self, config: RunConfig, labels: Sequence[str], samples: Sequence[Batch]
+    ) -> list[LossTerm]:
+        """The consistency losses of a stage, checked against its samples."""
+        return weak_terms(config, self.experiment.potential, labels, MadeSamples(samples))
+
+    def pool(self, *, shift: bool) -> list[Frame]:
+        """Structures sampled around the training set with the cheap calculator's labels.
+
+        Args:
+            shift: bring the energies to the reference level, by an offset for each species that is fitted on single
+                points of the labelled structures.
+        """
+        frames = list(self.experiment.frames)
+        pool = self._sampled(_calculator_of(self.labels))
+        if not shift:
+            return pool
+        offset = fit_offset(frames, self.cheap_labels(frames), self.experiment.potential.species)
+        spread = 1e3 * offset.spread
+        log.info("the levels differ by %.1f meV per structure beside the offset of the species", spread)
+        return shift_energies(pool, offset)
+
+    def pool_of(self, name: str) -> list[Frame]:
+        """Structures sampled with the potential of a stage, with the cheap calculator's labels."""
+        stage = find_supervisor(f"run:{self.folder / name}", load_run=_load_run)
+        return self.cheap_labels(self._sampled(stage))
+
+    def cheap_labels(self, frames: Sequence[Frame]) -> list[Frame]:
+        """The structures with the cheap calculator's labels, from the cache where they are there."""
+        return _cheap_labels(frames, self.labels)
+
+    def once(self, make: Callable[[], T]) -> T:
+        """What a function returns; of several ranks the first calls it, and the others get what it has."""
+        return from_rank_zero(make)
+
+    def _sampled(self, calculator: Supervisor) -> list[Frame]:
+        frames, cache = list(self.experiment.frames), _cache(self.labels)
+        unlabelled = unlabelled_frames(self.experiment.config.weak, self.experiment.potential.species)
+        return from_rank_zero(
+            lambda: labelled_pool(frames, calculator, self.labels.pool, cache, _progress(), unlabelled)
+        )
+
+
+def _calculator_of(labels: WeakLabelsConfig) -> Supervisor:
     return find_supervisor(labels.calculator, trust=True, load_run=_load_run)
 
 
@@ -155,207 +307,9 @@ def _load_run(run: str) -> Calculator:
     return pimlip_zoo.calculator(run)
 
 
-def weak_pool(experiment: Experiment, labels: WeakLabelsConfig, *, shift: bool) -> list[Frame]:
-    """Structures sampled around the training set with the cheap calculator's labels.
-
-    Args:
-        experiment: the run.
-        labels: the options.
-        shift: bring the energies to the reference level, by an offset for each species that is fitted on single
-            points of the labelled structures.
-    """
-    frames = list(experiment.frames)
-    pool = _sampled(experiment, supervisor_of(labels), labels)
-    if not shift:
-        return pool
-    offset = fit_offset(frames, _cheap_labels(frames, labels), experiment.potential.species)
-    log.info(
-        "the levels differ by %.1f meV per structure beside the offset of the species", 1e3 * offset.spread
-    )
-    return shift_energies(pool, offset)
-
-
-# Of several ranks the first samples and labels, and the others get what it has.
-
-
-def _sampled(experiment: Experiment, supervisor: Supervisor, labels: WeakLabelsConfig) -> list[Frame]:
-    options, frames = PoolOptions(**labels.pool.model_dump()), list(experiment.frames)
-    unlabelled = unlabelled_frames(experiment.config.weak, experiment.potential.species)
-    return from_rank_zero(
-        lambda: labelled_pool(frames, supervisor, options, _cache(labels), _progress(), unlabelled)
-    )
-
-
 def _cheap_labels(frames: Sequence[Frame], labels: WeakLabelsConfig) -> list[Frame]:
-    supervisor = supervisor_of(labels)
-    return from_rank_zero(lambda: cached_labels(frames, supervisor, _cache(labels)))
-
-
-def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) -> Outcome:
-    """Train on the pool and leave the result in the experiment's potential."""
-    pool = weak_pool(experiment, labels, shift="energy" in experiment.labels)
-    potential = experiment.potential
-    if experiment.config.potential.scale == "forces_rms" and force_rms(experiment.frames) is None:
-        # Energies alone say nothing of the scale of forces; the pool does.
-        potential.scale.data.fill_(force_rms(pool) or 1.0)
-    held = max(1, min(len(pool) // 10, 200))
-    config = _stage_config(experiment.config, labels, len(pool) - held)
-    samples = _widened(pool, config, potential)
-    order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
-    learnt: tuple[str, ...] = ("energy", "forces")
-    stage = replace(
-        experiment,
-        config=config,
-        labels=learnt,
-        train=[samples[index] for index in order[held:]],
-        valid=[samples[index] for index in order[:held]],
-        weak=weak_terms(config, potential, learnt, samples),
-    )
-    outcome = _stage(stage, folder)
-    if outcome.signal is None:
-        _take_weights(potential, folder)
-    return outcome
-
-
-def _take_weights(potential: Potential, run: Path) -> None:
-    """Those of a run, where it has them."""
-    from pimlip_zoo.training.checkpoint import load_potential
-
-    potential.load_state_dict({**potential.state_dict(), **load_potential(run).state_dict()})
-
-
-def _with_second_head(experiment: Experiment, labels: WeakLabelsConfig) -> Experiment:
-    """The experiment with the weak labels beside the reference ones, asked of a second head."""
-    from pimlip_zoo.losses.pool import Pool
-    from pimlip_zoo.weak_labels.heads import SecondHead, SecondPotential, SharedFeatures
-
-    potential, config = experiment.potential, experiment.config
-    frames = weak_pool(experiment, labels, shift="energy" in experiment.labels)
-    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in frames]
-    pool = Pool(samples, labels.batch_size)
-    options = {
-        "energy_weight": config.loss.energy_per_atom.weight,
-        "force_weight": config.loss.forces.weight,
-        "weight": labels.weight,
-        "seed": config.seed,
-    }
-    term: SecondHead
-    torch.manual_seed(config.seed + 1)
-    model = type(potential.model)(potential.model.config, potential.species).to(potential.model.dtype)
-    if labels.method == "shared_head":
-        twin = Potential(
-            model,
-            repulsion=potential.repulsion,
-            trainable_scale=bool(potential.scale.requires_grad),
-        )
-        term = SharedFeatures(pool, potential, twin, **options)
-    else:
-        term = SecondPotential(pool, Potential(model, scale=potential.scale.detach().clone()), **options)
-    return replace(experiment, extra_terms=(*experiment.extra_terms, term))
-
-
-def _student(
-    experiment: Experiment, labels: WeakLabelsConfig, folder: Path
-) -> tuple[Experiment | None, Outcome]:
-    """The experiment with teachers' labels beside the reference ones; None while a stage is interrupted.
-
-    A teacher is a difference model (stages ``teacher``, ``teacher-2``, ...); the structures that they label are sampled
-    by the cheap calculator. In further rounds a student (stage ``student-K``) samples more structures: the teachers are
-    asked where a student goes.
-    """
-    from pimlip_zoo.training.checkpoint import load_potential
-
-    teachers: list[Potential] = []
-    for number in range(labels.teachers):
-        stage = folder / ("teacher" if number == 0 else f"teacher-{number + 1}")
-        outcome = _stage(_teacher(experiment, labels, number), stage)
-        if outcome.signal is not None:
-            return None, outcome
-        teachers.append(load_potential(stage, difference=True))
-    pool = weak_pool(experiment, labels, shift=False)
-    taught = from_rank_zero(lambda: _teach(teachers, pool, labels))
-    for number in range(1, labels.iterations):
-        student = _taught(experiment, taught)
-        config = _stage_config(experiment.config, labels, len(student.train))
-        student = replace(student, config=config, weak=())
-        outcome = _stage(student, folder / f"student-{number}")
-        if outcome.signal is not None:
-            return None, outcome
-        _take_weights(experiment.potential, folder / f"student-{number}")
-        more = _sampled_by_student(experiment, labels, folder / f"student-{number}")
-        taught += from_rank_zero(partial(_teach, teachers, more, labels))
-    return _taught(experiment, taught), outcome
-
-
-def _teacher(experiment: Experiment, labels: WeakLabelsConfig, number: int) -> Experiment:
-    """A difference model with a seed of its own."""
-    settings = _stage_config(experiment.config, labels, len(experiment.train)).model_dump()
-    settings["weak"] = {"labels": {**labels.model_dump(), "method": "delta"}}
-    settings["seed"] = experiment.config.seed + 1000 * number
-    split = (experiment.frames, experiment.valid_frames)
-    return prepare_run(RunConfig.model_validate(settings), split=split)
-
-
-def _teach(teachers: Sequence[Potential], pool: Sequence[Frame], labels: WeakLabelsConfig) -> list[Frame]:
-    """The cheap calculator's labels, corrected by the teachers."""
-    corrections = ensemble_labels(teachers, pool, scale=labels.agreement)
-    corrected = zip(add_labels(pool, corrections), corrections, strict=True)
-    return [replace(frame, weight=correction.weight) for frame, correction in corrected]
-
-
-def _taught(experiment: Experiment, taught: Sequence[Frame]) -> Experiment:
-    """The experiment with a teacher's structures beside the labelled ones, which are repeated to have their share."""
-    config, potential = experiment.config, experiment.potential
-    samples = _widened(taught, config, potential)
-    repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(samples) / len(experiment.train)))
-    if "forces" not in experiment.labels and config.potential.scale == "forces_rms":
-        potential.scale.data.fill_(force_rms(taught) or 1.0)
-    mixed: list[Batch] = [*samples, *(list(experiment.train) * repeats)]
-    learnt = tuple({*experiment.labels, "energy", "forces"})
-    return replace(experiment, config=for_stage(config, len(mixed), learnt), train=mixed, labels=learnt)
-
-
-def _widened(frames: Sequence[Frame], config: RunConfig, potential: Potential) -> list[Batch]:
-    """Samples whose neighbour lists reach as far as the weak losses of a stage need."""
-    skin = list_skin(config.weak, potential.species, potential.cutoff, direct=potential.is_direct)
-    return [frame_to_sample(frame, potential.species, potential.cutoff + skin) for frame in frames]
-
-
-def _sampled_by_student(experiment: Experiment, labels: WeakLabelsConfig, student: Path) -> list[Frame]:
-    """Structures of a student's molecular dynamics with the cheap calculator's labels."""
-    supervisor = find_supervisor(f"run:{student}", trust=False, load_run=_load_run)
-    return _cheap_labels(_sampled(experiment, supervisor, labels), labels)
-
-
-def _stage(stage: Experiment, folder: Path) -> Outcome:
-    """Train a stage, go on with it, or skip it when it is complete."""
-    last = _last(folder)
-    if last.exists():
-        done = steps_done(last)
-        if done >= stage.config.trainer.max_steps:
-            return Outcome(folder, done, 0.0, None)
-    log.info("%s: %d structures, %d steps", folder.name, len(stage.train), stage.config.trainer.max_steps)
-    # What is compared when a run is resumed are the structures of the run, not those of a stage.
-    return train(replace(stage, data=None), folder, resume=last.exists())
-
-
-def _stage_config(config: RunConfig, labels: WeakLabelsConfig, structures: int) -> RunConfig:
-    """The run's configuration for a stage of its own length, without weak losses unless pre-training has them, too.
-
-    Args:
-        config: of the run.
-        labels: the options.
-        structures: that the stage is trained on; what came from the recipe depends on it.
-    """
-    settings: dict[str, Any] = config.model_dump()
-    settings["trainer"]["max_steps"] = labels.steps
-    settings = for_stage(RunConfig.model_validate(settings), structures, ("energy", "forces")).model_dump()
-    if labels.learning_rate is not None:
-        settings["optimizer"]["lr"] = labels.learning_rate
-    weak = {"labels": None, "preset": None, "unlabelled": None}
-    throughout = labels.method == "pretrain" and labels.terms == "throughout"
-    settings["weak"] = settings["weak"] | weak if throughout else WeakConfig().model_dump()
-    return RunConfig.model_validate(settings)
+    calculator = _calculator_of(labels)
+    return from_rank_zero(lambda: cached_labels(frames, calculator, _cache(labels)))
 
 
 def _last(folder: Path) -> Path:
@@ -366,7 +320,7 @@ def _cache(labels: WeakLabelsConfig) -> Path | None:
     return None if labels.cache is None else Path(labels.cache)
 
 
-def _progress() -> Any:
+def _progress() -> Callable[[int, int], None]:
     """Says every tenth how far the sampling is."""
     told = -1
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions
+from pimlip_zoo.registry import Registry
+from pimlip_zoo.section import Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +20,18 @@ if TYPE_CHECKING:
     from pimlip_zoo.consistency.sampling import Sampling
     from pimlip_zoo.consistency.surface import Reads, Surface
 
-__all__ = ["Evaluated", "LossTerm", "LossValue", "PotentialLike", "Requests", "Step"]
+__all__ = [
+    "LOSSES",
+    "Evaluated",
+    "LossInfo",
+    "LossOptions",
+    "LossTerm",
+    "LossValue",
+    "PotentialLike",
+    "Requests",
+    "Step",
+    "loss",
+]
 
 
 class PotentialLike(Protocol):
@@ -125,3 +140,55 @@ class LossTerm(nn.Module):
             evaluated: what the step has evaluated.
         """
         raise NotImplementedError
+
+
+class LossOptions(Section):
+    """The options of a supervised loss, beside its weight."""
+
+    weight: NonNegativeFloat = 1.0
+    """Factor in the total loss; 0: not trained on."""
+
+
+@dataclass(frozen=True)
+class LossInfo:
+    """A supervised loss and what is known of it."""
+
+    name: str
+    """What users write after ``loss``."""
+    make: Callable[..., LossTerm]
+    """Called with the options, each by its name."""
+    options: type[LossOptions]
+    """The type of its options."""
+    label: str
+    """The label that it needs: energy, forces or stress."""
+    description: str
+    """One line: what it is."""
+
+
+LOSSES: Registry[LossInfo] = Registry(
+    "supervised loss", "pimlip_zoo.losses", ("pimlip_zoo.losses.supervised",)
+)
+
+LossClass = TypeVar("LossClass", bound=type[LossTerm])
+
+
+def loss(
+    name: str, *, label: str, options: type[LossOptions] = LossOptions
+) -> Callable[[LossClass], LossClass]:
+    """Class decorator that makes a supervised loss known under a name.
+
+    Args:
+        name: what users write after ``loss``; the term has to have the same one.
+        label: what it needs: energy, forces or stress.
+        options: the type of its options; the class takes each by its name, the weight among them.
+
+    Raises:
+        InputError: when another class has the name already.
+    """
+
+    def register(cls: LossClass) -> LossClass:
+        description = (cls.__doc__ or "").strip().split("\n", 1)[0]
+        LOSSES.add(name, LossInfo(name, cls, options, label, description), cls)
+        return cls
+
+    return register

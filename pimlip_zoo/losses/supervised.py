@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions, stress_from_virial
-from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, Requests, Step
+from pimlip_zoo.losses.base import (
+    LOSSES,
+    Evaluated,
+    LossInfo,
+    LossOptions,
+    LossTerm,
+    LossValue,
+    Requests,
+    Step,
+)
 
-__all__ = ["Distance", "Quantity", "Residuals", "SupervisedTerm", "residuals"]
+__all__ = ["Distance", "Quantity", "Residuals", "SupervisedOptions", "SupervisedTerm", "residuals"]
 
 Distance = Literal["mse", "mae", "huber"]
 Quantity = Literal["energy", "energy_per_atom", "forces", "stress"]
@@ -65,6 +76,15 @@ def atom_counts(batch: Batch) -> Tensor:
     return counts.to(torch.float64).clamp_min(1.0)
 
 
+class SupervisedOptions(LossOptions):
+    """The options of a distance between prediction and label."""
+
+    distance: Distance = "mse"
+    """Mean square, mean absolute, or Huber distance of prediction and label."""
+    delta: PositiveFloat = 0.01
+    """Of Huber, in the unit of the label: errors above it count linearly."""
+
+
 class SupervisedTerm(LossTerm):
     """Distance between prediction and label, averaged over labelled components, weighted by structure.
 
@@ -109,3 +129,19 @@ class SupervisedTerm(LossTerm):
                 size < self.delta, 0.5 * size.square(), self.delta * (size - 0.5 * self.delta)
             )
         return LossValue((weight * factor) @ values.sum(dim=1), weight.sum() * error.shape[1])
+
+
+_SAYS: dict[Quantity, str] = {
+    "energy": "Distance of total energies.",
+    "energy_per_atom": "Distance of energies divided by the number of atoms.",
+    "forces": "Distance of force components.",
+    "stress": "Distance of stress components.",
+}
+for _quantity, _says in _SAYS.items():
+    LOSSES.add(
+        _quantity,
+        LossInfo(
+            _quantity, partial(SupervisedTerm, _quantity), SupervisedOptions, _LABEL[_quantity][0], _says
+        ),
+        SupervisedTerm,
+    )

@@ -9,16 +9,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from pimlip_zoo.datasets.dataset import FrameDataset, Samples
+from pimlip_zoo.datasets.dataset import Samples, as_samples
 from pimlip_zoo.datasets.linking import Unlinked
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import Batch, collate
+from pimlip_zoo.graph import Batch
 from pimlip_zoo.training.parcel import Parcel, pack
 
-__all__ = ["SampleList", "StepSampler", "evaluation_loader", "in_bursts", "sample_sizes", "training_loader"]
+__all__ = ["SampleList", "StepSampler", "evaluation_loader", "in_bursts", "training_loader"]
 
 _T = TypeVar("_T")
 
@@ -37,8 +36,8 @@ class SampleList(Dataset[Joined]):
         linked: False leaves the edges of a data set's batches to the training.
     """
 
-    def __init__(self, samples: Samples, *, linked: bool = True) -> None:
-        self.samples, self.linked = samples, linked
+    def __init__(self, samples: Samples | Sequence[Batch], *, linked: bool = True) -> None:
+        self.samples, self.linked = as_samples(samples), linked
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -61,25 +60,14 @@ class SampleList(Dataset[Joined]):
         return [made._replace(batch=batch) if isinstance(made, Unlinked) else batch]
 
     def _batch(self, indices: Sequence[int]) -> Batch | Unlinked:
-        if not isinstance(self.samples, FrameDataset):
-            return collate([self.samples[index] for index in indices])
-        return self.samples.batch(indices) if self.linked else self.samples.unlinked(indices)
+        later = not self.linked and self.samples.list_cutoff is not None
+        return self.samples.unlinked(indices) if later else self.samples.batch(indices)
 
 
 def only(batches: Sequence[Joined]) -> Joined | Parcel:
     """What :class:`SampleList` gave for one batch; packed for the way where a worker made it."""
     (batch,) = batches
     return pack(batch) if isinstance(batch, Batch) and get_worker_info() is not None else batch
-
-
-def sample_sizes(samples: Samples) -> tuple[ArrayLike, ArrayLike]:
-    """Atoms and edges of each sample; those of samples that are not made yet are estimated."""
-    if isinstance(samples, FrameDataset):
-        return samples.sizes()
-    return (
-        [len(sample.graph.positions) for sample in samples],
-        [sample.graph.edge_index.shape[1] for sample in samples],
-    )
 
 
 class StepSampler(Sampler[list[int]]):

@@ -1,7 +1,8 @@
 """Training recipes by name and version: optimiser, schedule, weights of the losses, averaging.
 
 A recipe fills in what the user did not give. Its settings may depend on what the data are. A version never changes:
-what is found to be better is a new version, and a run's ``config.yaml`` names the one that it used.
+what is found to be better is a new version, and a run's ``config.yaml`` names the one that it used. Another package
+offers one through the entry-point group ``pimlip_zoo.training_recipes``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.registry import Registry
 
 __all__ = ["DEFAULT_RECIPE", "Recipe", "RunFacts", "available_recipes", "get_recipe", "register_recipe"]
 
@@ -50,6 +52,8 @@ class Recipe:
 
 
 _recipes: dict[tuple[str, int], Recipe] = {}
+_elsewhere: Registry[Recipe] = Registry("training recipe", "pimlip_zoo.training_recipes")
+"""Other packages' are registered when this is asked for all of its own, which are none."""
 
 SettingsOf = Callable[[RunFacts], Settings]
 
@@ -78,6 +82,7 @@ def get_recipe(name: str, version: int | None = None) -> Recipe:
     Raises:
         InputError: when there is none, with the nearest known names, or the versions that there are.
     """
+    _elsewhere.all()
     versions = {v: recipe for (n, v), recipe in _recipes.items() if n == name}
     if not versions:
         raise InputError(
@@ -96,6 +101,7 @@ def get_recipe(name: str, version: int | None = None) -> Recipe:
 
 def available_recipes() -> list[Recipe]:
     """The newest version of each."""
+    _elsewhere.all()
     return [get_recipe(name) for name in dict.fromkeys(name for name, _ in _recipes)]
 
 

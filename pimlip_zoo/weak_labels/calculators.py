@@ -1,4 +1,8 @@
-"""Cheap physics by name: the calculators that give weak labels."""
+"""Cheap physics by name: the calculators that give weak labels.
+
+A calculator is a function that returns an ASE calculator. Those with a name are registered; another package offers one
+through the entry-point group ``pimlip_zoo.calculators``.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,129 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from pimlip_zoo.errors import InputError
+from pydantic import PositiveFloat, PositiveInt
+
+from pimlip_zoo.errors import InputError, did_you_mean, reason_of
+from pimlip_zoo.registry import Registry
+from pimlip_zoo.section import Section, parse_options
+from pimlip_zoo.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
-__all__ = ["Supervisor", "find_supervisor"]
+__all__ = [
+    "CALCULATORS",
+    "CalculatorInfo",
+    "CalculatorOptions",
+    "Supervisor",
+    "calculator",
+    "find_supervisor",
+]
+
+KEY = "weak.labels.calculator"
+
+
+class CalculatorOptions(Section):
+    """The options of a calculator, as in ``NAME?OPTION=VALUE&OPTION=VALUE``."""
+
+
+@dataclass(frozen=True)
+class CalculatorInfo:
+    """A calculator and what is known of it."""
+
+    name: str
+    """What users write."""
+    make: Callable[..., Calculator]
+    """Called with the options, each by its name."""
+    options: type[CalculatorOptions]
+    """The type of its options."""
+    package: str
+    """Which package computes it; its version goes into records of where labels come from."""
+    install: str
+    """How the package is installed, where it is not there."""
+
+    @property
+    def description(self) -> str:
+        """First line of the function's docstring."""
+        return (self.make.__doc__ or "").strip().split("\n", 1)[0]
+
+
+CALCULATORS: Registry[CalculatorInfo] = Registry("calculator", "pimlip_zoo.calculators")
+
+
+def calculator(
+    name: str,
+    *,
+    package: str,
+    install: str | None = None,
+    options: type[CalculatorOptions] = CalculatorOptions,
+) -> Callable[[Callable[..., Calculator]], Callable[..., Calculator]]:
+    """Decorator that makes a function known as a calculator.
+
+    Args:
+        name: what users write.
+        package: which distribution computes it.
+        install: how that is installed; None: ``pip install PACKAGE``.
+        options: the type of its options, all of which have defaults; the function takes each by its name.
+
+    Raises:
+        InputError: when another one has the name already.
+    """
+
+    def register(function: Callable[..., Calculator]) -> Callable[..., Calculator]:
+        how = install or f"pip install {package}"
+        CALCULATORS.add(name, CalculatorInfo(name, function, options, package, how), function)
+        return function
+
+    return register
+
+
+class TBLiteOptions(CalculatorOptions):
+    """Options of extended tight binding."""
+
+    accuracy: PositiveFloat = 1.0
+    """Factor of all thresholds; smaller is more accurate."""
+    electronic_temperature: PositiveFloat = 300.0
+    """K, of the occupations."""
+    max_iterations: PositiveInt = 250
+    """Of the self-consistent field."""
+
+
+@calculator("gfn2", package="tblite", install="pip install 'pimlip-zoo[xtb]'", options=TBLiteOptions)
+def gfn2(**options: Any) -> Calculator:
+    """GFN2-xTB, for molecules (J. Chem. Theory Comput. 15, 1652 (2019))."""
+    return _tblite("GFN2-xTB", **options)
+
+
+@calculator("gfn1", package="tblite", install="pip install 'pimlip-zoo[xtb]'", options=TBLiteOptions)
+def gfn1(**options: Any) -> Calculator:
+    """GFN1-xTB, for molecules and periodic structures (J. Chem. Theory Comput. 13, 1989 (2017))."""
+    return _tblite("GFN1-xTB", **options)
+
+
+def _tblite(method: Literal["GFN1-xTB", "GFN2-xTB"], **options: Any) -> Calculator:
+    from tblite.ase import TBLite
+
+    return TBLite(method=method, verbosity=0, **options)
+
+
+@calculator("emt", package="ase")
+def emt() -> Calculator:
+    """Effective-medium theory, for some metals (Surf. Sci. 366, 394 (1996))."""
+    from ase.calculators.emt import EMT
+
+    return EMT()
 
 
 class Supervisor(NamedTuple):
     """A cheap calculator, and what it is called in records of where labels come from."""
 
     name: str
-    """As the user gave it."""
+    """As the user gave it, with those options that are not the default."""
     version: str
     """Package and version that compute it; a changed one makes new labels."""
     make: Callable[[], Calculator]
@@ -34,8 +145,8 @@ def find_supervisor(
     """The calculator of that name.
 
     Args:
-        name: ``gfn2`` or ``gfn1`` (tblite), ``emt`` (ASE), ``run:RUN``, or ``MODULE:FACTORY``, a function without
-            arguments that returns an ASE calculator.
+        name: a registered one, with options as in ``gfn2?accuracy=0.1``; ``run:RUN``; or ``MODULE:FACTORY``, a function
+            without arguments that returns an ASE calculator.
         trust: whether the name may be that of a function, which is imported and called. Give True for what the user
             or a configuration says, and for what a model file says only when the user trusts the file.
         load_run: makes a calculator from a run folder, for ``run:``.
@@ -43,22 +154,13 @@ def find_supervisor(
     Raises:
         InputError: when there is none, the package that computes it is not installed, or it is not trusted.
     """
-    if name in ("gfn1", "gfn2"):
-        _require("tblite", "pip install 'pimlip-zoo[xtb]'")
-        return Supervisor(name, _package("tblite"), lambda: _tblite(name))
-    if name == "emt":
-        return Supervisor(name, _package("ase"), _emt)
     if name.startswith("run:"):
         run = name.removeprefix("run:")
         if load_run is None:
-            raise InputError(f"{name} cannot be used here", key="weak.labels.calculator")
+            raise InputError(f"{name} cannot be used here", key=KEY)
         return Supervisor(name, _content_version(run), lambda: load_run(run))
     if not re.fullmatch(r"[\w.]+:[\w.]+", name):
-        raise InputError(
-            f"no cheap calculator is called {name!r}",
-            key="weak.labels.calculator",
-            mend="gfn2, gfn1, emt, run:RUN, or MODULE:FACTORY of an ASE calculator",
-        )
+        return _registered(name)
     if not trust:
         raise InputError(
             f"the model names the function {name}, which would be imported and called",
@@ -69,16 +171,38 @@ def find_supervisor(
     )
 
 
-def _tblite(name: str) -> Calculator:
-    from tblite.ase import TBLite
+def _registered(text: str) -> Supervisor:
+    name, _, given = text.partition("?")
+    known = CALCULATORS.all()
+    if name not in known:
+        raise InputError(
+            f"no calculator is called {name!r}",
+            key=KEY,
+            mend=f"{did_you_mean(name, known)} Others are run:RUN, and MODULE:FACTORY of an ASE calculator",
+        )
+    info = known[name]
+    values: dict[str, Any] = {}
+    for part in given.split("&") if given else ():
+        option, separator, value = part.partition("=")
+        if not separator:
+            raise InputError(f"{part!r} is no option", key=KEY, mend=f"write {name}?OPTION=VALUE")
+        values[option] = parse_yaml(value, key=KEY)
+    options = parse_options(info.options, values, KEY)
+    if importlib.util.find_spec(info.package.replace("-", "_")) is None and not _is_installed(info.package):
+        raise InputError(f"{info.package} is not installed", key=KEY, mend=info.install)
+    chosen = {
+        key: value for key, value in options.model_dump(mode="json").items() if _differs(info, key, value)
+    }
+    full = "&".join(f"{key}={value}" for key, value in sorted(chosen.items()))
+    return Supervisor(
+        f"{name}?{full}" if full else name,
+        _package(info.package),
+        lambda: info.make(**options.model_dump()),
+    )
 
-    return TBLite(method={"gfn1": "GFN1-xTB", "gfn2": "GFN2-xTB"}[name], verbosity=0)
 
-
-def _emt() -> Calculator:
-    from ase.calculators.emt import EMT
-
-    return EMT()
+def _differs(info: CalculatorInfo, key: str, value: Any) -> bool:
+    return bool(value != info.options().model_dump(mode="json")[key])
 
 
 def _imported(name: str) -> Calculator:
@@ -88,26 +212,26 @@ def _imported(name: str) -> Calculator:
         for part in factory.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise InputError(str(error), key="weak.labels.calculator", mend=f"is {name} importable?") from error
+        raise InputError(str(error), key=KEY, mend=f"is {name} importable?") from error
     try:
-        calculator: Calculator = found()  # type: ignore[operator]
+        made = cast("Calculator", found())  # type: ignore[operator]
     except Exception as error:
         raise InputError(
-            f"{name} fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            key="weak.labels.calculator",
+            f"{name} fails: {reason_of(error)}",
+            key=KEY,
             mend="it has to be a function without arguments that returns an ASE calculator",
         ) from error
-    if not hasattr(calculator, "get_potential_energy"):
-        raise InputError(
-            f"{name} returns {type(calculator).__name__}, which is no ASE calculator",
-            key="weak.labels.calculator",
-        )
-    return calculator
+    if not hasattr(made, "get_potential_energy"):
+        raise InputError(f"{name} returns {type(made).__name__}, which is no ASE calculator", key=KEY)
+    return made
 
 
-def _require(package: str, mend: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise InputError(f"{package} is not installed", key="weak.labels.calculator", mend=mend)
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _package(name: str) -> str:
@@ -126,5 +250,5 @@ def _content_version(run: str) -> str:
     path = Path(run)
     files = [path] if path.is_file() else sorted(path.glob("checkpoints/best.ckpt"))
     if not files:
-        raise InputError("no such run", file=run, key="weak.labels.calculator")
+        raise InputError("no such run", file=run, key=KEY)
     return "run " + content_hash(regular_file(files[0]))[:16]

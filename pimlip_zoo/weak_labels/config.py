@@ -1,67 +1,76 @@
-"""The options of weak labels."""
+"""The options of weak labels: which recipe, which calculator, which structures."""
 
 from __future__ import annotations
 
-from typing import Literal
+import logging
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, model_validator
 
-from pimlip_zoo.section import Section
+from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.section import Section, parse_options
+from pimlip_zoo.weak_labels.pool import PoolOptions
+from pimlip_zoo.weak_labels.recipe import RECIPES, Recipe, RecipeOptions
 
-__all__ = ["PoolConfig", "WeakLabelsConfig"]
+__all__ = ["WeakLabelsConfig"]
 
+log = logging.getLogger("pimlip_zoo")
 
-class PoolConfig(Section):
-    """How structures around the training set are sampled."""
-
-    structures: PositiveInt = 1500
-    """How many are sampled and labelled."""
-    method: Literal["md", "displaced", "both", "given"] = "md"
-    """given: the structures of ``weak.unlabelled`` as they are, and displaced ones where these are too few."""
-    temperatures: tuple[PositiveFloat, ...] = (300.0, 600.0, 900.0)
-    """K, of the Langevin dynamics with the cheap calculator; structures are shared equally."""
-    timestep: PositiveFloat = 0.5
-    """fs."""
-    stride: PositiveInt = 20
-    """Steps between two structures that are kept."""
-    friction: PositiveFloat = 0.02
-    """1/fs."""
-    amplitudes: tuple[PositiveFloat, ...] = (0.03, 0.08)
-    """Å by component, of normal displacements."""
-    max_force: PositiveFloat = 50.0
-    """eV/Å: structures with a larger force on an atom are thrown away."""
-    seed: int = Field(default=0, ge=0)
-    """Of the sampling."""
+KEY = "weak.labels"
 
 
 class WeakLabelsConfig(Section):
-    """Energies and forces from cheap physics."""
+    """Energies and forces from cheap physics; a recipe has further options of its own, which stand beside these."""
 
-    method: Literal["pretrain", "second_head", "shared_head", "delta", "distill"] = "pretrain"
-    """How they are used; docs/guide/weak-supervision.md says when which helps."""
+    model_config = ConfigDict(extra="allow", validate_default=True, use_attribute_docstrings=True)
+
+    method: str = "pretrain"
+    """The recipe: how they are used. docs/guide/weak-supervision.md says when which helps."""
     calculator: str = "gfn2"
-    """gfn2, gfn1, emt, ``run:RUN``, or ``MODULE:FACTORY``: a function that is imported and called, and returns an ASE
-    calculator."""
-    pool: PoolConfig = PoolConfig()
+    """A registered calculator, with options as in ``gfn2?accuracy=0.1``; ``run:RUN``; or ``MODULE:FACTORY``, a function
+    that is imported and called, and returns an ASE calculator."""
+    pool: PoolOptions = PoolOptions()
     """How the structures are sampled that are labelled."""
-    steps: PositiveInt = 5000
-    """Of a stage before the run: pre-training, or the difference model that teaches."""
-    learning_rate: PositiveFloat | None = None
-    """Of a stage before the run; None: the run's."""
-    rate_after: float | None = Field(default=None, gt=0, le=1)
-    """pretrain: factor of the learning rate in the run that follows. None: 1, or 0.1 where reference energies are the
-    only labels, since a fast run on these forgets the forces that it was taught."""
-    terms: Literal["after", "throughout"] = "after"
-    """pretrain: whether the consistency losses begin with the reference labels or with the weak ones."""
-    teachers: PositiveInt = 1
-    """distill: difference models of different seeds, whose mean teaches."""
-    agreement: PositiveFloat | None = None
-    """distill: eV/Å, spread of the teachers' forces at which a structure counts half; None: all count the same."""
-    iterations: PositiveInt = 1
-    """distill: rounds of sampling; each after the first samples with the student of the one before."""
-    weight: PositiveFloat = 1.0
-    """second_head, shared_head: factor of the loss on weak labels."""
-    batch_size: PositiveInt = 10
-    """second_head, shared_head: weakly labelled structures in a step."""
     cache: str | None = None
     """Folder of labelled pools, found again by hash; None: ``$PIMLIP_ZOO_CACHE`` or the user's cache."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """Read the options of the recipe, and fill in those that were not given."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("method", ""), str):
+            return values
+        info = RECIPES.get(values.get("method", cls.model_fields["method"].default), key=f"{KEY}.method")
+        own = {key: value for key, value in values.items() if key in cls.model_fields}
+        further = {key: value for key, value in values.items() if key not in cls.model_fields}
+        for key in [key for key in further if key not in info.options.model_fields]:
+            _leave_out(key, further.pop(key), info.name, [*cls.model_fields, *info.options.model_fields])
+        return own | parse_options(info.options, further, KEY).model_dump()
+
+    @model_validator(mode="after")
+    def _can_work(self) -> WeakLabelsConfig:
+        self.recipe().check(self.pool)
+        return self
+
+    def recipe(self) -> Recipe[RecipeOptions]:
+        """The recipe with its options."""
+        info = RECIPES.get(self.method, key=f"{KEY}.method")
+        return info.make(parse_options(info.options, self.model_extra or {}, KEY))
+
+
+def _leave_out(key: str, value: Any, method: str, known: list[str]) -> None:
+    """Earlier versions wrote the options of all recipes; those of another one never had an effect.
+
+    Raises:
+        InputError: when no recipe has the option, with the nearest one.
+    """
+    owners = {
+        name: info.options.model_fields[key]
+        for name, info in RECIPES.all().items()
+        if key in info.options.model_fields
+    }
+    if not owners:
+        raise InputError("there is no such option", key=f"{KEY}.{key}", mend=did_you_mean(key, known))
+    if all(value != field.get_default(call_default_factory=True) for field in owners.values()):
+        log.warning("%s.%s is an option of %s, not of %s: ignored", KEY, key, ", ".join(owners), method)

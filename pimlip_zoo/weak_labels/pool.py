@@ -7,15 +7,17 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reason_of
+from pimlip_zoo.section import Section
 from pimlip_zoo.weak_labels.calculators import Supervisor
 
 if TYPE_CHECKING:
@@ -29,27 +31,27 @@ Progress = Callable[[int, int], None]
 """Called with how much is done, and of how much."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PoolOptions:
-    """How structures are sampled."""
+class PoolOptions(Section):
+    """How structures around the training set are sampled."""
 
-    structures: int = 1500
-    method: str = "md"
-    """md, displaced, both (one half each), or given (unlabelled structures as they are, and displaced ones if these
-    are too few)."""
-    temperatures: tuple[float, ...] = (300.0, 600.0, 900.0)
-    """K, of Langevin dynamics with the cheap calculator; they share the structures."""
-    timestep: float = 0.5
+    structures: PositiveInt = 1500
+    """How many are sampled and labelled."""
+    method: Literal["md", "displaced", "both", "given"] = "md"
+    """given: the structures of ``weak.unlabelled`` as they are, and displaced ones where these are too few."""
+    temperatures: tuple[PositiveFloat, ...] = (300.0, 600.0, 900.0)
+    """K, of the Langevin dynamics with the cheap calculator; structures are shared equally."""
+    timestep: PositiveFloat = 0.5
     """fs."""
-    stride: int = 20
-    """Steps between structures that are kept."""
-    friction: float = 0.02
+    stride: PositiveInt = 20
+    """Steps between two structures that are kept."""
+    friction: PositiveFloat = 0.02
     """1/fs."""
-    amplitudes: tuple[float, ...] = (0.03, 0.08)
+    amplitudes: tuple[PositiveFloat, ...] = (0.03, 0.08)
     """Å by component, of normal displacements."""
-    max_force: float = 50.0
-    """eV/Å; structures in which an atom feels more are thrown away."""
-    seed: int = 0
+    max_force: PositiveFloat = 50.0
+    """eV/Å: structures with a larger force on an atom are thrown away."""
+    seed: int = Field(default=0, ge=0)
+    """Of the sampling."""
 
 
 def label_frames(
@@ -68,10 +70,7 @@ def label_frames(
         try:
             energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
         except Exception as error:
-            raise InputError(
-                f"{supervisor.name} fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-                frame=index,
-            ) from error
+            raise InputError(f"{supervisor.name} fails: {reason_of(error)}", frame=index) from error
         labelled.append(_labelled(frame, energy, forces, supervisor))
         if progress is not None:
             progress(index + 1, len(frames))
@@ -351,6 +350,4 @@ def _key(frames: Sequence[Frame], supervisor: Supervisor, what: Any) -> str:
 
 
 def _plain(options: PoolOptions) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()}
+    return options.model_dump(mode="json")

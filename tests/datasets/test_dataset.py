@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from pimlip_zoo.datasets.dataset import FrameDataset, StoreDataset, estimate_edges
+from pimlip_zoo.datasets.dataset import (
+    FrameDataset,
+    MadeSamples,
+    StoreDataset,
+    StoredSamples,
+    as_samples,
+    estimate_edges,
+)
 from pimlip_zoo.datasets.lmdb import FrameStore, write_store
 from pimlip_zoo.datasets.lmdb.record import HEADER, encode
 from pimlip_zoo.datasets.molecules import batch_of_records
@@ -169,4 +176,19 @@ def test_batches_of_a_store_are_the_collated_samples(frames, path, cache_bytes):
         expected = collate([frame_to_sample(frames[i], SPECIES, 4.0) for i in indices])
         assert_equal(store.batch(indices), expected)
     with pytest.raises(InputError, match=r"frame \d+.*does not know"):
-        FrameDataset(store.frames, ("C",), 4.0, cache_bytes=0).batch([3, 4])
+        StoredSamples(store.stored, ("C",), 4.0, cache_bytes=0).batch([3, 4])
+
+
+def test_samples_that_are_made_already_made_later_or_in_a_store_answer_the_same(frames, path):
+    later, stored = FrameDataset(frames, SPECIES, 4.0), StoreDataset(path, SPECIES, 4.0)
+    made = as_samples([later[index] for index in range(len(frames))])
+    assert isinstance(made, MadeSamples)
+    assert as_samples(stored) is stored
+    assert [len(samples) for samples in (made, later, stored)] == [24] * 3
+    first, *others = (samples.batch([3, 0, 5]) for samples in (made, later, stored))
+    for other in others:
+        assert_equal(first, other)
+    (atoms, edges), of_later, of_stored = (samples.sizes() for samples in (made, later, stored))
+    assert atoms.tolist() == of_later[0].tolist() == of_stored[0].tolist()
+    assert edges.tolist() == of_later[1].tolist()
+    assert [samples.list_cutoff for samples in (made, later, stored)] == [None, 4.0, 4.0]

@@ -12,12 +12,7 @@ from example_frames import assert_same, crystal, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pimlip_zoo.datasets.coverage import (
-    coverage,
-    isolated_atom_energies,
-    require_labels,
-    separate_isolated_atoms,
-)
+from pimlip_zoo.datasets.coverage import coverage, is_isolated_atom, isolated_atom_energies
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.readers import DataSource, checked, load_frames, read_frames
 from pimlip_zoo.datasets.readers.checks import all_usable, check_frame, coinciding_atoms
@@ -592,13 +587,6 @@ def test_coverage_counts_structures_with_each_label():
     )
 
 
-def test_a_label_that_is_nowhere_is_refused():
-    counts = coverage([molecule(forces=None)])
-    require_labels(counts, ["energy"], file="a.xyz")
-    with pytest.raises(InputError, match=r"none of 1 structures has forces \(found: energy in 1"):
-        require_labels(counts, ["energy", "forces"], file="a.xyz")
-
-
 def test_isolated_atoms_are_told_from_crystals_of_one_atom():
     hydrogen = Frame(numbers=np.array([1]), positions=np.zeros((1, 3)), energy=-13.6)
     boxed = Frame(
@@ -616,9 +604,9 @@ def test_isolated_atoms_are_told_from_crystals_of_one_atom():
         pbc=np.ones(3, dtype=bool),
         energy=-3.0,
     )
-    rest, energies = separate_isolated_atoms([hydrogen, molecule(), boxed, copper])
-    assert energies == {"H": -13.6, "O": -430.0}
-    assert len(rest) == 2
+    frames = [hydrogen, molecule(), boxed, copper]
+    assert [is_isolated_atom(frame) for frame in frames] == [True, False, True, False]
+    assert isolated_atom_energies(frames) == {"H": -13.6, "O": -430.0}
     other = Frame(numbers=np.array([1]), positions=np.zeros((1, 3)), energy=-13.0)
     with pytest.raises(InputError, match="isolated H has energy -13 eV"):
         isolated_atom_energies([hydrogen, other])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pimlip_zoo.config import load_config
+from pimlip_zoo.config import load_config, save_config
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.datasets.lmdb import FrameStore
@@ -16,10 +16,11 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, prepare
 from pimlip_zoo.experiment.curve import Point, collect, run_points, subset, summarise
-from pimlip_zoo.experiment.stages import prepare_run, train_run, weak_pool
+from pimlip_zoo.experiment.stages import Run, prepare_run, train_run
 from pimlip_zoo.report.curve import curve_plot
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.config import WeakLabelsConfig
 from pimlip_zoo.weak_labels.ensemble import ensemble_labels, predict_labels
 from pimlip_zoo.weak_labels.pool import label_frames
 
@@ -44,12 +45,14 @@ def settings(tmp_path, method=None, **options):
         values |= {
             "weak.labels.method": method,
             "weak.labels.calculator": "emt",
-            "weak.labels.steps": 3,
             "weak.labels.pool.structures": 6,
             "weak.labels.pool.method": "displaced",
-            "weak.labels.batch_size": 2,
             "weak.labels.cache": str(tmp_path / "cache"),
         }
+        if method in ("pretrain", "distill"):
+            values["weak.labels.steps"] = 3
+        if method == "shared_head":
+            values["weak.labels.batch_size"] = 2
     return list((values | options).items())
 
 
@@ -105,7 +108,7 @@ def interrupted_in(stage, step, monkeypatch):
         ("distill", "teacher", {}),
         ("distill", "student-1", {"weak.labels.iterations": 2}),
         ("delta", "run", {}),
-        ("second_head", "run", {}),
+        ("shared_head", "run", {}),
     ],
 )
 def test_a_run_stopped_in_any_stage_goes_on_from_its_folder_alone(
@@ -134,17 +137,15 @@ def test_a_run_stopped_in_any_stage_goes_on_from_its_folder_alone(
 
 
 def test_the_configuration_is_written_before_the_first_stage_and_once(tmp_path, monkeypatch):
-    from pimlip_zoo.experiment import stages
-
     config = load_config(None, settings(tmp_path, "pretrain"))
     seen = []
 
-    def look(experiment, labels, folder):
+    def look(run, name, experiment):
         seen.append((tmp_path / "run" / "config.yaml").stat().st_mtime_ns)
-        return original(experiment, labels, folder)
+        return original(run, name, experiment)
 
-    original = stages._pretrain
-    monkeypatch.setattr(stages, "_pretrain", look)
+    original = Run.stage
+    monkeypatch.setattr(Run, "stage", look)
     experiment = prepare_run(config)
     train_run(experiment, tmp_path / "run")
     assert seen == [(tmp_path / "run" / "config.yaml").stat().st_mtime_ns]
@@ -173,9 +174,8 @@ def test_resuming_nothing_is_an_error(tmp_path):
 
 def test_pre_training_brings_cheap_energies_to_the_level_of_the_labels(tmp_path):
     experiment = prepare_run(load_config(None, settings(tmp_path, "pretrain")))
-    labels = experiment.config.weak.labels
-    raw = weak_pool(experiment, labels, shift=False)
-    shifted = weak_pool(experiment, labels, shift=True)
+    run_of = Run(experiment, experiment.config.weak.labels, tmp_path)
+    raw, shifted = run_of.pool(shift=False), run_of.pool(shift=True)
     cheap = label_frames(experiment.frames, find_supervisor("emt"))
     offset = np.mean([a.energy - b.energy for a, b in zip(experiment.frames, cheap, strict=True)])
     for a, b in zip(raw, shifted, strict=True):
@@ -191,34 +191,6 @@ def test_energies_alone_take_the_scale_of_forces_from_the_pool(tmp_path):
     assert all(frame.forces is None for frame in (*experiment.frames, *experiment.valid_frames))
 
 
-def test_a_second_head_learns_beside_the_potential_and_is_not_part_of_it(tmp_path):
-    experiment, outcome = run(tmp_path, "second_head")
-    assert outcome.steps == 4
-    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert any("correction" in name for name in content["state_dict"])
-    names = load_potential(tmp_path / "run").state_dict()
-    assert not any("correction" in name for name in names)
-    assert names.keys() == experiment.potential.state_dict().keys()
-
-
-def test_the_correction_of_a_second_head_is_trained(tmp_path):
-    run(tmp_path, "second_head", **{"trainer.ema_decay": 0.0})
-    first = prepare_run(load_config(None, settings(tmp_path, "second_head", **{"trainer.ema_decay": 0.0})))
-    from pimlip_zoo.experiment.stages import _with_second_head
-
-    fresh = _with_second_head(first, first.config.weak.labels).extra_terms[0].correction.state_dict()
-    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    prefix = (
-        next(name for name in content if "correction.model" in name).split("correction.")[0] + "correction."
-    )
-    changed = [
-        not torch.equal(value, content[prefix + name])
-        for name, value in fresh.items()
-        if name.startswith("model.") and value.is_floating_point()
-    ]
-    assert sum(changed) > 0.5 * len(changed)
-
-
 @pytest.mark.parametrize("name", ["nequip", "allegro", "mace"])
 @pytest.mark.parametrize("head", ["conservative", "direct"])
 def test_two_levels_share_their_features_and_differ_in_their_readouts_alone(tmp_path, name, head):
@@ -228,9 +200,8 @@ def test_two_levels_share_their_features_and_differ_in_their_readouts_alone(tmp_
     chosen = [*options.items(), *((f"model.{key}", value) for key, value in model.items())]
     experiment = prepare_run(load_config(None, [*given, *chosen]))
     potential = experiment.potential
-    from pimlip_zoo.experiment.stages import _with_second_head
-
-    term = _with_second_head(experiment, experiment.config.weak.labels).extra_terms[0]
+    labels = experiment.config.weak.labels
+    term = labels.recipe().term(Run(experiment, labels, tmp_path))
     assert all("readout" in name for name in term.names)
     batch = experiment.train[0]
     before = potential(batch.graph)
@@ -336,11 +307,11 @@ def test_a_teacher_is_asked_again_where_its_student_goes(tmp_path):
 
 
 def test_several_teachers_of_different_seeds_label_with_their_mean(tmp_path, monkeypatch):
-    from pimlip_zoo.experiment import stages
+    from pimlip_zoo.weak_labels import distill
 
     heard = []
-    original = stages.ensemble_labels
-    monkeypatch.setattr(stages, "ensemble_labels", lambda *a, **k: heard.append((a, k)) or original(*a, **k))
+    original = distill.ensemble_labels
+    monkeypatch.setattr(distill, "ensemble_labels", lambda *a, **k: heard.append((a, k)) or original(*a, **k))
     options = {"weak.labels.teachers": 2, "weak.labels.agreement": 0.2}
     given = settings(tmp_path, "distill", **options)
     experiment = prepare_run(load_config(None, given))
@@ -351,7 +322,7 @@ def test_several_teachers_of_different_seeds_label_with_their_mean(tmp_path, mon
     assert not rest
     assert keywords == {"scale": 0.2}
     corrections = [predict_labels(teacher, pool) for teacher in teachers]
-    taught = stages._teach(teachers, pool, experiment.config.weak.labels)
+    taught = distill.teach(teachers, pool, 0.2)
     for index, (frame, cheap) in enumerate(zip(taught, pool, strict=True)):
         forces = np.stack([c[index].forces for c in corrections])
         np.testing.assert_allclose(frame.forces, cheap.forces + forces.mean(axis=0), atol=1e-12)
@@ -530,8 +501,8 @@ def test_weak_labels_of_given_structures_train(tmp_path, method):
         "weak.labels.pool.structures": 6,
     }
     experiment = prepare_run(load_config(None, settings(tmp_path, method, **options)))
-    labels = experiment.config.weak.labels
-    found = sorted(frame.positions[0, 0] for frame in weak_pool(experiment, labels, shift=True))
+    pool = Run(experiment, experiment.config.weak.labels, tmp_path).pool(shift=True)
+    found = sorted(frame.positions[0, 0] for frame in pool)
     assert found == sorted(frame.positions[0, 0] for frame in load_frames(given))
     assert train_run(experiment, tmp_path / "run").signal is None
 
@@ -572,3 +543,78 @@ def test_frames_keep_only_what_is_trained_on(tmp_path):
     experiment = prepare(load_config(None, [*settings(tmp_path), ("data.labels", ["energy"])]))
     assert experiment.potential.scale[0].item() == 1.0
     assert replace(experiment.frames[0]).forces is None
+
+
+def test_the_configuration_of_a_run_has_every_option_of_its_recipe_and_none_of_another(tmp_path):
+    for method, own in (
+        ("pretrain", {"steps", "learning_rate", "rate_after", "terms"}),
+        ("delta", set()),
+        ("distill", {"steps", "learning_rate", "teachers", "agreement", "iterations"}),
+        ("shared_head", {"weight", "batch_size"}),
+    ):
+        config = load_config(None, settings(tmp_path, method))
+        written = config.model_dump(mode="json")["weak"]["labels"]
+        assert set(written) - {"method", "calculator", "pool", "cache"} == own
+        save_config(config, tmp_path / "config.yaml")
+        assert load_config(tmp_path / "config.yaml", complete=True) == config
+
+
+def test_a_configuration_that_an_earlier_version_wrote_keeps_its_meaning(caplog):
+    every = {"steps": 5000, "learning_rate": None, "rate_after": None, "terms": "after", "teachers": 1}
+    every |= {"agreement": None, "iterations": 1, "weight": 1.0, "batch_size": 10, "cache": None}
+    for method in ("pretrain", "delta", "distill", "shared_head"):
+        old = WeakLabelsConfig.model_validate({"method": method, "calculator": "emt", **every})
+        assert old == WeakLabelsConfig(method=method, calculator="emt")
+    assert caplog.text == ""
+    WeakLabelsConfig.model_validate({"method": "pretrain", "teachers": 3})
+    assert "weak.labels.teachers is an option of distill, not of pretrain: ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "match"),
+    [
+        (("weak.labels.method", "pretrian"), "no recipe for weak labels is called 'pretrian'.*pretrain"),
+        (("weak.labels.method", 3), "valid string"),
+        (("weak.labels.method", "second_head"), "install benchmarks/weak/baselines"),
+        (("weak.preset", "second-head"), "install benchmarks/weak/baselines"),
+        (("weak.labels.step", 3), r"weak\.labels\.step: there is no.*did you mean steps"),
+        (("weak.labels.steps", 0), r"weak\.labels\.steps: .*greater than 0"),
+        (("weak.labels.terms", "before"), r"weak\.labels\.terms: .*'after' or 'throughout'"),
+        (("weak.labels.pool.structure", 3), "structures"),
+    ],
+)
+def test_a_recipe_or_an_option_that_does_not_exist_is_named_with_the_nearest(tmp_path, setting, match):
+    with pytest.raises(InputError, match=match):
+        load_config(None, [*settings(tmp_path, "pretrain"), setting])
+
+
+def test_options_of_weak_labels_are_kept_when_a_run_goes_on(tmp_path):
+    config = load_config(None, settings(tmp_path, "pretrain"))
+    train_run(prepare_run(config), tmp_path / "run")
+    changed = load_config(None, [("weak.labels.rate_after", 0.5)], onto=tmp_path / "run" / "config.yaml")
+    with pytest.raises(InputError, match=r"weak\.labels\.rate_after: the run has nothing, given is 0\.5"):
+        check_settings(tmp_path / "run", changed)
+
+
+def test_neighbour_lists_of_the_training_set_are_made_once_and_as_wide_as_the_losses_need(
+    tmp_path, monkeypatch
+):
+    from pimlip_zoo.experiment import build
+
+    made = []
+    original = build.frame_to_sample
+
+    def counting(frame, species, reach):
+        made.append(round(reach, 6))
+        return original(frame, species, reach)
+
+    monkeypatch.setattr(build, "frame_to_sample", counting)
+    narrow = prepare(load_config(None, settings(tmp_path)))
+    assert made == [5.0] * 12  # eight structures, and four to validate on
+    made.clear()
+    wide = prepare(load_config(None, [*settings(tmp_path), ("weak.preset", "direct-consistent")]))
+    assert len(made) == 12
+    assert min(made[:8]) > 5.0
+    assert made[8:] == [5.0] * 4
+    one, other = (run.potential.model.config.avg_num_neighbors for run in (narrow, wide))
+    assert one == other

@@ -8,7 +8,6 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
-from pimlip_zoo.weak_labels.config import PoolConfig
 from pimlip_zoo.weak_labels.offsets import add_labels, fit_offset, shift_energies, subtract_labels
 from pimlip_zoo.weak_labels.pool import (
     PoolOptions,
@@ -79,7 +78,7 @@ def test_given_structures_are_labelled_as_they_are_and_too_few_are_filled_with_d
     assert len(same) == len(given)
     for frame, check in zip(pool, label_frames(pool, EMT), strict=True):
         assert frame.energy == pytest.approx(check.energy, abs=1e-9)
-    few = sample_pool(crystals[:1], EMT, dataclasses.replace(options, structures=1), None, given)
+    few = sample_pool(crystals[:1], EMT, options.model_copy(update={"structures": 1}), None, given)
     assert len(few) == 1
     assert any(np.array_equal(few[0].positions, other.positions) for other in given)
 
@@ -87,7 +86,7 @@ def test_given_structures_are_labelled_as_they_are_and_too_few_are_filled_with_d
 def test_the_same_seed_samples_the_same_structures(crystals):
     options = PoolOptions(structures=4, stride=2, seed=1)
     one, two = sample_pool(crystals, EMT, options), sample_pool(crystals, EMT, options)
-    other = sample_pool(crystals, EMT, dataclasses.replace(options, seed=2))
+    other = sample_pool(crystals, EMT, options.model_copy(update={"seed": 2}))
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a.positions, b.positions)
     assert np.abs(one[0].positions[:3] - other[0].positions[:3]).max() > 1e-6
@@ -98,7 +97,7 @@ def test_structures_beyond_the_limit_of_force_are_left_out(crystals):
     pool = sample_pool(crystals, EMT, options)
     assert max(np.linalg.norm(frame.forces, axis=1).max() for frame in pool) <= 3.0
     with pytest.raises(InputError, match="hardly any structure"):
-        sample_pool(crystals, EMT, dataclasses.replace(options, max_force=1e-6))
+        sample_pool(crystals, EMT, options.model_copy(update={"max_force": 1e-6}))
     with pytest.raises(InputError, match="no structure to start from"):
         sample_pool([], EMT, options)
 
@@ -119,9 +118,9 @@ def test_a_pool_is_sampled_once_and_again_when_anything_changes(crystals, tmp_pa
         assert a.energy == b.energy
         np.testing.assert_array_equal(a.forces, b.forces)
     labelled_pool(crystals[:2], counting, options, tmp_path)
-    labelled_pool(crystals, counting, dataclasses.replace(options, seed=5), tmp_path)
+    labelled_pool(crystals, counting, options.model_copy(update={"seed": 5}), tmp_path)
     labelled_pool(crystals, counting._replace(version="another"), options, tmp_path)
-    given = dataclasses.replace(options, method="given")
+    given = options.model_copy(update={"method": "given"})
     for frames in (crystals[:1], crystals[1:2]):  # which are labelled does not matter
         labelled_pool(frames, counting, given, tmp_path, unlabelled=[*crystals, crystals[0]])
     cached_labels(crystals, counting, tmp_path)
@@ -158,7 +157,11 @@ def test_calculators_are_found_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("gfn3", "no cheap calculator"),
+        ("gfn3", "no calculator is called 'gfn3'.*gfn1.*MODULE:FACTORY"),
+        ("gfn2?acuracy=0.1", "did you mean accuracy"),
+        ("gfn2?accuracy", r"write gfn2\?OPTION=VALUE"),
+        ("gfn2?accuracy=0", "greater than 0"),
+        ("emt?x=1", "no such option"),
         ("run:/nowhere", "cannot be used here"),
         ("no_such_module_here:make", "importable"),
         ("ase.calculators.lj:Nothing", "importable"),
@@ -230,6 +233,20 @@ def test_differences_and_sums_of_labels_are_inverse(crystals):
         subtract_labels(crystals, cheap[::-1])
 
 
-def test_the_options_of_a_run_are_those_of_the_sampler():
-    options = PoolConfig()
-    assert PoolOptions(**options.model_dump()) == PoolOptions()
+def test_a_calculator_has_options_that_are_part_of_its_name_where_they_are_not_the_default(tmp_path):
+    pytest.importorskip("tblite")
+    rough, same = (
+        find_supervisor("gfn2?accuracy=100&max_iterations=250"),
+        find_supervisor("gfn2?accuracy=1.0"),
+    )
+    assert (rough.name, same.name) == ("gfn2?accuracy=100.0", "gfn2")
+    molecule = load_builtin("ethanol-gfn2")[:1]
+    calls = []
+
+    def counted(supervisor):
+        return supervisor._replace(make=lambda: calls.append(supervisor.name) or supervisor.make())
+
+    fine, coarse = (cached_labels(molecule, counted(one), tmp_path)[0] for one in (same, rough))
+    assert 0 < abs(fine.energy - coarse.energy) < 1e-2
+    assert cached_labels(molecule, counted(find_supervisor(rough.name)), tmp_path)[0].energy == coarse.energy
+    assert calls == ["gfn2", "gfn2?accuracy=100.0"]

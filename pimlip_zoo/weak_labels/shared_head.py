@@ -1,19 +1,66 @@
-"""Training on two levels of theory at once: weak labels through a second head that is thrown away afterwards."""
+"""Training on two levels of theory at once: a second readout for the weak labels, thrown away afterwards."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions, graph_to
 from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, PotentialLike
 from pimlip_zoo.losses.pool import Pool, step_generator
 from pimlip_zoo.losses.supervised import atom_counts
+from pimlip_zoo.weak_labels.recipe import Recipe, RecipeOptions, recipe
 
-__all__ = ["SecondHead", "SecondPotential", "SharedFeatures"]
+if TYPE_CHECKING:
+    from pimlip_zoo.experiment import Outcome
+    from pimlip_zoo.experiment.stages import Run
+
+__all__ = ["SecondHead", "SharedFeatures", "SharedHead", "SharedHeadOptions"]
+
+
+class SharedHeadOptions(RecipeOptions):
+    """Options of training on two levels at once."""
+
+    weight: PositiveFloat = 1.0
+    """Factor of the loss on weak labels."""
+    batch_size: PositiveInt = 10
+    """Weakly labelled structures in a step."""
+
+
+@recipe("shared_head", options=SharedHeadOptions)
+class SharedHead(Recipe[SharedHeadOptions]):
+    """Train on both levels together, with two readouts on the same features."""
+
+    def train(self, run: Run) -> Outcome:
+        """The run with the weak labels beside the reference ones, asked of a second head."""
+        terms = (*run.experiment.extra_terms, self.term(run))
+        return run.train(replace(run.experiment, extra_terms=terms))
+
+    def term(self, run: Run) -> SecondHead:
+        """The loss on the weak labels."""
+        experiment, potential = run.experiment, run.experiment.potential
+        frames = run.pool(shift="energy" in experiment.labels)
+        samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in frames]
+        loss = experiment.config.loss
+        return self.head(
+            Pool(samples, self.options.batch_size),
+            potential,
+            energy_weight=loss.energy_per_atom.weight,
+            force_weight=loss.forces.weight,
+            weight=self.options.weight,
+            seed=experiment.config.seed,
+        )
+
+    def head(self, pool: Pool, potential: nn.Module, **options: Any) -> SecondHead:
+        """What stands for the cheap level."""
+        return SharedFeatures(pool, potential, **options)
 
 
 class SecondHead(LossTerm):
@@ -72,51 +119,30 @@ class SecondHead(LossTerm):
         return LossValue(total, torch.ones_like(total))
 
 
-class SecondPotential(SecondHead):
-    """The cheap level is the potential plus a correction with features of its own: every architecture can do this.
-
-    Args:
-        pool: as :class:`SecondHead`.
-        correction: a potential of the same species.
-        options: as :class:`SecondHead`.
-    """
-
-    def __init__(self, pool: Pool, correction: nn.Module, **options: Any) -> None:
-        super().__init__(pool, **options)
-        self.correction = correction
-
-    def predict(self, potential: PotentialLike, graph: AtomGraph) -> tuple[Tensor, Tensor]:
-        """See :class:`SecondHead`."""
-        own = potential(graph, forces=True, virial=False)
-        more = cast("PotentialLike", self.correction)(graph, forces=True, virial=False)
-        return own.energy + more.energy, own.forces + more.forces
-
-
 class SharedFeatures(SecondHead):
     """The cheap level has readouts of its own on the same features: multi-fidelity learning.
 
     Args:
         pool: as :class:`SecondHead`.
-        potential: the one that is trained.
-        twin: a fresh potential of the same kind; all of its parameters but those of the readouts
-            (``AtomicEnergyModel.readout_modules``) become those of the potential, the readouts start as a copy.
+        potential: the one that is trained. A copy shares all of its parameters but those of the readouts
+            (``AtomicEnergyModel.readout_modules``), which start as the potential's.
         options: as :class:`SecondHead`.
 
     Raises:
         InputError: when the architecture does not say what its readouts are.
     """
 
-    def __init__(self, pool: Pool, potential: nn.Module, twin: nn.Module, **options: Any) -> None:
+    def __init__(self, pool: Pool, potential: nn.Module, **options: Any) -> None:
         super().__init__(pool, **options)
         model = cast("nn.Module", potential.model)
         prefixes = tuple(f"model.{name}." for name in cast("tuple[str, ...]", model.readout_modules))
-        twin.load_state_dict(potential.state_dict())
+        twin = copy.deepcopy(potential)
         self.names = tuple(name for name, _ in potential.named_parameters() if name.startswith(prefixes))
         if not self.names:
             raise InputError(
                 f"{type(model).__name__} does not say which of its modules are readouts",
                 key="weak.labels.method",
-                mend="use second_head, or set readout_modules in the architecture",
+                mend="set readout_modules in the architecture, or choose another recipe",
             )
         for name, parameter in potential.named_parameters():
             if name not in self.names:

@@ -1,0 +1,1 @@
+"""What the study of weak supervision compares with."""

@@ -1,0 +1,107 @@
+"""Distillation: a difference model labels sampled structures for a student that stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pydantic import PositiveFloat, PositiveInt
+
+from pimlip_zoo.datasets.dataset import MadeSamples
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.losses.base import PotentialLike
+from pimlip_zoo.weak_labels.ensemble import ensemble_labels
+from pimlip_zoo.weak_labels.offsets import add_labels
+from pimlip_zoo.weak_labels.pool import PoolOptions
+from pimlip_zoo.weak_labels.recipe import Recipe, StageOptions, recipe
+
+if TYPE_CHECKING:
+    from pimlip_zoo.experiment import Experiment, Outcome
+    from pimlip_zoo.experiment.stages import Run
+
+__all__ = ["LABEL_SHARE", "Distill", "DistillOptions", "teach"]
+
+LABEL_SHARE = 0.3
+"""Of what a distilled student sees, how much are reference labels; they are repeated to reach it."""
+
+
+class DistillOptions(StageOptions):
+    """Options of distillation."""
+
+    teachers: PositiveInt = 1
+    """Difference models of different seeds, whose mean teaches."""
+    agreement: PositiveFloat | None = None
+    """eV/Å, spread of the teachers' forces at which a structure counts half; None: all count the same."""
+    iterations: PositiveInt = 1
+    """Rounds of sampling; each after the first samples with the student of the one before."""
+
+
+@recipe("distill", options=DistillOptions)
+class Distill(Recipe[DistillOptions]):
+    """Let a difference model label sampled structures for a student that needs no cheap calculator.
+
+    A teacher is a difference model (stages ``teacher``, ``teacher-2``, ...); the structures that they label are sampled
+    by the cheap calculator. In further rounds a student (stage ``student-K``) samples more structures: the teachers are
+    asked where a student goes.
+    """
+
+    def check(self, pool: PoolOptions) -> None:
+        """Given structures are no place where a student could go."""
+        if pool.method == "given" and self.options.iterations > 1:
+            raise InputError(
+                "further rounds sample with a student, and given structures are not sampled",
+                key="weak.labels.iterations",
+                mend="choose weak.labels.pool.method=md, displaced or both",
+            )
+
+    def train(self, run: Run) -> Outcome:
+        """Teachers, students of earlier rounds, and the run as the last student."""
+        teachers: list[PotentialLike] = []
+        for number in range(self.options.teachers):
+            name = "teacher" if number == 0 else f"teacher-{number + 1}"
+            config = run.stage_config(self.options, len(run.experiment.train))
+            config = config.model_copy(update={"seed": config.seed + 1000 * number})
+            outcome = run.stage(name, run.prepare("delta", config))
+            if outcome.signal is not None:
+                return outcome
+            teachers.append(run.trained(name, difference=True))
+        taught = self._taught(run, teachers, run.pool(shift=False))
+        for number in range(1, self.options.iterations):
+            name, student = f"student-{number}", self._student(run, taught)
+            config = run.stage_config(self.options, len(student.train))
+            outcome = run.stage(name, replace(student, config=config, weak=()))
+            if outcome.signal is not None:
+                return outcome
+            run.take_weights(name)
+            taught += self._taught(run, teachers, run.pool_of(name))
+        return run.train(self._student(run, taught))
+
+    def _taught(self, run: Run, teachers: Sequence[PotentialLike], pool: Sequence[Frame]) -> list[Frame]:
+        return run.once(lambda: teach(teachers, pool, self.options.agreement))
+
+    def _student(self, run: Run, taught: Sequence[Frame]) -> Experiment:
+        """The run with the taught structures beside the labelled ones, which are repeated to have their share."""
+        experiment = run.experiment
+        samples = run.samples(taught)
+        repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(samples) / len(experiment.train)))
+        run.scale_to(taught)
+        mixed = MadeSamples([*samples, *(list(experiment.train) * repeats)])
+        learnt = tuple({*experiment.labels, "energy", "forces"})
+        return replace(experiment, config=run.config_for(len(mixed), learnt), train=mixed, labels=learnt)
+
+
+def teach(
+    teachers: Sequence[PotentialLike], pool: Sequence[Frame], agreement: float | None = None
+) -> list[Frame]:
+    """The cheap calculator's labels, corrected by the mean of difference models.
+
+    Args:
+        teachers: at least one.
+        pool: structures with the cheap calculator's labels.
+        agreement: eV/Å, spread of the teachers' forces at which a structure counts half; None: all count the same.
+    """
+    corrections = ensemble_labels(teachers, pool, scale=agreement)
+    corrected = zip(add_labels(pool, corrections), corrections, strict=True)
+    return [replace(frame, weight=correction.weight) for frame, correction in corrected]

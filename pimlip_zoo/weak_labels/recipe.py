@@ -1,0 +1,141 @@
+"""What a recipe for weak labels is: a class that says how a run learns from cheap physics.
+
+A recipe is asked twice: to prepare the run, before its potential is built, and to train it, in as many stages as it
+likes. Whoever wants another one writes a class, in this package or in another one with the entry-point group
+``pimlip_zoo.recipes``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from pydantic import PositiveFloat, PositiveInt
+
+from pimlip_zoo.registry import Registry
+from pimlip_zoo.section import Section
+
+if TYPE_CHECKING:
+    from pimlip_zoo.experiment import Experiment, Outcome
+    from pimlip_zoo.experiment.stages import Preparation, Run
+    from pimlip_zoo.weak_labels.pool import PoolOptions
+
+__all__ = ["RECIPES", "Recipe", "RecipeInfo", "RecipeOptions", "StageOptions", "recipe"]
+
+
+class RecipeOptions(Section):
+    """The options of a recipe; they stand beside ``weak.labels.method``."""
+
+
+Options = TypeVar("Options", bound=RecipeOptions)
+
+
+class Recipe(Generic[Options]):
+    """A way of learning from weak labels. As it stands it is a training without them.
+
+    Args:
+        options: of the type that it was registered with.
+    """
+
+    samples: ClassVar[bool] = True
+    """Whether structures are sampled and labelled; the sampling looks at ``weak.unlabelled``, too."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def check(self, pool: PoolOptions) -> None:
+        """Refuse what cannot work, before anything is read.
+
+        Args:
+            pool: how structures are to be sampled.
+
+        Raises:
+            InputError: for options that contradict each other.
+        """
+
+    def prepare(self, run: Preparation) -> Experiment:
+        """The run before its first step: other labels, another configuration, or as it is.
+
+        Args:
+            run: what it is prepared from.
+        """
+        return run.prepare()
+
+    def train(self, run: Run) -> Outcome:
+        """Carry the run out, with stages before it or losses beside its own.
+
+        A stage that is complete is not repeated when the run is resumed, see
+        :meth:`~pimlip_zoo.experiment.stages.Run.stage`.
+
+        Args:
+            run: the prepared run and its folder.
+
+        Returns:
+            How the run ended, or the stage that was interrupted.
+        """
+        return run.train()
+
+    def learning_rate_factor(self, labels: Sequence[str]) -> float:  # noqa: ARG002
+        """What the learning rate of the run itself is multiplied by.
+
+        Args:
+            labels: which reference labels it is trained on.
+        """
+        return 1.0
+
+
+class StageOptions(RecipeOptions):
+    """The options of a recipe that trains something before the run."""
+
+    steps: PositiveInt = 5000
+    """Of a stage before the run: pre-training, or the difference model that teaches."""
+    learning_rate: PositiveFloat | None = None
+    """Of a stage before the run; None: the run's."""
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    """A recipe and what is known of it."""
+
+    name: str
+    """What users write after ``weak.labels.method``."""
+    make: type[Recipe[RecipeOptions]]
+    """Called with the options."""
+    options: type[RecipeOptions]
+    """The type of its options."""
+
+    @property
+    def description(self) -> str:
+        """First line of the class's docstring."""
+        return (self.make.__doc__ or "").strip().split("\n", 1)[0]
+
+
+RECIPES: Registry[RecipeInfo] = Registry(
+    "recipe for weak labels",
+    "pimlip_zoo.recipes",
+    tuple(f"pimlip_zoo.weak_labels.{name}" for name in ("pretrain", "delta", "distill", "shared_head")),
+    left={"second_head": "it is a baseline of the study now: pip install benchmarks/weak/baselines"},
+)
+
+RecipeClass = TypeVar("RecipeClass", bound=type)
+
+
+def recipe(
+    name: str, *, options: type[RecipeOptions] = RecipeOptions
+) -> Callable[[RecipeClass], RecipeClass]:
+    """Class decorator that makes a recipe known under a name.
+
+    Args:
+        name: what users write after ``weak.labels.method``.
+        options: the type of its options, all of which have defaults.
+
+    Raises:
+        InputError: when another class has the name already.
+    """
+
+    def register(cls: RecipeClass) -> RecipeClass:
+        RECIPES.add(name, RecipeInfo(name, cls, options), cls)
+        return cls
+
+    return register
