@@ -8,6 +8,8 @@ is complete is not repeated when the run is resumed. Labels come from the cache 
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,6 +27,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.offsets import add_labels, fit_offset, shift_energies, subtract_labels
 from pimlip_zoo.datasets.pool import PoolOptions, cached_labels, labelled_pool
+from pimlip_zoo.datasets.pool_work import told_duration
 from pimlip_zoo.datasets.statistics import force_rms
 from pimlip_zoo.distillation import ensemble_labels
 from pimlip_zoo.errors import InputError
@@ -188,7 +191,7 @@ def _sampled(experiment: Experiment, supervisor: Supervisor, labels: WeakLabelsC
 
 def _cheap_labels(frames: Sequence[Frame], labels: WeakLabelsConfig) -> list[Frame]:
     supervisor = supervisor_of(labels)
-    return from_rank_zero(lambda: cached_labels(frames, supervisor, _cache(labels)))
+    return from_rank_zero(lambda: cached_labels(frames, supervisor, _cache(labels), _progress()))
 
 
 def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) -> Outcome:
@@ -367,14 +370,23 @@ def _cache(labels: WeakLabelsConfig) -> Path | None:
 
 
 def _progress() -> Any:
-    """Says every tenth how far the sampling is."""
-    told = -1
+    """Says how far the labelling is and how long it takes: a bar on terminals, a line every tenth elsewhere."""
+    begun, told, terminal = time.monotonic(), -1, sys.stderr.isatty()
+    first: int | None = None
 
     def report(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal told, first
+        first = done if first is None else first  # what was in the cache took no time
+        rate = (done - first) / max(time.monotonic() - begun, 1e-9)
+        left = f", {told_duration((total - done) / rate)} left" if rate > 0 and done < total else ""
+        if terminal:
+            full = 30 * done // total
+            end = "\n" if done == total else ""
+            sys.stderr.write(f"\rweak labels [{'#' * full}{'.' * (30 - full)}] {done}/{total}{left:16s}{end}")
+            sys.stderr.flush()
         tenth = 10 * done // total
         if tenth != told:
             told = tenth
-            log.info("weak labels: %d of %d structures", done, total)
+            log.info("weak labels: %d of %d structures%s", done, total, left, extra={"on_screen": terminal})
 
     return report

@@ -18,8 +18,9 @@ class Section(BaseModel):
 class PoolConfig(Section):
     """How structures around the training set are sampled."""
 
-    structures: PositiveInt = 1500
-    """How many are sampled and labelled."""
+    structures: PositiveInt | None = None
+    """How many are sampled and labelled; None: 1,500, 100 for each kind of molecule where that is more, fewer where
+    molecules are large (40,000 atoms in all, but 200 structures)."""
     method: Literal["md", "displaced", "both", "given"] = "md"
     """given: the structures of ``weak.unlabelled`` as they are, and displaced ones where these are too few."""
     temperatures: tuple[PositiveFloat, ...] = (300.0, 600.0, 900.0)
