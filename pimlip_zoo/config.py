@@ -121,6 +121,8 @@ class DataSection(Section):
     energy_references: dict[str, float] | str = "auto"
     """eV: a table by symbol, a file of isolated atoms, or how to get them: isolated, least_squares, none, auto (the
     isolated atoms of the data where there are any, least squares otherwise)."""
+    check: bool = True
+    """Refuse to train on what `pimlip-zoo data check` refuses; false, or --no-check: train all the same."""
     check_references: bool = True
     """Refuse energies more than 50 eV per atom from the references."""
 
@@ -243,8 +245,10 @@ class TrainerSection(Section):
     tf32. Weights, sums, geometry keep their precision."""
     accumulate: PositiveInt = 1
     """Batches whose gradients are averaged for one optimiser step: batches beyond what memory holds."""
+    loggers: list[str] = []
+    """Where losses and errors go besides metrics.csv: tensorboard, wandb, mlflow, or names that others register."""
     tensorboard: bool = False
-    """Write losses and errors for TensorBoard into the run folder."""
+    """The same as tensorboard among the loggers; older configurations have it."""
 
 
 class FineTuneSection(Section):

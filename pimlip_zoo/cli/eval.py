@@ -34,6 +34,7 @@ def evaluate_command(
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.evaluation import evaluate
     from pimlip_zoo.files import replacing
+    from pimlip_zoo.report.remarks import remarks_on
     from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
     if dtype not in (None, "float32", "float64"):
@@ -44,6 +45,8 @@ def evaluate_command(
     )
     screen = console()
     screen.print(errors_table({data: result.summary}))
+    for sentence in remarks_on(result.pairs):
+        screen.print(f"[yellow]warning:[/yellow] {sentence}")
     if stability:
         _stability(run, data, screen, trust=trust)
     if json_file is not None:

@@ -6,7 +6,7 @@ import pytest
 from test_resume import run
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.training.callbacks import validation_line
+from pimlip_zoo.training.progress import validation_line
 
 SETTINGS = [
     "data.train=builtin:ethanol-gfn2/train@:8",
