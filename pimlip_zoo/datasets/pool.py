@@ -539,7 +539,7 @@ def _evaluate(atoms: Atoms, max_force: float) -> tuple[float, NDArray[np.float64
 
 
 def _give_up(failures: int, count: int, supervisor: Supervisor) -> None:
-    if failures > 50 + 2 * count:
+    if failures > 50 + 20 * count:
         raise InputError(
             f"{supervisor.name} finds hardly any structure with forces below the limit",
             key="weak.labels.pool",

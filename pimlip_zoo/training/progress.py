@@ -32,11 +32,8 @@ def legend(structures: int, *, averaged: bool) -> str:
         structures: that are validated on.
         averaged: the weights that are validated are averages over steps.
     """
-    of = ", of the averaged weights" if averaged else ""
-    return (
-        f"E, F, σ: mean absolute errors (MAE) of energy, forces, stress on {structures:,} validation structures{of}; "
-        "loss: of the last batch, each term as weight*value"
-    )
+    of = ", averaged weights; loss: of the last batch" if averaged else "; loss: of the last batch"
+    return f"E, F, σ below: mean absolute errors (MAE) on {structures:,} validation structures{of}"
 
 
 class TimeLeft:

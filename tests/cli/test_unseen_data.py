@@ -66,7 +66,7 @@ def liquid(rng, factor=1.0):
 KINDS = {
     mixture: ("batches of 10", "4,000 steps", "training on energy, forces;"),
     metal: ("batches of 10", "4,000 steps", "training on energy, forces, stress;"),
-    liquid: ("batches of 7", "cutoff 5.9 Å for neighbours 3.4", "training on energy, forces;"),
+    liquid: ("batches of 7", "Å for neighbours 3.3 Å apart", "training on energy, forces;"),
 }
 
 
