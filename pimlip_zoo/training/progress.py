@@ -78,11 +78,21 @@ class Progress(RichProgressBar):
     def __init__(self, clock: RunClock) -> None:
         super().__init__()
         self._left = TimeLeft(clock)
+        self._set_up = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting steps."""
         self._left.start(trainer.global_step)
         super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The first step, in which much is set up, is no measure of the rate."""
+        if not self._set_up:
+            self._set_up = True
+            self._left.start(trainer.global_step)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write down."""
@@ -101,8 +111,9 @@ class Progress(RichProgressBar):
         if "loss" in values:
             items["loss"] = f"{float(values['loss']):.3g}"
         items.update(_validation_items(values))
-        if trainer.global_step > 0:
-            items["left"] = duration(self._left.seconds(trainer.global_step)[1])
+        rate, left = self._left.seconds(trainer.global_step)
+        if rate > 0:
+            items["left"] = duration(left)
         return items
 
 
@@ -116,6 +127,7 @@ class PlainProgress(Callback):
     def __init__(self, clock: RunClock) -> None:
         self._left = TimeLeft(clock)
         self._next = 0.0
+        self._set_up = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting steps."""
@@ -125,17 +137,16 @@ class PlainProgress(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object, **kwargs: object
     ) -> None:
-        """Say how fast it is where the next validation is far."""
+        """Say how fast it is where the next validation is far; the first step, in which much is set up, is no measure."""
+        if not self._set_up:
+            self._set_up = True
+            self._left.start(trainer.global_step)
         if time.monotonic() < self._next or not trainer.is_global_zero:
             return
         self._next = time.monotonic() + _NEXT_AFTER
-        rate, left = self._left.seconds(trainer.global_step)
         loss = trainer.callback_metrics.get("loss")
         shown = "" if loss is None else f"  loss {float(loss):.3g}"
-        log.info(
-            "step %d/%d%s  %.3g steps/s  %s left",
-            *(trainer.global_step, trainer.max_steps, shown, rate, duration(left)),
-        )
+        log.info("step %d/%d%s%s", trainer.global_step, trainer.max_steps, shown, _speed(trainer, self._left))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say the errors."""
@@ -146,11 +157,14 @@ class PlainProgress(Callback):
 
 
 def _line(trainer: pl.Trainer, module: pl.LightningModule, clock: TimeLeft) -> str:
-    rate, left = clock.seconds(trainer.global_step)
     line = validation_line(trainer.callback_metrics, watched_terms(module))
-    return (
-        f"step {trainer.global_step}/{trainer.max_steps}  {line}  {rate:.3g} steps/s  {duration(left)} left"
-    )
+    return f"step {trainer.global_step}/{trainer.max_steps}  {line}{_speed(trainer, clock)}"
+
+
+def _speed(trainer: pl.Trainer, clock: TimeLeft) -> str:
+    """Rate and time left; nothing before there is a rate."""
+    rate, left = clock.seconds(trainer.global_step)
+    return f"  {rate:.3g} steps/s  {duration(left)} left" if rate > 0 else ""
 
 
 def duration(seconds: float) -> str:
