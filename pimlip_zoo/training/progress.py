@@ -137,7 +137,7 @@ class PlainProgress(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object, **kwargs: object
     ) -> None:
-        """Say how fast it is where the next validation is far; the first step, in which much is set up, is no measure."""
+        """Say how fast it is where the next validation is far; the first step sets up, and is no measure."""
         if not self._set_up:
             self._set_up = True
             self._left.start(trainer.global_step)
