@@ -32,11 +32,11 @@ def recorded(monkeypatch):
 
     for name, cls in CLASSES.items():
 
-        def make(*args, name=name, **options):
+        def make(*args, kind=name, **options):
             logger = DummyLogger()
-            kept[name] = {"options": options, "metrics": {}, "config": None}
-            logger.log_metrics = lambda metrics, step=None: kept[name]["metrics"].update(metrics)
-            logger.log_hyperparams = lambda config, *_: kept[name].update(config=config)
+            kept[kind] = {"options": options, "metrics": {}, "config": None}
+            logger.log_metrics = lambda metrics, step=None: kept[kind]["metrics"].update(metrics)
+            logger.log_hyperparams = lambda config, *_: kept[kind].update(config=config)
             return logger
 
         monkeypatch.setattr(loggers, cls, make)

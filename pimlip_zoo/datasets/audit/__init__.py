@@ -122,7 +122,11 @@ def _compare(survey: Survey) -> list[Finding]:
     certain = any(finding.values.get("explained", 0.0) >= TRUSTED for finding in of_forces)
     if certain and any(finding.severity == "refused" for finding in of_forces):
         return pairs
-    sizes = list(check_magnitudes(survey, compared=certain))
-    if not certain and any(finding.code in ("force-unit", "force-sign", "force-agrees") for finding in sizes):
+    doubtful = not certain or any(finding.code == "force-inconsistent" for finding in of_forces)
+    sizes = list(check_magnitudes(survey, compared=not doubtful))
+    stronger = {"force-unit", "force-sign"} if certain else {"force-unit", "force-sign", "force-agrees"}
+    if any(finding.code in stronger for finding in sizes):
         pairs = [finding for finding in pairs if finding not in of_forces]  # what they say is the weaker word
+    elif certain:
+        sizes = [finding for finding in sizes if finding.code != "force-agrees"]
     return pairs + sizes

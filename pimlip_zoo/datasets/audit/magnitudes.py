@@ -58,9 +58,10 @@ def check_magnitudes(survey: Survey, *, compared: bool) -> Iterator[Finding]:
     frames = _some(survey)
     stiffness = stiffness_of_hydrogen(frames)
     found = list(_hydrogen(survey, stiffness))
-    found = found or list(_sizes(survey))
     if not found and not compared:
         found = list(_agreement(survey, frames))
+    if not any(finding.severity == "refused" for finding in found):
+        found += _sizes(survey)
     yield from found
 
 
