@@ -231,7 +231,10 @@ def quick_agreement(frames: Sequence[Frame]) -> Agreement | None:
     if spread == 0.0:
         return None
     correlation = float(np.sum(x * y)) / spread
-    ratio = math.copysign(math.sqrt(float(np.sum(y * y) / np.sum(x * x))), correlation)
+    if correlation == 0.0:
+        return None
+    # What differs is the model's fault, not that of the labels: the model is regressed on them.
+    ratio = float(np.sum(y * y) / np.sum(x * y))
     return Agreement(ratio, correlation, compared)
 
 
