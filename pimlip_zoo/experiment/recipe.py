@@ -41,7 +41,7 @@ def complete(
         valid: validation structures.
     """
     recipe = get_recipe(config.recipe.name, config.recipe.version)
-    facts = _with_data(_facts(config, len(frames), labels), frames, valid)
+    facts = _with_data(config, _facts(config, len(frames), labels), frames, valid)
     settings = dict(recipe.settings(facts))
     if config.finetune.run is not None:  # the architecture is that of the run
         settings = {key: value for key, value in settings.items() if not key.startswith("model.")}
@@ -119,12 +119,16 @@ def _passes(config: RunConfig, structures: int) -> float:
     return steps * config.data.batch_size / max(structures, 1)
 
 
-def _with_data(facts: RunFacts, frames: Sequence[Frame], valid: Sequence[Frame]) -> RunFacts:
+def _with_data(
+    config: RunConfig, facts: RunFacts, frames: Sequence[Frame], valid: Sequence[Frame]
+) -> RunFacts:
     """With the sizes of the structures, and how far atoms are apart in some of them."""
     known = facts_of(frames)
     labels = known.count("energy") + 3 * int(known.force_atoms.sum()) + 6 * known.count("stress")
     places = np.unique(np.linspace(0, max(len(frames) - 1, 0), min(len(frames), _LOOKED_AT)).astype(int))
-    nearest = from_rank_zero(lambda: nearest_distance([frames[place] for place in places.tolist()]))
+    given = config.finetune.run is not None or "cutoff" in (config.model.model_extra or {})
+    some = [] if given else places.tolist()
+    nearest = from_rank_zero(lambda: nearest_distance([frames[place] for place in some]))
     return dataclasses.replace(
         facts, atoms=int(known.natoms.sum()), labels_counted=labels, validation=len(valid), nearest=nearest
     )
