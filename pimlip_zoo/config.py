@@ -51,7 +51,8 @@ class ModelSection(BaseModel):
     name: str = "nequip"
     """Of a registered architecture; `pimlip-zoo models` lists them."""
     preset: str | None = "small"
-    """A named set of the architecture's options; None: the defaults of its own config."""
+    """A named set of the architecture's options; the default recipe has a larger one for millions of labels. None: the
+    defaults of the architecture's own config."""
 
     @model_validator(mode="after")
     def _options_exist(self) -> ModelSection:
@@ -103,7 +104,8 @@ class DataSection(Section):
     labels: Literal["auto"] | list[Literal["energy", "forces", "stress"]] = "auto"
     """Which labels are trained on; auto: all that the training structures have."""
     batch_size: PositiveInt = 10
-    """Structures in a step, over all ranks; the most there can be where a budget is given."""
+    """Structures in a step, over all ranks; the most there can be where a budget is given. The default recipe has
+    fewer where structures are large."""
     max_atoms: PositiveInt | None = None
     """Budget of a rank's batch."""
     max_edges: PositiveInt | None = None
@@ -118,6 +120,8 @@ class DataSection(Section):
     energy_references: dict[str, float] | str = "auto"
     """eV: a table by symbol, a file of isolated atoms, or how to get them: isolated, least_squares, none, auto (the
     isolated atoms of the data where there are any, least squares otherwise)."""
+    check: bool = True
+    """Refuse to train on what `pimlip-zoo data check` refuses; false, or --no-check: train all the same."""
     check_references: bool = True
     """Refuse energies more than 50 eV per atom from the references."""
 
@@ -262,12 +266,12 @@ class TrainerSection(Section):
     """How long, how fast, where."""
 
     max_steps: PositiveInt = 20_000
-    """Optimiser steps; 6,000 where a built-in set is trained on and nothing is said."""
+    """Optimiser steps; the default recipe has more for more structures, 6,000 for a built-in set."""
     max_time: str | None = None
     """Such as 10m, 2h, 1d12h: the run ends then or at its last step, whichever comes first, and its learning rate has
     decayed by then. Of a resumed run all its parts count."""
     valid_every: PositiveInt = 250
-    """Steps between validations."""
+    """Steps between validations; the default recipe has a fortieth of the run."""
     gradient_clip: PositiveFloat | None = 10.0
     """Largest norm of the gradient."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
@@ -289,8 +293,10 @@ class TrainerSection(Section):
     tf32. Weights, sums, geometry keep their precision."""
     accumulate: PositiveInt = 1
     """Batches whose gradients are averaged for one optimiser step: batches beyond what memory holds."""
+    loggers: list[str] = Field(default_factory=list)
+    """Where losses and errors go besides metrics.csv: tensorboard, wandb, mlflow, or names that others register."""
     tensorboard: bool = False
-    """Write losses and errors for TensorBoard into the run folder."""
+    """The same as tensorboard among the loggers; older configurations have it."""
 
 
 class FineTuneSection(Section):

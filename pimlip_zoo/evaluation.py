@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,24 @@ from pimlip_zoo.files import replacing
 from pimlip_zoo.graph import Batch, Predictions, collate, stress_from_virial
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.report.parity import save_pairs
+from pimlip_zoo.report.remarks import remarks_on
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.training.metrics import ErrorStatistics
 from pimlip_zoo.weak_labels.calculators import find_supervisor
 from pimlip_zoo.weak_labels.offsets import subtract_labels
 from pimlip_zoo.weak_labels.pool import cached_labels
 
-__all__ = ["Evaluation", "check_labelled", "evaluate", "evaluate_frames", "evaluate_run", "tests_of"]
+__all__ = [
+    "Evaluation",
+    "check_labelled",
+    "evaluate",
+    "evaluate_frames",
+    "evaluate_run",
+    "some_frames",
+    "tests_of",
+]
+
+log = logging.getLogger("pimlip_zoo")
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,13 @@ def _pairs(batch: Batch, predictions: Predictions) -> dict[str, tuple[torch.Tens
     return result
 
 
+def some_frames(frames: Sequence[Frame], most: int = 200) -> list[Frame]:
+    """So many structures, spread over the set, with the energy or forces that errors are of."""
+    places = np.unique(np.linspace(0, max(len(frames) - 1, 0), min(len(frames), most)).astype(int)).tolist()
+    chosen = [frames[place] for place in places]
+    return [f for f in chosen if f.energy is not None or f.forces is not None or f.stress is not None]
+
+
 def tests_of(config: Any) -> dict[str, str]:
     """What is evaluated at the end: the validation set, and the test data if there are any."""
     sets = {}
@@ -192,6 +211,10 @@ def evaluate_run(
     }
     if not results:
         return {}
+    results = dict(sorted(results.items(), key=lambda item: item[0] == "training"))  # what counts comes first
+    for name, result in results.items():
+        for sentence in remarks_on(result.pairs):
+            log.warning("%s: %s", name, sentence)
     summaries = {name: result.summary for name, result in results.items()}
     save_pairs({name: result.pairs for name, result in results.items()}, folder / "parity.npz")
     with replacing(folder / "test.json") as temporary:

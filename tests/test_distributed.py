@@ -30,7 +30,7 @@ DATA = ["--data", "builtin:ethanol-gfn2/train@:25", "--valid", "builtin:ethanol-
 COMMAND = "from pimlip_zoo.cli import main; main()"
 ONLY_A_FOLLOWER = (
     "import pimlip_zoo.experiment.build as build; build.force_rms = build.average_neighbours = None;"
-    "import pimlip_zoo.weak_labels.pool as pool; pool.sample_pool = pool.label_frames = None;"
+    "import pimlip_zoo.weak_labels.pool as pool; pool._Work = None;"
 )
 WEAK = {
     "calculator": "emt",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["console", "errors_table", "log_to", "log_to_screen"]
+__all__ = ["console", "errors_table", "log_to", "log_to_screen", "say"]
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -21,6 +21,24 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
     screen = Console(stderr=stderr, highlight=False, quiet=quiet)
     return screen if screen.is_terminal else Console(stderr=stderr, highlight=False, quiet=quiet, width=120)
+
+
+def say(screen: Console, what: Any) -> None:
+    """Print on the screen and write into the log what can be printed.
+
+    Args:
+        screen: where to print.
+        what: text with rich's marks, a table, a panel.
+    """
+    from io import StringIO
+
+    from rich.console import Console
+
+    screen.print(what)
+    plain = Console(file=StringIO(), width=120, highlight=False, color_system=None)
+    plain.print(what)
+    text = "\n".join(line.rstrip() for line in plain.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    logging.getLogger("pimlip_zoo").info("%s", text, extra={"on_screen": True})
 
 
 def log_to_screen(*, quiet: bool = False) -> None:
@@ -39,6 +57,7 @@ def log_to_screen(*, quiet: bool = False) -> None:
     log.handlers.clear()
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(_Plain())
+    screen.addFilter(lambda record: not getattr(record, "on_screen", False))
     log.addHandler(screen)
     log.addHandler(MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1))
 

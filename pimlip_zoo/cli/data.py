@@ -31,9 +31,11 @@ def info_command(
 ) -> None:
     """What a data set holds: labels, elements, compositions, suggested energies of atoms."""
     from pimlip_zoo.cli.console import console
+    from pimlip_zoo.cli.light import import_without_torch
     from pimlip_zoo.datasets.audit import survey_data
     from pimlip_zoo.datasets.audit.report import describe, survey_tables
 
+    import_without_torch("vesin")
     with _progress("structures") as advance:
         survey = survey_data(data, data, cutoff=cutoff, progress=lambda _, done: advance(done))
     screen = console()
@@ -61,11 +63,13 @@ def check_command(
 ) -> None:
     """Look for what would spoil a training. Exit code 3: training on the data would be refused."""
     from pimlip_zoo.cli.console import console
+    from pimlip_zoo.cli.light import import_without_torch
     from pimlip_zoo.datasets.audit import audit
     from pimlip_zoo.datasets.audit.report import as_html, as_json, finding_table, survey_tables
     from pimlip_zoo.datasets.coverage import isolated_atom_energies
     from pimlip_zoo.datasets.readers import read_frames
 
+    import_without_torch("vesin")
     splits = {"train": data}
     if valid:
         splits["valid"] = valid

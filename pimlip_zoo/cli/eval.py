@@ -126,6 +126,7 @@ def _errors(
 
     from pimlip_zoo.cli.console import console, errors_table
     from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.report.remarks import remarks_on
     from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
     potential = load_potential(run, dtype=getattr(torch, dtype) if dtype else None, difference=True)
@@ -134,6 +135,8 @@ def _errors(
     )
     screen = console()
     screen.print(errors_table({data: result.summary}))
+    for sentence in remarks_on(result.pairs):
+        screen.print(f"[yellow]warning:[/yellow] {sentence}")
     if stability:
         _stability(run, data, screen, trust=trust)
     if plot is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -56,10 +57,13 @@ def models(
         return
 
     from pimlip_zoo.cli.console import console
-    from pimlip_zoo.registry import available_models, get_model
 
-    infos = [get_model(name)] if name else list(available_models().values())
-    described = [_describe(info) for info in infos]
+    everything = _all_described()
+    if name is not None and name not in everything:
+        from pimlip_zoo.registry import get_model
+
+        everything[name] = _describe(get_model(name))  # complains of a name that nobody registered
+    described = [everything[name]] if name else list(everything.values())
     if json_output:
         typer.echo(json.dumps(described[0] if name else described, indent=1))
         return
@@ -112,8 +116,57 @@ def _trace(name: str | None, preset: str | None, *, json_output: bool) -> None:
     )
 
 
+def _all_described() -> dict[str, dict[str, Any]]:
+    """What is known of every architecture, by name.
+
+    Counting parameters builds every model, which takes torch and seconds: what was found is kept in the cache until
+    this package, or one that offers architectures, changes.
+    """
+    import json
+    import logging
+
+    from pimlip_zoo.files import replacing
+
+    file = _kept_in()
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        pass
+    from pimlip_zoo.registry import available_models
+
+    text = json.dumps({name: _describe(info) for name, info in available_models().items()})
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:  # a cache that cannot be written costs time and nothing else
+        logging.getLogger("pimlip_zoo").debug("%s", error)
+    return dict(json.loads(text))
+
+
+def _kept_in() -> Path:
+    """The file, named by a hash of all that the descriptions depend on."""
+    import hashlib
+    from importlib.metadata import entry_points
+
+    import pimlip_zoo
+    from pimlip_zoo.registry import ENTRY_POINT_GROUP
+    from pimlip_zoo.weak_labels.pool import cache_folder
+
+    digest = hashlib.sha256(pimlip_zoo.__version__.encode())
+    own = Path(pimlip_zoo.__file__).parent
+    sources = (*own.glob("models/*.py"), *own.glob("nn/*.py"), own / "cli" / "models.py", own / "registry.py")
+    for path in sorted(sources):
+        status = path.stat()
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
+        version = "" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+        digest.update(f"{point.name} {point.value} {version}".encode())
+    return cache_folder() / f"models-{digest.hexdigest()[:20]}.json"
+
+
 def _recipes(*, json_output: bool) -> None:
-    """With the settings for NequIP and 500 structures that are seen 100 times: they may depend on what is trained."""
+    """With the settings for NequIP and 500 structures of 20 atoms: they may depend on what is trained."""
     import json
 
     from rich.table import Table
@@ -122,7 +175,15 @@ def _recipes(*, json_output: bool) -> None:
     from pimlip_zoo.training.recipes import RunFacts, available_recipes
 
     facts = RunFacts(
-        "nequip", frozenset(), direct=False, structures=500, labels=("energy", "forces"), passes=100.0
+        "nequip",
+        frozenset(),
+        direct=False,
+        structures=500,
+        labels=("energy", "forces"),
+        passes=100.0,
+        atoms=10_000,
+        labels_counted=30_500,
+        validation=50,
     )
     found = [(recipe, dict(recipe.settings(facts))) for recipe in available_recipes()]
     if json_output:
@@ -141,7 +202,7 @@ def _recipes(*, json_output: bool) -> None:
     screen = console()
     screen.print(table)
     screen.print(
-        "shown for 500 structures that are seen 100 times; what is given with --set wins, and config.yaml of a run has "
+        "shown for 500 structures of 20 atoms; what is given with --set wins, and config.yaml of a run has "
         "what it used"
     )
 

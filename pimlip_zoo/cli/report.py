@@ -14,18 +14,25 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Example: pimlip-zoo report runs/nequip-1")
+@app.command(epilog="Example: pimlip-zoo report runs/nequip-1 runs/mace-1 -o comparison.html")
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file; RUN/report.html if not given.")
+        Path | None,
+        typer.Option("--out", "-o", help="The file; RUN/report.html, or comparison.html of several runs."),
     ] = None,
 ) -> None:
-    """Write a run as one HTML file: errors, learning curves, parity plots, data, configuration."""
+    """Write a run as one HTML file, or compare several: errors, learning curves, what differs between them."""
     from pimlip_zoo.cli.console import console
 
-    file = write_run_report(run, out)
-    console().print(f"report: {file}")
+    if len(runs) == 1:
+        console().print(f"report: {write_run_report(runs[0], out)}")
+        return
+    from pimlip_zoo.report.compare import write_comparison
+
+    file = out or Path("comparison.html")
+    write_comparison([_gather(run) for run in runs], file)
+    console().print(f"comparison of {len(runs)} runs: {file}")
 
 
 def write_run_report(run: Path, out: Path | None = None) -> Path:
@@ -49,6 +56,7 @@ def _gather(run: Path) -> ReportData:
     from pimlip_zoo.report.html import ReportData
     from pimlip_zoo.report.parity import load_pairs
     from pimlip_zoo.training.checkpoint import KEY, checkpoint_path, load_potential, read_checkpoint
+    from pimlip_zoo.training.verdict import verdict_on
     from pimlip_zoo.yaml_file import parse_yaml
 
     if not run.is_dir():
@@ -62,7 +70,7 @@ def _gather(run: Path) -> ReportData:
     text = read_text(config_file) if config_file.exists() else ""
     config = parse_yaml(text, file=config_file) or {}
     notes = _evaluate_if_needed(run)
-    curve = _read_metrics(run / "metrics.csv")
+    curve = read_metrics(run / "metrics.csv")
     total = config.get("trainer", {}).get("max_steps")
     steps, best_step = int(last.get("global_step", 0)), int(best.get("global_step", 0))
     section = config.get("model", {})
@@ -81,11 +89,11 @@ def _gather(run: Path) -> ReportData:
     energies, scales = potential.energy_references.tolist(), potential.scale.tolist()
     tests, pairs = run / "test.json", run / "parity.npz"
     with reading(tests):
-        tested = json.loads(read_text(tests)) if tests.exists() else {}
+        errors = json.loads(read_text(tests)) if tests.exists() else {}
     return ReportData(
         name=run.resolve().name,
         facts=facts,
-        tests=tested,
+        tests=errors,
         curve=curve,
         pairs=load_pairs(pairs) if pairs.exists() else {},
         coverage=summary.get("coverage", {}),
@@ -95,7 +103,7 @@ def _gather(run: Path) -> ReportData:
         config=text,
         versions=summary.get("versions", {}),
         physics=_physics(run, notes),
-        notes=notes,
+        notes=[*notes, *verdict_on(curve, errors)],
     )
 
 
@@ -136,7 +144,8 @@ def _physics(run: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_metrics(file: Path) -> list[dict[str, float]]:
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """The rows of a run's ``metrics.csv``; none where there is no such file."""
     import csv
 
     from pimlip_zoo.errors import reading

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,18 @@ def train(
     unlabelled: Annotated[
         str | None, typer.Option(help="Structures without labels, for losses and weak labels.")
     ] = None,
+    loggers: Annotated[
+        str | None, typer.Option("--log", help="tensorboard, wandb, mlflow: one, or several with commas.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many validations without a better one.")
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check", help="Refuse what `data check` refuses; --no-check: train all the same."
+        ),
+    ] = True,
     start: Annotated[
         str | None,
         typer.Option("--from", help="Fine-tune this run: its architecture and weights are the start."),
@@ -97,6 +110,9 @@ def train(
         ("weak.preset", weak),
         ("weak.unlabelled", unlabelled),
         ("finetune.run", start),
+        ("data.check", None if check else False),
+        ("trainer.loggers", loggers.split(",") if loggers else None),
+        ("trainer.patience", patience),
     ]
     options = [(key, value) for key, value in given if value is not None]
     options += parse_settings(settings or [])
@@ -123,6 +139,14 @@ def train(
 
 
 def _run(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | None = None) -> None:
+    """:func:`_train`; Ctrl-C outside of the training, while structures are read or labelled, ends it as well."""
+    try:
+        _train(config, make, rank, resumes=resumes)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | None = None) -> None:
     """Train.
 
     Args:
@@ -133,17 +157,22 @@ def _run(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | No
     """
     from rich.panel import Panel
 
-    from pimlip_zoo.cli.console import console, errors_table, log_to, log_to_screen
-    from pimlip_zoo.cli.report import write_run_report
-    from pimlip_zoo.evaluation import check_labelled, evaluate_run, tests_of
-    from pimlip_zoo.experiment import from_rank_zero
+    from pimlip_zoo.cli.console import console, errors_table, log_to, log_to_screen, say
+    from pimlip_zoo.cli.report import read_metrics, write_run_report
+    from pimlip_zoo.evaluation import check_labelled, evaluate_run, some_frames, tests_of
+    from pimlip_zoo.experiment import checked_structures, from_rank_zero, load_split
     from pimlip_zoo.experiment.stages import prepare_run, train_run
+    from pimlip_zoo.training.progress import duration, legend
+    from pimlip_zoo.training.verdict import verdict_on
 
     screen = console(quiet=rank > 0)  # one rank speaks, writes the log, evaluates and reports
     log_to_screen(quiet=rank > 0)
+    log = logging.getLogger("pimlip_zoo")
+    log.info("reading %s", config.data.train)
     last = resumes / "checkpoints" / "last.ckpt" if resumes is not None else None
     checkpoint = last if last is not None and last.exists() else None
-    experiment = prepare_run(config, checkpoint=checkpoint, resumes=resumes)
+    split = load_split(config, checked_structures(config, tests_of(config)) if resumes is None else None)
+    experiment = prepare_run(config, split=split, checkpoint=checkpoint, resumes=resumes)
     config, potential = experiment.config, experiment.potential
     tests = tests_of(config)
     for spec in tests.values():
@@ -152,32 +181,43 @@ def _run(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | No
     if rank == 0:
         log_to(folder)  # nothing is refused any more, and nothing was written before
     parameters = sum(p.numel() for p in potential.model.parameters())
-    screen.print(
-        Panel.fit(
-            f"[bold]{config.model.name}[/bold] ({config.model.preset or 'own options'}), {parameters:,} parameters, "
-            f"cutoff {potential.cutoff:g} Å, {config.trainer.dtype}\n"
-            f"species {', '.join(potential.species)}; energy references from {experiment.references.source}\n"
-            f"training on {', '.join(experiment.labels)}; {_length(config)}\n"
-            f"{_recipe_line(config)}\n"
-            f"run folder [bold]{folder}[/bold]",
-            title="pimlip-zoo train",
-            title_align="left",
-        )
+    panel = Panel.fit(
+        f"[bold]{config.model.name}[/bold] ({config.model.preset or 'own options'}), {parameters:,} parameters, "
+        f"cutoff {potential.cutoff:g} Å, {config.trainer.dtype}\n"
+        f"species {', '.join(potential.species)}; energy references from {experiment.references.source}\n"
+        f"training on {', '.join(experiment.labels)}; {_length(config)}\n"
+        f"{_recipe_line(config)}\n"
+        f"run folder [bold]{folder}[/bold]",
+        title="pimlip-zoo train",
+        title_align="left",
     )
+    say(screen, panel)
+    say(screen, legend(len(experiment.valid_frames), averaged=config.trainer.ema_decay > 0))
     outcome = train_run(experiment, folder, resume=resumes is not None and _has_checkpoint(folder))
     if outcome.signal is not None:
-        screen.print(
-            f"stopped after step {outcome.steps}; go on with: pimlip-zoo train --out {folder} --resume"
+        say(
+            screen,
+            f"stopped after step {outcome.steps}; go on with: pimlip-zoo train --out {folder} --resume",
         )
         raise typer.Exit(128 + outcome.signal)
     if rank > 0:
         return
-    screen.print(f"{outcome.steps:,} steps in {outcome.seconds:.0f} s")
-    valid = {} if "validation" in tests else {"validation": experiment.valid_frames}
+    say(screen, f"{outcome.steps:,} steps in {duration(outcome.seconds)}; errors of the best weights:")
+    valid: dict[str, Sequence[Any]] = {"training": some_frames(experiment.frames)}
+    if "validation" not in tests:
+        valid["validation"] = experiment.valid_frames
     named = (experiment.baseline or {}).get("calculator")  # by the configuration: the training has called it
-    screen.print(errors_table(evaluate_run(folder, tests, valid, trusted=named)))
-    screen.print(f"report: {write_run_report(folder)}")
-    screen.print(f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png")
+    errors = evaluate_run(folder, tests, valid, trusted=named)
+    say(screen, errors_table(errors))
+    for sentence in verdict_on(read_metrics(folder / "metrics.csv"), errors):
+        say(screen, f"[bold]{sentence}[/bold]")
+    say(screen, f"report: {write_run_report(folder)} (open it in a browser)")
+    say(screen, f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png")
+    say(
+        screen,
+        f"      pimlip-zoo md {folder} --structure FILE --ensemble nvt --temperature 300 --steps 10000",
+    )
+    say(screen, f"      pimlip-zoo report {folder} OTHER_RUN -o comparison.html")
 
 
 def _length(config: Any) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "composition_matrix",
     "fit_references",
     "force_rms",
+    "nearest_distance",
     "references_from_atoms",
     "species_of",
 ]
@@ -129,6 +130,23 @@ def force_rms(frames: Sequence[Frame]) -> float | None:
     facts = facts_of(frames)
     total, count = float(facts.force_square.sum()), 3 * int(facts.force_atoms.sum())
     return math.sqrt(total / count) if count and total > 0 else None
+
+
+def nearest_distance(frames: Sequence[Frame]) -> float:
+    """Median over atoms of the distance to the nearest neighbour, Å; 0 where no structure has two atoms within 8 Å."""
+    from pimlip_zoo.datasets.pairs import neighbour_list
+
+    found: list[NDArray[np.float64]] = []
+    for frame in frames:
+        for reach in (4.0, 8.0):  # few atoms have to look further
+            (centre, other), shift = neighbour_list(frame.positions, frame.cell, frame.pbc, reach)
+            if len(centre):
+                vectors = frame.positions[other] - frame.positions[centre] + shift @ frame.cell
+                nearest = np.full(len(frame.numbers), np.inf)
+                np.minimum.at(nearest, centre, np.linalg.norm(vectors, axis=1))
+                found.append(nearest[np.isfinite(nearest)])
+                break
+    return float(np.median(np.concatenate(found))) if found else 0.0
 
 
 def average_neighbours(samples: Iterable[Batch], cutoff: float) -> float:

@@ -1,6 +1,7 @@
 """A run, put together from its configuration and carried out."""
 
 from pimlip_zoo.experiment.build import unlabelled_frames, weak_terms
+from pimlip_zoo.experiment.check import checked_structures
 from pimlip_zoo.experiment.data import load_split
 from pimlip_zoo.experiment.prepare import Experiment, prepare
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
@@ -14,6 +15,7 @@ __all__ = [
     "Outcome",
     "check_data",
     "check_settings",
+    "checked_structures",
     "data_record",
     "for_stage",
     "from_rank_zero",

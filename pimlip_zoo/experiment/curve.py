@@ -150,6 +150,10 @@ def _run_claimed(
     elif point.weak != "none":
         options.append(("weak.preset", point.weak))
     config = load_config(config_file, options)
+    if (
+        "max_steps" not in config.trainer.model_fields_set
+    ):  # all points are of one length, whatever their size
+        config = load_config(config_file, [*options, ("trainer.max_steps", config.trainer.max_steps)])
     train_frames, valid_frames = load_split(config)
     split: Split = (subset(train_frames, point.size, point.seed), valid_frames)
     before = _spent(run)

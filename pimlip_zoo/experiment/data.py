@@ -32,40 +32,47 @@ __all__ = [
     "keep_labels",
     "load_split",
     "reference_frames",
+    "structures_of",
     "without_isolated_atoms",
 ]
 
 log = logging.getLogger("pimlip_zoo")
 
 
-def load_split(config: RunConfig) -> tuple[Sequence[Frame], Sequence[Frame]]:
+def load_split(
+    config: RunConfig, structures: Sequence[Frame] | None = None
+) -> tuple[Sequence[Frame], Sequence[Frame]]:
     """The training and the validation structures that a configuration names; those of a store stay there.
 
     Without ``data.valid`` it is drawn from the training structures: ``data.valid_fraction`` of them, at most
     ``data.max_valid``.
+
+    Args:
+        config: of the run.
+        structures: those of ``data.train``, where they have been read already.
     """
     data = config.data
-    train = _frames(data.train, data)
+    train = counting(structures_of(data.train, data) if structures is None else structures, data.train)
     if data.valid is not None:
-        return train, _frames(data.valid, data)
+        return train, counting(structures_of(data.valid, data), data.valid)
     if re.fullmatch(r"builtin:[^/,@]+", data.train):
         return train, load_frames(f"{data.train}/valid")
     atoms = set(isolated_atoms(train))
-    structures = [i for i in range(len(train)) if i not in atoms] or list(range(len(train)))
-    if len(structures) < 2:
+    free = [i for i in range(len(train)) if i not in atoms] or list(range(len(train)))
+    if len(free) < 2:
         raise InputError(
             "one structure cannot be split", file=data.train, key="data.valid", mend="give --valid DATA"
         )
-    count = min(max(1, round(data.valid_fraction * len(structures))), len(structures) - 1, data.max_valid)
+    count = min(max(1, round(data.valid_fraction * len(free))), len(free) - 1, data.max_valid)
     held = np.zeros(len(train), dtype=bool)
-    held[np.random.default_rng(config.seed).permutation(structures)[:count]] = True
+    held[np.random.default_rng(config.seed).permutation(free)[:count]] = True
     return select(train, np.flatnonzero(~held)), select(train, np.flatnonzero(held))
 
 
-def _frames(spec: str, data: DataSection) -> Sequence[Frame]:
+def structures_of(spec: str, data: DataSection) -> Sequence[Frame]:
     """The frames of a specification, left in their store where they are to be streamed."""
     stored = open_frames(spec) if data.stream else None
-    return counting(load_frames(spec) if stored is None else stored, spec)
+    return load_frames(spec) if stored is None else stored
 
 
 def counting(frames: Sequence[Frame], spec: str = "") -> Sequence[Frame]:

@@ -102,7 +102,7 @@ def prepare(
     labels = chosen_labels(data, train)
     # What is not trained on is not looked at: not for the force scale, not for choosing the best weights.
     train, valid = keep_labels(train, labels), keep_labels(valid, labels)
-    config = complete(config, train, labels)
+    config = complete(config, train, labels, valid)
     data = config.data
     loss_terms(config, labels)
     log.info("%s", describe_labels("training", train))

@@ -7,8 +7,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pimlip_zoo.config import RunConfig
+from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.statistics import nearest_distance
+from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.training.recipes import RunFacts, get_recipe
 
 __all__ = ["complete", "for_stage"]
@@ -16,7 +21,14 @@ __all__ = ["complete", "for_stage"]
 log = logging.getLogger("pimlip_zoo")
 
 
-def complete(config: RunConfig, frames: Sequence[Frame], labels: Sequence[str]) -> RunConfig:
+_OF_THE_RUN = ("trainer.max_steps", "trainer.valid_every", "data.batch_size", "model.preset", "model.cutoff")
+"""Options that a stage has from its run, or from its own section, whichever recipe filled them in."""
+_LOOKED_AT = 30
+
+
+def complete(
+    config: RunConfig, frames: Sequence[Frame], labels: Sequence[str], valid: Sequence[Frame] = ()
+) -> RunConfig:
     """The configuration with every option that was not given taken from its recipe.
 
     What was given stays. Where another optimiser, schedule or architecture than the recipe's was chosen, nothing of
@@ -26,10 +38,13 @@ def complete(config: RunConfig, frames: Sequence[Frame], labels: Sequence[str]) 
         config: of the run.
         frames: training structures.
         labels: that are trained on.
+        valid: validation structures.
     """
     recipe = get_recipe(config.recipe.name, config.recipe.version)
-    facts = _facts(config, len(frames), labels)
-    settings = recipe.settings(facts)
+    facts = _with_data(config, _facts(config, len(frames), labels), frames, valid)
+    settings = dict(recipe.settings(facts))
+    if config.finetune.run is not None:  # the architecture is that of the run
+        settings = {key: value for key, value in settings.items() if not key.startswith("model.")}
     content = config.model_dump(exclude_unset=True)
     given = {section: dict(value) for section, value in content.items() if isinstance(value, dict)}
     taken, kept = [], []
@@ -46,7 +61,16 @@ def complete(config: RunConfig, frames: Sequence[Frame], labels: Sequence[str]) 
             taken.append(key)
     if taken:
         log.info("recipe %s %d: %s", recipe.name, recipe.version, recipe.summary)
-        log.info("each of %d structures is seen %.3g times", facts.structures, facts.passes)
+        reasons = {} if recipe.reasons is None else recipe.reasons(facts)
+        chosen = [reason for key, reason in reasons.items() if key in taken]
+        if chosen:
+            log.info("chosen for these data: %s", "; ".join(chosen))
+        whole = RunConfig.model_validate(content)
+        log.info(
+            "each of %d structures is seen %.3g times", facts.structures, _passes(whole, facts.structures)
+        )
+        if config.data.train.startswith("builtin:"):  # whose length is theirs
+            kept = [key for key in kept if key != "trainer.max_steps"]
         if kept:
             log.info("given, and not from the recipe: %s", ", ".join(sorted(kept)))
     elif kept and config.recipe.version is None:
@@ -66,9 +90,11 @@ def for_stage(config: RunConfig, structures: int, labels: Sequence[str]) -> RunC
         labels: that it is trained on.
     """
     recipe = get_recipe(config.recipe.name, config.recipe.version)
-    settings, content = recipe.settings(_facts(config, structures, labels)), config.model_dump()
+    facts = _facts(config, structures, labels)
+    facts = dataclasses.replace(facts, steps=config.trainer.max_steps, batch=config.data.batch_size)
+    settings, content = recipe.settings(facts), config.model_dump()
     for key in config.recipe.filled:
-        if key in settings:
+        if key in settings and key not in _OF_THE_RUN:
             _put(content, key.split("."), settings[key])
     return RunConfig.model_validate(content)
 
@@ -81,7 +107,30 @@ def _facts(config: RunConfig, structures: int, labels: Sequence[str]) -> RunFact
         direct=model.force_head == "direct",
         structures=structures,
         labels=tuple(labels),
-        passes=trainer.max_steps * trainer.accumulate * config.data.batch_size / max(structures, 1),
+        passes=_passes(config, structures),
+        steps=trainer.max_steps if "max_steps" in trainer.model_fields_set else None,
+        batch=config.data.batch_size if "batch_size" in config.data.model_fields_set else None,
+        accumulate=trainer.accumulate,
+    )
+
+
+def _passes(config: RunConfig, structures: int) -> float:
+    steps = config.trainer.max_steps * config.trainer.accumulate
+    return steps * config.data.batch_size / max(structures, 1)
+
+
+def _with_data(
+    config: RunConfig, facts: RunFacts, frames: Sequence[Frame], valid: Sequence[Frame]
+) -> RunFacts:
+    """With the sizes of the structures, and how far atoms are apart in some of them."""
+    known = facts_of(frames)
+    labels = known.count("energy") + 3 * int(known.force_atoms.sum()) + 6 * known.count("stress")
+    places = np.unique(np.linspace(0, max(len(frames) - 1, 0), min(len(frames), _LOOKED_AT)).astype(int))
+    given = config.finetune.run is not None or "cutoff" in (config.model.model_extra or {})
+    some = [] if given else places.tolist()
+    nearest = from_rank_zero(lambda: nearest_distance([frames[place] for place in some]))
+    return dataclasses.replace(
+        facts, atoms=int(known.natoms.sum()), labels_counted=labels, validation=len(valid), nearest=nearest
     )
 
 

@@ -50,6 +50,7 @@ MAY_CHANGE = (
     "data.num_workers",
     "data.neighbours",
     "data.cache_mb",
+    "data.check",
     "data.check_references",
     "loss",
     "optimizer.lr",
@@ -64,6 +65,7 @@ MAY_CHANGE = (
     "trainer.nodes",
     "trainer.threads",
     "trainer.products",
+    "trainer.loggers",
     "trainer.tensorboard",
     "weak.labels.cache",
 )

@@ -8,6 +8,8 @@ is complete is not repeated when the run is resumed. Labels come from the cache 
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +37,7 @@ from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
 from pimlip_zoo.weak_labels.offsets import fit_offset, shift_energies
 from pimlip_zoo.weak_labels.pool import cached_labels, labelled_pool
+from pimlip_zoo.weak_labels.pool_work import told_duration
 from pimlip_zoo.weak_labels.recipe import StageOptions
 
 if TYPE_CHECKING:
@@ -309,7 +312,7 @@ def _load_run(run: str) -> Calculator:
 
 def _cheap_labels(frames: Sequence[Frame], labels: WeakLabelsConfig) -> list[Frame]:
     calculator = _calculator_of(labels)
-    return from_rank_zero(lambda: cached_labels(frames, calculator, _cache(labels)))
+    return from_rank_zero(lambda: cached_labels(frames, calculator, _cache(labels), _progress()))
 
 
 def _last(folder: Path) -> Path:
@@ -321,14 +324,23 @@ def _cache(labels: WeakLabelsConfig) -> Path | None:
 
 
 def _progress() -> Callable[[int, int], None]:
-    """Says every tenth how far the sampling is."""
-    told = -1
+    """Says how far the labelling is and how long it takes: a bar on terminals, a line every tenth elsewhere."""
+    begun, told, terminal = time.monotonic(), -1, sys.stderr.isatty()
+    first: int | None = None
 
     def report(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal told, first
+        first = done if first is None else first  # what was in the cache took no time
+        rate = (done - first) / max(time.monotonic() - begun, 1e-9)
+        left = f", {told_duration((total - done) / rate)} left" if rate > 0 and done < total else ""
+        if terminal:
+            full = 30 * done // total
+            end = "\n" if done == total else ""
+            sys.stderr.write(f"\rweak labels [{'#' * full}{'.' * (30 - full)}] {done}/{total}{left:16s}{end}")
+            sys.stderr.flush()
         tenth = 10 * done // total
         if tenth != told:
             told = tenth
-            log.info("weak labels: %d of %d structures", done, total)
+            log.info("weak labels: %d of %d structures%s", done, total, left, extra={"on_screen": terminal})
 
     return report

@@ -13,6 +13,7 @@ import torch
 
 from pimlip_zoo.config import RunConfig
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.experiment.loggers import check_loggers, logger_names, make_loggers
 from pimlip_zoo.training.schedule import RunClock
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def check_trainer(config: RunConfig) -> None:
     """Refuse what Lightning would refuse after the run folder is made."""
     if config.trainer.max_time is not None:
         parse_duration(config.trainer.max_time)
+    check_loggers(logger_names(config))
     device = config.trainer.device
     if device in ("auto", "cpu"):
         return  # importing Lightning takes seconds, and there are better times for it
@@ -72,7 +74,6 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
     import sys
 
     import lightning.pytorch as pl
-    from lightning.pytorch.loggers import TensorBoardLogger
 
     from pimlip_zoo.training.callbacks import (
         AveragedWeights,
@@ -81,12 +82,11 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
         KeepLast,
         MetricsTable,
         Patience,
-        PlainProgress,
         Plateau,
-        Progress,
         TimeLimit,
     )
     from pimlip_zoo.training.module import LOGGED_EVERY
+    from pimlip_zoo.training.progress import PlainProgress, Progress
 
     # Lightning's chatter about accelerators and defaults is not the user's business.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -120,7 +120,7 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
         callbacks.insert(0, AveragedWeights(section.ema_decay))
     if section.patience is not None:
         callbacks.append(Patience("valid_score", patience=section.patience))
-    logger = TensorBoardLogger(folder, name="", version="tensorboard") if section.tensorboard else False
+    loggers = make_loggers(config, folder)
     return pl.Trainer(
         accelerator="auto" if section.device == "auto" else section.device,
         devices=section.devices,
@@ -134,7 +134,7 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
         num_sanity_val_steps=0,
         inference_mode=False,
         use_distributed_sampler=False,
-        logger=logger,
+        logger=loggers or False,
         callbacks=callbacks,
         enable_model_summary=False,
         enable_progress_bar=terminal,

@@ -23,13 +23,14 @@ from pimlip_zoo.report.style import CSS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ReportData", "render_report", "write_report"]
+__all__ = ["QUANTITIES", "ReportData", "page", "picture", "render_report", "section", "table", "write_report"]
 
-_QUANTITIES = {
+QUANTITIES = {
     "energy_per_atom": ("energy", "meV/atom"),
     "forces": ("forces", "meV/Å"),
     "stress": ("stress", "meV/Å³"),
 }
+"""Name and unit of a thousandth of what has errors, by its key in ``test.json``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,30 +84,43 @@ def render_report(data: ReportData) -> str:
         _configuration(data),
         _versions(data.versions),
     ]
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in data.notes)
+    return page(data.name, "pimlip-zoo run", data.notes, sections)
+
+
+def page(name: str, kind: str, notes: Sequence[str], sections: Sequence[str]) -> str:
+    """A page of its own.
+
+    Args:
+        name: its title.
+        kind: what it is about, above the title.
+        notes: sentences below the title.
+        sections: HTML; empty ones are left out.
+    """
+    said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(data.name)} · pimlip-zoo</title><style>{CSS}</style></head>\n<body><main>\n"
-        f'<header><div class="kind">pimlip-zoo run</div><h1>{escape(data.name)}</h1>{notes}</header>\n'
-        + "\n".join(section for section in sections if section)
+        f"<title>{escape(name)} · pimlip-zoo</title><style>{CSS}</style></head>\n<body><main>\n"
+        f'<header><div class="kind">{escape(kind)}</div><h1>{escape(name)}</h1>{said}</header>\n'
+        + "\n".join(part for part in sections if part)
         + "\n<footer>Energies in eV, lengths in Å; errors are those of the best weights unless said otherwise."
         "</footer>\n</main></body></html>\n"
     )
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """A part of a page; nothing where it is empty."""
     heading = f"<h2>{escape(title)}</h2>" if title else ""
     return f"<section>{heading}{body}</section>" if body else ""
 
 
 def _facts(data: ReportData) -> str:
     items = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in data.facts.items())
-    return _section("", f'<dl class="facts">{"".join(items)}</dl>' if data.facts else "")
+    return section("", f'<dl class="facts">{"".join(items)}</dl>' if data.facts else "")
 
 
 def _tests(tests: Mapping[str, Mapping[str, Any]]) -> str:
-    shown = {q: names for q, names in _QUANTITIES.items() if any(t.get(q) for t in tests.values())}
+    shown = {q: names for q, names in QUANTITIES.items() if any(t.get(q) for t in tests.values())}
     if not shown:
         return ""
     head = ["data", "structures"]
@@ -118,8 +132,8 @@ def _tests(tests: Mapping[str, Mapping[str, Any]]) -> str:
         for quantity in shown:
             cells += [_milli(summary.get(quantity), kind) for kind in ("mae", "rmse")]
         rows.append(cells)
-    body = _table(head, rows, strong=tuple(range(2, len(head), 2)))
-    return _section("Errors", body + _by_species(tests))
+    body = table(head, rows, strong=tuple(range(2, len(head), 2)))
+    return section("Errors", body + _by_species(tests))
 
 
 def _by_species(tests: Mapping[str, Mapping[str, Any]]) -> str:
@@ -134,24 +148,24 @@ def _by_species(tests: Mapping[str, Mapping[str, Any]]) -> str:
         for name, summary in tests.items()
     ]
     head = ["forces MAE<small>meV/Å</small>", *[escape(s) for s in species]]
-    return "<h3>By species</h3>" + _table(head, rows)
+    return "<h3>By species</h3>" + table(head, rows)
 
 
 def _curve(rows: Sequence[Row]) -> str:
     if len(rows) < 2:
         return ""
-    picture = _picture(learning_curves(rows), "Validation errors and training loss by step")
-    return _section("Learning curves", f"<figure>{picture}</figure>")
+    image = picture(learning_curves(rows), "Validation errors and training loss by step")
+    return section("Learning curves", f"<figure>{image}</figure>")
 
 
 def _parity(pairs: Mapping[str, Pairs], tests: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for number, (name, values) in enumerate(pairs.items()):
         figure = parity_figure(values, errors=tests.get(name))
-        image = _picture(figure, f"Predicted against reference values, {name}", narrow=len(values) < 3)
+        image = picture(figure, f"Predicted against reference values, {name}", narrow=len(values) < 3)
         state = " open" if number == 0 else ""
         parts.append(f"<details{state}><summary>{escape(name)}</summary><figure>{image}</figure></details>")
-    return _section("Predicted against reference", "".join(parts))
+    return section("Predicted against reference", "".join(parts))
 
 
 def _physics(physics: Mapping[str, Any]) -> str:
@@ -160,10 +174,10 @@ def _physics(physics: Mapping[str, Any]) -> str:
     for name, part in physics.get("structures", {}).items():
         rows = physics_rows(part)
         figure = physics_figure(part)
-        image = f"<figure>{_picture(figure, f'Curves of {name}')}</figure>" if figure is not None else ""
+        image = f"<figure>{picture(figure, f'Curves of {name}')}</figure>" if figure is not None else ""
         text = "".join(f'<p class="note">{line}</p>' for line in physics_text(part))
-        parts.append(f"<h3>{escape(name)}</h3>" + (_table(head, rows) if rows else "") + image + text)
-    return _section("Properties", "".join(parts))
+        parts.append(f"<h3>{escape(name)}</h3>" + (table(head, rows) if rows else "") + image + text)
+    return section("Properties", "".join(parts))
 
 
 def _coverage(coverage: Mapping[str, Mapping[str, int]]) -> str:
@@ -178,7 +192,7 @@ def _coverage(coverage: Mapping[str, Mapping[str, int]]) -> str:
             [escape(split), f"{total:,}", f"{counts['atoms']:,}", f"{counts.get('periodic', 0):,}", *cells]
         )
     head = ["split", "structures", "atoms", "periodic", "with energy", "with forces", "with stress"]
-    return _section("Data", _table(head, rows))
+    return section("Data", table(head, rows))
 
 
 def _species(data: ReportData) -> str:
@@ -189,7 +203,7 @@ def _species(data: ReportData) -> str:
     ]
     note = f'<p class="note">References: {escape(data.references)}.</p>' if data.references else ""
     head = ["species", "energy reference<small>eV</small>", "scale<small>eV</small>"]
-    return _section("Species", _table(head, rows) + note)
+    return section("Species", table(head, rows) + note)
 
 
 def _configuration(data: ReportData) -> str:
@@ -199,25 +213,32 @@ def _configuration(data: ReportData) -> str:
             [f"<code>{escape(key)}</code>", escape(_short(value)), escape(_short(default))]
             for key, (value, default) in data.changed.items()
         ]
-        body = _table(["option", "this run", "default"], rows, text=True)
+        body = table(["option", "this run", "default"], rows, text=True)
     elif data.config:
         body = '<p class="note">All options have their defaults.</p>'
     if data.config:
         body += (
             f"<details><summary>Complete configuration</summary><pre>{escape(data.config)}</pre></details>"
         )
-    return _section("Configuration", body)
+    return section("Configuration", body)
 
 
 def _versions(versions: Mapping[str, str]) -> str:
     items = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in versions.items())
-    return _section("Versions", f'<dl class="facts">{"".join(items)}</dl>' if versions else "")
+    return section("Versions", f'<dl class="facts">{"".join(items)}</dl>' if versions else "")
 
 
-def _table(
+def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, strong: tuple[int, ...] = (), text: bool = False
 ) -> str:
-    """Cells are HTML already."""
+    """A table that scrolls where the screen is narrow; cells are HTML already.
+
+    Args:
+        head: of the columns.
+        rows: of cells.
+        strong: columns that stand out.
+        text: cells are words, not numbers.
+    """
     kind = ' class="text"' if text else ""
     top = "".join(f"<th{kind}>{cell}</th>" for cell in head)
     lines = []
@@ -239,7 +260,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _picture(figure: Figure, alternative: str, *, narrow: bool = False) -> str:
+def picture(figure: Figure, alternative: str, *, narrow: bool = False) -> str:
+    """A picture inside the file.
+
+    Args:
+        figure: of matplotlib.
+        alternative: what it shows, for those who do not see it.
+        narrow: leave space beside it.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", dpi=180, transparent=True, metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["learning_curves"]
+__all__ = ["PANELS", "finish", "learning_curves", "points"]
 
-_PANELS = (
+PANELS = (
     ("forces", "forces / meV/Å"),
     ("energy", "energy / meV/atom"),
     ("stress", "stress / meV/Å³"),
 )
+"""Quantity and label of the panels of learning curves."""
 
 Row = Mapping[str, float]
 
@@ -28,25 +29,25 @@ def learning_curves(rows: Sequence[Row]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    panels = [(name, label) for name, label in _PANELS if _points(rows, f"valid_{name}_mae")[0]]
+    panels = [(name, label) for name, label in PANELS if points(rows, f"valid_{name}_mae")[0]]
     count = len(panels) + 1
     figure = Figure(figsize=(10.0, 2.7), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     for axis, (name, label) in zip(axes, panels, strict=False):
         for kind, style in (("rmse", {"color": "#9aa5b1"}), ("mae", {"color": "#1f5fa8"})):
-            steps, values = _points(rows, f"valid_{name}_{kind}")
+            steps, values = points(rows, f"valid_{name}_{kind}")
             axis.plot(steps, [1e3 * value for value in values], lw=1.4, label=kind.upper(), **style)
         axis.set_ylabel(label)
         axis.legend(frameon=False, fontsize=8)
-        _finish(axis)
-    steps, values = _points(rows, "loss")
+        finish(axis)
+    steps, values = points(rows, "loss")
     axes[-1].plot(steps, values, lw=1.1, color="#b3541e", label="all")
     for name, share in _terms(rows).items():
         axes[-1].plot(*share, lw=0.8, label=name.replace("_", " "))
     if len(axes[-1].lines) > 1:
         axes[-1].legend(frameon=False, fontsize=7)
     axes[-1].set_ylabel("training loss")
-    _finish(axes[-1])
+    finish(axes[-1])
     return figure
 
 
@@ -67,12 +68,14 @@ def _terms(rows: Sequence[Row]) -> dict[str, tuple[list[float], list[float]]]:
     return shares
 
 
-def _points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]:
+def points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a column, where it has any."""
     known = [(row["step"], row[column]) for row in rows if column in row]
     return [step for step, _ in known], [value for _, value in known]
 
 
-def _finish(axis: Axes) -> None:
+def finish(axis: Axes) -> None:
+    """Logarithmic errors over steps, without boxes."""
     import matplotlib.ticker as mtick
 
     axis.set_xlabel("step")

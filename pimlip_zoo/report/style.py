@@ -10,7 +10,10 @@ CSS = """
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--wash); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", sans-serif; }
-@media (max-width: 640px) { main { padding: 24px 12px 40px !important; } section { padding: 16px 16px !important; } }
+@media (max-width: 640px) { main { padding: 24px 12px 40px !important; } section { padding: 16px 16px !important; }
+  h1 { font-size: 23px !important; } table, .facts dd { font-size: 14px; }
+  th, td { padding: 7px 12px 7px 0 !important; } th:first-child, td:first-child { position: sticky; left: 0;
+  background: var(--paper); min-width: 5.5em !important; max-width: 9em; } }
 main { max-width: 1020px; margin: 0 auto; padding: 40px 24px 64px; }
 header { margin-bottom: 28px; }
 header .kind { color: var(--accent); font-size: 13px; font-weight: 600; letter-spacing: .04em; }

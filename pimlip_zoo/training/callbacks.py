@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import (
     Checkpoint,
     EarlyStopping,
     ModelCheckpoint,
-    RichProgressBar,
     WeightAveraging,
 )
 from torch import Tensor
@@ -37,12 +36,10 @@ __all__ = [
     "KeepLast",
     "MetricsTable",
     "Patience",
-    "PlainProgress",
     "Plateau",
-    "Progress",
     "TimeLimit",
     "columns_of",
-    "validation_line",
+    "watched_terms",
 ]
 
 
@@ -396,97 +393,6 @@ class Patience(EarlyStopping):
         return super().state_key.replace(type(self).__qualname__, EarlyStopping.__qualname__, 1)
 
 
-class Progress(RichProgressBar):
-    """A bar over all steps with the loss, the validation errors in meV and meV/Å, and the time left.
-
-    Args:
-        clock: how far the run is.
-    """
-
-    def __init__(self, clock: RunClock) -> None:
-        super().__init__()
-        self._left = TimeLeft(clock)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting steps."""
-        self._left.start(trainer.global_step)
-        super().on_train_start(trainer, pl_module)
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        """One epoch is the whole training: its number says nothing."""
-        return "training"
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """What stands at the end of the bar."""
-        values = trainer.callback_metrics
-        items: dict[str, Any] = {}
-        if "loss" in values:
-            items["loss"] = f"{float(values['loss']):.3g}"
-        items.update(_validation_items(values))
-        if trainer.global_step > 0:
-            items["left"] = duration(self._left.seconds(trainer.global_step)[1])
-        return items
-
-
-class PlainProgress(Callback):
-    """A line after each validation, where the output is not a terminal.
-
-    Args:
-        clock: how far the run is.
-    """
-
-    def __init__(self, clock: RunClock) -> None:
-        self._left = TimeLeft(clock)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting steps."""
-        self._left.start(trainer.global_step)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        rate, left = self._left.seconds(trainer.global_step)
-        line = validation_line(trainer.callback_metrics, watched_terms(pl_module))
-        print(  # noqa: T201
-            f"step {trainer.global_step}/{trainer.max_steps}  {line}"
-            f"  {rate:.1f} steps/s  {duration(left)} left",
-            flush=True,
-        )
-
-
-class TimeLeft:
-    """Until the last step at the rate so far, or until the time is over, whichever is sooner.
-
-    Args:
-        clock: how far the run is.
-    """
-
-    def __init__(self, clock: RunClock) -> None:
-        self.clock = clock
-        self._first, self._start = 0, time.monotonic()
-
-    def start(self, step: int) -> None:
-        """Count from here."""
-        self._first, self._start = step, time.monotonic()
-
-    def seconds(self, step: int) -> tuple[float, float]:
-        """Steps a second, and seconds left."""
-        rate = (step - self._first) / max(time.monotonic() - self._start, 1e-9)
-        left = (self.clock.total_steps - step) / max(rate, 1e-9)
-        if self.clock.budget is not None:
-            left = min(left, max(1.0 - self.clock.time_share, 0.0) * self.clock.budget)
-        return rate, left
-
-
-def duration(seconds: float) -> str:
-    """Such as 45 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def watched_terms(module: pl.LightningModule) -> list[str]:
     """Names of the losses of a training."""
     return [term.name for term in cast("PotentialTraining", module).losses]
@@ -495,34 +401,3 @@ def watched_terms(module: pl.LightningModule) -> list[str]:
 def columns_of(term: str) -> tuple[str, str, str]:
     """Under which the value of a loss, its weight and the factor of its schedule are logged."""
     return f"loss_{term}", f"weight_{term}", f"factor_{term}"
-
-
-def validation_line(values: dict[str, Tensor], terms: Sequence[str] = ()) -> str:
-    """Loss and validation errors in one line.
-
-    Args:
-        values: as they are logged.
-        terms: losses to show by themselves, as weight times value, with the factor of a schedule that is at work.
-    """
-    items = {"loss": f"{float(values['loss']):.3g}"} if "loss" in values else {}
-    shown = []
-    for term in terms:
-        if all(name in values for name in columns_of(term)):
-            value, weight, factor = (float(values[name]) for name in columns_of(term))
-            shown.append(f"{term} {weight:g}" + (f"*{factor:.3g}" if factor != 1.0 else "") + f"*{value:.3g}")
-    if shown:
-        items["loss"] = f"{items.get('loss', '')} ({', '.join(shown)})"
-    items.update(_validation_items(values))
-    return "  ".join(f"{name} {value}" for name, value in items.items())
-
-
-def _validation_items(values: dict[str, Tensor]) -> dict[str, str]:
-    items = {}
-    for name, label, factor, unit in (
-        ("valid_energy_mae", "E", 1e3, "meV/atom"),
-        ("valid_forces_mae", "F", 1e3, "meV/Å"),
-        ("valid_stress_mae", "σ", 1e3, "meV/Å³"),
-    ):
-        if name in values:
-            items[label] = f"{factor * float(values[name]):.2f} {unit}"
-    return items

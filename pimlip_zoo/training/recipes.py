@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.registry import Registry
@@ -38,6 +38,20 @@ class RunFacts:
     """Which labels are trained on."""
     passes: float
     """How often a step looks at each of them in the whole run."""
+    steps: int | None = None
+    """Optimiser steps, where they were given."""
+    batch: int | None = None
+    """Structures of a step, where they were given."""
+    accumulate: int = 1
+    """Batches of a step."""
+    atoms: int = 0
+    """Of all training structures; 0: nobody counted."""
+    labels_counted: int = 0
+    """Energies, force components and stress components among them."""
+    validation: int = 0
+    """Validation structures."""
+    nearest: float = 0.0
+    """Å between nearest neighbours, the median over some structures; 0: nobody looked."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,8 @@ class Recipe:
     summary: str
     """One line: what it is and where it is from."""
     settings: Callable[[RunFacts], Settings]
+    reasons: Callable[[RunFacts], Mapping[str, str]] | None = None
+    """Why an option has its value, by dotted key, in a few words; None: nothing to say."""
 
 
 _recipes: dict[tuple[str, int], Recipe] = {}
@@ -56,10 +72,18 @@ _elsewhere: Registry[Recipe] = Registry("training recipe", "pimlip_zoo.training_
 """Other packages' are registered when this is asked for all of its own, which are none."""
 
 SettingsOf = Callable[[RunFacts], Settings]
+ReasonsOf = Callable[[RunFacts], Mapping[str, str]]
 
 
-def register_recipe(name: str, *, version: int = 1) -> Callable[[SettingsOf], SettingsOf]:
+def register_recipe(
+    name: str, *, version: int = 1, reasons: ReasonsOf | None = None
+) -> Callable[[SettingsOf], SettingsOf]:
     """Decorator of a function from the facts of a run to settings; its docstring's first line is the summary.
+
+    Args:
+        name: of the recipe.
+        version: a changed recipe has a new one.
+        reasons: from the same facts, why options have their values.
 
     Raises:
         InputError: when another function has that name and version already.
@@ -70,7 +94,7 @@ def register_recipe(name: str, *, version: int = 1) -> Callable[[SettingsOf], Se
         if other is not None and other.settings.__qualname__ != function.__qualname__:
             raise InputError(f"two recipes are called {name!r}, version {version}", mend="rename one of them")
         summary = (function.__doc__ or "").strip().split("\n", 1)[0]
-        _recipes[name, version] = Recipe(name, version, summary, function)
+        _recipes[name, version] = Recipe(name, version, summary, function, reasons)
         return function
 
     return register
@@ -132,6 +156,82 @@ def _muon(facts: RunFacts) -> Settings:
         "schedule.name": "linear",
         "schedule.final": 0.0,
         "trainer.ema_decay": 0.99,
+    }
+
+
+# ---- lengths and sizes that follow the data
+
+_ATOMS_OF_A_STEP = 200
+_MOST, _STEPS_OF_THOUSAND = 10, 20_000
+_SHORTEST, _LONGEST = 4_000, 400_000
+_MANY_LABELS, _VERY_MANY_LABELS = 2_000_000, 50_000_000
+_SHELLS, _SPARSE = 1.75, 2.9
+
+
+def _batch(facts: RunFacts) -> int:
+    """So many structures that a step has about 200 atoms, ten at most."""
+    if facts.batch is not None:
+        return facts.batch
+    if not facts.atoms or not facts.structures:
+        return _MOST
+    return min(max(round(_ATOMS_OF_A_STEP * facts.structures / facts.atoms), 1), _MOST)
+
+
+def _steps(facts: RunFacts) -> int:
+    """As the root of the number of structures: 20,000 for a thousand."""
+    if facts.steps is not None:
+        return facts.steps
+    steps = _STEPS_OF_THOUSAND * math.sqrt(facts.structures / 1000)
+    return int(float(f"{min(max(steps, _SHORTEST), _LONGEST):.2g}"))
+
+
+def _valid_every(facts: RunFacts) -> int:
+    """A fortieth of the run, less often where validation would take a tenth of the time."""
+    steps, third = _steps(facts), facts.validation / 3.0  # an evaluation costs a third of a step on it
+    often = max(steps // 40, round(10.0 * third / _batch(facts)))
+    return min(max(often, 50), 500 if often < 500 else 2_500, max(steps, 1))
+
+
+def _preset(facts: RunFacts) -> str:
+    if facts.labels_counted > _VERY_MANY_LABELS:
+        return "large"
+    return "medium" if facts.labels_counted > _MANY_LABELS else "small"
+
+
+def _cutoff(facts: RunFacts) -> float | None:
+    """Three shells of neighbours where these are far apart; None: the architecture's own."""
+    if facts.nearest < _SPARSE or "cutoff" not in facts.options:
+        return None
+    return min(round(_SHELLS * facts.nearest, 1), 7.0)
+
+
+def _reasons(facts: RunFacts) -> dict[str, str]:
+    size = facts.atoms / max(facts.structures, 1)
+    return {
+        "trainer.max_steps": f"{_steps(facts):,} steps for {facts.structures:,} structures",
+        "data.batch_size": f"batches of {_batch(facts)} for {size:.0f} atoms each",
+        "model.preset": f"{_preset(facts)} for {facts.labels_counted:,} labels",
+        "model.cutoff": f"cutoff {_cutoff(facts)} Å for neighbours {facts.nearest:.1f} Å apart",
+        "trainer.valid_every": f"{facts.validation:,} structures validated every {_valid_every(facts)} steps",
+    }
+
+
+@register_recipe(DEFAULT_RECIPE, version=3, reasons=_reasons)
+def _following(facts: RunFacts) -> Settings:
+    """Muon as in version 2; steps, batches, model size, cutoff and validation follow the number and size of structures.
+
+    What version 2 had for all is what this one has for a thousand small molecules. The rate is that of version 2 for
+    the passes that the chosen steps make.
+    """
+    passes = _steps(facts) * facts.accumulate * _batch(facts) / max(facts.structures, 1)
+    cutoff = _cutoff(facts)
+    return {
+        **_muon(replace(facts, passes=passes)),
+        "trainer.max_steps": _steps(facts),
+        "trainer.valid_every": _valid_every(facts),
+        "data.batch_size": _batch(facts),
+        "model.preset": _preset(facts),
+        **({} if cutoff is None else {"model.cutoff": cutoff}),
     }
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.section import Section
-from pimlip_zoo.weak_labels.calculators import Supervisor
+from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
+from pimlip_zoo.weak_labels.pool_work import Part, cores, do_parts, forget, told_duration, work_on
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from ase.calculators.calculator import Calculator
 
 __all__ = ["PoolOptions", "cache_folder", "cached_labels", "label_frames", "labelled_pool", "sample_pool"]
 
@@ -34,8 +37,9 @@ Progress = Callable[[int, int], None]
 class PoolOptions(Section):
     """How structures around the training set are sampled."""
 
-    structures: PositiveInt = 1500
-    """How many are sampled and labelled."""
+    structures: PositiveInt | None = None
+    """How many are sampled and labelled; None: 1,500, 100 for each kind of molecule where that is more, fewer where
+    molecules are large (40,000 atoms in all, but 200 structures)."""
     method: Literal["md", "displaced", "both", "given"] = "md"
     """given: the structures of ``weak.unlabelled`` as they are, and displaced ones where these are too few."""
     temperatures: tuple[PositiveFloat, ...] = (300.0, 600.0, 900.0)
@@ -53,6 +57,24 @@ class PoolOptions(Section):
     seed: int = Field(default=0, ge=0)
     """Of the sampling."""
 
+    def for_structures(self, starts: Sequence[Frame]) -> PoolOptions:
+        """With a number of structures that follows those where sampling starts, unless it was given."""
+        if self.structures is not None or not starts:
+            return self
+        kinds = len({np.sort(frame.numbers).tobytes() for frame in starts})
+        atoms = float(np.mean([len(frame.numbers) for frame in starts]))
+        wanted = min(max(_POOL, 100 * kinds), 4 * _POOL)
+        return self.model_copy(
+            update={"structures": min(wanted, max(_LEAST_POOL, round(_POOL_ATOMS / atoms)))}
+        )
+
+
+_POOL, _LEAST_POOL, _POOL_ATOMS = 1_500, 200, 40_000
+_AT_ONCE = 50
+"""Structures that are kept together when they are labelled."""
+_WORTH_SHARING = 30.0
+"""Seconds of work for which other processes are started."""
+
 
 def label_frames(
     frames: Sequence[Frame], supervisor: Supervisor, progress: Progress | None = None
@@ -62,19 +84,12 @@ def label_frames(
     Raises:
         InputError: when the calculator fails, naming the structure.
     """
-    calculator = supervisor.make()
-    labelled = []
-    for index, frame in enumerate(frames):
-        atoms = _atoms(frame)
-        atoms.calc = calculator
-        try:
-            energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
-        except Exception as error:
-            raise InputError(f"{supervisor.name} fails: {reason_of(error)}", frame=index) from error
-        labelled.append(_labelled(frame, energy, forces, supervisor))
+
+    def report(count: int) -> None:
         if progress is not None:
-            progress(index + 1, len(frames))
-    return labelled
+            progress(count, len(frames))
+
+    return _labels(frames, supervisor, range(len(frames)), report, supervisor.make())
 
 
 def sample_pool(
@@ -102,24 +117,8 @@ def sample_pool(
     starts = _starts(frames, unlabelled, options)
     if not starts:
         raise InputError("there is no structure to start from", key="weak.labels.pool")
-    rng = np.random.default_rng(options.seed)
-    pool: list[Frame] = []
-
-    def report(count: int) -> None:
-        if progress is not None:
-            progress(len(pool) + count, options.structures)
-
-    if options.method == "given":
-        pool += _given(unlabelled, supervisor, options, rng, report)
-    left = options.structures - len(pool)
-    moving = {"md": left, "both": left - left // 2}.get(options.method, 0)
-    if left > moving:
-        pool += _displaced(starts, supervisor, options, left - moving, rng, report)
-    for index, temperature in enumerate(options.temperatures if moving else ()):
-        parts = len(options.temperatures)
-        share = moving // parts + (index < moving % parts)
-        pool += _dynamics(starts, supervisor, options, temperature, share, rng, report)
-    return pool
+    options = options.for_structures(starts)
+    return _Work(starts, supervisor, options, progress).sample(unlabelled)
 
 
 def labelled_pool(
@@ -143,10 +142,16 @@ def labelled_pool(
         progress: is told how far the sampling is.
         unlabelled: see :func:`sample_pool`.
     """
-    key = _key(_starts(frames, unlabelled, options), supervisor, _plain(options))
-    return _cached(
-        folder, supervisor, key, lambda: sample_pool(frames, supervisor, options, progress, unlabelled)
-    )
+    starts = _starts(frames, unlabelled, options)
+    options = options.for_structures(starts)
+    key = _key(starts, supervisor, ["parts", _plain(options)])
+
+    def make(parts: Path) -> list[Frame]:
+        if not starts:
+            raise InputError("there is no structure to start from", key="weak.labels.pool")
+        return _Work(starts, supervisor, options, progress, parts).sample(unlabelled)
+
+    return _cached(folder, supervisor, key, make)
 
 
 def cached_labels(
@@ -157,20 +162,32 @@ def cached_labels(
 ) -> list[Frame]:
     """:func:`label_frames`, from the cache where these structures have been labelled before."""
     key = _key(frames, supervisor, "single points")
-    return _cached(folder, supervisor, key, lambda: label_frames(frames, supervisor, progress))
+
+    def make(parts: Path) -> list[Frame]:
+        return _Work(frames, supervisor, PoolOptions(structures=len(frames)), progress, parts).label()
+
+    return _cached(folder, supervisor, key, make)
 
 
 def _cached(
-    folder: Path | None, supervisor: Supervisor, key: str, make: Callable[[], list[Frame]]
+    folder: Path | None, supervisor: Supervisor, key: str, make: Callable[[Path], list[Frame]]
 ) -> list[Frame]:
+    """The frames of a key; ``make`` is given the folder where it may keep parts of them meanwhile."""
     from pimlip_zoo.datasets.lmdb import FrameStore, write_store
 
     path = (folder or cache_folder()) / f"{_safe(supervisor.name)}-{key[:20]}.lmdb"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        parts = path.with_suffix(".parts")
+        try:
+            made = make(parts)
+        except KeyboardInterrupt:
+            log.info("the labels so far are kept in %s: the same command goes on there", parts)
+            raise
         write_store(
-            path, make(), meta={"supervisor": supervisor.name, "supervisor_version": supervisor.version}
+            path, made, meta={"supervisor": supervisor.name, "supervisor_version": supervisor.version}
         )
+        forget(parts)
     log.info("labels of %s: %s", supervisor.name, path)
     return list(FrameStore(path))
 
@@ -212,18 +229,213 @@ def _starts(frames: Sequence[Frame], unlabelled: Sequence[Frame], options: PoolO
     return unlabelled if options.method == "given" else [*frames, *unlabelled]
 
 
+class _Work:
+    """Labelling in parts; see :mod:`pimlip_zoo.weak_labels.pool_work`.
+
+    Args:
+        starts: where sampling starts, or what is labelled.
+        supervisor: the calculator.
+        options: with a number of structures.
+        progress: is told how far it is.
+        parts: folder for finished parts; None: they are not kept.
+    """
+
+    def __init__(
+        self,
+        starts: Sequence[Frame],
+        supervisor: Supervisor,
+        options: PoolOptions,
+        progress: Progress | None,
+        parts: Path | None = None,
+    ) -> None:
+        self.starts, self.supervisor, self.options = starts, supervisor, options
+        self.progress, self.parts = progress, parts
+        self._calculator: Calculator | None = None
+        self._done, self._processes = 0, 1
+
+    @property
+    def calculator(self) -> Calculator:
+        """One for all parts of this process."""
+        if self._calculator is None:
+            self._calculator = self.supervisor.make()
+        return self._calculator
+
+    def label(self) -> list[Frame]:
+        """The structures as they are."""
+        self._estimate(len(self.starts), 1.0)
+        chunks = range(0, len(self.starts), _AT_ONCE)
+        return self._do([self._range("label", first, len(self.starts)) for first in chunks])
+
+    def sample(self, unlabelled: Sequence[Frame]) -> list[Frame]:
+        """The structures of a pool."""
+        total = self.options.structures or 0
+        moving = {"md": total, "both": total - total // 2}.get(self.options.method, 0)
+        self._estimate(total, 1.0 + moving / max(total, 1) * (self.options.stride - 1))
+        pool: list[Frame] = []
+        if self.options.method == "given":
+            order = np.random.default_rng(self.options.seed).permutation(len(unlabelled)).tolist()
+            first = 0
+            while first < len(order) and len(pool) < total:  # some fail: then further ones are asked for
+                last = min(first + total - len(pool), len(order))
+                chunks = range(first, last, _AT_ONCE)
+                pool += self._do([self._range("given", k, last, order) for k in chunks])
+                first = last
+        left = total - len(pool)
+        moving = {"md": left, "both": left - left // 2}.get(self.options.method, 0)
+        parts: list[Part] = [
+            self._range("displaced", first, left - moving) for first in range(0, left - moving, _AT_ONCE)
+        ]
+        for index, temperature in enumerate(self.options.temperatures if moving else ()):
+            count = len(self.options.temperatures)
+            share = moving // count + (index < moving % count)
+            each = max(5, -(-share // 8))  # several trajectories at each temperature
+            parts += [
+                {
+                    "kind": "md",
+                    "number": 1000 * index + first,
+                    "count": min(each, share - first),
+                    "temperature": float(temperature),
+                }
+                for first in range(0, share, each)
+            ]
+        return pool + self._do(parts)
+
+    def _range(self, kind: str, first: int, last: int, order: Sequence[int] | None = None) -> Part:
+        """A part of structures that are taken one after the other."""
+        places = range(first, min(first + _AT_ONCE, last))
+        indices = list(places) if order is None else [order[place] for place in places]
+        return {"kind": kind, "number": first, "count": len(places), "indices": indices}
+
+    def _do(self, parts: Sequence[Part]) -> list[Frame]:
+        from pimlip_zoo.datasets.lmdb import write_store
+
+        total, before = self.options.structures or 0, self._done
+
+        def report(count: int) -> None:
+            if self.progress is not None:
+                self.progress(min(before + count, total), total)
+
+        if self._processes > 1 and self.parts is not None and len(parts) > 1:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            job = {"supervisor": self.supervisor.name, "options": _plain(self.options)}
+            (self.parts / "job.json").write_text(json.dumps(job), encoding="utf-8")
+            if not (self.parts / "starts.lmdb").exists():
+                write_store(self.parts / "starts.lmdb", self.starts)
+        made = do_parts(
+            parts,
+            self.make,
+            report,
+            folder=self.parts,
+            processes=self._processes,
+            worker=f"from {__name__} import start_worker; start_worker()",
+        )
+        self._done += len(made)
+        return made
+
+    def make(self, part: Part, report: Callable[[int], None]) -> list[Frame]:
+        """The frames of a part; its random numbers are its own."""
+        kind = part["kind"]
+        rng = np.random.default_rng([self.options.seed, len(kind), part["number"]])
+        if kind == "md":
+            return _dynamics(
+                self.starts, self.supervisor, self.options, part["temperature"], part["count"], rng, report
+            )
+        if kind == "displaced":
+            return _displaced(
+                self.starts, self.supervisor, self.options, part["indices"], rng, report, self.calculator
+            )
+        if kind == "given":
+            return _given(
+                self.starts, self.supervisor, self.options, part["indices"], report, self.calculator
+            )
+        return _labels(self.starts, self.supervisor, part["indices"], report, self.calculator)
+
+    def _estimate(self, structures: int, evaluations: float) -> None:
+        """Say what it will take, from one evaluation; share it among processes where it is long.
+
+        Args:
+            structures: that are to be labelled.
+            evaluations: of the calculator for each of them.
+        """
+        if self.parts is None or structures < _AT_ONCE:
+            return
+        sizes = [len(frame.numbers) for frame in self.starts]
+        atoms = _atoms(self.starts[int(np.argsort(sizes)[len(sizes) // 2])])
+        atoms.calc = self.calculator
+        seconds = []
+        for _ in range(2):  # the first sets up
+            atoms.positions += 1e-3 * np.cos(np.arange(atoms.positions.size)).reshape(-1, 3)
+            begun = time.monotonic()
+            if _evaluate(atoms, np.inf) is None:
+                return
+            seconds.append(time.monotonic() - begun)
+        work = structures * evaluations * seconds[-1]
+        if work > _WORTH_SHARING and _elsewhere(self.supervisor):
+            self._processes = cores()
+        log.info(
+            "weak labels of %s: about %s (%s structures, %.0f evaluations each, %.3g s an evaluation, %d processes); "
+            "Ctrl-C keeps what is done, and the same command goes on there",
+            *(self.supervisor.name, told_duration(work / self._processes), f"{structures:,}"),
+            *(evaluations, seconds[-1], self._processes),
+        )
+
+
+def _elsewhere(supervisor: Supervisor) -> bool:
+    """Whether another process can make this calculator from its name."""
+    if supervisor.name.startswith("run:"):
+        return False
+    try:
+        return find_supervisor(supervisor.name, trust=True).version == supervisor.version
+    except InputError:
+        return False
+
+
+def start_worker() -> None:
+    """What a process that shares the work of a pool does."""
+    import sys
+
+    from pimlip_zoo.datasets.lmdb import FrameStore
+
+    folder, share, processes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    # The process that started this one has called the function already, where the name is that of one.
+    supervisor = find_supervisor(job["supervisor"], trust=True)
+    work = _Work(list(FrameStore(folder / "starts.lmdb")), supervisor, PoolOptions(**job["options"]), None)
+    work_on(folder, share, processes, work.make)
+
+
+def _labels(
+    frames: Sequence[Frame],
+    supervisor: Supervisor,
+    indices: Sequence[int],
+    report: Callable[[int], None],
+    calculator: Calculator,
+) -> list[Frame]:
+    """Structures as they are; one that the calculator cannot do is an error."""
+    labelled = []
+    for index in indices:
+        atoms = _atoms(frames[index])
+        atoms.calc = calculator
+        try:
+            energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
+        except Exception as error:
+            raise InputError(f"{supervisor.name} fails: {reason_of(error)}", frame=index) from error
+        labelled.append(_labelled(frames[index], energy, forces, supervisor))
+        report(len(labelled))
+    return labelled
+
+
 def _given(
     frames: Sequence[Frame],
     supervisor: Supervisor,
     options: PoolOptions,
-    rng: np.random.Generator,
+    indices: Sequence[int],
     report: Callable[[int], None],
+    calculator: Calculator,
 ) -> list[Frame]:
     """Structures as they are, those left out that the calculator cannot do or pushes apart."""
-    calculator, pool = supervisor.make(), list[Frame]()
-    for index in rng.permutation(len(frames)).tolist():
-        if len(pool) == options.structures:
-            break
+    pool: list[Frame] = []
+    for index in indices:
         atoms = _atoms(frames[index])
         atoms.calc = calculator
         state = _evaluate(atoms, options.max_force)
@@ -237,14 +449,15 @@ def _displaced(
     frames: Sequence[Frame],
     supervisor: Supervisor,
     options: PoolOptions,
-    count: int,
+    places: Sequence[int],
     rng: np.random.Generator,
     report: Callable[[int], None],
+    calculator: Calculator,
 ) -> list[Frame]:
-    calculator, pool, failures = supervisor.make(), list[Frame](), 0
+    pool, failures, count = list[Frame](), 0, len(places)
     while len(pool) < count:
         frame = frames[int(rng.integers(len(frames)))]
-        amplitude = options.amplitudes[len(pool) % len(options.amplitudes)]
+        amplitude = options.amplitudes[places[len(pool)] % len(options.amplitudes)]
         d = rng.normal(0.0, amplitude, frame.positions.shape)
         atoms = _atoms(frame)
         atoms.positions += d - d.mean(axis=0)
@@ -275,7 +488,7 @@ def _dynamics(
 
     pool: list[Frame] = []
     failures = 0
-    per_trajectory = max(5, -(-count // 8))
+    per_trajectory = count
     while len(pool) < count:
         frame = frames[int(rng.integers(len(frames)))]
         atoms = _atoms(frame)
@@ -312,7 +525,7 @@ def _dynamics(
                 break
         if kept == 0:
             failures += 1
-            _give_up(failures * per_trajectory, count, supervisor)
+            _give_up(failures, 10, supervisor)
     return pool
 
 
@@ -327,7 +540,7 @@ def _evaluate(atoms: Atoms, max_force: float) -> tuple[float, NDArray[np.float64
 
 
 def _give_up(failures: int, count: int, supervisor: Supervisor) -> None:
-    if failures > 20 + count:
+    if failures > 50 + 20 * count:
         raise InputError(
             f"{supervisor.name} finds hardly any structure with forces below the limit",
             key="weak.labels.pool",

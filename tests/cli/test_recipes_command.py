@@ -7,7 +7,14 @@ import yaml
 
 def test_the_recipes_are_listed_with_what_they_set(cli):
     text = cli("models", "--recipes").out
-    for word in ("default", "mace-torch", "nequip", "optimizer.lr=0.005", "loss.late.start=0.75"):
+    for word in (
+        "default",
+        "mace-torch",
+        "nequip",
+        "optimizer.lr=0.003",
+        "trainer.max_steps=14000",
+        "loss.late.start=0.75",
+    ):
         assert word in text
     content = json.loads(cli("models", "--recipes", "--json").out)
     assert content["default"]["options"]["optimizer.name"] == "muon"
@@ -22,7 +29,7 @@ def test_a_run_says_its_recipe_and_keeps_it(cli, tmp_path):
     assert "muon, rate 0.005" in done.out
     assert "2 steps of 10 structures, or 1h if that is sooner" in done.out
     content = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert content["recipe"] == {"name": "default", "version": 2, "filled": content["recipe"]["filled"]}
+    assert content["recipe"] == {"name": "default", "version": 3, "filled": content["recipe"]["filled"]}
     assert content["optimizer"]["name"] == "muon"
 
 

@@ -75,7 +75,7 @@ def test_a_run_folder_holds_what_is_needed_to_use_resume_and_understand_it(cli, 
     with (run / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
     errors = json.loads((run / "test.json").read_text())
-    assert set(errors) == {"validation", "builtin:ethanol-gfn2/test_300K@:3"}
+    assert set(errors) == {"training", "validation", "builtin:ethanol-gfn2/test_300K@:3"}
     assert (
         "training: 11 structures, 99 atoms; labels: energy 11/11, forces 11/11"
         in (run / "log.txt").read_text()
@@ -305,7 +305,7 @@ def test_energies_in_another_unit_are_noticed(refused, tmp_path):
     path = tmp_path / "kcal.extxyz"
     path.write_text("".join(frame(WATER + 0.01 * i, energy=str(-48000.0 - i)) for i in range(4)))
     options = ["--set", "data.energy_references={H: -13.6, O: -2043.0}"]
-    refused("train", "--data", path, *SMALL, *options, says=["frame 0", "energy", "eV per atom", "units"])
+    refused("train", "--data", path, *SMALL, *options, says=["frame 0", "eV/atom", "unit", "--no-check"])
 
 
 def test_test_data_are_looked_at_before_the_training(refused, tmp_path):
@@ -313,7 +313,7 @@ def test_test_data_are_looked_at_before_the_training(refused, tmp_path):
     path.write_text(frame(WATER, numbers=("O", "H", "Cl")))
     refused("train", "--data", DATA, *SMALL, "--test", path, says=["test.extxyz", "frame 0", "Cl"])
     path.write_text(frame(WATER, energy=None, forces=False))
-    refused("train", "--data", DATA, *SMALL, "--test", path, says=["test.extxyz", "no structure has a label"])
+    refused("train", "--data", DATA, *SMALL, "--test", path, says=["test.extxyz", "no structure has energy"])
 
 
 # ---- bad options

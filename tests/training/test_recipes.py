@@ -27,7 +27,16 @@ def test_a_run_for_which_nothing_is_given_has_the_newest_default_recipe():
     assert (config.recipe.name, config.recipe.version) == ("default", newest.version)
     assert "optimizer.lr" in config.recipe.filled
     facts = RunFacts(
-        "nequip", frozenset(), direct=False, structures=20, labels=("energy", "forces"), passes=10_000.0
+        "nequip",
+        frozenset(),
+        direct=False,
+        structures=20,
+        labels=("energy", "forces"),
+        passes=3_000.0,
+        steps=6_000,
+        atoms=180,
+        labels_counted=560,
+        validation=5,
     )
     for key, value in newest.settings(facts).items():
         section, name = key.split(".", 1)
@@ -110,7 +119,7 @@ def test_the_first_version_is_what_runs_before_recipes_used():
     ("setting", "message"),
     [
         ("recipe.name=mace_torch", "did you mean mace-torch"),
-        ("recipe.version=99", "there is 1, 2"),
+        ("recipe.version=99", "there is 1, 2, 3"),
         ("recipe.nam=x", "did you mean name"),
     ],
 )

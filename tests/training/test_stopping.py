@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -81,17 +82,21 @@ def test_a_resumed_run_has_the_time_that_is_left(tmp_path):
 
 
 def test_the_time_left_is_that_until_whichever_end_comes_first():
-    from pimlip_zoo.training.callbacks import TimeLeft, duration
+    from pimlip_zoo.training.progress import TimeLeft, duration
     from pimlip_zoo.training.schedule import RunClock
 
     clock = RunClock(1000)
     left = TimeLeft(clock)
-    left._start -= 10.0
+    left._marks = deque((time - 10.0, step) for time, step in left._marks)
     rate, seconds = left.seconds(100)
     assert rate == pytest.approx(10.0, rel=0.01)
     assert seconds == pytest.approx(90.0, rel=0.01)
     clock.budget, clock.time_share = 40.0, 0.25
     assert left.seconds(100)[1] == pytest.approx(30.0)
+    clock.budget = None
+    left._marks = deque([(left._marks[-1][0] - 1000.0, 0), (left._marks[-1][0] - 100.0, 90)])
+    rate, _ = left.seconds(100)  # of the last minutes, not of all of the run
+    assert rate == pytest.approx(0.1, rel=0.05)
     assert [duration(s) for s in (45, 725, 11_100)] == ["45 s", "12 min", "3 h 05 min"]
 
 
@@ -113,6 +118,7 @@ def test_losses_of_steps_reach_table_and_loggers(tmp_path, monkeypatch):
     from pimlip_zoo.training import module
 
     monkeypatch.setattr(module, "LOGGED_EVERY", 2)
+    monkeypatch.setattr("pimlip_zoo.experiment.trainer.check_loggers", lambda names: None)
     monkeypatch.setattr(loggers, "TensorBoardLogger", loggers.CSVLogger)
     run(tmp_path, "trainer.max_steps=5", "trainer.valid_every=5", "trainer.tensorboard=true")
     with (tmp_path / "metrics.csv").open() as file:

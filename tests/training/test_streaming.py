@@ -82,13 +82,16 @@ def test_a_streamed_run_resumes_exactly_in_the_middle_of_a_pass(store, tmp_path,
 def test_before_the_first_step_only_the_index_and_isolated_atoms_are_read(store, monkeypatch):
     read, get = [], StoredFrames.__getitem__
     monkeypatch.setattr(StoredFrames, "__getitem__", lambda self, i: (read.append(i), get(self, i))[1])
-    found = prepared(store, "model.avg_num_neighbors=8.0", "data.energy_references=auto")
+    more = ("model.avg_num_neighbors=8.0", "data.energy_references=auto")
+    found = prepared(store, *more, "model.cutoff=5.0")
     assert isinstance(found.train, FrameDataset)
     assert len(found.train) == 36
     assert len(found.valid) == 4
     assert found.references.source == "isolated atoms"
     assert found.references.energies.tolist() == [ATOMS[z] for z in (1, 6, 8)]
     assert len(read) <= 4 * len(ATOMS)
+    prepared(store, *more)  # where the cutoff is to follow the data, a few structures are looked at
+    assert len(read) <= 8 * len(ATOMS) + 30
 
 
 def test_statistics_from_the_index_are_those_of_the_frames(store):

@@ -6,7 +6,7 @@ import pytest
 from test_resume import run
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.training.callbacks import validation_line
+from pimlip_zoo.training.progress import validation_line
 
 SETTINGS = [
     "data.train=builtin:ethanol-gfn2/train@:8",
@@ -30,14 +30,16 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_value_weight_and_schedule_of_each_term_are_watched_everywhere(tmp_path, monkeypatch, capsys):
+def test_value_weight_and_schedule_of_each_term_are_watched_everywhere(tmp_path, monkeypatch, caplog):
     from lightning.pytorch import loggers
 
     from pimlip_zoo.training import module
 
     monkeypatch.setattr(module, "LOGGED_EVERY", 1)
     monkeypatch.setattr(loggers, "TensorBoardLogger", loggers.CSVLogger)
-    run(tmp_path, settings=[*SETTINGS, "trainer.tensorboard=true", "loss.forces.weight=7"])
+    monkeypatch.setattr("pimlip_zoo.experiment.trainer.check_loggers", lambda names: None)
+    with caplog.at_level("INFO", "pimlip_zoo"):
+        run(tmp_path, settings=[*SETTINGS, "trainer.tensorboard=true", "loss.forces.weight=7"])
     rows = table(tmp_path / "metrics.csv")
     # Two batches make a step, and the schedule does not know it.
     assert [float(row["factor_pitc_central"]) for row in rows] == [0.0, 0.25, 0.5, 0.75]
@@ -52,7 +54,7 @@ def test_value_weight_and_schedule_of_each_term_are_watched_everywhere(tmp_path,
     assert float(rows[0]["loss_pitc_central"]) == 0.0 < float(rows[1]["loss_pitc_central"])
     logged = table(next(tmp_path.rglob("tensorboard/metrics.csv")))
     assert {row["factor_pitc_central"] for row in logged if row["loss"]} >= {"0.0", "0.25", "0.5", "0.75"}
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    lines = [line for line in caplog.messages if line.startswith("step ") and "  E " in line]
     assert "pitc_central 2.1*0.75*" in lines[-1]
     assert ", forces 7*" in lines[-1]
 

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pimlip_zoo.datasets.audit.consistency import check_consistency
+from pimlip_zoo.datasets.audit.consistency import TRUSTED, check_consistency
 from pimlip_zoo.datasets.audit.finding import Finding
 from pimlip_zoo.datasets.audit.geometry import check_duplicates, check_geometry, check_leakage
 from pimlip_zoo.datasets.audit.labels import check_coverage, check_energies, check_forces, check_stress
-from pimlip_zoo.datasets.audit.survey import Survey, survey_frames
+from pimlip_zoo.datasets.audit.magnitudes import check_magnitudes
+from pimlip_zoo.datasets.audit.survey import Survey, survey_frames, survey_sample
 from pimlip_zoo.datasets.coverage import isolated_atom_energies
 from pimlip_zoo.datasets.readers import read_frames
 from pimlip_zoo.errors import InputError
 
-__all__ = ["Audit", "Finding", "Survey", "audit", "audit_surveys", "survey_data", "survey_frames"]
+__all__ = [
+    "Audit",
+    "Finding",
+    "Survey",
+    "audit",
+    "audit_surveys",
+    "survey_data",
+    "survey_frames",
+    "survey_sample",
+]
 
 _ORDER = {"refused": 0, "warning": 1, "note": 2}
 
@@ -89,15 +99,34 @@ def audit_surveys(
     """All checks, the gravest findings first."""
     findings: list[Finding] = []
     for survey in surveys:
+        first = len(findings)
         findings += check_coverage(survey, labels)
         if not len(survey):
             continue
         findings += check_energies(survey, atom_energies)
         findings += check_forces(survey)
         findings += check_stress(survey)
-        findings += check_consistency(survey)
+        findings += _compare(survey)
         findings += check_geometry(survey, cutoff)
         findings += check_duplicates(survey)
+        findings[first:] = [survey.numbered(finding) for finding in findings[first:]]
     findings += check_leakage(surveys)
     findings.sort(key=lambda finding: _ORDER[finding.severity])
     return Audit(tuple(surveys), tuple(findings))
+
+
+def _compare(survey: Survey) -> list[Finding]:
+    """Forces and stress against energies: by pairs of near structures, and by sizes where pairs leave doubts."""
+    pairs = list(check_consistency(survey))
+    of_forces = [finding for finding in pairs if not finding.code.startswith("stress")]
+    certain = any(finding.values.get("explained", 0.0) >= TRUSTED for finding in of_forces)
+    if certain and any(finding.severity == "refused" for finding in of_forces):
+        return pairs
+    doubtful = not certain or any(finding.code == "force-inconsistent" for finding in of_forces)
+    sizes = list(check_magnitudes(survey, compared=not doubtful))
+    stronger = {"force-unit", "force-sign"} if certain else {"force-unit", "force-sign", "force-agrees"}
+    if any(finding.code in stronger for finding in sizes):
+        pairs = [finding for finding in pairs if finding not in of_forces]  # what they say is the weaker word
+    elif certain:
+        sizes = [finding for finding in sizes if finding.code != "force-agrees"]
+    return pairs + sizes

@@ -16,38 +16,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.audit.alignment import Displacement, displacement, near_pairs
+from pimlip_zoo.datasets.audit.factors import ENERGY_FACTORS, FORCE_FACTORS, STRESS_FACTORS
 from pimlip_zoo.datasets.audit.finding import Finding
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.frame import Frame
 
-__all__ = ["check_consistency"]
+__all__ = ["TRUSTED", "check_consistency"]
 
 _PER_GROUP = 1000
 _BUDGET = 40_000_000
 """Pairs times atoms that are looked at."""
 _MAX_PAIRS = 400
 _MIN_PAIRS = 10
-_TRUSTED = 0.7
+TRUSTED = 0.7
+"""Share of the change of energy that a regression has to explain."""
 _TOLERANCE = 0.08
 _DEVIATION = 0.35
 _RESAMPLED = 40
-_ENERGY = {"Hartree": 27.211386, "Rydberg": 13.605693, "kcal/mol": 0.0433641, "kJ/mol": 0.0103643, "eV": 1.0}
-_LENGTH = {"Bohr": 0.529177, "Å": 1.0, "nm": 10.0}
-_USED = (
-    *("Hartree/Bohr", "Hartree/Å", "Rydberg/Bohr", "eV/Bohr"),
-    *("kcal/mol/Å", "kcal/mol/Bohr", "kJ/mol/Å", "kJ/mol/nm"),
-)
 _FORCE_UNITS = {
-    **{
-        f"forces in {unit}": _ENERGY[unit.rpartition("/")[0]] / _LENGTH[unit.rpartition("/")[2]]
-        for unit in _USED
-    },
-    **{f"energies in {energy}": 1 / unit for energy, unit in _ENERGY.items() if energy != "eV"},
-    "positions in Bohr": _LENGTH["Bohr"],
-    "positions in nm": _LENGTH["nm"],
+    **{f"forces in {unit}": size for unit, size in FORCE_FACTORS.items()},
+    "energies in eV": 1.0,
+    **{f"energies in {unit}": 1 / size for unit, size in ENERGY_FACTORS.items()},
+    "positions in Bohr": 0.529177,
+    "positions in nm": 10.0,
 }
 """What the data are, by the factor between the energies' changes and what the forces say."""
-_STRESS = {"stress in GPa": 1 / 160.21766, "stress in kbar": 1 / 1602.1766}
+_STRESS = {f"stress in {unit}": size for unit, size in STRESS_FACTORS.items()}
 
 
 def check_consistency(survey: Survey) -> Iterator[Finding]:
@@ -57,7 +51,7 @@ def check_consistency(survey: Survey) -> Iterator[Finding]:
     forces = stress = None
     if len(still) >= _MIN_PAIRS:
         (forces,) = _fit(still[:, 1:2], still[:, 0])
-    if len(strained) >= _MIN_PAIRS and forces is not None and forces.explained > _TRUSTED:
+    if len(strained) >= _MIN_PAIRS and forces is not None and forces.explained > TRUSTED:
         (stress,) = _fit(strained[:, 2:3], strained[:, 0] - forces.factor * strained[:, 1])
     elif len(strained) >= _MIN_PAIRS:
         joint = _fit(strained[:, 1:3], strained[:, 0])
@@ -88,7 +82,7 @@ class _Slope:
 
     @property
     def certain(self) -> bool:
-        return self.explained >= _TRUSTED
+        return self.explained >= TRUSTED
 
     @property
     def significant(self) -> bool:

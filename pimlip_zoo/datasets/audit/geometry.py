@@ -89,26 +89,29 @@ def check_leakage(surveys: Sequence[Survey]) -> Iterator[Finding]:
     """Frames of one split that are also in another: equal, or the same but for a small displacement."""
     for k, later in enumerate(surveys):
         for earlier in surveys[:k]:
-            equal = np.isin(later.facts["digest"], earlier.facts["digest"]) & (later.facts["natoms"] > 1)
+            theirs, mine = earlier.all_digests(), later.all_digests()
+            equal = np.isin(mine, theirs) & (mine > 0)
             if equal.any():
                 yield Finding(
                     "leakage",
                     "refused",
-                    f"{int(equal.sum())} of {len(later)} structures are also in {earlier.name}",
+                    f"{int(equal.sum())} of {len(mine)} structures are also in {earlier.name}",
                     later.name,
                     **frames_of(equal),
                     mend="leave them out of one of the two: errors on them say nothing",
                 )
-            near = _near(earlier, later, np.flatnonzero(~equal))
+            near = _near(earlier, later, np.flatnonzero(~np.isin(later.facts["digest"], theirs)))
             if near:
-                yield Finding(
-                    "near-leakage",
-                    "warning",
-                    f"{len(near)} of {len(later)} structures are within {_NEAR} Å of one in {earlier.name}",
-                    later.name,
-                    **frames_of([pair[1] for pair in near]),
-                    mend="neighbouring frames of a trajectory? split by blocks of time",
-                    values={"pairs": [list(pair) for pair in near[:20]]},
+                yield later.numbered(
+                    Finding(
+                        "near-leakage",
+                        "warning",
+                        f"{len(near)} of {len(later)} structures are within {_NEAR} Å of one in {earlier.name}",
+                        later.name,
+                        **frames_of([pair[1] for pair in near]),
+                        mend="neighbouring frames of a trajectory? split by blocks of time",
+                        values={"pairs": [list(pair) for pair in near[:20]]},
+                    )
                 )
 
 

@@ -19,6 +19,8 @@ _FAR = 12.0
 """Robust standard deviations beyond which a value is an outlier."""
 _MAX_REFERENCE = 50.0
 """eV per atom that energies may be away from the sum of atomic energies."""
+_STRONGEST_BINDING = 15.0
+"""eV per atom; that of tungsten, the strongest, is 9."""
 _HUGE_FORCE = 100.0
 _LARGE_STRESS = 0.5
 _IMPOSSIBLE_STRESS = 3.0
@@ -136,6 +138,18 @@ def _check_references(survey: Survey, atom_energies: Mapping[str, float]) -> Ite
         table[atomic_numbers[symbol]] = energy
     facts = survey.facts
     away = (facts["energy"] - (survey.compositions @ table)[facts["composition"]]) / facts["natoms"]
+    typical = float(np.nanmedian(away[facts["natoms"] > 1])) if (facts["natoms"] > 1).any() else 0.0
+    if _STRONGEST_BINDING < abs(typical) < _MAX_REFERENCE:
+        yield Finding(
+            "references-wrong",
+            "refused",
+            f"energies are typically {typical:.3g} eV/atom away from the sum of the energies of isolated atoms; the "
+            "strongest bonds are 9",
+            survey.name,
+            count=len(survey),
+            mend="both must come from the same method and have the same unit",
+            values={"typical": typical},
+        )
     far = np.abs(away) > _MAX_REFERENCE
     if far.any():
         yield Finding(

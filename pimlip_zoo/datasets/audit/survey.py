@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pimlip_zoo.datasets.audit.finding import Finding
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.index import geometry_digest
 from pimlip_zoo.datasets.lmdb.record import label_mask
 from pimlip_zoo.errors import InputError
 
-__all__ = ["FACTS", "Survey", "survey_frames"]
+__all__ = ["FACTS", "Survey", "survey_frames", "survey_sample"]
 
 _BINS = 12
 _SAMPLE = 2000
@@ -60,9 +61,30 @@ class Survey:
     """Frames that cannot be used."""
     groups: dict[str, int]
     """How many frames each ``config_type`` or other group has."""
+    places: NDArray[np.int64] | None = None
+    """(M,) which frames of the set the facts are of; None: all."""
+    digests: NDArray[np.uint64] | None = None
+    """Hashes of the geometry of all frames of the set, 0 for single atoms; None: those of the facts."""
 
     def __len__(self) -> int:
         return len(self.facts)
+
+    def numbered(self, finding: Finding) -> Finding:
+        """A finding on some of the facts, its frames numbered as in the set."""
+        if self.places is None:
+            return finding
+        return replace(finding, frames=tuple(int(self.places[frame]) for frame in finding.frames))
+
+    @property
+    def total(self) -> int:
+        """Frames of the set, looked at or not."""
+        return len(self.facts) if self.digests is None else len(self.digests)
+
+    def all_digests(self) -> NDArray[np.uint64]:
+        """Hashes of the geometry of all frames, 0 for single atoms."""
+        if self.digests is not None:
+            return self.digests
+        return np.where(self.facts["natoms"] > 1, self.facts["digest"], np.uint64(0))
 
 
 def survey_frames(
@@ -106,6 +128,32 @@ def survey_frames(
             progress(index)
     table = np.array(counts, dtype=np.int64).reshape(-1, 119)
     return Survey(name, np.array(rows, dtype=FACTS), table, sample, tuple(bad), groups)
+
+
+def survey_sample(name: str, frames: Sequence[Frame], *, cutoff: float = 5.0, atoms: int = 20_000) -> Survey:
+    """Look at some of the frames, spread over the set; of all of them only whether two are equal is known.
+
+    Args:
+        name: of the set, for messages.
+        frames: all of them.
+        cutoff: Å, of the model that is to be trained.
+        atoms: how many atoms are looked at, about; structures of at least a hundred frames are.
+    """
+    stored = getattr(frames, "store", None)
+    if stored is not None:
+        entries = stored.index[frames.indices]  # type: ignore[attr-defined]
+        sizes, digests = entries["natoms"].astype(np.int64), entries["digest"].astype(np.uint64)
+    else:
+        sizes = np.array([len(frame.numbers) for frame in frames], dtype=np.int64)
+        digests = np.array([geometry_digest(frame) for frame in frames], dtype=np.uint64)
+    digests = np.where(sizes > 1, digests, np.uint64(0))
+    share = atoms / max(int(sizes.sum()), 1)
+    count = min(len(frames), max(int(share * len(frames)), 100), _SAMPLE)
+    places = np.unique(np.linspace(0, max(len(frames) - 1, 0), count).astype(np.int64))
+    chosen = frames.read(places.tolist()) if stored is not None else [frames[i] for i in places.tolist()]  # type: ignore[attr-defined]
+    survey = survey_frames(name, chosen, cutoff=cutoff)
+    whole = len(places) == len(frames)
+    return replace(survey, places=None if whole else places, digests=digests)
 
 
 def _facts(frame: Frame, composition: int, cutoff: float) -> tuple[object, ...]:

@@ -1,0 +1,316 @@
+"""Are labels of a possible size? For sets in which no two structures are near enough to compare.
+
+Three things say so without knowing the method. How stiff a bond to hydrogen is: 10 to 60 eV/Å² (1.5 to 9 mdyn/Å),
+whatever it is bonded to and however hot the sample is; the slope of the force over the length of the bond shows it.
+How large forces are where no atoms are too close. And a quick model: a sum over pairs of atoms is fitted to the forces
+alone, and what it says of the energies is compared with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.datasets.audit.factors import ENERGY_FACTORS, FORCE_FACTORS, looks_like
+from pimlip_zoo.datasets.audit.finding import Finding
+from pimlip_zoo.datasets.audit.survey import Survey
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.pairs import neighbour_list
+
+__all__ = ["Agreement", "check_magnitudes", "quick_agreement", "stiffness_of_hydrogen"]
+
+_ATOMS = 4_000
+"""Atoms of the sample that are looked at."""
+_STIFFNESS = 33.0
+"""eV/Å², of a typical bond to hydrogen."""
+_FLOPPIEST, _STIFFEST = 4.0, 160.0
+"""eV/Å²; no bond to hydrogen is outside."""
+_BOND = 1.25
+"""Times the sum of covalent radii: what is nearer is bonded."""
+_MIN_BONDS = 30
+_LARGE_FORCE, _ABSURD_FORCE = 8.0, 20.0
+"""eV/Å, root mean square by component in half of the structures."""
+_SOUND = 0.7
+"""Times the sum of covalent radii: closer atoms have any force."""
+_REACH, _SPACING = 5.0, 0.3
+_RIDGE = 1e-6
+_MIN_COMPARED = 12
+_CORRELATED = 0.6
+_APART = 5.0
+
+_UNITS = {
+    **{f"forces in {unit}": size for unit, size in FORCE_FACTORS.items()},
+    **{f"energies in {unit}": 1 / size for unit, size in ENERGY_FACTORS.items()},
+}
+_NAME_UNITS = "name the units: ?energy=...&length=...&forces=..."
+
+
+def check_magnitudes(survey: Survey, *, compared: bool) -> Iterator[Finding]:
+    """Forces of an impossible size, and forces and energies that cannot be in one unit.
+
+    Args:
+        survey: of the set.
+        compared: whether pairs of near structures have told already how forces and energies belong together.
+    """
+    frames = _some(survey)
+    stiffness = stiffness_of_hydrogen(frames)
+    found = list(_hydrogen(survey, stiffness))
+    if not found and not compared:
+        found = list(_agreement(survey, frames))
+    if not any(finding.severity == "refused" for finding in found):
+        found += _sizes(survey)
+    yield from found
+
+
+def _some(survey: Survey) -> list[Frame]:
+    """Frames with forces, spread over the sample, of at most so many atoms."""
+    usable = [
+        frame
+        for frame in survey.sample.values()
+        if frame.forces is not None and len(frame.numbers) > 1 and np.isfinite(frame.forces).all()
+    ]
+    atoms = sum(len(frame.numbers) for frame in usable)
+    if atoms <= _ATOMS:
+        return usable
+    count = max(int(len(usable) * _ATOMS / atoms), min(len(usable), 2 * _MIN_COMPARED))
+    return [usable[i * len(usable) // count] for i in range(count)]
+
+
+# ---- bonds to hydrogen
+
+
+def stiffness_of_hydrogen(frames: Sequence[Frame]) -> float | None:
+    """How much the force on bonded hydrogen rises with the length of its bond, eV/Å²; None where it cannot be told.
+
+    Bonds to one element share a slope; the lengths at rest may differ between structures.
+
+    Args:
+        frames: with forces.
+    """
+    from ase.data import covalent_radii
+
+    rows: list[NDArray[np.float64]] = []
+    for frame in frames:
+        light = frame.numbers == 1
+        if not light.any() or light.all() or frame.forces is None:
+            continue
+        (centre, other), vectors, distance = _neighbours(frame, 2.0)
+        kept = light[centre] & ~light[other]
+        kept &= distance < _BOND * (covalent_radii[1] + covalent_radii[frame.numbers[other]])
+        single = np.bincount(centre[kept], minlength=len(light)) == 1
+        kept &= single[centre]
+        if kept.any():
+            along = -np.einsum("ij,ij->i", frame.forces[centre[kept]], vectors[kept]) / distance[kept]
+            rows.append(np.stack([frame.numbers[other[kept]].astype(float), distance[kept], along], axis=1))
+    if not rows:
+        return None
+    table = np.concatenate(rows)
+    slopes, weights = [], []
+    for element in np.unique(table[:, 0]):
+        length, force = table[table[:, 0] == element, 1:].T
+        length, force = length - np.median(length), force - np.median(force)
+        near = np.abs(length) < 0.15
+        if np.count_nonzero(near) < _MIN_BONDS or np.std(length[near]) < 1e-3:
+            continue
+        length, force = length[near] - length[near].mean(), force[near] - force[near].mean()
+        scale = float(np.sqrt(np.mean(length**2) * np.mean(force**2)))
+        if scale == 0.0 or abs(float(np.mean(length * force))) < 0.5 * scale:
+            continue
+        slopes.append(-float(np.sum(length * force) / np.sum(length**2)))
+        weights.append(len(length))
+    return float(np.average(slopes, weights=weights)) if slopes else None
+
+
+def _hydrogen(survey: Survey, stiffness: float | None) -> Iterator[Finding]:
+    if stiffness is None or _FLOPPIEST < stiffness < _STIFFEST:
+        return
+    if -_STIFFEST < stiffness < -_FLOPPIEST:
+        yield Finding(
+            "force-sign",
+            "refused",
+            "forces have the wrong sign: they push hydrogen out of bonds that are stretched",
+            survey.name,
+            count=len(survey),
+            mend="gradients? name them with ?gradient_key=...",
+            values={"stiffness": stiffness},
+        )
+        return
+    # The energies need not be wrong: what is said is of the forces alone.
+    names = looks_like(_STIFFNESS / stiffness, FORCE_FACTORS, within=2.0)
+    like = f": they look like {' or '.join(names[:2])}" if names else ""
+    yield Finding(
+        "force-unit",
+        "refused",
+        f"bonds to hydrogen have a stiffness of {abs(stiffness):.3g} eV/Å² by the forces, where 10 to 60 is "
+        f"possible{like}",
+        survey.name,
+        count=len(survey),
+        mend=_NAME_UNITS,
+        values={"stiffness": stiffness},
+    )
+
+
+# ---- sizes
+
+
+def _sizes(survey: Survey) -> Iterator[Finding]:
+    facts = survey.facts
+    sound = (facts["force_atoms"] > 0) & (facts["natoms"] > 1) & (facts["closest"] > _SOUND)
+    if not sound.any():
+        return
+    size = np.sqrt(facts["force_square"][sound] / (3.0 * facts["force_atoms"][sound]))
+    typical = float(np.median(size))
+    if typical < _LARGE_FORCE:
+        return
+    yield Finding(
+        "force-magnitude",
+        "refused" if typical > _ABSURD_FORCE else "warning",
+        f"forces are typically {typical:.3g} eV/Å in structures without close atoms; near 300 K they are 0.1 to 2",
+        survey.name,
+        count=int(sound.sum()),
+        mend=f"{_NAME_UNITS}, or leave out what is not physical",
+        values={"typical": typical},
+    )
+
+
+# ---- a quick model
+
+
+class Agreement:
+    """How the energies compare with those of a model that has seen the forces only.
+
+    Args:
+        ratio: energies change by so many times what the model says.
+        correlation: of the two.
+        compared: how many structures, less one for each composition.
+    """
+
+    def __init__(self, ratio: float, correlation: float, compared: int) -> None:
+        self.ratio, self.correlation, self.compared = ratio, correlation, compared
+
+
+def quick_agreement(frames: Sequence[Frame]) -> Agreement | None:
+    """Fit a sum over pairs to the forces, and compare its energies with those of the structures.
+
+    The energies are compared within each composition, where what forces cannot tell, the energy of a bond, drops out.
+
+    Args:
+        frames: with forces; those without an energy, or alone in their composition, are not compared.
+    """
+    groups: dict[bytes, list[Frame]] = {}
+    for frame in frames:
+        if frame.energy is not None:
+            key = np.sort(frame.numbers).tobytes() + frame.pbc.tobytes()
+            groups.setdefault(key, []).append(frame)
+    several = [group for group in groups.values() if len(group) > 1]
+    compared = sum(len(group) - 1 for group in several)
+    if compared < _MIN_COMPARED:
+        return None
+    chosen = [frame for group in several for frame in group]
+    energies, forces = _pair_sums(chosen)
+    target = np.concatenate([np.asarray(frame.forces).reshape(-1) for frame in chosen])
+    scale = np.linalg.norm(forces, axis=0)
+    used = scale > 1e-9 * max(scale.max(initial=0.0), 1e-300)
+    matrix = forces[:, used] / scale[used]
+    normal = matrix.T @ matrix + _RIDGE * len(target) / max(used.sum(), 1) * 1e-2 * np.eye(int(used.sum()))
+    weights = np.linalg.solve(normal, matrix.T @ target) / scale[used]
+    said = energies[:, used] @ weights
+    model, labels, first = [], [], 0
+    for group in several:
+        rows = slice(first, first + len(group))
+        first += len(group)
+        size = math.sqrt(len(group[0].numbers))
+        known = np.array([float(frame.energy or 0.0) for frame in group])
+        model.append((said[rows] - said[rows].mean()) / size)
+        labels.append((known - known.mean()) / size)
+    x, y = np.concatenate(model), np.concatenate(labels)
+    spread = float(np.sqrt(np.sum(x * x) * np.sum(y * y)))
+    if spread == 0.0:
+        return None
+    correlation = float(np.sum(x * y)) / spread
+    if correlation == 0.0:
+        return None
+    # What differs is the model's fault, not that of the labels: the model is regressed on them.
+    ratio = float(np.sum(y * y) / np.sum(x * y))
+    return Agreement(ratio, correlation, compared)
+
+
+def _pair_sums(frames: Sequence[Frame]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each frame the sums of the radial functions over pairs of each two elements, and minus their gradients."""
+    elements = np.unique(np.concatenate([frame.numbers for frame in frames]))
+    place = np.zeros(119, dtype=np.int64)
+    place[elements] = np.arange(len(elements))
+    centres = np.arange(0.6, _REACH, _SPACING)
+    kinds = len(elements) * (len(elements) + 1) // 2
+    columns = kinds * len(centres)
+    energies = np.zeros((len(frames), columns))
+    gradients = []
+    for number, frame in enumerate(frames):
+        n = len(frame.numbers)
+        (centre, other), vectors, distance = _neighbours(frame, _REACH)
+        a, b = place[frame.numbers[centre]], place[frame.numbers[other]]
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        kind = high * (high + 1) // 2 + low
+        offset = (distance[:, None] - centres) / _SPACING
+        fade = (1.0 - (distance / _REACH) ** 2)[:, None] ** 2
+        slope = -4.0 * (distance / _REACH**2)[:, None] * (1.0 - (distance / _REACH) ** 2)[:, None]
+        value = np.exp(-0.5 * offset**2)
+        derivative = value * (slope - fade * offset / _SPACING)
+        value = value * fade
+        force = np.zeros((3 * n, columns))
+        for k in np.unique(kind):
+            of_kind = kind == k
+            where = slice(int(k) * len(centres), (int(k) + 1) * len(centres))
+            energies[number, where] = 0.5 * value[of_kind].sum(axis=0)  # each pair is listed twice
+            unit = vectors[of_kind] / distance[of_kind, None]
+            pushed = (derivative[of_kind, None, :] * unit[:, :, None]).reshape(-1, len(centres))
+            rows = (3 * centre[of_kind, None] + np.arange(3)).reshape(-1)
+            np.add.at(force[:, where], rows, pushed)
+        gradients.append(force)
+    return energies, np.concatenate(gradients)
+
+
+def _agreement(survey: Survey, frames: Sequence[Frame]) -> Iterator[Finding]:
+    found = quick_agreement(frames)
+    if found is None or abs(found.correlation) < _CORRELATED:
+        return
+    size = abs(found.ratio)
+    values = {"ratio": found.ratio, "correlation": found.correlation, "structures": found.compared}
+    names = looks_like(size, _UNITS, within=1.6)
+    if names and not 1 / _APART < size < _APART:
+        sign = ", with the opposite sign" if found.ratio < 0 else ""
+        text = (
+            f"energies change by about {size:.3g} of what a quick model of the forces says: it looks like "
+            f"{' or '.join(names[:3])}{sign}"
+        )
+        yield Finding(
+            "force-unit", "refused", text, survey.name, len(survey), mend=_NAME_UNITS, values=values
+        )
+    elif found.ratio < 0 and abs(found.correlation) > 0.8:
+        text = (
+            "forces have the wrong sign: energies rise where a quick model of the forces says that they fall"
+        )
+        mend = "gradients? name them with ?gradient_key=..."
+        yield Finding("force-sign", "refused", text, survey.name, len(survey), mend=mend, values=values)
+    elif found.ratio > 0 and not 1 / _APART < size < _APART:
+        text = f"energies change by about {size:.3g} of what a quick model of the forces says"
+        mend = "another unit or method, or energies that include what the forces do not?"
+        yield Finding("force-inconsistent", "warning", text, survey.name, mend=mend, values=values)
+    elif found.ratio > 0:
+        text = (
+            f"forces and energies are of one unit: factor {found.ratio:.2f} by a quick model, "
+            f"{found.compared + 1} structures"
+        )
+        yield Finding("force-agrees", "note", text, survey.name, values=values)
+
+
+def _neighbours(
+    frame: Frame, reach: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Pairs within a distance, each twice: (2, E) atoms, (E, 3) vectors from the first to the second, distances."""
+    pairs, shift = neighbour_list(frame.positions, frame.cell, frame.pbc, reach)
+    vectors = frame.positions[pairs[1]] - frame.positions[pairs[0]] + shift @ frame.cell
+    return pairs, vectors, np.sqrt(np.einsum("ij,ij->i", vectors, vectors))

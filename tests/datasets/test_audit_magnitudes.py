@@ -1,0 +1,153 @@
+"""Units and signs are found in sets in which no two structures are near each other."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.lj import LennardJones
+from ase.collections import g2
+from ase.neighborlist import natural_cutoffs, neighbor_list
+
+from pimlip_zoo.datasets.audit import audit_surveys, survey_frames, survey_sample
+from pimlip_zoo.datasets.audit.magnitudes import quick_agreement, stiffness_of_hydrogen
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.frame import Frame
+
+KCAL, HARTREE, BOHR = 0.0433641, 27.211386, 0.529177
+
+
+def springs(atoms, rng):
+    """A molecule whose bonds are springs of 30 eV/Å², distorted: energy and forces in closed form."""
+    i, j, rest = neighbor_list("ijd", atoms, natural_cutoffs(atoms, mult=1.2))
+    moved = atoms.copy()
+    moved.positions += rng.normal(0, 0.06, moved.positions.shape)
+    vectors = moved.positions[j] - moved.positions[i]
+    length = np.linalg.norm(vectors, axis=1)
+    forces = np.zeros((len(atoms), 3))
+    np.add.at(forces, i, 30.0 * (length - rest)[:, None] * vectors / length[:, None])
+    energy = 0.25 * 30.0 * float(np.sum((length - rest) ** 2)) - 30.0 * float(np.sum(atoms.numbers))
+    return Frame(numbers=atoms.numbers, positions=moved.positions, energy=energy, forces=forces)
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    """One structure of each of many molecules: no two are near each other."""
+    rng = np.random.default_rng(0)
+    organic = [atoms for atoms in map(molecule, g2.names) if {1, 6} < {*atoms.numbers, 0} and len(atoms) > 4]
+    chosen = {atoms.get_chemical_formula(): atoms for atoms in organic if {*atoms.numbers} <= {1, 6, 7, 8}}
+    return [springs(atoms, rng) for atoms in chosen.values()]
+
+
+@pytest.fixture(scope="module")
+def liquid():
+    """Dense argon, each structure from scratch."""
+    rng, frames = np.random.default_rng(1), []
+    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(-1, 3) * 3.7
+    for _ in range(20):
+        atoms = Atoms("Ar27", grid + rng.normal(0, 0.25, grid.shape), cell=[11.1] * 3, pbc=True)
+        atoms.calc = LennardJones(sigma=3.4, epsilon=0.0104, rc=5.5, smooth=True)
+        frames.append(
+            Frame(
+                numbers=atoms.numbers,
+                positions=atoms.positions[rng.permutation(27)],
+                cell=np.asarray(atoms.cell),
+                pbc=np.ones(3, dtype=bool),
+                energy=float(atoms.get_potential_energy()),
+            )
+        )
+        frames[-1] = replace(
+            frames[-1], positions=atoms.positions.copy(), forces=np.array(atoms.get_forces())
+        )
+    return frames
+
+
+def refused(frames, **options):
+    found = audit_surveys([survey_frames("train", frames)], **options)
+    return {finding.code: finding.message for finding in found.findings if finding.severity == "refused"}
+
+
+def scaled(frames, forces=1.0, energy=1.0):
+    return [replace(f, forces=f.forces * forces, energy=f.energy * energy) for f in frames]
+
+
+def test_a_clean_mixture_and_a_clean_liquid_are_not_refused(mixture, liquid):
+    assert refused(mixture) == {}
+    assert refused(liquid) == {}
+
+
+@pytest.mark.parametrize(
+    ("factor", "unit"), [(1 / KCAL, "kcal/mol/Å"), (BOHR / HARTREE, "Hartree/Bohr"), (96.485, "kJ/mol/Å")]
+)
+def test_forces_of_a_mixture_in_another_unit_are_found_by_bonds_to_hydrogen(mixture, factor, unit):
+    found = refused(scaled(mixture, forces=factor))
+    assert set(found) == {"force-unit"}
+    assert unit in found["force-unit"]
+    assert "hydrogen" in found["force-unit"]
+
+
+def test_gradients_of_a_mixture_are_found_by_bonds_to_hydrogen(mixture):
+    assert set(refused(scaled(mixture, forces=-1.0))) == {"force-sign"}
+
+
+def test_the_stiffness_of_bonds_to_hydrogen_is_that_of_the_data(mixture):
+    assert stiffness_of_hydrogen(mixture) == pytest.approx(30.0, rel=0.15)
+    assert stiffness_of_hydrogen(load_builtin("ethanol-gfn2/train")[:100]) == pytest.approx(30.0, rel=0.2)
+    assert stiffness_of_hydrogen(load_builtin("cual-emt/train")) is None
+    assert stiffness_of_hydrogen([]) is None
+
+
+def test_forces_of_a_liquid_in_another_unit_are_found_by_a_quick_model(liquid):
+    found = refused(scaled(liquid, forces=1 / KCAL))
+    assert set(found) == {"force-unit"}
+    assert "forces in kcal/mol/Å" in found["force-unit"]
+    assert "energies in Hartree" in refused(scaled(liquid, energy=1 / HARTREE))["force-unit"]
+    assert set(refused(scaled(liquid, forces=-1.0))) == {"force-sign"}
+
+
+def test_a_quick_model_of_the_forces_gives_the_energies_of_pairs(liquid):
+    found = quick_agreement(liquid)
+    assert found.ratio == pytest.approx(1.0, rel=0.05)
+    assert found.correlation > 0.95
+    assert quick_agreement(liquid[:5]) is None
+
+
+def test_the_forces_of_a_metal_are_compared_with_its_energies():
+    found = quick_agreement(load_builtin("cual-emt/train")[:80])
+    assert found.ratio == pytest.approx(1.0, rel=0.2)
+
+
+def test_absurd_forces_are_refused_where_no_atoms_are_close(liquid):
+    apart = [replace(f, numbers=np.full(27, 10 + k % 2)) for k, f in enumerate(liquid[:8])]
+    assert set(refused(scaled(apart, forces=3e4))) == {"force-magnitude"}
+
+
+def test_atoms_in_another_unit_than_the_structures_are_refused(mixture):
+    energies = {"H": -30.0 / HARTREE, "C": -180.0 / HARTREE, "N": -210.0 / HARTREE, "O": -240.0 / HARTREE}
+    near = [replace(f, energy=-20.0 * len(f.numbers)) for f in mixture]
+    assert set(refused(near, atom_energies=dict.fromkeys(energies, -1.0))) == {"references-wrong"}
+    assert refused(near, atom_energies=dict.fromkeys(energies, -15.0)) == {}
+
+
+def test_a_sample_of_a_large_set_knows_every_structure_that_is_in_the_test_set_too(mixture):
+    rng = np.random.default_rng(3)
+    many = [replace(f, positions=f.positions + rng.normal(0, 0.3, f.positions.shape)) for f in mixture * 20]
+    train = survey_sample("train", many, atoms=500)
+    test = survey_sample("test", [*mixture, many[1], many[317]])
+    assert (len(train), train.total) == (100, len(many))
+    (finding,) = [f for f in audit_surveys([train, test]).findings if f.code == "leakage"]
+    assert finding.frames == (len(mixture), len(mixture) + 1)
+    assert f"2 of {len(mixture) + 2} structures are also in train" in finding.message
+
+
+def test_findings_of_a_sample_name_the_structures_of_the_set(mixture):
+    forces = mixture[0].forces.copy()
+    many = mixture * 20
+    places = survey_sample("train", many, atoms=500).places
+    forces[0] += 500.0
+    many[int(places[7])] = replace(
+        many[int(places[7])], forces=np.full_like(many[int(places[7])].forces, 400.0)
+    )
+    found = audit_surveys([survey_sample("train", many, atoms=500)])
+    assert {f.frames for f in found.findings if f.code == "force-outliers"} == {(int(places[7]),)}
