@@ -49,6 +49,54 @@ def mace_command(
     )
 
 
+@app.command("sevennet", epilog="Example: pimlip-zoo import sevennet 7net-0 -o runs/7net-0")
+def sevennet_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="7net-0 (or 7net-0_22May2024), 7net-l3i5, 7net-mf-0 of an installed sevenn, or a checkpoint file."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The run folder; runs/ and the model's name by default.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(help="Which level of theory, of a model with several: PBE or R2SCAN in 7net-mf-0.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the run: float32, as the files have it, or float64.")
+    ] = "float32",
+) -> None:
+    """Convert a SevenNet model; energies, forces and stress stay the same.
+
+    Nothing of the file or of the package is executed; for a checkpoint file the package need not be installed.
+    """
+    import torch
+
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.errors import InputError, did_you_mean
+    from pimlip_zoo.foundation.sevennet import find_file, import_potential
+
+    dtypes = {"float32": torch.float32, "float64": torch.float64}
+    if dtype not in dtypes:
+        raise InputError(f"{dtype!r} is no precision", key="dtype", mend=did_you_mean(dtype, dtypes))
+    file = find_file(model)
+    potential = import_potential(file, level=level, dtype=dtypes[dtype])
+    name = Path(model).stem if Path(model).exists() else model
+    folder = out or Path("runs") / (f"{name}-{level}" if level else name)
+    write_run(potential, folder, {"imported": model, "level": level})
+    count = sum(parameter.numel() for parameter in potential.model.parameters())
+    screen = console()
+    screen.print(
+        f"{folder}: nequip, {count} parameters, {potential.model.dtype}, cutoff {potential.cutoff:g} Å, "
+        f"{len(potential.species)} elements: {', '.join(potential.species)}"
+    )
+    screen.print(
+        f"next: pimlip-zoo eval {folder} --data DATA, pimlip-zoo export {folder} --format native, "
+        f"or pimlip-zoo train --from {folder} --data DATA"
+    )
+
+
 def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> None:
     """A run folder with the configuration and the weights of a potential that was not trained here.
 
