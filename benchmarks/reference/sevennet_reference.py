@@ -25,10 +25,12 @@ import ase.build
 import numpy as np
 import sevenn
 import sevenn._const as const
+import sevenn.checkpoint
 import sevenn.nn.node_embedding as node_embedding
 import sevenn.util
 import torch
 from ase import Atoms
+from e3nn import o3
 from sevenn.calculator import SevenNetCalculator
 from sevenn.model_build import build_E3_equivariant_model
 from structures import structures
@@ -205,6 +207,7 @@ def write(file: Path, atoms: dict[str, Atoms], models: dict[str, list], path_of)
             for dtype in (torch.float64, torch.float32):
                 torch.set_default_dtype(dtype)  # also the precision of e3nn's constants
                 calculator = SevenNetCalculator(path_of(model), device="cpu", modal=level)
+                _exact_couplings(calculator.model)
                 for name, each in atoms.items():
                     found |= {f"{key}/{name}/{k}": v for k, v in evaluated(each, calculator, dtype).items()}
             print(key, flush=True)
@@ -222,10 +225,23 @@ def evaluated(atoms: Atoms, calculator: SevenNetCalculator, dtype: torch.dtype) 
     return out | ({"stress": calculator.results["stress"]} if copy.pbc.all() else {})
 
 
+def _exact_couplings(model: torch.nn.Module) -> None:
+    """Checkpoints hold e3nn's couplings in float32, too, which are constants known to any precision."""
+    for name, buffer in model.named_buffers():
+        if "_w3j_" in name:
+            degrees = [int(part) for part in name.rpartition("_w3j_")[2].split("_")]
+            exact = o3.wigner_3j(*degrees, dtype=buffer.dtype)
+            sign = 1 if float((exact * buffer).sum()) > 0 else -1
+            buffer.copy_(sign * exact)
+
+
 def _in_any_precision() -> None:
-    """The package makes graphs and one-hot vectors in float32 whatever the precision of the model is."""
+    """The package reads weights and makes graphs and one-hot vectors in float32 whatever the precision asked for."""
     before, correct = node_embedding.OnehotEmbedding.forward, sevenn.util.dtype_correct
     sevenn.util.dtype_correct = lambda value, *_: correct(value, torch.get_default_dtype())
+    sevenn.checkpoint.copy_state_dict = lambda state: {
+        name: value.to(torch.get_default_dtype()) for name, value in state.items()
+    }
 
     def forward(self, data):  # noqa: ANN001, ANN202
         data = before(self, data)
