@@ -58,10 +58,12 @@ def sevennet_command(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The run folder; runs/ and the model's name by default.")
+        Path | None,
+        typer.Option("-o", "--out", help="The run folder; runs/ and the model's name by default."),
     ] = None,
     level: Annotated[
-        str | None, typer.Option(help="Which level of theory, of a model with several: PBE or R2SCAN in 7net-mf-0.")
+        str | None,
+        typer.Option(help="Which level of theory, of a model with several: PBE or R2SCAN in 7net-mf-0."),
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="Precision of the run: float32, as the files have it, or float64.")

@@ -84,7 +84,12 @@ def read_layout(config: Mapping[str, Any], species: Sequence[str], levels: Seque
         last = index == count - 1
         reached = _reached(here, harmonics, 0 if last else l_max, even=last)
         there = wanted[index + 1] if wanted else o3.Irreps([(channels, irrep) for irrep in reached])
-        layer = _layer(here, there, harmonics, reached if not wanted else _reached(here, harmonics, there.lmax, even=last))
+        layer = _layer(
+            here,
+            there,
+            harmonics,
+            reached if not wanted else _reached(here, harmonics, there.lmax, even=last),
+        )
         layers.append(layer)
         here = there
     return Layout(tuple(species), l_max, reflections, tuple(layers), tuple(levels))
@@ -108,7 +113,9 @@ def _layer(
         for result in irrep * harmonic
         if result in reached
     )
-    summed = o3.Irreps([(_copies(here, irrep), result) for irrep, _, result in paths]).sort().irreps.simplify()
+    summed = (
+        o3.Irreps([(_copies(here, irrep), result) for irrep, _, result in paths]).sort().irreps.simplify()
+    )
     return Layer(here, there, gated, paths, summed)
 
 

@@ -35,7 +35,9 @@ def find_file(name: str | Path) -> Path:
     if text.lower() in known:
         folder = _package()
         if folder is None:
-            raise InputError(f"{text} is in the package sevenn, which is not installed", key="sevennet", mend=_INSTALL)
+            raise InputError(
+                f"{text} is in the package sevenn, which is not installed", key="sevennet", mend=_INSTALL
+            )
         file = folder / "pretrained_potentials" / known[text.lower()]
         if not file.is_file():
             raise InputError("the installed sevenn has no such file", file=file, mend=_INSTALL)
@@ -50,7 +52,12 @@ def find_file(name: str | Path) -> Path:
         )
     looks_like_path = text.endswith((".pth", ".pt")) or "/" in text
     mend = "give a checkpoint of sevenn" if looks_like_path else did_you_mean(text, NAMES)
-    raise InputError("no such file" if looks_like_path else f"no model is called {text!r}", file=text if looks_like_path else None, key=None if looks_like_path else "sevennet", mend=mend)
+    raise InputError(
+        "no such file" if looks_like_path else f"no model is called {text!r}",
+        file=text if looks_like_path else None,
+        key=None if looks_like_path else "sevennet",
+        mend=mend,
+    )
 
 
 def _package() -> Path | None:

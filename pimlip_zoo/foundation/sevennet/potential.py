@@ -80,11 +80,14 @@ def _potential(content: object, level: str | None, dtype: torch.dtype | None) ->
     if not isinstance(content, dict) or not {"config", "model_state_dict"} <= content.keys():
         kind = f"a {content.name}" if hasattr(content, "name") else f"a {type(content).__name__}"
         raise InputError(
-            f"holds {kind}, not a checkpoint of sevenn", mend="give the .pth file that sevenn trained or published"
+            f"holds {kind}, not a checkpoint of sevenn",
+            mend="give the .pth file that sevenn trained or published",
         )
     config, state = content["config"], content["model_state_dict"]
     if not isinstance(config, dict) or not isinstance(state, dict):
-        raise InputError("has no options or no weights", mend="give the .pth file that sevenn trained or published")
+        raise InputError(
+            "has no options or no weights", mend="give the .pth file that sevenn trained or published"
+        )
     version = _version(config)
     _check_options(config)
     weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
@@ -178,7 +181,9 @@ def _options(config: Mapping[str, Any], layout: Layout, theirs: Mapping[str, Ten
     if name not in ("poly_cut", "XPLOR"):
         raise InputError(f"has the cutoff {reprlib.repr(name)}", mend="known: poly_cut, XPLOR")
     if config["radial_basis"]["radial_basis_name"] != "bessel":
-        raise InputError(f"has the radial functions {reprlib.repr(config['radial_basis'])}", mend="known: bessel")
+        raise InputError(
+            f"has the radial functions {reprlib.repr(config['radial_basis'])}", mend="known: bessel"
+        )
     hidden = [
         int(theirs[f"0_convolution.weight_nn.layer{n}.weight"].shape[0])
         for n in range(len(config["weight_nn_hidden_neurons"]) + 1)
@@ -187,7 +192,9 @@ def _options(config: Mapping[str, Any], layout: Layout, theirs: Mapping[str, Ten
     kinds = config.get("self_connection_type", "nequip")
     kinds = [kinds] * len(layout.layers) if isinstance(kinds, str) else list(kinds)
     if len(set(kinds)) > 1 or kinds[0] not in ("nequip", "linear", "none"):
-        raise InputError(f"has the self-connections {reprlib.repr(kinds)}", mend="known: nequip or linear, in all layers")
+        raise InputError(
+            f"has the self-connections {reprlib.repr(kinds)}", mend="known: nequip or linear, in all layers"
+        )
     channels = _channels(layout)
     norms = tuple(
         float(theirs[f"{n}_convolution.denominator"].to(torch.float64).reshape(-1)[0])

@@ -133,9 +133,7 @@ class _Reader:
             added = added + bias.reshape(-1)
         return found, added
 
-    def by_element(
-        self, module: str, irreps_in: o3.Irreps, irreps_out: o3.Irreps
-    ) -> dict[o3.Irrep, Tensor]:
+    def by_element(self, module: str, irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> dict[o3.Irrep, Tensor]:
         """The self-connection with weights for each element: (in, element, out), factors left out."""
         flat, count = self[f"{module}.fc_tensor_product.weight"].reshape(-1), len(self.layout.species)
         found, start = {}, 0
@@ -185,13 +183,21 @@ def _columns(
     reader: _Reader, layer: NequIPLayer, its: Layer, index: int, weight: Tensor, *, paths_sorted: bool
 ) -> Tensor:
     """Radial weights in the order of our paths; older files may have couplings of the other sign."""
-    order = sorted(range(len(its.paths)), key=lambda p: its.paths[p][2]) if paths_sorted else range(len(its.paths))
+    order = (
+        sorted(range(len(its.paths)), key=lambda p: its.paths[p][2])
+        if paths_sorted
+        else range(len(its.paths))
+    )
     widths = [its.width(irrep) for irrep, _, _ in its.paths]
     if weight.dim() != 2 or weight.shape[1] != sum(widths):
-        raise InputError(f"the radial functions of layer {index} weigh {tuple(weight.shape)}, expected {sum(widths)}")
+        raise InputError(
+            f"the radial functions of layer {index} weigh {tuple(weight.shape)}, expected {sum(widths)}"
+        )
     parts, start = {}, 0
     for path in order:
-        parts[its.paths[path]] = weight[:, start : start + widths[path]] * _sign(reader, its.paths[path], index)
+        parts[its.paths[path]] = weight[:, start : start + widths[path]] * _sign(
+            reader, its.paths[path], index
+        )
         start += widths[path]
     spec = layer.convolution.spec
     return torch.cat(
