@@ -26,13 +26,13 @@ import numpy as np
 import sevenn
 import sevenn._const as const
 import sevenn.checkpoint
-import sevenn.nn.node_embedding as node_embedding
 import sevenn.util
 import torch
 from ase import Atoms
 from e3nn import o3
 from sevenn.calculator import SevenNetCalculator
 from sevenn.model_build import build_E3_equivariant_model
+from sevenn.nn import node_embedding
 from structures import structures
 
 REAL = {
@@ -141,7 +141,7 @@ def elements() -> dict[str, Atoms]:
     }
     for name in ("skewed-Ni", "skewed-SrTiO3"):
         found[name].set_cell(
-            found[name].cell.array @ (np.eye(3) + [[0, 0.15, -0.1], [0, 0.05, 0.3], [0, 0, -0.04]]),
+            found[name].cell.array @ ([*np.eye(3), [0, 0.15, -0.1], [0, 0.05, 0.3], [0, 0, -0.04]]),
             scale_atoms=True,
         )
     for seed, atoms in enumerate(found.values()):
@@ -176,7 +176,7 @@ def save_tiny(name: str, file: Path, seed: int) -> None:
     with torch.no_grad():
         for key, value in model.named_parameters():
             if key.endswith("coeffs"):
-                value += 0.1 * torch.randn(value.shape)
+                value.add_(0.1 * torch.randn(value.shape))
             if key.endswith("bias"):
                 value.copy_(torch.randn(value.shape))
     content = io.BytesIO()
@@ -191,7 +191,7 @@ def unpacked(folder: Path, name: str) -> str:
     return str(file)
 
 
-def write(file: Path, atoms: dict[str, Atoms], models: dict[str, list], path_of) -> None:  # noqa: ANN001
+def write(file: Path, atoms: dict[str, Atoms], models: dict[str, list], path_of) -> None:
     """What the package computes, added to what the file has."""
     found = dict(np.load(file)) if file.exists() else {}
     for name, each in atoms.items():
@@ -243,7 +243,7 @@ def _in_any_precision() -> None:
         name: value.to(torch.get_default_dtype()) for name, value in state.items()
     }
 
-    def forward(self, data):  # noqa: ANN001, ANN202
+    def forward(self, data):
         data = before(self, data)
         for key in (self.key_output, self.key_additional_output):
             if key is not None:

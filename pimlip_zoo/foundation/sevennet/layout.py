@@ -148,6 +148,6 @@ def _irreps(given: Any, count: int) -> list[o3.Irreps]:
 
 def _integer(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = config.get(name, default)
-    if isinstance(value, Tensor) or isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, (Tensor, bool)) or not isinstance(value, int):
         raise InputError(f"has no whole number {name} in its options")
     return value
