@@ -36,9 +36,15 @@ NAMES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, help="a Python that has sevenn; without one only this package is timed")
-    parser.add_argument("--file", type=Path, help="checkpoint of a model with one level of theory, such as 7net-0's")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--peer", type=Path, help="a Python that has sevenn; without one only this package is timed"
+    )
+    parser.add_argument(
+        "--file", type=Path, help="checkpoint of a model with one level of theory, such as 7net-0's"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4], help="cubic cells along each side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--per-round", type=int, default=2, help="evaluations in a row")
@@ -130,7 +136,12 @@ class Worker:
     """A process that evaluates when it is told to."""
 
     def __init__(self, python: str, engine: str, model: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
         if engine == "sevenn":
             environment.pop("PYTHONPATH", None)
         self.process = subprocess.Popen(
@@ -263,9 +274,7 @@ def train_here(model: Path) -> Any:
     from pimlip_zoo.training.finetune import start_from
 
     potential = start_from(model)
-    frames = [
-        Frame(numbers=a.numbers, positions=a.positions, cell=a.cell.array, pbc=a.pbc) for a in four()
-    ]
+    frames = [Frame(numbers=a.numbers, positions=a.positions, cell=a.cell.array, pbc=a.pbc) for a in four()]
     samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in frames]
     optimizer = torch.optim.Adam([p for p in potential.parameters() if p.requires_grad], lr=1e-5)
 

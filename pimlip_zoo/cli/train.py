@@ -70,10 +70,14 @@ def train(
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", help="Fine-tune this run: its architecture and weights are the start."),
+        typer.Option(
+            "--from",
+            help="Fine-tune this run, or a published model by name (7net-0): its architecture and weights are the start.",
+        ),
     ] = None,
 ) -> None:
     """Train a potential and leave everything in a run folder."""
+    from pimlip_zoo.cli.import_ import run_of
     from pimlip_zoo.config import load_config, parse_settings
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.experiment import from_rank_zero, join_ranks
@@ -96,7 +100,7 @@ def train(
         ("trainer.dtype", dtype),
         ("weak.preset", weak),
         ("weak.unlabelled", unlabelled),
-        ("finetune.run", start),
+        ("finetune.run", run_of(start) if start is not None else None),
     ]
     options = [(key, value) for key, value in given if value is not None]
     options += parse_settings(settings or [])

@@ -15,7 +15,7 @@ import torch
 from e3nn import o3
 from typer.testing import CliRunner
 
-from pimlip_zoo.cli.import_ import app
+from pimlip_zoo.cli.import_ import app, run_of
 from pimlip_zoo.compiled.kernels import use_kernels
 from pimlip_zoo.config import load_config
 from pimlip_zoo.datasets.frame import Frame
@@ -305,3 +305,19 @@ def test_a_name_is_found_in_an_installed_package_without_importing_it(
 def test_a_name_that_is_none_is_refused_with_what_there_is(name: str, text: str) -> None:
     with pytest.raises(InputError, match=text):
         find_file(name)
+
+
+def test_a_name_stands_for_a_run_that_is_converted_once(
+    checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pimlip_zoo.foundation.sevennet.find_file", lambda _: checkpoints["levels"])
+    run = Path(run_of("7net-mf-0:high"))
+    before = (run / "config.yaml").stat().st_mtime_ns
+    assert run_of("7NET-MF-0:HIGH") == str(run)
+    assert (run / "config.yaml").stat().st_mtime_ns == before
+    assert load_potential(run).species == ("C", "H", "N", "O")
+    with pytest.raises(InputError, match="low, high"):
+        run_of("7net-mf-0")
+    assert [entry.name for entry in run.parent.iterdir()] == [run.name]
+    assert run_of("runs/mine") == "runs/mine"

@@ -72,11 +72,15 @@ def test_forces_and_gradients_of_a_loss_on_them_are_those_of_plain_torch(options
     for backend in ("auto", "reference"):
         with use_kernels(backend):
             out = potential(graph)
-            loss: torch.Tensor = out.energy.square().sum() + out.forces.square().sum() + out.virial.square().sum()
+            loss: torch.Tensor = (
+                out.energy.square().sum() + out.forces.square().sum() + out.virial.square().sum()
+            )
             gradients = torch.autograd.grad(loss, list(made.parameters()))
         found.append([out.energy, out.forces, out.virial, *gradients])
     for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11 * float(found[1][0].detach().abs().max() + 1))
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-9, atol=1e-11 * float(found[1][0].detach().abs().max() + 1)
+        )
 
 
 def test_equal_channels_of_each_degree_compute_what_channels_do() -> None:
@@ -100,7 +104,9 @@ def test_a_mirrored_crystal_has_the_same_energy_only_where_features_have_a_parit
     for reflections in (True, False):
         made = model(channels_by_degree=(5, 3, 2), reflections=reflections, neighbor_norms=(1.0, 1.0, 1.0))
         potential = Potential(made.double())
-        energies = [potential(each, forces=False, virial=False).energy.item() for each in (graph, turned, mirrored)]
+        energies = [
+            potential(each, forces=False, virial=False).energy.item() for each in (graph, turned, mirrored)
+        ]
         assert energies[1] == pytest.approx(energies[0], rel=1e-12)
         assert (abs(energies[2] / energies[0] - 1) < 1e-11) is reflections
 
@@ -122,7 +128,9 @@ def test_the_convolution_of_unequal_widths_is_that_of_e3nn(
     )
     found = convolution(x.to(dtype), y.to(dtype), w.to(dtype), index)
     expected = torch.zeros(6, int(spec.irreps_out.dim), channels, dtype=torch.float64)
-    begin_out = {irrep: start for (_, irrep), start in zip(spec.irreps_out, _starts(spec.irreps_out), strict=True)}
+    begin_out = {
+        irrep: start for (_, irrep), start in zip(spec.irreps_out, _starts(spec.irreps_out), strict=True)
+    }
     copies = {irrep: int(n) for n, irrep in spec.irreps_out}
     begin_in, seen, at = _starts(irreps), {}, 0
     for i, j, irrep in spec.paths:
@@ -155,7 +163,9 @@ def test_there_are_as_many_gates_as_channels_of_what_is_gated() -> None:
 
 def test_the_xplor_cutoff_is_one_up_to_its_onset_and_smooth_at_both_ends() -> None:
     cutoff = XplorCutoff(0.9)
-    x = torch.tensor([0.2, 0.9 - 1e-9, 0.9 + 1e-9, 1 - 1e-9, 1.0, 1.2], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor(
+        [0.2, 0.9 - 1e-9, 0.9 + 1e-9, 1 - 1e-9, 1.0, 1.2], dtype=torch.float64, requires_grad=True
+    )
     value = cutoff(x)
     (slope,) = torch.autograd.grad(value.sum(), x)
     torch.testing.assert_close(value.detach(), torch.tensor([1.0, 1, 1, 0, 0, 0], dtype=torch.float64))
