@@ -5,10 +5,11 @@
 
 Engines are processes of their own that take turns, round by round, on one thread each: ``sevenn`` (its ASE
 calculator), ``ase`` (a converted run's ASE calculator) and ``native`` (that of the exported file, without and with
-tables). Silicon crystals of 8, 64 and 512 atoms are displaced by 0.01 Å before each evaluation of energy, forces and stress.
-Times are those of the process (CPU), the median of all rounds. Memory is the largest resident set of a process that
-evaluates one structure; ``first force`` is what a process takes from its start to the forces of 64 atoms, kernels
-compiled before. A fine-tuning step is loss, gradient and Adam for four crystals of 8 atoms with energies and forces.
+tables). Silicon crystals of 8, 64 and 512 atoms are displaced by 0.01 Å before each evaluation of energy, forces and
+stress. Times are those of the process (CPU), the median of all rounds. Memory is the largest resident set of a
+process that evaluates one structure; ``first force`` is what a process takes from its start to the forces of 64
+atoms, kernels compiled before. A fine-tuning step is loss, gradient and Adam for four crystals of 8 atoms with
+energies and forces.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +75,14 @@ def main() -> int:
 def prepare(file: Path, folder: Path, engines: list[str], error: str) -> dict[str, Path]:
     """The model in the form that each engine takes."""
     command, run = [sys.executable, "-m", "pimlip_zoo"], folder / "run"
-    quiet = {"check": True, "stdout": subprocess.DEVNULL}
-    subprocess.run([*command, "import", "sevennet", str(file), "-o", str(run)], **quiet)
+    subprocess.run(
+        [*command, "import", "sevennet", str(file), "-o", str(run)], check=True, stdout=subprocess.DEVNULL
+    )
     models = {"sevenn": file, "ase": run, "native": folder / "a.pimlip", "native-table": folder / "b.pimlip"}
     for name, extra in (("native", []), ("native-table", ["--table", error])):
         if name in engines:
             export = [*command, "export", str(run), "--format", "native", "-o", str(models[name]), *extra]
-            subprocess.run(export, **quiet)
+            subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
     return models
 
 
@@ -187,7 +190,7 @@ def work(engine: str, model: Path) -> int:
             atoms = silicon(cells)
             for seed in range(repeats):
                 atoms.rattle(0.01, seed=seed)
-                found.append(cpu(lambda: calculator.calculate(atoms, ["energy", "forces", "stress"])))
+                found.append(cpu(partial(calculator.calculate, atoms, ["energy", "forces", "stress"])))
             if order == "first":
                 found = [time.process_time()]
         print(json.dumps(found), flush=True)

@@ -72,7 +72,7 @@ def train(
         str | None,
         typer.Option(
             "--from",
-            help="Fine-tune this run, or a published model by name (7net-0): its architecture and weights are the start.",
+            help="Fine-tune this run, or a model by name (7net-0): its architecture and weights are the start.",
         ),
     ] = None,
 ) -> None:

@@ -68,7 +68,7 @@ def model(**options: Any) -> NequIP:
 def test_forces_and_gradients_of_a_loss_on_them_are_those_of_plain_torch(options: dict[str, Any]) -> None:
     made, graph, found = model(**options).double(), crystal(), []
     potential = Potential(made)
-    assert potential._sweeps(graph) is not None  # noqa: SLF001
+    assert potential._sweeps(graph) is not None
     for backend in ("auto", "reference"):
         with use_kernels(backend):
             out = potential(graph)

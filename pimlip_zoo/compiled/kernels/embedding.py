@@ -95,14 +95,15 @@ class CpuEmbedding:
         degree = 14 if machine.scalar == "float" else 24
         sine = [(-1) ** (k // 2) / math.factorial(k) for k in range(1, degree, 2)]
         cosine = [(-1) ** (k // 2) / math.factorial(k) for k in range(0, degree + 1, 2)]
-        out = ["const V ix = one / x;"]
-        if not form.frequencies:
-            out += [
+        if form.frequencies:
+            out = ["const V ix = one / x;"]
+        else:
+            out = [
                 f"const V y = (x - (T)0.5) * (T){math.pi!r}, y2 = y * y;",
                 f"V sn = zero + (T){sine[-1]!r}, cs = zero + (T){cosine[-1]!r};",
                 *(f"sn = sn * y2 + (T){c!r};" for c in reversed(sine[:-1])),
                 *(f"cs = cs * y2 + (T){c!r};" for c in reversed(cosine[:-1])),
-                "const V s1 = cs, c1 = -(sn * y);",  # of pi x
+                "const V s1 = cs, c1 = -(sn * y), ix = one / x;",  # of pi x
             ]
         out += self._polynomial() if form.onset is None else self._xplor(form.onset)
         frequencies = form.frequencies or tuple(range(1, form.num_basis + 1))
