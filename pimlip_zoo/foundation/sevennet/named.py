@@ -21,7 +21,7 @@ NAMES = {
 _OTHERS = ("7net-omat", "7net-mf-ompa", "7net-omni", "7net-omni-i8", "7net-omni-i12")
 """Names whose weights the package downloads."""
 
-_INSTALL = "pip install 'sevenn>=0.10' (its weights are inside), or give a checkpoint file"
+_INSTALL = "`pip install --no-deps sevenn`, its weights are inside, or give a checkpoint file"
 
 
 def find_file(name: str | Path) -> Path:
