@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["app", "write_run"]
+__all__ = ["app", "run_of", "write_run"]
 
 app = typer.Typer(no_args_is_help=True, help="Turn a model of another package into a run folder.")
 
@@ -47,6 +47,102 @@ def mace_command(
     screen.print(
         f"next: pimlip-zoo eval {folder} --data DATA, or pimlip-zoo train --from {folder} --data DATA"
     )
+
+
+@app.command("sevennet", epilog="Example: pimlip-zoo import sevennet 7net-0 -o runs/7net-0")
+def sevennet_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="7net-0 (or 7net-0_22May2024), 7net-l3i5, 7net-mf-0 of an installed sevenn, or a checkpoint file."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The run folder; runs/ and the model's name by default."),
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(help="Which level of theory, of a model with several: PBE or R2SCAN in 7net-mf-0."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the run: float32, as the files have it, or float64.")
+    ] = "float32",
+) -> None:
+    """Convert a SevenNet model; energies, forces and stress stay the same.
+
+    Nothing of the file or of the package is executed; for a checkpoint file the package need not be installed.
+    """
+    import torch
+
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.errors import InputError, did_you_mean
+    from pimlip_zoo.foundation.sevennet import find_file, import_potential
+
+    dtypes = {"float32": torch.float32, "float64": torch.float64}
+    if dtype not in dtypes:
+        raise InputError(f"{dtype!r} is no precision", key="dtype", mend=did_you_mean(dtype, dtypes))
+    file = find_file(model)
+    potential = import_potential(file, level=level, dtype=dtypes[dtype])
+    name = Path(model).stem if Path(model).exists() else model
+    folder = out or Path("runs") / (f"{name}-{level}" if level else name)
+    write_run(potential, folder, {"imported": model, "level": level})
+    count = sum(parameter.numel() for parameter in potential.model.parameters())
+    screen = console()
+    screen.print(
+        f"{folder}: nequip, {count} parameters, {potential.model.dtype}, cutoff {potential.cutoff:g} Å, "
+        f"{len(potential.species)} elements: {', '.join(potential.species)}"
+    )
+    screen.print(
+        f"next: pimlip-zoo eval {folder} --data DATA, pimlip-zoo export {folder} --format native, "
+        f"or pimlip-zoo train --from {folder} --data DATA"
+    )
+
+
+def run_of(text: str) -> str:
+    """The run that is meant by what a user wrote: a folder, a checkpoint, or a published model by name.
+
+    A model is converted once for each of its files and kept in the cache, as ``pimlip-zoo import sevennet`` does it;
+    ``NAME:LEVEL`` chooses a level of theory.
+
+    Args:
+        text: such as ``runs/nequip-1``, ``7net-0`` or ``7net-mf-0:PBE``.
+
+    Returns:
+        The path of a run; the text itself where it names no model.
+
+    Raises:
+        InputError: when the package with its weights is not installed, or it has no such level.
+    """
+    from pimlip_zoo.foundation.sevennet import NAMES
+
+    name, _, level = text.partition(":")
+    if Path(text).exists() or name.lower() not in {known.lower() for known in NAMES}:
+        return text
+    import hashlib
+    import shutil
+    import tempfile
+
+    from pimlip_zoo.compiled.kernels.build import cache_folder
+    from pimlip_zoo.foundation.sevennet import find_file, import_potential
+
+    file = find_file(name)
+    known = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    parent = cache_folder().parent / "models"
+    folder = parent / "-".join(part.lower() for part in (name, level, known) if part)
+    if not (folder / "config.yaml").exists():
+        potential = import_potential(file, level=level or None)
+        parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=parent))
+        try:
+            write_run(potential, made, {"imported": name, "level": level or None})
+            made.replace(folder)
+        except OSError:  # another process was quicker
+            if not (folder / "config.yaml").exists():
+                raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return str(folder)
 
 
 def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> None:

@@ -83,10 +83,14 @@ def train(
     ] = True,
     start: Annotated[
         str | None,
-        typer.Option("--from", help="Fine-tune this run: its architecture and weights are the start."),
+        typer.Option(
+            "--from",
+            help="Fine-tune this run, or a model by name (7net-0): its architecture and weights are the start.",
+        ),
     ] = None,
 ) -> None:
     """Train a potential and leave everything in a run folder."""
+    from pimlip_zoo.cli.import_ import run_of
     from pimlip_zoo.config import load_config, parse_settings
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.experiment import from_rank_zero, join_ranks
@@ -109,7 +113,7 @@ def train(
         ("trainer.dtype", dtype),
         ("weak.preset", weak),
         ("weak.unlabelled", unlabelled),
-        ("finetune.run", start),
+        ("finetune.run", run_of(start) if start is not None else None),
         ("data.check", None if check else False),
         ("trainer.loggers", loggers.split(",") if loggers else None),
         ("trainer.patience", patience),

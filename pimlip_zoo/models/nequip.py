@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from e3nn import o3
@@ -16,7 +17,7 @@ from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
 from pimlip_zoo.nn.gate import Gate
-from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
+from pimlip_zoo.nn.linear import EquivariantLinear, ScalarBias, SpeciesLinear
 from pimlip_zoo.nn.mlp import ScalarMLP, num_weights
 from pimlip_zoo.nn.readout import DirectForces
 from pimlip_zoo.registry import register_model
@@ -36,18 +37,41 @@ class NequIPConfig(ModelConfig):
     """Features of both parities, or only those that the harmonics have."""
     channels: int = 32
     """C, for every irrep."""
+    channels_by_degree: tuple[int, ...] = ()
+    """Instead: channels of degree 0, 1, ... l_max, such as (128, 64, 32)."""
+    reflections: bool = True
+    """Features and harmonics have a parity (O(3)). Without, all are even (SO(3)): more paths, and a model that may
+    tell mirror images apart."""
     radial_hidden: tuple[int, ...] = (64,)
     """Widths of the hidden layers of the radial MLP."""
+    radial_normalized: bool = False
+    """Scale the radial MLP's activations to unit second moment, as e3nn's perceptrons do."""
     num_bessel: int = 8
     """B, radial basis functions."""
     bessel_trainable: bool = False
     """Learn the frequencies of the basis."""
+    bessel_frequencies: tuple[float, ...] = ()
+    """Frequencies in units of pi over the cutoff, one for each function; none: 1, 2, ... B."""
+    cutoff_function: Literal["polynomial", "xplor"] = "polynomial"
+    """What the radial functions are multiplied by."""
     cutoff_order: float = 6.0
     """p of the polynomial cutoff."""
+    cutoff_onset: float = 0.9
+    """Where the XPLOR cutoff begins to fall, in units of the cutoff."""
+    solid_harmonics: bool = False
+    """Multiply the harmonics of degree l by ``r^l`` (Å), as early SevenNet models do."""
     species_cutoffs: tuple[tuple[str, str, float], ...] = ()
     """(centre, neighbour, Å): shorter cutoffs for pairs of species, ``*`` for any; later ones win."""
     self_connection: bool = True
-    """Species-dependent linear self-interaction beside the convolution, from the second layer on."""
+    """Linear self-interaction beside the convolution, from the second layer on."""
+    self_connection_weights: Literal["embedding", "element", "shared"] = "embedding"
+    """Of the self-connection: bilinear in the species' embedding, a set for each element, or one set for all."""
+    self_connection_first: bool = False
+    """A self-connection in the first layer, too; then an atom apart has an energy that is not its reference."""
+    scalar_bias: bool = False
+    """Constants that are added to the scalars before and after each sum over neighbours."""
+    neighbor_norms: tuple[float, ...] = ()
+    """What the sum over neighbours is divided by, layer by layer; none: the root of avg_num_neighbors."""
     resnet: bool = False
     """Add a layer's input to its output where their irreps agree."""
     readout_hidden: tuple[int, ...] = ()
@@ -63,10 +87,64 @@ class NequIPConfig(ModelConfig):
         for name in ("radial_hidden", "readout_hidden"):
             if any(width < 1 for width in getattr(self, name)):
                 raise InputError(f"{name} is {getattr(self, name)}", key=name, mend="give widths >= 1")
+        self._check_lengths()
+        if self.force_head == "direct" and not self.reflections:
+            raise InputError(
+                "a direct force head needs polar vectors, and without reflections there are none",
+                key="force_head",
+                mend="use conservative, or reflections=true",
+            )
         if self.force_head == "direct" and self.l_max < 1:
             raise InputError(
                 "a direct force head needs vectors, and l_max 0 has none", key="l_max", mend="give l_max >= 1"
             )
+
+    def _check_lengths(self) -> None:
+        """Options that list a value for each of something."""
+        for name, count, each in (
+            ("channels_by_degree", self.l_max + 1, "degree up to l_max"),
+            ("neighbor_norms", self.num_layers, "layer"),
+            ("bessel_frequencies", self.num_bessel, "radial function"),
+        ):
+            values = getattr(self, name)
+            if values and len(values) != count:
+                raise InputError(
+                    f"{name} has {len(values)} values for {count}", key=name, mend=f"give one for each {each}"
+                )
+            if not all(0 < value < math.inf for value in values):
+                raise InputError(f"{name} is {values}", key=name, mend="give numbers > 0")
+        if not 0 < self.cutoff_onset < 1:
+            raise InputError(
+                f"cutoff_onset is {self.cutoff_onset}",
+                key="cutoff_onset",
+                mend="give a number between 0 and 1",
+            )
+
+    @property
+    def scalars(self) -> int:
+        """Channels of degree 0."""
+        return self.channels_by_degree[0] if self.channels_by_degree else self.channels
+
+    @property
+    def inner(self) -> int:
+        """Channels that multiplicities of irreps multiply: one where degrees differ, and multiplicities say it all."""
+        return 1 if self.channels_by_degree else self.channels
+
+    def irreps(self, degrees: int, *, parity: bool) -> o3.Irreps:
+        """Features up to that degree, of both parities or of that of the harmonics only."""
+        irreps = []
+        for degree in range(degrees + 1):
+            copies = self.channels_by_degree[degree] if self.channels_by_degree else 1
+            parities = (1, -1) if parity and self.reflections else (self._parity(degree),)
+            irreps += [(copies, (degree, p)) for p in parities]
+        return o3.Irreps(irreps)
+
+    def harmonics(self) -> o3.Irreps:
+        """Of the edges, as far as features see their parity."""
+        return o3.Irreps([(1, (degree, self._parity(degree))) for degree in range(self.l_max + 1)])
+
+    def _parity(self, degree: int) -> int:
+        return (-1) ** degree if self.reflections else 1
 
 
 class NequIPLayer(nn.Module):
@@ -76,44 +154,80 @@ class NequIPLayer(nn.Module):
         irreps_in: features that come in.
         irreps_out: features that are wanted; those that cannot be made are left out.
         config: the model's options.
-        self_connection: add the species-dependent linear map of the input.
+        index: which layer.
+        num_species: how many elements there are.
     """
 
     def __init__(
-        self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, config: NequIPConfig, *, self_connection: bool
+        self,
+        irreps_in: o3.Irreps,
+        irreps_out: o3.Irreps,
+        config: NequIPConfig,
+        *,
+        index: int,
+        num_species: int,
     ) -> None:
         super().__init__()
-        channels = config.channels
-        harmonics = o3.Irreps.spherical_harmonics(config.l_max)
+        # An isolated atom keeps its reference energy: nothing bypasses the first convolution unless it is asked for.
+        self_connection = config.self_connection and (index > 0 or config.self_connection_first)
+        channels = config.inner
+        harmonics = config.harmonics()
         reachable = {ir for _, a in irreps_in for _, b in harmonics for ir in a * b}
         self.irreps_in = irreps_in
-        self.irreps_out = o3.Irreps([(1, ir) for _, ir in irreps_out if ir in reachable])
+        self.irreps_out = o3.Irreps([(n, ir) for n, ir in irreps_out if ir in reachable])
         gate = Gate(self.irreps_out, "0e" if o3.Irrep("0e") in reachable else "0o")
         self.gate = gate
-        scale = 1.0 / math.sqrt(config.avg_num_neighbors or 1.0)
+        norm = config.neighbor_norms[index] if config.neighbor_norms else 0.0
+        scale = 1.0 / (norm or math.sqrt(config.avg_num_neighbors or 1.0))
         self.linear_in = EquivariantLinear(irreps_in, irreps_in, channels, channels, factor=scale)
         self.convolution = Convolution(convolution_spec(irreps_in, harmonics, gate.irreps_in), channels)
         self.radial = ScalarMLP(
-            (config.num_bessel, *config.radial_hidden, self.convolution.num_paths * channels)
+            (config.num_bessel, *config.radial_hidden, self.convolution.num_weights * channels),
+            gain=1.0 if config.radial_normalized else math.sqrt(2.0),
+            normalized=config.radial_normalized,
         )
         self.linear_out = EquivariantLinear(self.convolution.irreps_out, gate.irreps_in, channels, channels)
+        kind = config.self_connection_weights if self_connection else "none"
+        by_element = kind == "element"
         self.self_connection = (
-            SpeciesLinear(irreps_in, gate.irreps_in, channels, channels, channels)
-            if self_connection
+            SpeciesLinear(
+                irreps_in,
+                gate.irreps_in,
+                channels,
+                channels,
+                num_species if by_element else config.scalars,
+            )
+            if kind in ("embedding", "element")
             else None
         )
+        self.register_buffer("_one_hot", torch.eye(num_species) if by_element else None, persistent=False)
+        self.shared_connection = (
+            EquivariantLinear(irreps_in, gate.irreps_in, channels, channels) if kind == "shared" else None
+        )
+        # What is added to the scalars before the sum is divided by the norm as they are.
+        self.bias_in = ScalarBias(irreps_in, channels, scale) if config.scalar_bias else None
+        self.bias_out = ScalarBias(gate.irreps_in, channels) if config.scalar_bias else None
         self.residual = config.resnet and self_connection and self.irreps_out == irreps_in
-        self.channels = channels
+        self.channels, self.num_weights = channels, self.convolution.num_weights
 
     def forward(
         self, x: Tensor, harmonics: Tensor, radial: Tensor, graph: AtomGraph, species_embedding: Tensor
     ) -> Tensor:
         """(N, K_in, C) -> (N, K_out, C)."""
-        weights = self.radial(radial).view(-1, self.convolution.num_paths, self.channels)
-        y = self.convolution(self.linear_in(x), harmonics, weights, graph.edge_index)
+        weights = self.radial(radial).view(-1, self.num_weights, self.channels)
+        y = self.linear_in(x)
+        if self.bias_in is not None:
+            y = self.bias_in(y)
+        y = self.convolution(y, harmonics, weights, graph.edge_index)
         y = self.linear_out(y)
         if self.self_connection is not None:
-            y = y + self.self_connection(x, species_embedding, graph.species)
+            one_hot = self._one_hot
+            kinds = species_embedding if one_hot is None else one_hot
+            y = y + self.self_connection(x, kinds, graph.species)
+        if self.shared_connection is not None:
+            y = y + self.shared_connection(x)
+        if self.bias_out is not None:
+            y = self.bias_out(y)
         y = self.gate(y)
         return x + y if self.residual else y
 
@@ -134,8 +248,9 @@ class NequIP(AtomicEnergyModel):
 
     def __init__(self, config: NequIPConfig, species: Sequence[str]) -> None:
         super().__init__(config, species)
-        channels, direct = config.channels, config.force_head == "direct"
+        channels, direct = config.scalars, config.force_head == "direct"
         self.interaction_depth = config.num_layers
+        self.num_scalars = channels // config.inner
         self.species_embedding = nn.Parameter(torch.randn(len(self.species), channels))
         self.edges = EdgeEmbedding(
             self.species,
@@ -146,28 +261,32 @@ class NequIP(AtomicEnergyModel):
             prefactor=2.0 / config.cutoff**2,
             cutoff_order=config.cutoff_order,
             species_cutoffs=config.species_cutoffs,
+            frequencies=config.bessel_frequencies,
+            cutoff_onset=config.cutoff_onset if config.cutoff_function == "xplor" else None,
+            solid=config.solid_harmonics,
         )
-        hidden = _hidden_irreps(config.l_max, parity=config.parity)
-        last = o3.Irreps("0e + 1o") if direct else o3.Irreps("0e")
-        layers, irreps = [], o3.Irreps("0e")
+        hidden = config.irreps(config.l_max, parity=config.parity)
+        last = config.irreps(1 if direct else 0, parity=False)
+        layers, irreps = [], config.irreps(0, parity=False)
         for index in range(config.num_layers):
             layer = NequIPLayer(
                 irreps,
                 hidden if index < config.num_layers - 1 else last,
                 config,
-                # An isolated atom keeps its reference energy: nothing bypasses the first convolution.
-                self_connection=config.self_connection and index > 0,
+                index=index,
+                num_species=len(self.species),
             )
             irreps = layer.irreps_out
             layers.append(layer)
         self.layers = nn.ModuleList(layers)
         self.readout = ScalarMLP((channels, *config.readout_hidden, 1))
-        self.force_readout = DirectForces(irreps, channels) if direct else None
+        self.force_readout = DirectForces(irreps, config.inner) if direct else None
 
     @classmethod
     def least_weights(cls, config: NequIPConfig, species: Sequence[str]) -> int:  # type: ignore[override]
         """Embedding, readout, and of every layer the scalars' part, see :class:`AtomicEnergyModel`."""
-        layers, channels, degrees = config.num_layers, config.channels, config.l_max + 1
+        layers, degrees = config.num_layers, config.l_max + 1
+        channels = min(config.channels_by_degree or (config.channels,))
         # Paths from scalars to every degree in the first layer, back in the last, between any two in the others.
         paths = 1 if layers == 1 else 2 * degrees + (layers - 2) * degrees**2
         hidden = (config.num_bessel, *config.radial_hidden)
@@ -177,7 +296,7 @@ class NequIP(AtomicEnergyModel):
 
     def forward(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
         """One energy per atom, see :class:`AtomicEnergyModel`."""
-        return self.readout(self.features(graph, vectors)[:, 0]).squeeze(-1)
+        return self.readout(self.scalars(self.features(graph, vectors))).squeeze(-1)
 
     @torch.jit.export
     def energies_and_forces(self, graph: AtomGraph, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,19 +305,23 @@ class NequIP(AtomicEnergyModel):
         head = self.force_readout
         if head is None:
             raise ValueError("this model was built without a direct force head")
-        return self.readout(features[:, 0]).squeeze(-1), head(features)
+        return self.readout(self.scalars(features)).squeeze(-1), head(features)
+
+    def species_factor(self, name: str) -> float:
+        """Of self-connections with a set of weights for each element, see the base class."""
+        config = self.config
+        assert isinstance(config, NequIPConfig)
+        by_element = config.self_connection_weights == "element" and ".self_connection." in name
+        return len(self.species) ** -0.5 if by_element else 1.0
+
+    def scalars(self, features: Tensor) -> Tensor:
+        """(N, K, C) -> those of degree 0 in a row each."""
+        return features[:, 0] if self.num_scalars == 1 else features[:, : self.num_scalars].squeeze(2)
 
     def features(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
         """Node features after the last layer: (N, K, C), scalars first."""
         radial, harmonics = self.edges(vectors, graph)
-        x = self.species_embedding[graph.species].unsqueeze(1)
+        x = self.species_embedding[graph.species].unsqueeze(1 if self.num_scalars == 1 else 2)
         for layer in self.layers:
             x = layer(x, harmonics, radial, graph, self.species_embedding)
         return x
-
-
-def _hidden_irreps(l_max: int, *, parity: bool) -> o3.Irreps:
-    """Every degree up to l_max, of both parities or of that of the harmonics only."""
-    if parity:
-        return o3.Irreps([(1, (degree, p)) for degree in range(l_max + 1) for p in (1, -1)])
-    return o3.Irreps.spherical_harmonics(l_max)

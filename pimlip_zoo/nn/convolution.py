@@ -9,7 +9,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from pimlip_zoo.compiled.kernels import ReferenceConvolution, TrilinearForm, convolve
+from pimlip_zoo.compiled.kernels import TrilinearForm, convolve, reference_convolution
 
 __all__ = ["Convolution", "ConvolutionSpec", "convolution_spec"]
 
@@ -22,7 +22,8 @@ class ConvolutionSpec:
     """
 
     irreps_in: o3.Irreps
-    """Components of the features; each irrep once, without multiplicity."""
+    """Components of the features, each irrep once. A multiplicity multiplies the channels: features have a row for
+    each component and copy, copies inside m (see ``irrep_slices``), and paths are as wide as what they read."""
     irreps_edge: o3.Irreps
     """Components of the spherical harmonics."""
     paths: tuple[tuple[int, int, o3.Irrep], ...]
@@ -30,21 +31,38 @@ class ConvolutionSpec:
 
     @cached_property
     def irreps_out(self) -> o3.Irreps:
-        """Sorted, multiplicity = number of paths ending there; copies lie inside m (see ``irrep_slices``)."""
-        return o3.Irreps([(1, irrep) for _, _, irrep in self.paths]).sort().irreps.simplify()
+        """Sorted, multiplicity = rows of all paths ending there; copies lie inside m (see ``irrep_slices``)."""
+        return o3.Irreps([(self._width(i), irrep) for i, _, irrep in self.paths]).sort().irreps.simplify()
+
+    def _width(self, index: int) -> int:
+        return int(self.irreps_in[index].mul)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of each component of the features, as ``TrilinearForm`` has them; empty where all are one."""
+        found = tuple(int(n) for n, irrep in self.irreps_in for _ in range(irrep.dim))
+        return () if set(found) == {1} else found
+
+    @property
+    def num_weights(self) -> int:
+        """Radial weights, in multiples of the channels."""
+        return sum(self._width(i) for i, _, _ in self.paths)
 
     @cached_property
     def terms(self) -> tuple[tuple[int, int, int, int, float], ...]:
         """All nonzero (path, component of x, component of Y, component of out, coefficient).
 
-        The coefficients are e3nn's: ``sqrt(2 l_out + 1)`` times the Wigner 3j symbol in float64.
+        The coefficients are e3nn's: ``sqrt(2 l_out + 1)`` times the Wigner 3j symbol in float64. Components are
+        counted without multiplicities, those of the result one for each path and m.
         """
-        in_slices, edge_slices = self.irreps_in.slices(), self.irreps_edge.slices()
+        in_slices = o3.Irreps([(1, irrep) for _, irrep in self.irreps_in]).slices()
+        edge_slices = self.irreps_edge.slices()
         first, copies = {}, {}
         start = 0
-        for multiplicity, irrep in self.irreps_out:
-            first[irrep], copies[irrep] = start, multiplicity
-            start += multiplicity * irrep.dim
+        for _, irrep in self.irreps_out:
+            first[irrep] = start
+            copies[irrep] = sum(ending == irrep for _, _, ending in self.paths)
+            start += copies[irrep] * irrep.dim
         seen: dict[o3.Irrep, int] = {}
         terms = []
         for path, (i, j, irrep) in enumerate(self.paths):
@@ -87,11 +105,13 @@ class Convolution(nn.Module):
         super().__init__()
         self.spec, self.channels = spec, channels
         self.irreps_out = spec.irreps_out
-        self.num_paths = len(spec.paths)
+        self.num_paths, self.num_weights = len(spec.paths), spec.num_weights
+        components = sum(irrep.dim for _, irrep in spec.irreps_in)
+        results = sum(irrep.dim for _, _, irrep in spec.paths)
         self.form = TrilinearForm(
-            spec.irreps_in.dim, spec.irreps_edge.dim, spec.irreps_out.dim, self.num_paths, spec.terms
+            components, spec.irreps_edge.dim, results, self.num_paths, spec.terms, spec.widths
         )
-        self.reference = ReferenceConvolution(self.form)
+        self.reference = reference_convolution(self.form)
 
     def forward(self, x: Tensor, harmonics: Tensor, weights: Tensor, edge_index: Tensor) -> Tensor:
         """Convolve.
@@ -99,7 +119,7 @@ class Convolution(nn.Module):
         Args:
             x: (N, K_in, C) features.
             harmonics: (E, K_edge).
-            weights: (E, P, C) radial weights.
+            weights: (E, P, C) radial weights, with multiplicities (E, num_weights, C).
             edge_index: (2, E) centre and neighbour, sorted by centre.
 
         Returns:

@@ -11,14 +11,14 @@ from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.compiled.kernels import EmbeddingForm, embed_edges
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.nn.radial import BesselBasis, PolynomialCutoff
+from pimlip_zoo.nn.radial import BesselBasis, PolynomialCutoff, XplorCutoff
 from pimlip_zoo.nn.spherical import SphericalHarmonics
 
 __all__ = ["EdgeEmbedding", "pair_cutoffs"]
 
 
 class EdgeEmbedding(ExactBuffers):
-    """Bessel functions times the cutoff polynomial, and spherical harmonics, of every edge.
+    """Bessel functions times a cutoff, and spherical harmonics, of every edge.
 
     An edge that is longer than the cutoff of its pair of species has radial functions that are exactly zero.
 
@@ -32,6 +32,9 @@ class EdgeEmbedding(ExactBuffers):
         cutoff_order: p of the polynomial.
         species_cutoffs: (centre, neighbour, Å) of pairs with a shorter cutoff.
         transform: a module ``(lengths, graph) -> (E,)``, what the Bessel functions see instead of the length.
+        frequencies: of the Bessel functions, see :class:`BesselBasis`.
+        cutoff_onset: where the XPLOR cutoff begins, in units of the cutoff; None: the polynomial.
+        solid: multiply the harmonics of degree l by ``r^l``.
     """
 
     def __init__(
@@ -46,18 +49,30 @@ class EdgeEmbedding(ExactBuffers):
         cutoff_order: float = 6.0,
         species_cutoffs: Sequence[tuple[str, str, float]] = (),
         transform: nn.Module | None = None,
+        frequencies: Sequence[float] = (),
+        cutoff_onset: float | None = None,
+        solid: bool = False,
     ) -> None:
         super().__init__()
-        self.transform = transform
-        self.basis = BesselBasis(num_basis, trainable=trainable, prefactor=prefactor)
-        self.envelope = PolynomialCutoff(cutoff_order)
+        self.transform, self.solid = transform, solid
+        self.basis = BesselBasis(num_basis, trainable=trainable, prefactor=prefactor, frequencies=frequencies)
+        self.envelope = PolynomialCutoff(cutoff_order) if cutoff_onset is None else XplorCutoff(cutoff_onset)
         self.harmonics = SphericalHarmonics(l_max)
         self.cutoff = float(cutoff)
         self.by_pair = len(species_cutoffs) > 0
         self.num_species = len(species)
         plain = not trainable and transform is None and cutoff_order == int(cutoff_order) and l_max >= 1
+        plain = plain and all(k > 0 for k in frequencies)
         self.form = (
-            EmbeddingForm(num_basis, prefactor, int(cutoff_order), self.harmonics.couplings())
+            EmbeddingForm(
+                num_basis,
+                prefactor,
+                int(cutoff_order),
+                self.harmonics.couplings(),
+                tuple(float(k) for k in frequencies),
+                cutoff_onset,
+                solid,
+            )
             if plain
             else None
         )
@@ -78,7 +93,7 @@ class EdgeEmbedding(ExactBuffers):
         x = self.reduced_length(length, graph)
         seen = x if self.transform is None else self.transform(length, graph) * (1.0 / self.cutoff)
         radial = self.basis(seen) * self.envelope(x).unsqueeze(-1)
-        return radial, self.harmonics(vectors / length.unsqueeze(-1))
+        return radial, self.harmonics(vectors if self.solid else vectors / length.unsqueeze(-1))
 
     @torch.jit.export
     def reduced_length(self, length: Tensor, graph: AtomGraph) -> Tensor:

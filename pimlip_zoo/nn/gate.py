@@ -23,7 +23,8 @@ class Gate(nn.Module):
     In the channels-last layout: (rows, K_in, C) -> (rows, K_out, C).
 
     Args:
-        irreps_out: components of the output, each irrep once, sorted.
+        irreps_out: components of the output, each irrep once, sorted; a multiplicity multiplies the channels, and
+            there are as many gates.
         gate_irrep: the scalar that gates; ``0o`` where no even scalar can be made.
         activations: by parity of the scalar; even functions may not act on odd scalars.
     """
@@ -38,51 +39,57 @@ class Gate(nn.Module):
         activations = activations or _BY_PARITY
         self.irreps_out = o3.Irreps(irreps_out)
         gate_irrep = o3.Irrep(gate_irrep)
-        scalars = [irrep for _, irrep in self.irreps_out if irrep.l == 0]
-        gated = [irrep for _, irrep in self.irreps_out if irrep.l > 0]
-        blocks = dict.fromkeys(scalars, 1)
+        scalars = [(int(n), irrep) for n, irrep in self.irreps_out if irrep.l == 0]
+        gated = [(int(n), irrep) for n, irrep in self.irreps_out if irrep.l > 0]
+        blocks = {irrep: n for n, irrep in scalars}
+        own = blocks.get(gate_irrep, 0)
         if gated:
-            blocks[gate_irrep] = blocks.get(gate_irrep, 0) + len(gated)
+            blocks[gate_irrep] = own + sum(n for n, _ in gated)
         scalar_part = o3.Irreps([(n, irrep) for irrep, n in sorted(blocks.items(), key=lambda item: item[0])])
-        self.irreps_in = scalar_part + o3.Irreps([(1, irrep) for irrep in gated])
+        self.irreps_in = scalar_part + o3.Irreps(gated)
         # Where things lie: within a scalar irrep the output's scalar comes first, the gates after it.
         start, positions = 0, {}
         for n, irrep in scalar_part:
             positions[irrep] = start
             start += n
-        self._scalar_positions = [positions[irrep] for irrep in scalars]
-        self._first_gate = positions.get(gate_irrep, 0) + (1 if gate_irrep in scalars else 0)
-        self._num_gates = len(gated)
+        self._scalar_positions = [positions[irrep] for _, irrep in scalars]
+        self._scalar_counts = [n for n, _ in scalars]
+        self._first_gate = positions.get(gate_irrep, 0) + own
+        self._num_gates = sum(n for n, _ in gated)
         self._first_gated = start
-        self._gated_dims = [irrep.dim for irrep in gated]
-        self.scalar_activations = nn.ModuleList(ScaledActivation(activations[irrep.p]) for irrep in scalars)
+        self.scalar_activations = nn.ModuleList(
+            ScaledActivation(activations[irrep.p]) for _, irrep in scalars
+        )
         self.gate_activation = ScaledActivation(activations[gate_irrep.p])
         self.form = self._kernel_form(scalars, gated, gate_irrep, activations)
-        expand = [index for index, dim in enumerate(self._gated_dims) for _ in range(dim)]
+        expand: list[int] = []
+        gate = 0
+        for n, irrep in gated:
+            expand += [*range(gate, gate + n)] * irrep.dim
+            gate += n
         self.register_buffer("_expand", torch.tensor(expand, dtype=torch.int64), persistent=False)
 
     def _kernel_form(
         self,
-        scalars: list[o3.Irrep],
-        gated: list[o3.Irrep],
+        scalars: list[tuple[int, o3.Irrep]],
+        gated: list[tuple[int, o3.Irrep]],
         gate_irrep: o3.Irrep,
         activations: Mapping[int, str],
     ) -> GateForm | None:
         """What the compiled gate has to know; None where it does not know an activation."""
-        if any(activations[irrep.p] not in FUNCTIONS for irrep in [*scalars, gate_irrep]):
+        if any(activations[irrep.p] not in FUNCTIONS for irrep in [*(ir for _, ir in scalars), gate_irrep]):
             return None
-        entries = []
-        for number, irrep in enumerate(scalars):
+        entries, target = [], 0
+        for (n, irrep), position in zip(scalars, self._scalar_positions, strict=True):
             name = activations[irrep.p]
-            constant = ScaledActivation(name).constant
-            entries.append(GatedScalar(name, constant, self._scalar_positions[number], number))
-        name, begin = activations[gate_irrep.p], self._first_gated
-        for number, irrep in enumerate(gated):
-            components = tuple(range(begin, begin + irrep.dim))
-            target = len(scalars) + begin - self._first_gated
-            constant = self.gate_activation.constant
-            entries.append(GatedScalar(name, constant, self._first_gate + number, target, components))
-            begin += irrep.dim
+            entries.append(GatedScalar(name, ScaledActivation(name).constant, position, target, width=n))
+            target += n
+        name, begin, gate = activations[gate_irrep.p], self._first_gated, self._first_gate
+        constant = self.gate_activation.constant
+        for n, irrep in gated:
+            components = tuple(range(begin, begin + n * irrep.dim, n))
+            entries.append(GatedScalar(name, constant, gate, target, components, n))
+            begin, target, gate = begin + n * irrep.dim, target + n * irrep.dim, gate + n
         return GateForm(int(self.irreps_in.dim), int(self.irreps_out.dim), tuple(entries))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,8 +97,8 @@ class Gate(nn.Module):
         parts: list[Tensor] = []
         index = 0
         for act in self.scalar_activations:
-            position = self._scalar_positions[index]
-            parts.append(act(x[:, position : position + 1]))
+            position, count = self._scalar_positions[index], self._scalar_counts[index]
+            parts.append(act(x[:, position : position + count]))
             index += 1  # noqa: SIM113  (TorchScript does not enumerate a ModuleList)
         if self._num_gates > 0:
             gates = self.gate_activation(x[:, self._first_gate : self._first_gate + self._num_gates])

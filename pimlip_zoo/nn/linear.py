@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.compiled.kernels.linear import LinearBlock, LinearForm
 
-__all__ = ["EquivariantLinear", "SpeciesLinear", "irrep_slices", "linear_form"]
+__all__ = ["EquivariantLinear", "ScalarBias", "SpeciesLinear", "irrep_slices", "linear_form"]
 
 
 def irrep_slices(irreps: o3.Irreps) -> list[tuple[o3.Irrep, int, int]]:
@@ -147,6 +147,31 @@ class SpeciesLinear(nn.Module):
         if self._zeros_after > 0:
             parts.append(x.new_zeros((rows, self._zeros_after, self.channels_out)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class ScalarBias(nn.Module):
+    """Adds a constant to the even scalars, the only features to which one may be added.
+
+    Args:
+        irreps: components of the features.
+        channels: C.
+        factor: multiplies the constant.
+    """
+
+    def __init__(self, irreps: o3.Irreps, channels: int, factor: float = 1.0) -> None:
+        super().__init__()
+        irreps = o3.Irreps(irreps)
+        before, copies = next(
+            ((start, n) for irrep, start, n in irrep_slices(irreps) if irrep == o3.Irrep("0e")), (0, 0)
+        )
+        self.factor = factor
+        self.bias = nn.Parameter(torch.zeros(copies, channels))
+        self._before = nn.Buffer(torch.zeros(before, channels), persistent=False)
+        self._after = nn.Buffer(torch.zeros(int(irreps.dim) - before - copies, channels), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, K, C) -> (rows, K, C)."""
+        return x + torch.cat([self._before, self.bias * self.factor, self._after])
 
 
 def _many(rows: int, per_row: int) -> bool:

@@ -15,7 +15,7 @@ class DirectForces(nn.Module):
     """Atomic features -> force vectors: an equivariant linear map to one vector per atom.
 
     Args:
-        irreps: components of the features; must hold polar vectors, 1o.
+        irreps: components of the features, multiplicities multiply the channels; must hold polar vectors, 1o.
         channels: C.
     """
 
@@ -27,10 +27,13 @@ class DirectForces(nn.Module):
                 key="force_head",
                 mend="give l_max >= 1, or force_head conservative",
             )
-        self._start = next(start for irrep, start, _ in irrep_slices(irreps) if irrep == o3.Irrep("1o"))
-        self.linear = EquivariantLinear(o3.Irreps("1o"), o3.Irreps("1o"), channels, 1)
+        self._start, copies = next(
+            (start, copies) for irrep, start, copies in irrep_slices(irreps) if irrep == o3.Irrep("1o")
+        )
+        self._end = self._start + 3 * copies
+        self.linear = EquivariantLinear(o3.Irreps([(copies, "1o")]), o3.Irreps("1o"), channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, K, C) -> (N, 3), components x, y, z."""
-        vectors: Tensor = self.linear(features[:, self._start : self._start + 3]).squeeze(-1)
+        vectors: Tensor = self.linear(features[:, self._start : self._end]).squeeze(-1)
         return vectors

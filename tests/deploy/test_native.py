@@ -46,6 +46,18 @@ MODELS = {
         "readout_hidden": (5,),
     },
     "nequip trainable basis": {"channels": 2, "radial_hidden": (4,), "l_max": 1, "bessel_trainable": True},
+    "nequip channels by degree": {
+        "channels_by_degree": (4, 3),
+        "radial_hidden": (8,),
+        "l_max": 1,
+        "reflections": False,
+        "self_connection_weights": "shared",
+        "self_connection_first": True,
+        "scalar_bias": True,
+        "num_bessel": 3,
+        "bessel_frequencies": (0.9, 2.1, 3.2),
+        "cutoff_function": "xplor",
+    },
     "allegro": {"scalar_channels": 8, "tensor_channels": 4, "l_max": 1, "latent_hidden": (8,)},
     "allegro residual": {
         "scalar_channels": 6,

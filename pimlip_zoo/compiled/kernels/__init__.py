@@ -17,7 +17,7 @@ from pimlip_zoo.compiled.kernels.forks import one_thread_after_fork
 from pimlip_zoo.compiled.kernels.form import TrilinearForm
 from pimlip_zoo.compiled.kernels.mlp import MLPForm
 from pimlip_zoo.compiled.kernels.polynomial import PolynomialForm
-from pimlip_zoo.compiled.kernels.reference import ReferenceConvolution
+from pimlip_zoo.compiled.kernels.reference import ReferenceConvolution, reference_convolution
 from pimlip_zoo.compiled.kernels.scope import geometry_is_leaf, geometry_only
 from pimlip_zoo.compiled.kernels.sums import sum_by_centre
 
@@ -39,6 +39,7 @@ __all__ = [
     "one_thread_after_fork",
     "or_reference",
     "perceptron",
+    "reference_convolution",
     "sum_by_centre",
     "use_kernels",
 ]

@@ -54,12 +54,12 @@ class CpuConvolution:
     ) -> Tensor:
         """Run a :class:`NodeSum`; operands are pairs (itself, tangent), None where it is not read."""
         inward, lists = kernel.side == "in", _lists(kernel, edges)
-        dim = self.form.dim_in if inward else self.form.dim_out
+        dim = (self.form.rows_in if inward else self.form.rows_out)[-1]
         out = torch.empty((edges.num_nodes, dim, self.channels), dtype=self.dtype)
         self.library.run(
             kernel,
             rows=edges.num_nodes,
-            work=edges.num_edges * self.form.num_paths * self.channels,
+            work=edges.num_edges * self.form.rows_path[-1] * self.channels,
             lists=lists.by_neighbour if inward else lists.by_centre,
             operands=(*x, *y, *w, *g),
             results=(out, None, None),
@@ -74,13 +74,13 @@ class CpuConvolution:
         rows, both = (
             (edges.num_edges, None) if isinstance(lists, EdgeLists) else (lists.num_pairs, lists.both)
         )
-        shape_w, shape_y = (rows, form.num_paths, self.channels), (edges.num_edges, form.dim_edge)
+        shape_w, shape_y = (rows, form.rows_path[-1], self.channels), (edges.num_edges, form.dim_edge)
         out_w = torch.empty(shape_w, dtype=self.dtype) if kernel.weights else None
         out_y = torch.empty(shape_y, dtype=self.dtype) if kernel.harmonics else None
         self.library.run(
             kernel,
             rows=rows,
-            work=edges.num_edges * form.num_paths * self.channels,
+            work=edges.num_edges * form.rows_path[-1] * self.channels,
             lists=(both, edges.neighbour, edges.centre),
             operands=(*x, *y, *w, *g),
             results=(out_w, out_y, None),

@@ -172,9 +172,8 @@ def convolve(
     Returns:
         (N, K_out, C).
     """
-    backend = (
-        _backend(x, harmonics, weights, covered=("cpu", "triton", "cueq")) if form.terms else "reference"
-    )
+    covered = ("cpu",) if form.widths else ("cpu", "triton", "cueq")
+    backend = _backend(x, harmonics, weights, covered=covered) if form.terms else "reference"
     if backend == "cueq":
         return cueq.convolve(form, x, harmonics, weights, edge_index)
     sums: ConvolutionSums | None = None

@@ -23,13 +23,19 @@ Reference = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class EmbeddingForm:
-    """``prefactor sin(n pi x) / x`` times the polynomial cutoff of order p, n = 1..B, and harmonics up to l_max."""
+    """``prefactor sin(k_n x) / x`` times a cutoff, n = 1..B, and harmonics up to l_max."""
 
     num_basis: int
     prefactor: float
     order: int
     couplings: tuple[tuple[tuple[int, int, int, float], ...], ...]
     """For each degree from 2 on, (component below, component of degree 1, component, coefficient)."""
+    frequencies: tuple[float, ...] = ()
+    """``k_n / pi``, all positive; empty: n."""
+    onset: float | None = None
+    """Where the XPLOR cutoff begins to fall, in units of the cutoff; None: the polynomial of that order."""
+    solid: bool = False
+    """Harmonics are multiplied by ``r^l``."""
 
     @property
     def dim(self) -> int:
@@ -72,6 +78,7 @@ class CpuEmbedding:
             "u0[j] = x0[3 * (e + j)]; u1[j] = x0[3 * (e + j) + 1]; u2[j] = x0[3 * (e + j) + 2]; ic[j] = y0[e + j]; }",
             "const V r2 = u0 * u0 + u1 * u1 + u2 * u2; V ir;",
             f"for (int j = 0; j < {lanes}; j++) ir[j] = (T)1 / {root}(r2[j]);",
+            *(["const V v0_ = u0, v1_ = u1, v2_ = u2;"] if self.form.solid else []),
             "u0 *= ir; u1 *= ir; u2 *= ir;",
             "V x = r2 * ir * ic;",
             # Beyond the cutoff everything radial is zero; the reduced distance stays where the series hold.
@@ -84,16 +91,49 @@ class CpuEmbedding:
 
     def _radial(self, machine: Target, *, derivative: bool) -> list[str]:
         """``f<n>`` and, when asked for, their derivatives by the length ``d<n>``."""
-        form, p = self.form, self.form.order
+        form = self.form
         degree = 14 if machine.scalar == "float" else 24
         sine = [(-1) ** (k // 2) / math.factorial(k) for k in range(1, degree, 2)]
         cosine = [(-1) ** (k // 2) / math.factorial(k) for k in range(0, degree + 1, 2)]
-        out = [
-            f"const V y = (x - (T)0.5) * (T){math.pi!r}, y2 = y * y;",
-            f"V sn = zero + (T){sine[-1]!r}, cs = zero + (T){cosine[-1]!r};",
-            *(f"sn = sn * y2 + (T){c!r};" for c in reversed(sine[:-1])),
-            *(f"cs = cs * y2 + (T){c!r};" for c in reversed(cosine[:-1])),
-            "const V s1 = cs, c1 = -(sn * y), ix = one / x;",  # of pi x
+        if form.frequencies:
+            out = ["const V ix = one / x;"]
+        else:
+            out = [
+                f"const V y = (x - (T)0.5) * (T){math.pi!r}, y2 = y * y;",
+                f"V sn = zero + (T){sine[-1]!r}, cs = zero + (T){cosine[-1]!r};",
+                *(f"sn = sn * y2 + (T){c!r};" for c in reversed(sine[:-1])),
+                *(f"cs = cs * y2 + (T){c!r};" for c in reversed(cosine[:-1])),
+                "const V s1 = cs, c1 = -(sn * y), ix = one / x;",  # of pi x
+            ]
+        out += self._polynomial() if form.onset is None else self._xplor(form.onset)
+        frequencies = form.frequencies or tuple(range(1, form.num_basis + 1))
+        for n, frequency in enumerate(frequencies, start=1):
+            if form.frequencies:  # half turns are counted apart, and the series see what is left
+                out += [
+                    f"V turn{n} = x * (T){frequency!r}, even{n};",
+                    f"for (int j = 0; j < {machine.lanes}; j++) {{ const int k = (int)(turn{n}[j] + (T)0.5);",
+                    f"turn{n}[j] -= (T)k; even{n}[j] = k & 1 ? (T)-1 : (T)1; }}",
+                    f"const V arg{n} = turn{n} * (T){math.pi!r}, squared{n} = arg{n} * arg{n};",
+                    f"V s{n} = zero + (T){sine[-1]!r}, c{n} = zero + (T){cosine[-1]!r};",
+                    *(f"s{n} = s{n} * squared{n} + (T){c!r};" for c in reversed(sine[:-1])),
+                    *(f"c{n} = c{n} * squared{n} + (T){c!r};" for c in reversed(cosine[:-1])),
+                    f"s{n} *= arg{n} * even{n}; c{n} *= even{n};",
+                ]
+            elif n > 1:
+                out.append(
+                    f"const V s{n} = s{n - 1} * c1 + c{n - 1} * s1, c{n} = c{n - 1} * c1 - s{n - 1} * s1;"
+                )
+            out.append(f"const V f{n} = s{n} * cut;")
+            if derivative:
+                out.append(
+                    f"const V d{n} = ic * (s{n} * (slope - cut * ix) + (T){frequency * math.pi!r} * c{n} * cut);"
+                )
+        return out
+
+    def _polynomial(self) -> list[str]:
+        """``cut``, the cutoff times prefactor over x, and ``slope``, its derivative by x likewise."""
+        form, p = self.form, self.form.order
+        return [
             f"V power = one; for (int k = 0; k < {p - 1}; k++) power *= x;",
             f"V cut = (T){p * (p + 2.0)!r} + x * (T){-p * (p + 1) / 2!r};",
             f"cut = one + power * x * ((T){-(p + 1) * (p + 2) / 2!r} + x * cut);",
@@ -101,21 +141,23 @@ class CpuEmbedding:
             f"V slope = inside * (T){-p * (p + 1) * (p + 2) / 2 * form.prefactor!r} * power * ix;",
             "slope = slope * (one - x) * (one - x);",
         ]
-        for n in range(1, form.num_basis + 1):
-            if n > 1:
-                out.append(
-                    f"const V s{n} = s{n - 1} * c1 + c{n - 1} * s1, c{n} = c{n - 1} * c1 - s{n - 1} * s1;"
-                )
-            out.append(f"const V f{n} = s{n} * cut;")
-            if derivative:
-                out.append(
-                    f"const V d{n} = ic * (s{n} * (slope - cut * ix) + (T){n * math.pi!r} * c{n} * cut);"
-                )
-        return out
+
+    def _xplor(self, onset: float) -> list[str]:
+        """The same: one up to the onset x_0, then ``(1 - x^2)^2 (1 + 2 x^2 - 3 x_0^2) / (1 - x_0^2)^3``."""
+        square, rest = onset * onset, (1 - onset * onset) ** 3
+        return [
+            "const V x2 = x * x, left = one - x2; V on;",
+            f"for (int j = 0; j < (int)(sizeof(V) / sizeof(T)); j++) on[j] = x[j] < (T){onset!r} ? 1 : 0;",
+            f"V cut = left * left * (one + (T)2 * x2 - (T){3 * square!r}) * (T){1 / rest!r};",
+            f"V slope = (T){12 / rest!r} * x * left * ((T){square!r} - x2);",
+            f"cut = inside * (on + (one - on) * cut) * (T){self.form.prefactor!r} * ix;",
+            f"slope = inside * (one - on) * slope * (T){self.form.prefactor!r} * ix;",
+        ]
 
     def _harmonics(self) -> tuple[Program, list[Value], list[int]]:
         program = Program()
-        u = [program.input("u", i) for i in range(3)]
+        # Without a division by the length each degree is homogeneous in the vector: its power comes by itself.
+        u = [program.input("v" if self.form.solid else "u", i) for i in range(3)]
         root = program.constant(math.sqrt(3.0))
         first = [program.multiply(root, v) for v in u]
         below, values = first, [program.constant(1.0), *first]
@@ -129,7 +171,7 @@ class CpuEmbedding:
         return program, values, u
 
     def _emit(self, program: Program, results: list[tuple[Value, str]]) -> list[str]:
-        load = {"u": "u{}", "h": "w{}", "g": "z{}", "constant": "zero + (T){}"}
+        load = {"u": "u{}", "v": "v{}_", "h": "w{}", "g": "z{}", "constant": "zero + (T){}"}
         return program.emit("V", load, [(v, text) for v, text in results if v is not None])
 
     def _values(self) -> list[str]:
@@ -158,7 +200,12 @@ class CpuEmbedding:
         radial = " + ".join(f"b{n} * d{n + 1}" for n in range(basis)) or "zero"
         out += [
             f"const V along = {radial}, across = q0 * u0 + q1 * u1 + q2 * u2;",
-            *(f"q{i} = u{i} * along + ir * (q{i} - u{i} * across);" for i in range(3)),
+            *(
+                f"q{i} += u{i} * along;"
+                if self.form.solid
+                else f"q{i} = u{i} * along + ir * (q{i} - u{i} * across);"
+                for i in range(3)
+            ),
             "for (int j = 0; j < n; j++) {",
             *(f"out0[3 * (e + j) + {i}] = q{i}[j];" for i in range(3)),
             "}",
@@ -174,11 +221,16 @@ class CpuEmbedding:
             *(f"w{i}_[j] = x1[3 * (e + j) + {i}];" for i in range(3)),
             "}",
             "const V along = w0_ * u0 + w1_ * u1 + w2_ * u2;",
-            *(f"const V h{i} = ir * (w{i}_ - u{i} * along);" for i in range(3)),
+            *(
+                f"const V h{i} = w{i}_;"
+                if self.form.solid
+                else f"const V h{i} = ir * (w{i}_ - u{i} * along);"
+                for i in range(3)
+            ),
         ]
         tangents = program.tangents(values, {u[i]: program.input("h", i) for i in range(3)})
         out += [f"V p{k} = zero;" for k in range(dim)]
-        load = {"u": "u{}", "h": "h{}", "constant": "zero + (T){}"}
+        load = {"u": "u{}", "v": "v{}_", "h": "h{}", "constant": "zero + (T){}"}
         out += program.emit(
             "V", load, [(v, f"p{k} = {{}};") for k, v in enumerate(tangents) if v is not None]
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 __all__ = ["EdgeSum", "NodeSum", "Path", "TrilinearForm"]
 
@@ -51,10 +53,13 @@ class TrilinearForm:
     """Sets of radial weights."""
     terms: tuple[tuple[int, int, int, int, float], ...]
     """(path, component of x, component of Y, component of out, coefficient), nonzero ones only."""
+    widths: tuple[int, ...] = ()
+    """How many times the channels each component of x has; empty: once each. What is made of a component, its
+    weights and its results, is as wide. Tensors hold (rows, sum of widths, C), a component's rows in succession."""
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.dim_in, self.dim_edge, self.dim_out, self.num_paths, self.terms))
+        return hash((self.dim_in, self.dim_edge, self.dim_out, self.num_paths, self.terms, self.widths))
 
     def __hash__(self) -> int:  # asked for on every call, and the terms are many
         return self._hash
@@ -66,6 +71,44 @@ class TrilinearForm:
         for path, a, b, k, value in self.terms:
             groups.setdefault(path, []).append((a, b, k, value))
         return tuple(Path(index, tuple(terms)) for index, terms in sorted(groups.items()))
+
+    def width(self, path: Path) -> int:
+        """Of the components that a path reads and writes, and of its weights."""
+        return self.widths[path.inputs[0]] if self.widths else 1
+
+    @cached_property
+    def rows_in(self) -> tuple[int, ...]:
+        """Where each component of x begins, and their number of rows."""
+        return _begins(self.widths or (1,) * self.dim_in)
+
+    @cached_property
+    def rows_out(self) -> tuple[int, ...]:
+        """The same of what comes out."""
+        found = [1] * self.dim_out
+        for path in self.paths:
+            for k in path.outputs:
+                found[k] = self.width(path)
+        return _begins(found)
+
+    @cached_property
+    def rows_path(self) -> tuple[int, ...]:
+        """The same of the weights, by path."""
+        found = [1] * self.num_paths
+        for path in self.paths:
+            found[path.index] = self.width(path)
+        return _begins(found)
+
+    @cached_property
+    def by_width(self) -> tuple[tuple[int, tuple[Path, ...]], ...]:
+        """The paths of each width, the widest first."""
+        groups: dict[int, list[Path]] = {}
+        for path in self.paths:
+            groups.setdefault(self.width(path), []).append(path)
+        return tuple((width, tuple(groups[width])) for width in sorted(groups, reverse=True))
+
+
+def _begins(sizes: Sequence[int]) -> tuple[int, ...]:
+    return (0, *accumulate(sizes))
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,13 @@ class GatedScalar:
     """silu or tanh."""
     factor: float
     source: int
-    """Component of x that f acts on."""
+    """Row of x that f acts on."""
     target: int
-    """Component of out; of a gate, the first of those that it multiplies."""
+    """Row of out; of a gate, the first of those that it multiplies."""
     gated: tuple[int, ...] = ()
-    """Components of x that are multiplied; none: the scalar is passed on itself."""
+    """Rows of x where each component begins that is multiplied; none: the scalar is passed on itself."""
+    width: int = 1
+    """Rows of each component: how many times the channels there are."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,16 @@ class CpuGate:
         sides = {"x0": dim_in, "x1": dim_in, "g0": dim_out, "g1": dim_out}
         lines += [f"const T *restrict p{name} = {name} + n * {dim};" for name, dim in sides.items()]
         lines.append(f"T *restrict o = out0 + n * {dim_out if kernel in (FORWARD, TANGENT) else dim_in};")
-        whole = channels // lanes * lanes
-        for begin, end, count in ((0, whole, lanes), (whole, channels, channels - whole)):
-            if end > begin:
-                lines.append(f"for (int c = {begin}; c < {end}; c += {lanes}) {{")
-                for scalar in self.form.scalars:
-                    lines += ["{", *self._scalar(scalar, int(str(kernel)), count), "}"]
-                lines.append("}")
+        for width in sorted({scalar.width for scalar in self.form.scalars}, reverse=True):
+            scalars = [scalar for scalar in self.form.scalars if scalar.width == width]
+            size = width * channels
+            whole = size // lanes * lanes
+            for begin, end, count in ((0, whole, lanes), (whole, size, size - whole)):
+                if end > begin:
+                    lines.append(f"for (int c = {begin}; c < {end}; c += {lanes}) {{")
+                    for scalar in scalars:
+                        lines += ["{", *self._scalar(scalar, int(str(kernel)), count), "}"]
+                    lines.append("}")
         return "\n".join([*lines, "}}", ""])
 
     def _scalar(self, scalar: GatedScalar, kernel: int, count: int) -> list[str]:
@@ -107,7 +112,7 @@ class CpuGate:
         if kernel not in (FORWARD, TANGENT):
             out += ["V total = {0};", *(["V again = {0};"] if kernel == SECOND else [])]
         for number, k in enumerate(scalar.gated):
-            target = scalar.target + number
+            target = scalar.target + number * scalar.width
             x, t = load("x0", k), load("x1", k)
             g, h = load("g0", target), load("g1", target)
             if kernel == FORWARD:

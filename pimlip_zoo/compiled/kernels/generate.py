@@ -126,21 +126,24 @@ def node_sum_source(form: TrilinearForm, kernel: NodeSum, channels: int, target:
     weights are those of pairs, ``slot`` goes on with the pair of each slot.
     """
     inward = kernel.side == "in"
-    source, dim_source, dim_result = (
-        ("g", form.dim_out, form.dim_in) if inward else ("x", form.dim_in, form.dim_out)
+    source, rows_source, rows_result = (
+        ("g", form.rows_out, form.rows_in) if inward else ("x", form.rows_in, form.rows_out)
     )
     coupling = Coupling(form.paths)
     y_variants = sorted({term[1] for term in kernel.terms})
     w_variants = sorted({term[2] for term in kernel.terms})
     s_variants = sorted({term[0] for term in kernel.terms})
-    segments = channel_segments(channels, target.lanes)
-    out = prelude(target, [lanes for _, _, lanes in segments])
+    segments = {
+        width: channel_segments(width * channels, target.lanes) for width in {w for w, _ in form.by_width}
+    }
+    out = prelude(target, [lanes for each in segments.values() for _, _, lanes in each])
+    size_source, size_result = rows_source[-1] * channels, rows_result[-1] * channels
     out += [
         *kernel_head(),
         "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(dynamic, 16)",
         "for (int64_t i = 0; i < rows; i++) {",
-        f"T *restrict o = out0 + i * {dim_result * channels};",
-        f"memset(o, 0, sizeof(T) * {dim_result * channels});",
+        f"T *restrict o = out0 + i * {size_result};",
+        f"memset(o, 0, sizeof(T) * {size_result});",
         "const int64_t end = first[i + 1];",
         f"for (int64_t s = first[i]; s < end; s += {_BLOCK}) {{",
         f"const int n = end - s < {_BLOCK} ? (int)(end - s) : {_BLOCK};",
@@ -165,26 +168,27 @@ def node_sum_source(form: TrilinearForm, kernel: NodeSum, channels: int, target:
             *coupling.lines(y),
             "}",
         ]
-    for group in _groups(form.paths, inward=inward, limit=max(4, target.registers // 2)):
+    limit = max(4, target.registers // 2)
+    for group in (g for _, paths in form.by_width for g in _groups(paths, inward=inward, limit=limit)):
         results = sorted({c for path in group for c in (path.inputs if inward else path.outputs)})
-        for start, stop, lanes in segments:
+        for start, stop, lanes in segments[form.width(group[0])]:
             vector = f"v{lanes}"
             out.append(f"for (int c = {start}; c < {stop}; c += {lanes}) {{")
-            out += [f"{vector} r{k} = *({vector} *)(o + {k * channels} + c);" for k in results]
+            out += [f"{vector} r{k} = *({vector} *)(o + {rows_result[k] * channels} + c);" for k in results]
             out.append("for (int j = 0; j < n; j++) {")
-            stride = f"(int64_t){dim_source * channels}"
+            stride = f"(int64_t){size_source}"
             out += [
                 f"const T *restrict p{source}{v} = {source}{v} + {stride} * row[s + j] + c;"
                 for v in s_variants
             ]
             out += [
-                f"const T *restrict pw{v} = w{v} + {of_weights}[j] * {form.num_paths * channels} + c;"
+                f"const T *restrict pw{v} = w{v} + {of_weights}[j] * {form.rows_path[-1] * channels} + c;"
                 for v in w_variants
             ]
             for path in group:
-                out += _path_into_nodes(path, kernel, coupling, channels, vector)
+                out += _path_into_nodes(path, form, kernel, coupling, channels, vector)
             out.append("}")
-            out += [f"*({vector} *)(o + {k * channels} + c) = r{k};" for k in results]
+            out += [f"*({vector} *)(o + {rows_result[k] * channels} + c) = r{k};" for k in results]
             out.append("}")
     out.append("}}}")
     return "\n".join(out) + "\n"
@@ -207,10 +211,10 @@ def _groups(paths: Sequence[Path], *, inward: bool, limit: int) -> list[list[Pat
 
 
 def _path_into_nodes(
-    path: Path, kernel: NodeSum, coupling: Coupling, channels: int, vector: str
+    path: Path, form: TrilinearForm, kernel: NodeSum, coupling: Coupling, channels: int, vector: str
 ) -> list[str]:
     inward = kernel.side == "in"
-    source, inputs = ("g", path.outputs) if inward else ("x", path.inputs)
+    source, inputs, rows = ("g", path.outputs, form.rows_out) if inward else ("x", path.inputs, form.rows_in)
     results = path.inputs if inward else path.outputs
     couplings = []  # (component gathered, component of the result, row of m, sign)
     for a, k in dict.fromkeys((term[0], term[2]) for term in path.terms):
@@ -218,10 +222,11 @@ def _path_into_nodes(
         couplings.append((*((k, a) if inward else (a, k)), index, "-" if negative else "+"))
     out = ["{"]
     for v in sorted({term[0] for term in kernel.terms}):
-        loads = [f"*(const {vector} *)(p{source}{v} + {c * channels})" for c in inputs]
+        loads = [f"*(const {vector} *)(p{source}{v} + {rows[c] * channels})" for c in inputs]
         out += [f"const {vector} s{v}_{c} = {load};" for c, load in zip(inputs, loads, strict=True)]
     for v in sorted({term[2] for term in kernel.terms}):
-        out.append(f"const {vector} q{v} = *(const {vector} *)(pw{v} + {path.index * channels});")
+        at = form.rows_path[path.index] * channels
+        out.append(f"const {vector} q{v} = *(const {vector} *)(pw{v} + {at});")
     if len(inputs) <= len(results):  # fewer products when the weights multiply what is gathered
         for y in sorted({term[1] for term in kernel.terms}):
             for c in inputs:
@@ -248,13 +253,18 @@ def edge_sum_source(form: TrilinearForm, kernel: EdgeSum, channels: int, target:
     ``out0`` is the gradient of the weights, ``out1`` that of the harmonics. When weights are those of pairs, these
     are the rows, ``first[p]`` is the first edge of pair p and ``first[rows + p]`` the second, -1 where there is none.
     """
-    segments = channel_segments(channels, target.lanes)
+    segments = [
+        (segment, paths)
+        for width, paths in form.by_width
+        for segment in channel_segments(width * channels, target.lanes)
+    ]
+    size_in, size_out, size_w = (r[-1] * channels for r in (form.rows_in, form.rows_out, form.rows_path))
     both = kernel.weights + kernel.harmonics
     x_variants = sorted({term[0] for term in both})
     g_variants = sorted({term[2] for term in both})
     y_variants = sorted({term[1] for term in kernel.weights})
     wanted = bool(kernel.harmonics)
-    out = prelude(target, [lanes for _, _, lanes in segments])
+    out = prelude(target, [lanes for (_, _, lanes), _ in segments])
     out += [
         *kernel_head(),
         "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)",
@@ -267,24 +277,21 @@ def edge_sum_source(form: TrilinearForm, kernel: EdgeSum, channels: int, target:
             if kernel.paired
             else ["{ const int64_t e = p;"]
         ),
-        *[
-            f"const T *restrict bx{v} = x{v} + (int64_t)row[e] * {form.dim_in * channels};"
-            for v in x_variants
-        ],
-        *[
-            f"const T *restrict bg{v} = g{v} + (int64_t)slot[e] * {form.dim_out * channels};"
-            for v in g_variants
-        ],
+        *[f"const T *restrict bx{v} = x{v} + (int64_t)row[e] * {size_in};" for v in x_variants],
+        *[f"const T *restrict bg{v} = g{v} + (int64_t)slot[e] * {size_out};" for v in g_variants],
         *[f"const T *restrict py{v} = y{v} + e * {form.dim_edge};" for v in y_variants],
     ]
     if kernel.weights:
-        out.append(f"T *restrict ow = out0 + p * {form.num_paths * channels};")
+        out.append(f"T *restrict ow = out0 + p * {size_w};")
         missing = set(range(form.num_paths)) - {path.index for path in form.paths}
-        out += [f"memset(ow + {p * channels}, 0, sizeof(T) * {channels});" for p in sorted(missing)]
+        out += [
+            f"memset(ow + {form.rows_path[p] * channels}, 0, sizeof(T) * {channels});"
+            for p in sorted(missing)
+        ]
     if wanted:
         out.append(f"T total[{form.dim_edge}] = {{0}};")
-    used = sorted({term[2] for term in form.terms})
-    for start, stop, lanes in segments:
+    for (start, stop, lanes), paths in segments:
+        used = sorted({term[1] for path in paths for term in path.terms})
         vector = f"v{lanes}"
         out.append("{")
         if wanted:
@@ -292,10 +299,10 @@ def edge_sum_source(form: TrilinearForm, kernel: EdgeSum, channels: int, target:
         out.append(f"for (int c = {start}; c < {stop}; c += {lanes}) {{")
         for v in x_variants:
             out += [
-                f"const {vector} x{v}_{a} = *(const {vector} *)(bx{v} + {a * channels} + c);"
-                for a in _inputs(form)
+                f"const {vector} x{v}_{a} = *(const {vector} *)(bx{v} + {form.rows_in[a] * channels} + c);"
+                for a in sorted({a for path in paths for a in path.inputs})
             ]
-        for path in form.paths:
+        for path in paths:
             out += _path_into_edges(path, form, kernel, channels, vector)
         out.append("}")
         if wanted:
@@ -307,10 +314,6 @@ def edge_sum_source(form: TrilinearForm, kernel: EdgeSum, channels: int, target:
     return "\n".join(out) + "\n"
 
 
-def _inputs(form: TrilinearForm) -> list[int]:
-    return sorted({term[1] for term in form.terms})
-
-
 def _path_into_edges(
     path: Path, form: TrilinearForm, kernel: EdgeSum, channels: int, vector: str
 ) -> list[str]:
@@ -318,7 +321,7 @@ def _path_into_edges(
     out = ["{"]
     for v in sorted({term[2] for term in kernel.weights + kernel.harmonics}):
         out += [
-            f"const {vector} g{v}_{k} = *(const {vector} *)(bg{v} + {k * channels} + c);"
+            f"const {vector} g{v}_{k} = *(const {vector} *)(bg{v} + {form.rows_out[k] * channels} + c);"
             for k in path.outputs
         ]
     sums: dict[tuple[tuple[int, int], ...], str] = {}
@@ -344,13 +347,13 @@ def _path_into_edges(
             for y in sorted({term[1] for term in kernel.weights})
             for b in components
         )
-        place = f"*({vector} *)(ow + {path.index * channels} + c)"
+        place = f"*({vector} *)(ow + {form.rows_path[path.index] * channels} + c)"
         before = f"(half ? {place} : ({vector}){_zero(vector)}) + " if kernel.paired else ""
         out.append(f"{place} = {before}{parts};")
     for w in sorted({term[1] for term in kernel.harmonics}):
         out.append(
-            f"{{ const {vector} q = *(const {vector} *)(w{w} + p * {form.num_paths * channels}"
-            f" + {path.index * channels} + c);"
+            f"{{ const {vector} q = *(const {vector} *)(w{w} + p * {form.rows_path[-1] * channels}"
+            f" + {form.rows_path[path.index] * channels} + c);"
         )
         name = sums[products_around(kernel.harmonics, w)]
         out += [f"h{b} += q * {name}_{b};" for b in components]

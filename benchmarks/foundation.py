@@ -1,0 +1,296 @@
+"""A SevenNet model here and in its own package, side by side in one run.
+
+    pip install sevenn==0.13.0  # in an environment of its own, whose Python is PEER
+    python benchmarks/foundation.py --peer PEER --file CHECKPOINT [--table docs/guide/foundation.md]
+
+Engines are processes of their own that take turns, round by round, on one thread each: ``sevenn`` (its ASE
+calculator), ``ase`` (a converted run's ASE calculator) and ``native`` (that of the exported file, without and with
+tables). Silicon crystals of 8, 64 and 512 atoms are displaced by 0.01 Å before each evaluation of energy, forces and
+stress. Times are those of the process (CPU), the median of all rounds. Memory is the largest resident set of a
+process that evaluates one structure; ``first force`` is what a process takes from its start to the forces of 64
+atoms, kernels compiled before. A fine-tuning step is loss, gradient and Adam for four crystals of 8 atoms with
+energies and forces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- foundation table: begin -->", "<!-- foundation table: end -->"
+ENGINES = ("sevenn", "ase", "native", "native-table")
+NAMES = {
+    "sevenn": "sevenn, ASE",
+    "ase": "here, ASE",
+    "native": "here, native",
+    "native-table": "here, native, tables",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--peer", type=Path, help="a Python that has sevenn; without one only this package is timed"
+    )
+    parser.add_argument(
+        "--file", type=Path, help="checkpoint of a model with one level of theory, such as 7net-0's"
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4], help="cubic cells along each side")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--per-round", type=int, default=2, help="evaluations in a row")
+    parser.add_argument("--error", default="1e-4", help="of tables, eV and eV/Å")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--table", type=Path, help="file whose marked part is replaced by the table")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return work(options.worker, options.model)
+    if options.file is None:
+        parser.error("give --file")
+    engines = [name for name in options.engines if name != "sevenn" or options.peer is not None]
+    with tempfile.TemporaryDirectory() as folder:
+        models = prepare(options.file, Path(folder), engines, options.error)
+        lines = measure(engines, models, options)
+    print("\n".join(lines))
+    if options.table is not None:
+        text = options.table.read_text()
+        block = f"{BEGIN}\n" + "\n".join(lines) + f"\n{END}"
+        options.table.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL))
+    return 0
+
+
+def prepare(file: Path, folder: Path, engines: list[str], error: str) -> dict[str, Path]:
+    """The model in the form that each engine takes."""
+    command, run = [sys.executable, "-m", "pimlip_zoo"], folder / "run"
+    subprocess.run(
+        [*command, "import", "sevennet", str(file), "-o", str(run)], check=True, stdout=subprocess.DEVNULL
+    )
+    models = {"sevenn": file, "ase": run, "native": folder / "a.pimlip", "native-table": folder / "b.pimlip"}
+    for name, extra in (("native", []), ("native-table", ["--table", error])):
+        if name in engines:
+            export = [*command, "export", str(run), "--format", "native", "-o", str(models[name]), *extra]
+            subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
+    return models
+
+
+def measure(engines: list[str], models: dict[str, Path], options: argparse.Namespace) -> list[str]:
+    """The rows of the table."""
+    python = {name: str(options.peer) if name == "sevenn" else sys.executable for name in engines}
+    start = lambda name: Worker(python[name], name, models[name])  # noqa: E731
+    workers = {name: start(name) for name in engines}
+    times: dict[tuple[str, str], list[float]] = {}
+    sizes = [8 * n**3 for n in options.sizes]
+    for round_ in range(options.rounds):
+        for n in options.sizes:
+            for name, worker in workers.items():
+                found = worker.ask("evaluate", n, options.per_round + (round_ == 0))
+                times.setdefault((name, f"{8 * n**3}"), []).extend(found[1 if round_ == 0 else 0 :])
+        for name in engines:
+            if name in ("sevenn", "ase"):
+                found = workers[name].ask("train", 1, options.per_round + (round_ == 0))
+                times.setdefault((name, "train"), []).extend(found[1 if round_ == 0 else 0 :])
+    for worker in workers.values():
+        worker.close()
+    memory, first = {}, {}
+    for name in engines:
+        worker = start(name)
+        first[name] = worker.ask("first", 2, 1)[0]
+        worker.close()
+        worker = start(name)
+        worker.ask("evaluate", max(options.sizes), 1)
+        memory[name] = worker.ask("memory", 0, 1)[0]
+        worker.close()
+    head = [f"{size} atoms, ms" for size in sizes]
+    head += ["fine-tuning step, ms", f"memory at {max(sizes)}, MB", "first force, CPU s"]
+    lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    base = "sevenn" if "sevenn" in engines else None
+    for name in engines:
+        cells = [cell(times, name, f"{size}", base) for size in sizes] + [cell(times, name, "train", base)]
+        cells += [f"{memory[name]:.0f}", f"{first[name]:.1f}"]
+        lines.append(f"| {NAMES[name]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def cell(times: dict[tuple[str, str], list[float]], name: str, what: str, base: str | None) -> str:
+    """A median, and how many times faster than the peer."""
+    if (name, what) not in times:
+        return ""
+    value = statistics.median(times[name, what])
+    text = f"{1000 * value:.1f}"
+    if base is not None and name != base:
+        text += f" ({statistics.median(times[base, what]) / value:.1f}x)"
+    return text
+
+
+class Worker:
+    """A process that evaluates when it is told to."""
+
+    def __init__(self, python: str, engine: str, model: Path) -> None:
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        if engine == "sevenn":
+            environment.pop("PYTHONPATH", None)
+        self.process = subprocess.Popen(
+            [python, str(Path(__file__).resolve()), "--worker", engine, "--model", str(model)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            text=True,
+        )
+
+    def ask(self, *order: object) -> list[float]:
+        """Send an order and wait for its numbers."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("["):
+                return json.loads(line)
+        raise RuntimeError(f"{self.process.args} ended")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def work(engine: str, model: Path) -> int:
+    """Take orders until there are none."""
+    calculator, step = None, None
+    for line in sys.stdin:
+        order, cells, repeats = json.loads(line)
+        found: list[float] = []
+        if order == "memory":
+            import resource
+
+            found = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
+        elif order == "train":
+            step = step or (train_peer if engine == "sevenn" else train_here)(model)
+            found = [cpu(step) for _ in range(repeats)]
+        else:
+            calculator = calculator or calculator_of(engine, model)
+            atoms = silicon(cells)
+            for seed in range(repeats):
+                atoms.rattle(0.01, seed=seed)
+                found.append(cpu(partial(calculator.calculate, atoms, ["energy", "forces", "stress"])))
+            if order == "first":
+                found = [time.process_time()]
+        print(json.dumps(found), flush=True)
+    return 0
+
+
+def cpu(call: Any) -> float:
+    """Seconds of this process."""
+    before = time.process_time()
+    call()
+    return time.process_time() - before
+
+
+def silicon(cells: int) -> Any:
+    """A crystal of ``8 cells^3`` atoms."""
+    from ase.build import bulk
+
+    return bulk("Si", cubic=True) * (cells, cells, cells)
+
+
+def calculator_of(engine: str, model: Path) -> Any:
+    """The ASE calculator of an engine."""
+    if engine == "sevenn":
+        import torch
+        from sevenn.calculator import SevenNetCalculator
+
+        torch.set_num_threads(1)
+        return SevenNetCalculator(str(model), device="cpu")
+    if engine == "ase":
+        import torch
+
+        from pimlip_zoo.deploy.ase import PimlipCalculator
+        from pimlip_zoo.training.checkpoint import load_potential
+
+        torch.set_num_threads(1)
+        return PimlipCalculator(load_potential(model))
+    from pimlip_zoo.deploy.native.calculator import NativeCalculator
+
+    return NativeCalculator(model, threads=1)
+
+
+def four() -> list[Any]:
+    """What is trained on."""
+    found = [silicon(1) for _ in range(4)]
+    for seed, atoms in enumerate(found):
+        atoms.rattle(0.1, seed=seed)
+    return found
+
+
+def train_peer(model: Path) -> Any:
+    """A step of that package: its own graphs, model and losses of energies per atom and forces."""
+    import sevenn._keys as key
+    import torch
+    from sevenn.atom_graph_data import AtomGraphData
+    from sevenn.train.dataload import unlabeled_atoms_to_graph
+    from sevenn.util import model_from_checkpoint
+    from torch_geometric.loader import DataLoader
+
+    network, config = model_from_checkpoint(str(model))
+    network.set_is_batch_data(True)
+    network.train()
+    graphs = [AtomGraphData.from_numpy_dict(unlabeled_atoms_to_graph(a, config["cutoff"])) for a in four()]
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-5)
+
+    def step() -> None:
+        (batch,) = list(DataLoader(graphs, batch_size=4))
+        out = network(batch)
+        per_atom = (out[key.PRED_TOTAL_ENERGY] + 43.0) / 8
+        loss = per_atom.square().mean() + out[key.PRED_FORCE].square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def train_here(model: Path) -> Any:
+    """The same here."""
+    import torch
+
+    from pimlip_zoo.datasets.frame import Frame
+    from pimlip_zoo.datasets.neighbours import frame_to_sample
+    from pimlip_zoo.graph import collate
+    from pimlip_zoo.training.finetune import start_from
+
+    potential = start_from(model)
+    frames = [Frame(numbers=a.numbers, positions=a.positions, cell=a.cell.array, pbc=a.pbc) for a in four()]
+    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in frames]
+    optimizer = torch.optim.Adam([p for p in potential.parameters() if p.requires_grad], lr=1e-5)
+
+    def step() -> None:
+        out = potential(collate(samples).graph)
+        per_atom = (out.energy + 43.0) / 8
+        loss = per_atom.square().mean() + out.forces.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    sys.exit(main())
