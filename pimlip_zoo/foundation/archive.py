@@ -37,23 +37,24 @@ class TorchArchive:
 
     Args:
         path: the file.
+        pickle: name of the pickle that it has to hold; another one than that of ``torch.save`` for a package of
+            ``torch.package``, which is laid out alike.
 
     Raises:
         InputError: when there is no such file, or it is anything but such an archive.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, pickle: str = "data.pkl") -> None:
+        self.path, self._pickle = Path(path), pickle
         self._content = memoryview(self._read())
         try:
             self._entries = self._read_directory()
         except (struct.error, UnicodeDecodeError) as error:
             raise self._refusal("its directory is damaged") from error
-        pickles = [name for name in self._entries if name.endswith("/data.pkl") and name.count("/") == 1]
         roots = {name.partition("/")[0] for name in self._entries}
-        if len(pickles) != 1 or len(roots) != 1:
-            raise self._refusal("it does not hold one data.pkl")
-        self._root = roots.pop()
+        self._root = roots.pop() if len(roots) == 1 else ""
+        if pickle not in self:
+            raise self._refusal(f"it does not hold one {pickle}")
         if "byteorder" in self and bytes(self.read("byteorder")) != b"little":
             raise self._refusal("its numbers are not in little-endian order")
 
@@ -166,6 +167,7 @@ class TorchArchive:
         return start + int(extra)
 
     def _refusal(self, reason: str) -> InputError:
+        writer = "torch.save" if self._pickle == "data.pkl" else "torch.package"
         return InputError(
-            f"not a file that torch.save wrote: {reason}", file=self.path, mend="is it complete, and a model?"
+            f"not a file that {writer} wrote: {reason}", file=self.path, mend="is it complete, and a model?"
         )
