@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +38,15 @@ class TorchArchive:
 
     Args:
         path: the file.
-        pickle: name of the pickle that it has to hold; another one than that of ``torch.save`` for a package of
-            ``torch.package``, which is laid out alike.
+        pickles: names of pickles of which it has to hold one; a package of ``torch.package``, which is laid out alike,
+            has another one than that of ``torch.save``.
 
     Raises:
         InputError: when there is no such file, or it is anything but such an archive.
     """
 
-    def __init__(self, path: str | Path, *, pickle: str = "data.pkl") -> None:
-        self.path, self._pickle = Path(path), pickle
+    def __init__(self, path: str | Path, *, pickles: Sequence[str] = ("data.pkl",)) -> None:
+        self.path = Path(path)
         self._content = memoryview(self._read())
         try:
             self._entries = self._read_directory()
@@ -53,8 +54,11 @@ class TorchArchive:
             raise self._refusal("its directory is damaged") from error
         roots = {name.partition("/")[0] for name in self._entries}
         self._root = roots.pop() if len(roots) == 1 else ""
-        if pickle not in self:
-            raise self._refusal(f"it does not hold one {pickle}")
+        found = [name for name in pickles if name in self]
+        if len(found) != 1:
+            raise self._refusal(f"it does not hold one {' or '.join(pickles)}")
+        (self.pickle,) = found
+        """Which of the pickles it holds."""
         if "byteorder" in self and bytes(self.read("byteorder")) != b"little":
             raise self._refusal("its numbers are not in little-endian order")
 
@@ -167,7 +171,6 @@ class TorchArchive:
         return start + int(extra)
 
     def _refusal(self, reason: str) -> InputError:
-        writer = "torch.save" if self._pickle == "data.pkl" else "torch.package"
         return InputError(
-            f"not a file that {writer} wrote: {reason}", file=self.path, mend="is it complete, and a model?"
+            f"not a file that torch.save wrote: {reason}", file=self.path, mend="is it complete, and a model?"
         )

@@ -22,15 +22,14 @@ def read_objects(path: str | Path) -> object:
     Raises:
         InputError: when there is no such file or it is something else.
     """
-    return archive_objects(TorchArchive(path), "data.pkl", "data/{}")
+    return archive_objects(TorchArchive(path))
 
 
-def archive_objects(archive: TorchArchive, pickle: str, storages: str) -> object:
-    """What one pickle of an archive holds.
+def archive_objects(archive: TorchArchive, storages: str = "data/{}") -> object:
+    """What the pickle of an archive holds.
 
     Args:
         archive: the opened file.
-        pickle: name of the pickle.
         storages: name of the entry that holds the numbers of a tensor, with ``{}`` for what the pickle calls it.
 
     Raises:
@@ -46,7 +45,7 @@ def archive_objects(archive: TorchArchive, pickle: str, storages: str) -> object
         return known[key][2]
 
     try:
-        return unpickle(bytes(archive.read(pickle)), storage)
+        return unpickle(bytes(archive.read(archive.pickle)), storage)
     except InputError as error:
         raise InputError(error.message, file=archive.path, mend="is it a model?") from error
 

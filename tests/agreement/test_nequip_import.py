@@ -92,6 +92,12 @@ def repacked(source: Path, target: Path, changed: dict[str, bytes]) -> None:
             new.writestr(zipfile.ZipInfo(name), content)
 
 
+BOMB = b"a0: &a0 [x, x]\n" + b"".join(
+    b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 40)
+)
+"""A few lines that stand for 2^40 items."""
+
+
 def metadata(**changes: object) -> bytes:
     """What a package says of itself."""
     import yaml
@@ -107,8 +113,9 @@ def metadata(**changes: object) -> bytes:
         ("package_metadata.txt", metadata(package_version_id="x"), "version 'x'"),
         ("package_metadata.txt", metadata(versions={"nequip": "0.20.1"}), r"nequip 0\.20\.1"),
         ("package_metadata.txt", metadata(versions={}), "which version"),
-        ("package_metadata.txt", b"[1, 2", "no YAML"),
-        ("package_metadata.txt", b"a: &a [1]\nb: *a", "not what nequip-package writes"),
+        ("package_metadata.txt", b"[1, 2", "not valid YAML"),
+        ("package_metadata.txt", b"\xff", "no text"),
+        ("package_metadata.txt", BOMB, "package_metadata"),
         ("config.yaml", b"training_module: {}", "which model"),
         ("config.yaml", b"training_module: {model: {_target_: nequip.model.ModelFromPackage}}", "types None"),
         ("config.yaml", b"x", "not what nequip-package writes"),

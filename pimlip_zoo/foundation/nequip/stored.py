@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.foundation.archive import TorchArchive
-from pimlip_zoo.foundation.objects import archive_objects, read_objects, state_of
+from pimlip_zoo.foundation.objects import archive_objects, state_of
 from pimlip_zoo.foundation.unpickle import Record
+from pimlip_zoo.yaml_file import parse_yaml
 
 __all__ = ["StoredModel", "read_model"]
 
@@ -45,15 +45,10 @@ def read_model(file: Path) -> StoredModel:
     Raises:
         InputError: when it is neither, was written by a newer version, or holds several models.
     """
-    try:
-        archive = TorchArchive(file, pickle=_PACKAGE_PICKLE)
-    except InputError as error:
-        if "does not hold" not in error.message:
-            raise InputError(
-                error.message.replace("torch.package", "nequip"), file=file, mend=error.mend
-            ) from error
-        return _from_checkpoint(read_objects(file))
-    return _from_package(archive)
+    archive = TorchArchive(file, pickles=("data.pkl", _PACKAGE_PICKLE))
+    if archive.pickle == _PACKAGE_PICKLE:
+        return _from_package(archive)
+    return _from_checkpoint(archive_objects(archive))
 
 
 def _from_checkpoint(content: object) -> StoredModel:
@@ -91,7 +86,7 @@ def _from_package(archive: TorchArchive) -> StoredModel:
         raise InputError(
             "does not say which model it holds", mend="give the checkpoint that it was made from"
         )
-    record = archive_objects(archive, _PACKAGE_PICKLE, ".data/{}.storage")
+    record = archive_objects(archive, ".data/{}.storage")
     if not isinstance(record, Record):
         raise InputError(f"holds a {type(record).__name__}, not a model")
     return StoredModel(options, _of_one_model(state_of(record)), averaged=False)
@@ -100,9 +95,10 @@ def _from_package(archive: TorchArchive) -> StoredModel:
 def _text(archive: TorchArchive, name: str) -> dict[str, Any]:
     raw = bytes(archive.read(name))
     try:
-        content = yaml.safe_load(raw.decode()) if len(raw) <= _LARGEST_TEXT and b"*" not in raw else None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"its {name} is no YAML") from error
+        text = raw.decode() if len(raw) <= _LARGEST_TEXT else ""
+    except UnicodeDecodeError as error:
+        raise InputError(f"its {name} is no text") from error
+    content = parse_yaml(text, key=name)
     if not isinstance(content, dict):
         raise InputError(f"its {name} is not what nequip-package writes")
     return content
