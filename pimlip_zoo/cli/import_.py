@@ -32,17 +32,45 @@ def mace_command(
 
     The package need not be installed, and nothing of the file is executed.
     """
-    from pimlip_zoo.cli.console import console
     from pimlip_zoo.foundation.mace_torch import import_potential
 
     potential = import_potential(file, head=head)
     folder = out or Path("runs") / file.stem
     write_run(potential, folder, {"imported": file.name, "head": head})
+    _report(potential, folder)
+
+
+@app.command("nequip", epilog="Example: pimlip-zoo import nequip model.nequip.zip -o runs/imported")
+def nequip_command(
+    file: Annotated[
+        Path,
+        typer.Argument(help="A .ckpt of nequip-train or a .nequip.zip of nequip-package (NequIP, Allegro)."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The run folder; runs/ and the file's name by default.")
+    ] = None,
+) -> None:
+    """Convert a model of nequip or nequip-allegro; energies, forces and stress stay the same.
+
+    The packages need not be installed, and nothing of the file is executed.
+    """
+    from pimlip_zoo.foundation.nequip import import_potential
+
+    potential = import_potential(file)
+    folder = out or Path("runs") / file.name.removesuffix(".ckpt").removesuffix(".nequip.zip")
+    write_run(potential, folder, {"imported": file.name})
+    _report(potential, folder)
+
+
+def _report(potential: Potential, folder: Path) -> None:
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.training.checkpoint import describe
+
     count = sum(parameter.numel() for parameter in potential.model.parameters())
-    species = ", ".join(potential.species)
     screen = console()
     screen.print(
-        f"{folder}: mace, {count} parameters, {potential.model.dtype}, cutoff {potential.cutoff:g} Å, {species}"
+        f"{folder}: {describe(potential)['model']}, {count} parameters, {potential.model.dtype}, "
+        f"cutoff {potential.cutoff:g} Å, {', '.join(potential.species)}"
     )
     screen.print(
         f"next: pimlip-zoo eval {folder} --data DATA, or pimlip-zoo train --from {folder} --data DATA"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ __all__ = [
     "unlabelled_frames",
     "weak_terms",
 ]
+
+log = logging.getLogger("pimlip_zoo")
 
 LOOKED_AT = 10_000
 """Structures of a store whose neighbours are counted, and that losses are checked on, before the first step."""
@@ -161,6 +164,13 @@ def fine_tuned_potential(
     new = [
         s for s, e in zip(potential.species, potential.energy_references.tolist(), strict=True) if np.isnan(e)
     ]
+    if section.extend_species and not new and checkpoint is None:
+        raise InputError(
+            "the data have no species that the run does not know",
+            file=section.run,
+            key="finetune.extend_species",
+            mend="leave it out",
+        )
     if checkpoint is not None:
         references = set_references(potential, {}, "the checkpoint")
     elif isinstance(given, dict):
@@ -182,7 +192,16 @@ def fine_tuned_potential(
             key="data.energy_references",
             mend="give a table, isolated atoms, or refit_references: true",
         )
-    freeze(potential, section.freeze)
+    frozen = freeze(potential, section.freeze)
+    log.info(
+        "fine-tuning %s: energy references: %s; %d species known, %d in the data; %d of %d weights frozen",
+        section.run,
+        references.source,
+        len(potential.species),
+        len(set(found) & set(potential.species)),
+        frozen,
+        sum(parameter.numel() for parameter in potential.model.parameters()),
+    )
     parameter_groups(potential, 1.0, section.learning_rates)  # complains of patterns that match nothing
     return potential, samples, references
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,23 +38,27 @@ class TorchArchive:
 
     Args:
         path: the file.
+        pickles: names of pickles of which it has to hold one; a package of ``torch.package``, which is laid out alike,
+            has another one than that of ``torch.save``.
 
     Raises:
         InputError: when there is no such file, or it is anything but such an archive.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, pickles: Sequence[str] = ("data.pkl",)) -> None:
         self.path = Path(path)
         self._content = memoryview(self._read())
         try:
             self._entries = self._read_directory()
         except (struct.error, UnicodeDecodeError) as error:
             raise self._refusal("its directory is damaged") from error
-        pickles = [name for name in self._entries if name.endswith("/data.pkl") and name.count("/") == 1]
         roots = {name.partition("/")[0] for name in self._entries}
-        if len(pickles) != 1 or len(roots) != 1:
-            raise self._refusal("it does not hold one data.pkl")
-        self._root = roots.pop()
+        self._root = roots.pop() if len(roots) == 1 else ""
+        found = [name for name in pickles if name in self]
+        if len(found) != 1:
+            raise self._refusal(f"it does not hold one {' or '.join(pickles)}")
+        (self.pickle,) = found
+        """Which of the pickles it holds."""
         if "byteorder" in self and bytes(self.read("byteorder")) != b"little":
             raise self._refusal("its numbers are not in little-endian order")
 

@@ -322,9 +322,10 @@ class _Machine:
         if not (isinstance(identity, tuple) and len(identity) == 5 and identity[0] == "storage"):
             raise InputError("its pickle refers to something that is no storage")
         _, kind, key, _, count = identity
-        if not (isinstance(kind, Named) and isinstance(key, str) and type(count) is int):
+        # torch.package counts its storages, torch.save names them
+        if not (isinstance(kind, Named) and type(key) in (str, int) and type(count) is int):
             raise InputError("its pickle refers to a storage in a way that torch.save does not")
-        place = (kind.name, key, count)
+        place = (kind.name, str(key), count)
         if place not in self.storages:
             self.storages[place] = self.storage(*place)
         self.stack.append(self.storages[place])

@@ -64,12 +64,6 @@ def pair_cutoffs(reference: Reference) -> tuple[tuple[str, str, float], ...]:
     return tuple(pairs)
 
 
-def mlp_weights(theirs: dict[str, torch.Tensor], their_name: str, our_name: str) -> dict[str, torch.Tensor]:
-    """Weights of an MLP; in the package layers 0, 2, 4 ... are the linear ones."""
-    names = sorted(name for name in theirs if name.startswith(f"{their_name}.mlp."))
-    return {f"{our_name}.weights.{n}": theirs[name] for n, name in enumerate(names)}
-
-
 def assert_agrees(potential: Potential, reference: Reference, structure: str, relative: float = 1e-8) -> None:
     """Energy, forces, stress equal those of the package, relative to the largest value of each."""
     graph = reference.graph(structure, potential.cutoff)

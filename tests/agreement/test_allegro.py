@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
-from agreement.reference import STRUCTURES, Reference, assert_agrees, load, mlp_weights, pair_cutoffs
+from agreement.reference import STRUCTURES, Reference, assert_agrees, load, pair_cutoffs
+from pimlip_zoo.foundation.nequip import allegro_weights
 from pimlip_zoo.models.allegro import Allegro, AllegroConfig
 from pimlip_zoo.models.potential import Potential
 
@@ -43,50 +42,11 @@ def config_of(reference: Reference) -> AllegroConfig:
     )
 
 
-def map_weights(reference: Reference, model: Allegro) -> dict[str, torch.Tensor]:
-    """The package's weights under our names and in our shapes."""
-    theirs = {name.removeprefix(PREFIX): value for name, value in reference.weights.items()}
-    config, embed = model.config, "radial_chemical_embed.type_embed"
-    ours = {
-        "embedding.centre": theirs[f"{embed}.center_embed.weight"],
-        "embedding.neighbour": theirs[f"{embed}.neighbor_embed.weight"],
-    }
-    if config.bessel_trainable:
-        frequencies = theirs["radial_chemical_embed.bessel_encode.bessel_weights"]
-        ours["edges.basis.frequencies"] = math.pi * frequencies.reshape(-1)
-    mlps = {
-        f"{embed}.basis_linear": "embedding.radial",
-        "scalar_embed_mlp.mlp_module": "embed_mlp",
-        "tensor_embed.env_embed_linear": "embed_tensors",
-        "allegro.first_layer_env_embed_projection": "embed_latents",
-        "edge_readout.mlp_module": "readout",
-    }
-    mlps |= {f"allegro.latents.{n}": f"layers.{n}.update.latent" for n in range(config.num_layers)}
-    for their_name, our_name in mlps.items():
-        ours |= mlp_weights(theirs, their_name, our_name)
-    irreps, channels, width = config.l_max + 1, config.tensor_channels, config.scalar_channels
-    for name in list(ours):
-        first = {"embed_tensors": 0, "embed_latents": width}.get(name.split(".")[0])
-        if "update.latent" in name and ours[name].shape[1] == width + irreps * channels:
-            first = width
-        if first is not None:
-            # The package has the channel outside and the irrep inside, here it is the reverse.
-            weight = ours[name].clone()
-            tensor = weight[:, first:].reshape(-1, channels, irreps)
-            weight[:, first:] = tensor.transpose(1, 2).reshape(-1, irreps * channels)
-            ours[name] = weight
-    for n in range(config.num_layers):
-        weight = theirs[f"allegro.tps.{n}.weights"]
-        ours[f"layers.{n}.contraction.weights"] = (
-            weight.t() if config.path_channels else weight[:, None]
-        ).clone()
-    return ours
-
-
 def build(reference: Reference) -> Potential:
     """Our potential with the package's weights, all in float64."""
     model = Allegro(config_of(reference), reference.species).to(torch.float64)
-    model.load_state_dict(map_weights(reference, model), strict=True)
+    theirs = {name.removeprefix(PREFIX): value for name, value in reference.weights.items()}
+    model.load_state_dict(allegro_weights(model, theirs), strict=True)
     scale = reference.per_species("per_type_energy_scales")
     shift = reference.per_species("per_type_energy_shifts")
     return Potential(model, energy_references=shift, scale=scale)

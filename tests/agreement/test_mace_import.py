@@ -41,6 +41,61 @@ def test_a_file_with_another_gate_computes_what_the_package_computed(gate: str, 
         assert_agrees(potential, load(f"mace_gate_{gate}"), structure, 1e-10)
 
 
+def unpacked(name: str, folder: Path) -> Path:
+    """A file as the package saved it."""
+    file = folder / f"{name}.model"
+    file.write_bytes(lzma.decompress((Path(__file__).parent / f"{name}.model.xz").read_bytes()))
+    return file
+
+
+def case(name: str, index: int) -> Reference:
+    """The fixture's values of one case: a head, or a charge and a spin."""
+    whole = load(name)
+    arrays = {k.removeprefix(f"{index}/"): v for k, v in whole.arrays.items()}
+    return Reference(whole.config, whole.species, {}, arrays)
+
+
+@pytest.mark.parametrize("name", ["mp0", "mpa0", pytest.param("off", marks=pytest.mark.slow)])
+def test_a_layout_of_the_published_models_computes_what_the_package_computed(
+    name: str, tmp_path: Path
+) -> None:
+    potential = import_potential(unpacked(f"mace_layout_{name}", tmp_path))
+    reference = case(f"mace_layout_{name}", 0)
+    assert len(potential.species) == {"mp0": 5, "mpa0": 89, "off": 10}[name]
+    assert (potential.repulsion is not None) == (name == "mpa0")
+    for structure in STRUCTURES:
+        assert_agrees(potential, reference, structure)
+    potential.set_dtype(torch.float32)
+    assert_agrees(potential, reference, "crystal", 1e-5)
+
+
+LATER = {
+    "": (
+        *("heads", "apply_cutoff", "edge_irreps", "use_reduced_cg", "use_agnostic_product", "use_so3"),
+        *("use_last_readout_only", "use_edge_irreps_first", "lammps_mliap", "pair_repulsion"),
+    ),
+    "radial_embedding": ("apply_cutoff",),
+    "products.0": ("use_agnostic_product", "cueq_config"),
+    "products.1": ("use_agnostic_product", "cueq_config"),
+    "interactions.0": ("cueq_config", "oeq_config", "edge_irreps", "radial_MLP"),
+    "interactions.1": ("cueq_config", "oeq_config", "edge_irreps", "radial_MLP"),
+    "readouts.1": ("num_heads",),
+}
+"""What files of mace-torch 0.3.0, such as the first published models, do not have."""
+
+
+def test_a_file_of_an_older_version_lacks_attributes_and_computes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = unpacked("mace_layout_mp0", tmp_path)
+    record = read_records(file)
+    for path, names in LATER.items():
+        for name in names:
+            (record[path] if path else record).attributes.pop(name, None)
+    monkeypatch.setattr(module, "read_records", lambda _: record)
+    assert_agrees(import_potential(file), case("mace_layout_mp0", 0), "crystal")
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_each_head_of_a_file_computes_what_the_package_computed(head: str) -> None:
     potential = import_potential(MODEL, head=head)
@@ -122,6 +177,15 @@ def _rename(path: str, name: str):
     return change
 
 
+def _embed(specs: dict[str, object]):
+    def change(record: Record) -> None:
+        embedding = Record("mace.modules.embeddings.GenericJointEmbedding")
+        embedding.attributes["specs"] = specs
+        record.children["joint_embedding"] = embedding
+
+    return change
+
+
 def _fill(path: str, value: float):
     def change(record: Record) -> None:
         record[path].data.fill_(value)
@@ -136,6 +200,8 @@ def _fill(path: str, value: float):
         (_set("edge_irreps", "64x0e"), "edge_irreps"),
         (_set("apply_cutoff", False), "apply_cutoff"),
         (_rename("interactions.1", "RealAgnosticAttResidualInteractionBlock"), "AttResidual"),
+        (_rename("interactions.0", "RealAgnosticResidualNonLinearInteractionBlock"), "MACE-MH"),
+        (_embed({"total_spin": {}, "total_charge": {}}), "total_spin and total_charge .*MACE-OMOL"),
         (_rename("interactions.1", "RealAgnosticInteractionBlock"), "mixture"),
         (_rename("readouts.1", "NonLinearBiasReadoutBlock"), "NonLinearBias"),
         (_rename("radial_embedding.bessel_fn", "GaussianBasis"), "GaussianBasis"),

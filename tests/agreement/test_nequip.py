@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from e3nn import o3
 
-from agreement.reference import STRUCTURES, Reference, assert_agrees, load, mlp_weights, pair_cutoffs
+from agreement.reference import STRUCTURES, Reference, assert_agrees, load, pair_cutoffs
+from pimlip_zoo.foundation.nequip import nequip_weights
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
 
@@ -36,44 +34,11 @@ def config_of(reference: Reference) -> NequIPConfig:
     )
 
 
-def map_weights(reference: Reference, model: NequIP) -> dict[str, torch.Tensor]:
-    """The package's weights under our names and in our shapes."""
-    theirs = {name.removeprefix(PREFIX): value for name, value in reference.weights.items()}
-    ours = {"species_embedding": theirs["type_embed.embed_module.weight"]}
-    if model.config.bessel_trainable:
-        ours["edges.basis.frequencies"] = math.pi * theirs["bessel_encode.bessel_weights"].reshape(-1)
-    ours |= mlp_weights(theirs, "per_atom_energy_readout.mlp_module", "readout")
-    for index, layer in enumerate(model.layers):
-        theirs_of_layer, ours_of_layer = f"layer{index}_convnet.conv", f"layers.{index}"
-        ours |= mlp_weights(theirs, f"{theirs_of_layer}.edge_mlp", f"{ours_of_layer}.radial")
-        maps = [("linear_1", "linear_in"), ("linear_2", "linear_out")]
-        if layer.self_connection is not None:
-            maps.append(("sc", "self_connection"))
-        for their_name, our_name in maps:
-            flat = theirs[f"{theirs_of_layer}.{their_name}.weight"]
-            blocks = _blocks(flat, getattr(layer, our_name))
-            ours |= {f"{ours_of_layer}.{our_name}.weights.{n}": block for n, block in enumerate(blocks)}
-    return ours
-
-
-def _blocks(flat: torch.Tensor, linear: torch.nn.Module) -> list[torch.Tensor]:
-    """e3nn keeps one vector, blocks in the order of the input's irreps; ours go by the output's."""
-    irreps_in, irreps_out = o3.Irreps(linear.irreps_in), o3.Irreps(linear.irreps_out)
-    matching = [irrep for _, irrep in irreps_out if irrep in irreps_in]
-    shapes = dict(zip(matching, (weight.shape for weight in linear.weights), strict=True))
-    found, start = {}, 0
-    for _, irrep in irreps_in:
-        if irrep in shapes:
-            found[irrep] = flat[start : start + shapes[irrep].numel()].reshape(shapes[irrep])
-            start += shapes[irrep].numel()
-    assert start == flat.numel()
-    return [found[irrep] for irrep in matching]
-
-
 def build(reference: Reference) -> Potential:
     """Our potential with the package's weights, all in float64."""
     model = NequIP(config_of(reference), reference.species).to(torch.float64)
-    model.load_state_dict(map_weights(reference, model), strict=True)
+    theirs = {name.removeprefix(PREFIX): value for name, value in reference.weights.items()}
+    model.load_state_dict(nequip_weights(model, theirs), strict=True)
     scale = reference.per_species("per_type_energy_scales")
     shift = reference.per_species("per_type_energy_shifts")
     return Potential(model, energy_references=shift, scale=scale)

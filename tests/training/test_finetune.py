@@ -151,7 +151,12 @@ def test_fine_tuning_without_data_or_without_a_run_is_refused(run, tmp_path):
         load_config(None, [("finetune.run", run)])
     with pytest.raises(InputError, match="no such run"):
         load_config(None, parse_settings([*DATA, f"finetune.run={tmp_path / 'nothing'}"]))
-    for setting in ("finetune.freeze=[layers]", "finetune.extend_species=true", "potential.scale=run"):
+    for setting in (
+        "finetune.freeze=[layers]",
+        "finetune.extend_species=true",
+        "finetune.refit_references=false",
+        "potential.scale=run",
+    ):
         with pytest.raises(InputError, match="--from RUN"):
             experiment.prepare(load_config(None, parse_settings([*DATA, setting])))
 
@@ -225,6 +230,20 @@ def test_new_species_are_refused_by_name(run):
     with pytest.raises(InputError, match=r"the data have N, Cl, .* knows H, C, O only") as caught:
         start_from(run, ("H", "N", "Cl"))
     assert caught.value.key == "finetune.extend_species"
+
+
+def test_extending_the_species_without_a_new_one_is_refused(run):
+    with pytest.raises(InputError, match="no species that the run does not know") as caught:
+        prepared(run, "finetune.extend_species=true")
+    assert caught.value.key == "finetune.extend_species"
+
+
+def test_what_is_on_is_said(run, caplog):
+    with caplog.at_level("INFO", logger="pimlip_zoo"):
+        prepared(run, "finetune.freeze=[species_embedding]")
+    (line,) = [record.getMessage() for record in caplog.records if "fine-tuning" in record.getMessage()]
+    assert "energy references: the run, re-fitted; 3 species known, 3 in the data" in line
+    assert " weights frozen" in line
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -32,6 +32,8 @@ _INTERACTIONS = {
 }
 """How an interaction block divides its sums, and whether it passes the features on beside them."""
 
+_NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
+
 _UNSUPPORTED = {
     "use_so3": False,
     "use_agnostic_product": False,
@@ -39,7 +41,6 @@ _UNSUPPORTED = {
     "edge_irreps": None,
     "apply_cutoff": True,
     "keep_last_layer_irreps": False,
-    "joint_embedding": None,
     "embedding_readout": None,
     "lora_rank": None,
 }
@@ -88,6 +89,18 @@ def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
 
 
 def _check_options(record: Record) -> None:
+    embedding = record["joint_embedding"]
+    if isinstance(embedding, Record):
+        specs = embedding["specs"]
+        names = " and ".join(map(str, specs)) if isinstance(specs, dict) else "more"
+        raise InputError(
+            f"embeds {names[:80]} of a structure beside its species, as MACE-OMOL does",
+            mend="only models of positions and species can be converted",
+        )
+    if any(layer.name == _NONLINEAR for layer in record["interactions"]):
+        raise InputError(
+            f"has a {_NONLINEAR}, as MACE-MH does", mend=f"supported are {', '.join(_INTERACTIONS)}"
+        )
     for name, expected in _UNSUPPORTED.items():
         value = record[name]
         if value is not None and (isinstance(value, Tensor) or value != expected):

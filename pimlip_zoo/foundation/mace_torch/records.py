@@ -1,41 +1,14 @@
-"""Model files of other packages as records, without those packages and without running what the files contain."""
+"""Model files of ``mace-torch`` as records, without that package and without running what the files contain."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.foundation.archive import TorchArchive
-from pimlip_zoo.foundation.arrays import Storage, make_storage
-from pimlip_zoo.foundation.unpickle import Record, unpickle
+from pimlip_zoo.foundation.objects import read_objects, state_of
+from pimlip_zoo.foundation.unpickle import Record
 
 __all__ = ["Record", "read_objects", "read_records", "state_of"]
-
-_MOST_MODULES, _LONGEST_NAME = 10_000, 1_000
-
-
-def read_objects(path: str | Path) -> object:
-    """What ``torch.save`` stored in a file: plain data, tensors, and a :class:`Record` for everything else.
-
-    Raises:
-        InputError: when there is no such file or it is something else.
-    """
-    archive = TorchArchive(path)
-    storages: dict[str, tuple[str, int, Storage]] = {}
-
-    def storage(kind: str, key: str, count: int) -> Storage:
-        if key not in storages:
-            storages[key] = (kind, count, make_storage(kind, archive.read(f"data/{key}"), count))
-        if storages[key][:2] != (kind, count):
-            raise InputError(f"has two storages {key[:60]}")
-        return storages[key][2]
-
-    try:
-        return unpickle(bytes(archive.read("data.pkl")), storage)
-    except InputError as error:
-        raise InputError(error.message, file=path, mend="is it a model?") from error
 
 
 def read_records(path: str | Path) -> Record:
@@ -52,27 +25,3 @@ def read_records(path: str | Path) -> Record:
             mend="give the .model file of mace-torch",
         )
     return content
-
-
-def state_of(record: Record, prefix: str = "") -> dict[str, Tensor]:
-    """All parameters and buffers under a recorded module, by their names in its state dict.
-
-    Raises:
-        InputError: when modules contain each other.
-    """
-    state: dict[str, Tensor] = {}
-    waiting, seen = [(prefix, record)], 0
-    while waiting:
-        name, module = waiting.pop()
-        seen += 1
-        if seen > _MOST_MODULES or len(name) > _LONGEST_NAME:
-            raise InputError("has modules that contain each other")
-        for place in ("_parameters", "_buffers"):
-            values = module.attributes.get(place)
-            for key, value in values.items() if isinstance(values, dict) else ():
-                if isinstance(value, Tensor):
-                    state[f"{name}{key}"] = value.detach()
-        waiting += [
-            (f"{name}{key}.", child) for key, child in module.children.items() if isinstance(child, Record)
-        ]
-    return state

@@ -1,0 +1,117 @@
+"""A potential from a file of ``nequip`` or ``nequip-allegro``: its options read, what is not supported refused."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.foundation.nequip.options import configure
+from pimlip_zoo.foundation.nequip.stored import StoredModel, read_model
+from pimlip_zoo.foundation.nequip.weights import allegro_weights, nequip_weights
+from pimlip_zoo.models.allegro import Allegro, AllegroConfig
+from pimlip_zoo.models.nequip import NequIP, NequIPConfig
+from pimlip_zoo.models.potential import Potential
+
+__all__ = ["import_potential"]
+
+_LEVELS = "per_type_energy_scale_shift"
+_UNEXPECTED = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What a file of another layout, and a model made of it, may raise."""
+_MOST = {"num_layers": 32, "l_max": 8, "num_bessel": 1024}
+
+
+def import_potential(file: str | Path) -> Potential:
+    """The potential that a file of ``nequip`` stands for, in the precision of its weights.
+
+    Energies, forces and stress are those of the package's calculator: with the moving average of the weights, where the
+    training kept one.
+
+    Args:
+        file: a checkpoint (``.ckpt``) or a package (``.nequip.zip``) of a NequIP or Allegro model.
+
+    Raises:
+        InputError: when the file cannot be read, or holds a variant that is not supported.
+    """
+    file = Path(file)
+    try:
+        return _potential(read_model(file))
+    except InputError as error:
+        raise InputError(error.message, file=file, key=error.key, mend=error.mend) from error
+    except _UNEXPECTED as error:
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(
+            f"is not laid out as nequip 0.19 does it ({type(error).__name__}: {reason})", file=file
+        ) from error
+
+
+def _potential(stored: StoredModel) -> Potential:
+    species = stored.options.get("type_names")
+    if not isinstance(species, list) or not species or not all(isinstance(name, str) for name in species):
+        raise InputError(f"has the types {reprlib.repr(species)}, which are no chemical symbols")
+    for name, value in stored.weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"has numbers that are not finite in {name}")
+    config = configure(stored.options, species)
+    _check_size(config, stored.weights)
+    model: NequIP | Allegro
+    if isinstance(config, NequIPConfig):
+        model = NequIP(config, species).to(torch.float64)
+        model.load_state_dict(nequip_weights(model, stored.weights))
+    else:
+        model = Allegro(config, species).to(torch.float64)
+        model.load_state_dict(allegro_weights(model, stored.weights))
+    potential = Potential(
+        model,
+        energy_references=_level(stored.weights, "shifts", 0.0, len(species)),
+        scale=_level(stored.weights, "scales", 1.0, len(species)),
+    )
+    return potential.set_dtype(_dtype(stored)).eval()
+
+
+def _dtype(stored: StoredModel) -> torch.dtype:
+    names = {"float32": torch.float32, "float64": torch.float64}
+    given: Any = stored.options.get("model_dtype")
+    if given not in names:
+        raise InputError(f"was built with model_dtype = {reprlib.repr(given)}, which is not supported")
+    return names[given]
+
+
+def _level(weights: dict[str, Tensor], name: str, default: float, count: int) -> Tensor:
+    """One number for each species; the package keeps none, one, or as many."""
+    values = weights[f"{_LEVELS}.{name}"].to(torch.float64).reshape(-1)
+    if values.numel() not in (0, 1, count):
+        raise InputError(f"has {values.numel()} {name} for {count} types")
+    return (values if values.numel() else torch.tensor([default], dtype=torch.float64)).expand(count)
+
+
+def _check_size(config: NequIPConfig | AllegroConfig, weights: dict[str, Tensor]) -> None:
+    """A few numbers of a small file can ask for a model that fills the memory; each has to have its weights."""
+    for name, most in _MOST.items():
+        if getattr(config, name) > most:
+            raise InputError(f"has {name} = {getattr(config, name)}", mend=f"at most {most} can be converted")
+    available = sum(value.numel() for value in weights.values())
+    if any(
+        len(chain) > available or max(map(math.prod, pairwise(chain))) > available
+        for chain in _chains(config)
+    ):
+        raise InputError(f"has {available} weights, too few for its options")
+
+
+def _chains(config: NequIPConfig | AllegroConfig) -> list[tuple[int, ...]]:
+    """Widths, of which each and the next have a matrix of weights."""
+    if isinstance(config, NequIPConfig):
+        width = config.channels
+        return [(config.num_bessel, *config.radial_hidden, width, width), (width, *config.readout_hidden, 1)]
+    width, embed = config.scalar_channels, config.embed_channels or config.scalar_channels
+    return [
+        (config.num_bessel, embed, *config.embed_hidden, width, config.tensor_channels),
+        (width, *config.latent_hidden, width),
+        (width, *config.readout_hidden, 1),
+    ]

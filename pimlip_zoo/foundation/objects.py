@@ -1,0 +1,74 @@
+"""Model files of other packages as records, without those packages and without running what the files contain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.foundation.archive import TorchArchive
+from pimlip_zoo.foundation.arrays import Storage, make_storage
+from pimlip_zoo.foundation.unpickle import Record, unpickle
+
+__all__ = ["archive_objects", "read_objects", "state_of"]
+
+_MOST_MODULES, _LONGEST_NAME = 10_000, 1_000
+
+
+def read_objects(path: str | Path) -> object:
+    """What ``torch.save`` stored in a file: plain data, tensors, and a :class:`Record` for everything else.
+
+    Raises:
+        InputError: when there is no such file or it is something else.
+    """
+    return archive_objects(TorchArchive(path))
+
+
+def archive_objects(archive: TorchArchive, storages: str = "data/{}") -> object:
+    """What the pickle of an archive holds.
+
+    Args:
+        archive: the opened file.
+        storages: name of the entry that holds the numbers of a tensor, with ``{}`` for what the pickle calls it.
+
+    Raises:
+        InputError: when it cannot be read.
+    """
+    known: dict[str, tuple[str, int, Storage]] = {}
+
+    def storage(kind: str, key: str, count: int) -> Storage:
+        if key not in known:
+            known[key] = (kind, count, make_storage(kind, archive.read(storages.format(key)), count))
+        if known[key][:2] != (kind, count):
+            raise InputError(f"has two storages {key[:60]}")
+        return known[key][2]
+
+    try:
+        return unpickle(bytes(archive.read(archive.pickle)), storage)
+    except InputError as error:
+        raise InputError(error.message, file=archive.path, mend="is it a model?") from error
+
+
+def state_of(record: Record, prefix: str = "") -> dict[str, Tensor]:
+    """All parameters and buffers under a recorded module, by their names in its state dict.
+
+    Raises:
+        InputError: when modules contain each other.
+    """
+    state: dict[str, Tensor] = {}
+    waiting, seen = [(prefix, record)], 0
+    while waiting:
+        name, module = waiting.pop()
+        seen += 1
+        if seen > _MOST_MODULES or len(name) > _LONGEST_NAME:
+            raise InputError("has modules that contain each other")
+        for place in ("_parameters", "_buffers"):
+            values = module.attributes.get(place)
+            for key, value in values.items() if isinstance(values, dict) else ():
+                if isinstance(value, Tensor):
+                    state[f"{name}{key}"] = value.detach()
+        waiting += [
+            (f"{name}{key}.", child) for key, child in module.children.items() if isinstance(child, Record)
+        ]
+    return state
