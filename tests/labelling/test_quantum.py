@@ -86,7 +86,7 @@ class TestWithPySCF:
         expected += parts["ccsd(t)/cc-pvdz"] - parts["mp2/cc-pvdz"]
         assert energy(water, "ccsd(t)/cc-pvdz:cc-pvtz:cc-pvdz") == pytest.approx(expected, abs=1e-6)
 
-    @pytest.mark.parametrize("text", ["pbe/sto-3g", "hf/sto-3g?fitting=no", "hf/cc-pvdz:cc-pvtz"])
+    @pytest.mark.parametrize("text", ["pbe/sto-3g?grid=6", "hf/sto-3g?fitting=no", "hf/cc-pvdz:cc-pvtz"])
     def test_forces_are_the_derivative_of_the_energy(self, text):
         atoms = molecule("OH" if "pbe" in text else "HF")
         atoms.rattle(0.05, seed=1)
