@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "pimlip_zoo.cli.eval",
     "data": "pimlip_zoo.cli.data",
     "models": "pimlip_zoo.cli.models",
+    "select": "pimlip_zoo.cli.select",
     "label": "pimlip_zoo.cli.label",
     "export": "pimlip_zoo.cli.export",
     "lammps": "pimlip_zoo.cli.lammps",

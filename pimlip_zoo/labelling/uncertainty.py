@@ -34,6 +34,7 @@ __all__ = [
     "Calibration",
     "Posterior",
     "calibrate",
+    "covered",
     "fit_posterior",
     "load_posterior",
     "posterior_path",
@@ -80,6 +81,36 @@ def calibrate(errors: NDArray[np.float64], raw: NDArray[np.float64]) -> Calibrat
     factor = float(np.sqrt(np.mean(ratio**2))) or 1e-12
     rank = min(math.ceil((count + 1) * COVERAGE), count)
     return Calibration(factor, float(np.sort(ratio)[rank - 1]) / factor, count)
+
+
+def covered(
+    errors: NDArray[np.float64], uncertainties: NDArray[np.float64], quantile: float
+) -> dict[str, Any]:
+    """Errors beside uncertainties.
+
+    Args:
+        errors: (n,) not negative.
+        uncertainties: (n,) calibrated.
+        quantile: of the calibration.
+
+    Returns:
+        correlation (Spearman's), coverage, rms_error, rms_uncertainty, and bins of ``[uncertainty, error]``.
+    """
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+    order = np.array_split(np.argsort(uncertainties), min(10, len(errors)))
+    constant = np.ptp(errors) == 0 or np.ptp(uncertainties) == 0
+    return {
+        "correlation": None if constant else float(spearmanr(errors, uncertainties).statistic),
+        "coverage": float(np.mean(errors <= quantile * uncertainties)),
+        "rms_error": _rms(errors),
+        "rms_uncertainty": _rms(uncertainties),
+        "bins": [[_rms(uncertainties[part]), _rms(errors[part])] for part in order],
+    }
+
+
+def _rms(values: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 class Posterior:

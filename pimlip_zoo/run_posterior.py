@@ -1,0 +1,49 @@
+"""The posterior of a run: kept beside its weights, or fitted to the data that the run was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pimlip_zoo.config import load_config
+from pimlip_zoo.datasets.cheap import find_supervisor
+from pimlip_zoo.datasets.offsets import subtract_labels
+from pimlip_zoo.datasets.pool import cached_labels
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.data import load_split
+from pimlip_zoo.labelling.uncertainty import Posterior, fit_posterior, load_posterior, save_posterior
+from pimlip_zoo.training.checkpoint import baseline_of, checkpoint_path, load_potential
+
+__all__ = ["posterior_of"]
+
+
+def posterior_of(run: str | Path, *, trust: bool = False) -> Posterior:
+    """The posterior of a run's best weights: the one that is kept beside them, or fitted now and kept.
+
+    Args:
+        run: run folder; a checkpoint alone only when its posterior is beside it.
+        trust: call the function that the run names as its cheap calculator.
+
+    Raises:
+        InputError: when it has to be fitted and the data of the run are not known.
+    """
+    checkpoint = checkpoint_path(run)
+    potential = load_potential(run, difference=True)
+    kept = load_posterior(potential, checkpoint)
+    if kept is not None:
+        return kept
+    config = Path(run) / "config.yaml"
+    if not config.exists():
+        raise InputError(
+            "the data that it was trained on are not known",
+            file=run,
+            mend="give the run folder, not a checkpoint",
+        )
+    train, valid = load_split(load_config(config, complete=True))
+    baseline = baseline_of(run)
+    if baseline is not None:
+        supervisor = find_supervisor(baseline, trust=trust)
+        train = subtract_labels(list(train), cached_labels(list(train), supervisor))
+        valid = subtract_labels(list(valid), cached_labels(list(valid), supervisor))
+    posterior = fit_posterior(potential, train, valid)
+    save_posterior(posterior, checkpoint)
+    return posterior
