@@ -247,6 +247,12 @@ def show(options: argparse.Namespace) -> int:  # noqa: ARG001
     return 0
 
 
+HEAD = (
+    *("set", "labels", "batch", "test", "acquisition", "seeds", "energy, meV/atom", "forces, meV/Å"),
+    *("worst tenth", "correlation", "coverage"),
+)
+
+
 def table() -> list[str]:
     """Means and standard deviations over seeds."""
     groups: dict[tuple, list[dict]] = {}
@@ -256,9 +262,8 @@ def table() -> list[str]:
             groups.setdefault(group, []).append(values)
     order = {name: place for place, name in enumerate(dict.fromkeys(FIRST + NEXT))}
     lines = [
-        "| set | labels | batch | test | acquisition | seeds | energy, meV/atom | forces, meV/Å "
-        "| worst tenth | correlation | coverage |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(HEAD) + " |",
+        "|" + "---|" * len(HEAD),
     ]
     for group in sorted(groups, key=lambda g: (*g[:4], order[g[4]])):
         rows = groups[group]

@@ -134,9 +134,9 @@ def uncertainty_summary(
         with torch.no_grad():
             predicted = potential(batch.graph, forces=True, virial=False)
         energy = (batch.labels.energy - predicted.energy).abs().numpy()
-        values["energy"].append(np.stack([energy, posterior.energy_uncertainty(batch)]))
+        values["energy"].append(np.stack([energy, posterior.energy_uncertainty(batch.graph)]))
         forces = torch.linalg.vector_norm(batch.labels.forces - predicted.forces, dim=1).numpy()
-        values["forces"].append(np.stack([forces, posterior.forces_uncertainty(batch)]))
+        values["forces"].append(np.stack([forces, posterior.forces_uncertainty(batch.graph)]))
     summary = {}
     for name, parts in values.items():
         error, uncertainty = np.concatenate(parts, axis=1)

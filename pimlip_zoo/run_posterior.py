@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pimlip_zoo.config import load_config
 from pimlip_zoo.datasets.cheap import find_supervisor
@@ -13,7 +18,40 @@ from pimlip_zoo.experiment.data import load_split
 from pimlip_zoo.labelling.uncertainty import Posterior, fit_posterior, load_posterior, save_posterior
 from pimlip_zoo.training.checkpoint import baseline_of, checkpoint_path, load_potential
 
-__all__ = ["posterior_of"]
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+
+__all__ = ["posterior_of", "uncertainty_function"]
+
+
+def uncertainty_function(
+    runs: Sequence[Path], calculator: Calculator, *, trust: bool = False
+) -> Callable[[Atoms], NDArray[np.float64]]:
+    """(N,) eV/Å of the forces of a structure: by the posterior of one run, or the spread of several.
+
+    Args:
+        runs: whose calculator it is.
+        calculator: of these runs.
+        trust: call the function that a run names as its cheap calculator.
+
+    Raises:
+        InputError: when the posterior has to be fitted and cannot be.
+    """
+    if len(runs) > 1:
+
+        def spread(atoms: Atoms) -> NDArray[np.float64]:
+            members = calculator.calculators[-1] if hasattr(calculator, "calculators") else calculator
+            found: NDArray[np.float64] = members.get_property("forces_std", atoms)
+            return found
+
+        return spread
+    from pimlip_zoo.deploy.ase import SkinnedNeighbours
+
+    posterior = posterior_of(runs[0], trust=trust)
+    potential = posterior.layer.potential
+    neighbours = SkinnedNeighbours(potential.cutoff, 0.0)
+    return lambda atoms: posterior.forces_uncertainty(neighbours.graph(atoms, potential.species))
 
 
 def posterior_of(run: str | Path, *, trust: bool = False) -> Posterior:

@@ -21,6 +21,12 @@ def evaluate_command(
     stability: Annotated[
         bool, typer.Option("--stability", help="Also run short dynamics and push atoms together.")
     ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Compare uncertainties with the errors.")
+    ] = False,
+    calibration_plot: Annotated[
+        Path | None, typer.Option(help="Draw error against uncertainty: .png, .pdf, .svg.")
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Call the function that the run names as its cheap calculator.")
     ] = False,
@@ -46,6 +52,8 @@ def evaluate_command(
     screen.print(errors_table({data: result.summary}))
     if stability:
         _stability(run, data, screen, trust=trust)
+    if uncertainty or calibration_plot is not None:
+        result.summary["uncertainty"] = _uncertainty(run, data, screen, calibration_plot, trust=trust)
     if json_file is not None:
         with replacing(json_file) as temporary:
             temporary.write_text(json.dumps(result.summary, indent=1))
@@ -55,6 +63,41 @@ def evaluate_command(
 
         parity_plot(result.pairs, plot, title=f"{run} on {data}")
         screen.print(f"parity plot: {plot}")
+
+
+def _uncertainty(run: Path, data: str, screen: Any, plot: Path | None, *, trust: bool) -> dict[str, Any]:
+    """Calibration and coverage on these structures."""
+    from pimlip_zoo.datasets.cheap import find_supervisor
+    from pimlip_zoo.datasets.offsets import subtract_labels
+    from pimlip_zoo.datasets.pool import cached_labels
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.evaluation import uncertainty_summary
+    from pimlip_zoo.run_posterior import posterior_of
+    from pimlip_zoo.training.checkpoint import baseline_of, load_potential
+
+    posterior = posterior_of(run, trust=trust)
+    frames = load_frames(data)
+    baseline = baseline_of(run)
+    if baseline is not None:
+        frames = subtract_labels(frames, cached_labels(frames, find_supervisor(baseline, trust=trust)))
+    summary = uncertainty_summary(load_potential(run, difference=True), posterior, frames)
+    for name, unit in (("energy", "meV"), ("forces", "meV/Å")):
+        if name not in summary:
+            continue
+        found = summary[name]
+        correlation = "-" if found["correlation"] is None else f"{found['correlation']:.2f}"
+        screen.print(
+            f"uncertainty of {name}: {1e3 * found['rms_uncertainty']:.1f} {unit} where errors are "
+            f"{1e3 * found['rms_error']:.1f}, rank correlation {correlation}, the 90 % quantile covers "
+            f"{100 * found['coverage']:.1f} %",
+            soft_wrap=True,
+        )
+    if plot is not None:
+        from pimlip_zoo.report.calibration import calibration_plot
+
+        calibration_plot(summary, plot, title=f"{run} on {data}")
+        screen.print(f"calibration plot: {plot}")
+    return summary
 
 
 def _stability(run: Path, data: str, screen: Any, *, trust: bool) -> None:

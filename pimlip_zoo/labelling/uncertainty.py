@@ -25,7 +25,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import content_hash, replacing
-from pimlip_zoo.graph import Batch, collate, sum_by_structure
+from pimlip_zoo.graph import AtomGraph, Batch, collate, sum_by_structure
 from pimlip_zoo.labelling.last_layer import LastLayer
 from pimlip_zoo.models.potential import Potential
 
@@ -127,14 +127,14 @@ class Posterior:
         self.layer = LastLayer(potential)
         self.root, self.energy, self.forces = root.double(), energy, forces
 
-    def energy_uncertainty(self, batch: Batch) -> NDArray[np.float64]:
+    def energy_uncertainty(self, graph: AtomGraph) -> NDArray[np.float64]:
         """(M,) eV, what the error of each structure's energy is like (root mean square)."""
-        total = sum_by_structure(self.layer.features(batch.graph), batch.graph)
+        total = sum_by_structure(self.layer.features(graph), graph)
         return self.energy.factor * torch.linalg.vector_norm(total @ self.root, dim=1).numpy()
 
-    def forces_uncertainty(self, batch: Batch) -> NDArray[np.float64]:
+    def forces_uncertainty(self, graph: AtomGraph) -> NDArray[np.float64]:
         """(N,) eV/Å, what the length of the error of each atom's force is like."""
-        changes = self.layer.forces(batch.graph, self._directions())
+        changes = self.layer.forces(graph, self._directions())
         return self.forces.factor * torch.sqrt(changes.square().sum(dim=(0, 2))).numpy()
 
     def _directions(self) -> Tensor:

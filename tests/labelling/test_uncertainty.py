@@ -102,12 +102,12 @@ def test_the_variance_is_that_of_linear_regression(frames):
     total = sum_by_structure(layer.features(batch.graph), batch.graph)
     covariance = posterior.root @ posterior.root.T
     expected = torch.sqrt(torch.einsum("md,de,me->m", total, covariance, total)) * posterior.energy.factor
-    assert np.allclose(posterior.energy_uncertainty(batch), expected, rtol=1e-9)
+    assert np.allclose(posterior.energy_uncertainty(batch.graph), expected, rtol=1e-9)
     unit = torch.eye(len(layer), dtype=torch.float64)
     g = layer.forces(batch.graph, unit)
     variance = torch.einsum("dnc,de,enc->n", g, covariance, g)
     assert np.allclose(
-        posterior.forces_uncertainty(batch), torch.sqrt(variance) * posterior.forces.factor, rtol=1e-7
+        posterior.forces_uncertainty(batch.graph), torch.sqrt(variance) * posterior.forces.factor, rtol=1e-7
     )
 
 
@@ -115,20 +115,20 @@ def test_what_was_trained_on_is_more_certain_than_what_is_far_from_it(frames):
     from dataclasses import replace
 
     posterior = fit_posterior(small("mace"), frames[:4], frames[4:])
-    near = posterior.forces_uncertainty(batch_of(frames[:4])).mean()
+    near = posterior.forces_uncertainty(batch_of(frames[:4]).graph).mean()
     rng = np.random.default_rng(0)
     far = [replace(f, positions=f.positions + rng.normal(0, 0.3, f.positions.shape)) for f in frames[:4]]
-    assert posterior.forces_uncertainty(batch_of(far)).mean() > 1.5 * near
+    assert posterior.forces_uncertainty(batch_of(far).graph).mean() > 1.5 * near
 
 
 def test_draws_approximate_the_exact_variance(frames, monkeypatch):
     posterior = fit_posterior(small("mace"), frames[:4], frames[4:])
     batch = batch_of(frames[:2])
-    exact = posterior.forces_uncertainty(batch)
+    exact = posterior.forces_uncertainty(batch.graph)
     monkeypatch.setattr("pimlip_zoo.labelling.uncertainty.EXACT", 16)
     assert len(posterior.layer) > 16
-    drawn = posterior.forces_uncertainty(batch)
-    assert np.allclose(drawn, posterior.forces_uncertainty(batch), rtol=0)
+    drawn = posterior.forces_uncertainty(batch.graph)
+    assert np.allclose(drawn, posterior.forces_uncertainty(batch.graph), rtol=0)
     assert np.median(drawn / exact) == pytest.approx(1.0, abs=0.3)
 
 
@@ -151,7 +151,7 @@ def test_it_is_kept_beside_the_checkpoint_that_it_belongs_to(frames, tmp_path):
     save_posterior(posterior, checkpoint)
     back = load_posterior(potential, checkpoint)
     batch = batch_of(frames[:2])
-    assert np.array_equal(back.forces_uncertainty(batch), posterior.forces_uncertainty(batch))
+    assert np.array_equal(back.forces_uncertainty(batch.graph), posterior.forces_uncertainty(batch.graph))
     assert isinstance(back.energy, Calibration)
     checkpoint.write_bytes(b"two")
     assert load_posterior(potential, checkpoint) is None
@@ -171,7 +171,7 @@ def test_energies_alone_are_enough_and_nothing_is_refused(frames):
     posterior = fit_posterior(small("nequip"), bare[:4], bare[4:])
     assert posterior.forces.count == 0
     assert isinstance(posterior, Posterior)
-    assert np.isfinite(posterior.forces_uncertainty(batch_of(frames[:1]))).all()
+    assert np.isfinite(posterior.forces_uncertainty(batch_of(frames[:1]).graph)).all()
     none = [replace(frame, energy=None) for frame in bare]
     with pytest.raises(InputError, match="no training structure has an energy or forces"):
         fit_posterior(small("nequip"), none[:4], bare[4:])
