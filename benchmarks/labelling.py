@@ -227,11 +227,14 @@ def read() -> list[dict]:
     return [json.loads(text) for text in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-CELL = "E {energy:.2f} F {forces:.1f} (worst tenth {forces_worst_tenth:.0f}) corr {correlation:.2f} cover {coverage:.2f}"
+PARTS = (
+    "E {energy:.2f} F {forces:.1f} (worst tenth {forces_worst_tenth:.0f})",
+    "corr {correlation:.2f} cover {coverage:.2f}",
+)
 
 
 def line(row: dict) -> str:
-    cells = [CELL.format(**values) for values in row["tests"].values()]
+    cells = [" ".join(PARTS).format(**values) for values in row["tests"].values()]
     return (
         f"{row['set']:5s} {row['part']:5s} {row['acquisition']:9s} seed {row['seed']}  "
         f"{row['choosing_s']:.0f}+{row['training_s']:.0f} s  " + "  |  ".join(cells)

@@ -206,7 +206,7 @@ def choose_by_variance(candidates: Candidates, count: int, rng: np.random.Genera
     sizes = np.array([len(frame.numbers) for frame in candidates.frames], dtype=np.float64)
     pool = np.tensordot(sizes, information, axes=1) / sizes.sum()
     root = posterior.root.numpy()
-    covariance, factor = root @ root.T, posterior.forces.factor
+    covariance, calibrated = root @ root.T, posterior.forces
     noise = _noise(covariance, pool)
     chosen: list[Choice] = []
     left = np.ones(len(sizes), dtype=bool)
@@ -217,7 +217,8 @@ def choose_by_variance(candidates: Candidates, count: int, rng: np.random.Genera
         precision = np.linalg.inv(covariance) + sizes[best] * information[best] / noise
         covariance = np.linalg.inv(precision)
         after = float(np.trace(covariance @ pool))
-        chosen.append(Choice(best, 1e3 * factor * (max(before, 0.0) ** 0.5 - max(after, 0.0) ** 0.5)))
+        lower = calibrated(np.sqrt(np.maximum([before, after], 0.0)))
+        chosen.append(Choice(best, 1e3 * float(lower[0] - lower[1])))
         left[best] = False
     return chosen
 

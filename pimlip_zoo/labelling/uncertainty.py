@@ -4,15 +4,15 @@ The covariance of the last weights is that of Bayesian linear regression on thei
 ``C = (sum_e f f^T / s_E^2 + sum_c g g^T / s_F^2 + r I)^-1`` with f the features of an energy per atom and g those of a
 component of a force over the training structures; the variance of a prediction is ``f^T C f`` (F. Bigi, S. Chong,
 M. Ceriotti, F. Grasselli, Mach. Learn.: Sci. Technol. 5, 045018 (2024), "LLPR"). It needs one pass over the training
-data and no second training. On validation structures the regularisation r and a factor are chosen by likelihood, and a
-conformal quantile says which multiple of the uncertainty covers 90 % of the errors.
+data and no second training. On validation structures the regularisation r, a factor and an exponent are chosen by
+likelihood, and a conformal quantile says which multiple of the uncertainty covers 90 % of the errors.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,39 +48,52 @@ EXACT = 96
 _BATCH = 8
 _GRID = 10.0 ** np.arange(-6.0, 3.0)
 """Regularisation, in units of the mean diagonal of the data's part."""
+_EXPONENTS = tuple(0.5 + 0.1 * k for k in range(21))
+_MANY = 200
+"""Errors from which an exponent can be learnt; of fewer, it is 1."""
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How raw uncertainties become what errors are like."""
+    """How raw uncertainties become what errors are like: ``factor * raw ** exponent``."""
 
     factor: float
-    """The root mean square of error over raw uncertainty."""
+    exponent: float
+    """Errors may grow faster than raw uncertainties, far from what is known above all."""
     quantile: float
     """This many calibrated uncertainties cover :data:`COVERAGE` of the errors."""
     count: int
     """Errors that it rests on; 0: none were there."""
 
+    def __call__(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What errors are like, as a root mean square."""
+        values: NDArray[np.float64] = self.factor * raw**self.exponent
+        return values
 
-def calibrate(errors: NDArray[np.float64], raw: NDArray[np.float64]) -> Calibration:
-    """A factor and a split-conformal quantile.
+
+def calibrate(errors: NDArray[np.float64], raw: NDArray[np.float64], dimensions: int = 1) -> Calibration:
+    """A factor and an exponent by likelihood, and a split-conformal quantile.
 
     Args:
         errors: (n,) not negative.
         raw: (n,) uncertainties.
+        dimensions: of the vectors whose lengths the errors are.
 
     >>> calibrate(np.array([2.0, 2.0]), np.array([1.0, 1.0])).factor
     2.0
     """
     known = np.isfinite(errors) & (raw > 0)
-    ratio = errors[known] / raw[known]
-    count = len(ratio)
+    errors, raw = errors[known], raw[known]
+    count = len(errors)
     if count == 0:
-        return Calibration(1.0, math.sqrt(2.71), 0)
-    factor = float(np.sqrt(np.mean(ratio**2))) or 1e-12
+        return Calibration(1.0, 1.0, math.sqrt(2.71), 0)
+    exponents = _EXPONENTS if count >= _MANY else (1.0,)
+    exponent = min(exponents, key=lambda power: _cost(errors, raw**power, dimensions))
+    ratio = errors / raw**exponent
+    factor = _rms(ratio) or 1e-12
     rank = min(math.ceil((count + 1) * COVERAGE), count)
-    return Calibration(factor, float(np.sort(ratio)[rank - 1]) / factor, count)
+    return Calibration(factor, exponent, float(np.sort(ratio)[rank - 1]) / factor, count)
 
 
 def covered(
@@ -130,12 +143,12 @@ class Posterior:
     def energy_uncertainty(self, graph: AtomGraph) -> NDArray[np.float64]:
         """(M,) eV, what the error of each structure's energy is like (root mean square)."""
         total = sum_by_structure(self.layer.features(graph), graph)
-        return self.energy.factor * torch.linalg.vector_norm(total @ self.root, dim=1).numpy()
+        return self.energy(torch.linalg.vector_norm(total @ self.root, dim=1).numpy())
 
     def forces_uncertainty(self, graph: AtomGraph) -> NDArray[np.float64]:
         """(N,) eV/Å, what the length of the error of each atom's force is like."""
         changes = self.layer.forces(graph, self._directions())
-        return self.forces.factor * torch.sqrt(changes.square().sum(dim=(0, 2))).numpy()
+        return self.forces(torch.sqrt(changes.square().sum(dim=(0, 2))).numpy())
 
     def _directions(self) -> Tensor:
         count = len(self.layer)
@@ -186,29 +199,30 @@ def _calibrated(potential: Potential, layer: LastLayer, data: Tensor, valid: Seq
         root = vectors / torch.sqrt(values.clamp(min=0) + strength * unit)
         raw_energy = torch.linalg.vector_norm(energies @ root, dim=1).numpy()
         raw_forces = torch.sqrt(torch.einsum("ndc,de->nec", forces, root).square().sum(dim=(1, 2))).numpy()
-        parts = (calibrate(energy_errors, raw_energy), calibrate(force_errors, raw_forces))
-        cost = (
-            _cost(force_errors, raw_forces, 3) if len(force_errors) else _cost(energy_errors, raw_energy, 1)
-        )
+        parts = (calibrate(energy_errors, raw_energy), calibrate(force_errors, raw_forces, 3))
+        if len(force_errors):
+            found, errors, raw, dimensions = parts[1], force_errors, raw_forces, 3
+        else:
+            found, errors, raw, dimensions = parts[0], energy_errors, raw_energy, 1
+        known = np.isfinite(errors) & (raw > 0)
+        cost = _cost(errors[known], raw[known] ** found.exponent, dimensions)
         if best is None or cost < best[0]:
             best = (cost, root, *parts)
     assert best is not None
     _, root, energy, of_forces = best
     if of_forces.count == 0:
-        of_forces = Calibration(energy.factor, energy.quantile, 0)
+        of_forces = replace(energy, count=0)
     if energy.count == 0:
-        energy = Calibration(of_forces.factor, of_forces.quantile, 0)
+        energy = replace(of_forces, count=0)
     return Posterior(potential, root, energy, of_forces)
 
 
 def _cost(errors: NDArray[np.float64], raw: NDArray[np.float64], dimensions: int) -> float:
-    """Mean negative logarithm of a normal likelihood, at the best factor."""
-    known = np.isfinite(errors) & (raw > 0)
-    if not known.any():
+    """Mean negative logarithm of a normal likelihood, at the best factor; raw uncertainties are more than 0."""
+    if not len(errors):
         return 0.0
-    ratio = errors[known] / raw[known]
-    factor = float(np.sqrt(np.mean(ratio**2))) or 1e-12
-    return dimensions * float(np.mean(np.log(factor * raw[known]))) + dimensions / 2
+    factor = _rms(errors / raw) or 1e-12
+    return dimensions * float(np.mean(np.log(factor * raw)))
 
 
 def _validation(
@@ -306,9 +320,9 @@ def load_posterior(potential: Potential, checkpoint: Path) -> Posterior | None:
 
 
 def _numbers(calibration: Calibration) -> NDArray[np.float64]:
-    return np.array([calibration.factor, calibration.quantile, calibration.count], dtype=np.float64)
+    return np.array(astuple(calibration), dtype=np.float64)
 
 
 def _calibration(values: Any) -> Calibration:
-    factor, quantile, count = (float(value) for value in values)
-    return Calibration(factor, quantile, int(count))
+    factor, exponent, quantile, count = (float(value) for value in values)
+    return Calibration(factor, exponent, quantile, int(count))

@@ -28,9 +28,16 @@ ONE = "builtin:ethanol-gfn2/test_300K@0"
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "small"
     settings = {
-        "data.train": "builtin:ethanol-gfn2/train@:8", "data.valid": "builtin:ethanol-gfn2/valid@:4",
-        "model.name": "nequip", "model.num_layers": 2, "model.channels": 4, "model.l_max": 1,
-        "model.cutoff": 3.5, "trainer.max_steps": 4, "trainer.valid_every": 4, "trainer.threads": 1,
+        "data.train": "builtin:ethanol-gfn2/train@:8",
+        "data.valid": "builtin:ethanol-gfn2/valid@:4",
+        "model.name": "nequip",
+        "model.num_layers": 2,
+        "model.channels": 4,
+        "model.l_max": 1,
+        "model.cutoff": 3.5,
+        "trainer.max_steps": 4,
+        "trainer.valid_every": 4,
+        "trainer.threads": 1,
     }
     config = load_config(None, list(settings.items()))
     train(prepare(config), folder)

@@ -102,6 +102,8 @@ def test_the_variance_is_that_of_linear_regression(frames):
     total = sum_by_structure(layer.features(batch.graph), batch.graph)
     covariance = posterior.root @ posterior.root.T
     expected = torch.sqrt(torch.einsum("md,de,me->m", total, covariance, total)) * posterior.energy.factor
+    assert posterior.energy.exponent == 1.0  # too few errors to learn it
+    assert posterior.forces.exponent == 1.0
     assert np.allclose(posterior.energy_uncertainty(batch.graph), expected, rtol=1e-9)
     unit = torch.eye(len(layer), dtype=torch.float64)
     g = layer.forces(batch.graph, unit)
@@ -141,6 +143,16 @@ def test_calibration_makes_normal_errors_one_and_covers_nine_in_ten():
     assert found.quantile == pytest.approx(1.645, abs=0.03)
     assert np.mean(errors <= found.quantile * found.factor * raw) == pytest.approx(0.9, abs=1e-3)
     assert calibrate(np.zeros(0), np.zeros(0)).count == 0
+
+
+def test_errors_that_grow_faster_than_uncertainties_are_met_by_an_exponent():
+    rng = np.random.default_rng(1)
+    raw = rng.uniform(0.5, 3.0, 20_000)
+    errors = np.linalg.norm(rng.normal(0.0, 1.0, (20_000, 3)), axis=1) * raw**1.7 / 3**0.5
+    found = calibrate(errors, raw, 3)
+    assert found.exponent == pytest.approx(1.7, abs=0.051)
+    assert found(np.array([2.0]))[0] == pytest.approx(2.0**1.7, rel=0.03)
+    assert np.mean(errors <= found.quantile * found(raw)) == pytest.approx(0.9, abs=1e-3)
 
 
 def test_it_is_kept_beside_the_checkpoint_that_it_belongs_to(frames, tmp_path):
