@@ -174,7 +174,8 @@ def trained(folder: Path, train: list, valid: list, key: dict, study: dict) -> A
             "trainer.threads": 1,
         }
         config = load_config(None, list(settings.items()))
-        train_run(prepare(config, split=(train, valid)), folder)
+        if train_run(prepare(config, split=(train, valid)), folder).signal is not None:
+            sys.exit(1)
         (folder / "done").touch()
     return load_potential(folder)
 
