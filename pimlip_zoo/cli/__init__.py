@@ -23,6 +23,7 @@ COMMANDS = {
     "models": "pimlip_zoo.cli.models",
     "select": "pimlip_zoo.cli.select",
     "label": "pimlip_zoo.cli.label",
+    "rounds": "pimlip_zoo.cli.rounds",
     "export": "pimlip_zoo.cli.export",
     "lammps": "pimlip_zoo.cli.lammps",
     "md": "pimlip_zoo.cli.md",
