@@ -46,7 +46,7 @@ SETS: dict[str, dict[str, Any]] = {
         "batch_size": 4,
     },
 }
-FIRST = ("random", "farthest", "coverage")
+FIRST = ("random", "farthest", "coverage", "cluster")
 NEXT = ("random", "coverage", "gradient", "variance")
 
 

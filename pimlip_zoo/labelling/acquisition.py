@@ -184,6 +184,14 @@ def choose_by_coverage(candidates: Candidates, count: int, rng: np.random.Genera
     return chosen
 
 
+@register_acquisition("cluster")
+def choose_by_clusters(candidates: Candidates, count: int, rng: np.random.Generator) -> list[Choice]:  # noqa: ARG001
+    """By mean features of its atoms, the remotest of the largest cluster each time (LCMD)."""
+    candidates.unit = "distance to what was known before, in standard deviations"
+    points, known = candidates.means
+    return _largest_cluster(points, known, np.ones(len(points)), count)
+
+
 @register_acquisition("gradient", needs_run=True)
 def choose_by_gradients(candidates: Candidates, count: int, rng: np.random.Generator) -> list[Choice]:  # noqa: ARG001
     """By the kernel of gradients by all weights, from the largest cluster each time (LCMD)."""

@@ -40,7 +40,9 @@ def posterior(model, pool):
     return fit_posterior(model, pool[:4], pool[4:6])
 
 
-@pytest.mark.parametrize("name", ["random", "farthest", "coverage", "gradient", "variance", "difference"])
+@pytest.mark.parametrize(
+    "name", ["random", "farthest", "coverage", "cluster", "gradient", "variance", "difference"]
+)
 def test_every_acquisition_chooses_as_many_different_ones_as_are_wanted(name, pool, model, posterior):
     candidates = Candidates(pool[6:], pool[:4], model, posterior, None, np.arange(1.0, 19.0))
     ways = ACQUISITIONS.all()
@@ -53,7 +55,7 @@ def test_every_acquisition_chooses_as_many_different_ones_as_are_wanted(name, po
     ]
 
 
-@pytest.mark.parametrize("name", ["random", "farthest", "coverage"])
+@pytest.mark.parametrize("name", ["random", "farthest", "coverage", "cluster"])
 def test_a_first_batch_needs_no_model(name, pool):
     chosen = select(pool, 3, acquisition=name)
     assert len(chosen.frames) == 3
@@ -72,6 +74,17 @@ def test_coverage_takes_one_of_each_kind_and_never_an_outlier_first(pool):
     gains = [choice.gain for choice in chosen.choices]
     assert gains == sorted(gains, reverse=True)
     assert sum(gains) == pytest.approx(100.0, abs=1.0)
+
+
+def test_clusters_are_taken_by_their_size_and_single_outliers_late():
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(0, 1, (60, 2)), rng.normal(12, 1, (30, 2)), [[-18.0, 0.0]]])
+    chosen = [c.index for c in acq._largest_cluster(points, points[:0], np.ones(91), 4)]
+    assert chosen[0] < 60 or 60 <= chosen[0] < 90  # the middle of all is nearest to one of the two
+    kinds = {(0 if index < 60 else 1 if index < 90 else 2) for index in chosen[:3]}
+    assert {0, 1} <= kinds
+    known = acq._largest_cluster(points, points[:60], np.ones(91), 2)
+    assert 60 <= known[0].index < 90  # 30 far ones weigh more than the single farthest
 
 
 def test_a_greedy_choice_by_variance_is_the_best_one_by_brute_force(pool, model, posterior):
