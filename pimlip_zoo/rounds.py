@@ -81,7 +81,7 @@ class Choosing(_Section):
     """How structures are chosen."""
 
     first: str = "coverage"
-    later: str = "gradient"
+    later: str = "variance"
     number: int = Field(20, gt=0)
     """In a round."""
     valid: int = Field(10, gt=0)

@@ -24,7 +24,7 @@ Examples:
 
 Then: pimlip-zoo label next.extxyz --calculator ... -o labels.lmdb. Names of acquisitions: --acquisition list.
 """
-FIRST, NEXT = "coverage", "gradient"
+FIRST, NEXT = "coverage", "variance"
 """The acquisitions that are taken without and with a run, when none is named; see docs/selection.md."""
 
 
