@@ -98,6 +98,31 @@ def test_eval_compares_uncertainties_with_errors(run, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("acquisition", [None, "gradient", "coverage"])
+def test_select_knows_what_a_run_was_trained_on(run, tmp_path, acquisition):
+    out = tmp_path / "chosen.extxyz"
+    way = [] if acquisition is None else ["--acquisition", acquisition]
+    said = called("select", "builtin:ethanol-gfn2/train@:12", "--run", run, "-n", 3, "-o", out, *way)
+    assert f"3 of 12 structures by {acquisition or 'variance'}" in said
+    assert "8 were left out" in said
+    assert "structure 0: it is labelled already" in said
+    assert {atoms.info["pool_index"] for atoms in read(out, ":")} < {8, 9, 10, 11}
+    refusal = called(
+        "select", "builtin:ethanol-gfn2/train@:12", "--run", run, "-n", 5, "-o", tmp_path / "b.xyz", code=2
+    )
+    assert "5 are wanted, 4 of 12 structures can be used" in refusal
+
+
+def test_difference_chooses_where_cheap_level_and_run_disagree(run, tmp_path, monkeypatch):
+    pytest.importorskip("tblite")
+    monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "chosen.extxyz"
+    command = ["select", "builtin:ethanol-gfn2/train@8:14", "--run", run, "-n", 2, "-o", out]
+    said = called(*command, "--acquisition", "difference", "--cheap", "gfn2")
+    assert "difference of its forces to the cheap level" in said
+    assert "give --cheap gfn2" in called(*command, "--acquisition", "difference", "--overwrite", code=2)
+
+
 def test_coverage_and_correlation_are_those_of_their_definitions():
     errors = np.array([1.0, 2.0, 3.0, 4.0])
     found = covered(errors, errors / 2, 2.0)
