@@ -81,26 +81,26 @@ def write_folders(
     with _importing_from_here():
         labeller = find_labeller(calculator, memory=memory)
         unique = {structure.key(): structure for structure in structures}
-        folder.mkdir(parents=True, exist_ok=True)
-        natively = 0
-        for number, structure in enumerate(unique.values()):
-            place = folder / f"{number:05d}"
-            place.mkdir()
-            atoms = as_atoms(structure)
-            natively += _native_inputs(structure, labeller, place)
-            write(str(place / STRUCTURE), atoms, format="extxyz")
-    script = _script(folder, len(unique), calculator, seconds, memory, natively=bool(natively))
-    (folder / SCRIPT).write_text(script, encoding="utf-8")
-    content = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "calculator": calculator,
-        "calculator_version": labeller.version,
-        "level": labeller.level,
-        "keys": list(unique),
-    }
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder) as unfinished:
+            unfinished.mkdir()
+            natively = 0
+            for number, structure in enumerate(unique.values()):
+                place = unfinished / f"{number:05d}"
+                place.mkdir()
+                natively += _native_inputs(structure, labeller, place)
+                write(str(place / STRUCTURE), as_atoms(structure), format="extxyz")
+            script = _script(folder, len(unique), calculator, seconds, memory, natively=bool(natively))
+            (unfinished / SCRIPT).write_text(script, encoding="utf-8")
+            content = {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "calculator": calculator,
+                "calculator_version": labeller.version,
+                "level": labeller.level,
+                "keys": list(unique),
+            }
+            (unfinished / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
     said = "with the program's input files" if natively else "this calculator has no input files of its own"
     return Written(len(unique), said)
 
@@ -221,7 +221,12 @@ def _native_inputs(structure: Structure, labeller: Labeller, place: Path) -> boo
     from ase.calculators.genericfileio import GenericFileIOCalculator
 
     atoms = as_atoms(structure)
-    calculator: Any = labeller.make(atoms)
+    try:
+        calculator: Any = labeller.make(atoms)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{labeller.name} fails: {reason_of(error)}", key="--calculator") from error
     if isinstance(calculator, GenericFileIOCalculator):
         calculator.directory = place
         calculator.write_inputfiles(atoms, ["energy", "forces"])

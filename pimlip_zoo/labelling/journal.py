@@ -34,11 +34,16 @@ class Journal:
         self.path = path
         self.results: dict[str, dict[str, Any]] = {}
         """By key: ``result`` or ``failure``, and ``seconds``."""
+        self._head = json.dumps({"format": _FORMAT, "version": _VERSION, "calculator": calculator}) + "\n"
         if path.exists():
             self._read(calculator)
         else:
-            head = {"format": _FORMAT, "version": _VERSION, "calculator": calculator}
-            append(path, json.dumps(head) + "\n")
+            append(path, self._head)
+
+    @property
+    def empty(self) -> bool:
+        """Whether not a single structure has a label."""
+        return not any("result" in entry for entry in self.results.values())
 
     def add(self, key: str, entry: dict[str, Any]) -> None:
         """Write an entry down; a later one of the same key takes its place."""
@@ -65,6 +70,12 @@ class Journal:
             raise InputError(
                 "is damaged", file=self.path, mend="move it away, and everything is computed anew"
             ) from error
+        different = any(calculator.get(name) != value for name, value in head["calculator"].items())
+        if different and self.empty:  # such as a misspelt basis set: there is nothing to mix with
+            with replacing(self.path) as temporary:
+                temporary.write_text(self._head, encoding="utf-8")
+            self.results = {}
+            return
         for name, value in head["calculator"].items():
             if calculator.get(name) != value:
                 raise InputError(
@@ -90,6 +101,11 @@ def opened_journal(out: Path, calculator: dict[str, str]) -> Iterator[Journal]:
     if lock is None:
         raise InputError("another process is labelling into it", file=out, mend="wait until it is done")
     try:
-        yield Journal(path, calculator)
+        journal = Journal(path, calculator)
+        try:
+            yield journal
+        finally:
+            if not journal.results:
+                path.unlink(missing_ok=True)
     finally:
         lock.release()

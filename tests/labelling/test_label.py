@@ -212,6 +212,18 @@ def test_labels_of_two_calculators_do_not_get_into_one_file(here):
     assert "labels of two kinds do not belong in one file" in said
 
 
+def test_failures_of_a_calculator_do_not_stand_in_the_way_of_another(here):
+    called("some.extxyz", "--calculator", "odd:broken", "-o", "labels.extxyz", code=1)
+    said = called("some.extxyz", "--calculator", "odd:make", "-o", "labels.extxyz", "--no-compare")
+    assert "4 of 4 structures labelled" in said
+    assert not Path("labels.extxyz.failed.extxyz").exists()
+
+
+def test_a_refused_calculator_leaves_no_journal(here):
+    called("some.extxyz", "--calculator", "odd:nothing", "-o", "labels.extxyz", code=2)
+    assert not journal_path(Path("labels.extxyz")).exists()
+
+
 def test_a_file_that_no_labelling_wrote_stays(here):
     Path("labels.extxyz").write_text("mine")
     assert "is there already" in called("some.extxyz", "--calculator", "emt", "-o", "labels.extxyz", code=2)
@@ -410,6 +422,13 @@ def make(atoms):
         kpts=None,
     )
 """
+
+
+def test_a_factory_that_fails_leaves_no_half_written_folder(here):
+    before = sorted(here.iterdir())
+    said = called("some.extxyz", "--calculator", "odd:broken", "--write-inputs", "jobs", code=2)
+    assert "odd:broken fails: no licence" in said
+    assert [path for path in sorted(here.iterdir()) if path.name != "__pycache__"] == before
 
 
 def test_a_program_gets_its_own_input_files(here):
