@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing
+from pimlip_zoo.labelling.executor import ExecutorPool
 from pimlip_zoo.labelling.journal import Journal, journal_path, opened_journal
 from pimlip_zoo.labelling.processes import Limits, Outcome, Pool
 from pimlip_zoo.labelling.structures import Structure
@@ -64,6 +66,7 @@ def label(
     overwrite: bool = False,
     compare: bool | None = None,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> Labelling:
     """Compute what is not there yet, and write it.
 
@@ -82,6 +85,7 @@ def label(
         compare: find out with two further calculations whether energies and forces belong together; None: when the
             calculator is not one of this package.
         progress: told of each outcome.
+        executor: computes, in place of processes of our own; limits are then its business.
 
     Raises:
         InputError: for a calculator that cannot be used, a place that cannot be written, or forces that do not belong
@@ -89,7 +93,13 @@ def label(
     """
     check_output(out, overwrite=overwrite)
     scratch = out.with_name(out.name + ".scratch")
-    with Pool(calculator, workers=workers, limits=limits, folder=scratch) as pool:
+    if executor is not None and limits not in (None, Limits()):
+        raise InputError("are the executor's business", key="limits", mend="set them where it is configured")
+    with (
+        Pool(calculator, workers=workers, limits=limits, folder=scratch)
+        if executor is None
+        else ExecutorPool(calculator, executor, scratch)
+    ) as pool:
         about = {
             "name": calculator,
             "version": str(pool.about["version"]),

@@ -22,7 +22,7 @@ from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.structures import Structure
 
-__all__ = ["as_message", "from_message", "main"]
+__all__ = ["as_message", "from_message", "main", "reply"]
 
 
 def as_message(structure: Structure) -> dict[str, Any]:
@@ -77,10 +77,11 @@ def main() -> None:
         {"version": labeller.version, "level": labeller.level, "known": labeller.known},
     )
     while True:
-        _answer(answers, _reply(json.loads(lines.get()), labeller, Path(about["folder"])))
+        _answer(answers, reply(json.loads(lines.get()), labeller, Path(about["folder"])))
 
 
-def _reply(message: dict[str, Any], labeller: Any, folder: Path) -> dict[str, Any]:
+def reply(message: dict[str, Any], labeller: Any, folder: Path) -> dict[str, Any]:
+    """The answer to a structure: ``result``, ``failure`` or ``refused``."""
     from pimlip_zoo.labelling.evaluate import compute, force_factor
 
     structure = from_message(message["structure"])

@@ -277,6 +277,22 @@ def test_several_at_a_time_give_the_same_labels(here):
     assert Path("a.extxyz").read_bytes() == Path("b.extxyz").read_bytes()
 
 
+def test_an_executor_of_somebody_else_computes_the_same(here, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    monkeypatch.syspath_prepend(str(here))
+    called("some.extxyz", "--calculator", "odd:make", "-o", "a.extxyz", "--no-compare")
+    with ThreadPoolExecutor(1) as executor:
+        structures = load_structures("some.extxyz")
+        result = label(structures, here / "b.extxyz", "odd:make", compare=False, executor=executor)
+        assert result.labelled == 4
+        with pytest.raises(InputError, match="no calculator is called 'gfn3'"):
+            label(structures, here / "c.extxyz", "gfn3", executor=executor)
+        with pytest.raises(InputError, match="the executor's business"):
+            label(structures, here / "c.extxyz", "emt", executor=executor, limits=Limits(seconds=1))
+    assert Path("a.extxyz").read_bytes() == Path("b.extxyz").read_bytes()
+
+
 def test_charge_and_spin_reach_the_calculator(here):
     cation = molecule("OH")
     cation.info.update(charge=1, multiplicity=3)
