@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.config import load_config
 from pimlip_zoo.datasets.cheap import find_supervisor
+from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.offsets import subtract_labels
 from pimlip_zoo.datasets.pool import cached_labels
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.data import load_split
+from pimlip_zoo.labelling.committee import CommitteeUncertainty
 from pimlip_zoo.labelling.uncertainty import Posterior, fit_posterior, load_posterior, save_posterior
 from pimlip_zoo.training.checkpoint import baseline_of, checkpoint_path, load_potential
 
@@ -30,6 +32,9 @@ def uncertainty_function(
 ) -> Callable[[Atoms], NDArray[np.float64]]:
     """(N,) eV/Å of the forces of a structure: by the posterior of one run, or the spread of several.
 
+    The spread of run folders is calibrated on the validation structures of the first; that of checkpoints and native
+    models is taken as it is.
+
     Args:
         runs: whose calculator it is.
         calculator: of these runs.
@@ -38,7 +43,8 @@ def uncertainty_function(
     Raises:
         InputError: when the posterior has to be fitted and cannot be.
     """
-    if len(runs) > 1:
+    source: Posterior | CommitteeUncertainty
+    if any(Path(run).is_file() for run in runs) and len(runs) > 1:
 
         def spread(atoms: Atoms) -> NDArray[np.float64]:
             members = calculator.calculators[-1] if hasattr(calculator, "calculators") else calculator
@@ -48,10 +54,14 @@ def uncertainty_function(
         return spread
     from pimlip_zoo.deploy.ase import SkinnedNeighbours
 
-    posterior = posterior_of(runs[0], trust=trust)
-    potential = posterior.layer.potential
+    if len(runs) > 1:
+        members = [load_potential(run, difference=True) for run in runs]
+        source, potential = CommitteeUncertainty(members, _data_of(runs[0], trust=trust)[1]), members[0]
+    else:
+        source = posterior_of(runs[0], trust=trust)
+        potential = source.layer.potential
     neighbours = SkinnedNeighbours(potential.cutoff, 0.0)
-    return lambda atoms: posterior.forces_uncertainty(neighbours.graph(atoms, potential.species))
+    return lambda atoms: source.forces_uncertainty(neighbours.graph(atoms, potential.species))
 
 
 def posterior_of(run: str | Path, *, trust: bool = False) -> Posterior:
@@ -69,6 +79,14 @@ def posterior_of(run: str | Path, *, trust: bool = False) -> Posterior:
     kept = load_posterior(potential, checkpoint)
     if kept is not None:
         return kept
+    train, valid = _data_of(run, trust=trust)
+    posterior = fit_posterior(potential, train, valid)
+    save_posterior(posterior, checkpoint)
+    return posterior
+
+
+def _data_of(run: str | Path, *, trust: bool) -> tuple[Sequence[Frame], Sequence[Frame]]:
+    """Training and validation structures of a run, with the labels that it learnt."""
     config = Path(run) / "config.yaml"
     if not config.exists():
         raise InputError(
@@ -82,6 +100,4 @@ def posterior_of(run: str | Path, *, trust: bool = False) -> Posterior:
         supervisor = find_supervisor(baseline, trust=trust)
         train = subtract_labels(list(train), cached_labels(list(train), supervisor))
         valid = subtract_labels(list(valid), cached_labels(list(valid), supervisor))
-    posterior = fit_posterior(potential, train, valid)
-    save_posterior(posterior, checkpoint)
-    return posterior
+    return train, valid

@@ -194,3 +194,36 @@ def test_a_direct_head_is_refused():
     model = info.model(info.configure(**SMALL["nequip"], force_head="direct"), SPECIES)
     with pytest.raises(InputError, match="not linear in what the energies are made of"):
         LastLayer(Potential(model))
+
+
+def test_a_committee_is_calibrated_to_the_errors_of_its_mean(frames):
+    from pimlip_zoo.labelling.committee import CommitteeUncertainty
+
+    members = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        info = get_model("nequip")
+        members.append(
+            Potential(info.model(info.configure(**SMALL["nequip"]), SPECIES)).set_dtype(torch.float64)
+        )
+    committee = CommitteeUncertainty(members, frames)
+    batch = batch_of(frames)
+    predictions = [member(batch.graph, virial=False) for member in members]
+    forces = torch.stack([p.forces for p in predictions]).detach()
+    raw = torch.sqrt(((forces - forces.mean(0)) ** 2).sum(dim=(0, 2)) / 2).numpy()
+    error = torch.linalg.vector_norm(batch.labels.forces - forces.mean(0), dim=1).numpy()
+    uncertainty = committee.forces_uncertainty(batch.graph)
+    assert np.allclose(uncertainty, committee.forces.factor * raw**committee.forces.exponent, rtol=1e-9)
+    assert np.sqrt(np.mean((error / uncertainty) ** 2)) == pytest.approx(1.0, rel=1e-9)
+    covered = np.mean(error <= committee.forces.quantile * uncertainty)
+    assert covered == pytest.approx(0.9, abs=1 / len(error) + 0.02)
+    with pytest.raises(InputError, match="one potential has no spread"):
+        CommitteeUncertainty(members[:1], frames)
+    with pytest.raises(InputError, match="another cutoff"):
+        CommitteeUncertainty(
+            [
+                members[0],
+                Potential(info.model(info.configure(**{**SMALL["nequip"], "cutoff": 3.0}), SPECIES)),
+            ],
+            frames,
+        )
