@@ -145,6 +145,14 @@ def test_mistakes_are_one_line_before_anything_is_done(tmp_path, old, new, says)
     assert not (tmp_path / "out").exists()
 
 
+def test_the_example_of_the_page_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "rounds.md").read_text()
+    (tmp_path / "rounds.yaml").write_text(page.split("```yaml")[1].split("```")[0])
+    rounds = load_rounds(tmp_path / "rounds.yaml")
+    assert rounds.label.calculator == "pyscf:PBE/def2-svp"
+    assert rounds.stop.forces == 0.03
+
+
 def test_a_calculator_that_fails_for_all_ends_it_in_one_line(tmp_path):
     path = written(tmp_path, sample="{pool: 'builtin:cual-emt/train@20:40'}")
     path.write_text(path.read_text().replace("calculator: emt", "calculator: 'nomodule:make'"))
