@@ -26,7 +26,12 @@ def load(run: str | Path, **options: Any) -> Potential:
 
 
 def calculator(
-    *runs: str | Path, device: str = "cpu", skin: float = 0.5, trust: bool = False, **options: Any
+    *runs: str | Path,
+    device: str = "cpu",
+    skin: float = 0.5,
+    trust: bool = False,
+    uncertainty: bool = False,
+    **options: Any,
 ) -> Calculator:
     """An ASE calculator of a run folder, checkpoint or native model; of several, their mean with its spread.
 
@@ -39,10 +44,14 @@ def calculator(
         device: where to compute; native models compute on the CPU.
         skin: Å, see :class:`~pimlip_zoo.deploy.ase.PimlipCalculator`.
         trust: call the function that a run names as its cheap calculator; not needed for gfn2, gfn1 and emt.
+        uncertainty: ``results["energy_uncertainty"]`` and ``["forces_uncertainty"]`` with every evaluation, of one run
+            that stands alone, on the CPU; the posterior is fitted to the run's data when it is first asked for.
         options: of :func:`load`.
     """
     from pimlip_zoo.deploy.native.archive import SUFFIX
 
+    if uncertainty:
+        return _uncertain(runs, device=device, skin=skin, options=options)
     if len(runs) == 1 and str(runs[0]).endswith(SUFFIX):  # needs no torch, and imports none
         return _native(runs[0], device=device, skin=skin, options=options)
     from pimlip_zoo.deploy.ase import PimlipCalculator
@@ -61,6 +70,24 @@ def calculator(
     from pimlip_zoo.deploy.committee import CommitteeCalculator
 
     return with_baseline(CommitteeCalculator(members), baselines, trust=trust)
+
+
+def _uncertain(
+    runs: tuple[str | Path, ...], *, device: str, skin: float, options: dict[str, Any]
+) -> Calculator:
+    from pimlip_zoo.deploy.native.archive import SUFFIX
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.labelling.calculator import UncertainCalculator
+    from pimlip_zoo.run_posterior import posterior_of
+
+    if len(runs) != 1 or str(runs[0]).endswith(SUFFIX) or device != "cpu":
+        raise InputError(
+            "the uncertainty is that of one run or checkpoint, on the CPU",
+            key="uncertainty",
+            mend="several runs are a committee, whose spread is in energy_std and forces_std",
+        )
+    potential = load(runs[0], **options)
+    return UncertainCalculator(potential, posterior_of(runs[0]), skin=skin)
 
 
 def _native(path: str | Path, *, device: str, skin: float, options: dict[str, Any]) -> Calculator:

@@ -20,6 +20,7 @@ from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing
 from pimlip_zoo.graph import Batch, Predictions, collate, stress_from_virial
+from pimlip_zoo.labelling.uncertainty import Posterior, covered
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.report.parity import save_pairs
 from pimlip_zoo.report.remarks import remarks_on
@@ -37,6 +38,7 @@ __all__ = [
     "evaluate_run",
     "some_frames",
     "tests_of",
+    "uncertainty_summary",
 ]
 
 log = logging.getLogger("pimlip_zoo")
@@ -119,6 +121,35 @@ def evaluate_frames(
             for quantity, parts in pairs.items()
         },
     )
+
+
+def uncertainty_summary(
+    potential: Potential, posterior: Posterior, frames: Sequence[Frame], *, batch_size: int = 10
+) -> dict[str, Any]:
+    """How uncertainties compare with errors on labelled frames.
+
+    Returns:
+        For ``energy`` (structures) and ``forces`` (atoms), where labelled: ``correlation`` (Spearman's, of error and
+        uncertainty), ``coverage`` (share of the errors below the 90 % quantile), ``rms_error`` and
+        ``rms_uncertainty`` (eV, eV/Å), and ``bins``: root mean squares of both in ten groups by uncertainty.
+    """
+    values: dict[str, list[NDArray[np.float64]]] = {"energy": [], "forces": []}
+    for start in range(0, len(frames), batch_size):
+        batch = collate(_samples(frames[start : start + batch_size], start, potential, ""))
+        with torch.no_grad():
+            predicted = potential(batch.graph, forces=True, virial=False)
+        energy = (batch.labels.energy - predicted.energy).abs().numpy()
+        values["energy"].append(np.stack([energy, posterior.energy_uncertainty(batch.graph)]))
+        forces = torch.linalg.vector_norm(batch.labels.forces - predicted.forces, dim=1).numpy()
+        values["forces"].append(np.stack([forces, posterior.forces_uncertainty(batch.graph)]))
+    summary = {}
+    for name, parts in values.items():
+        error, uncertainty = np.concatenate(parts, axis=1)
+        quantile = getattr(posterior, name).quantile
+        known = np.isfinite(error)
+        if known.sum() > 1:
+            summary[name] = covered(error[known], uncertainty[known], quantile)
+    return summary
 
 
 def check_labelled(potential: Potential, spec: str) -> None:

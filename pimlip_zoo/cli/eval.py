@@ -38,6 +38,12 @@ def evaluate_command(
     stability: Annotated[
         bool, typer.Option("--stability", help="Also run short dynamics and push atoms together.")
     ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Compare uncertainties with the errors.")
+    ] = False,
+    calibration_plot: Annotated[
+        Path | None, typer.Option(help="Draw error against uncertainty: .png, .pdf, .svg.")
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Call the function that the run names as its cheap calculator.")
     ] = False,
@@ -80,10 +86,21 @@ def evaluate_command(
                 "there is nothing to evaluate on", key="--data", mend="give --data DATA, or --physics"
             )
     elif data is None:
-        _refuse("is of labelled structures", "give --data, too", {"--plot": plot, "--stability": stability})
+        _refuse(
+            "is of labelled structures",
+            "give --data, too",
+            {
+                "--plot": plot,
+                "--stability": stability,
+                "--uncertainty": uncertainty,
+                "--calibration-plot": calibration_plot,
+            },
+        )
     summary = None
     if data is not None:
         summary = _errors(run, data, dtype, batch_size, plot, stability=stability, trust=trust)
+        if uncertainty or calibration_plot is not None:
+            summary["uncertainty"] = _uncertainty(run, data, calibration_plot, trust=trust)
         if json_file is not None and not physics:
             _write(summary, json_file)
     if physics:
@@ -187,6 +204,43 @@ def _physics(
     if wrong := outside_tolerance(result):
         screen.print(f"[red]outside of the tolerance: {', '.join(wrong)}[/red]")
         raise typer.Exit(1)
+
+
+def _uncertainty(run: Path, data: str, plot: Path | None, *, trust: bool) -> dict[str, Any]:
+    """Calibration and coverage on these structures."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.evaluation import uncertainty_summary
+    from pimlip_zoo.run_posterior import posterior_of
+    from pimlip_zoo.training.checkpoint import baseline_of, load_potential
+    from pimlip_zoo.weak_labels.calculators import find_supervisor
+    from pimlip_zoo.weak_labels.offsets import subtract_labels
+    from pimlip_zoo.weak_labels.pool import cached_labels
+
+    screen = console()
+    posterior = posterior_of(run, trust=trust)
+    frames = load_frames(data)
+    baseline = baseline_of(run)
+    if baseline is not None:
+        frames = subtract_labels(frames, cached_labels(frames, find_supervisor(baseline, trust=trust)))
+    summary = uncertainty_summary(load_potential(run, difference=True), posterior, frames)
+    for name, unit in (("energy", "meV"), ("forces", "meV/Å")):
+        if name not in summary:
+            continue
+        found = summary[name]
+        correlation = "-" if found["correlation"] is None else f"{found['correlation']:.2f}"
+        screen.print(
+            f"uncertainty of {name}: {1e3 * found['rms_uncertainty']:.1f} {unit} where errors are "
+            f"{1e3 * found['rms_error']:.1f}, rank correlation {correlation}, the 90 % quantile covers "
+            f"{100 * found['coverage']:.1f} %",
+            soft_wrap=True,
+        )
+    if plot is not None:
+        from pimlip_zoo.report.calibration import calibration_plot
+
+        calibration_plot(summary, plot, title=f"{run} on {data}")
+        screen.print(f"calibration plot: {plot}")
+    return summary
 
 
 def _stability(run: Path, data: str, screen: Any, *, trust: bool) -> None:

@@ -73,6 +73,14 @@ def md_command(
     reactive: Annotated[bool, typer.Option("--reactive", help="Bonds may break.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[Precision | None, typer.Option(help="As trained if not given.")] = None,
+    stop_at_uncertainty: Annotated[
+        float | None,
+        typer.Option(help="eV/Å: stop where a force is less certain; stopped.extxyz keeps the structure."),
+    ] = None,
+    collect: Annotated[
+        float | None,
+        typer.Option(help="eV/Å: keep structures in which a force is less certain, in collected.extxyz."),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Call the function that the run names as its cheap calculator.")
     ] = False,
@@ -98,6 +106,11 @@ def md_command(
     atoms = read_structure(structure)
     drawn = atoms.has("momenta") and not keep_velocities
     atoms.calc = _calculator(runs, device, dtype, trust=trust)
+    uncertainty = None
+    if stop_at_uncertainty is not None or collect is not None:
+        from pimlip_zoo.run_posterior import uncertainty_function
+
+        uncertainty = uncertainty_function(runs, atoms.calc, trust=trust)
     screen = console()
     screen.print(
         f"{atoms.get_chemical_formula()}, {len(atoms)} atoms, {ensemble.value.upper()} at {temperature:g} K, "
@@ -112,8 +125,21 @@ def md_command(
         collected_signals() as signals,
         _progress(steps, screen) as progress,
     ):
-        result = run_md(atoms, settings, folder, limits=limits, progress=progress, stop=lambda: bool(signals))
+        watch = None
+        if uncertainty is not None:
+            from pimlip_zoo.labelling.watch import UncertaintyWatch
+
+            watch = UncertaintyWatch(uncertainty, folder, stop=stop_at_uncertainty, collect=collect)
+        result = run_md(
+            *(atoms, settings, folder),
+            limits=limits,
+            progress=progress,
+            stop=lambda: bool(signals),
+            watch=watch,
+        )
     _report(result, time.perf_counter() - start, folder, screen)
+    if watch is not None:
+        screen.print(watch.summary(), soft_wrap=True)
     if result.interrupted:
         final = shlex.quote(str(folder / "final.extxyz"))
         screen.print(f"go on with: --structure {final} --keep-velocities", soft_wrap=True)

@@ -117,6 +117,7 @@ def run_md(
     limits: StabilityLimits | None = None,
     progress: Callable[[dict[str, float]], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    watch: Callable[[Atoms, int], str | None] | None = None,
 ) -> MDResult:
     """Simulate, watch, write.
 
@@ -132,6 +133,7 @@ def run_md(
         limits: what counts as unstable.
         progress: called with each line of the log.
         stop: asked after every step; True ends the simulation as if all steps were done.
+        watch: asked with the structure and the step as often as stability is checked; a reason ends the simulation.
 
     Raises:
         InputError: for a folder that holds a simulation already or that another process writes to, a structure
@@ -152,7 +154,14 @@ def run_md(
     with claimed(out):
         _check_folder(out)  # another process may have been there since the first look
         return _simulate(
-            atoms, settings, out, dynamics=dynamics, monitor=monitor, progress=progress, stop=stop
+            atoms,
+            settings,
+            out,
+            dynamics=dynamics,
+            monitor=monitor,
+            progress=progress,
+            stop=stop,
+            watch=watch,
         )
 
 
@@ -165,17 +174,19 @@ def _simulate(
     monitor: StabilityMonitor,
     progress: Callable[[dict[str, float]], None] | None,
     stop: Callable[[], bool] | None,
+    watch: Callable[[Atoms, int], str | None] | None,
 ) -> MDResult:
     rows: list[dict[str, float]] = []
-    fault, interrupted, step = None, False, 0
+    fault, reason, interrupted, step = None, None, False, 0
     trajectory, log = out / "trajectory.extxyz", out / "log.csv"
     log.unlink(missing_ok=True)
     for step in _steps(dynamics, settings.steps):
         fault = monitor.check_finite(atoms)
         if fault is None and (step % min(settings.interval, _CHECK_EVERY) == 0 or step == settings.steps):
             fault = monitor.check(atoms)
+            reason = watch(atoms, step) if watch is not None and fault is None else None
         interrupted = stop is not None and step < settings.steps and stop()
-        ends = bool(fault) or interrupted or step == settings.steps
+        ends = bool(fault) or bool(reason) or interrupted or step == settings.steps
         if ends or step % settings.interval == 0:
             row = _row(atoms, step, settings)
             line = ",".join(_text(value) for value in row.values())
@@ -186,7 +197,7 @@ def _simulate(
                 progress(row)
         if ends:
             break
-    result = _result(rows, settings, fault, len(atoms), interrupted=interrupted)
+    result = _result(rows, settings, fault, len(atoms), interrupted=interrupted, reason=reason)
     _write_end(out, atoms, rows[-1], result)
     return result
 
@@ -332,12 +343,20 @@ def _frame_text(atoms: Atoms, row: dict[str, float]) -> str:
 
 
 def _result(
-    rows: list[dict[str, float]], settings: MDSettings, fault: str | None, atoms: int, *, interrupted: bool
+    rows: list[dict[str, float]],
+    settings: MDSettings,
+    fault: str | None,
+    atoms: int,
+    *,
+    interrupted: bool,
+    reason: str | None,
 ) -> MDResult:
     time = rows[-1]["time_fs"]
     drift = _drift(rows, atoms) if settings.ensemble == "nve" else None
     if fault is not None:
         verdict = f"unstable after {time:g} fs (step {rows[-1]['step']}): {fault}"
+    elif reason is not None:
+        verdict = f"stopped after {time:g} fs (step {rows[-1]['step']}): {reason}"
     elif interrupted:
         verdict = f"interrupted after {time:g} fs, stable until then"
     else:
@@ -345,7 +364,7 @@ def _result(
         if drift is not None:
             verdict += f", total energy drifts by {drift:+.3g} meV/atom/ps"
     return MDResult(
-        stable=fault is None and not interrupted,
+        stable=fault is None and reason is None and not interrupted,
         verdict=verdict,
         steps=int(rows[-1]["step"]),
         time_fs=time,

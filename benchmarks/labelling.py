@@ -1,0 +1,299 @@
+"""Which structures to label: chosen ones against random ones, and uncertainties against true errors.
+
+    python benchmarks/labelling.py run --root DATA --sets acac,tio2,cual --seeds 0,1,2
+    python benchmarks/labelling.py show
+    python benchmarks/labelling.py docs                                   (docs/results/labelling.md)
+
+``first``: a first batch of --labels structures by each acquisition that needs no model, one training on it. ``next``:
+half as many at random, one training, the other half by each acquisition, a training on all. Both with the same number
+of steps, the same validation structures and the same tests. Each training is one line in
+``benchmarks/results/labelling.jsonl``; what is there is not run again. DATA is the folder of the data sets, see
+``benchmarks/weak/sets.py``; cual is built in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "labelling.jsonl"
+PAGE = ROOT / "docs" / "results" / "labelling.md"
+
+SETS: dict[str, dict[str, Any]] = {
+    "acac": {
+        "pool": "acac/train_300K.extxyz@0:450,acac/train_600K.extxyz@0:450",
+        "valid": "acac/train_300K.extxyz@450:475,acac/train_600K.extxyz@450:475",
+        "tests": ("acac/test_MD_300K.extxyz@::4", "acac/test_MD_600K.extxyz@::4"),
+        "batch_size": 5,
+    },
+    "tio2": {
+        "pool": "tio2_aenet1000/train_800.extxyz",
+        "valid": "tio2_aenet1000/valid_50.extxyz",
+        "tests": ("tio2_aenet1000/test_150.extxyz",),
+        "batch_size": 4,
+    },
+    "cual": {
+        "pool": "builtin:cual-emt/train",
+        "valid": "builtin:cual-emt/valid",
+        "tests": ("builtin:cual-emt/test",),
+        "batch_size": 4,
+    },
+}
+FIRST = ("random", "farthest", "coverage", "cluster")
+NEXT = ("random", "coverage", "gradient", "variance")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train what is not there yet")
+    run.add_argument("--root", default="", help="folder of the data sets; not needed for cual")
+    run.add_argument("--sets", default="acac,tio2,cual")
+    run.add_argument("--seeds", default="0,1,2")
+    run.add_argument("--parts", default="first,next")
+    run.add_argument("--labels", type=int, default=50)
+    run.add_argument("--steps", type=int, default=400)
+    run.add_argument("--model", default="nequip")
+    run.add_argument("--runs", type=Path, default=ROOT / "runs" / "labelling")
+    run.set_defaults(function=run_all)
+    commands.add_parser("show", help="print what is there").set_defaults(function=show)
+    commands.add_parser("docs", help="write docs/results/labelling.md").set_defaults(function=docs)
+    options = parser.parse_args()
+    return options.function(options)
+
+
+def run_all(options: argparse.Namespace) -> int:
+    import logging
+
+    logging.getLogger("pimlip_zoo").setLevel(logging.WARNING)
+    for seed in map(int, options.seeds.split(",")):
+        for name in options.sets.split(","):
+            for part in options.parts.split(","):
+                ways = FIRST if part == "first" else NEXT
+                for way in ways:
+                    key = {
+                        "set": name,
+                        "part": part,
+                        "acquisition": way,
+                        "labels": options.labels,
+                        "steps": options.steps,
+                        "model": options.model,
+                        "seed": seed,
+                    }
+                    if any(all(row.get(k) == v for k, v in key.items()) for row in read()):
+                        continue
+                    row = key | point(key, options)
+                    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+                    with RESULTS.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(line(row), flush=True)
+    return 0
+
+
+def point(key: dict, options: argparse.Namespace) -> dict:
+    """Choose, train, test."""
+    import numpy as np
+
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.labelling.select import select
+
+    study = SETS[key["set"]]
+    pool = load_frames(placed(options.root, study["pool"]))
+    valid = load_frames(placed(options.root, study["valid"]))[:50]
+    count = min(key["labels"], len(pool) // 2)
+    started = time.process_time()
+    if key["part"] == "first":
+        if key["acquisition"] == "random":
+            chosen = np.random.default_rng(1000 + key["seed"]).permutation(len(pool))[:count].tolist()
+        else:
+            made = select(pool, count, acquisition=key["acquisition"], seed=key["seed"])
+            chosen = [choice.index for choice in made.choices]
+    else:
+        half = np.random.default_rng(1000 + key["seed"]).permutation(len(pool))[: count // 2].tolist()
+        rest = [index for index in range(len(pool)) if index not in set(half)]
+        known = [pool[index] for index in half]
+        before = options.runs / f"{key['set']}-{key['seed']}-{count // 2}-{key['steps']}-{key['model']}"
+        potential = trained(before, known, valid, key, study)
+        posterior = fitted(before, potential, known, valid) if key["acquisition"] == "variance" else None
+        started = time.process_time()
+        made = select(
+            [pool[index] for index in rest],
+            count - len(half),
+            acquisition=key["acquisition"],
+            known=known,
+            potential=potential,
+            posterior=posterior,
+            seed=key["seed"],
+        )
+        chosen = half + [rest[choice.index] for choice in made.choices]
+    choosing = time.process_time() - started
+    train = [pool[index] for index in chosen]
+    folder = options.runs / f"{key['set']}-{key['seed']}-{key['part']}-{key['acquisition']}-{key['steps']}"
+    started = time.process_time()
+    potential = trained(folder, train, valid, key, study)
+    training = time.process_time() - started
+    posterior = fitted(folder, potential, train, valid)
+    shutil.rmtree(folder)
+    tests = {test: tested(potential, posterior, placed(options.root, test)) for test in study["tests"]}
+    return {
+        "chosen": chosen,
+        "choosing_s": round(choosing, 1),
+        "training_s": round(training, 1),
+        "tests": tests,
+    }
+
+
+def trained(folder: Path, train: list, valid: list, key: dict, study: dict) -> Any:
+    """The potential of a training, which is not repeated while its folder is there."""
+    from pimlip_zoo.config import load_config
+    from pimlip_zoo.experiment import prepare
+    from pimlip_zoo.experiment import train as train_run
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    if not (folder / "done").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        settings: dict[str, object] = {
+            "seed": key["seed"],
+            "model.name": key["model"],
+            "model.preset": "small",
+            "data.train": "given",
+            "data.valid": "given",
+            "data.energy_references": "least_squares",
+            "data.batch_size": study["batch_size"],
+            "trainer.max_steps": key["steps"],
+            "trainer.valid_every": max(key["steps"] // 4, 50),
+            "trainer.threads": 1,
+        }
+        config = load_config(None, list(settings.items()))
+        if train_run(prepare(config, split=(train, valid)), folder).signal is not None:
+            sys.exit(1)
+        (folder / "done").touch()
+    return load_potential(folder)
+
+
+def fitted(folder: Path, potential: Any, train: list, valid: list) -> Any:
+    from pimlip_zoo.labelling.uncertainty import fit_posterior, load_posterior, save_posterior
+    from pimlip_zoo.training.checkpoint import checkpoint_path
+
+    checkpoint = checkpoint_path(folder)
+    kept = load_posterior(potential, checkpoint)
+    if kept is None:
+        kept = fit_posterior(potential, train, valid)
+        save_posterior(kept, checkpoint)
+    return kept
+
+
+def tested(potential: Any, posterior: Any, data: str) -> dict:
+    """Errors in meV per atom and meV/Å, the worst structures' too; uncertainty of forces against their errors."""
+    import numpy as np
+    import torch
+
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.evaluation import evaluate_frames, uncertainty_summary
+    from pimlip_zoo.labelling.select import predicted_forces
+
+    frames = load_frames(data)
+    torch.manual_seed(0)
+    summary = evaluate_frames(potential, frames).summary
+    of_structure = [
+        float(np.sqrt(np.mean((frame.forces - forces) ** 2)))
+        for frame, forces in zip(frames, predicted_forces(potential, frames), strict=True)
+    ]
+    trust = uncertainty_summary(potential, posterior, frames[:: max(1, len(frames) // 100)])
+    return {
+        "energy": round(1e3 * summary["energy_per_atom"]["rmse"], 3),
+        "forces": round(1e3 * summary["forces"]["rmse"], 2),
+        "forces_worst_tenth": round(
+            1e3 * float(np.mean(np.sort(of_structure)[-max(len(frames) // 10, 1) :])), 1
+        ),
+        "correlation": round(trust["forces"]["correlation"], 3),
+        "coverage": round(trust["forces"]["coverage"], 3),
+    }
+
+
+def placed(root: str, data: str) -> str:
+    return ",".join(part if part.startswith("builtin:") else f"{root}/{part}" for part in data.split(","))
+
+
+def read() -> list[dict]:
+    return [json.loads(text) for text in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+PARTS = (
+    "E {energy:.2f} F {forces:.1f} (worst tenth {forces_worst_tenth:.0f})",
+    "corr {correlation:.2f} cover {coverage:.2f}",
+)
+
+
+def line(row: dict) -> str:
+    cells = [" ".join(PARTS).format(**values) for values in row["tests"].values()]
+    return (
+        f"{row['set']:5s} {row['part']:5s} {row['acquisition']:9s} seed {row['seed']}  "
+        f"{row['choosing_s']:.0f}+{row['training_s']:.0f} s  " + "  |  ".join(cells)
+    )
+
+
+def show(options: argparse.Namespace) -> int:  # noqa: ARG001
+    for row in sorted(read(), key=lambda r: (r["set"], r["part"], r["acquisition"], r["seed"])):
+        print(line(row))
+    print()
+    for text in table():
+        print(text)
+    return 0
+
+
+HEAD = (
+    *("set", "labels", "batch", "test", "acquisition", "seeds", "energy, meV/atom", "forces, meV/Å"),
+    *("worst tenth", "correlation", "coverage"),
+)
+
+
+def table() -> list[str]:
+    """Means and standard deviations over seeds."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in read():
+        for test, values in row["tests"].items():
+            group = (row["set"], row["labels"], row["part"], test.split("@")[0], row["acquisition"])
+            groups.setdefault(group, []).append(values)
+    order = {name: place for place, name in enumerate(dict.fromkeys(FIRST + NEXT))}
+    lines = [
+        "| " + " | ".join(HEAD) + " |",
+        "|" + "---|" * len(HEAD),
+    ]
+    for group in sorted(groups, key=lambda g: (*g[:4], order[g[4]])):
+        rows = groups[group]
+        cells = [spread([r[k] for r in rows]) for k in ("energy", "forces", "forces_worst_tenth")]
+        cells += [f"{statistics.mean(r[k] for r in rows):.2f}" for k in ("correlation", "coverage")]
+        head = [*map(str, group), str(len(rows))]
+        lines.append("| " + " | ".join([*head, *cells]) + " |")
+    return lines
+
+
+def spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    return f"{statistics.mean(values):.3g} ± {statistics.stdev(values):.2g}"
+
+
+BEGIN, END = "<!-- labelling: begin -->", "<!-- labelling: end -->"
+
+
+def docs(options: argparse.Namespace) -> int:  # noqa: ARG001
+    text = PAGE.read_text(encoding="utf-8")
+    start, rest = text.split(BEGIN)
+    end = rest.split(END)[1]
+    PAGE.write_text(f"{start}{BEGIN}\n" + "\n".join(table()) + f"\n{END}{end}", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""``pimlip-zoo label``: reference labels from a calculator."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pimlip_zoo.labelling.label import Labelling
+    from pimlip_zoo.labelling.processes import Outcome
+
+app = typer.Typer()
+
+EXAMPLE = """
+Examples:
+
+  pimlip-zoo label chosen.extxyz --calculator pyscf:PBE/def2-svp -o labels.lmdb
+
+  pimlip-zoo label chosen.extxyz --calculator my_orca:make -o labels.extxyz --workers 4 --time-limit 2h --memory 8GB
+
+  pimlip-zoo label chosen.extxyz --calculator my_vasp:make --write-inputs jobs     (for a cluster)
+
+  pimlip-zoo label chosen.extxyz --calculator my_vasp:make --read-outputs jobs -o labels.lmdb
+
+Run it again after an interruption: what is there is not computed twice. Exit code 1: some structures have no label.
+"""
+
+
+@app.command("label", epilog=EXAMPLE)
+def label_command(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Structures; keys charge and multiplicity are passed on.")
+    ],
+    calculator: Annotated[
+        str,
+        typer.Option(
+            help="gfn2, gfn1, emt, pyscf:METHOD/BASIS, or MODULE:FACTORY of an ASE calculator.",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="labels.lmdb or labels.extxyz.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Calculations at a time.")] = 1,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Of one calculation: 90s, 30m, 2h; none if not given.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Of one calculation: 500MB, 8GB; none if not given.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(help="Level of theory to record; the calculator's name for it if not given.")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Compute again what failed.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    compare: Annotated[
+        bool | None,
+        typer.Option(
+            help="Check by two more calculations that forces belong to energies; by default for MODULE:FACTORY."
+        ),
+    ] = None,
+    write_inputs: Annotated[
+        Path | None, typer.Option(help="Compute nothing: a folder for each structure, and a SLURM script.")
+    ] = None,
+    read_outputs: Annotated[
+        Path | None, typer.Option(help="Collect what was computed in that folder.")
+    ] = None,
+    output_file: Annotated[
+        str | None,
+        typer.Option(help="With --read-outputs: the program's own output in each folder, such as OUTCAR."),
+    ] = None,
+) -> None:
+    """Compute energies, forces and stress of structures with any ASE calculator."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.labelling.structures import load_structures
+
+    seconds = amount(time_limit, {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}, "--time-limit")
+    megabytes = amount(memory, {"mb": 1.0, "gb": 1000.0, "": 1.0}, "--memory")
+    screen = console()
+    if write_inputs is not None:
+        from pimlip_zoo.labelling.cluster import write_folders
+
+        if out is not None or read_outputs is not None:
+            raise InputError("goes without -o and --read-outputs", key="--write-inputs")
+        written = write_folders(
+            load_structures(data), write_inputs, calculator, seconds=seconds, memory=megabytes
+        )
+        screen.print(f"{written.count} folders in {write_inputs}; {written.natively}", soft_wrap=True)
+        screen.print(f"then: sbatch {write_inputs}/array.slurm", soft_wrap=True)
+        return
+    if out is None:
+        raise InputError("is missing", key="--out", mend="name the file of labels: -o labels.lmdb")
+    structures = load_structures(data)
+    if read_outputs is not None:
+        from pimlip_zoo.labelling.cluster import read_folders
+
+        result = read_folders(
+            structures,
+            read_outputs,
+            out,
+            calculator,
+            level=level,
+            output_file=output_file,
+            overwrite=overwrite,
+        )
+    else:
+        from pimlip_zoo.labelling.label import label
+        from pimlip_zoo.labelling.processes import Limits
+
+        with _progress(screen) as progress:
+            result = label(
+                structures,
+                out,
+                calculator,
+                workers=workers,
+                limits=Limits(seconds=seconds, memory=megabytes),
+                level=level,
+                retry=retry,
+                overwrite=overwrite,
+                compare=compare,
+                progress=progress,
+            )
+    _report(result, len(structures), screen)
+    if result.failures:
+        raise typer.Exit(1)
+
+
+def amount(text: str | None, units: dict[str, float], key: str) -> float | None:
+    """A number with a unit.
+
+    >>> amount("2h", {"h": 3600.0}, "--time-limit")
+    7200.0
+    """
+    import re
+
+    from pimlip_zoo.errors import InputError
+
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in units or float(match[1]) <= 0:
+        known = ", ".join(unit for unit in units if unit)
+        raise InputError(f"{text!r} is no amount", key=key, mend=f"a number with one of {known}")
+    return float(match[1]) * units[match[2].lower()]
+
+
+def _report(result: Labelling, total: int, screen: Any) -> None:
+    there = total - result.computed
+    before = f" ({there} were there)" if there > 0 and result.computed < total else ""
+    screen.print(
+        f"{result.labelled} of {total} structures labelled{before}"
+        + (f": {result.out}" if result.out else ""),
+        soft_wrap=True,
+    )
+    if not result.failures:
+        return
+    for reason, count in Counter(failure.reason for failure in result.failures).most_common(10):
+        first = next(failure.place for failure in result.failures if failure.reason == reason)
+        screen.print(f"[red]without a label:[/red] {count}: {reason} (first: {first})", soft_wrap=True)
+    screen.print(f"they are in {result.failed_file}; --retry computes them again", soft_wrap=True)
+
+
+@contextmanager
+def _progress(screen: Any) -> Iterator[Callable[[Outcome, int, int], None]]:
+    """A bar on a terminal, else a line for each tenth."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    last = -1
+
+    def show(outcome: Outcome, done: int, total: int) -> None:
+        nonlocal last
+        bar.update(task, completed=done, total=total)
+        tenth = 10 * done // max(total, 1)
+        if not screen.is_terminal and tenth > last:
+            last = tenth
+            how = "failed" if outcome.result is None else f"{outcome.seconds:.1f} s"
+            screen.print(f"{done} of {total} ({how})")
+
+    columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield show

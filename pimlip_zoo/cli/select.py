@@ -1,0 +1,156 @@
+"""``pimlip-zoo select``: which structures to label next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pimlip_zoo.datasets.frame import Frame
+    from pimlip_zoo.labelling.select import Selection
+
+app = typer.Typer()
+
+EXAMPLE = """
+Examples:
+
+  pimlip-zoo select pool.extxyz -n 50 -o first.extxyz                       (a first batch: no model is needed)
+
+  pimlip-zoo select pool.extxyz --run runs/mace-1 -n 20 -o next.extxyz      (what this run does not know yet)
+
+Then: pimlip-zoo label next.extxyz --calculator ... -o labels.lmdb. Names of acquisitions: --acquisition list.
+"""
+FIRST, NEXT = "coverage", "variance"
+"""The acquisitions that are taken without and with a run, when none is named; see docs/guide/selection.md."""
+
+
+@app.command("select", epilog=EXAMPLE)
+def select_command(
+    pool: Annotated[
+        str, typer.Argument(metavar="POOL", help="Structures to choose from; labels are not needed.")
+    ],
+    number: Annotated[int, typer.Option("--number", "-n", help="How many.")] = 20,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The chosen structures.")] = Path("chosen.extxyz"),
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder: chosen is what it does not know; its data are known.")
+    ] = None,
+    acquisition: Annotated[
+        str | None,
+        typer.Option(help=f"How; {FIRST} without a run and {NEXT} with one if not given; or list."),
+    ] = None,
+    known: Annotated[str | None, typer.Option(help="Structures that are labelled already.")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run or imported model whose features tell structures apart; random ones if not given."
+        ),
+    ] = None,
+    cheap: Annotated[
+        str | None, typer.Option(help="Cheap calculator, for the acquisition `difference`: gfn2, ...")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of random choices.")] = 0,
+    max_force: Annotated[
+        float, typer.Option(help="eV/Å: structures with a larger force are left out.")
+    ] = 50.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Choose from a pool the structures that are worth the next labels."""
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.labelling.acquisition import ACQUISITIONS
+    from pimlip_zoo.labelling.select import select
+
+    screen = console()
+    if acquisition == "list":
+        for name, way in ACQUISITIONS.all().items():
+            need = " (needs --run)" if way.needs_run else ""
+            screen.print(f"[bold]{name}[/bold]{need}: {way.description}", soft_wrap=True)
+        return
+    if out.suffix not in (".extxyz", ".xyz", ".lmdb"):
+        raise InputError("is no format for structures", file=out, mend="name it .extxyz, .xyz or .lmdb")
+    if out.exists() and not overwrite:
+        raise InputError("is there already", file=out, mend="name another file, or give --overwrite")
+    name = acquisition or (NEXT if run is not None else FIRST)
+    ACQUISITIONS.get(name, key="--acquisition")
+    frames = load_frames(pool)
+    labelled = load_frames(known) if known else []
+    potential = posterior = None
+    if run is not None:
+        from pimlip_zoo.training.checkpoint import load_potential
+
+        potential = load_potential(run, difference=True)
+        labelled += _training_structures(run)
+        if name == "variance":
+            from pimlip_zoo.run_posterior import posterior_of
+
+            posterior = posterior_of(run)
+    eyes = None
+    if features is not None:
+        from pimlip_zoo.training.checkpoint import load_potential
+
+        eyes = load_potential(features, difference=True)
+    chosen = select(
+        frames,
+        number,
+        acquisition=name,
+        known=labelled,
+        potential=potential,
+        posterior=posterior,
+        eyes=eyes,
+        cheap=cheap,
+        seed=seed,
+        max_force=max_force,
+        source=pool,
+    )
+    _write(chosen.frames, out)
+    _report(chosen, len(frames), out, screen)
+
+
+def _training_structures(run: Path) -> list[Frame]:
+    """Those of a run folder; of a checkpoint alone, none are known."""
+    from pimlip_zoo.config import load_config
+    from pimlip_zoo.experiment import load_split
+
+    path = run / "config.yaml"
+    if not path.exists():
+        return []
+    return list(load_split(load_config(path, complete=True))[0])
+
+
+def _write(frames: Sequence[Frame], out: Path) -> None:
+    from pimlip_zoo.datasets.frame import frame_to_atoms
+    from pimlip_zoo.files import replacing
+
+    with replacing(out) as temporary:
+        if out.suffix == ".lmdb":
+            from pimlip_zoo.datasets.lmdb import write_store
+
+            write_store(temporary, frames)
+        else:
+            from ase.io import write
+
+            write(str(temporary), [frame_to_atoms(frame) for frame in frames], format="extxyz")
+
+
+def _report(chosen: Selection, total: int, out: Path, screen: Any) -> None:
+    import math
+
+    screen.print(f"{len(chosen.frames)} of {total} structures by {chosen.acquisition}: {out}", soft_wrap=True)
+    if chosen.left_out:
+        screen.print(f"{len(chosen.left_out)} were left out:")
+        for each in chosen.left_out[:20]:
+            screen.print(f"  structure {each.index}: {each.reason}", soft_wrap=True)
+        if len(chosen.left_out) > 20:
+            screen.print(f"  and {len(chosen.left_out) - 20} more")
+    gains = [choice.gain for choice in chosen.choices]
+    if not chosen.unit or not all(map(math.isfinite, gains)):
+        return
+    screen.print(f"what each is expected to bring ({chosen.unit}):", soft_wrap=True)
+    for rank, choice in enumerate(chosen.choices):
+        if rank < 10 or rank == len(gains) - 1:
+            screen.print(f"  {rank + 1:4d}. structure {choice.index}: {choice.gain:.4g}")

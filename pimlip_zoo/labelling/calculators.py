@@ -1,0 +1,121 @@
+"""The calculators that label, by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pimlip_zoo.errors import InputError, reason_of
+from pimlip_zoo.weak_labels.calculators import find_supervisor
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+
+__all__ = ["KEY", "Labeller", "find_labeller"]
+
+KEY = "--calculator"
+_LEVELS = {"gfn1": "GFN1-xTB", "gfn2": "GFN2-xTB", "emt": "EMT"}
+_WITHOUT_CHARGE = ("emt",)
+_PYSCF = "pyscf:"
+
+
+class Labeller(NamedTuple):
+    """A calculator, and what is recorded of it."""
+
+    name: str
+    """As the user gave it."""
+    version: str
+    """Package and version that compute it."""
+    level: str
+    """Level of theory."""
+    make: Callable[[Atoms], Calculator]
+    """The calculator for a structure."""
+    known: bool
+    """Whether its units are this package's business."""
+    takes_charge: bool
+    """Whether it can do anything but neutral closed shells."""
+
+
+def find_labeller(name: str, *, memory: float | None = None) -> Labeller:
+    """The calculator of that name, imported and looked at.
+
+    Args:
+        name: ``gfn2``, ``gfn1``, ``emt``, ``pyscf:METHOD/BASIS``, or ``MODULE:FACTORY``. The factory is called without
+            arguments, or, when it has a parameter, with the structure (ASE atoms, ``info["charge"]`` and
+            ``info["multiplicity"]`` among it), and returns an ASE calculator.
+        memory: MB that it may use, for those that can be told.
+
+    Raises:
+        InputError: when there is none, or what computes it is not installed.
+    """
+    if name.startswith(_PYSCF):
+        return _quantum(name, memory)
+    if ":" in name and not name.startswith("run:"):
+        return _imported(name)
+    try:
+        found = find_supervisor(name, trust=True)
+    except InputError as error:
+        mend = error.mend
+        if name not in _LEVELS:
+            mend = "gfn2, gfn1, emt, pyscf:METHOD/BASIS, or MODULE:FACTORY of an ASE calculator"
+        raise InputError(error.message.replace("cheap ", ""), key=KEY, mend=mend) from error
+    level = _LEVELS.get(name, name)
+    one = found.make()
+    return Labeller(
+        name, found.version, level, lambda _: one, known=True, takes_charge=name not in _WITHOUT_CHARGE
+    )
+
+
+def _quantum(name: str, memory: float | None) -> Labeller:
+    from pimlip_zoo.labelling.quantum import PySCFCalculator, parse_level
+
+    level = parse_level(name.removeprefix(_PYSCF))
+    if importlib.util.find_spec("pyscf") is None:
+        raise InputError("pyscf is not installed", key=KEY, mend="pip install 'pimlip-zoo[pyscf]'")
+    one = PySCFCalculator(level, memory)
+    return Labeller(name, _package("pyscf"), str(level), lambda _: one, known=True, takes_charge=True)
+
+
+def _imported(name: str) -> Labeller:
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(reason_of(error), key=KEY, mend=f"is {name} importable from here?") from error
+    except Exception as error:
+        raise InputError(f"{module} cannot be imported: {reason_of(error)}", key=KEY) from error
+    if not callable(found):
+        raise InputError(f"{name} is no function", key=KEY, mend="it has to return an ASE calculator")
+    takes = _takes_structure(found)
+
+    def make(atoms: Atoms) -> Calculator:
+        calculator = found(atoms) if takes else found()
+        if not hasattr(calculator, "get_potential_energy"):
+            raise InputError(
+                f"{name} returns {type(calculator).__name__}, which is no ASE calculator", key=KEY
+            )
+        return calculator
+
+    return Labeller(name, _package(module.split(".")[0]), name, make, known=False, takes_charge=True)
+
+
+def _takes_structure(factory: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
+
+
+def _package(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return name

@@ -1,0 +1,111 @@
+"""What was computed, line by line, from the moment it is known: nothing is lost, and nothing computed twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import append, replacing
+from pimlip_zoo.locks import try_lock
+
+__all__ = ["Journal", "journal_path", "opened_journal"]
+
+_FORMAT, _VERSION = "pimlip-zoo labels", 1
+
+
+def journal_path(out: Path) -> Path:
+    """The journal of a file of labels."""
+    return out.with_name(out.name + ".journal")
+
+
+class Journal:
+    """Results and failures by the key of a structure, in a file to which lines are added.
+
+    Args:
+        path: the file; :func:`opened_journal` makes and locks it.
+        calculator: name, version and level, which all results have in common.
+    """
+
+    def __init__(self, path: Path, calculator: dict[str, str]) -> None:
+        self.path = path
+        self.results: dict[str, dict[str, Any]] = {}
+        """By key: ``result`` or ``failure``, and ``seconds``."""
+        self._head = json.dumps({"format": _FORMAT, "version": _VERSION, "calculator": calculator}) + "\n"
+        if path.exists():
+            self._read(calculator)
+        else:
+            append(path, self._head)
+
+    @property
+    def empty(self) -> bool:
+        """Whether not a single structure has a label."""
+        return not any("result" in entry for entry in self.results.values())
+
+    def add(self, key: str, entry: dict[str, Any]) -> None:
+        """Write an entry down; a later one of the same key takes its place."""
+        append(self.path, json.dumps({"key": key, **entry}) + "\n")
+        self.results[key] = entry
+
+    def _read(self, calculator: dict[str, str]) -> None:
+        content = self.path.read_bytes()
+        whole, newline, torn = content.rpartition(b"\n")
+        if torn:  # a line that was being written when its process was killed
+            with replacing(self.path) as temporary:
+                temporary.write_bytes(whole + newline)
+        lines = whole.split(b"\n")
+        try:
+            head = json.loads(lines[0])
+            if head["format"] != _FORMAT or head["version"] != _VERSION:
+                raise InputError("is no journal of this version", file=self.path)  # noqa: TRY301
+            for line in lines[1:]:
+                entry = json.loads(line)
+                self.results[str(entry.pop("key"))] = entry
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                "is damaged", file=self.path, mend="move it away, and everything is computed anew"
+            ) from error
+        different = any(calculator.get(name) != value for name, value in head["calculator"].items())
+        if different and self.empty:  # such as a misspelt basis set: there is nothing to mix with
+            with replacing(self.path) as temporary:
+                temporary.write_text(self._head, encoding="utf-8")
+            self.results = {}
+            return
+        for name, value in head["calculator"].items():
+            if calculator.get(name) != value:
+                raise InputError(
+                    f"its labels have {name} {value}, given is {calculator.get(name)}",
+                    file=self.path,
+                    mend="labels of two kinds do not belong in one file: name another with -o",
+                )
+
+
+@contextmanager
+def opened_journal(out: Path, calculator: dict[str, str]) -> Iterator[Journal]:
+    """The journal of a file of labels, for this process alone.
+
+    Raises:
+        InputError: while another process has it, when it is damaged, or when it is of another calculator.
+    """
+    path = journal_path(out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(path.with_name(path.name + ".lock"))
+    except OSError as error:
+        raise InputError(f"cannot be made: {(error.strerror or str(error)).lower()}", file=path) from error
+    if lock is None:
+        raise InputError("another process is labelling into it", file=out, mend="wait until it is done")
+    try:
+        journal = Journal(path, calculator)
+        try:
+            yield journal
+        finally:
+            if not journal.results:
+                path.unlink(missing_ok=True)
+    finally:
+        lock.release()

@@ -1,0 +1,378 @@
+"""From a structure and a reference code to a potential: sample, select, label, train, test, until it is good enough.
+
+Every round has a folder, and every phase leaves one file in it, written as a whole or not at all: run again after an
+interruption, a phase whose file is there is not done again. Labels are kept one by one, trainings resume.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pimlip_zoo.config import RunConfig, load_config
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.lmdb import FrameStore, write_store
+from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.evaluation import evaluate
+from pimlip_zoo.experiment.stages import prepare_run, train_run
+from pimlip_zoo.files import replacing
+from pimlip_zoo.labelling.acquisition import ACQUISITIONS
+from pimlip_zoo.labelling.label import label
+from pimlip_zoo.labelling.processes import Limits
+from pimlip_zoo.labelling.select import select
+from pimlip_zoo.labelling.structures import structure_of
+from pimlip_zoo.locks import claimed
+from pimlip_zoo.run_posterior import posterior_of
+from pimlip_zoo.training.checkpoint import load_potential
+from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.pool import PoolOptions, sample_pool
+from pimlip_zoo.yaml_file import read_yaml
+
+__all__ = ["Rounds", "StoppedError", "load_rounds", "read_table", "run_rounds"]
+
+log = logging.getLogger("pimlip_zoo")
+
+TABLE = "rounds.json"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Sampling(_Section):
+    """Where structures come from."""
+
+    pool: str | None = None
+    """DATA of structures to choose from, the same in all rounds; nothing is sampled."""
+    start: str | None = None
+    """DATA of structures where dynamics start, when there is no pool."""
+    calculator: str = "gfn2"
+    """The cheap level, of the dynamics of the first round; later ones use the potential of the round before."""
+    structures: int = Field(200, gt=0)
+    """Sampled in a round."""
+    temperatures: tuple[float, ...] = (300.0, 600.0, 900.0)
+    """K. The first round has all; the potential begins with the lowest and gets one more in each round."""
+    timestep: float = Field(0.5, gt=0)
+    stride: int = Field(20, gt=0)
+
+
+class Labels(_Section):
+    """Who computes them."""
+
+    calculator: str
+    """As ``label --calculator``."""
+    level: str | None = None
+    workers: int = Field(1, gt=0)
+    seconds: float | None = None
+    """Limit of a calculation."""
+    memory: float | None = None
+    """MB, limit of a calculation."""
+
+
+class Choosing(_Section):
+    """How structures are chosen."""
+
+    first: str = "coverage"
+    later: str = "variance"
+    number: int = Field(20, gt=0)
+    """In a round."""
+    valid: int = Field(10, gt=0)
+    """Structures that are labelled in the first round to choose the weights by; drawn at random."""
+
+
+class Stop(_Section):
+    """When it is enough; the first that is met."""
+
+    rounds: int = Field(3, gt=0)
+    labels: int | None = None
+    """Training structures."""
+    forces: float | None = None
+    """eV/Å, root mean square error on the tests, or else on the validation structures."""
+
+
+class Rounds(_Section):
+    """What ``rounds.yaml`` says."""
+
+    out: Path = Path("rounds")
+    sample: Sampling
+    label: Labels
+    select: Choosing = Choosing()
+    train: dict[str, Any] = {}
+    """Options of the training, as in a configuration of ``train``."""
+    test: str | None = None
+    """DATA with labels."""
+    stop: Stop = Stop()
+    seed: int = 0
+
+
+class StoppedError(Exception):
+    """A signal ended a training.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+def load_rounds(file: Path) -> Rounds:
+    """Read the file.
+
+    Raises:
+        InputError: for a file that cannot be read, an unknown key or a value that is not possible.
+    """
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise InputError("is no table of options", file=file)
+    try:
+        rounds = Rounds.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        message = "no such option" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(message, file=file, key=key) from error
+    if (rounds.sample.pool is None) == (rounds.sample.start is None):
+        raise InputError(
+            "needs one of pool and start", file=file, key="sample", mend="start: molecule.xyz, or pool: DATA"
+        )
+    for key, name in (("select.first", rounds.select.first), ("select.later", rounds.select.later)):
+        ACQUISITIONS.get(name, key=key)
+    if ACQUISITIONS.get(rounds.select.first).needs_run:
+        raise InputError(f"{rounds.select.first} needs a trained potential", file=file, key="select.first")
+    _config(rounds, "given", "given", 1)  # what the training does not know is said now
+    return rounds
+
+
+def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
+    """Do what is not done yet.
+
+    Returns:
+        A row for each round: see :func:`read_table`.
+
+    Raises:
+        InputError: when something cannot be used; all that was done stays.
+        StoppedError: when a signal ended a training.
+    """
+    with claimed(rounds.out):
+        _check_same(rounds)
+        rows: list[dict[str, Any]] = []
+        for number in range(1, rounds.stop.rounds + 1):
+            rows.append(_round(rounds, number))
+            with replacing(rounds.out / TABLE) as temporary:
+                temporary.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+            row = rows[-1]
+            log.info(
+                "round %d: %d labels, forces %.1f meV/Å on %s",
+                *(number, row["labels"], 1e3 * row["forces"], row["test"]),
+            )
+            if rounds.stop.forces is not None and row["forces"] <= rounds.stop.forces:
+                log.info("that is enough: %.1f meV/Å were asked for", 1e3 * rounds.stop.forces)
+                break
+            if rounds.stop.labels is not None and row["labels"] >= rounds.stop.labels:
+                log.info("the budget of %d labels is used", rounds.stop.labels)
+                break
+        return rows
+
+
+def read_table(out: Path) -> list[dict[str, Any]]:
+    """The rounds that are done: round, labels, failures, energy (eV/atom), forces (eV/Å), test, acquisition, run."""
+    path = out / TABLE
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+
+
+def _round(rounds: Rounds, number: int) -> dict[str, Any]:
+    folder = rounds.out / f"round-{number}"
+    done = folder / "result.json"
+    if done.exists():
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+    folder.mkdir(exist_ok=True)
+    pool = _sampled(rounds, number, folder)
+    _chosen(rounds, number, folder, pool)
+    failures = _labelled(rounds, number, folder)
+    train = ",".join(str(rounds.out / f"round-{k}" / "labels.lmdb") for k in range(1, number + 1))
+    valid = str(rounds.out / "round-1" / "valid-labels.lmdb")
+    run = folder / "run"
+    _train(_config(rounds, train, valid, number), run)
+    test = rounds.test or valid
+    summary = evaluate(load_potential(run), test).summary
+    row = {
+        "round": number,
+        "labels": len(load_frames(train)),
+        "failures": failures,
+        "energy": summary["energy_per_atom"]["rmse"] if summary.get("energy_per_atom") else None,
+        "forces": summary["forces"]["rmse"] if summary.get("forces") else float("inf"),
+        "test": rounds.test or "validation",
+        "acquisition": rounds.select.first if number == 1 else rounds.select.later,
+        "run": str(run),
+    }
+    with replacing(done) as temporary:
+        temporary.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    return row
+
+
+def _sampled(rounds: Rounds, number: int, folder: Path) -> list[Frame]:
+    """The pool of a round."""
+    sample = rounds.sample
+    if sample.pool is not None:
+        return load_frames(sample.pool)
+    path = folder / "pool.lmdb"
+    if not path.exists():
+        assert sample.start is not None
+        starts = load_frames(sample.start)
+        temperatures = sorted(sample.temperatures)
+        name = sample.calculator
+        if number > 1:
+            name = f"run:{rounds.out / f'round-{number - 1}' / 'run'}"
+            temperatures = temperatures[: number - 1]
+        log.info(
+            "round %d: sampling with %s at %s K", number, name, ", ".join(f"{t:g}" for t in temperatures)
+        )
+        options = PoolOptions(
+            structures=sample.structures,
+            temperatures=tuple(temperatures),
+            timestep=sample.timestep,
+            stride=sample.stride,
+            seed=rounds.seed + number,
+        )
+        frames = sample_pool(starts, find_supervisor(name, trust=True, load_run=_calculator), options)
+        with replacing(path) as temporary:
+            write_store(temporary, frames)
+    return list(FrameStore(path))
+
+
+def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) -> None:
+    """The structures to label; in the first round those for validation, too."""
+    path = folder / "chosen.lmdb"
+    if path.exists():
+        return
+    rng = np.random.default_rng([rounds.seed, number])
+    known: list[Frame] = []
+    potential = posterior = None
+    if number == 1:
+        held = folder / "valid.lmdb"
+        if not held.exists():
+            drawn = select(pool, rounds.select.valid, acquisition="random", seed=rounds.seed)
+            with replacing(held) as temporary:
+                write_store(temporary, drawn.frames)
+        known = list(FrameStore(held))
+        name = rounds.select.first
+    else:
+        for before in range(1, number):
+            known += list(FrameStore(rounds.out / f"round-{before}" / "chosen.lmdb"))
+        known += list(FrameStore(rounds.out / "round-1" / "valid.lmdb"))
+        run = rounds.out / f"round-{number - 1}" / "run"
+        potential, name = load_potential(run), rounds.select.later
+        posterior = posterior_of(run) if name == "variance" else None
+    count = rounds.select.number
+    if rounds.stop.labels is not None and number > 1:
+        have = sum(len(FrameStore(rounds.out / f"round-{k}" / "chosen.lmdb")) for k in range(1, number))
+        count = max(min(count, rounds.stop.labels - have), 1)
+    made = select(
+        pool,
+        count,
+        acquisition=name,
+        known=known,
+        potential=potential,
+        posterior=posterior,
+        seed=int(rng.integers(2**31)),
+        source=rounds.sample.pool or f"the pool of round {number}",
+    )
+    log.info("round %d: %d structures by %s, %d left out", number, count, name, len(made.left_out))
+    with replacing(path) as temporary:
+        write_store(temporary, made.frames)
+
+
+def _labelled(rounds: Rounds, number: int, folder: Path) -> int:
+    """Labels of the chosen structures; how many have none."""
+    parts = [("chosen", "labels")] + ([("valid", "valid-labels")] if number == 1 else [])
+    failures = 0
+    for chosen, labels in parts:
+        structures = [
+            structure_of(replace(frame, energy=None, forces=None, stress=None), file=chosen, index=index)
+            for index, frame in enumerate(FrameStore(folder / f"{chosen}.lmdb"))
+        ]
+        given = rounds.label
+        result = label(
+            structures,
+            folder / f"{labels}.lmdb",
+            given.calculator,
+            workers=given.workers,
+            limits=Limits(seconds=given.seconds, memory=given.memory),
+            level=given.level,
+        )
+        if result.out is None:
+            raise InputError(
+                f"not a single structure has a label: {result.failures[0].reason}",
+                file=folder,
+                key="label.calculator",
+            )
+        log.info("round %d: %d of %d %s labelled", number, result.labelled, len(structures), chosen)
+        failures += len(result.failures)
+    return failures
+
+
+def _config(rounds: Rounds, train: str, valid: str, number: int) -> RunConfig:
+    settings = [("seed", rounds.seed + number), ("data.energy_references", "least_squares")]
+    flat = [*settings, *_flat(rounds.train), ("data.train", train), ("data.valid", valid)]
+    return load_config(None, flat)
+
+
+def _train(config: RunConfig, run: Path) -> None:
+    if (run / "trained").exists():
+        return
+    last = run / "checkpoints" / "last.ckpt"
+    resume = any(path.exists() for path in (last, *run.glob("*/checkpoints/last.ckpt")))
+    experiment = prepare_run(
+        config, checkpoint=last if last.exists() else None, resumes=run if resume else None
+    )
+    outcome = train_run(experiment, run, resume=resume)
+    if outcome.signal is not None:
+        raise StoppedError(outcome.signal)
+    (run / "trained").touch()
+
+
+def _check_same(rounds: Rounds) -> None:
+    """Refuse to go on with other options than the rounds began with; when to stop, and limits, may change."""
+    path = rounds.out / "rounds-began-with.json"
+    now = rounds.model_dump(
+        mode="json", exclude={"out": True, "stop": True, "label": {"workers", "seconds", "memory"}}
+    )
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in now if before.get(key) != now[key]]
+        if changed:
+            raise InputError(
+                f"it began with {before.get(changed[0])}, given is {now[changed[0]]}",
+                file=rounds.out,
+                key=changed[0],
+                mend="name another folder with out:, or put the old option back",
+            )
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(now, indent=1), encoding="utf-8")
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def _calculator(run: str) -> Any:
+    import pimlip_zoo
+
+    return pimlip_zoo.calculator(run)

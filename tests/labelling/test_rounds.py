@@ -1,0 +1,172 @@
+"""``pimlip-zoo rounds``: one command does all of it, and after an interruption only what is missing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pimlip_zoo import rounds as module
+from pimlip_zoo.cli import app
+from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.rounds import load_rounds, read_table, run_rounds
+
+YAML = """
+out: {out}
+sample: {sample}
+label: {{calculator: emt}}
+select: {{number: 3, valid: 2}}
+train:
+  model: {{name: nequip, num_layers: 1, channels: 4, l_max: 1, cutoff: 3.5}}
+  trainer: {{max_steps: 2, valid_every: 2, threads: 1}}
+stop: {stop}
+"""
+POOL = "{pool: 'builtin:cual-emt/train@20:40'}"
+
+
+def written(folder, sample=POOL, stop="{rounds: 2}", out="out"):
+    path = folder / "rounds.yaml"
+    path.write_text(YAML.format(out=folder / out, sample=sample, stop=stop))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two rounds without an interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_rounds(load_rounds(written(folder)))
+    return folder / "out"
+
+
+def chosen(out, number):
+    return [frame.info["pool_index"] for frame in load_frames(str(out / f"round-{number}" / "chosen.lmdb"))]
+
+
+def test_rounds_add_labels_that_are_new(whole):
+    rows = read_table(whole)
+    assert [row["labels"] for row in rows] == [3, 6]
+    first, second = chosen(whole, 1), chosen(whole, 2)
+    valid = [frame.info["pool_index"] for frame in load_frames(str(whole / "round-1" / "valid.lmdb"))]
+    assert len({*first, *second, *valid}) == 8
+    labels = load_frames(str(whole / "round-2" / "labels.lmdb"))
+    assert all(frame.forces is not None and frame.info["level_of_theory"] == "EMT" for frame in labels)
+
+
+@pytest.mark.parametrize("phase", ["select", "label", "prepare_run", "train_run", "evaluate"])
+def test_an_interruption_in_any_phase_loses_nothing_and_repeats_nothing(whole, tmp_path, monkeypatch, phase):
+    calls = dict.fromkeys(("select", "label", "train_run", "evaluate"), 0)
+    hit = {"at": 2 if phase in calls else 1, "armed": True}
+
+    def counted(name):
+        true = getattr(module, name)
+
+        def call(*arguments, **options):
+            if name in calls:
+                calls[name] += 1
+            if name == phase and hit["armed"] and calls.get(name, 1) == hit["at"]:
+                hit["armed"] = False
+                raise KeyboardInterrupt
+            return true(*arguments, **options)
+
+        return call
+
+    for name in {*calls, phase}:
+        monkeypatch.setattr(module, name, counted(name))
+    rounds = load_rounds(written(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(rounds)
+    rows = run_rounds(rounds)
+    assert [row["labels"] for row in rows] == [3, 6]
+    for number in (1, 2):
+        assert chosen(tmp_path / "out", number) == chosen(whole, number)
+    assert rows[-1]["forces"] == pytest.approx(read_table(whole)[-1]["forces"], rel=1e-5)
+    again = dict(calls)
+    assert run_rounds(rounds) == rows
+    assert calls == again  # what is done is read, not done
+
+
+def test_structures_are_sampled_from_a_start_with_the_cheap_level_and_then_the_potential(
+    tmp_path, monkeypatch
+):
+    used = []
+    true = module.find_supervisor
+
+    def seen(name, **options):
+        used.append(name)
+        return true("emt")
+
+    monkeypatch.setattr(module, "find_supervisor", seen)
+    sample = "{start: 'builtin:cual-emt/train@30', calculator: emt, structures: 8, temperatures: [100, 200], stride: 2}"
+    run_rounds(load_rounds(written(tmp_path, sample)))
+    assert used[0] == "emt"
+    assert used[1].startswith("run:")
+    assert "round-1" in used[1]
+    pool = load_frames(str(tmp_path / "out" / "round-2" / "pool.lmdb"))
+    assert {frame.info["temperature"] for frame in pool} == {100.0}
+
+
+def test_it_stops_when_it_is_good_enough_or_the_budget_is_used(whole, tmp_path):
+    rows = run_rounds(load_rounds(written(tmp_path, stop="{rounds: 2, forces: 1000}")))
+    assert len(rows) == 1
+    rows = run_rounds(load_rounds(written(tmp_path, stop="{rounds: 3, labels: 4}")))
+    assert [row["labels"] for row in rows] == [3, 4]
+
+
+def test_other_options_than_it_began_with_are_refused(whole, tmp_path):
+    path = tmp_path / "rounds.yaml"
+    text = YAML.format(out=whole, sample=POOL, stop="{rounds: 2}")
+    path.write_text(text.replace("number: 3", "number: 5"))
+    with pytest.raises(InputError, match="it began with"):
+        run_rounds(load_rounds(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("number: 3", "numbre: 3", "select.numbre: no such option"),
+        ("number: 3", "number: 0", "select.number"),
+        ("channels: 4", "chanels: 4", "chanels"),
+        ("pool:", "pol:", "sample.pol: no such option"),
+        (POOL, "{}", "needs one of pool and start"),
+        ("number: 3", "number: 3, first: gradient", "gradient needs a trained potential"),
+        ("number: 3", "number: 3, later: gradent", "did you mean gradient?"),
+        ("max_steps: 2", "max_stps: 2", "max_stps"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_done(tmp_path, old, new, says):
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InputError) as error:
+        load_rounds(path)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_the_page_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "rounds.md").read_text()
+    (tmp_path / "rounds.yaml").write_text(page.split("```yaml")[1].split("```")[0])
+    rounds = load_rounds(tmp_path / "rounds.yaml")
+    assert rounds.label.calculator == "pyscf:PBE/def2-svp"
+    assert rounds.stop.forces == 0.03
+
+
+def test_a_calculator_that_fails_for_all_ends_it_in_one_line(tmp_path):
+    path = written(tmp_path, sample="{pool: 'builtin:cual-emt/train@20:40'}")
+    path.write_text(path.read_text().replace("calculator: emt", "calculator: 'nomodule:make'"))
+    with pytest.raises(InputError, match="No module named 'nomodule'"):
+        run_rounds(load_rounds(path))
+
+
+def test_the_command_prints_a_table_and_draws(whole, tmp_path):
+    path = tmp_path / "rounds.yaml"
+    path.write_text(YAML.format(out=whole, sample=POOL, stop="{rounds: 2}"))
+    result = CliRunner().invoke(app, ["rounds", str(path), "--plot", str(tmp_path / "curve.png")])
+    assert result.exit_code == 0, result.output + str(result.exception)
+    assert "variance" in result.output
+    assert (tmp_path / "curve.png").exists()
+    rows = json.loads((whole / "rounds.json").read_text())
+    assert np.isfinite(rows[-1]["forces"])
+    assert Path(rows[-1]["run"]).is_dir()
