@@ -20,7 +20,7 @@ TRAIN = [
 
 
 def start(out, *more, limit=None):
-    command = [sys.executable, "-c", "from pimlip_zoo.cli import main; main()", *TRAIN, "--out", out, *more]
+    command = [sys.executable, "-m", "pimlip_zoo", *TRAIN, "--out", out, *more]
     return subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.PIPE,
@@ -84,7 +84,7 @@ def test_a_run_folder_that_is_deleted_is_named(tmp_path):
     out = tmp_path / "run"
     job = start(out)
     begun(job, out)
-    shutil.rmtree(out)
+    out.rename(tmp_path / "elsewhere")
     line = last_line(ended(job))
     assert str(out) in line
     assert job.returncode == 2
@@ -95,7 +95,7 @@ def test_too_few_open_files_are_said(tmp_path):
     job = start(
         tmp_path / "run",
         *("--max-steps", 10, "--set", "data.num_workers=2"),
-        limit=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)),
+        limit=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)),
     )
     line = last_line(ended(job))
     assert "raise `ulimit -n`" in line
