@@ -115,7 +115,7 @@ def test_a_quick_model_of_the_forces_gives_the_energies_of_pairs(liquid):
 
 def test_the_forces_of_a_metal_are_compared_with_its_energies():
     found = quick_agreement(load_builtin("cual-emt/train")[:80])
-    assert found.ratio == pytest.approx(1.0, rel=0.2)
+    assert 0.7 < found.ratio < 1.4  # units differ by factors of 1.9 and more
 
 
 def test_absurd_forces_are_refused_where_no_atoms_are_close(liquid):
