@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pimlip_zoo.datasets.builtin import _load, _write_folder, load_builtin
+from pimlip_zoo.datasets.builtin import _load, load_builtin
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.datasets.packed import write_packed
 from pimlip_zoo.deploy.lammps.data import in_lammps_axes
@@ -20,6 +20,10 @@ from pimlip_zoo.deploy.lammps.input import write_run
 from pimlip_zoo.deploy.native.library import _compile
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import append, replacing, scratch_folder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "builtin_data"))
+
+import make
 
 UNFINISHED = """
 import pathlib, sys, time
@@ -105,7 +109,7 @@ def packed(folder):
 
 
 def extended_xyz(folder):
-    _write_folder(folder, _load("ethanol-gfn2"))
+    make.write_folder(folder, _load("ethanol-gfn2"))
 
 
 def lammps_data(folder):

@@ -178,7 +178,7 @@ def _registered(text: str) -> Supervisor:
         raise InputError(
             f"no calculator is called {name!r}",
             key=KEY,
-            mend=f"{did_you_mean(name, known)} Others are run:RUN, and MODULE:FACTORY of an ASE calculator",
+            mend=f"{did_you_mean(name, known)}; further ones are run:RUN, and MODULE:FACTORY of an ASE calculator",
         )
     info = known[name]
     values: dict[str, Any] = {}

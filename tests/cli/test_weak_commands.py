@@ -82,7 +82,7 @@ def test_distill_labels_with_the_mean_of_runs(cli, tmp_path):
             ("train", "--weak", "piwsl", "--set", "weak.perturbation.species.H=-1"),
             "weak.perturbation.species",
         ),
-        (("train", "--weak", "pretrain", "--set", "weak.labels.calculator=pm7"), "no cheap calculator"),
+        (("train", "--weak", "pretrain", "--set", "weak.labels.calculator=pm7"), "no calculator"),
         (("train", "--weak", "distill", "--set", "weak.labels.calculator=run:nowhere"), "no such run"),
         (("train", "--weak", "distill", "--set", "weak.labels.iterations=0"), "greater than"),
         (("curve", "--sizes", "a,b"), "--sizes"),
