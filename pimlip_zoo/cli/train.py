@@ -233,7 +233,8 @@ def _length(config: Any) -> str:
 def _recipe_line(config: Any) -> str:
     optimizer, schedule = config.optimizer, config.schedule
     decay = {"constant": "", "plateau": " lowered on plateaus"}.get(
-        schedule.name, f" decaying to {schedule.final:g} of it ({schedule.name})"
+        schedule.name,
+        f" decaying to {f'{schedule.final:g} of that' if schedule.final else 'zero'} ({schedule.name})",
     )
     return (
         f"recipe {config.recipe.name} {config.recipe.version}: {optimizer.name}, rate {optimizer.lr:g}{decay}; "
