@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, edge_vectors
+from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, edge_vectors, join_electrons
 
 __all__ = ["choose", "displaced_copies", "join", "strained", "trim_edges"]
 
@@ -33,6 +33,7 @@ def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor | None]) -
         cell=torch.cat([graph.cell] * copies),
         batch=(graph.batch + graph.num_graphs * step.unsqueeze(1)).flatten(),
         num_graphs=copies * graph.num_graphs,
+        electrons=None if graph.electrons is None else graph.electrons.repeat(copies, 1),
     )
 
 
@@ -54,6 +55,7 @@ def join(graphs: Sequence[AtomGraph]) -> AtomGraph:
         cell=torch.cat([graph.cell for graph in graphs]),
         batch=torch.cat(batch),
         num_graphs=structures,
+        electrons=join_electrons(graphs),
     )
 
 
@@ -109,6 +111,7 @@ def choose(
         cell=graph.cell[structure],
         batch=new_structure[graph.batch[atom]],
         num_graphs=int(structure.sum()),
+        electrons=None if graph.electrons is None else graph.electrons[structure],
     )
     part_labels = Labels(
         labels.energy[structure],

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, NamedTuple
 
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
 
 __all__ = ["Supervisor", "find_supervisor"]
@@ -26,6 +27,8 @@ class Supervisor(NamedTuple):
     """Package and version that compute it; a changed one makes new labels."""
     make: Callable[[], Calculator]
     """A fresh ASE calculator."""
+    charged: bool = True
+    """Whether it may take charge and multiplicity into account; False: ions are refused."""
 
 
 def find_supervisor(
@@ -47,7 +50,7 @@ def find_supervisor(
         _require("tblite", "pip install 'pimlip-zoo[xtb]'")
         return Supervisor(name, _package("tblite"), lambda: _tblite(name))
     if name == "emt":
-        return Supervisor(name, _package("ase"), _emt)
+        return Supervisor(name, _package("ase"), _emt, charged=False)
     if name.startswith("run:"):
         run = name.removeprefix("run:")
         if load_run is None:
@@ -70,7 +73,32 @@ def find_supervisor(
 
 
 def _tblite(name: str) -> Calculator:
-    from tblite.ase import TBLite
+    from ase.calculators.calculator import all_changes
+    from tblite.ase import TBLite as Plain
+
+    from pimlip_zoo.datasets.electrons import ELECTRON_KEYS, electrons_of_atoms, give_electrons
+
+    class TBLite(Plain):
+        """Takes charge and multiplicity from ``atoms.info``, too; by itself it sums initial charges and moments."""
+
+        def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+            return super().check_state(self._stated(atoms), tol)
+
+        def calculate(
+            self,
+            atoms: Atoms | None = None,
+            properties: list[str] | None = None,
+            system_changes: Sequence[str] = all_changes,
+        ) -> None:
+            super().calculate(None if atoms is None else self._stated(atoms), properties, [*system_changes])
+
+        @staticmethod
+        def _stated(atoms: Atoms) -> Atoms:
+            if not ELECTRON_KEYS.keys() & atoms.info.keys():
+                return atoms
+            atoms = atoms.copy()
+            give_electrons(atoms, electrons_of_atoms(atoms)._asdict())
+            return atoms
 
     return TBLite(method={"gfn1": "GFN1-xTB", "gfn2": "GFN2-xTB"}[name], verbosity=0)
 

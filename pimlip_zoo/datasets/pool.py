@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.cheap import Supervisor
+from pimlip_zoo.datasets.electrons import give_electrons, stated
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 
@@ -61,6 +62,7 @@ def label_frames(
         InputError: when the calculator fails, naming the structure.
     """
     calculator = supervisor.make()
+    _check_electrons(frames, supervisor)
     labelled = []
     for index, frame in enumerate(frames):
         atoms = _atoms(frame)
@@ -101,6 +103,7 @@ def sample_pool(
         InputError: when too few structures stay within the limit of force.
     """
     starts = _starts(frames, unlabelled, options)
+    _check_electrons(starts, supervisor)
     if not starts:
         raise InputError("there is no structure to start from", key="weak.labels.pool")
     rng = np.random.default_rng(options.seed)
@@ -192,7 +195,24 @@ def _safe(name: str) -> str:
 def _atoms(frame: Frame) -> Atoms:
     from ase import Atoms
 
-    return Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+    atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+    give_electrons(atoms, stated(frame))
+    return atoms
+
+
+def _check_electrons(frames: Sequence[Frame], supervisor: Supervisor) -> None:
+    """Refuse ions where the calculator would label them as neutral without a word."""
+    if supervisor.charged:
+        return
+    for index, frame in enumerate(frames):
+        if electrons := stated(frame):
+            said = ", ".join(f"{key} {value}" for key, value in electrons.items())
+            raise InputError(
+                f"{supervisor.name} knows nothing of {said}",
+                frame=index,
+                key="weak.labels.calculator",
+                mend="use one that does, such as gfn2, or leave these structures out",
+            )
 
 
 def _labelled(
@@ -204,7 +224,7 @@ def _labelled(
         forces=forces,
         stress=None,
         weight=1.0,
-        info={"supervisor": supervisor.name, **info},
+        info={"supervisor": supervisor.name, **info, **stated(frame)},
     )
 
 
@@ -347,6 +367,8 @@ def _key(frames: Sequence[Frame], supervisor: Supervisor, what: Any) -> str:
             (frame.pbc, np.bool_),
         ):
             digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+        if electrons := stated(frame):
+            digest.update(json.dumps(electrons, sort_keys=True).encode())
     return digest.hexdigest()
 
 
