@@ -22,10 +22,11 @@ from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
 from pimlip_zoo.files import replacing
 from pimlip_zoo.locks import claimed
+from pimlip_zoo.stable_time import stable_ps
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_stages import Split, prepare_run, train_run
 
-__all__ = ["COLUMNS", "Point", "collect", "run_point", "subset", "summarise", "write_table"]
+__all__ = ["COLUMNS", "Point", "collect", "fitting", "run_point", "subset", "summarise", "write_table"]
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -40,12 +41,15 @@ COLUMNS = (
     "energy_per_atom_rmse",
     "forces_mae",
     "forces_rmse",
+    "stress_mae",
+    "stress_rmse",
+    "stable_ps",
     "steps",
     "seconds",
     "cpu_seconds",
 )
 """Of the table of single runs; energies in eV, forces in eV/Å; seconds contain every stage and the sampling of weak
-labels that were not in the cache yet."""
+labels that were not in the cache yet; stable_ps is how long dynamics lasted, where it was asked for."""
 
 Settings = Sequence[tuple[str, Any]]
 
@@ -119,7 +123,7 @@ def _run_claimed(
     config_file: Path | None,
     variants: Mapping[str, Settings] | None,
 ) -> int | None:
-    options = [*_fitting(settings, point.weak), ("seed", point.seed)]
+    options = [*fitting(settings, point.weak), ("seed", point.seed)]
     if variants is not None and point.weak in variants:
         options += variants[point.weak]
     elif point.weak != "none":
@@ -176,9 +180,10 @@ def collect(folder: Path) -> list[dict[str, Any]]:
                 key: result.get(key) for key in ("size", "weak", "seed", "steps", "seconds", "cpu_seconds")
             }
             row["test"] = spec
-            for quantity in ("energy", "energy_per_atom", "forces"):
+            for quantity in ("energy", "energy_per_atom", "forces", "stress"):
                 for kind in ("mae", "rmse"):
-                    row[f"{quantity}_{kind}"] = (summary[quantity] or {}).get(kind)
+                    row[f"{quantity}_{kind}"] = (summary.get(quantity) or {}).get(kind)
+            row["stable_ps"] = stable_ps(path.parent, spec)
             rows.append(row)
     return sorted(rows, key=lambda row: (row["test"], row["weak"], row["size"], row["seed"]))
 
@@ -230,7 +235,7 @@ def run_points(
     return None
 
 
-def _fitting(settings: Settings, weak: str) -> list[tuple[str, Any]]:
+def fitting(settings: Settings, weak: str) -> list[tuple[str, Any]]:
     """The shared settings without those of weak supervision that this way of training does not have."""
     if weak == "none":
         return [(key, value) for key, value in settings if key.split(".")[0] != "weak"]

@@ -22,7 +22,7 @@ from pimlip_zoo.report.style import CSS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ReportData", "render_report", "write_report"]
+__all__ = ["ReportData", "render_curve", "render_report", "write_report"]
 
 _QUANTITIES = {
     "energy_per_atom": ("energy", "meV/atom"),
@@ -79,12 +79,41 @@ def render_report(data: ReportData) -> str:
         _configuration(data),
         _versions(data.versions),
     ]
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in data.notes)
+    return _page("run", data.name, data.notes, sections)
+
+
+def render_curve(name: str, rows: Sequence[Sequence[str]], sentences: Sequence[str], picture: Figure) -> str:
+    """The HTML text of a data-efficiency curve.
+
+    Args:
+        name: of its folder.
+        rows: of the table, the first with the columns' names; plain text.
+        sentences: what the recipes equal.
+        picture: errors against the number of labels.
+    """
+    head, *body = [[escape(cell) for cell in row] for row in rows]
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return _page(
+        "curve",
+        name,
+        (),
+        [
+            _section("What labels are worth", f"<ul>{said}</ul>" if said else ""),
+            _section(
+                "Errors by number of labels", f"<figure>{_picture(picture, 'Errors against labels')}</figure>"
+            ),
+            _section("Runs", _table(head, body, text=True)),
+        ],
+    )
+
+
+def _page(kind: str, name: str, notes: Sequence[str], sections: Sequence[str]) -> str:
+    said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(data.name)} · pimlip-zoo</title><style>{CSS}</style></head>\n<body><main>\n"
-        f'<header><div class="kind">pimlip-zoo run</div><h1>{escape(data.name)}</h1>{notes}</header>\n'
+        f"<title>{escape(name)} · pimlip-zoo</title><style>{CSS}</style></head>\n<body><main>\n"
+        f'<header><div class="kind">pimlip-zoo {kind}</div><h1>{escape(name)}</h1>{said}</header>\n'
         + "\n".join(section for section in sections if section)
         + "\n<footer>Energies in eV, lengths in Å; errors are those of the best weights unless said otherwise."
         "</footer>\n</main></body></html>\n"
