@@ -99,6 +99,8 @@ def _prepared(config: RunConfig, split: Split, checkpoint: Path | None) -> Exper
         unlabelled_frames(config.weak, experiment.potential.species)
         return experiment
     differences = [subtract_labels(frames, _cheap_labels(frames, labels)) for frames in split]
+    if any(f.stress is not None for f in split[0]) and all(f.stress is None for f in differences[0]):
+        log.warning("%s gives no stress: the labels' stress is not trained on", labels.calculator)
     # The difference has no isolated atoms: its references are fitted.
     settings = config.model_dump(exclude_unset=True)
     settings.setdefault("data", {}).update(energy_references="least_squares", check_references=False)
@@ -202,7 +204,7 @@ def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) ->
     config = _stage_config(experiment.config, labels, len(pool) - held)
     samples = _widened(pool, config, potential)
     order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
-    learnt: tuple[str, ...] = ("energy", "forces")
+    learnt = _learnt(experiment, labels, pool)
     stage = replace(
         experiment,
         config=config,
@@ -215,6 +217,23 @@ def _pretrain(experiment: Experiment, labels: WeakLabelsConfig, folder: Path) ->
     if outcome.signal is None:
         _take_weights(potential, folder)
     return outcome
+
+
+def _learnt(experiment: Experiment, labels: WeakLabelsConfig, pool: Sequence[Frame]) -> tuple[str, ...]:
+    """Which weak labels are learnt.
+
+    Raises:
+        InputError: when stress is asked for and no structure has one.
+    """
+    has = any(frame.stress is not None for frame in pool)
+    if labels.stress and not has:
+        raise InputError(
+            f"{labels.calculator} gives no stress of these structures",
+            key="weak.labels.stress",
+            mend="leave it out: only structures that are periodic in all directions have one, and not every calculator",
+        )
+    wanted = "stress" in experiment.labels if labels.stress is None else labels.stress
+    return ("energy", "forces", "stress") if has and wanted else ("energy", "forces")
 
 
 def _take_weights(potential: Potential, run: Path) -> None:
@@ -236,6 +255,9 @@ def _with_second_head(experiment: Experiment, labels: WeakLabelsConfig) -> Exper
     options = {
         "energy_weight": config.loss.energy_per_atom.weight,
         "force_weight": config.loss.forces.weight,
+        "stress_weight": config.loss.stress.weight
+        if "stress" in _learnt(experiment, labels, frames)
+        else 0.0,
         "weight": labels.weight,
         "seed": config.seed,
     }
@@ -275,7 +297,7 @@ def _student(
     pool = weak_pool(experiment, labels, shift=False)
     taught = from_rank_zero(lambda: _teach(teachers, pool, labels))
     for number in range(1, labels.iterations):
-        student = _taught(experiment, taught)
+        student = _taught(experiment, labels, taught)
         config = _stage_config(experiment.config, labels, len(student.train))
         student = replace(student, config=config, weak=())
         outcome = _stage(student, folder / f"student-{number}")
@@ -284,7 +306,7 @@ def _student(
         _take_weights(experiment.potential, folder / f"student-{number}")
         more = _sampled_by_student(experiment, labels, folder / f"student-{number}")
         taught += from_rank_zero(partial(_teach, teachers, more, labels))
-    return _taught(experiment, taught), outcome
+    return _taught(experiment, labels, taught), outcome
 
 
 def _teacher(experiment: Experiment, labels: WeakLabelsConfig, number: int) -> Experiment:
@@ -303,7 +325,7 @@ def _teach(teachers: Sequence[Potential], pool: Sequence[Frame], labels: WeakLab
     return [replace(frame, weight=correction.weight) for frame, correction in corrected]
 
 
-def _taught(experiment: Experiment, taught: Sequence[Frame]) -> Experiment:
+def _taught(experiment: Experiment, labels: WeakLabelsConfig, taught: Sequence[Frame]) -> Experiment:
     """The experiment with a teacher's structures beside the labelled ones, which are repeated to have their share."""
     config, potential = experiment.config, experiment.potential
     samples = _widened(taught, config, potential)
@@ -311,7 +333,7 @@ def _taught(experiment: Experiment, taught: Sequence[Frame]) -> Experiment:
     if "forces" not in experiment.labels and config.potential.scale == "forces_rms":
         potential.scale.data.fill_(force_rms(taught) or 1.0)
     mixed: list[Batch] = [*samples, *(list(experiment.train) * repeats)]
-    learnt = tuple({*experiment.labels, "energy", "forces"})
+    learnt = tuple(sorted({*experiment.labels, *_learnt(experiment, labels, taught)}))
     return replace(experiment, config=for_stage(config, len(mixed), learnt), train=mixed, labels=learnt)
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class PoolOptions:
 def label_frames(
     frames: Sequence[Frame], supervisor: Supervisor, progress: Progress | None = None
 ) -> list[Frame]:
-    """The same structures with the calculator's energies and forces.
+    """The same structures with the calculator's energies and forces, and stress where they are crystals and it has it.
 
     Raises:
         InputError: when the calculator fails, naming the structure.
@@ -68,13 +68,13 @@ def label_frames(
         atoms = _atoms(frame)
         atoms.calc = calculator
         try:
-            energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
+            state = _state(atoms)
         except Exception as error:
             raise InputError(
                 f"{supervisor.name} fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
                 frame=index,
             ) from error
-        labelled.append(_labelled(frame, energy, forces, supervisor))
+        labelled.append(_labelled(frame, state, supervisor))
         if progress is not None:
             progress(index + 1, len(frames))
     return labelled
@@ -215,14 +215,29 @@ def _check_electrons(frames: Sequence[Frame], supervisor: Supervisor) -> None:
             )
 
 
-def _labelled(
-    frame: Frame, energy: float, forces: NDArray[np.float64], supervisor: Supervisor, **info: Any
-) -> Frame:
+class _State(NamedTuple):
+    """What a calculator says of a structure."""
+
+    energy: float
+    forces: NDArray[np.float64]
+    stress: NDArray[np.float64] | None
+    """(3, 3) eV/Å³; None where the structure is not periodic in all directions, or the calculator has none."""
+
+
+def _state(atoms: Atoms) -> _State:
+    energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
+    stress = None
+    if atoms.pbc.all() and "stress" in getattr(atoms.calc, "implemented_properties", ()):
+        stress = np.array(atoms.get_stress(voigt=False))
+    return _State(energy, forces, stress)
+
+
+def _labelled(frame: Frame, state: _State, supervisor: Supervisor, **info: Any) -> Frame:
     return replace(
         frame,
-        energy=energy,
-        forces=forces,
-        stress=None,
+        energy=state.energy,
+        forces=state.forces,
+        stress=state.stress,
         weight=1.0,
         info={"supervisor": supervisor.name, **info, **stated(frame)},
     )
@@ -249,7 +264,7 @@ def _given(
         atoms.calc = calculator
         state = _evaluate(atoms, options.max_force)
         if state is not None:
-            pool.append(_labelled(frames[index], *state, supervisor))
+            pool.append(_labelled(frames[index], state, supervisor))
             report(len(pool))
     return pool
 
@@ -276,7 +291,7 @@ def _displaced(
             _give_up(failures, count, supervisor)
             continue
         moved = replace(frame, positions=atoms.positions.copy())
-        pool.append(_labelled(moved, *state, supervisor, displaced=float(amplitude)))
+        pool.append(_labelled(moved, state, supervisor, displaced=float(amplitude)))
         report(len(pool))
     return pool
 
@@ -326,7 +341,7 @@ def _dynamics(
             if step < 2:
                 continue  # away from the starting structure, towards the temperature
             moved = replace(frame, positions=atoms.positions.copy())
-            pool.append(_labelled(moved, *state, supervisor, temperature=float(temperature)))
+            pool.append(_labelled(moved, state, supervisor, temperature=float(temperature)))
             kept += 1
             report(len(pool))
             if len(pool) == count:
@@ -337,14 +352,15 @@ def _dynamics(
     return pool
 
 
-def _evaluate(atoms: Atoms, max_force: float) -> tuple[float, NDArray[np.float64]] | None:
-    """Energy and forces, None where the calculator fails or a force is beyond the limit."""
+def _evaluate(atoms: Atoms, max_force: float) -> _State | None:
+    """What the calculator says, None where it fails or a force is beyond the limit."""
     try:
-        energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
+        state = _state(atoms)
     except Exception:  # noqa: BLE001  (each calculator has its own way of failing on absurd structures)
         return None
-    largest = float(np.linalg.norm(forces, axis=1).max(initial=0.0))
-    return (energy, forces) if np.isfinite(energy) and largest <= max_force else None
+    largest = float(np.linalg.norm(state.forces, axis=1).max(initial=0.0))
+    finite = np.isfinite(state.energy) and (state.stress is None or np.isfinite(state.stress).all())
+    return state if finite and largest <= max_force else None
 
 
 def _give_up(failures: int, count: int, supervisor: Supervisor) -> None:
@@ -359,6 +375,8 @@ def _give_up(failures: int, count: int, supervisor: Supervisor) -> None:
 def _key(frames: Sequence[Frame], supervisor: Supervisor, what: Any) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps([supervisor.name, supervisor.version, what], sort_keys=True).encode())
+    if any(frame.pbc.all() for frame in frames):
+        digest.update(b"with stress")  # labels of crystals that were made before have none
     for frame in frames:
         for array, kind in (
             (frame.numbers, np.int64),

@@ -67,5 +67,7 @@ class WeakLabelsConfig(Section):
     """second_head, shared_head: factor of the loss on weak labels."""
     batch_size: PositiveInt = 10
     """second_head, shared_head: weakly labelled structures in a step."""
+    stress: bool | None = None
+    """Learn the cheap level's stress of crystals, too, where it has one; None: where the run learns stress."""
     cache: str | None = None
     """Folder of labelled pools, found again by hash; None: ``$PIMLIP_ZOO_CACHE`` or the user's cache."""

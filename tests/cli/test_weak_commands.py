@@ -135,3 +135,35 @@ def test_mistakes_are_one_line_and_exit_code_2(cli, tmp_path, monkeypatch, argum
     assert says in result.err
     assert "Traceback" not in result.err
     assert not list(tmp_path.glob("runs/*/*"))  # nothing half-written
+
+
+def test_weak_advise_says_what_helps_and_how_to_begin(cli, tmp_path):
+    pytest.importorskip("tblite")
+    asked = (
+        *("weak", "advise", "--data=builtin:ethanol-gfn2@0:12", "--calculator=gfn2", "--model=nequip"),
+        *("--steps=10", "--set=model.channels=4", "--set=model.l_max=1", "--set=trainer.device=cpu"),
+    )
+    done = cli(*asked, f"--json={tmp_path / 'a.json'}")
+    assert done.code == 0, done.err
+    assert "324 force components" in done.out
+    content = json.loads((tmp_path / "a.json").read_text())
+    # The labels are GFN2's own: nothing is left.
+    assert (content["recipe"], content["level"]) == ("pretrain", "gfn2")
+    assert content["findings"][0]["difference"]["forces"] < 1e-4
+    assert "--set weak.labels.calculator=gfn2" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data=builtin:ethanol-gfn2@0:3",), "too few"),
+        (("--data=builtin:ethanol-gfn2@0:12", "--calculator=gfn3"), "no cheap calculator is called"),
+        (("--data=nothing.extxyz",), "nothing.extxyz"),
+        (("--data=builtin:ethanol-gfn2@0:12", "--labels=forces"), "--labels"),
+        (("--data=builtin:ethanol-gfn2@0:12", "--model=nothing"), "nothing"),
+    ],
+)
+def test_weak_advise_refuses(cli, arguments, said):
+    done = cli("weak", "advise", *arguments)
+    assert done.code == 2
+    assert said in done.err
