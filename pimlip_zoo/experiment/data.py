@@ -205,14 +205,14 @@ def several_electrons(frames: Sequence[Frame], *, embedded: bool) -> str | None:
         frames: that are trained on; of a large store some, evenly spread.
         embedded: the model sees both.
     """
+    if isinstance(frames, StoredFrames) and all(meta.get("charged") is False for meta in frames.store.meta):
+        return _one_kind() if embedded else None  # as its writer noted: nothing has to be read
     step = -(-len(frames) // LOOKED_AT) if isinstance(frames, StoredFrames) else 1
     looked = [frames[index] for index in range(0, len(frames), step)]
     charges = Counter(electrons_of(frame.numbers, frame.info).charge for frame in looked)
     excited = sum("multiplicity" in stated(frame) for frame in looked)
     if len(charges) == 1 and excited in (0, len(looked)):
-        if embedded:
-            return "all structures have one charge and their lowest multiplicity: model.embed_charge learns nothing"
-        return None
+        return _one_kind() if embedded else None
     of = f" of {len(looked)} that were looked at" if step > 1 else ""
     said = ", ".join(f"charge {charge:+d}" if charge else "charge 0" for charge in sorted(charges))
     counts = ", ".join(str(charges[charge]) for charge in sorted(charges))
@@ -225,6 +225,10 @@ def several_electrons(frames: Sequence[Frame], *, embedded: bool) -> str | None:
         f"{text}; the model does not see them, and takes one geometry to have one energy: "
         "--set model.embed_charge=true shows them, or train on one kind"
     )
+
+
+def _one_kind() -> str:
+    return "all structures are of one charge and kind of multiplicity: model.embed_charge can learn little"
 
 
 def energy_references_of(

@@ -240,7 +240,7 @@ def test_differences_and_sums_of_labels_are_inverse(crystals):
     ]
     difference = subtract_labels(crystals, cheap)
     assert difference[0].energy == pytest.approx(-1.0)
-    assert difference[0].stress is None
+    np.testing.assert_allclose(difference[0].stress, 0.0)  # both levels have the same here
     for back, want in zip(add_labels(cheap, difference), crystals, strict=True):
         assert back.energy == pytest.approx(want.energy, abs=1e-9)
         np.testing.assert_allclose(back.forces, want.forces, atol=1e-9)
