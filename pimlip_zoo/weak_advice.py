@@ -42,6 +42,9 @@ log = logging.getLogger("pimlip_zoo")
 HELPS, HELPS_MUCH = 0.9, 0.6
 """Errors of the difference over those of the surface: below the first a difference model is advised where even the
 interval's end is, below the second recipes for standalone models, too."""
+SMOOTH, ROUGH = 1.0, 3.0
+"""Roughness of the difference up to which recipes for standalone models are advised, and difference models. Runs that are
+longer than the short ones learn a rough difference no better, and the surface they do."""
 LEAST = 10
 """Structures, fewer of which cannot be divided into what is learnt and what is measured."""
 COVERED = 0.9
@@ -177,7 +180,7 @@ def advise(
     levels: dict[str, Sequence[Frame] | InputError],
     *,
     model: str = "mace",
-    steps: int = 1000,
+    steps: int = 2000,
     seed: int = 0,
     settings: Sequence[tuple[str, Any]] = (),
     told: Callable[[str], None] = lambda _: None,
@@ -338,23 +341,26 @@ def _finding(
     of_plain, of_left = getattr(plain.errors, quantity), getattr(left.errors, quantity)
     of_surface, of_size = getattr(surface, quantity), getattr(size, quantity)
     roughness = (of_left / max(of_size, tiny)) / max(of_plain / max(of_surface, tiny), tiny)
-    recipe, reason = _verdict(ratio, high, by_forces=by_forces)
+    recipe, reason = _verdict(ratio, high, float(roughness), by_forces=by_forces)
     return Finding(name, size, left.errors, ratio, low, high, float(roughness), recipe, reason)
 
 
-def _verdict(ratio: float, high: float, *, by_forces: bool) -> tuple[str | None, str]:
+def _verdict(ratio: float, high: float, roughness: float, *, by_forces: bool) -> tuple[str | None, str]:
+    if ratio >= 1.0:
+        return None, "leaves a difference that is learnt no better than the surface itself"
     if high >= HELPS:
-        if ratio >= 1.0:
-            return None, "leaves a difference that is learnt no better than the surface itself"
         return None, "gains too little to be told from chance"
     if not by_forces:
         return (
             "pretrain",
             f"makes energies {1 / ratio:.2g} times better, and knows forces that energies do not tell",
         )
-    if ratio <= HELPS_MUCH:
-        return "pretrain", f"leaves a difference that is learnt {1 / ratio:.2g} times better than the surface"
-    return "delta", (
-        f"leaves a difference that is learnt {1 / ratio:.2g} times better than the surface: enough for a difference "
-        "model, not for a standalone one"
-    )
+    better = f"leaves a difference that is learnt {1 / ratio:.2g} times better than the surface"
+    if roughness > ROUGH:
+        return None, (
+            f"leaves a difference that is {roughness:.2g} times rougher than the surface: longer runs on the labels "
+            "will overtake it"
+        )
+    if ratio <= HELPS_MUCH and roughness <= SMOOTH:
+        return "pretrain", better
+    return "delta", f"{better}: enough for a difference model, not for a standalone one"

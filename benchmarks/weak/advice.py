@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--set", choices=list(CASES))
     parser.add_argument("--calculator")
     parser.add_argument("--structures", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()
 
     from dataclasses import replace

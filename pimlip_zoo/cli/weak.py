@@ -38,7 +38,7 @@ def advise(
     ] = None,
     labels: Annotated[str | None, typer.Option(help="energy: as if there were no forces.")] = None,
     model: Annotated[str, typer.Option(help="Architecture of the short trainings.")] = "mace",
-    steps: Annotated[int, typer.Option(min=10, help="Of each of them.")] = 1000,
+    steps: Annotated[int, typer.Option(min=10, help="Of each of them.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of these, and of the structures that are measured.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any option of these trainings.")

@@ -55,13 +55,41 @@ def test_a_smooth_difference_is_advised_and_a_rough_one_of_the_same_size_is_not(
 def test_the_verdict_follows_the_ratio(factor, recipe):
     plain = _Squares(np.full(12, 27.0), np.full(12, 27.0), np.full(12, 1e-4))
     left = _Squares(plain.forces * factor**2, plain.components, plain.energies * factor**2)
-    errors = Errors(2.0, 0.1)
+    errors = Errors(2.0, 0.1)  # as large as the surface: roughness is the ratio
     found = _finding("x", errors, errors, plain, left, 0, by_forces=True)
     assert found.ratio == pytest.approx(factor)
     assert (found.low, found.high) == pytest.approx((factor, factor))
     assert found.recipe == recipe
     by_energies = _finding("x", errors, errors, plain, left, 0, by_forces=False)
     assert by_energies.recipe == ("pretrain" if recipe else None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "plain", "difference", "left", "recipe"),
+    [
+        (986, 62, 476, 21, "pretrain"),  # acetylacetone, GFN2: pre-training helps, the difference model more
+        (1307, 225, 447, 66, "pretrain"),  # aspirin, GFN2: likewise
+        (877, 219, 264, 168, "delta"),  # TiO2, CHGNet: the difference model helps, pre-training does not
+        (902, 105, 284, 139, None),  # silicon, CHGNet: both harm
+    ],
+)
+def test_the_verdict_is_the_outcome_of_the_study_on_its_converged_pairs(
+    labels, plain, difference, left, recipe
+):
+    """Forces in meV/Å, root mean squares."""
+    squares = [
+        _Squares(np.full(12, 27.0 * value**2), np.full(12, 27.0), np.ones(12)) for value in (plain, left)
+    ]
+    found = _finding("x", Errors(labels, 1.0), Errors(difference, 1.0), *squares, 0, by_forces=True)
+    assert found.recipe == recipe
+
+
+def test_a_rough_difference_is_not_advised_however_small_it_is():
+    squares = [_Squares(np.full(12, 27.0 * v**2), np.full(12, 27.0), np.ones(12)) for v in (200, 100)]
+    found = _finding("x", Errors(1000, 1.0), Errors(120, 1.0), *squares, 0, by_forces=True)
+    assert found.roughness == pytest.approx(100 / 120 / 0.2)
+    assert found.recipe is None
+    assert "rougher" in found.reason
 
 
 def test_a_gain_by_chance_is_none():
