@@ -43,8 +43,8 @@ HELPS, HELPS_MUCH = 0.9, 0.6
 """Errors of the difference over those of the surface: below the first a difference model is advised where even the
 interval's end is, below the second recipes for standalone models, too."""
 SMOOTH, ROUGH = 1.0, 3.0
-"""Roughness of the difference up to which recipes for standalone models are advised, and difference models. Runs that are
-longer than the short ones learn a rough difference no better, and the surface they do."""
+"""Roughness of the difference up to which recipes for standalone models are advised, and difference models. Longer runs
+learn the surface better, and a rough difference hardly."""
 LEAST = 10
 """Structures, fewer of which cannot be divided into what is learnt and what is measured."""
 COVERED = 0.9
