@@ -29,7 +29,7 @@ from pimlip_zoo.datasets.pool import cached_labels
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import composition_matrix, species_of
 from pimlip_zoo.distillation import predict_labels
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, no_such_file
 from pimlip_zoo.experiment import prepare, train
 
 if TYPE_CHECKING:
@@ -151,7 +151,10 @@ def labels_of_level(
     Raises:
         InputError: for a calculator that fails, or a file that lacks a structure.
     """
-    if not Path(name.split("?", maxsplit=1)[0].split("@", maxsplit=1)[0]).is_file():
+    path = Path(name.split("?", maxsplit=1)[0].split("@", maxsplit=1)[0])
+    if not path.is_file():
+        if ":" not in name and path.suffix:
+            raise no_such_file(path)
         return cached_labels(frames, find_supervisor(name, trust=True, load_run=load_run))
     labelled = load_frames(name)
     known: dict[bytes, list[Frame]] = {}

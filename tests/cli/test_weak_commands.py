@@ -158,6 +158,7 @@ def test_weak_advise_says_what_helps_and_how_to_begin(cli, tmp_path):
     [
         (("--data=builtin:ethanol-gfn2@0:3",), "too few"),
         (("--data=builtin:ethanol-gfn2@0:12", "--calculator=gfn3"), "no cheap calculator is called"),
+        (("--data=builtin:ethanol-gfn2@0:12", "--calculator=level.extxyz"), "level.extxyz: no such file"),
         (("--data=nothing.extxyz",), "nothing.extxyz"),
         (("--data=builtin:ethanol-gfn2@0:12", "--labels=forces"), "--labels"),
         (("--data=builtin:ethanol-gfn2@0:12", "--model=nothing"), "nothing"),
