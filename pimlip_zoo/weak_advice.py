@@ -45,6 +45,8 @@ interval's end is, below the second recipes for standalone models, too."""
 SMOOTH, ROUGH = 1.0, 3.0
 """Roughness of the difference up to which recipes for standalone models are advised, and difference models. Longer runs
 learn the surface better, and a rough difference hardly."""
+CLOSE = 0.2
+"""Difference over the error of the short training on the labels, below which a level is as good as the labels."""
 LEAST = 10
 """Structures, fewer of which cannot be divided into what is learnt and what is measured."""
 COVERED = 0.9
@@ -344,7 +346,9 @@ def _finding(
     of_plain, of_left = getattr(plain.errors, quantity), getattr(left.errors, quantity)
     of_surface, of_size = getattr(surface, quantity), getattr(size, quantity)
     roughness = (of_left / max(of_size, tiny)) / max(of_plain / max(of_surface, tiny), tiny)
-    recipe, reason = _verdict(ratio, high, float(roughness), by_forces=by_forces)
+    # Of what is closer than labels teach, roughness does not matter.
+    counted = 0.0 if of_size <= CLOSE * of_plain else float(roughness)
+    recipe, reason = _verdict(ratio, high, counted, by_forces=by_forces)
     return Finding(name, size, left.errors, ratio, low, high, float(roughness), recipe, reason)
 
 
