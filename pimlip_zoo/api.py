@@ -26,7 +26,13 @@ def load(run: str | Path, **options: Any) -> Potential:
 
 
 def calculator(
-    *runs: str | Path, device: str = "cpu", skin: float = 0.5, trust: bool = False, **options: Any
+    *runs: str | Path,
+    device: str = "cpu",
+    skin: float = 0.5,
+    trust: bool = False,
+    charge: int | None = None,
+    multiplicity: int | None = None,
+    **options: Any,
 ) -> Calculator:
     """An ASE calculator of a run folder, checkpoint or native model; of several, their mean with its spread.
 
@@ -39,23 +45,35 @@ def calculator(
         device: where to compute; native models compute on the CPU.
         skin: Å, see :class:`~pimlip_zoo.deploy.ase.PimlipCalculator`.
         trust: call the function that a run names as its cheap calculator; not needed for gfn2, gfn1 and emt.
+        charge: of all structures, where the model embeds it; None: each states its own, or is neutral.
+        multiplicity: likewise, 2S + 1.
         options: of :func:`load`.
     """
     from pimlip_zoo.deploy.native.archive import SUFFIX
 
+    electrons = {
+        key: value for key, value in (("charge", charge), ("multiplicity", multiplicity)) if value is not None
+    }
     if len(runs) == 1 and str(runs[0]).endswith(SUFFIX):  # needs no torch, and imports none
-        return _native(runs[0], device=device, skin=skin, options=options)
+        return _native(runs[0], device=device, skin=skin, options={**options, **electrons})
     from pimlip_zoo.deploy.ase import PimlipCalculator
     from pimlip_zoo.deploy.difference import with_baseline
+    from pimlip_zoo.errors import InputError
     from pimlip_zoo.training.checkpoint import baseline_of
 
     members = [
-        _native(run, device=device, skin=skin, options=options)
+        _native(run, device=device, skin=skin, options={**options, **electrons})
         if str(run).endswith(SUFFIX)
-        else PimlipCalculator(load(run, difference=True, **options), device=device, skin=skin)
+        else PimlipCalculator(load(run, difference=True, **options), device=device, skin=skin, **electrons)
         for run in runs
     ]
     baselines = {None if str(run).endswith(SUFFIX) else baseline_of(run) for run in runs}
+    if electrons and baselines != {None}:
+        raise InputError(
+            "the run is a correction to a cheap calculator, which has to know it, too",
+            key=min(electrons),
+            mend="state it in atoms.info instead",
+        )
     if len(members) == 1:
         return with_baseline(members[0], baselines, trust=trust)
     from pimlip_zoo.deploy.committee import CommitteeCalculator
