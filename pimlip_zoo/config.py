@@ -315,9 +315,9 @@ class FineTuneSection(Section):
 
     @model_validator(mode="after")
     def _has_a_run(self) -> FineTuneSection:
-        defaults = type(self).model_fields
+        fields = type(self).model_fields
         for key in ("freeze", "learning_rates", "refit_references", "extend_species"):
-            if self.run is None and getattr(self, key) != defaults[key].default:
+            if self.run is None and getattr(self, key) != fields[key].get_default(call_default_factory=True):
                 raise InputError(
                     "there is nothing to fine-tune", key=f"finetune.{key}", mend="give --from RUN"
                 )
