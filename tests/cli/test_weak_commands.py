@@ -114,7 +114,7 @@ def test_distill_labels_with_the_mean_of_runs(cli, tmp_path):
             ("train", "--weak", "piwsl", "--set", "weak.perturbation.species.H=-1"),
             "weak.perturbation.species",
         ),
-        (("train", "--weak", "pretrain", "--set", "weak.labels.calculator=pm7"), "no cheap calculator"),
+        (("train", "--weak", "pretrain", "--set", "weak.labels.calculator=pm7"), "no calculator"),
         (("train", "--weak", "distill", "--set", "weak.labels.calculator=run:nowhere"), "no such run"),
         (("train", "--weak", "distill", "--set", "weak.labels.iterations=0"), "greater than"),
         (("curve", "--sizes", "a,b"), "--sizes"),
@@ -157,7 +157,7 @@ def test_weak_advise_says_what_helps_and_how_to_begin(cli, tmp_path):
     ("arguments", "said"),
     [
         (("--data=builtin:ethanol-gfn2@0:3",), "too few"),
-        (("--data=builtin:ethanol-gfn2@0:12", "--calculator=gfn3"), "no cheap calculator is called"),
+        (("--data=builtin:ethanol-gfn2@0:12", "--calculator=gfn3"), "no calculator is called"),
         (("--data=builtin:ethanol-gfn2@0:12", "--calculator=level.extxyz"), "level.extxyz: no such file"),
         (("--data=nothing.extxyz",), "nothing.extxyz"),
         (("--data=builtin:ethanol-gfn2@0:12", "--labels=forces"), "--labels"),

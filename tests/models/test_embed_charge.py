@@ -5,12 +5,13 @@ from ase import Atoms
 
 import pimlip_zoo
 from pimlip_zoo.compiled.kernels import use_kernels
-from pimlip_zoo.consistency.displaced import choose, displaced_copies, join
+from pimlip_zoo.consistency.displaced import choose, displaced_copies
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frames_to_batch
 from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.torchscript import export_torchscript
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.graph import join
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
