@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pimlip_zoo.experiment.curve import Judge
+    from pimlip_zoo.config import RunConfig
+    from pimlip_zoo.experiment.curve import Judge, Point
 
 app = typer.Typer()
 
@@ -110,9 +111,10 @@ def curve(
         )
     judge = _judge(physics, reference, properties, out, screen)
     variants = _plain_steps(options, _presets(weak), config) if equal_time else None
-    watch = (
-        partial(_stability, out, tests, stability, stability_temperature) if stability is not None else None
-    )
+    watch = None
+    if stability is not None:
+        named = _named(options, _presets(weak), config)
+        watch = partial(_stability, out, tests, stability, stability_temperature, named)
     signal = run_points(points, options, tests, out, config, variants, watch, judge)
     if watch is not None and signal is None:
         for point in points:
@@ -204,13 +206,9 @@ def _plain_steps(
     options: Sequence[tuple[str, Any]], names: Sequence[str], config: Path | None
 ) -> dict[str, list[tuple[str, Any]]]:
     """The steps of plain runs that take as long as the longest recipe: those of all its stages."""
-    from pimlip_zoo.config import load_config
-    from pimlip_zoo.experiment.curve import fitting
-
     most = 0
     for name in names:
-        given = fitting(options, name)
-        of_recipe = load_config(config, [*given, *([] if name == "none" else [("weak.preset", name)])])
+        of_recipe = _of_way(options, name, config)
         labels, steps = of_recipe.weak.labels, of_recipe.trainer.max_steps
         if labels is not None:
             steps += labels.recipe().steps_before()
@@ -218,10 +216,39 @@ def _plain_steps(
     return {"none": [("trainer.max_steps", most)]}
 
 
-def _stability(out: Path, tests: Sequence[str], ps: float, temperature: float, point: Any) -> None:
-    from pimlip_zoo.experiment.stable_time import measure_stability
+def _stability(
+    out: Path, tests: Sequence[str], ps: float, temperature: float, named: frozenset[str], point: Point
+) -> None:
+    """How long dynamics with the model of a point last.
 
-    measure_stability(out / point.name, tests, ps=ps, temperature=temperature)
+    Args:
+        out: the folder of the curve.
+        tests: where dynamics start.
+        ps: their longest time.
+        temperature: K.
+        named: calculators that this command names, which a difference model may have called.
+        point: the finished run.
+    """
+    from pimlip_zoo.experiment.stable_time import measure_stability
+    from pimlip_zoo.training.checkpoint import baseline_of
+
+    run = out / point.name
+    measure_stability(run, tests, ps=ps, temperature=temperature, trust=baseline_of(run) in named)
+
+
+def _named(options: Sequence[tuple[str, Any]], names: Sequence[str], config: Path | None) -> frozenset[str]:
+    """The calculators that the options or the configuration name."""
+    labels = [_of_way(options, name, config).weak.labels for name in names]
+    return frozenset(each.calculator for each in labels if each is not None)
+
+
+def _of_way(options: Sequence[tuple[str, Any]], name: str, config: Path | None) -> RunConfig:
+    """The configuration of a way of training."""
+    from pimlip_zoo.config import load_config
+    from pimlip_zoo.experiment.curve import fitting
+
+    given = fitting(options, name)
+    return load_config(config, [*given, *([] if name == "none" else [("weak.preset", name)])])
 
 
 def _say_what_equals(screen: Any, equal: Sequence[Any], weak: str, *, equal_time: bool) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
+from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.coverage import isolated_atom_energies
 from pimlip_zoo.datasets.dataset import FrameDataset
 from pimlip_zoo.datasets.electrons import Electrons, electrons_of, electrons_of_atoms, stated
@@ -18,6 +19,7 @@ from pimlip_zoo.datasets.stored import StoredFrames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import collate
 from pimlip_zoo.training.parcel import pack, unpack
+from pimlip_zoo.weak_labels import pool
 from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
 from pimlip_zoo.weak_labels.pool import PoolOptions, cached_labels, label_frames, labelled_pool, sample_pool
 
@@ -114,6 +116,17 @@ def test_hdf5_has_one_charge_for_a_group_or_one_for_each_structure(tmp_path):
     frames = load_frames(f"{tmp_path / 'a.h5'}?energy=eV&length=Å")
     found = [electrons_of(frame.numbers, frame.info) for frame in frames]
     assert found == [(-1, 1), (-1, 1), (0, 4), (1, 1), (0, 2), (0, 2)]
+    assert convert(f"{tmp_path / 'a.h5'}?energy=eV&length=Å", tmp_path / "a.lmdb").not_kept == ()
+
+
+def test_of_charges_of_atoms_the_sum_is_kept_and_the_rest_is_said_not_to_be(tmp_path):
+    made = atoms()
+    made.set_initial_charges([-1.5, 0.5])
+    ase.io.write(tmp_path / "a.extxyz", made)
+    assert convert(str(tmp_path / "a.extxyz"), tmp_path / "a.lmdb").not_kept == ("charges",)
+    assert FrameStore(tmp_path / "a.lmdb")[0].info == {"charge": -1}
+    ase.io.write(tmp_path / "b.extxyz", atoms(charge=-1, multiplicity=1))
+    assert convert(str(tmp_path / "b.extxyz"), tmp_path / "b.lmdb").not_kept == ()
 
 
 def test_aselmdb_has_them_in_its_data(tmp_path):
@@ -208,12 +221,44 @@ def test_the_cache_knows_ions_apart_and_the_pool_keeps_what_its_structures_are(t
     cached_labels([hydroxide(charge=0, multiplicity=2)], charges, tmp_path)  # says nothing new
     assert len(list(tmp_path.glob("*.lmdb"))) == 3
     options = PoolOptions(structures=4, method="both", stride=1, temperatures=(50.0,))
-    pool = labelled_pool([hydroxide(charge=-1)], charges, options, tmp_path)
-    assert [frame.energy for frame in pool] == [9.0] * 4
-    assert all(frame.info["charge"] == -1 for frame in pool)
+    sampled = labelled_pool([hydroxide(charge=-1)], charges, options, tmp_path)
+    assert [frame.energy for frame in sampled] == [9.0] * 4
+    assert all(frame.info["charge"] == -1 for frame in sampled)
 
 
-def test_a_calculator_without_charges_refuses_ions():
+def test_further_processes_label_ions_as_ions(tmp_path, monkeypatch):
+    pytest.importorskip("tblite")
+    monkeypatch.setattr(pool, "_WORTH_SHARING", 0.0)
+    monkeypatch.setattr(pool, "cores", lambda: 2)
+    gfn2, frames = find_supervisor("gfn2"), [hydroxide(charge=-1)] * 60
+
+    def for_the_estimate_alone():
+        calculator, times = gfn2.make(), []
+        compute = calculator.calculate
+
+        def calculate(*args, **options):
+            times.append(1)
+            assert len(times) <= 2
+            return compute(*args, **options)
+
+        calculator.calculate = calculate
+        return calculator
+
+    labelled = cached_labels(frames, gfn2._replace(make=for_the_estimate_alone), tmp_path)
+    (ion,) = label_frames(frames[:1], gfn2)
+    assert [frame.energy for frame in labelled] == pytest.approx([ion.energy] * 60, abs=1e-6)
+    assert all(stated(frame) == {"charge": -1} for frame in labelled)
+
+
+def test_given_and_sampled_structures_keep_what_they_are():
+    charges = Supervisor("charges", "1", Counting.make)
+    ions = [hydroxide(charge=-1)] * 3
+    given = sample_pool([hydroxide()], charges, PoolOptions(structures=3, method="given"), unlabelled=ions)
+    assert [frame.energy for frame in given] == [9.0] * 3
+    assert all(stated(frame) == {"charge": -1} for frame in given)
+
+
+def test_a_calculator_without_charges_refuses_ions(tmp_path):
     emt = find_supervisor("emt")
     frames = [hydroxide(), hydroxide(charge=-1)]
     with pytest.raises(InputError, match="emt knows nothing of charge -1") as caught:
@@ -221,6 +266,10 @@ def test_a_calculator_without_charges_refuses_ions():
     assert caught.value.frame == 1
     with pytest.raises(InputError, match="emt knows nothing"):
         sample_pool(frames, emt, PoolOptions(structures=1))
+    with pytest.raises(InputError, match="emt knows nothing"):
+        cached_labels(frames, emt, tmp_path)
+    with pytest.raises(InputError, match="emt knows nothing"):
+        labelled_pool(frames, emt, PoolOptions(structures=1), tmp_path)
 
 
 def test_an_ion_apart_is_no_energy_reference():

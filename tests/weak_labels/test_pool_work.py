@@ -5,10 +5,10 @@ import logging
 import numpy as np
 import pytest
 
-from pimlip_zoo.datasets import pool
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.weak_labels import pool
 from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
 from pimlip_zoo.weak_labels.pool import PoolOptions, cached_labels, labelled_pool
 

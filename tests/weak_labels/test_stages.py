@@ -665,3 +665,22 @@ def test_predicted_labels_of_crystals_have_stress(tmp_path):
     np.testing.assert_allclose(found[0].stress, atoms.get_stress(voigt=False), atol=1e-6)
     mean = ensemble_labels([experiment.potential] * 2, frames)
     np.testing.assert_allclose(mean[1].stress, labelled[1].stress, atol=1e-12)
+
+
+def test_a_recipe_says_how_long_its_stages_are(tmp_path):
+    def before(method, **options):
+        config = load_config(
+            None, settings(tmp_path, method, **{f"weak.labels.{k}": v for k, v in options.items()})
+        )
+        return config.weak.labels.recipe().steps_before()
+
+    assert before("pretrain") == 3
+    assert before("distill") == 3
+    assert before("distill", teachers=2, iterations=3) == 12
+    assert before("delta") == before("shared_head") == 0
+
+
+def test_the_stress_option_of_a_recipe_that_has_none_is_said_to_be_ignored(caplog):
+    WeakLabelsConfig.model_validate({"method": "delta", "stress": True})
+    assert "weak.labels.stress is an option of" in caplog.text
+    assert "not of delta: ignored" in caplog.text
