@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 from ase import Atoms
 
+from pimlip_zoo.config import RunConfig
 from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.coverage import isolated_atom_energies
 from pimlip_zoo.datasets.dataset import FrameDataset
 from pimlip_zoo.datasets.electrons import Electrons, electrons_of, electrons_of_atoms, stated
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.lmdb import FrameStore, write_store
+from pimlip_zoo.datasets.lmdb.index import entries_of, geometry_digest
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.stored import StoredFrames
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.record import data_record
 from pimlip_zoo.graph import collate
 from pimlip_zoo.training.parcel import pack, unpack
 from pimlip_zoo.weak_labels import pool
@@ -276,3 +279,14 @@ def test_an_ion_apart_is_no_energy_reference():
     proton = Frame(np.array([1]), np.zeros((1, 3)), energy=0.0, info={"charge": 1})
     atom = dataclasses.replace(proton, energy=-13.6, info={})
     assert isolated_atom_energies([proton, atom]) == {"H": -13.6}
+
+
+def test_one_geometry_of_two_charges_is_no_duplicate_and_other_data():
+    ion, radical = hydroxide(charge=-1), hydroxide()
+    assert geometry_digest(ion) != geometry_digest(radical)
+    assert geometry_digest(hydroxide(charge=0, multiplicity=2)) == geometry_digest(radical)
+    entries = entries_of([ion, radical], [0, 0], 5.0)
+    assert entries["digest"].tolist() == [geometry_digest(ion), geometry_digest(radical)]
+    config = RunConfig.model_validate({"data": {"train": "a"}})
+    records = [data_record(config, ([frame], [])) for frame in (ion, radical)]
+    assert records[0] != records[1]
