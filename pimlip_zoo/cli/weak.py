@@ -48,6 +48,7 @@ def advise(
     """Compare cheap levels of theory with labels and say which recipe helps, or that none does.
 
     A short training on the labels and one on their difference to each level, measured on structures that neither saw.
+    The numbers are what was measured; the bounds of the verdict are fitted to the few sets of the study.
     """
     import logging
 

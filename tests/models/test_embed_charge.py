@@ -58,6 +58,15 @@ def test_each_charge_and_multiplicity_has_its_own_energy_and_forces(name, head, 
     assert (together.forces[:4] - together.forces[4:8]).abs().max() > 1e-6
 
 
+def test_nequip_with_channels_for_each_degree_sees_charges_too(graph):
+    model = potential("nequip", embed_charge=True, channels_by_degree=(6, 4))
+    with use_kernels("reference"), torch.no_grad():
+        energies = model(graph).energy.tolist()
+        ion = model.with_electrons(-1, 3)(graph).energy.tolist()
+    assert len({round(energy, 9) for energy in energies}) == len(STATES)
+    assert ion == pytest.approx([energies[3]] * len(STATES), abs=1e-9)
+
+
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_neutral_closed_shells_are_what_they_are_without_the_embedding(name, graph):
     plain, embedded = potential(name), potential(name, embed_charge=True)
