@@ -30,6 +30,8 @@ def calculator(
     device: str = "cpu",
     skin: float = 0.5,
     trust: bool = False,
+    charge: int | None = None,
+    multiplicity: int | None = None,
     uncertainty: bool = False,
     **options: Any,
 ) -> Calculator:
@@ -44,27 +46,39 @@ def calculator(
         device: where to compute; native models compute on the CPU.
         skin: Å, see :class:`~pimlip_zoo.deploy.ase.PimlipCalculator`.
         trust: call the function that a run names as its cheap calculator; not needed for gfn2, gfn1 and emt.
+        charge: of all structures, where the model embeds it; None: each states its own, or is neutral.
+        multiplicity: likewise, 2S + 1.
         uncertainty: ``results["energy_uncertainty"]`` and ``["forces_uncertainty"]`` with every evaluation, of one run
             that stands alone, on the CPU; the posterior is fitted to the run's data when it is first asked for.
         options: of :func:`load`.
     """
     from pimlip_zoo.deploy.native.archive import SUFFIX
 
+    electrons = {
+        key: value for key, value in (("charge", charge), ("multiplicity", multiplicity)) if value is not None
+    }
     if uncertainty:
-        return _uncertain(runs, device=device, skin=skin, options=options)
+        return _uncertain(runs, device=device, skin=skin, electrons=electrons, options=options)
     if len(runs) == 1 and str(runs[0]).endswith(SUFFIX):  # needs no torch, and imports none
-        return _native(runs[0], device=device, skin=skin, options=options)
+        return _native(runs[0], device=device, skin=skin, options={**options, **electrons})
     from pimlip_zoo.deploy.ase import PimlipCalculator
     from pimlip_zoo.deploy.difference import with_baseline
+    from pimlip_zoo.errors import InputError
     from pimlip_zoo.training.checkpoint import baseline_of
 
     members = [
-        _native(run, device=device, skin=skin, options=options)
+        _native(run, device=device, skin=skin, options={**options, **electrons})
         if str(run).endswith(SUFFIX)
-        else PimlipCalculator(load(run, difference=True, **options), device=device, skin=skin)
+        else PimlipCalculator(load(run, difference=True, **options), device=device, skin=skin, **electrons)
         for run in runs
     ]
     baselines = {None if str(run).endswith(SUFFIX) else baseline_of(run) for run in runs}
+    if electrons and baselines != {None}:
+        raise InputError(
+            "the run is a correction to a cheap calculator, which has to know it, too",
+            key=min(electrons),
+            mend="state it in atoms.info instead",
+        )
     if len(members) == 1:
         return with_baseline(members[0], baselines, trust=trust)
     from pimlip_zoo.deploy.committee import CommitteeCalculator
@@ -73,7 +87,12 @@ def calculator(
 
 
 def _uncertain(
-    runs: tuple[str | Path, ...], *, device: str, skin: float, options: dict[str, Any]
+    runs: tuple[str | Path, ...],
+    *,
+    device: str,
+    skin: float,
+    electrons: dict[str, Any],
+    options: dict[str, Any],
 ) -> Calculator:
     from pimlip_zoo.deploy.native.archive import SUFFIX
     from pimlip_zoo.errors import InputError
@@ -87,7 +106,7 @@ def _uncertain(
             mend="several runs are a committee, whose spread is in energy_std and forces_std",
         )
     potential = load(runs[0], **options)
-    return UncertainCalculator(potential, posterior_of(runs[0]), skin=skin)
+    return UncertainCalculator(potential, posterior_of(runs[0]), skin=skin, **electrons)
 
 
 def _native(path: str | Path, *, device: str, skin: float, options: dict[str, Any]) -> Calculator:

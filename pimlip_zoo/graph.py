@@ -7,7 +7,7 @@ All of them are immutable tuples; a changed one is made with ``_replace``. Units
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "edge_vectors",
     "graph_to",
     "join",
+    "join_electrons",
     "stress_from_virial",
     "sum_by_structure",
 ]
@@ -49,6 +50,8 @@ class AtomGraph(NamedTuple):
     """(N,) int64, the structure that an atom belongs to, ascending."""
     num_graphs: int
     """M."""
+    electrons: Optional[Tensor] = None  # noqa: UP045
+    """(M, 2) float64, charge and number of unpaired electrons; None: all neutral, with none."""
 
 
 class Labels(NamedTuple):
@@ -96,6 +99,7 @@ def graph_to(graph: AtomGraph, device: torch.device | str) -> AtomGraph:
         cell=graph.cell.to(device),
         batch=graph.batch.to(device),
         num_graphs=graph.num_graphs,
+        electrons=None if graph.electrons is None else graph.electrons.to(device),
     )
 
 
@@ -161,6 +165,19 @@ def join(graphs: Sequence[AtomGraph]) -> AtomGraph:
         cell=torch.cat([graph.cell for graph in graphs]),
         batch=torch.cat([graph.batch for graph in graphs]).add_(_before(structures, atoms, device)),
         num_graphs=sum(structures),
+        electrons=join_electrons(graphs),
+    )
+
+
+def join_electrons(graphs: Sequence[AtomGraph]) -> Tensor | None:
+    """Charges and unpaired electrons of several graphs; None where none of them says any."""
+    if all(graph.electrons is None for graph in graphs):
+        return None
+    return torch.cat(
+        [
+            graph.cell.new_zeros((graph.num_graphs, 2)) if graph.electrons is None else graph.electrons
+            for graph in graphs
+        ]
     )
 
 

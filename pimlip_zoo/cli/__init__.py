@@ -29,6 +29,7 @@ COMMANDS = {
     "md": "pimlip_zoo.cli.md",
     "import": "pimlip_zoo.cli.import_",
     "curve": "pimlip_zoo.cli.curve",
+    "weak": "pimlip_zoo.cli.weak",
     "distill": "pimlip_zoo.cli.distill",
     "report": "pimlip_zoo.cli.report",
     "doctor": "pimlip_zoo.cli.doctor",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pimlip_zoo.experiment.curve import Judge
+    from pimlip_zoo.config import RunConfig
+    from pimlip_zoo.experiment.curve import Judge, Point
 
 app = typer.Typer()
 
@@ -35,6 +36,20 @@ def curve(
     labels: Annotated[str | None, typer.Option(help="energy | energy,forces")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.")] = None,
     max_time: Annotated[str | None, typer.Option(help="Of each run: 10m, 2h, ...")] = None,
+    equal_time: Annotated[
+        bool,
+        typer.Option(
+            "--equal-time",
+            help="Runs without a recipe get as many steps as all stages of the longest recipe together.",
+        ),
+    ] = False,
+    stability: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PS", help="Run dynamics of each model, at most so long: how long are they stable?"
+        ),
+    ] = None,
+    stability_temperature: Annotated[float, typer.Option(help="K, of these dynamics.")] = 300.0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any option of a run.")] = None,
     physics: Annotated[
         list[str] | None,
@@ -50,12 +65,26 @@ def curve(
         "curve"
     ),
 ) -> None:
-    """Errors against the number of labels: a table, a plot, one run folder per point."""
+    """Errors against the number of labels, and how many plain labels those of a recipe equal.
+
+    Writes tables, a plot and a report, and one run folder per point.
+    """
+    from functools import partial
+
     from pimlip_zoo.cli.console import console, log_to_screen
     from pimlip_zoo.config import parse_settings
-    from pimlip_zoo.experiment.curve import Point, collect, collect_physics, run_points, summarise
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.experiment.curve import (
+        Point,
+        collect,
+        collect_physics,
+        run_points,
+        summarise,
+        write_table,
+    )
     from pimlip_zoo.physics.summary import summarise_values
     from pimlip_zoo.report.curve import curve_plot
+    from pimlip_zoo.report.equivalence import equivalences
 
     given: list[tuple[str, Any]] = [
         ("model.name", model),
@@ -74,19 +103,39 @@ def curve(
     ]
     screen = console()
     log_to_screen()
+    if stability is not None and not (stability > 0 and stability_temperature >= 0):
+        raise InputError(
+            f"{stability} ps at {stability_temperature} K is not possible",
+            key="--stability",
+            mend="more than 0",
+        )
     judge = _judge(physics, reference, properties, out, screen)
-    signal = run_points(points, options, tests, out, config, judge=judge)
-    summary = summarise(collect(out))
+    variants = _plain_steps(options, _presets(weak), config) if equal_time else None
+    watch = None
+    if stability is not None:
+        named = _named(options, _presets(weak), config)
+        watch = partial(_stability, out, tests, stability, stability_temperature, named)
+    signal = run_points(points, options, tests, out, config, variants, watch, judge)
+    if watch is not None and signal is None:
+        for point in points:
+            watch(point)
+    rows = collect(out)
+    summary, equal = summarise(rows), equivalences(rows)
     if summary:
+        write_table(rows, out / "runs.csv")
+        write_table(summary, out / "curve.csv")
         screen.print(_table(summary))
-        curve_plot(summary, out / "curve.png")
+        curve_plot(summary, out / "curve.png", equal)
+        _say_what_equals(screen, equal, weak, equal_time=equal_time)
+        _write_equal(equal, summary, out)
     values = collect_physics(out) if judge is not None else []
     if values:
         screen.print(_physics_table(summarise_values(values, ("weak", "size"))))
     if signal is not None:
         screen.print("stopped; the same command goes on")
         raise typer.Exit(128 + signal)
-    files = ["runs.csv", "curve.csv", "curve.png", *(["physics.csv", "physics-curve.csv"] if values else [])]
+    files = ["runs.csv", "curve.csv", *(["equal.csv"] if equal else []), "curve.png", "report.html"]
+    files += ["physics.csv", "physics-curve.csv"] if values else []
     screen.print(", ".join(str(out / name) for name in files))
 
 
@@ -153,6 +202,89 @@ def _physics_table(summary: Sequence[Mapping[str, Any]]) -> Any:
     return table
 
 
+def _plain_steps(
+    options: Sequence[tuple[str, Any]], names: Sequence[str], config: Path | None
+) -> dict[str, list[tuple[str, Any]]]:
+    """The steps of plain runs that take as long as the longest recipe: those of all its stages."""
+    most = 0
+    for name in names:
+        of_recipe = _of_way(options, name, config)
+        labels, steps = of_recipe.weak.labels, of_recipe.trainer.max_steps
+        if labels is not None:
+            steps += labels.recipe().steps_before()
+        most = max(most, steps)
+    return {"none": [("trainer.max_steps", most)]}
+
+
+def _stability(
+    out: Path, tests: Sequence[str], ps: float, temperature: float, named: frozenset[str], point: Point
+) -> None:
+    """How long dynamics with the model of a point last.
+
+    Args:
+        out: the folder of the curve.
+        tests: where dynamics start.
+        ps: their longest time.
+        temperature: K.
+        named: calculators that this command names, which a difference model may have called.
+        point: the finished run.
+    """
+    from pimlip_zoo.experiment.stable_time import measure_stability
+    from pimlip_zoo.training.checkpoint import baseline_of
+
+    run = out / point.name
+    measure_stability(run, tests, ps=ps, temperature=temperature, trust=baseline_of(run) in named)
+
+
+def _named(options: Sequence[tuple[str, Any]], names: Sequence[str], config: Path | None) -> frozenset[str]:
+    """The calculators that the options or the configuration name."""
+    labels = [_of_way(options, name, config).weak.labels for name in names]
+    return frozenset(each.calculator for each in labels if each is not None)
+
+
+def _of_way(options: Sequence[tuple[str, Any]], name: str, config: Path | None) -> RunConfig:
+    """The configuration of a way of training."""
+    from pimlip_zoo.config import load_config
+    from pimlip_zoo.experiment.curve import fitting
+
+    given = fitting(options, name)
+    return load_config(config, [*given, *([] if name == "none" else [("weak.preset", name)])])
+
+
+def _say_what_equals(screen: Any, equal: Sequence[Any], weak: str, *, equal_time: bool) -> None:
+    for each in equal:
+        screen.print(each.sentence, highlight=False)
+    if equal and not equal_time and not all(each.same_time for each in equal if each.time is not None):
+        screen.print("--equal-time gives the plain runs as many steps", style="dim")
+    if not equal and set(weak.split(",")) != {"none"}:
+        screen.print(
+            "how many plain labels that equals needs runs of --weak none with two --sizes or more",
+            style="dim",
+        )
+
+
+def _write_equal(equal: Sequence[Any], summary: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """``equal.csv`` and ``report.html``."""
+    import dataclasses
+
+    from pimlip_zoo.experiment.curve import write_table
+    from pimlip_zoo.files import replacing
+    from pimlip_zoo.report.curve import curve_figure
+    from pimlip_zoo.report.html import render_curve
+
+    hidden = {"ends"}
+    table = [{k: v for k, v in dataclasses.asdict(each).items() if k not in hidden} for each in equal]
+    if table:
+        write_table(table, out / "equal.csv")
+    else:
+        (out / "equal.csv").unlink(missing_ok=True)
+    names, rows = _rows(summary)
+    sentences = [f"{each.test}: {each.sentence}" for each in equal]
+    page = render_curve(out.resolve().name, [names, *rows], sentences, curve_figure(summary, equal))
+    with replacing(out / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
 def _tests(data: str | None, test: str | None) -> list[str]:
     from pimlip_zoo.errors import InputError
 
@@ -185,30 +317,41 @@ def _presets(text: str) -> list[str]:
     return names
 
 
+def _rows(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Names of columns, and a line for each kind of run."""
+    more = {
+        "stress RMSE meV/Å³": ("stress_rmse", 1e3),
+        "stable ps": ("stable_ps", 1.0),
+    }
+    more = {name: at for name, at in more.items() if any(row.get(at[0]) is not None for row in summary)}
+    columns = {
+        "energy RMSE meV/atom": ("energy_per_atom_rmse", 1e3),
+        "force RMSE meV/Å": ("forces_rmse", 1e3),
+    }
+    columns |= more
+    names = ["test", "labels", "weak", "seeds", *columns, "seconds"]
+    rows = []
+    for row in summary:
+        cells = [_with_spread(row, name, factor) for name, factor in columns.values()]
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        rows.append([row["test"], str(row["size"]), row["weak"], str(row["seeds"]), *cells, seconds])
+    return names, rows
+
+
 def _table(summary: Sequence[Mapping[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in (
-        "test",
-        "labels",
-        "weak",
-        "seeds",
-        "energy RMSE [dim]meV/atom[/dim]",
-        "force RMSE [dim]meV/Å[/dim]",
-    ):
-        table.add_column(column, justify="left" if column in ("test", "weak") else "right")
-    table.add_column("seconds", justify="right")
-    for row in summary:
-        cells = [_with_spread(row, name, 1e3) for name in ("energy_per_atom_rmse", "forces_rmse")]
-        table.add_row(
-            row["test"], str(row["size"]), row["weak"], str(row["seeds"]), *cells, f"{row['seconds']:.0f}"
-        )
+    names, rows = _rows(summary)
+    for name in names:
+        table.add_column(name, justify="left" if name in ("test", "weak") else "right")
+    for cells in rows:
+        table.add_row(*cells)
     return table
 
 
 def _with_spread(row: Mapping[str, Any], name: str, factor: float) -> str:
-    if row[name] is None:
+    if row.get(name) is None:
         return ""
     spread = row[f"{name}_std"]
     return f"{factor * row[name]:.2f}" + (f" ± {factor * spread:.2f}" if spread is not None else "")

@@ -75,6 +75,10 @@ def export_command(
             "atoms (eV) and forces (eV/Å) may be off, 1e-4, say.",
         ),
     ] = None,
+    charge: Annotated[
+        int | None, typer.Option(help="Of a model with model.embed_charge: that of the systems in the run.")
+    ] = None,
+    multiplicity: Annotated[int | None, typer.Option(help="2S + 1, beside --charge.")] = None,
 ) -> None:
     """Write a trained potential as one file; it is read back and compared before it gets its name."""
     import json
@@ -83,7 +87,7 @@ def export_command(
 
     from pimlip_zoo.training.checkpoint import load_potential
 
-    potential = load_potential(run)
+    potential = _of_electrons(load_potential(run), charge, multiplicity, format)
     target = output or _default_output(run, format)
     report = export_potential(
         potential, target, format=format, dtype=dtype.value if dtype else None, source=run, table=table
@@ -111,6 +115,23 @@ def export_command(
         console.print(
             "the file is a program: whoever loads it runs it, so load only files of people whom you trust"
         )
+
+
+def _of_electrons(
+    potential: Potential,
+    charge: int | None,
+    multiplicity: int | None,
+    format: ExportFormat,  # noqa: A002
+) -> Potential:
+    """The potential for the charge and multiplicity that are given, both or neither."""
+    if charge is None and multiplicity is None:
+        return potential
+    if format is ExportFormat.checkpoint:
+        raise InputError("a checkpoint keeps every charge", key="--charge", mend="leave it out")
+    if charge is None or multiplicity is None:
+        missing = "--charge" if charge is None else "--multiplicity"
+        raise InputError("is missing", key=missing, mend="give both: one file is for one of each")
+    return potential.with_electrons(charge, multiplicity)
 
 
 def export_potential(
@@ -183,7 +204,7 @@ def _export_checkpoint(potential: Potential, target: Path, *, dtype: torch.dtype
     from pimlip_zoo.training.checkpoint import KEY, describe, load_potential
 
     started = time.perf_counter()
-    ready = prepared(potential, dtype)
+    ready = prepared(potential, dtype, electrons=True)
     weights = {f"potential.{name}": value for name, value in ready.state_dict().items()}
     with replacing(target) as scratch:
         torch.save({KEY: describe(ready), "state_dict": weights}, scratch)

@@ -33,6 +33,7 @@ def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor | None]) -
         cell=torch.cat([graph.cell] * copies),
         batch=(graph.batch + graph.num_graphs * step.unsqueeze(1)).flatten(),
         num_graphs=copies * graph.num_graphs,
+        electrons=None if graph.electrons is None else graph.electrons.repeat(copies, 1),
     )
 
 
@@ -88,6 +89,7 @@ def choose(
         cell=graph.cell[structure],
         batch=new_structure[graph.batch[atom]],
         num_graphs=int(structure.sum()),
+        electrons=None if graph.electrons is None else graph.electrons[structure],
     )
     part_labels = Labels(
         labels.energy[structure],

@@ -72,8 +72,8 @@ def isolated_atom_energies(frames: Iterable[Frame]) -> dict[str, float]:
 
     energies: dict[str, float] = {}
     for index, frame in enumerate(frames):
-        if not is_isolated_atom(frame) or frame.energy is None:
-            continue
+        if not is_isolated_atom(frame) or frame.energy is None or frame.info.get("charge"):
+            continue  # an ion apart is no reference
         symbol = chemical_symbols[int(frame.numbers[0])]
         known = energies.setdefault(symbol, frame.energy)
         if abs(known - frame.energy) > 1e-6:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.alike import squared_distances
+from pimlip_zoo.datasets.electrons import unpaired_by_default
 from pimlip_zoo.datasets.lmdb.record import KIND, decode_alike, is_molecule
 from pimlip_zoo.datasets.pairs import FEW_ATOMS, join_edges, near_pairs, species_indices
 from pimlip_zoo.datasets.readers.checks import MAX_NUMBER, SAME_SPOT
@@ -44,6 +45,8 @@ def batch_of_records(
         kinds.setdefault(record[KIND], []).append(place)
     if not all(is_molecule(kind, FEW_ATOMS) for kind in kinds):
         return None
+    if any(b"charge" in record or b"multiplicity" in record for record in records):
+        return None  # their info says something of the electrons
     groups = []
     for places in kinds.values():
         rows = decode_alike([records[place] for place in places])
@@ -122,6 +125,7 @@ def _joined(
         cell=torch.zeros((count, 3, 3), dtype=torch.float64),
         batch=torch.from_numpy(np.repeat(np.arange(count), size)),
         num_graphs=count,
+        electrons=torch.from_numpy(unpaired_by_default(numbers, size)),
     )
     return Batch(
         graph,

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.alike import groups_of_alike
+from pimlip_zoo.datasets.electrons import electrons_of, stated_at_all, unpaired_by_default
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.pairs import FEW_ATOMS, complete_cell, near_pairs, neighbour_list, species_indices
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
@@ -34,6 +35,7 @@ def frame_to_sample(frame: Frame, species: Sequence[str], cutoff: float) -> Batc
         cell=torch.as_tensor(np.array(frame.cell, dtype=np.float64)).reshape(1, 3, 3),
         batch=torch.zeros(n, dtype=torch.int64),
         num_graphs=1,
+        electrons=_electrons([frame], [n]),
     )
     nan = float("nan")
     labels = Labels(
@@ -76,6 +78,7 @@ def frames_to_batch(frames: Sequence[Frame], species: Sequence[str], cutoff: flo
         cell=torch.as_tensor(np.array([frame.cell for frame in frames], dtype=np.float64)),
         batch=torch.as_tensor(batch),
         num_graphs=len(frames),
+        electrons=_electrons(frames, counts.tolist()),
     )
     unknown = np.full((int(counts.max()), 3), nan)
     forces = [unknown[:n] if f.forces is None else f.forces for n, f in zip(counts, frames, strict=True)]
@@ -92,6 +95,17 @@ def frames_to_batch(frames: Sequence[Frame], species: Sequence[str], cutoff: flo
         label_weights=torch.tensor([frame.label_weights for frame in frames], dtype=torch.float64),
     )
     return Batch(graph, labels)
+
+
+def _electrons(frames: Sequence[Frame], natoms: Sequence[int]) -> torch.Tensor:
+    """(M, 2) charges and numbers of unpaired electrons."""
+    numbers = np.concatenate([frame.numbers for frame in frames])
+    rows = unpaired_by_default(numbers, np.asarray(natoms))
+    for place, frame in enumerate(frames):
+        if stated_at_all(frame.info):
+            found = electrons_of(frame.numbers, frame.info)
+            rows[place] = found.charge, found.multiplicity - 1
+    return torch.from_numpy(rows)
 
 
 def _edges_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -9,14 +10,16 @@ import torch
 from ase.calculators.calculator import Calculator, all_changes
 
 from pimlip_zoo.compiled.kernels import one_thread_after_fork
+from pimlip_zoo.datasets.electrons import electrons_of_atoms
 from pimlip_zoo.datasets.pairs import species_indices
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, edge_vectors, graph_to, stress_from_virial
 from pimlip_zoo.models.potential import Potential
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ase import Atoms
 
@@ -26,6 +29,11 @@ __all__ = ["PimlipCalculator", "SkinnedNeighbours"]
 class SkinnedNeighbours(SkinnedPairs):
     """:class:`SkinnedPairs` as the graphs that models take."""
 
+    electrons = False
+    """Whether graphs carry the charge and the multiplicity that the atoms state."""
+    given: Mapping[str, int] = MappingProxyType({})
+    """Charge and multiplicity that count more than what the atoms state."""
+
     def graph(self, atoms: Atoms, species: Sequence[str]) -> AtomGraph:
         """The graph of a structure, edges within the cutoff.
 
@@ -33,6 +41,10 @@ class SkinnedNeighbours(SkinnedPairs):
             InputError: for positions or a cell that are not finite, or an element that the species lack.
         """
         edge_index, edge_shift = self.pairs(atoms)
+        electrons = None
+        if self.electrons:
+            found = electrons_of_atoms(atoms, self.given)
+            electrons = torch.tensor([[found.charge, found.multiplicity - 1]], dtype=torch.float64)
         graph = AtomGraph(
             positions=torch.as_tensor(atoms.positions.astype(np.float64)),
             species=torch.as_tensor(species_indices(atoms.numbers, species)),
@@ -41,6 +53,7 @@ class SkinnedNeighbours(SkinnedPairs):
             cell=torch.as_tensor(np.array(atoms.cell.array, dtype=np.float64)).reshape(1, 3, 3),
             batch=torch.zeros(len(atoms), dtype=torch.int64),
             num_graphs=1,
+            electrons=electrons,
         )
         if self.skin == 0:
             return graph
@@ -55,6 +68,11 @@ class PimlipCalculator(Calculator):
         potential: ready for prediction.
         skin: Å, how far neighbour lists reach beyond the cutoff, to be used again in molecular dynamics.
         device: where to compute.
+        charge: of every structure; None: each states its own, in ``info`` or as initial charges (else neutral).
+        multiplicity: of every structure, 2S + 1, beside ``charge``; None: each its own, or the lowest.
+
+    Raises:
+        InputError: for a charge or multiplicity where the model does not embed them.
     """
 
     implemented_properties: ClassVar[list[str]] = [
@@ -63,17 +81,43 @@ class PimlipCalculator(Calculator):
     ]
 
     def __init__(
-        self, potential: Potential, *, skin: float = 0.5, device: str | torch.device = "cpu", **kwargs: Any
+        self,
+        potential: Potential,
+        *,
+        skin: float = 0.5,
+        device: str | torch.device = "cpu",
+        charge: int | None = None,
+        multiplicity: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        given = {"charge": charge, "multiplicity": multiplicity}
+        self.electrons = {key: value for key, value in given.items() if value is not None}
+        if self.electrons and not potential.model.electrons_are_open:
+            raise InputError(
+                "the model does not know charge and multiplicity",
+                key=min(self.electrons),
+                mend="leave it out, or train with model.embed_charge=true",
+            )
         self.device = torch.device(device)
         self.potential = potential.to(self.device).eval()
         self.neighbours = SkinnedNeighbours(potential.cutoff, skin)
+        self.neighbours.electrons = potential.model.electrons_are_open
+        self.neighbours.given = self.electrons
 
     @property
     def allowed_atomic_numbers(self) -> set[int]:
         """Of the elements that the potential knows."""
         return numbers_of(self.potential.species)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last evaluation; ASE does not look at what ``info`` states."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if self.neighbours.electrons and self.atoms is not None:
+            before, now = (electrons_of_atoms(each, self.electrons) for each in (self.atoms, atoms))
+            if before != now:
+                changes.append("initial_charges")
+        return changes
 
     def calculate(
         self,

@@ -87,14 +87,25 @@ def export_torchscript(
     return ExportReport(path, time.perf_counter() - started, deviation, metadata)
 
 
-def prepared(potential: Potential, dtype: torch.dtype | None = None) -> Potential:
+def prepared(potential: Potential, dtype: torch.dtype | None = None, *, electrons: bool = False) -> Potential:
     """A copy on the CPU, in evaluation mode and in the precision wanted.
+
+    Args:
+        potential: with the weights to export; not changed.
+        dtype: precision; the potential's own by default.
+        electrons: charge and multiplicity may still be open.
 
     Raises:
         InputError: for another precision than float32 or float64.
     """
     if dtype not in (None, torch.float32, torch.float64):
         raise InputError(f"cannot export to {dtype}", key="dtype", mend="float32 or float64")
+    if potential.model.electrons_are_open and not electrons:
+        raise InputError(
+            "the model was trained on charges and multiplicities, and a file is for one of each",
+            key="charge",
+            mend="--charge Q --multiplicity M, 0 and 1 of neutral molecules without unpaired electrons",
+        )
     ready: Potential = copy.deepcopy(potential).cpu().eval()
     return ready.set_dtype(dtype or potential.model.dtype)
 

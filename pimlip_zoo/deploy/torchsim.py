@@ -50,6 +50,12 @@ class TorchSimModel(ModelInterface):
         skin: float = 0.5,
     ) -> None:
         super().__init__()
+        if potential.model.electrons_are_open:
+            raise InputError(
+                "torch-sim states no charges",
+                key="charge",
+                mend="give potential.with_electrons(charge, multiplicity)",
+            )
         self._device = torch.device(device)
         self._dtype = dtype
         self._compute_stress = compute_stress

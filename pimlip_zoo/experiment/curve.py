@@ -20,6 +20,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
+from pimlip_zoo.experiment.stable_time import stable_ps
 from pimlip_zoo.experiment.stages import Split, prepare_run, train_run
 from pimlip_zoo.files import read_text, replacing
 from pimlip_zoo.locks import claimed
@@ -32,6 +33,7 @@ __all__ = [
     "Point",
     "collect",
     "collect_physics",
+    "fitting",
     "run_point",
     "subset",
     "summarise",
@@ -51,12 +53,15 @@ COLUMNS = (
     "energy_per_atom_rmse",
     "forces_mae",
     "forces_rmse",
+    "stress_mae",
+    "stress_rmse",
+    "stable_ps",
     "steps",
     "seconds",
     "cpu_seconds",
 )
 """Of the table of single runs; energies in eV, forces in eV/Å; seconds contain every stage and the sampling of weak
-labels that were not in the cache yet."""
+labels that were not in the cache yet; stable_ps is how long dynamics lasted, where it was asked for."""
 
 Settings = Sequence[tuple[str, Any]]
 Judge = Callable[[Path], tuple[Mapping[str, Any], int | None]]
@@ -144,7 +149,7 @@ def _run_claimed(
     config_file: Path | None,
     variants: Mapping[str, Settings] | None,
 ) -> int | None:
-    options = [*_fitting(settings, point.weak), ("seed", point.seed)]
+    options = [*fitting(settings, point.weak), ("seed", point.seed)]
     if variants is not None and point.weak in variants:
         options += variants[point.weak]
     elif point.weak != "none":
@@ -206,9 +211,10 @@ def collect(folder: Path) -> list[dict[str, Any]]:
                 key: result.get(key) for key in ("size", "weak", "seed", "steps", "seconds", "cpu_seconds")
             }
             row["test"] = spec
-            for quantity in ("energy", "energy_per_atom", "forces"):
+            for quantity in ("energy", "energy_per_atom", "forces", "stress"):
                 for kind in ("mae", "rmse"):
-                    row[f"{quantity}_{kind}"] = (summary[quantity] or {}).get(kind)
+                    row[f"{quantity}_{kind}"] = (summary.get(quantity) or {}).get(kind)
+            row["stable_ps"] = stable_ps(path.parent, spec)
             rows.append(row)
     return sorted(rows, key=lambda row: (row["test"], row["weak"], row["size"], row["seed"]))
 
@@ -275,7 +281,7 @@ def run_points(
     return None
 
 
-def _fitting(settings: Settings, weak: str) -> list[tuple[str, Any]]:
+def fitting(settings: Settings, weak: str) -> list[tuple[str, Any]]:
     """The shared settings without those of weak supervision that this way of training does not have."""
     if weak == "none":
         return [(key, value) for key, value in settings if key.split(".")[0] != "weak"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.config import DataSection, RunConfig
 from pimlip_zoo.datasets.coverage import is_isolated_atom, isolated_atom_energies
+from pimlip_zoo.datasets.electrons import electrons_of, stated
 from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame, without_uncounted
 from pimlip_zoo.datasets.readers import load_frames
@@ -32,6 +34,7 @@ __all__ = [
     "keep_labels",
     "load_split",
     "reference_frames",
+    "several_electrons",
     "structures_of",
     "without_isolated_atoms",
 ]
@@ -196,6 +199,43 @@ def describe_labels(name: str, frames: Sequence[Frame]) -> str:
     found = ", ".join(f"{label} {count}/{len(frames)}" for label, count in counts.items() if count)
     text = f"{name}: {len(frames)} structures, {facts.natoms.sum()} atoms; labels: {found or 'none'}"
     return f"{text}; read from {frames.store.path} as needed" if isinstance(frames, StoredFrames) else text
+
+
+LOOKED_AT = 256
+"""Structures of a store whose charge is looked at: each is opened for it."""
+
+
+def several_electrons(frames: Sequence[Frame], *, embedded: bool) -> str | None:
+    """One line where the structures have more than one charge or spin; None where they have not.
+
+    Args:
+        frames: that are trained on; of a large store some, evenly spread.
+        embedded: the model sees both.
+    """
+    if isinstance(frames, StoredFrames) and all(meta.get("charged") is False for meta in frames.store.meta):
+        return _one_kind() if embedded else None  # as its writer noted: nothing has to be read
+    step = -(-len(frames) // LOOKED_AT) if isinstance(frames, StoredFrames) else 1
+    looked = [frames[index] for index in range(0, len(frames), step)]
+    charges = Counter(electrons_of(frame.numbers, frame.info).charge for frame in looked)
+    excited = sum("multiplicity" in stated(frame) for frame in looked)
+    if len(charges) == 1 and excited in (0, len(looked)):
+        return _one_kind() if embedded else None
+    of = f" of {len(looked)} that were looked at" if step > 1 else ""
+    said = ", ".join(f"charge {charge:+d}" if charge else "charge 0" for charge in sorted(charges))
+    counts = ", ".join(str(charges[charge]) for charge in sorted(charges))
+    text = (
+        f"structures of several charges or spins{of}: {said} ({counts}); {excited} not of lowest multiplicity"
+    )
+    if embedded:
+        return f"{text}; the model sees both (model.embed_charge)"
+    return (
+        f"{text}; the model does not see them, and takes one geometry to have one energy: "
+        "--set model.embed_charge=true shows them, or train on one kind"
+    )
+
+
+def _one_kind() -> str:
+    return "all structures are of one charge and kind of multiplicity: model.embed_charge can learn little"
 
 
 def energy_references_of(

@@ -33,6 +33,7 @@ from pimlip_zoo.experiment.data import (
     keep_labels,
     load_split,
     reference_frames,
+    several_electrons,
     without_isolated_atoms,
 )
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
@@ -107,6 +108,9 @@ def prepare(
     loss_terms(config, labels)
     log.info("%s", describe_labels("training", train))
     log.info("%s", describe_labels("validation", valid))
+    several = several_electrons(train, embedded=config.model.configure().embed_charge)
+    if several is not None:
+        log.warning("%s", several)
     species = species_of(train, valid)
     if config.finetune.run is None:
         references = from_rank_zero(lambda: energy_references_of(config, train, species, atoms))

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from pimlip_zoo.config import RunConfig, load_config, restored, save_config
+from pimlip_zoo.datasets.electrons import stated
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.stored import StoredFrames
@@ -117,6 +118,8 @@ def _hash(frames: Sequence[Frame]) -> str:
             (frame.weight, np.float64),
         ):
             digest.update(b"-" if array is None else np.ascontiguousarray(array, dtype=kind).tobytes())
+        if electrons := stated(frame):
+            digest.update(json.dumps(electrons, sort_keys=True).encode())
     return digest.hexdigest()
 
 

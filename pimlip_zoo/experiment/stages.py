@@ -38,7 +38,7 @@ from pimlip_zoo.weak_labels.config import WeakLabelsConfig
 from pimlip_zoo.weak_labels.offsets import fit_offset, shift_energies
 from pimlip_zoo.weak_labels.pool import cached_labels, labelled_pool
 from pimlip_zoo.weak_labels.pool_work import told_duration
-from pimlip_zoo.weak_labels.recipe import StageOptions
+from pimlip_zoo.weak_labels.recipe import StageOptions, StressOptions
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -207,6 +207,27 @@ class Run:
         none = {"labels": None, "preset": None, "unlabelled": None}
         settings["weak"] = settings["weak"] | none if consistency else WeakConfig().model_dump()
         return RunConfig.model_validate(settings)
+
+    def learnt(self, options: StressOptions, frames: Sequence[Frame]) -> tuple[str, ...]:
+        """Which weak labels are learnt: energies, forces, and stress where the run learns it or the options ask for it.
+
+        Args:
+            options: of the recipe.
+            frames: structures with weak labels.
+
+        Raises:
+            InputError: when stress is asked for and no structure has one.
+        """
+        has = any(frame.stress is not None for frame in frames)
+        if options.stress and not has:
+            raise InputError(
+                f"{self.labels.calculator} gives no stress of these structures",
+                key="weak.labels.stress",
+                mend="leave it out: only structures that are periodic in all directions have one, and not every "
+                "calculator gives it",
+            )
+        wanted = "stress" in self.experiment.labels if options.stress is None else options.stress
+        return ("energy", "forces", "stress") if has and wanted else ("energy", "forces")
 
     def config_for(self, structures: int, labels: Sequence[str]) -> RunConfig:
         """The run's configuration where the recipe has it train on other structures and labels."""

@@ -200,6 +200,7 @@ class Allegro(AtomicEnergyModel):
     """Allegro-like: strictly local, tensor products of edges with their centre's environment."""
 
     readout_modules = ("readout", "force_readout")
+    can_embed_charge = True
 
     def __init__(self, config: AllegroConfig, species: Sequence[str]) -> None:
         super().__init__(config, species)
@@ -217,7 +218,9 @@ class Allegro(AtomicEnergyModel):
         irreps = layer_irreps(config)
         width, channels, num_irreps = config.scalar_channels, config.tensor_channels, len(irreps[0])
         embedding = width if config.embed_channels is None else config.embed_channels
-        self.embedding = PairEmbedding(len(self.species), config.num_bessel, embedding)
+        self.embedding = PairEmbedding(
+            len(self.species), config.num_bessel, embedding, electrons=config.embed_charge
+        )
         self.embed_mlp = config.mlp(embedding, config.embed_hidden, width)
         self.embed_tensors = ScalarMLP((width, num_irreps * channels))
         self.embed_latents = ScalarMLP((width, width + num_irreps * channels))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.nn.electrons import ElectronEmbedding
 from pimlip_zoo.nn.elements import atomic_numbers
 
 __all__ = ["AtomicEnergyModel", "ForceHead", "ModelConfig"]
@@ -33,6 +34,8 @@ class ModelConfig:
     """Mean number of neighbours, the scale of sums over them; None: taken from the training data."""
     force_head: ForceHead = "conservative"
     """Forces as ``-dE/dr`` or from a head of their own."""
+    embed_charge: bool = False
+    """Let charge and multiplicity of a structure enter: for sets with ions, radicals, excited spin states."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -74,11 +77,14 @@ class AtomicEnergyModel(nn.Module):
         species: chemical symbols; ``graph.species`` holds indices into them.
     """
 
-    __jit_unused_properties__ = ("dtype",)
+    __jit_unused_properties__ = ("dtype", "electrons_are_open")
 
     interaction_depth = 1
     """How many cutoffs away an atom can still matter: 1 for a strictly local model, T for T message
     passing layers. A deployed model's halo follows from it."""
+
+    can_embed_charge: ClassVar[bool] = False
+    """Whether the architecture does something with ``config.embed_charge``."""
 
     readout_modules: ClassVar[tuple[str, ...]] = ()
     """Names of the submodules that turn features into energies and forces: what a second level of theory gets anew."""
@@ -91,6 +97,12 @@ class AtomicEnergyModel(nn.Module):
         twice = sorted(symbol for symbol, count in Counter(species).items() if count > 1)
         if twice:
             raise InputError(f"{', '.join(twice)} is named twice", key="species", mend="name each once")
+        if config.embed_charge and not self.can_embed_charge:
+            raise InputError(
+                f"{type(self).__name__} does not embed charge and multiplicity",
+                key="model.embed_charge",
+                mend="use nequip, mace or allegro",
+            )
         self.config = config
         self.species = tuple(species)
         self.cutoff = float(config.cutoff)
@@ -137,6 +149,18 @@ class AtomicEnergyModel(nn.Module):
             name: of the parameter, as in ``named_parameters``.
         """
         return 1.0
+
+    def fix_electrons(self, charge: int, multiplicity: int) -> None:
+        """Put one charge and multiplicity in the place of the embedding of any, for good."""
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, ElectronEmbedding):
+                    setattr(parent, name, child.fixed(charge, multiplicity, len(self.species)))
+
+    @property
+    def electrons_are_open(self) -> bool:
+        """Whether charge and multiplicity of each structure enter."""
+        return any(isinstance(module, ElectronEmbedding) for module in self.modules())
 
     @property
     def dtype(self) -> torch.dtype:

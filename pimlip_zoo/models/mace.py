@@ -18,6 +18,7 @@ from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.nn.agnesi import AgnesiTransform
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
+from pimlip_zoo.nn.electrons import ElectronEmbedding
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 from pimlip_zoo.nn.mlp import ACTIVATIONS, ScalarMLP, num_weights
 from pimlip_zoo.nn.readout import DirectForces
@@ -170,6 +171,7 @@ class MACE(AtomicEnergyModel):
     """MACE-like: few layers of message passing whose messages couple many neighbours at once."""
 
     readout_modules = ("readouts", "force_readouts")
+    can_embed_charge = True
 
     def __init__(self, config: MACEConfig, species: Sequence[str]) -> None:
         super().__init__(config, species)
@@ -177,6 +179,7 @@ class MACE(AtomicEnergyModel):
         self.interaction_depth = config.num_interactions
         self.species_embedding = nn.Parameter(torch.randn(count, channels))
         self.embedding_scale = 1.0 / math.sqrt(count)
+        self.electrons = ElectronEmbedding(channels) if config.embed_charge else None
         self.edges = EdgeEmbedding(
             self.species,
             cutoff=config.cutoff,
@@ -239,7 +242,11 @@ class MACE(AtomicEnergyModel):
     def features(self, graph: AtomGraph, vectors: Tensor) -> list[Tensor]:
         """Node features after every layer: (N, K, C) each, scalars first."""
         radial, harmonics = self.edges(vectors, graph)
-        x = (self.species_embedding * self.embedding_scale)[graph.species].unsqueeze(1)
+        x = (self.species_embedding * self.embedding_scale)[graph.species]
+        electrons = self.electrons
+        if electrons is not None:
+            x = x + electrons(graph, x)
+        x = x.unsqueeze(1)
         features: list[Tensor] = []
         for layer in self.layers:
             x = layer(x, harmonics, radial, graph)

@@ -16,6 +16,7 @@ from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
+from pimlip_zoo.nn.electrons import ElectronEmbedding
 from pimlip_zoo.nn.gate import Gate
 from pimlip_zoo.nn.linear import EquivariantLinear, ScalarBias, SpeciesLinear
 from pimlip_zoo.nn.mlp import ScalarMLP, num_weights
@@ -245,6 +246,7 @@ class NequIP(AtomicEnergyModel):
     """NequIP-like: T layers of equivariant message passing, linear readout of the last layer's scalars."""
 
     readout_modules = ("readout", "force_readout")
+    can_embed_charge = True
 
     def __init__(self, config: NequIPConfig, species: Sequence[str]) -> None:
         super().__init__(config, species)
@@ -252,6 +254,7 @@ class NequIP(AtomicEnergyModel):
         self.interaction_depth = config.num_layers
         self.num_scalars = channels // config.inner
         self.species_embedding = nn.Parameter(torch.randn(len(self.species), channels))
+        self.electrons = ElectronEmbedding(channels) if config.embed_charge else None
         self.edges = EdgeEmbedding(
             self.species,
             cutoff=config.cutoff,
@@ -321,7 +324,11 @@ class NequIP(AtomicEnergyModel):
     def features(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
         """Node features after the last layer: (N, K, C), scalars first."""
         radial, harmonics = self.edges(vectors, graph)
-        x = self.species_embedding[graph.species].unsqueeze(1 if self.num_scalars == 1 else 2)
+        x = self.species_embedding[graph.species]
+        electrons = self.electrons
+        if electrons is not None:
+            x = x + electrons(graph, x)
+        x = x.unsqueeze(1 if self.num_scalars == 1 else 2)
         for layer in self.layers:
             x = layer(x, harmonics, radial, graph, self.species_embedding)
         return x

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -100,6 +102,8 @@ class Potential(PhysicsWeakMixin, nn.Module):
         Returns:
             Predictions, empty where a quantity was not asked for.
         """
+        if graph.electrons is None and self.model.electrons_are_open:
+            graph = graph._replace(electrons=graph.cell.new_zeros((graph.num_graphs, 2)))
         sweeps = self._sweeps(graph)
         if sweeps is None:
             return self._by_autograd(graph, forces=forces, virial=virial)
@@ -153,6 +157,24 @@ class Potential(PhysicsWeakMixin, nn.Module):
         if self.repulsion is not None:
             energy = energy + self.repulsion(graph, vectors)
         return energy, forces
+
+    def with_electrons(self, charge: int, multiplicity: int = 1) -> Potential:
+        """A copy for one charge and multiplicity, given once for all structures, as deployed models need it.
+
+        Raises:
+            InputError: when the model does not embed them.
+        """
+        if not self.model.electrons_are_open:
+            raise InputError(
+                "the model does not know charge and multiplicity",
+                key="charge",
+                mend="leave them out, or train with model.embed_charge=true",
+            )
+        if multiplicity < 1:
+            raise InputError(f"it is {multiplicity}", key="multiplicity", mend="give 2S + 1, at least 1")
+        fixed: Potential = copy.deepcopy(self)
+        fixed.model.fix_electrons(charge, multiplicity)
+        return fixed
 
     def compile_ahead(self) -> None:
         """Begin to compile, in the background, what training this potential on the CPU needs; it returns at once."""

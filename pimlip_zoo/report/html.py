@@ -23,7 +23,17 @@ from pimlip_zoo.report.style import CSS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["QUANTITIES", "ReportData", "page", "picture", "render_report", "section", "table", "write_report"]
+__all__ = [
+    "QUANTITIES",
+    "ReportData",
+    "page",
+    "picture",
+    "render_curve",
+    "render_report",
+    "section",
+    "table",
+    "write_report",
+]
 
 QUANTITIES = {
     "energy_per_atom": ("energy", "meV/atom"),
@@ -85,6 +95,30 @@ def render_report(data: ReportData) -> str:
         _versions(data.versions),
     ]
     return page(data.name, "pimlip-zoo run", data.notes, sections)
+
+
+def render_curve(name: str, rows: Sequence[Sequence[str]], sentences: Sequence[str], plot: Figure) -> str:
+    """The HTML text of a data-efficiency curve.
+
+    Args:
+        name: of its folder.
+        rows: of the table, the first with the columns' names; plain text.
+        sentences: what the recipes equal.
+        plot: errors against the number of labels.
+    """
+    head, *body = [[escape(cell) for cell in row] for row in rows]
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    figure = f"<figure>{picture(plot, 'Errors against labels')}</figure>"
+    return page(
+        name,
+        "pimlip-zoo curve",
+        (),
+        [
+            section("What labels are worth", f"<ul>{said}</ul>" if said else ""),
+            section("Errors by number of labels", figure),
+            section("Runs", table(head, body, text=True)),
+        ],
+    )
 
 
 def page(name: str, kind: str, notes: Sequence[str], sections: Sequence[str]) -> str:

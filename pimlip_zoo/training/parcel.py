@@ -25,15 +25,19 @@ class Parcel(NamedTuple):
     tensors: tuple[tuple[bool, tuple[int, ...]], ...]
     """Whether it is float64, and its shape, of each tensor of graph and labels."""
     num_graphs: int
+    electrons: bool = False
+    """Whether the graph has charges; they come after its other tensors."""
 
 
 def pack(batch: Batch) -> Parcel:
     """The batch as one tensor."""
-    tensors = [*batch.graph[:-1], *batch.labels]
+    *geometry, num_graphs, electrons = batch.graph
+    tensors = [*geometry, *(() if electrons is None else (electrons,)), *batch.labels]
     return Parcel(
         torch.cat([tensor.reshape(-1).view(torch.int64) for tensor in tensors]),
         tuple((tensor.is_floating_point(), tuple(tensor.shape)) for tensor in tensors),
-        batch.graph.num_graphs,
+        num_graphs,
+        electrons is not None,
     )
 
 
@@ -44,5 +48,7 @@ def unpack(parcel: Parcel) -> Batch:
         (part.view(torch.float64) if floating else part).view(shape)
         for part, (floating, shape) in zip(parts, parcel.tensors, strict=True)
     ]
-    inputs = len(AtomGraph._fields) - 1
-    return Batch(AtomGraph(*tensors[:inputs], parcel.num_graphs), Labels(*tensors[inputs:]))  # type: ignore[call-arg]
+    inputs = len(AtomGraph._fields) - 2
+    electrons = tensors.pop(inputs) if parcel.electrons else None
+    graph = AtomGraph(*tensors[:inputs], parcel.num_graphs, electrons)  # type: ignore[call-arg]
+    return Batch(graph, Labels(*tensors[inputs:]))

@@ -4,13 +4,14 @@ What another package needs to add a recipe or a calculator is here.
 """
 
 from pimlip_zoo.weak_labels.calculators import CalculatorOptions, calculator
-from pimlip_zoo.weak_labels.recipe import Recipe, RecipeOptions, StageOptions, recipe
+from pimlip_zoo.weak_labels.recipe import Recipe, RecipeOptions, StageOptions, StressOptions, recipe
 
 __all__ = [
     "CalculatorOptions",
     "Recipe",
     "RecipeOptions",
     "StageOptions",
+    "StressOptions",
     "calculator",
     "recipe",
 ]

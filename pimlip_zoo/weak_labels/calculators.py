@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -22,6 +22,7 @@ from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
 
 __all__ = [
@@ -54,6 +55,8 @@ class CalculatorInfo:
     """Which package computes it; its version goes into records of where labels come from."""
     install: str
     """How the package is installed, where it is not there."""
+    charged: bool = True
+    """Whether it may take charge and multiplicity into account; False: ions are refused."""
 
     @property
     def description(self) -> str:
@@ -70,6 +73,7 @@ def calculator(
     package: str,
     install: str | None = None,
     options: type[CalculatorOptions] = CalculatorOptions,
+    charged: bool = True,
 ) -> Callable[[Callable[..., Calculator]], Callable[..., Calculator]]:
     """Decorator that makes a function known as a calculator.
 
@@ -78,6 +82,8 @@ def calculator(
         package: which distribution computes it.
         install: how that is installed; None: ``pip install PACKAGE``.
         options: the type of its options, all of which have defaults; the function takes each by its name.
+        charged: whether it looks at the charge and the multiplicity that structures state: ASE's initial charges and
+            moments, or ``atoms.info``. Where it does not, ions are refused instead of labelled as if they were neutral.
 
     Raises:
         InputError: when another one has the name already.
@@ -85,7 +91,7 @@ def calculator(
 
     def register(function: Callable[..., Calculator]) -> Callable[..., Calculator]:
         how = install or f"pip install {package}"
-        CALCULATORS.add(name, CalculatorInfo(name, function, options, package, how), function)
+        CALCULATORS.add(name, CalculatorInfo(name, function, options, package, how, charged), function)
         return function
 
     return register
@@ -115,12 +121,37 @@ def gfn1(**options: Any) -> Calculator:
 
 
 def _tblite(method: Literal["GFN1-xTB", "GFN2-xTB"], **options: Any) -> Calculator:
-    from tblite.ase import TBLite
+    from ase.calculators.calculator import all_changes
+    from tblite.ase import TBLite as Plain
+
+    from pimlip_zoo.datasets.electrons import ELECTRON_KEYS, electrons_of_atoms, give_electrons
+
+    class TBLite(Plain):
+        """Takes charge and multiplicity from ``atoms.info``, too; by itself it sums initial charges and moments."""
+
+        def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+            return super().check_state(self._stated(atoms), tol)
+
+        def calculate(
+            self,
+            atoms: Atoms | None = None,
+            properties: list[str] | None = None,
+            system_changes: Sequence[str] = all_changes,
+        ) -> None:
+            super().calculate(None if atoms is None else self._stated(atoms), properties, [*system_changes])
+
+        @staticmethod
+        def _stated(atoms: Atoms) -> Atoms:
+            if not ELECTRON_KEYS.keys() & atoms.info.keys():
+                return atoms
+            atoms = atoms.copy()
+            give_electrons(atoms, electrons_of_atoms(atoms)._asdict())
+            return atoms
 
     return TBLite(method=method, verbosity=0, **options)
 
 
-@calculator("emt", package="ase")
+@calculator("emt", package="ase", charged=False)
 def emt() -> Calculator:
     """Effective-medium theory, for some metals (Surf. Sci. 366, 394 (1996))."""
     from ase.calculators.emt import EMT
@@ -137,6 +168,8 @@ class Supervisor(NamedTuple):
     """Package and version that compute it; a changed one makes new labels."""
     make: Callable[[], Calculator]
     """A fresh ASE calculator."""
+    charged: bool = True
+    """Whether it may take charge and multiplicity into account; False: ions are refused."""
 
 
 def find_supervisor(
@@ -198,6 +231,7 @@ def _registered(text: str) -> Supervisor:
         f"{name}?{full}" if full else name,
         _package(info.package),
         lambda: info.make(**options.model_dump()),
+        charged=info.charged,
     )
 
 

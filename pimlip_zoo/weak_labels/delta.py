@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Delta"]
 
+log = logging.getLogger("pimlip_zoo")
+
 
 @recipe("delta")
 class Delta(Recipe[RecipeOptions]):
@@ -24,6 +27,8 @@ class Delta(Recipe[RecipeOptions]):
     def prepare(self, run: Preparation) -> Experiment:
         """The run, its labels made differences."""
         train, valid = (subtract_labels(frames, run.cheap_labels(frames)) for frames in run.split)
+        if any(f.stress is not None for f in run.split[0]) and all(f.stress is None for f in train):
+            log.warning("%s gives no stress: the labels' stress is not trained on", run.calculator.name)
         # The difference has no isolated atoms: its references are fitted.
         experiment = run.prepare(
             split=(train, valid), data={"energy_references": "least_squares", "check_references": False}

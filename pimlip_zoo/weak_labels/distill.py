@@ -15,7 +15,7 @@ from pimlip_zoo.losses.base import PotentialLike
 from pimlip_zoo.weak_labels.ensemble import ensemble_labels
 from pimlip_zoo.weak_labels.offsets import add_labels
 from pimlip_zoo.weak_labels.pool import PoolOptions
-from pimlip_zoo.weak_labels.recipe import Recipe, StageOptions, recipe
+from pimlip_zoo.weak_labels.recipe import Recipe, StageOptions, StressOptions, recipe
 
 if TYPE_CHECKING:
     from pimlip_zoo.experiment import Experiment, Outcome
@@ -27,7 +27,7 @@ LABEL_SHARE = 0.3
 """Of what a distilled student sees, how much are reference labels; they are repeated to reach it."""
 
 
-class DistillOptions(StageOptions):
+class DistillOptions(StageOptions, StressOptions):
     """Options of distillation."""
 
     teachers: PositiveInt = 1
@@ -78,6 +78,10 @@ class Distill(Recipe[DistillOptions]):
             taught += self._taught(run, teachers, run.pool_of(name))
         return run.train(self._student(run, taught))
 
+    def steps_before(self) -> int:
+        """Those of teachers and earlier students."""
+        return (self.options.teachers + self.options.iterations - 1) * self.options.steps
+
     def _taught(self, run: Run, teachers: Sequence[PotentialLike], pool: Sequence[Frame]) -> list[Frame]:
         return run.once(lambda: teach(teachers, pool, self.options.agreement))
 
@@ -88,7 +92,7 @@ class Distill(Recipe[DistillOptions]):
         repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(samples) / len(experiment.train)))
         run.scale_to(taught)
         mixed = MadeSamples([*samples, *(list(experiment.train) * repeats)])
-        learnt = tuple({*experiment.labels, "energy", "forces"})
+        learnt = tuple(sorted({*experiment.labels, *run.learnt(self.options, taught)}))
         return replace(experiment, config=run.config_for(len(mixed), learnt), train=mixed, labels=learnt)
 
 

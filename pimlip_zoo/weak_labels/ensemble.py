@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import collate
+from pimlip_zoo.graph import collate, stress_from_virial
 from pimlip_zoo.losses.base import PotentialLike
 
 __all__ = ["ensemble_labels", "predict_labels"]
@@ -58,7 +59,7 @@ def ensemble_labels(
                 frame,
                 energy=float(energies.mean()),
                 forces=forces.mean(axis=0),
-                stress=None,
+                stress=_mean_stress([member[index] for member in members]),
                 weight=frame.weight if scale is None else 1.0 / (1.0 + (force_spread / scale) ** 2),
                 info={**frame.info, "force_spread": force_spread, "energy_spread": energy_spread},
             )
@@ -66,18 +67,30 @@ def ensemble_labels(
     return labelled
 
 
+def _mean_stress(frames: Sequence[Frame]) -> NDArray[np.float64] | None:
+    stresses = [frame.stress for frame in frames if frame.stress is not None]
+    return np.mean(stresses, axis=0) if len(stresses) == len(frames) else None
+
+
 def predict_labels(potential: PotentialLike, frames: Sequence[Frame], batch_size: int = 32) -> list[Frame]:
-    """The structures with the potential's energies and forces as labels."""
+    """The structures with the potential's energies and forces as labels, and its stress where they are crystals."""
     labelled: list[Frame] = []
     for start in range(0, len(frames), batch_size):
         part = frames[start : start + batch_size]
         batch = collate([frame_to_sample(frame, potential.species, potential.cutoff) for frame in part])
         with torch.no_grad():
-            predictions = potential(batch.graph, forces=True, virial=False)
+            crystals = any(frame.pbc.all() for frame in part)
+            predictions = potential(batch.graph, forces=True, virial=crystals)
+        stress = stress_from_virial(predictions.virial, batch.graph.cell).numpy() if crystals else None
         counts = [len(frame.numbers) for frame in part]
         forces = np.split(predictions.forces.cpu().numpy(), np.cumsum(counts)[:-1])
         labelled += [
-            replace(frame, energy=float(energy), forces=force.copy(), stress=None)
-            for frame, energy, force in zip(part, predictions.energy.tolist(), forces, strict=True)
+            replace(
+                frame,
+                energy=energy,
+                forces=forces[place].copy(),
+                stress=stress[place].copy() if stress is not None and frame.pbc.all() else None,
+            )
+            for place, (frame, energy) in enumerate(zip(part, predictions.energy.tolist(), strict=True))
         ]
     return labelled

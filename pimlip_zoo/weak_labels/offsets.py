@@ -65,7 +65,7 @@ def shift_energies(frames: Sequence[Frame], offset: EnergyOffset) -> list[Frame]
 
 
 def subtract_labels(reference: Sequence[Frame], cheap: Sequence[Frame]) -> list[Frame]:
-    """The difference of two levels as labels: what a correction learns. Stress is left out."""
+    """The difference of two levels as labels: what a correction learns; a label that one side lacks is missing."""
     return [_combine(a, b, -1.0) for a, b in zip(reference, cheap, strict=True)]
 
 
@@ -81,4 +81,5 @@ def _combine(a: Frame, b: Frame, sign: float) -> Frame:
         raise InputError("labels of two different structures cannot be combined", key="positions")
     energy = None if a.energy is None or b.energy is None else a.energy + sign * b.energy
     forces = None if a.forces is None or b.forces is None else a.forces + sign * b.forces
-    return replace(a, energy=energy, forces=forces, stress=None)
+    stress = None if a.stress is None or b.stress is None else a.stress + sign * b.stress
+    return replace(a, energy=energy, forces=forces, stress=stress)

@@ -1,4 +1,4 @@
-"""Structures around a training set, with energies and forces from a cheap calculator."""
+"""Structures around a training set, with energies, forces and stress from a cheap calculator."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from pimlip_zoo.datasets.electrons import give_electrons, stated
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.section import Section
@@ -79,11 +80,12 @@ _WORTH_SHARING = 30.0
 def label_frames(
     frames: Sequence[Frame], supervisor: Supervisor, progress: Progress | None = None
 ) -> list[Frame]:
-    """The same structures with the calculator's energies and forces.
+    """The same structures with the calculator's energies and forces, and stress where they are crystals and it has it.
 
     Raises:
-        InputError: when the calculator fails, naming the structure.
+        InputError: when the calculator fails, or knows no charges and a structure has one; naming the structure.
     """
+    _check_electrons(frames, supervisor)
 
     def report(count: int) -> None:
         if progress is not None:
@@ -208,19 +210,51 @@ def _safe(name: str) -> str:
 def _atoms(frame: Frame) -> Atoms:
     from ase import Atoms
 
-    return Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+    atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+    give_electrons(atoms, stated(frame))
+    return atoms
 
 
-def _labelled(
-    frame: Frame, energy: float, forces: NDArray[np.float64], supervisor: Supervisor, **info: Any
-) -> Frame:
+def _check_electrons(frames: Sequence[Frame], supervisor: Supervisor) -> None:
+    """Refuse ions where the calculator would label them as neutral without a word."""
+    if supervisor.charged:
+        return
+    for index, frame in enumerate(frames):
+        if electrons := stated(frame):
+            said = ", ".join(f"{key} {value}" for key, value in electrons.items())
+            raise InputError(
+                f"{supervisor.name} knows nothing of {said}",
+                frame=index,
+                key="weak.labels.calculator",
+                mend="use one that does, such as gfn2, or leave these structures out",
+            )
+
+
+class _State(NamedTuple):
+    """What a calculator says of a structure."""
+
+    energy: float
+    forces: NDArray[np.float64]
+    stress: NDArray[np.float64] | None
+    """(3, 3) eV/Å³; None where the structure is not periodic in all directions, or the calculator has none."""
+
+
+def _state(atoms: Atoms) -> _State:
+    energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
+    stress = None
+    if atoms.pbc.all() and "stress" in getattr(atoms.calc, "implemented_properties", ()):
+        stress = np.array(atoms.get_stress(voigt=False))
+    return _State(energy, forces, stress)
+
+
+def _labelled(frame: Frame, state: _State, supervisor: Supervisor, **info: Any) -> Frame:
     return replace(
         frame,
-        energy=energy,
-        forces=forces,
-        stress=None,
+        energy=state.energy,
+        forces=state.forces,
+        stress=state.stress,
         weight=1.0,
-        info={"supervisor": supervisor.name, **info},
+        info={"supervisor": supervisor.name, **info, **stated(frame)},
     )
 
 
@@ -262,12 +296,14 @@ class _Work:
 
     def label(self) -> list[Frame]:
         """The structures as they are."""
+        _check_electrons(self.starts, self.supervisor)
         self._estimate(len(self.starts), 1.0)
         chunks = range(0, len(self.starts), _AT_ONCE)
         return self._do([self._range("label", first, len(self.starts)) for first in chunks])
 
     def sample(self, unlabelled: Sequence[Frame]) -> list[Frame]:
         """The structures of a pool."""
+        _check_electrons(self.starts, self.supervisor)
         total = self.options.structures or 0
         moving = {"md": total, "both": total - total // 2}.get(self.options.method, 0)
         self._estimate(total, 1.0 + moving / max(total, 1) * (self.options.stride - 1))
@@ -417,10 +453,10 @@ def _labels(
         atoms = _atoms(frames[index])
         atoms.calc = calculator
         try:
-            energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
+            state = _state(atoms)
         except Exception as error:
             raise InputError(f"{supervisor.name} fails: {reason_of(error)}", frame=index) from error
-        labelled.append(_labelled(frames[index], energy, forces, supervisor))
+        labelled.append(_labelled(frames[index], state, supervisor))
         report(len(labelled))
     return labelled
 
@@ -440,7 +476,7 @@ def _given(
         atoms.calc = calculator
         state = _evaluate(atoms, options.max_force)
         if state is not None:
-            pool.append(_labelled(frames[index], *state, supervisor))
+            pool.append(_labelled(frames[index], state, supervisor))
             report(len(pool))
     return pool
 
@@ -468,7 +504,7 @@ def _displaced(
             _give_up(failures, count, supervisor)
             continue
         moved = replace(frame, positions=atoms.positions.copy())
-        pool.append(_labelled(moved, *state, supervisor, displaced=float(amplitude)))
+        pool.append(_labelled(moved, state, supervisor, displaced=float(amplitude)))
         report(len(pool))
     return pool
 
@@ -518,7 +554,7 @@ def _dynamics(
             if step < 2:
                 continue  # away from the starting structure, towards the temperature
             moved = replace(frame, positions=atoms.positions.copy())
-            pool.append(_labelled(moved, *state, supervisor, temperature=float(temperature)))
+            pool.append(_labelled(moved, state, supervisor, temperature=float(temperature)))
             kept += 1
             report(len(pool))
             if len(pool) == count:
@@ -529,14 +565,15 @@ def _dynamics(
     return pool
 
 
-def _evaluate(atoms: Atoms, max_force: float) -> tuple[float, NDArray[np.float64]] | None:
-    """Energy and forces, None where the calculator fails or a force is beyond the limit."""
+def _evaluate(atoms: Atoms, max_force: float) -> _State | None:
+    """What the calculator says, None where it fails or a force is beyond the limit."""
     try:
-        energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
+        state = _state(atoms)
     except Exception:  # noqa: BLE001  (each calculator has its own way of failing on absurd structures)
         return None
-    largest = float(np.linalg.norm(forces, axis=1).max(initial=0.0))
-    return (energy, forces) if np.isfinite(energy) and largest <= max_force else None
+    largest = float(np.linalg.norm(state.forces, axis=1).max(initial=0.0))
+    finite = np.isfinite(state.energy) and (state.stress is None or np.isfinite(state.stress).all())
+    return state if finite and largest <= max_force else None
 
 
 def _give_up(failures: int, count: int, supervisor: Supervisor) -> None:
@@ -551,6 +588,8 @@ def _give_up(failures: int, count: int, supervisor: Supervisor) -> None:
 def _key(frames: Sequence[Frame], supervisor: Supervisor, what: Any) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps([supervisor.name, supervisor.version, what], sort_keys=True).encode())
+    if any(frame.pbc.all() for frame in frames):
+        digest.update(b"with stress")  # labels of crystals that were made before have none
     for frame in frames:
         for array, kind in (
             (frame.numbers, np.int64),
@@ -559,6 +598,8 @@ def _key(frames: Sequence[Frame], supervisor: Supervisor, what: Any) -> str:
             (frame.pbc, np.bool_),
         ):
             digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+        if electrons := stated(frame):
+            digest.update(json.dumps(electrons, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from pimlip_zoo.datasets.dataset import MadeSamples
-from pimlip_zoo.weak_labels.recipe import Recipe, StageOptions, recipe
+from pimlip_zoo.weak_labels.recipe import Recipe, StageOptions, StressOptions, recipe
 
 if TYPE_CHECKING:
     from pimlip_zoo.experiment import Outcome
@@ -22,7 +22,7 @@ HELD_AT_MOST = 200
 """Structures of the pool that the stage is validated on: a tenth of it, and no more than these."""
 
 
-class PretrainOptions(StageOptions):
+class PretrainOptions(StageOptions, StressOptions):
     """Options of pre-training."""
 
     rate_after: float | None = Field(default=None, gt=0, le=1)
@@ -51,7 +51,7 @@ class Pretrain(Recipe[PretrainOptions]):
         held = max(1, min(len(pool) // 10, HELD_AT_MOST))
         throughout = self.options.terms == "throughout"
         config = run.stage_config(self.options, len(pool) - held, consistency=throughout)
-        samples, learnt = run.samples(pool, config), ("energy", "forces")
+        samples, learnt = run.samples(pool, config), run.learnt(self.options, pool)
         order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
         stage = replace(
             run.experiment,
@@ -68,3 +68,7 @@ class Pretrain(Recipe[PretrainOptions]):
         if self.options.rate_after is not None:
             return self.options.rate_after
         return 1.0 if {"forces", "stress"} & set(labels) else 0.1
+
+    def steps_before(self) -> int:
+        """Those of the stage."""
+        return self.options.steps

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment.stages import Preparation, Run
     from pimlip_zoo.weak_labels.pool import PoolOptions
 
-__all__ = ["RECIPES", "Recipe", "RecipeInfo", "RecipeOptions", "StageOptions", "recipe"]
+__all__ = ["RECIPES", "Recipe", "RecipeInfo", "RecipeOptions", "StageOptions", "StressOptions", "recipe"]
 
 
 class RecipeOptions(Section):
@@ -84,6 +84,10 @@ class Recipe(Generic[Options]):
         """
         return 1.0
 
+    def steps_before(self) -> int:
+        """How many steps all stages before the run have together, for a plain run of equal length."""
+        return 0
+
 
 class StageOptions(RecipeOptions):
     """The options of a recipe that trains something before the run."""
@@ -92,6 +96,13 @@ class StageOptions(RecipeOptions):
     """Of a stage before the run: pre-training, or the difference model that teaches."""
     learning_rate: PositiveFloat | None = None
     """Of a stage before the run; None: the run's."""
+
+
+class StressOptions(RecipeOptions):
+    """The options of a recipe that learns the cheap level's stress of crystals, too; see ``Run.learnt``."""
+
+    stress: bool | None = None
+    """Learn the cheap level's stress of crystals, too, where it has one; None: where the run learns stress."""
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, Batch, Predictions, graph_to
+from pimlip_zoo.graph import AtomGraph, Batch, Predictions, graph_to, stress_from_virial
 from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, PotentialLike
 from pimlip_zoo.losses.pool import Pool, step_generator
 from pimlip_zoo.losses.supervised import atom_counts
-from pimlip_zoo.weak_labels.recipe import Recipe, RecipeOptions, recipe
+from pimlip_zoo.weak_labels.recipe import Recipe, StressOptions, recipe
 
 if TYPE_CHECKING:
     from pimlip_zoo.experiment import Outcome
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["SecondHead", "SharedFeatures", "SharedHead", "SharedHeadOptions"]
 
 
-class SharedHeadOptions(RecipeOptions):
+class SharedHeadOptions(StressOptions):
     """Options of training on two levels at once."""
 
     weight: PositiveFloat = 1.0
@@ -54,6 +54,7 @@ class SharedHead(Recipe[SharedHeadOptions]):
             potential,
             energy_weight=loss.energy_per_atom.weight,
             force_weight=loss.forces.weight,
+            stress_weight=loss.stress.weight if "stress" in run.learnt(self.options, frames) else 0.0,
             weight=self.options.weight,
             seed=experiment.config.seed,
         )
@@ -73,6 +74,7 @@ class SecondHead(LossTerm):
         pool: structures with cheap energies and forces.
         energy_weight: of the squared energy error per atom.
         force_weight: of the squared force error by component.
+        stress_weight: of the squared stress error by component, where structures have one; 0: not computed.
         weight: of the term.
         seed: of the batches.
     """
@@ -83,12 +85,14 @@ class SecondHead(LossTerm):
         *,
         energy_weight: float = 1.0,
         force_weight: float = 1.0,
+        stress_weight: float = 0.0,
         weight: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__("second_head", weight)
         self.pool = pool
         self.energy_weight, self.force_weight, self.seed = energy_weight, force_weight, seed
+        self.stress_weight = stress_weight
         self.steps = 0
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -99,8 +103,8 @@ class SecondHead(LossTerm):
         """See :meth:`get_extra_state`."""
         self.steps = state["steps"]
 
-    def predict(self, potential: PotentialLike, graph: AtomGraph) -> tuple[Tensor, Tensor]:
-        """Energies (M,) eV and forces (N, 3) eV/Å of the cheap level."""
+    def predict(self, potential: PotentialLike, graph: AtomGraph, *, virial: bool = False) -> Predictions:
+        """What the cheap level is; the virial where it is asked for."""
         raise NotImplementedError
 
     def forward(self, evaluated: Evaluated) -> LossValue:
@@ -111,11 +115,17 @@ class SecondHead(LossTerm):
             self.steps += 1
         device, potential = evaluated.predictions.energy.device, cast("PotentialLike", evaluated.potential)
         graph = graph_to(drawn.graph, device)
-        predicted_energy, predicted_forces = self.predict(potential, graph)
+        predicted = self.predict(potential, graph, virial=self.stress_weight > 0)
         count = atom_counts(Batch(graph, drawn.labels)).to(device)
-        energy = (predicted_energy - drawn.labels.energy.to(device)) / count
-        forces = predicted_forces - drawn.labels.forces.to(device)
+        energy = (predicted.energy - drawn.labels.energy.to(device)) / count
+        forces = predicted.forces - drawn.labels.forces.to(device)
         total = self.energy_weight * energy.square().mean() + self.force_weight * forces.square().mean()
+        if self.stress_weight > 0:
+            stress = stress_from_virial(predicted.virial, graph.cell) - drawn.labels.stress.to(device)
+            known = ~torch.isnan(stress)
+            total = total + self.stress_weight * stress.masked_fill(
+                ~known, 0.0
+            ).square().sum() / known.sum().clamp_min(1)
         return LossValue(total, torch.ones_like(total))
 
 
@@ -151,8 +161,8 @@ class SharedFeatures(SecondHead):
         self.readouts = nn.ParameterList(twin.get_parameter(name) for name in self.names)
         self._twin = (twin,)  # no submodule: what it shares is the potential's
 
-    def predict(self, potential: PotentialLike, graph: AtomGraph) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def predict(self, potential: PotentialLike, graph: AtomGraph, *, virial: bool = False) -> Predictions:  # noqa: ARG002
         """See :class:`SecondHead`."""
         twin = self._twin[0].to(graph.positions.device)
-        result: Predictions = twin(graph, forces=True, virial=False)
-        return result.energy, result.forces
+        result: Predictions = twin(graph, forces=True, virial=virial)
+        return result

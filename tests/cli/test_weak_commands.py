@@ -47,6 +47,38 @@ def test_curve_writes_a_table_and_a_plot_and_goes_on_where_it_stopped(cli, tmp_p
     rows = list(csv.DictReader((tmp_path / "curve" / "runs.csv").open()))
     assert [row["weak"] for row in rows] == ["none", "piwsl"]
     assert (tmp_path / "curve" / "curve.png").exists()
+    assert "needs runs of --weak none with two --sizes" in second.out
+    assert "<table>" in (tmp_path / "curve" / "report.html").read_text()
+
+
+def test_curve_says_what_a_recipe_equals_at_equal_time_and_how_long_dynamics_last(cli, tmp_path):
+    out = tmp_path / "curve"
+    test = "builtin:ethanol-gfn2/test_300K@0:2"
+    done = cli(
+        *("curve", *SMALL, "--valid=builtin:ethanol-gfn2/valid@0:4", f"--test={test}"),
+        *("--data=builtin:ethanol-gfn2", "--sizes=3,6", "--weak=none,gfn2", "--seeds=1", f"--out={out}"),
+        *(
+            "--set=weak.labels.steps=2",
+            "--set=weak.labels.pool.structures=5",
+            "--set=weak.labels.pool.stride=1",
+        ),
+        *("--equal-time", "--stability=0.002"),
+    )
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader((out / "runs.csv").open()))
+    steps = {row["weak"]: int(row["steps"]) for row in rows}
+    assert steps["none"] == steps["gfn2"] + 2
+    assert all(0 < float(row["stable_ps"]) <= 0.002 for row in rows)
+    equal = list(csv.DictReader((out / "equal.csv").open()))
+    assert {(row["weak"], row["size"], row["quantity"]) for row in equal} == {
+        ("gfn2", size, quantity) for size in "36" for quantity in ("energies", "forces", "stability")
+    }
+    assert "3 labels with gfn2" in done.out
+    assert "3 labels with gfn2" in (out / "report.html").read_text()
+    refused = cli("curve", *SMALL, f"--test={test}", "--stability=0", f"--out={tmp_path / 'b'}")
+    assert refused.code == 2
+    assert "--stability" in refused.err
+    assert not (tmp_path / "b").exists()
 
 
 def test_distill_labels_with_the_mean_of_runs(cli, tmp_path):
@@ -103,3 +135,36 @@ def test_mistakes_are_one_line_and_exit_code_2(cli, tmp_path, monkeypatch, argum
     assert says in result.err
     assert "Traceback" not in result.err
     assert not list(tmp_path.glob("runs/*/*"))  # nothing half-written
+
+
+def test_weak_advise_says_what_helps_and_how_to_begin(cli, tmp_path):
+    pytest.importorskip("tblite")
+    asked = (
+        *("weak", "advise", "--data=builtin:ethanol-gfn2@0:12", "--calculator=gfn2", "--model=nequip"),
+        *("--steps=10", "--set=model.channels=4", "--set=model.l_max=1", "--set=trainer.device=cpu"),
+    )
+    done = cli(*asked, f"--json={tmp_path / 'a.json'}")
+    assert done.code == 0, done.err
+    assert "324 force components" in done.out
+    content = json.loads((tmp_path / "a.json").read_text())
+    # The labels are GFN2's own: nothing is left.
+    assert (content["recipe"], content["level"]) == ("pretrain", "gfn2")
+    assert content["findings"][0]["difference"]["forces"] < 1e-4
+    assert "--set weak.labels.calculator=gfn2" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data=builtin:ethanol-gfn2@0:3",), "too few"),
+        (("--data=builtin:ethanol-gfn2@0:12", "--calculator=gfn3"), "no calculator is called"),
+        (("--data=builtin:ethanol-gfn2@0:12", "--calculator=level.extxyz"), "level.extxyz: no such file"),
+        (("--data=nothing.extxyz",), "nothing.extxyz"),
+        (("--data=builtin:ethanol-gfn2@0:12", "--labels=forces"), "--labels"),
+        (("--data=builtin:ethanol-gfn2@0:12", "--model=nothing"), "nothing"),
+    ],
+)
+def test_weak_advise_refuses(cli, arguments, said):
+    done = cli("weak", "advise", *arguments)
+    assert done.code == 2
+    assert said in done.err

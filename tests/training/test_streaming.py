@@ -14,9 +14,10 @@ from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.datasets.builtin import builtin_atom_energies, load_builtin
 from pimlip_zoo.datasets.dataset import FrameDataset
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.lmdb import write_store
+from pimlip_zoo.datasets.lmdb import FrameStore, write_store
 from pimlip_zoo.datasets.stored import StoredFrames
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.data import several_electrons
 
 ATOMS = {atomic_numbers[symbol]: e for symbol, e in builtin_atom_energies("ethanol-gfn2").items()}
 
@@ -92,6 +93,21 @@ def test_before_the_first_step_only_the_index_and_isolated_atoms_are_read(store,
     assert len(read) <= 4 * len(ATOMS)
     prepared(store, *more)  # where the cutoff is to follow the data, a few structures are looked at
     assert len(read) <= 8 * len(ATOMS) + 30
+
+
+def test_ions_are_said_from_memory_and_from_a_store_and_a_store_without_any_is_not_read_for_it(tmp_path):
+    frames = [Frame(np.array([8, 1]), np.eye(3)[:2], energy=-1.0, info={"charge": -q}) for q in (0, 1, 1)]
+    write_store(tmp_path / "ions.lmdb", frames)
+    for given in (frames, StoredFrames(FrameStore(tmp_path / "ions.lmdb"))):
+        plain, embedded = (several_electrons(given, embedded=e) for e in (False, True))
+        assert "charge -1, charge 0 (2, 1)" in plain
+        assert "model.embed_charge=true" in plain
+        assert "the model sees both" in embedded
+        assert several_electrons(given[1:], embedded=False) is None
+        assert "learn little" in several_electrons(given[1:], embedded=True)
+    write_store(tmp_path / "plain.lmdb", [Frame(np.array([8]), np.zeros((1, 3)), energy=0.0)])
+    assert FrameStore(tmp_path / "plain.lmdb").meta[0]["charged"] is False
+    assert FrameStore(tmp_path / "ions.lmdb").meta[0]["charged"] is True
 
 
 def test_statistics_from_the_index_are_those_of_the_frames(store):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import pimlip_zoo
 from pimlip_zoo.config import load_config, save_config
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import frame_to_atoms
@@ -205,11 +206,11 @@ def test_two_levels_share_their_features_and_differ_in_their_readouts_alone(tmp_
     assert all("readout" in name for name in term.names)
     batch = experiment.train[0]
     before = potential(batch.graph)
-    assert torch.equal(term.predict(potential, batch.graph)[0], before.energy)  # they start as a copy
+    assert torch.equal(term.predict(potential, batch.graph).energy, before.energy)  # they start as a copy
     with torch.no_grad():
         for parameter in term.readouts:
             parameter.mul_(1.5)
-    energy, forces = term.predict(potential, batch.graph)
+    energy, forces = term.predict(potential, batch.graph)[:2]
     assert not torch.allclose(energy, before.energy)
     assert torch.equal(potential(batch.graph).energy, before.energy)
     (energy.sum() + forces.square().sum()).backward()
@@ -547,10 +548,10 @@ def test_frames_keep_only_what_is_trained_on(tmp_path):
 
 def test_the_configuration_of_a_run_has_every_option_of_its_recipe_and_none_of_another(tmp_path):
     for method, own in (
-        ("pretrain", {"steps", "learning_rate", "rate_after", "terms"}),
+        ("pretrain", {"steps", "learning_rate", "rate_after", "terms", "stress"}),
         ("delta", set()),
-        ("distill", {"steps", "learning_rate", "teachers", "agreement", "iterations"}),
-        ("shared_head", {"weight", "batch_size"}),
+        ("distill", {"steps", "learning_rate", "teachers", "agreement", "iterations", "stress"}),
+        ("shared_head", {"weight", "batch_size", "stress"}),
     ):
         config = load_config(None, settings(tmp_path, method))
         written = config.model_dump(mode="json")["weak"]["labels"]
@@ -618,3 +619,68 @@ def test_neighbour_lists_of_the_training_set_are_made_once_and_as_wide_as_the_lo
     assert made[8:] == [5.0] * 4
     one, other = (run.potential.model.config.avg_num_neighbors for run in (narrow, wide))
     assert one == other
+
+
+CRYSTALS = {
+    "data.train": "builtin:cual-emt@0:60:12",
+    "data.valid": "builtin:cual-emt@6:30:12",
+    "data.labels": ["energy", "forces", "stress"],
+    "data.check_references": False,
+}
+
+
+@pytest.mark.parametrize("method", ["pretrain", "shared_head", "delta", "distill"])
+def test_weak_labels_of_crystals_teach_stress_where_the_run_learns_it(tmp_path, method):
+    experiment, _ = run(tmp_path, method, **CRYSTALS)
+    assert "stress" in experiment.labels
+    summary = evaluate(load_potential(tmp_path / "run", difference=True), CRYSTALS["data.valid"]).summary
+    assert np.isfinite(summary["stress"]["rmse"])
+    if method in ("pretrain", "distill"):
+        stage = tmp_path / "run" / ("pretrain" if method == "pretrain" else "teacher")
+        content = torch.load(stage / "checkpoints" / "last.ckpt", weights_only=True)
+        assert "stress" in str(content)
+    if method == "delta":
+        # Reference and cheap level are the same here: nothing is left of energies, forces and stress.
+        assert all(abs(frame.stress).max() < 1e-6 for frame in experiment.frames)
+
+
+def test_stress_is_learnt_from_the_cheap_level_alone_when_asked_for_and_refused_where_there_is_none(tmp_path):
+    options = {**CRYSTALS, "data.labels": ["energy", "forces"], "weak.labels.stress": True}
+    experiment, outcome = run(tmp_path, "pretrain", **options)
+    assert outcome.steps == 4
+    assert "stress" not in experiment.labels
+    metrics = (tmp_path / "run" / "pretrain" / "metrics.csv").read_text().splitlines()[0]
+    assert "stress" in metrics
+    with pytest.raises(InputError, match="gives no stress"):
+        run(tmp_path / "b", "pretrain", **{"weak.labels.stress": True})
+
+
+def test_predicted_labels_of_crystals_have_stress(tmp_path):
+    experiment, _ = run(tmp_path, **CRYSTALS)
+    frames = load_builtin("cual-emt")[:2]
+    labelled = predict_labels(experiment.potential, frames)
+    atoms = frame_to_atoms(frames[0])
+    atoms.calc = pimlip_zoo.calculator(tmp_path / "run")
+    found = predict_labels(load_potential(tmp_path / "run"), frames)
+    np.testing.assert_allclose(found[0].stress, atoms.get_stress(voigt=False), atol=1e-6)
+    mean = ensemble_labels([experiment.potential] * 2, frames)
+    np.testing.assert_allclose(mean[1].stress, labelled[1].stress, atol=1e-12)
+
+
+def test_a_recipe_says_how_long_its_stages_are(tmp_path):
+    def before(method, **options):
+        config = load_config(
+            None, settings(tmp_path, method, **{f"weak.labels.{k}": v for k, v in options.items()})
+        )
+        return config.weak.labels.recipe().steps_before()
+
+    assert before("pretrain") == 3
+    assert before("distill") == 3
+    assert before("distill", teachers=2, iterations=3) == 12
+    assert before("delta") == before("shared_head") == 0
+
+
+def test_the_stress_option_of_a_recipe_that_has_none_is_said_to_be_ignored(caplog):
+    WeakLabelsConfig.model_validate({"method": "delta", "stress": True})
+    assert "weak.labels.stress is an option of" in caplog.text
+    assert "not of delta: ignored" in caplog.text

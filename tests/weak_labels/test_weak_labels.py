@@ -35,6 +35,26 @@ def test_labels_are_what_the_calculator_says(crystals):
         assert labelled.info["supervisor"] == "emt"
 
 
+def test_crystals_get_their_stress_and_molecules_none(crystals, tmp_path):
+    for frame, labelled in zip(crystals, label_frames(crystals, EMT), strict=True):
+        energies = []
+        for step in (1e-4, -1e-4):  # dE/dε_xy / V
+            strain = np.eye(3)
+            strain[0, 1] = strain[1, 0] = 0.5 * step
+            moved = dataclasses.replace(frame, positions=frame.positions @ strain, cell=frame.cell @ strain)
+            energies += [label.energy for label in label_frames([moved], EMT)]
+        slope = (energies[0] - energies[1]) / 2e-4 / abs(np.linalg.det(frame.cell))
+        assert labelled.stress[0, 1] == pytest.approx(slope, abs=1e-7)
+        np.testing.assert_allclose(labelled.stress, labelled.stress.T)
+    (slab,) = label_frames([dataclasses.replace(crystals[0], pbc=np.array([True, True, False]))], EMT)
+    assert slab.stress is None
+    options = PoolOptions(structures=4, method="both", stride=1, temperatures=(300.0,))
+    pool = labelled_pool(crystals, EMT, options, tmp_path)
+    assert all(frame.stress is not None for frame in pool)
+    for frame, again in zip(pool, label_frames(pool, EMT), strict=True):
+        np.testing.assert_allclose(frame.stress, again.stress, atol=1e-10)
+
+
 @pytest.mark.parametrize("method", ["md", "displaced", "both"])
 def test_a_pool_has_as_many_structures_as_asked_for_with_labels_that_belong_to_them(crystals, method):
     options = PoolOptions(structures=7, method=method, stride=2, temperatures=(300.0, 800.0), seed=3)
@@ -223,7 +243,7 @@ def test_differences_and_sums_of_labels_are_inverse(crystals):
     ]
     difference = subtract_labels(crystals, cheap)
     assert difference[0].energy == pytest.approx(-1.0)
-    assert difference[0].stress is None
+    np.testing.assert_allclose(difference[0].stress, 0.0)  # both levels have the same here
     for back, want in zip(add_labels(cheap, difference), crystals, strict=True):
         assert back.energy == pytest.approx(want.energy, abs=1e-9)
         np.testing.assert_allclose(back.forces, want.forces, atol=1e-9)

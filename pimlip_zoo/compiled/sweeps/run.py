@@ -233,6 +233,7 @@ class Sweeps:
             cell=torch.eye(3, dtype=torch.float64)[None],
             batch=none,
             num_graphs=1,
+            electrons=torch.zeros((1, 2), dtype=torch.float64),
         )
         modules = [step.call.target for step in self.trace.steps if isinstance(step.call.target, nn.Module)]
         buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]

@@ -98,8 +98,9 @@ class _Root(nn.Module):
         cell: Tensor,
         batch: Tensor,
         num_graphs: int,
+        electrons: Tensor,
     ) -> Tensor:
-        graph = AtomGraph(positions, species, edge_index, edge_shift, cell, batch, num_graphs)
+        graph = AtomGraph(positions, species, edge_index, edge_shift, cell, batch, num_graphs, electrons)
         out: Tensor = self.model(graph, vectors)
         return out
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.alike import groups_of_alike
+from pimlip_zoo.datasets.electrons import CHARGE, MULTIPLICITY, stated
 from pimlip_zoo.datasets.frame import EVEN, Frame
 from pimlip_zoo.datasets.lmdb.record import ENERGY, FORCES, STRESS, label_mask
 
@@ -137,7 +138,8 @@ def _digests(frames: Sequence[Frame], positions: NDArray[np.float64]) -> list[in
     return [
         int.from_bytes(
             blake2b(
-                frame.numbers.astype(np.uint8).tobytes() + content[k * size : (k + 1) * size], digest_size=8
+                frame.numbers.astype(np.uint8).tobytes() + content[k * size : (k + 1) * size] + _ion(frame),
+                digest_size=8,
             ).digest(),
             "little",
         )
@@ -156,10 +158,22 @@ def count_edges(frame: Frame, cutoff: float) -> int:
 
 
 def geometry_digest(frame: Frame) -> int:
-    """64 bits of the geometry on a grid of 1e-4 Å: equal for frames that are equal atom by atom."""
+    """64 bits of the geometry on a grid of 1e-4 Å: equal for frames that are equal atom by atom.
+
+    Those of another charge or multiplicity are other frames.
+    """
     content = blake2b(frame.numbers.astype(np.uint8).tobytes(), digest_size=8)
     content.update(np.rint(frame.positions * _GRID).astype(np.int64).tobytes())
     if frame.pbc.any():
         content.update(np.rint(frame.cell * _GRID).astype(np.int64).tobytes())
         content.update(np.asarray(frame.pbc, dtype=np.uint8).tobytes())
+    content.update(_ion(frame))
     return int.from_bytes(content.digest(), "little")
+
+
+def _ion(frame: Frame) -> bytes:
+    """Charge and multiplicity where they are not the usual ones."""
+    said = stated(frame)
+    return (
+        np.array([said.get(CHARGE, 0), said.get(MULTIPLICITY, 0)], dtype=np.int64).tobytes() if said else b""
+    )

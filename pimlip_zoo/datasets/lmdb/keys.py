@@ -50,7 +50,16 @@ def new_meta(**given: Any) -> dict[str, Any]:
     Raises:
         ValueError: for a key that the format itself uses.
     """
-    taken = {"format", "version", "count", "compositions", "index_cutoff", "units", "progress"} & given.keys()
+    taken = {
+        "format",
+        "version",
+        "count",
+        "compositions",
+        "index_cutoff",
+        "units",
+        "progress",
+        "charged",
+    } & given.keys()
     if taken:
         raise ValueError(f"the format has its own {', '.join(sorted(taken))}")
     return {

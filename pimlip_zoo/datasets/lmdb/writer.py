@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimlip_zoo.datasets.electrons import stated_at_all
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.lmdb.environment import check_header, pad_to_header
@@ -82,6 +83,7 @@ class StoreWriter:
         self._new_compositions: list[bytes] = []
         self._bytes = 0
         self._count = 0
+        self._charged = False
         self._meta: dict[str, Any] = {}
         self._compositions: dict[bytes, int] = {}
         self._by_numbers: dict[bytes, int] = {}
@@ -107,6 +109,7 @@ class StoreWriter:
         values = list(entry.tolist())
         values[2] = self._composition_of_counts(composition)
         self._lay_out()
+        self._charged = self._charged or b"charge" in data or b"multiplicity" in data
         self._rows.append((frame_key(len(self)), data))
         self._bytes += len(data)
         self._entries.append(tuple(values))
@@ -116,6 +119,7 @@ class StoreWriter:
         if progress is not None:
             self._meta["progress"] = progress
         self._lay_out()
+        self._meta["charged"] = bool(self._meta.get("charged")) or self._charged
         first = self._count
         self._meta["count"] = first + len(self._rows)
         self._meta["compositions"] = len(self._compositions)
@@ -173,6 +177,7 @@ class StoreWriter:
         frames, self._waiting = self._waiting, []
         first = len(self)
         compositions = [self._composition(frame.numbers, first + k) for k, frame in enumerate(frames)]
+        self._charged = self._charged or any(stated_at_all(frame.info) for frame in frames)
         records = encode_all(frames, float32=self._float32)
         self._rows += [(frame_key(first + k), record) for k, record in enumerate(records)]
         if self._float32:  # the index is that of the numbers that are kept

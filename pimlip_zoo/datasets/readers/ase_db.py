@@ -69,12 +69,18 @@ class AseDatabase:
         results = {key: row.get(key) for key in ("energy", "forces", "stress", "free_energy") if key in row}
         try:
             data = dict(row.data or {})
+            initial = {key: row.get(key) for key in ("initial_charges", "initial_magmoms") if key in row}
             return self.finder.frame(
                 row.numbers,
                 row.positions,
                 row.cell,
                 row.pbc,
-                [("calculator", results), ("key_value_pairs", row.key_value_pairs), ("data", data)],
+                [
+                    ("calculator", results),
+                    ("key_value_pairs", row.key_value_pairs),
+                    ("data", data),
+                    ("arrays", initial),
+                ],
                 index=index,
                 also=[key for key in _NOT_KEPT if key in row] + ["constraints"] * bool(row.constraints),
             )

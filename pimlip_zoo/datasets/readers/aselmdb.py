@@ -79,6 +79,7 @@ class AseLmdbFile:
                 ("row", {key: row.get(key) for key in ("energy", "forces", "stress", "free_energy")}),
                 ("key_value_pairs", row.get("key_value_pairs") or {}),
                 ("data", data),
+                ("arrays", {key: row.get(key) for key in ("initial_charges", "initial_magmoms")}),
             ]
             return self.finder.frame(
                 np.asarray(row["numbers"]),

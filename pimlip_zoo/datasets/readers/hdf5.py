@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimlip_zoo.datasets.electrons import ELECTRON_KEYS, electrons_of
 from pimlip_zoo.datasets.frame import NO_CELL, OPEN, Frame
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
@@ -102,7 +103,7 @@ class Hdf5File:
         self._energy, self._forces, self._gradient = self._label_keys(options, names)
         labels = {self._energy, self._forces, self._gradient}
         read = {*self._layout.numbers, *self._layout.positions, *labels, "subset", "smiles"}
-        self.finder.leave_out(*sorted(names - read))
+        self.finder.leave_out(*sorted(name for name in names - read if name.lower() not in ELECTRON_KEYS))
         self.finder.mark_found(options.energy_key, options.forces_key, options.gradient_key)
 
     def count(self) -> int:
@@ -131,6 +132,7 @@ class Hdf5File:
         positions = _first(self._layout.positions, group.members)
         info = {"group": group.name, **_texts(file, group)}
         n = numbers.shape[-1]
+        electrons = self._electrons(file, group)
         for start in range(0, group.size, _BLOCK):
             rows = range(start, min(start + _BLOCK, group.size))
             if offset + rows.stop <= window.start or offset + start >= window.stop:
@@ -146,18 +148,49 @@ class Hdf5File:
             energies, forces = self._labels(block, len(rows))
             for i, row in enumerate(rows):
                 if offset + row in window:
+                    of_row = numbers if numbers.ndim == 1 else numbers[row]
                     yield (
                         offset + row,
                         Frame(
-                            numbers if numbers.ndim == 1 else numbers[row],
+                            of_row,
                             place[i],
                             NO_CELL,
                             OPEN,
                             energies[i],
                             forces[i],
-                            info=dict(info),
+                            info={**info, **self._stated(of_row, electrons, row, offset + row)},
                         ),
                     )
+
+    def _electrons(self, file: Any, group: _Group) -> dict[str, NDArray[np.float64]]:
+        """Charges and multiplicities of a group: one number for all of its conformations, or one for each."""
+        found: dict[str, NDArray[np.float64]] = {}
+        for name in sorted(group.members):
+            key = ELECTRON_KEYS.get(name.lower())
+            if key is None:
+                continue
+            data = _opened(file, group, name)
+            size = math.prod(data.shape or ())
+            if data.shape is None or size not in (1, group.size):
+                raise InputError(f"has shape {data.shape}", file=self.path, key=f"{group.name}/{name}")
+            values = np.broadcast_to(np.asarray(_whole(data), dtype=np.float64).reshape(-1), group.size)
+            if key in found and not np.array_equal(found[key], values):
+                raise InputError("two of its data sets disagree", file=self.path, key=f"{group.name}/{key}")
+            found[key] = values
+        return found
+
+    def _stated(
+        self, numbers: NDArray[np.int64], electrons: dict[str, NDArray[np.float64]], row: int, index: int
+    ) -> dict[str, int]:
+        if not electrons:
+            return {}
+        try:
+            found = electrons_of(numbers, {key: values[row] for key, values in electrons.items()})
+        except InputError as error:
+            raise InputError(
+                error.message, file=self.path, frame=index, key=error.key, mend=error.mend
+            ) from error
+        return {key: getattr(found, key) for key in electrons}
 
     def _labels(
         self, block: dict[str, NDArray[np.float64] | None], size: int

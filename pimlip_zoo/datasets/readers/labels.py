@@ -7,12 +7,14 @@ different values, nothing is chosen silently: that is an error, and a named key 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pimlip_zoo.datasets.electrons import ELECTRON_KEYS, electrons_of, nearly_whole
 from pimlip_zoo.datasets.frame import NO_CELL, Frame
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.readers.spec import ReadOptions
@@ -20,6 +22,8 @@ from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_u
 from pimlip_zoo.errors import InputError, did_you_mean
 
 __all__ = ["LabelFinder"]
+
+log = logging.getLogger("pimlip_zoo")
 
 _PREFIXES = ("", "ref_", "dft_", "reference_")
 _STEMS = {
@@ -49,6 +53,7 @@ _KINDS = {
     "stresses of atoms": ("stresses", "virials_of_atoms"),
 }
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
+_OF_ATOMS = ("initial_charges", "initial_magmoms")
 _NAMED = ("energy", "forces", "gradient", "weight")
 _MAX_TEXT = 256
 _MOST_KINDS, _LONGEST_NAME = 100, 60
@@ -81,6 +86,7 @@ class LabelFinder:
         self.keys_found: set[str] = set()
         self.not_kept: set[str] = set()
         """Kinds of what the frames so far said and a frame has no place for."""
+        self._said: set[str] = set()
         energy_name, length_name = options.energy or energy, options.length or length
         for name, value in (("energy", energy_name), ("length", length_name)):
             if value is None:
@@ -158,22 +164,12 @@ class LabelFinder:
             InputError: for labels of the wrong shape, or two that disagree.
         """
         n = len(numbers)
-        candidates: dict[str, list[tuple[str, Any]]] = {}
-        info: dict[str, Any] = {}
-        for place, content in places:
-            for key, value in content.items():
-                if value is None:
-                    continue
-                self.keys_seen.add(key)
-                kind = self._kind(key)
-                if kind:
-                    candidates.setdefault(kind, []).append((f"{place}['{key}']", value))
-                elif place in ("calculator", "arrays") or not _keep(info, key, value):
-                    self.leave_out(key)
+        candidates, info = self._sorted(places)
         self.leave_out(*also)
         numbers = whole_numbers(numbers, "atomic number", file=self.file, frame=index, key="species")
         box = NO_CELL if cell is None else np.array(cell, dtype=np.float64) * self.length_unit
         periodic = np.array(np.broadcast_to(np.asarray(pbc, dtype=bool), 3))
+        info.update(self._electrons(numbers, periodic, candidates, info, index))
         energy = self._one("energy", candidates, (), index)
         if energy is None:
             energy = self._one("free_energy", candidates, (), index)
@@ -201,12 +197,88 @@ class LabelFinder:
             info=info,
         )
 
+    def _sorted(
+        self, places: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> tuple[dict[str, list[tuple[str, Any]]], dict[str, Any]]:
+        """What may be a label, by its kind, with where it stands; and what else is kept of the frame."""
+        candidates: dict[str, list[tuple[str, Any]]] = {}
+        info: dict[str, Any] = {}
+        for place, content in places:
+            of_structure = place not in ("calculator", "arrays")
+            for key, value in content.items():
+                if value is None:
+                    continue
+                self.keys_seen.add(key)
+                kind = self._kind(key) or (ELECTRON_KEYS.get(key.lower()) if of_structure else None)
+                if kind:
+                    candidates.setdefault(kind, []).append((f"{place}['{key}']", value))
+                    continue
+                if not of_structure and key in _OF_ATOMS:  # their sums are kept
+                    candidates.setdefault(key, []).append((place, value))
+                if not (of_structure and _keep(info, key, value)):
+                    self.leave_out(key)
+        return candidates, info
+
     def leave_out(self, *keys: str) -> None:
         """Remember that something of this name is not kept."""
         for key in keys:
             kind = _KIND_OF.get(key.lower()) or (key if key.isprintable() else ascii(key))[:_LONGEST_NAME]
             if len(self.not_kept) < _MOST_KINDS:
                 self.not_kept.add(kind)
+
+    def _electrons(
+        self,
+        numbers: NDArray[np.int64],
+        periodic: NDArray[np.bool_],
+        candidates: Mapping[str, list[tuple[str, Any]]],
+        info: dict[str, Any],
+        index: int,
+    ) -> dict[str, int]:
+        """Charge and multiplicity as they are stated; nothing where they are not.
+
+        What is said of the whole structure counts more than sums of ASE's initial charges and moments. Moments of
+        periodic structures are what a calculation starts from, and say nothing.
+        """
+        charge = self._one("charge", candidates, (), index)
+        multiplicity = self._one("multiplicity", candidates, (), index)
+        if charge is None:
+            charge = self._sum_of_atoms("initial_charges", candidates, index)
+        if multiplicity is None and charge is not None and isinstance(info.get("spin"), (int, float)):
+            multiplicity = np.asarray(float(info.pop("spin")))
+        if multiplicity is None and not periodic.any():
+            unpaired = self._sum_of_atoms("initial_magmoms", candidates, index)
+            multiplicity = None if unpaired is None else np.abs(unpaired) + 1
+        said = {"charge": charge, "multiplicity": multiplicity}
+        found = {key: value.item() for key, value in said.items() if value is not None}
+        if not found:
+            return {}
+        try:
+            electrons = electrons_of(numbers, found)
+        except InputError as error:
+            raise InputError(
+                error.message, file=self.file, frame=index, key=error.key, mend=error.mend
+            ) from error
+        return {key: getattr(electrons, key) for key in found}
+
+    def _sum_of_atoms(
+        self, key: str, candidates: Mapping[str, list[tuple[str, Any]]], index: int
+    ) -> NDArray[np.float64] | None:
+        """A whole number that atoms' values add up to; None where they are all zero, or add up to none."""
+        for _, values in candidates.get(key, ()):
+            if not np.any(values):
+                continue
+            total = nearly_whole(values)
+            if total is not None:
+                return np.asarray(float(total))
+            if key not in self._said:
+                self._said.add(key)
+                what = "charge" if key == "initial_charges" else "multiplicity"
+                log.warning(
+                    "%s: %s of frame %d add up to no whole number and say nothing of its %s; where it matters, "
+                    "state %s=",
+                    *(self.file, key, index, what, what),
+                )
+        return None
 
     def mark_found(self, *keys: str | None) -> None:
         """Say that the source has these keys, where the reader looks at them itself."""

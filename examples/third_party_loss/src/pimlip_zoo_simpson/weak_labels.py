@@ -54,7 +54,7 @@ class Springs(Calculator):
         self.results["forces"] = ((slope / r)[:, :, None] * vectors).sum(axis=1)
 
 
-@calculator("springs", package="pimlip-zoo-simpson", options=SpringOptions)
+@calculator("springs", package="pimlip-zoo-simpson", options=SpringOptions, charged=False)
 def springs(**options: float) -> Calculator:
     """Springs between the atoms of a molecule: the cheapest physics there is."""
     return Springs(SpringOptions(**options))
@@ -94,3 +94,7 @@ class WarmStart(Recipe[WarmStartOptions]):
                 return outcome
             run.take_weights("warm")
         return run.train()
+
+    def steps_before(self) -> int:
+        """Those of the stage."""
+        return self.options.steps

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.graph import AtomGraph, Predictions
 from pimlip_zoo.losses.base import PotentialLike
 from pimlip_zoo.losses.pool import Pool
 from pimlip_zoo.models.potential import Potential
@@ -42,8 +42,8 @@ class SecondPotential(SecondHead):
         super().__init__(pool, **options)
         self.correction = correction
 
-    def predict(self, potential: PotentialLike, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+    def predict(self, potential: PotentialLike, graph: AtomGraph, *, virial: bool = False) -> Predictions:
         """See :class:`SecondHead`."""
-        own = potential(graph, forces=True, virial=False)
-        more = cast("PotentialLike", self.correction)(graph, forces=True, virial=False)
-        return own.energy + more.energy, own.forces + more.forces
+        own = potential(graph, forces=True, virial=virial)
+        more = cast("PotentialLike", self.correction)(graph, forces=True, virial=virial)
+        return Predictions(*(a + b for a, b in zip(own, more, strict=True)))

@@ -1,0 +1,158 @@
+"""``pimlip-zoo weak``: what weak labels can do for a set, before anything is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pimlip_zoo.experiment.advice import Advice
+
+app = typer.Typer(no_args_is_help=True, help="Weak labels: which cheap level helps?")
+
+EXAMPLE = """
+Examples:
+
+  pimlip-zoo weak advise --data few.extxyz
+
+  pimlip-zoo weak advise --data few.extxyz --calculator chgnet.model.dynamics:CHGNetCalculator --calculator pbe.extxyz
+"""
+
+
+@app.callback()
+def _group() -> None:
+    """Weak labels: which cheap level helps?"""
+
+
+@app.command(epilog=EXAMPLE)
+def advise(
+    data: Annotated[str, typer.Option(help="The labelled structures, ten or more.")],
+    calculator: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A cheap level: gfn2, gfn1, emt, run:RUN, MODULE:FACTORY (imported and called), or a file in which "
+            "the same structures are labelled. Several are allowed; by default those that come with the package."
+        ),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="energy: as if there were no forces.")] = None,
+    model: Annotated[str, typer.Option(help="Architecture of the short trainings.")] = "mace",
+    steps: Annotated[int, typer.Option(min=10, help="Of each of them.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of these, and of the structures that are measured.")] = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any option of these trainings.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
+) -> None:
+    """Compare cheap levels of theory with labels and say which recipe helps, or that none does.
+
+    A short training on the labels and one on their difference to each level, measured on structures that neither saw.
+    The numbers are what was measured; the bounds of the verdict are fitted to the few sets of the study.
+    """
+    import logging
+
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.config import parse_settings
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.experiment.advice import advise as compare
+    from pimlip_zoo.experiment.advice import known_levels, labels_of_level
+    from pimlip_zoo.registry import get_model
+
+    if labels not in (None, "energy", "energy,forces"):
+        raise InputError(f"{labels!r} is not possible", key="--labels", mend="energy, or leave it out")
+    get_model(model)
+    frames = load_frames(data)
+    if labels == "energy":
+        import dataclasses
+
+        frames = [dataclasses.replace(frame, forces=None) for frame in frames]
+    names, skipped = (list(dict.fromkeys(calculator)), {}) if calculator else known_levels(frames)
+    screen = console()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    levels: dict[str, Any] = {}
+    for name in names:
+        screen.print(f"labelling {len(frames)} structures: {name}", style="dim")
+        try:
+            levels[name] = labels_of_level(name, frames, load_run=_load_run)
+        except InputError as error:
+            if calculator and len(names) == 1:
+                raise
+            levels[name] = error
+    advice = compare(
+        frames,
+        levels,
+        model=model,
+        steps=steps,
+        seed=seed,
+        settings=parse_settings(settings or []),
+        told=lambda text: screen.print(text, style="dim"),
+    )
+    advice.skipped.update(skipped)
+    _show(screen, advice, data)
+    if json_file is not None:
+        _write(advice, json_file)
+
+
+def _load_run(run: str) -> Any:
+    import pimlip_zoo
+
+    return pimlip_zoo.calculator(run)
+
+
+def _show(screen: Any, advice: Advice, data: str) -> None:
+    from rich.table import Table
+
+    said = f"{advice.structures} structures: {advice.energies} energies, {advice.force_components:,} force components"
+    screen.print(f"{said}; {advice.measured} of them measured, the others learnt in {advice.steps} steps")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for name in ("forces", "left", "energies", "left", "ratio", "roughness"):
+        table.add_column(name, justify="right")
+    table.add_row("", *(["meV/Å"] * 2), *(["meV/atom"] * 2), "", "", style="dim")
+
+    def milli(value: float | None) -> str:
+        return "" if value is None else f"{1e3 * value:.3g}"
+
+    def row(name: str, size: Any, left: Any, *more: str) -> None:
+        table.add_row(
+            name, milli(size.forces), milli(left.forces), milli(size.energies), milli(left.energies), *more
+        )
+
+    row("labels", advice.surface, advice.plain, "1", "1")
+    for finding in advice.findings:
+        ratio = f"{finding.ratio:.2f} [{finding.low:.2f}, {finding.high:.2f}]"
+        row(f"minus {finding.level}", finding.difference, finding.learnt, ratio, f"{finding.roughness:.2f}")
+    screen.print(table)
+    for name, reason in advice.skipped.items():
+        screen.print(f"not looked at: {name}: {reason}", style="dim")
+    screen.print(f"advice: {advice.sentence}", style="bold", highlight=False)
+    best = advice.best
+    if best is not None and not Path(best.level).is_file():
+        screen.print(
+            f"pimlip-zoo train --data {data} --set weak.labels.method={best.recipe} "
+            f"--set weak.labels.calculator={best.level}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if best.recipe == "pretrain":
+            screen.print(
+                "where the calculator may run at inference, too: weak.labels.method=delta", style="dim"
+            )
+
+
+def _write(advice: Advice, file: Path) -> None:
+    import dataclasses
+    import json
+
+    from pimlip_zoo.files import replacing
+
+    content = {
+        **dataclasses.asdict(advice),
+        "advice": advice.sentence,
+        "recipe": None if advice.best is None else advice.best.recipe,
+        "level": None if advice.best is None else advice.best.level,
+    }
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))

@@ -1,0 +1,373 @@
+"""Whether a cheap level of theory can help with a set of labels, found out before anything is spent on it.
+
+Two short trainings tell it: one on the labels, one on their difference to the cheap level, equally long, on the same
+structures, both measured on structures that neither saw. Where the difference is learnt better than the surface, the
+cheap level knows what the labels do not say; where it is no smoother than the surface, recipes do harm, however small
+the difference is to begin with. What was found for the recipes of the study is what the verdicts rest on
+(``docs/guide/weak-supervision.md``).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimlip_zoo.config import load_config
+from pimlip_zoo.datasets.coverage import is_isolated_atom
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.statistics import composition_matrix, species_of
+from pimlip_zoo.errors import InputError, no_such_file
+from pimlip_zoo.experiment import prepare, train
+from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.ensemble import predict_labels
+from pimlip_zoo.weak_labels.offsets import fit_offset, subtract_labels
+from pimlip_zoo.weak_labels.pool import cached_labels
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+__all__ = ["Advice", "Errors", "Finding", "advise", "known_levels", "labels_of_level"]
+
+log = logging.getLogger("pimlip_zoo")
+
+HELPS, HELPS_MUCH = 0.9, 0.6
+"""Errors of the difference over those of the surface: below the first a difference model is advised where even the
+interval's end is, below the second recipes for standalone models, too."""
+SMOOTH, ROUGH = 1.0, 3.0
+"""Roughness of the difference up to which recipes for standalone models are advised, and difference models. Longer runs
+learn the surface better, and a rough difference hardly."""
+CLOSE = 0.2
+"""Difference over the error of the short training on the labels, below which a level is as good as the labels."""
+LEAST = 10
+"""Structures, fewer of which cannot be divided into what is learnt and what is measured."""
+COVERED = 0.9
+_DRAWS = 2000
+_SAME_PLACE = 1e-4
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Root mean squares on the structures that are measured; eV/Å by component and eV per atom."""
+
+    forces: float | None
+    energies: float | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one cheap level."""
+
+    level: str
+    difference: Errors
+    """To the labels, energies after an offset for each species."""
+    learnt: Errors
+    """What a short training on the difference leaves of it."""
+    ratio: float
+    """Error of the short training on the difference over that of the one on the labels: forces, or else energies."""
+    low: float
+    """Of the interval by bootstrap over the measured structures."""
+    high: float
+    roughness: float
+    """Share of the difference that is left over the share of the surface that is left; above 1 it is rougher."""
+    recipe: str | None
+    """Of ``--weak``; None: none is advised."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do."""
+
+    structures: int
+    energies: int
+    force_components: int
+    measured: int
+    """Structures that nothing was trained on."""
+    steps: int
+    """Of each short training."""
+    surface: Errors
+    """Size of the labels, energies after an offset for each species."""
+    plain: Errors
+    """What a short training on the labels reaches."""
+    findings: tuple[Finding, ...]
+    skipped: dict[str, str]
+    """Levels that could not be looked at, and why."""
+
+    @property
+    def best(self) -> Finding | None:
+        """The finding to follow; None: train without a recipe."""
+        useful = [finding for finding in self.findings if finding.recipe is not None]
+        return min(useful, key=lambda finding: finding.ratio) if useful else None
+
+    @property
+    def sentence(self) -> str:
+        """The advice in one line."""
+        if not self.findings:
+            return "no cheap level could be looked at: train without a recipe"
+        if self.best is None:
+            closest = min(self.findings, key=lambda finding: finding.ratio)
+            return f"no recipe: {closest.level} {closest.reason}"
+        return f"{self.best.recipe} with {self.best.level}: it {self.best.reason}"
+
+
+def known_levels(frames: Sequence[Frame]) -> tuple[list[str], dict[str, str]]:
+    """The cheap levels that come with the package and its extras, and why others of them are not looked at."""
+    import importlib.util
+
+    from ase.calculators.emt import parameters
+    from ase.data import chemical_symbols
+
+    names, skipped = [], {}
+    symbols = {chemical_symbols[number] for frame in frames for number in np.unique(frame.numbers)}
+    if importlib.util.find_spec("tblite") is None:
+        skipped["gfn2, gfn1"] = "tblite is not installed: pip install 'pimlip-zoo[xtb]'"
+    elif any(frame.pbc.any() for frame in frames):
+        skipped["gfn2, gfn1"] = "take seconds for a crystal; name them with --calculator to look at them"
+    else:
+        names += ["gfn2", "gfn1"]
+    if symbols <= set(parameters):
+        names.append("emt")
+    return names, skipped
+
+
+def labels_of_level(
+    name: str, frames: Sequence[Frame], *, load_run: Callable[[str], Calculator] | None = None
+) -> list[Frame]:
+    """The structures with the labels of a cheap level.
+
+    Args:
+        name: a calculator as ``weak.labels.calculator`` takes it, or a file in which the same structures are labelled,
+            in any order.
+        frames: the structures.
+        load_run: makes a calculator of a run, for ``run:``.
+
+    Raises:
+        InputError: for a calculator that fails, or a file that lacks a structure.
+    """
+    path = Path(name.split("?", maxsplit=1)[0].split("@", maxsplit=1)[0])
+    if not path.is_file():
+        if ":" not in name and path.suffix:
+            raise no_such_file(path)
+        return cached_labels(frames, find_supervisor(name, trust=True, load_run=load_run))
+    labelled = load_frames(name)
+    known: dict[bytes, list[Frame]] = {}
+    for frame in labelled:
+        known.setdefault(frame.numbers.tobytes(), []).append(frame)
+    found = []
+    for index, frame in enumerate(frames):
+        same = [
+            other
+            for other in known.get(frame.numbers.tobytes(), [])
+            if np.abs(other.positions - frame.positions).max() < _SAME_PLACE
+            and np.abs(other.cell - frame.cell).max() < _SAME_PLACE
+        ]
+        if not same:
+            raise InputError(
+                f"has no structure like the one with index {index} of the labelled ones",
+                file=name,
+                mend="label the same structures, elements in the same order",
+            )
+        found.append(replace(same[0], positions=frame.positions, cell=frame.cell, info=frame.info))
+    return found
+
+
+def advise(
+    frames: Sequence[Frame],
+    levels: dict[str, Sequence[Frame] | InputError],
+    *,
+    model: str = "mace",
+    steps: int = 2000,
+    seed: int = 0,
+    settings: Sequence[tuple[str, Any]] = (),
+    told: Callable[[str], None] = lambda _: None,
+) -> Advice:
+    """Compare cheap levels with labels.
+
+    Args:
+        frames: with energies, forces or both; isolated atoms are left out.
+        levels: the same frames with the labels of each level, or why there are none.
+        model: architecture of the short trainings.
+        steps: of each of them.
+        seed: of their weights, and of the structures that are measured.
+        settings: further (dotted key, value) of these trainings.
+        told: called with what is being done.
+
+    Raises:
+        InputError: for too few structures, or labels that are neither energies nor forces.
+    """
+    kept = [index for index, frame in enumerate(frames) if not is_isolated_atom(frame)]
+    if len(kept) < LEAST:
+        raise InputError(
+            f"{len(kept)} structures are too few to say anything",
+            key="--data",
+            mend=f"give {LEAST} or more; without, the table of docs/guide/weak-supervision.md is the best guess",
+        )
+    chosen = [replace(frames[index], stress=None) for index in kept]
+    by_forces = all(frame.forces is not None for frame in chosen)
+    if not by_forces and any(frame.energy is None for frame in chosen):
+        raise InputError(
+            "some structures have neither energy nor forces", key="--data", mend="leave them out"
+        )
+    if not by_forces:
+        chosen = [replace(frame, forces=None) for frame in chosen]
+    order = np.random.default_rng(seed).permutation(len(chosen))
+    measured = order[: max(3, len(chosen) // 4)]
+    taught = order[len(measured) :]
+    valid, learnt = taught[: max(1, len(taught) // 8)], taught[max(1, len(taught) // 8) :]
+    options = [
+        ("model.name", model),
+        *([("model.channels", 16)] if model in ("mace", "nequip") else []),
+        ("trainer.max_steps", steps),
+        ("trainer.valid_every", max(1, steps // 10)),
+        ("data.batch_size", 5),
+        ("seed", seed),
+        ("data.train", "labels of the advice"),
+        ("data.energy_references", "least_squares"),
+        ("data.check_references", False),
+        *settings,
+    ]
+
+    def short_run(labels: Sequence[Frame], name: str) -> _Squares:
+        told(f"{name}: {steps} steps on {len(learnt)} structures")
+        split = ([labels[i] for i in learnt], [labels[i] for i in valid])
+        with tempfile.TemporaryDirectory(prefix="pimlip-advise-") as folder:
+            experiment = prepare(load_config(None, options), split=split)
+            train(experiment, Path(folder) / "run")
+            from pimlip_zoo.training.checkpoint import load_potential
+
+            potential = load_potential(Path(folder) / "run")
+        of_measured = [labels[i] for i in measured]
+        return _squares(of_measured, predict_labels(potential, of_measured))
+
+    tested = [chosen[i] for i in measured]
+    surface = _size(_leveled(chosen, chosen, measured))
+    plain = short_run(chosen, "labels")
+    findings, skipped = [], {}
+    for name, cheap in levels.items():
+        if isinstance(cheap, InputError):
+            skipped[name] = str(cheap)
+            continue
+        of_level = [cheap[index] for index in kept]
+        if any(
+            (f.energy is None and c.energy is not None) or (by_forces and f.forces is None)
+            for f, c in zip(of_level, chosen, strict=True)
+        ):
+            skipped[name] = "lacks labels that the data have"
+            continue
+        differences = subtract_labels(chosen, of_level)
+        size = _size(_leveled(differences, chosen, measured))
+        left = short_run(differences, name)
+        findings.append(_finding(name, surface, size, plain, left, seed, by_forces=by_forces))
+    return Advice(
+        structures=len(chosen),
+        energies=sum(frame.energy is not None for frame in chosen),
+        force_components=sum(3 * len(f.numbers) for f in chosen if f.forces is not None),
+        measured=len(tested),
+        steps=steps,
+        surface=surface,
+        plain=plain.errors,
+        findings=tuple(sorted(findings, key=lambda finding: finding.ratio)),
+        skipped=skipped,
+    )
+
+
+@dataclass(frozen=True)
+class _Squares:
+    """Of each measured structure: sums of squares of forces, their numbers, squares of energies per atom."""
+
+    forces: NDArray[np.float64]
+    components: NDArray[np.float64]
+    energies: NDArray[np.float64]
+
+    @property
+    def errors(self) -> Errors:
+        forces = math.sqrt(self.forces.sum() / self.components.sum()) if self.components.sum() else None
+        energies = math.sqrt(self.energies.mean()) if not np.isnan(self.energies).any() else None
+        return Errors(forces, energies)
+
+
+def _squares(labels: Sequence[Frame], found: Sequence[Frame]) -> _Squares:
+    forces, components, energies = [], [], []
+    for a, b in zip(labels, found, strict=True):
+        known = a.forces is not None and b.forces is not None
+        error = np.asarray(a.forces) - np.asarray(b.forces) if known else np.zeros(0)
+        forces.append(float(np.nansum(np.square(error))))
+        components.append(float(np.isfinite(error).sum()))
+        energy = np.nan if a.energy is None or b.energy is None else (a.energy - b.energy) / len(a.numbers)
+        energies.append(energy**2)
+    return _Squares(np.array(forces), np.array(components), np.array(energies))
+
+
+def _leveled(labels: Sequence[Frame], frames: Sequence[Frame], measured: NDArray[np.int64]) -> list[Frame]:
+    """The measured structures, their energies without an offset by species that is fitted on all."""
+    if any(frame.energy is None for frame in labels):
+        return [labels[i] for i in measured]
+    species = species_of(frames)
+    zero = [replace(frame, energy=0.0) for frame in labels]
+    offset = fit_offset(labels, zero, species)
+    shift = composition_matrix(frames, species) @ offset.energies
+    return [replace(labels[i], energy=float(labels[i].energy or 0.0) - float(shift[i])) for i in measured]
+
+
+def _size(labels: Sequence[Frame]) -> Errors:
+    """Root mean squares of labels."""
+    zero = [
+        replace(
+            frame,
+            energy=None if frame.energy is None else 0.0,
+            forces=None if frame.forces is None else np.zeros_like(frame.forces),
+        )
+        for frame in labels
+    ]
+    return _squares(labels, zero).errors
+
+
+def _finding(
+    name: str, surface: Errors, size: Errors, plain: _Squares, left: _Squares, seed: int, *, by_forces: bool
+) -> Finding:
+    quantity = "forces" if by_forces else "energies"
+    a, b = getattr(plain, quantity), getattr(left, quantity)
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(len(a), size=(_DRAWS, len(a)))
+    tiny = np.finfo(np.float64).tiny
+    ratios = np.sqrt(b[draws].sum(axis=1) / np.maximum(a[draws].sum(axis=1), tiny))
+    tail = 0.5 * (1.0 - COVERED)
+    low, high = (float(q) for q in np.quantile(ratios, [tail, 1.0 - tail]))
+    ratio = float(np.sqrt(b.sum() / max(a.sum(), tiny)))
+    of_plain, of_left = getattr(plain.errors, quantity), getattr(left.errors, quantity)
+    of_surface, of_size = getattr(surface, quantity), getattr(size, quantity)
+    roughness = (of_left / max(of_size, tiny)) / max(of_plain / max(of_surface, tiny), tiny)
+    # Of what is closer than labels teach, roughness does not matter.
+    counted = 0.0 if of_size <= CLOSE * of_plain else float(roughness)
+    recipe, reason = _verdict(ratio, high, counted, by_forces=by_forces)
+    return Finding(name, size, left.errors, ratio, low, high, float(roughness), recipe, reason)
+
+
+def _verdict(ratio: float, high: float, roughness: float, *, by_forces: bool) -> tuple[str | None, str]:
+    if ratio >= 1.0:
+        return None, "leaves a difference that is learnt no better than the surface itself"
+    if high >= HELPS:
+        return None, "gains too little to be told from chance"
+    if not by_forces:
+        return (
+            "pretrain",
+            f"makes energies {1 / ratio:.2g} times better, and knows forces that energies do not tell",
+        )
+    better = f"leaves a difference that is learnt {1 / ratio:.2g} times better than the surface"
+    if roughness > ROUGH:
+        return None, (
+            f"leaves a difference that is {roughness:.2g} times rougher than the surface: longer runs on the labels "
+            "will overtake it"
+        )
+    if ratio <= HELPS_MUCH and roughness <= SMOOTH:
+        return "pretrain", better
+    return "delta", f"{better}: enough for a difference model, not for a standalone one"

@@ -1,0 +1,85 @@
+"""How long dynamics with a run of a curve last before they leave physics: stability as a number beside errors."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
+
+__all__ = ["measure_stability", "stable_ps"]
+
+FILE = "stability.json"
+STARTS = 3
+
+
+def measure_stability(
+    run: Path,
+    tests: Sequence[str],
+    *,
+    ps: float,
+    temperature: float = 300.0,
+    timestep: float = 0.5,
+    trust: bool = False,
+) -> None:
+    """Run dynamics at constant temperature from structures of each test set; the mean time is kept in the run folder.
+
+    A simulation ends where :class:`~pimlip_zoo.deploy.stability.StabilityMonitor` finds something, or after ``ps``.
+    What was measured with the same settings is not repeated.
+
+    Args:
+        run: a run folder.
+        tests: DATA specifications; three structures of each are started from.
+        ps: longest time of each.
+        temperature: K.
+        timestep: fs.
+        trust: call the function that the run names as its cheap calculator.
+
+    Raises:
+        InputError: for a time that is no time.
+    """
+    import pimlip_zoo
+    from pimlip_zoo.datasets.frame import frame_to_atoms
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.deploy.md import MDSettings, run_md
+
+    if not ps > 0:
+        raise InputError(f"{ps} ps is no time", key="--stability", mend="give a number > 0")
+    settings = {"ps": ps, "temperature": temperature, "timestep": timestep}
+    known = _read(run)
+    times = dict(known.get("times", {})) if known.get("settings") == settings else {}
+    steps = max(1, round(1e3 * ps / timestep))
+    calculator = pimlip_zoo.calculator(run, trust=trust)
+    for spec in tests:
+        if spec in times:
+            continue
+        frames = load_frames(spec)
+        chosen = np.unique(np.linspace(0, len(frames) - 1, min(STARTS, len(frames))).astype(int))
+        lasted = []
+        for seed, index in enumerate(chosen.tolist()):
+            atoms = frame_to_atoms(frames[index])
+            atoms.calc = calculator
+            of_run = MDSettings(temperature=temperature, steps=steps, timestep=timestep, seed=seed)
+            with tempfile.TemporaryDirectory(prefix="pimlip-stability-") as scratch:
+                result = run_md(atoms, of_run, Path(scratch) / "md")
+            lasted.append(ps if result.stable else min(ps, 1e-3 * max(result.time_fs, timestep)))
+        times[spec] = lasted
+        with replacing(run / FILE) as temporary:
+            temporary.write_text(json.dumps({"settings": settings, "times": times}, indent=1))
+
+
+def stable_ps(run: Path, spec: str) -> float | None:
+    """The mean time in ps on a test set; None where none was measured."""
+    lasted = _read(run).get("times", {}).get(spec)
+    return float(np.mean(lasted)) if lasted else None
+
+
+def _read(run: Path) -> dict[str, Any]:
+    path = run / FILE
+    return json.loads(path.read_text()) if path.exists() else {}

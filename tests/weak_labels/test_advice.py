@@ -1,0 +1,145 @@
+from dataclasses import replace
+
+import ase.io
+import numpy as np
+import pytest
+
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.frame import frame_to_atoms
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.advice import (
+    Advice,
+    Errors,
+    _finding,
+    _Squares,
+    advise,
+    known_levels,
+    labels_of_level,
+)
+
+SMALL = (("model.channels", 4), ("model.l_max", 1), ("trainer.device", "cpu"), ("model.num_layers", 1))
+
+
+@pytest.fixture(scope="module")
+def ethanol():
+    return load_builtin("ethanol-gfn2")[:16]
+
+
+def spring(frames, strength=0.5):
+    """The reference less a harmonic pull of every atom to the centre: what is left is as smooth as can be."""
+    found = []
+    for frame in frames:
+        x = frame.positions - frame.positions.mean(axis=0)
+        energy, forces = 0.5 * strength * (x**2).sum(), -strength * x
+        found.append(replace(frame, energy=frame.energy - energy, forces=frame.forces - forces))
+    return found
+
+
+def noisy(frames, size=1.5):
+    rng = np.random.default_rng(0)
+    return [replace(f, forces=f.forces + rng.normal(0, size, f.forces.shape)) for f in frames]
+
+
+def test_a_smooth_difference_is_advised_and_a_rough_one_of_the_same_size_is_not(ethanol):
+    levels = {"smooth": spring(ethanol), "rough": noisy(ethanol)}
+    found = advise(ethanol, levels, model="nequip", steps=60, settings=SMALL)
+    smooth, rough = found.findings
+    assert (smooth.level, rough.level) == ("smooth", "rough")
+    assert smooth.ratio < 0.9
+    assert smooth.recipe is not None
+    assert rough.recipe is None
+    assert smooth.roughness < rough.roughness
+    assert found.best is smooth
+    assert "smooth" in found.sentence
+    assert (found.structures, found.energies, found.force_components) == (16, 16, 16 * 27)
+    alone = replace(found, findings=(rough,))
+    assert alone.best is None
+    assert alone.sentence.startswith("no recipe: rough")
+
+
+@pytest.mark.parametrize(
+    ("factor", "recipe"), [(0.3, "pretrain"), (0.75, "delta"), (0.95, None), (1.3, None)]
+)
+def test_the_verdict_follows_the_ratio(factor, recipe):
+    plain = _Squares(np.full(12, 27.0), np.full(12, 27.0), np.full(12, 1e-4))
+    left = _Squares(plain.forces * factor**2, plain.components, plain.energies * factor**2)
+    errors = Errors(2.0, 0.1)  # as large as the surface: roughness is the ratio
+    found = _finding("x", errors, errors, plain, left, 0, by_forces=True)
+    assert found.ratio == pytest.approx(factor)
+    assert (found.low, found.high) == pytest.approx((factor, factor))
+    assert found.recipe == recipe
+    by_energies = _finding("x", errors, errors, plain, left, 0, by_forces=False)
+    assert by_energies.recipe == ("pretrain" if recipe else None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "plain", "difference", "left", "recipe"),
+    [
+        (986, 62, 476, 21, "pretrain"),  # acetylacetone, GFN2: pre-training helps, the difference model more
+        (1307, 225, 447, 66, "pretrain"),  # aspirin, GFN2: likewise
+        (877, 219, 264, 168, "delta"),  # TiO2, CHGNet: the difference model helps, pre-training does not
+        (902, 105, 284, 139, None),  # silicon, CHGNet: both harm
+    ],
+)
+def test_the_verdict_is_the_outcome_of_the_study_on_its_converged_pairs(
+    labels, plain, difference, left, recipe
+):
+    """Forces in meV/Å, root mean squares."""
+    squares = [
+        _Squares(np.full(12, 27.0 * value**2), np.full(12, 27.0), np.ones(12)) for value in (plain, left)
+    ]
+    found = _finding("x", Errors(labels, 1.0), Errors(difference, 1.0), *squares, 0, by_forces=True)
+    assert found.recipe == recipe
+
+
+def test_a_rough_difference_is_not_advised_however_small_it_is():
+    squares = [_Squares(np.full(12, 27.0 * v**2), np.full(12, 27.0), np.ones(12)) for v in (200, 100)]
+    found = _finding("x", Errors(1000, 1.0), Errors(120, 1.0), *squares, 0, by_forces=True)
+    assert found.roughness == pytest.approx(100 / 120 / 0.2)
+    assert found.recipe is None
+    assert "rougher" in found.reason
+
+
+def test_a_gain_by_chance_is_none():
+    rng = np.random.default_rng(1)
+    plain = _Squares(rng.exponential(1.0, 8), np.full(8, 27.0), np.ones(8))
+    left = _Squares(0.6 * rng.exponential(1.0, 8), np.full(8, 27.0), np.ones(8))
+    found = _finding("x", Errors(1.0, 1.0), Errors(1.0, 1.0), plain, left, 0, by_forces=True)
+    assert found.high > found.low + 0.3
+    assert found.recipe is None
+
+
+def test_energies_alone_are_compared_by_energies(ethanol):
+    frames = [replace(frame, forces=None) for frame in ethanol]
+    found = advise(frames, {"smooth": spring(ethanol)}, model="nequip", steps=20, settings=SMALL)
+    assert found.force_components == 0
+    assert found.plain.forces is None
+    assert np.isfinite(found.findings[0].ratio)
+
+
+def test_a_file_is_a_level_whatever_its_order(ethanol, tmp_path):
+    level = spring(ethanol)
+    ase.io.write(tmp_path / "a.extxyz", [frame_to_atoms(frame) for frame in level[::-1]])
+    for frame, expected in zip(labels_of_level(str(tmp_path / "a.extxyz"), ethanol), level, strict=True):
+        assert frame.energy == pytest.approx(expected.energy, abs=1e-6)
+    ase.io.write(tmp_path / "b.extxyz", [frame_to_atoms(frame) for frame in level[1:]])
+    with pytest.raises(InputError, match="index 0"):
+        labels_of_level(str(tmp_path / "b.extxyz"), ethanol)
+
+
+def test_levels_that_know_the_elements_are_found():
+    pytest.importorskip("tblite")
+    assert known_levels(load_builtin("ethanol-gfn2")[:1])[0] == ["gfn2", "gfn1", "emt"]
+    names, skipped = known_levels(load_builtin("cual-emt")[:1])
+    assert names == ["emt"]
+    assert "--calculator" in skipped["gfn2, gfn1"]
+
+
+def test_too_few_structures_are_refused_and_a_failing_level_is_skipped(ethanol):
+    with pytest.raises(InputError, match="too few"):
+        advise(ethanol[:5], {})
+    broken = {"broken": InputError("it fails")}
+    found = advise(ethanol, broken, model="nequip", steps=10, settings=SMALL)
+    assert found.skipped == {"broken": "it fails"}
+    assert found.sentence == "no cheap level could be looked at: train without a recipe"
+    assert isinstance(found, Advice)
