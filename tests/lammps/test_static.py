@@ -276,5 +276,5 @@ def test_compiled_models_agree(name, tmp_path, plugin):
         assert max(differences(points, potential_of(name), structures).values()) < 1e-10
     content = model.read_bytes()
     model.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="cannot load this compiled model"):
+    with pytest.raises(InputError, match="it is not a complete compiled model"):
         single_points(structures[:1], model=model, plugin=plugin, species=SPECIES)
