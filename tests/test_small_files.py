@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pimlip_zoo.cli.report import _read_metrics
+from pimlip_zoo.cli.report import read_metrics
 from pimlip_zoo.config import load_config
 from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.frame import Frame
@@ -186,7 +186,7 @@ def test_pipes_and_devices_are_no_small_files_either(kind, tmp_path):
     place(kind, tmp_path / "a.xyz.yaml")
     assert "a.xyz.yaml: is a pipe" in refused(load_frames, str(tmp_path / "a.xyz"))
     place(kind, tmp_path / "run" / "metrics.csv")
-    assert "metrics.csv: is a pipe" in refused(_read_metrics, tmp_path / "run" / "metrics.csv")
+    assert "metrics.csv: is a pipe" in refused(read_metrics, tmp_path / "run" / "metrics.csv")
     place(kind, tmp_path / "run" / "parity.npz")
     assert "parity.npz: is a pipe" in refused(load_pairs, tmp_path / "run" / "parity.npz")
     place(kind, tmp_path / "run" / "data.json")

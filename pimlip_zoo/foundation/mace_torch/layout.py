@@ -1,6 +1,7 @@
 """Whether a recorded model computes with what its weights suggest: the features, harmonics and radial functions.
 
-Models with other features can have as many weights as one that is supported, and would be converted to another function.
+Models with other features can have as many weights as one that is supported, and would be converted
+to another function.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def check_layout(record: Record, config: MACEConfig) -> None:
     edges = _natural(1, config.l_max)
     for n in range(config.num_interactions):
         features = _natural(config.channels, config.hidden_l_max if n < last else 0)
-        _check(f"products.{n}", "features", record[f"products.{n}.symmetric_contractions.irreps_out"], features)
+        _check(
+            f"products.{n}", "features", record[f"products.{n}.symmetric_contractions.irreps_out"], features
+        )
         _check(f"interactions.{n}", "harmonics", record[f"interactions.{n}.edge_attrs_irreps"], edges)
         residual = n > 0 or config.residual_first
         if record[f"products.{n}.use_sc"] not in (None, residual):
