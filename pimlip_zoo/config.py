@@ -31,7 +31,7 @@ from pimlip_zoo.losses.base import LOSSES, LossOptions
 from pimlip_zoo.losses.supervised import SupervisedOptions
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
-from pimlip_zoo.section import Section, parse_options
+from pimlip_zoo.section import Section, number_given_as_truth, parse_options
 from pimlip_zoo.training.finetune import inherit_options
 from pimlip_zoo.training.recipes import DEFAULT_RECIPE, get_recipe
 from pimlip_zoo.training.schedule import ScheduleName
@@ -343,7 +343,7 @@ class RecipeSection(Section):
 class RunConfig(Section):
     """All of a run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of the weights, the order of structures, the validation split, displacements and samples."""
     recipe: RecipeSection = RecipeSection()
     model: ModelSection = ModelSection()
@@ -504,6 +504,8 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     Raises:
         InputError: when it is not of that type.
     """
+    if number_given_as_truth(value, hint):
+        raise InputError(f"{str(value).lower()} is no number", key=key)
     try:
         return TypeAdapter(hint, config=ConfigDict(strict=False)).validate_python(value)
     except ValidationError as error:

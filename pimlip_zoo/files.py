@@ -275,6 +275,8 @@ def sealed(path: Path) -> bool:
 
     A library that is truncated or damaged ends the process that maps it: look before it is loaded.
     """
+    if not path.is_file() or not _seal_of(path).is_file():  # reading a pipe would wait
+        return False
     try:
         return _seal_of(path).read_bytes().strip() == content_hash(path).encode()
     except OSError:

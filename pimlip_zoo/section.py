@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["Section", "parse_options"]
+__all__ = ["Section", "number_given_as_truth", "parse_options"]
+
+
+def number_given_as_truth(value: Any, kind: Any) -> bool:
+    """Whether a truth value stands where a number is expected; pydantic would take YAML's ``yes`` as 1.
+
+    Args:
+        value: what is given.
+        kind: the annotation of the option.
+    """
+    kinds = [kind]
+    for part in kinds:  # of a union, of Annotated
+        if get_origin(part) in (Annotated, Union, UnionType):
+            kinds += get_args(part)
+    return isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds)
 
 
 class Section(BaseModel):
     """A part of the configuration, which knows its options."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's ``yes`` and ``true`` would be taken as the number 1."""
+        if info.field_name is not None and number_given_as_truth(
+            value, cls.model_fields[info.field_name].annotation
+        ):
+            raise ValueError(f"{str(value).lower()} is no number")
+        return value
 
 
 Options = TypeVar("Options", bound=BaseModel)

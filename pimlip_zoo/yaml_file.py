@@ -84,7 +84,28 @@ class _Loader(yaml.SafeLoader):
         node: yaml.Node | None = super().get_single_node()
         if node is not None and _count(node, {}) > _MOST_NODES:
             raise InputError(f"not usable YAML: its aliases stand for more than {_MOST_NODES} values")
+        if node is not None:
+            _check_keys(node, set())
         return node
+
+
+def _check_keys(node: yaml.Node, known: set[int]) -> None:
+    """Refuse a key that stands twice in a mapping: PyYAML takes the last without a word."""
+    if id(node) in known:
+        return
+    known.add(id(node))
+    keys: set[tuple[str, str]] = set()
+    for child in node.value if isinstance(node.value, list) else []:
+        if not isinstance(child, tuple):
+            _check_keys(child, known)
+            continue
+        key, value = child
+        if isinstance(key, yaml.ScalarNode):
+            if (key.tag, key.value) in keys:
+                raise InputError(f"line {key.start_mark.line + 1} gives {key.value[:80]!a} a second time")
+            keys.add((key.tag, key.value))
+        _check_keys(key, known)
+        _check_keys(value, known)
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:

@@ -68,7 +68,27 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(setting, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "not a table"), ("optimizer: 3", "optimizer")]
+    "setting",
+    [
+        *("optimizer.lr=.inf", "optimizer.lr=1e400", "seed=99999999999999999999"),
+        *("data.batch_size=yes", "trainer.max_steps=true", "model.channels=yes", "model.cutoff=true"),
+        *("model.cutoff=1e-300", "trainer.gradient_clip=true"),
+    ],
+)
+def test_what_is_no_usable_number_is_refused(setting):
+    with pytest.raises(InputError, match=setting.split("=")[0].split(".")[-1]):
+        load_config(None, parse_settings([setting]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "not a table"),
+        ("optimizer: 3", "optimizer"),
+        ("optimizer: {lr: 0.1}\nseed: 1\noptimizer: {lr: 0.2}", "line 3 gives 'optimizer' a second time"),
+        ("optimizer: {lr: 0.1, lr: 0.2}", "'lr' a second time"),
+    ],
 )
 def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)

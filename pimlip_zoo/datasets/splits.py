@@ -1,7 +1,8 @@
 """Splits of a set into training, validation and test frames, saved as files of indices.
 
 A split file names the frames by number, with a hash of the numbers and one of the data: the same file gives the
-same split on every machine, and data that have changed are noticed. ``PATH@FILE.json:train`` reads a part.
+same split on every machine. Data of another length are refused; the hash of the data is a record, not compared.
+``PATH@FILE.json:train`` reads a part.
 """
 
 from __future__ import annotations
@@ -143,12 +144,12 @@ def read_split(path: Path) -> Split:
         content = json.loads(read_text(path, most=_LONGEST))
         if content["format"] != _FORMAT or content["version"] != _VERSION:
             raise InputError("is no split of this version", file=path)  # noqa: TRY301
-        count = int(content["count"])
+        count = int(whole_numbers(content["count"], "count", least=0, file=path, key="count"))
         parts = {
             str(name): whole_numbers(part, "index", least=0, count=count, file=path, key=name)
             for name, part in content["parts"].items()
         }
-        split = Split(content["data"], content["count"], content["fingerprint"], content["method"], parts)
+        split = Split(content["data"], count, content["fingerprint"], content["method"], parts)
         same = split.digest() == content["hash"]
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", file=path) from error
@@ -158,6 +159,9 @@ def read_split(path: Path) -> Split:
         raise InputError(f"is no split file: {reason_of(error)}", file=path) from error
     if not same:
         raise InputError("its hash does not fit its indices: it was changed", file=path)
+    for name, part in parts.items():
+        if part.ndim != 1 or len(np.unique(part)) < len(part):
+            raise InputError("is no list of different indices", file=path, key=name)
     return split
 
 

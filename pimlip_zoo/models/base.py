@@ -21,6 +21,9 @@ from pimlip_zoo.nn.elements import atomic_numbers
 
 __all__ = ["AtomicEnergyModel", "ForceHead", "ModelConfig"]
 
+_SHORTEST = 1e-3
+"""Å; the square of a much smaller cutoff is no number any more."""
+
 ForceHead = Literal["conservative", "direct"]
 
 
@@ -39,8 +42,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        if not 0 < self.cutoff < math.inf:
-            raise InputError(f"cutoff is {self.cutoff}", key="cutoff", mend="give a length > 0 in Å")
+        if not _SHORTEST < self.cutoff < math.inf:
+            raise InputError(
+                f"cutoff is {self.cutoff}", key="cutoff", mend=f"give a length > {_SHORTEST} in Å"
+            )
         if self.avg_num_neighbors is not None and not 0 < self.avg_num_neighbors < math.inf:
             raise InputError(
                 f"avg_num_neighbors is {self.avg_num_neighbors}",

@@ -141,6 +141,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "TorchScript" in reason:
+            raise InputError(
+                "is an exported file, and no checkpoint",
+                file=path,
+                mend="give the run's folder; in Python, torch.jit.load or the calculator of nequip reads this one",
+            ) from error
         raise InputError(
             f"not a readable checkpoint: {reason[:120]}",
             file=path,

@@ -186,6 +186,12 @@ def _embed(specs: dict[str, object]):
     return change
 
 
+def _degree_two(record: Record) -> None:
+    """Features 0e and 2e, which have as many weights as 0e and 1o."""
+    irreps = record["products.0.symmetric_contractions.irreps_out"].arguments[0]
+    irreps[1].arguments[0][1].arguments = ((2, 1),)
+
+
 def _fill(path: str, value: float):
     def change(record: Record) -> None:
         record[path].data.fill_(value)
@@ -215,6 +221,11 @@ def _fill(path: str, value: float):
         (_fill("interactions.1.linear_up.weight", float("nan")), "not finite in interactions.1.linear_up"),
         (_set("heads", [["small", "large"]]), "heads"),
         (_set("interactions.1.avg_num_neighbors", 7.0), "avg_num_neighbors"),
+        (_degree_two, r"features \d+x0e\+\d+x2e"),
+        (_fill("radial_embedding.bessel_fn.prefactor", 0.5), "prefactor is 0.5"),
+        (_fill("radial_embedding.cutoff_fn.r_max", 3.0), "cutoff_fn.r_max is 3"),
+        (_set("spherical_harmonics.normalization", "norm"), "another normalization"),
+        (_set("products.1.use_sc", False), "use_sc = False"),
         (_fill("products.0.symmetric_contractions.contractions.1.U_matrix_2", 1.0), "couples"),
         (lambda record: record.attributes["_modules"].pop("radial_embedding"), "laid out"),
     ],

@@ -170,6 +170,32 @@ def test_a_split_of_more_frames_than_there_are_is_refused(tmp_path, suffix):
         convert(f"{short}@{tmp_path}/s.json:train", tmp_path / "out.lmdb")
 
 
+@pytest.mark.parametrize("suffix", [".lmdb", ".extxyz"])
+def test_a_split_of_data_that_grew_is_refused(tmp_path, suffix):
+    long, short = set_of(tmp_path, 20, suffix), set_of(tmp_path, 8, suffix)
+    write_split(make_split(survey_data(short, short), sizes="0.5,0.5"), tmp_path / "s.json")
+    spec = f"{long}@{tmp_path}/s.json:train"
+    for read in (load_frames, lambda spec: open_frames(spec) or load_frames(spec)):
+        with pytest.raises(InputError, match="of 8 frames, there are 20"):
+            read(spec)
+    with pytest.raises(InputError, match="of 8 frames, there are 20"):
+        convert(spec, tmp_path / "out.lmdb")
+
+
+@pytest.mark.parametrize("part", [[[0]], [0, 0], [[]]])
+def test_a_part_of_a_split_is_a_list_of_different_indices(tmp_path, part):
+    import hashlib
+
+    data = set_of(tmp_path, 2, ".extxyz")
+    content = {"format": "pimlip-zoo split", "version": 1, "data": data, "count": 2, "fingerprint": ""}
+    digest = hashlib.sha256(json.dumps({"train": part}, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "s.json").write_text(
+        json.dumps({**content, "method": {}, "parts": {"train": part}, "hash": digest})
+    )
+    with pytest.raises(InputError, match="train: is no list of different indices"):
+        load_frames(f"{data}@{tmp_path}/s.json:train")
+
+
 @pytest.mark.parametrize("wrong", [-1, 20, 2.5])
 def test_a_split_file_with_impossible_indices_is_refused(tmp_path, wrong):
     import hashlib

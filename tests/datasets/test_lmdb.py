@@ -389,6 +389,20 @@ def test_a_read_only_folder_is_named(tmp_path):
         write_store(tmp_path / "a.lmdb", [molecule()])
 
 
+@pytest.mark.parametrize(
+    ("free", "says"), [(0, "no space left on device (make room"), (1 << 30, "Input/output")]
+)
+def test_a_full_disk_is_called_so_where_lmdb_speaks_of_input_and_output(tmp_path, monkeypatch, free, says):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with StoreWriter(tmp_path / "a.lmdb") as writer:
+        writer.append(molecule())
+        said = str(writer._cannot_write(lmdb.Error("mdb_txn_commit: Input/output error")))
+    assert says in said
+
+
 def test_a_place_that_is_no_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

@@ -553,6 +553,33 @@ def test_n2p2_files_are_read_in_the_named_units(tmp_path):
     assert frame.info["comment"] == "hello there"
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("energy -1.5", "energy -1.5\nbegin\natom 0 0 0 O 0 0 0 0 0", "before line 8 has no end"),
+        (" -0.1 -0.2 -0.3", "", "atom 1 has no forces"),
+        ("energy -1.5", "energy -1.5\nenergy -2.5", "2 lines `energy`"),
+        ("energy", "enrgy", "begins with 'enrgy'"),
+    ],
+)
+def test_n2p2_files_that_would_be_read_in_part_are_refused(tmp_path, old, new, says):
+    text = (
+        "begin\nlattice 10 0 0\nlattice 0 10 0\nlattice 0 0 10\n"
+        "atom 0 0 0 O 0 0 0.1 0.2 0.3\natom 0 0 2 H 0 0 -0.1 -0.2 -0.3\nenergy -1.5\ncharge 0\nend\n"
+    )
+    (tmp_path / "input.data").write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=says):
+        load_frames(f"{tmp_path}/input.data?energy=eV&length=Å")
+
+
+@pytest.mark.parametrize("name", ["cell", "lattice", "pbc"])
+def test_a_cell_in_an_npz_archive_is_refused(tmp_path, name):
+    arrays = {"z": [1, 1], "R": np.array([[[0.0, 0, 0], [0, 0, 1]]]), "E": [1.0]}
+    np.savez(tmp_path / "a.npz", **arrays, **{name: np.eye(3)})
+    with pytest.raises(InputError, match="periodic"):
+        load_frames(f"{tmp_path}/a.npz?energy=eV&length=Å")
+
+
 def test_schnetpack_databases_say_their_units(tmp_path):
     from ase.db import connect
 

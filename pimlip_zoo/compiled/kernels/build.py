@@ -159,7 +159,7 @@ def _intact(folder: Path, digests: Sequence[str]) -> dict[str, Path]:
     wanted, found = set(digests), {}
     for library in folder.glob("*-*.so"):
         digest, _, content = library.stem.partition("-")
-        if digest not in wanted:
+        if digest not in wanted or not library.is_file():  # reading a pipe would wait
             continue
         with suppress(OSError):
             if content_hash(library)[:_CONTENT] == content:

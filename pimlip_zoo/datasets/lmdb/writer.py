@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,8 @@ _EMPTY = 2 << 12
 """Bytes of a file in which LMDB has written nothing but its two headers, or not even these."""
 _COMMIT_FRAMES = 4096
 _COMMIT_BYTES = 32 << 20
+_LITTLE_ROOM = 1 << 16
+"""Bytes: a disk with less is full."""
 
 
 def partial_path(path: Path) -> Path:
@@ -287,6 +291,9 @@ class StoreWriter:
 
     def _cannot_write(self, error: Exception) -> InputError:
         text = getattr(error, "strerror", None) or str(error)
+        with suppress(OSError):  # LMDB calls the last page that half fits an input/output error
+            if "Input/output" in text and shutil.disk_usage(self.path.parent).free < _LITTLE_ROOM:
+                text = "no space left on device"
         mend = "make room and run the same command again" if "space" in text.lower() else None
         return InputError(f"cannot be written: {text}", file=self.path, mend=mend)
 

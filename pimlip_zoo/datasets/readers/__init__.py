@@ -63,6 +63,9 @@ def read_frames(spec: str, *, on_bad: Callable[[InputError], None] | None = None
     for source in parse_spec(spec):
         file = open_source(source)
         window = window_of(source.frames, file)
+        if source.whole is not None and getattr(file, "counts_cheaply", True):
+            with reading(source.path):
+                check_chosen(source, file.count())
         for frame in read_window(source, file, window, on_bad=bad if on_bad else None):
             empty = False
             yield frame

@@ -10,9 +10,11 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, did_you_mean
 
 __all__ = ["N2p2File"]
+
+_KNOWN = {"comment", "lattice", "atom", "energy", "charge"}
 
 
 class N2p2File:
@@ -48,6 +50,8 @@ class N2p2File:
                 if not words:
                     continue
                 if words[0] == "begin":
+                    if block is not None:
+                        raise InputError(f"the block before line {number} has no end", file=self.path)
                     block = []
                 elif words[0] == "end" and block is not None:
                     yield block
@@ -62,6 +66,14 @@ class N2p2File:
     def _frame(self, lines: list[list[str]], index: int) -> Frame:
         from ase.data import atomic_numbers
 
+        unknown = sorted({words[0] for words in lines} - _KNOWN)
+        if unknown:
+            raise InputError(
+                f"has a line that begins with {unknown[0][:40]!a}",
+                file=self.path,
+                frame=index,
+                mend=did_you_mean(unknown[0][:40], sorted(_KNOWN)),
+            )
         atoms = [words for words in lines if words[0] == "atom"]
         lattice = [words[1:4] for words in lines if words[0] == "lattice"]
         if not atoms:
@@ -70,11 +82,20 @@ class N2p2File:
             raise InputError(
                 f"has {len(lattice)} lattice vectors", file=self.path, frame=index, key="lattice"
             )
-        labels: dict[str, object] = {
-            words[0]: float(words[1]) for words in lines if words[0] in ("energy", "charge")
-        }
-        if all(len(words) >= 10 for words in atoms):
+        labels: dict[str, object] = {}
+        for name in ("energy", "charge"):
+            values = [words[1] for words in lines if words[0] == name]
+            if len(values) > 1:
+                raise InputError(f"has {len(values)} lines `{name}`", file=self.path, frame=index, key=name)
+            if values:
+                labels[name] = float(values[0])
+        with_forces = [len(words) >= 10 for words in atoms]
+        if all(with_forces):
             labels["forces"] = np.array([words[7:10] for words in atoms], dtype=np.float64)
+        elif any(with_forces):
+            raise InputError(
+                f"atom {with_forces.index(False)} has no forces, others have", file=self.path, frame=index
+            )
         comment = next((" ".join(words[1:]) for words in lines if words[0] == "comment"), None)
         return self.finder.frame(
             np.array([atomic_numbers[words[4]] for words in atoms]),

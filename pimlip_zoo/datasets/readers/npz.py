@@ -26,6 +26,8 @@ _FORCES = ("F", "forces")
 _KNOWN = {*_NUMBERS, *_POSITIONS, *_ENERGY, *_FORCES, "e_unit", "r_unit", "old_indices"}
 _KNOWN |= {"type", "code_version", "name", "theory", "md5", "perms"}
 """With what sGDML says of the file, not of its frames."""
+_CELL = {"cell", "cells", "box", "lattice", "lattice_vectors", "pbc"}
+"""Names under which archives of other programs say that atoms are periodic."""
 
 
 class NpzFile:
@@ -38,6 +40,13 @@ class NpzFile:
     def __init__(self, path: str, options: ReadOptions) -> None:
         self.path = path
         self._archive = self._load()
+        if periodic := sorted(name for name in self._names if name.lower() in _CELL):
+            raise InputError(
+                "says that its atoms are periodic; archives of this kind are read as molecules",
+                file=path,
+                key=periodic[0],
+                mend="write them with ASE as extxyz",
+            )
         energy, length = self._units(options)
         self.finder = LabelFinder(options, file=path, energy=energy, length=length)
         numbers = self._array(_NUMBERS, "atomic numbers").reshape(-1)

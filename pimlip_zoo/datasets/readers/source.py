@@ -149,7 +149,7 @@ def window_of(frames: slice, file: FrameFile) -> range:
 
 
 def check_chosen(source: DataSource, count: int, window: range = ALL_FRAMES) -> None:
-    """Refuse a split that names frames which the source does not have.
+    """Refuse a split that names frames which the source does not have, or of a source with more or fewer frames.
 
     Args:
         source: the source.
@@ -163,6 +163,12 @@ def check_chosen(source: DataSource, count: int, window: range = ALL_FRAMES) -> 
     if last >= count:
         raise InputError(
             f"the split names frame {last}, there are {count}",
+            file=source.path,
+            mend="the data are not those that were split: split them again",
+        )
+    if window is ALL_FRAMES and source.whole is not None and source.whole != count:
+        raise InputError(
+            f"the split is of {source.whole} frames, there are {count}",
             file=source.path,
             mend="the data are not those that were split: split them again",
         )

@@ -64,6 +64,8 @@ class DataSource:
     options: ReadOptions = field(default_factory=ReadOptions)
     indices: frozenset[int] | None = None
     """Which of these, where a split file says so; None for all."""
+    whole: int | None = None
+    """How many frames were split, where a split file says so."""
 
     @property
     def is_builtin(self) -> bool:
@@ -103,18 +105,20 @@ def _parse_part(part: str) -> list[DataSource]:
         path, _, chosen = path.rpartition("@")
         if not chosen:
             raise InputError("a slice is missing behind @", key=f"data {part!r}")
-    frames, indices = _parse_frames(chosen, part)
+    frames, indices, whole = _parse_frames(chosen, part)
     if path.startswith("builtin:"):
-        return [DataSource(path, frames, ReadOptions(**given), indices)]
+        return [DataSource(path, frames, ReadOptions(**given), indices, whole)]
     options = ReadOptions(**given)
-    return [_with_sidecar(DataSource(found, frames, options, indices), given) for found in _expand(path)]
+    return [
+        _with_sidecar(DataSource(found, frames, options, indices, whole), given) for found in _expand(path)
+    ]
 
 
-def _parse_frames(text: str, part: str) -> tuple[slice, frozenset[int] | None]:
+def _parse_frames(text: str, part: str) -> tuple[slice, frozenset[int] | None, int | None]:
     """What stands behind @: a slice, or a part of a split file."""
     if text.rpartition(":")[0].endswith(".json"):
         return _parse_split(text, part)
-    return (_parse_slice(text, part) if text else slice(None)), None
+    return (_parse_slice(text, part) if text else slice(None)), None, None
 
 
 def _expand(path: str) -> list[str]:
@@ -143,8 +147,8 @@ def _parse_slice(text: str, part: str) -> slice:
     return slice(*(None if value is None else int(value) for value in (start, stop, step)))
 
 
-def _parse_split(text: str, part: str) -> tuple[slice, frozenset[int]]:
-    """A part of a split file, as the window that holds it and its indices."""
+def _parse_split(text: str, part: str) -> tuple[slice, frozenset[int], int]:
+    """A part of a split file, as the window that holds it, its indices, and how many frames were split."""
     from pimlip_zoo.datasets.splits import read_split
 
     file, _, name = text.rpartition(":")
@@ -159,7 +163,7 @@ def _parse_split(text: str, part: str) -> tuple[slice, frozenset[int]]:
     if not len(split.parts[name]):
         raise InputError(f"the part {name} is empty", file=file, key=f"data {part!r}")
     indices = frozenset(split.parts[name].tolist())
-    return slice(min(indices), max(indices) + 1), indices
+    return slice(min(indices), max(indices) + 1), indices, split.count
 
 
 def _parse_options(query: str, part: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.foundation.mace_torch.layout import check_layout
 from pimlip_zoo.foundation.mace_torch.records import read_records, state_of
 from pimlip_zoo.foundation.mace_torch.sizes import check_sizes
 from pimlip_zoo.foundation.mace_torch.weights import convert_weights
@@ -121,6 +122,7 @@ def _potential(record: Record, head: str | None) -> Potential:
     index = _head(_heads(record), head)
     config = _config(record, weights, species)
     check_sizes(config, weights, len(species))
+    check_layout(record, config)
     model = MACE(config, species).to(torch.float64)
     model.load_state_dict(convert_weights(model, weights, head=index))
     scale, shift = (_of_head(weights[f"scale_shift.{name}"], index) for name in ("scale", "shift"))

@@ -86,3 +86,15 @@ def test_a_sealed_file_is_what_it_was(tmp_path):
         assert sealed(path)
         damage(path)
         assert not sealed(path)
+
+
+def test_a_pipe_in_the_place_of_a_library_or_its_seal_is_not_waited_for(tmp_path):
+    path = tmp_path / "a.so"
+    os.mkfifo(path)
+    assert not sealed(path)
+    path.unlink()
+    path.write_bytes(b"content")
+    os.mkfifo(tmp_path / "a.so.sha256")
+    assert not sealed(path)
+    os.mkfifo(tmp_path / "abc-0123.so")
+    assert build._intact(tmp_path, ["abc"]) == {}
