@@ -19,7 +19,6 @@ __all__ = ["KEY", "Labeller", "find_labeller"]
 
 KEY = "--calculator"
 _LEVELS = {"gfn1": "GFN1-xTB", "gfn2": "GFN2-xTB", "emt": "EMT"}
-_WITHOUT_CHARGE = ("emt",)
 _PYSCF = "pyscf:"
 
 
@@ -65,9 +64,7 @@ def find_labeller(name: str, *, memory: float | None = None) -> Labeller:
         raise InputError(error.message.replace("cheap ", ""), key=KEY, mend=mend) from error
     level = _LEVELS.get(name, name)
     one = found.make()
-    return Labeller(
-        name, found.version, level, lambda _: one, known=True, takes_charge=name not in _WITHOUT_CHARGE
-    )
+    return Labeller(name, found.version, level, lambda _: one, known=True, takes_charge=found.charged)
 
 
 def _quantum(name: str, memory: float | None) -> Labeller:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimlip_zoo.datasets.electrons import electrons_of
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers import DataSource, open_source, parse_spec, read_window, window_of
 from pimlip_zoo.errors import InputError
@@ -115,20 +116,15 @@ def structure_of(
                 f"the atoms' initial charges add up to {total:g}, the charge is {charge}", key="charge", **at
             )
     charge = charge or 0
-    electrons = int(np.sum(frame.numbers)) - charge
     if multiplicity is None and moments is not None and moments.ndim == 1 and not frame.pbc.any():
         multiplicity = round(abs(float(np.sum(moments)))) + 1
-    if electrons < 0:
-        raise InputError(f"has {electrons} electrons with a charge of {charge}", key="charge", **at)
-    if multiplicity is not None and not frame.pbc.any():
-        unpaired = multiplicity - 1
-        if not 0 <= unpaired <= electrons or (electrons - unpaired) % 2:
-            raise InputError(
-                f"{electrons} electrons have no multiplicity {multiplicity}",
-                key="multiplicity",
-                mend="it is 2 S + 1: 1 for a closed shell, 2 for one unpaired electron",
-                **at,
-            )
+    stated = {"charge": charge}
+    if multiplicity is not None and not frame.pbc.any():  # a crystal's bands need no whole number of pairs
+        stated["multiplicity"] = multiplicity
+    try:
+        electrons_of(frame.numbers, stated)
+    except InputError as error:
+        raise InputError(error.message, key=error.key, mend=error.mend, **at) from error
     bare = Frame(frame.numbers, frame.positions, frame.cell, frame.pbc, info=dict(frame.info))
     place = f"{file}, frame {index}" if index is not None else file
     return Structure(bare, charge, multiplicity, charges, moments, place)

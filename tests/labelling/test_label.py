@@ -357,8 +357,8 @@ def load_structures_of(images):
     ("info", "says"),
     [
         ({"charge": 0.5}, "0.5 is no whole number"),
-        ({"charge": 30}, "has -16 electrons"),
-        ({"multiplicity": 2}, "14 electrons have no multiplicity 2"),
+        ({"charge": 30}, r"the charge is \+30, and there are 14 electrons"),
+        ({"multiplicity": 2}, "multiplicity 2 is impossible with 14 electrons"),
     ],
 )
 def test_impossible_charges_and_spins_are_refused_by_frame(tmp_path, info, says):
