@@ -55,7 +55,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     'did you mean nequip?'
     """
     names = sorted(known)
-    if near := _nearest(name, names):
+    if near := _nearest(str(name), names):  # keys of YAML may be numbers or truth values
         return near
     if not names:
         return "none is known"

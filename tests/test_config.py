@@ -109,3 +109,11 @@ def test_built_in_data_take_fewer_steps_unless_told_otherwise(tmp_path):
     assert chosen.trainer.max_steps == 20_000
     save_config(chosen, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml").trainer.max_steps == 20_000
+
+
+@pytest.mark.parametrize("section", ["loss", "weak: {labels", "optimizer", "data"])
+def test_a_key_that_is_no_name_is_refused(tmp_path, section):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"{section}: {{true: 1, 3: 2}}" + ("}" if "{" in section else ""))
+    with pytest.raises(InputError):
+        load_config(file)
