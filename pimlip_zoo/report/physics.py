@@ -94,34 +94,30 @@ def _phonons(axis: Any, series: Mapping[str, Any]) -> None:
 
 
 def _rdf(axis: Any, series: Mapping[str, Any]) -> None:
-    for name, values in series.items():
-        if name.startswith("g_"):
-            axis.plot(series["distances"], values, lw=1, label=name[2:])
+    _lines(axis, series["distances"], series, "g_")
     axis.set(xlabel="distance / Å", ylabel="g")
-    axis.legend(fontsize=8)
 
 
 def _diffusion(axis: Any, series: Mapping[str, Any]) -> None:
-    for name, values in series.items():
-        if name.startswith("msd_"):
-            axis.plot(series["times"], values, lw=1, label=name[4:])
+    _lines(axis, series["times"], series, "msd_")
     axis.set(xlabel="time / ps", ylabel="mean square displacement / Å²")
-    axis.legend(fontsize=8)
 
 
 def _torsions(axis: Any, series: Mapping[str, Any]) -> None:
-    for name, values in series.items():
-        if name.startswith("energies_"):
-            axis.plot(series["angles"], 1e3 * np.array(values), lw=1, label=name[9:])
+    _lines(axis, series["angles"], series, "energies_", factor=1e3)
     axis.set(xlabel="angle / °", ylabel="energy / meV")
-    axis.legend(fontsize=8)
 
 
 def _bonds(axis: Any, series: Mapping[str, Any]) -> None:
-    for name, values in series.items():
-        if name.startswith("energies_"):
-            axis.plot(series["shifts"], values, lw=1, label=name[9:])
+    _lines(axis, series["shifts"], series, "energies_")
     axis.set(xlabel="stretched by / Å", ylabel="energy / eV")
+
+
+def _lines(axis: Any, x: Any, series: Mapping[str, Any], prefix: str, *, factor: float = 1.0) -> None:
+    """A line for every series ``PREFIX + NAME``, named in the legend."""
+    for name, values in series.items():
+        if name.startswith(prefix):
+            axis.plot(x, factor * np.array(values, dtype=float), lw=1, label=name.removeprefix(prefix))
     axis.legend(fontsize=8)
 
 
