@@ -74,7 +74,7 @@ def evaluate_command(
     device: Annotated[str, typer.Option(help="Of --physics: cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Errors of a trained potential on labelled structures, and with --physics the properties it predicts."""
-    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.errors import InputError, no_such_file
 
     if dtype not in (None, "float32", "float64"):
         raise InputError(f"{dtype!r} is no precision", key="--dtype", mend="float32 or float64")
@@ -96,6 +96,8 @@ def evaluate_command(
                 "--calibration-plot": calibration_plot,
             },
         )
+    if physics and not run.exists():
+        raise no_such_file(run)
     summary = None
     if data is not None:
         summary = _errors(run, data, dtype, batch_size, plot, stability=stability, trust=trust)

@@ -8,9 +8,12 @@ import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import write
+from typer.testing import CliRunner
 
+from pimlip_zoo.cli import app
 from pimlip_zoo.cli.console import console
 from pimlip_zoo.cli.physics import check_request, measured_reference, request_of
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.curve import Point, run_points
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
@@ -250,3 +253,10 @@ def test_a_copper_potential_from_the_built_in_data(cli, tmp_path):
     assert errors["phonons.frequencies_X"] < 0.6
     assert abs(errors["vacancy.formation_energy"]) < 0.2
     assert "Properties" in (run / "report.html").read_text()
+
+
+def test_a_run_that_is_not_there_is_named_before_its_structures(tmp_path):
+    done = CliRunner().invoke(app, ["eval", str(tmp_path / "nowhere"), "--physics"])
+    assert isinstance(done.exception, InputError)
+    assert str(done.exception.file) == str(tmp_path / "nowhere")
+    assert "no such file" in str(done.exception)
