@@ -97,6 +97,31 @@ RECIPES: dict[str, dict[str, object]] = {
     **{f"recipe-{name}": {"recipe.name": name} for name in ("default", "mace-torch", "nequip")},
 }
 
+LAWS = tuple(itertools.product((0.05, 0.07, 0.09, 0.13), (0.02, 0.03, 0.04)))
+"""Of the default recipe's rate: a constant over the root of the passes, and the highest rate."""
+RECIPES |= {
+    f"law{constant}-most{most}": {"recipe.name": f"law{constant}-most{most}"} for constant, most in LAWS
+}
+
+
+def laws() -> None:
+    """Register a recipe for each: the default one with another rate."""
+    from pimlip_zoo.training.recipes import DEFAULT_RECIPE, RunFacts, get_recipe, register_recipe
+
+    def with_rate(constant: float, most: float) -> None:
+        def settings(facts: RunFacts) -> dict[str, object]:
+            rate = min(max(constant / facts.passes**0.5, 0.002), most)
+            return {**get_recipe(DEFAULT_RECIPE, 3).settings(facts), "optimizer.lr": float(f"{rate:.2g}")}
+
+        settings.__qualname__ = f"law{constant}-most{most}"
+        settings.__doc__ = (
+            f"The default with a rate of {constant} over the root of the passes, at most {most}."
+        )
+        register_recipe(f"law{constant}-most{most}")(settings)
+
+    for constant, most in LAWS:
+        with_rate(constant, most)
+
 
 def soap(potential: Potential) -> torch.optim.Optimizer:
     """Second order: SOAP (Vyas et al., 2024) of the package pytorch-optimizer."""
@@ -160,6 +185,7 @@ def run_all(options: argparse.Namespace) -> int:
     from pimlip_zoo.cli.console import log_to_screen
 
     log_to_screen()
+    laws()
     combinations = itertools.product(
         options.seeds.split(","),
         options.sets.split(","),
