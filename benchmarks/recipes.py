@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import itertools
 import json
 import shutil
@@ -93,7 +94,19 @@ RECIPES: dict[str, dict[str, object]] = {
     "muon-clip1": {**MUON, "trainer.gradient_clip": 1.0},
     "muon-batch1": {**MUON, "data.batch_size": 1},
     "muon-batch10": {**MUON, "data.batch_size": 10},
-    "soap": {},
+    "soap-lr0.003": {**LINEAR, "optimizer.lr": 0.003},
+    "soap-lr0.01": {**LINEAR, "optimizer.lr": 0.01},
+    "schedule-free": {**ADAMW, "schedule.name": "constant"},
+    "muon-constant-ema0.998": {**MUON, "schedule.name": "constant", "trainer.ema_decay": 0.998},
+    "linear-momentum0.9": LINEAR,
+    "linear-rows": LINEAR,
+    "linear-energy3": {**LINEAR, "loss.energy_per_atom.weight": 3.0},
+    "linear-ema0.9": {**LINEAR, "trainer.ema_decay": 0.9},
+    "linear-ema0.998": {**LINEAR, "trainer.ema_decay": 0.998},
+    "linear-warm10": {**LINEAR, "schedule.warmup_steps": 10},
+    "linear-beta0.95": {**LINEAR, "optimizer.betas": [0.9, 0.95]},
+    "linear-beta0.99": {**LINEAR, "optimizer.betas": [0.9, 0.99]},
+    "linear-mae": {**LINEAR, "loss.forces.distance": "mae"},
     **{f"recipe-{name}": {"recipe.name": name} for name in ("default", "mace-torch", "nequip")},
 }
 
@@ -123,11 +136,57 @@ def laws() -> None:
         with_rate(constant, most)
 
 
-def soap(potential: Potential) -> torch.optim.Optimizer:
+def soap(lr: float) -> Callable[[Potential], torch.optim.Optimizer]:
     """Second order: SOAP (Vyas et al., 2024) of the package pytorch-optimizer."""
-    from pytorch_optimizer import SOAP
 
-    return SOAP([p for p in potential.parameters() if p.requires_grad], lr=0.003, weight_decay=0.0)
+    def build(potential: Potential) -> torch.optim.Optimizer:
+        from pytorch_optimizer import SOAP
+
+        return SOAP([p for p in potential.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+
+    return build
+
+
+def schedule_free(potential: Potential) -> torch.optim.Optimizer:
+    """Schedule-free AdamW (Defazio et al., 2024) of the package pytorch-optimizer; evaluated at its moving point."""
+    from pytorch_optimizer import ScheduleFreeAdamW
+
+    members = [p for p in potential.parameters() if p.requires_grad]
+    return ScheduleFreeAdamW(members, lr=0.01, weight_decay=0.0, warmup_steps=100)
+
+
+def muon(potential: Potential, **options: float) -> torch.optim.Optimizer:
+    """Muon at 0.02 with other options than the package's."""
+    from pimlip_zoo.training.muon import Muon, linear_maps
+
+    members = [p for p in potential.parameters() if p.requires_grad]
+    matrices = linear_maps(potential.model)
+    return Muon(members, matrices, lr=0.02, betas=(0.9, 0.999), weight_decay=0.0, foreach=True, **options)
+
+
+def rows(potential: Potential) -> torch.optim.Optimizer:
+    """Muon at 0.02 with steps of one size for all outputs of a matrix (NorMuon, Li et al., 2025)."""
+    import torch
+
+    from pimlip_zoo.training.muon import Muon, linear_maps
+
+    class ByRow(Muon):
+        @torch.no_grad()
+        def _move(self, matrices: Sequence[torch.Tensor], lr: float, weight_decay: float) -> None:
+            before = [p.clone() for p in matrices]
+            super()._move(matrices, lr, weight_decay)
+            for p, old in zip(matrices, before, strict=True):
+                step = p - old
+                size = step.square().mean(dim=0, keepdim=True) / lr**2
+                state = self.state[p]
+                state["rows"] = torch.lerp(state.get("rows", size), size, 0.05)
+                scaled = step / (state["rows"].sqrt() + 1e-8)
+                norm = scaled.norm() + 1e-12
+                p.copy_(old + scaled * (step.norm() / norm))
+
+    members = [p for p in potential.parameters() if p.requires_grad]
+    matrices = linear_maps(potential.model)
+    return ByRow(members, matrices, lr=0.02, betas=(0.9, 0.999), weight_decay=0.0, foreach=True)
 
 
 def split(potential: Potential) -> torch.optim.Optimizer:
@@ -141,7 +200,14 @@ def split(potential: Potential) -> torch.optim.Optimizer:
     return Muon(groups, matrices, lr=0.02, betas=(0.9, 0.999), weight_decay=0.0, foreach=True)
 
 
-OPTIMIZERS: dict[str, Callable[[Potential], torch.optim.Optimizer]] = {"soap": soap, "linear-split": split}
+OPTIMIZERS: dict[str, Callable[[Potential], torch.optim.Optimizer]] = {
+    "soap-lr0.003": soap(0.003),
+    "soap-lr0.01": soap(0.01),
+    "schedule-free": schedule_free,
+    "linear-split": split,
+    "linear-momentum0.9": functools.partial(muon, momentum=0.9),
+    "linear-rows": rows,
+}
 """Those that are not the package's own: pip install pytorch-optimizer."""
 
 
