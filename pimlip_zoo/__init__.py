@@ -24,6 +24,7 @@ __all__ = [
     "get_model",
     "load",
     "register_model",
+    "train",
 ]
 
 # Imported when they are asked for: `import pimlip_zoo` is immediate.
@@ -39,6 +40,7 @@ _PLACES = {
     "register_model": "pimlip_zoo.registry",
     "load": "pimlip_zoo.api",
     "calculator": "pimlip_zoo.api",
+    "train": "pimlip_zoo.api",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["calculator", "load"]
+__all__ = ["calculator", "load", "train"]
 
 
 def load(run: str | Path, **options: Any) -> Potential:
@@ -23,6 +24,64 @@ def load(run: str | Path, **options: Any) -> Potential:
     from pimlip_zoo.training.checkpoint import load_potential
 
     return load_potential(run, **options)
+
+
+def train(
+    settings: Mapping[str, Any], *, out: str | Path, config: str | Path | None = None, resume: bool = False
+) -> Potential:
+    """Train a potential from Python; the run folder is that of ``pimlip-zoo train``.
+
+    >>> import tempfile
+    >>> short = {"data.train": "builtin:ethanol-gfn2@:20", "trainer.max_steps": 2, "model.channels": 8}
+    >>> potential = train(short, out=tempfile.mkdtemp() + "/run")
+    >>> potential.species
+    ('H', 'C', 'O')
+
+    Args:
+        settings: options by dotted key, as after ``--set``: ``{"data.train": "few.extxyz", "weak.preset": "gfn2"}``.
+            What is not among them comes from the recipe and from the data.
+        out: the run folder.
+        config: a configuration file; settings win over it.
+        resume: go on with the run in ``out``; without, a folder that holds a run is refused.
+
+    Returns:
+        The potential with the best weights, those that :func:`load` gives.
+
+    Raises:
+        InputError: for data or options that cannot be used, as on the command line; nothing is written then.
+        KeyboardInterrupt: after a signal ended the training; it can be resumed.
+    """
+    from pimlip_zoo.config import load_config
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.evaluation import tests_of
+    from pimlip_zoo.experiment import check_settings, checked_structures, load_split
+    from pimlip_zoo.experiment.stages import prepare_run, train_run
+    from pimlip_zoo.locks import claimed
+
+    folder = Path(out)
+    file = None if config is None else Path(config)
+    began = any(True for depth in ("", "*/") for _ in folder.glob(f"{depth}checkpoints/last.ckpt"))
+    if began and not resume:
+        raise InputError("the folder holds a run already", file=folder, mend="resume it, or give another out")
+    onto = folder / "config.yaml"
+    if resume and not onto.exists():
+        raise InputError("there is no run to resume", file=folder, mend="it has no config.yaml")
+    run_config = load_config(file, list(settings.items()), onto=onto if resume else None)
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume:
+        check_settings(folder, run_config)
+    split = load_split(run_config, None if resume else checked_structures(run_config, tests_of(run_config)))
+    experiment = prepare_run(
+        run_config,
+        split=split,
+        checkpoint=last if resume and last.exists() else None,
+        resumes=folder if resume else None,
+    )
+    with claimed(folder):
+        outcome = train_run(experiment, folder, resume=began)
+    if outcome.signal is not None:
+        raise KeyboardInterrupt(f"stopped after step {outcome.steps}; resume=True goes on")
+    return load(folder)
 
 
 def calculator(
