@@ -91,7 +91,7 @@ def write_frames(options: argparse.Namespace) -> int:
         "tests": list(study.tests),
         "batch_size": study.batch_size,
         "references": dict(zip(symbols, solution.tolist(), strict=True)),
-        "stress": train[0].stress is not None,
+        "stress": any(frame.stress is not None for frame in train),
     }
     (options.out / "set.json").write_text(json.dumps(description, indent=1))
     return 0
@@ -114,7 +114,7 @@ def train_mace(options: argparse.Namespace) -> int:
                 atoms.get_potential_energy(),
                 atoms.get_forces(),
             )
-            if description["stress"]:
+            if description["stress"] and "stress" in atoms.calc.results:  # without: of weight zero
                 atoms.info["REF_stress"] = atoms.get_stress(voigt=False).flatten()
             atoms.calc = None
         ase.io.write(options.folder / f"{part}-mace.extxyz", frames)
@@ -149,6 +149,8 @@ def train_mace(options: argparse.Namespace) -> int:
 
 
 def train_nequip(options: argparse.Namespace) -> int:
+    import ase.io
+    import numpy as np
     import yaml
 
     description = json.loads((options.folder / "set.json").read_text())
@@ -158,8 +160,17 @@ def train_nequip(options: argparse.Namespace) -> int:
     loss, stress = {"total_energy": 1.0, "forces": 1.0}, description["stress"]
     metrics = {"total_energy_mae": 1.0, "forces_mae": 1.0}
     kind = "EnergyForceStress" if stress else "EnergyForce"
+    unknown = {}
     if stress:
         loss["stress"], metrics["stress_mae"] = 1.0, 1.0
+        unknown = {"ignore_nan": {"stress": True}}
+    # Structures without stress (slabs) get one that is not a number, which the losses are told to pass over.
+    for part in ("train", "valid"):
+        frames = ase.io.read(options.folder / f"{part}.extxyz", ":")
+        for atoms in frames:
+            if stress:
+                atoms.calc.results.setdefault("stress", np.full(6, np.nan))
+        ase.io.write(options.folder / f"{part}-nequip.extxyz", frames)
     statistics = "${training_data_stats:%s}"
     model = {
         "_target_": "nequip.model.NequIPGNNModel",
@@ -180,15 +191,15 @@ def train_nequip(options: argparse.Namespace) -> int:
         "per_type_energy_shifts": description["references"],
     }
     loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": description["batch_size"]}
-    metric = {"_target_": f"nequip.train.{kind}Metrics", "coeffs": metrics}
+    metric = {"_target_": f"nequip.train.{kind}Metrics", "coeffs": metrics, **unknown}
     monitored = "val0_epoch/weighted_sum"
     content = {
         "run": ["train"],
         "data": {
             "_target_": "nequip.data.datamodule.ASEDataModule",
             "seed": description["seed"],
-            "train_file_path": str(options.folder.resolve() / "train.extxyz"),
-            "val_file_path": str(options.folder.resolve() / "valid.extxyz"),
+            "train_file_path": str(options.folder.resolve() / "train-nequip.extxyz"),
+            "val_file_path": str(options.folder.resolve() / "valid-nequip.extxyz"),
             "test_file_path": [],
             "transforms": [
                 {
@@ -226,7 +237,12 @@ def train_nequip(options: argparse.Namespace) -> int:
         "training_module": {
             "_target_": "nequip.train.EMALightningModule",
             "ema_decay": 0.999,
-            "loss": {"_target_": f"nequip.train.{kind}Loss", "per_atom_energy": True, "coeffs": loss},
+            "loss": {
+                "_target_": f"nequip.train.{kind}Loss",
+                "per_atom_energy": True,
+                "coeffs": loss,
+                **unknown,
+            },
             "val_metrics": metric,
             "train_metrics": metric,
             "test_metrics": metric,
