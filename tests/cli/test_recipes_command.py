@@ -11,7 +11,7 @@ def test_the_recipes_are_listed_with_what_they_set(cli):
         "default",
         "mace-torch",
         "nequip",
-        "optimizer.lr=0.003",
+        "optimizer.lr=0.0054",
         "trainer.max_steps=14000",
         "loss.late.start=0.75",
     ):
@@ -29,7 +29,7 @@ def test_a_run_says_its_recipe_and_keeps_it(cli, tmp_path):
     assert "muon, rate 0.005" in done.out
     assert "2 steps of 10 structures, or 1h if that is sooner" in done.out
     content = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert content["recipe"] == {"name": "default", "version": 3, "filled": content["recipe"]["filled"]}
+    assert content["recipe"] == {"name": "default", "version": 4, "filled": content["recipe"]["filled"]}
     assert content["optimizer"]["name"] == "muon"
 
 

@@ -1,6 +1,7 @@
 """Steps, batches, model size and cutoff follow the data, are said with their reason, and what is given stays."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def chosen(structures, atoms, **more):
         validation=structures // 10,
         **more,
     )
-    return get_recipe("default", 3).settings(facts)
+    return get_recipe("default").settings(facts)
 
 
 def test_a_thousand_small_molecules_have_what_version_2_had_for_all():
@@ -35,6 +36,25 @@ def test_a_thousand_small_molecules_have_what_version_2_had_for_all():
     assert (settings["trainer.max_steps"], settings["data.batch_size"]) == (20_000, 10)
     assert settings["model.preset"] == "small"
     assert settings["optimizer.name"] == "muon"
+
+
+def test_the_rate_falls_with_the_root_of_the_passes():
+    facts = RunFacts(
+        "nequip",
+        frozenset(),
+        direct=False,
+        structures=100,
+        labels=("energy",),
+        passes=1.0,
+        steps=1000,
+        batch=10,
+        atoms=900,
+    )
+    assert get_recipe("default", 4).settings(facts)["optimizer.lr"] == 0.009  # 0.09 / sqrt(100)
+    assert get_recipe("default", 3).settings(facts)["optimizer.lr"] == 0.005
+    short, long = replace(facts, steps=10), replace(facts, steps=100_000)
+    assert get_recipe("default", 4).settings(short)["optimizer.lr"] == 0.02
+    assert get_recipe("default", 4).settings(long)["optimizer.lr"] == 0.002
 
 
 @pytest.mark.parametrize(
