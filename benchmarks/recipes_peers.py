@@ -152,27 +152,21 @@ def train_mace(options: argparse.Namespace) -> int:
 
 def train_nequip(options: argparse.Namespace) -> int:
     import ase.io
-    import numpy as np
     import yaml
 
     description = json.loads((options.folder / "set.json").read_text())
     folder = options.folder.resolve() / f"nequip-{options.steps}"
     folder.mkdir(parents=True, exist_ok=True)
     symbols = list(description["references"])
-    loss, stress = {"total_energy": 1.0, "forces": 1.0}, description["stress"]
+    # With labels that are not a number, and told to ignore them, its weights become none either: where some structures
+    # (slabs) have no stress, it is trained without.
+    frames = [a for part in ("train", "valid") for a in ase.io.read(options.folder / f"{part}.extxyz", ":")]
+    stress = description["stress"] = all("stress" in atoms.calc.results for atoms in frames)
+    loss = {"total_energy": 1.0, "forces": 1.0}
     metrics = {"total_energy_mae": 1.0, "forces_mae": 1.0}
     kind = "EnergyForceStress" if stress else "EnergyForce"
-    unknown = {}
     if stress:
         loss["stress"], metrics["stress_mae"] = 1.0, 1.0
-        unknown = {"ignore_nan": {"stress": True}}
-    # Structures without stress (slabs) get one that is not a number, which the losses are told to pass over.
-    for part in ("train", "valid"):
-        frames = ase.io.read(options.folder / f"{part}.extxyz", ":")
-        for atoms in frames:
-            if stress:
-                atoms.calc.results.setdefault("stress", np.full(6, np.nan))
-        ase.io.write(options.folder / f"{part}-nequip.extxyz", frames)
     statistics = "${training_data_stats:%s}"
     model = {
         "_target_": "nequip.model.NequIPGNNModel",
@@ -193,15 +187,15 @@ def train_nequip(options: argparse.Namespace) -> int:
         "per_type_energy_shifts": description["references"],
     }
     loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": description["batch_size"]}
-    metric = {"_target_": f"nequip.train.{kind}Metrics", "coeffs": metrics, **unknown}
+    metric = {"_target_": f"nequip.train.{kind}Metrics", "coeffs": metrics}
     monitored = "val0_epoch/weighted_sum"
     content = {
         "run": ["train"],
         "data": {
             "_target_": "nequip.data.datamodule.ASEDataModule",
             "seed": description["seed"],
-            "train_file_path": str(options.folder.resolve() / "train-nequip.extxyz"),
-            "val_file_path": str(options.folder.resolve() / "valid-nequip.extxyz"),
+            "train_file_path": str(options.folder.resolve() / "train.extxyz"),
+            "val_file_path": str(options.folder.resolve() / "valid.extxyz"),
             "test_file_path": [],
             "transforms": [
                 {
@@ -312,7 +306,7 @@ def keep(options, description, model, recipe, steps, calculator, folder) -> int:
             copy.calc = calculator
             errors["energy_per_atom"].append((copy.get_potential_energy() - labels["energy"]) / len(copy))
             errors["forces"].append((copy.get_forces() - labels["forces"]).flatten())
-            if "stress" in labels:
+            if description["stress"] and "stress" in labels:
                 full = (
                     np.array([1, 1, 1, 2, 2, 2]) ** 0.5
                 )  # off-diagonal components count twice, as in the matrix
