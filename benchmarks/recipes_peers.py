@@ -237,7 +237,6 @@ def train_nequip(options: argparse.Namespace) -> int:
                 "_target_": f"nequip.train.{kind}Loss",
                 "per_atom_energy": True,
                 "coeffs": loss,
-                **unknown,
             },
             "val_metrics": metric,
             "train_metrics": metric,
