@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from pimlip_zoo.errors import InputError, did_you_mean
 
 __all__ = [
+    "BASELINE",
     "ENTRY_POINT_GROUP",
     "MODELS",
     "ModelInfo",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 ENTRY_POINT_GROUP = "pimlip_zoo.models"
+BASELINE = "it is a baseline of the study now: pip install benchmarks/weak/baselines"
+"""Where something is that the study found of no use."""
 
 T = TypeVar("T")
 

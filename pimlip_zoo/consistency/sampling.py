@@ -5,7 +5,6 @@ All that is random follows from (seed, rank, batch), so that a resumed run goes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -46,7 +45,6 @@ class Sampling(nn.Module):
         fraction: share of the structures that is looked at.
         pool: unlabelled structures.
         teacher: takes the target side.
-        ensemble: potentials for displacements along their variance.
         reads: what all losses of the run look at: what is drawn does not depend on which of them count at a step.
         seed: of everything random.
     """
@@ -60,13 +58,11 @@ class Sampling(nn.Module):
         fraction: float = 1.0,
         pool: Pool | None = None,
         teacher: EmaTeacher | None = None,
-        ensemble: Sequence[PotentialLike] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.displacements, self.strain, self.fraction = displacements, strain, fraction
         self.pool, self.teacher, self.seed, self.reads = pool, teacher, seed, reads or Reads()
-        self._ensemble = tuple(ensemble)
         self._followed: int | None = None
         self.error: float | None = None
         """Running mean of the supervised squared error, (eV/atom)² + (eV/Å)²."""
@@ -133,7 +129,7 @@ class Sampling(nn.Module):
         if self.displacements.needs_predictions:
             if base is None:
                 base = potential(trim_edges(part.graph, potential.cutoff), forces=True, virial=False)
-            context = Context(potential, part, base, self._ensemble)
+            context = Context(potential, part, base)
         d, *others = self.displacements.sample_several(1 + self.reads.p, part.graph, generator, context)
         strain = self.strain.sample(part.graph, generator) if self.reads.strained and self.strain else None
         surface = Surface(

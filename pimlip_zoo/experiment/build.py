@@ -232,8 +232,6 @@ def weak_terms(
     config: RunConfig, potential: Potential, labels: Sequence[str], samples: Samples
 ) -> list[LossTerm]:
     """The weakly supervised losses of the run, checked against its data."""
-    from pimlip_zoo.training.checkpoint import load_potential
-
     weak, species, direct = config.weak, potential.species, potential.is_direct
     pool: list[Batch] = []
     chosen = chosen_terms(weak, direct=direct)
@@ -258,7 +256,6 @@ def weak_terms(
         direct=direct,
         force_weight=config.loss.forces.weight if "forces" in labels else None,
         pool=pool,
-        ensemble=[load_potential(run) for run in weak.ensemble],
         seed=config.seed,
     )
     return [*terms]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from pimlip_zoo.registry import Registry
+from pimlip_zoo.registry import BASELINE, Registry
 from pimlip_zoo.section import Section
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ RECIPES: Registry[RecipeInfo] = Registry(
     "recipe for weak labels",
     "pimlip_zoo.recipes",
     tuple(f"pimlip_zoo.weak_labels.{name}" for name in ("pretrain", "delta", "distill", "shared_head")),
-    left={"second_head": "it is a baseline of the study now: pip install benchmarks/weak/baselines"},
+    left={"second_head": BASELINE},
 )
 
 RecipeClass = TypeVar("RecipeClass", bound=type)
