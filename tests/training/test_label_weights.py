@@ -10,7 +10,7 @@ import torch
 from pimlip_zoo import experiment
 from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.datasets.builtin import builtin_atom_energies, load_builtin
-from pimlip_zoo.datasets.dataset import StoredSamples
+from pimlip_zoo.datasets.dataset import FrameDataset
 from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.lmdb import FrameStore, write_store
@@ -188,7 +188,7 @@ def test_weights_of_labels_survive_stores_batches_and_parcels(tmp_path, float32)
     wanted = torch.tensor([frame.label_weights for frame in frames], dtype=torch.float64)
     from pimlip_zoo.datasets.stored import StoredFrames
 
-    made = StoredSamples(StoredFrames(store), ("H",), 3.0, cache_bytes=0).batch(range(6))
+    made = FrameDataset(StoredFrames(store), ("H",), 3.0, cache_bytes=0).batch(range(6))
     for batch in (made, frames_to_batch(frames, ("H",), 3.0), unpack(pack(made))):
         torch.testing.assert_close(batch.labels.label_weights, wanted, rtol=0, atol=0)
 
