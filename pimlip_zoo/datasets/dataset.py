@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.frames import Frames, as_frames
+from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.linking import Unlinked, frames_to_unlinked
 from pimlip_zoo.datasets.molecules import batch_of_records
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
@@ -97,7 +97,7 @@ class FrameDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        frames: Sequence[Frame] | Frames,
+        frames: Sequence[Frame],
         species: Sequence[str],
         cutoff: float,
         *,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, Protocol, cast, overload
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,60 +19,66 @@ from pimlip_zoo.datasets.lmdb.index import count_edges
 __all__ = ["Frames", "HeldFrames", "as_frames", "electrons_bytes", "geometry_bytes"]
 
 
-class Frames(Protocol):
-    """A sequence of frames; :class:`HeldFrames` and :class:`~pimlip_zoo.datasets.stored.StoredFrames` are."""
+class Frames(Sequence[Frame]):
+    """A sequence of frames that answers for itself."""
 
     @property
+    @abstractmethod
     def source(self) -> str | None:
         """The file from which frames are read as needed; None: they are in memory."""
 
     @property
+    @abstractmethod
     def labels(self) -> Sequence[str]:
         """Which labels they are given with."""
 
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Frame]: ...
-    @overload
-    def __getitem__(self, index: int, /) -> Frame: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> list[Frame]: ...
-
+    @abstractmethod
     def read(self, positions: Sequence[int]) -> list[Frame]:
         """Some of the frames at once."""
 
+    @abstractmethod
     def records(self, positions: Sequence[int]) -> list[bytes] | None:
         """Their bytes with all their labels, as they stand in the file; None: they stand in none."""
 
+    @abstractmethod
     def subset(self, positions: ArrayLike) -> Frames:
         """Some of the frames by position."""
 
+    @abstractmethod
     def with_labels(self, labels: Sequence[str]) -> Frames:
         """The frames without their other labels."""
 
+    @abstractmethod
     def counting(self, keep: Callable[[Frame], bool]) -> Frames:
         """The frames that have a weight, with those labels that have one; what ``keep`` says stays as it is."""
 
+    @abstractmethod
     def single_atoms(self) -> list[int]:
         """The positions of frames of one atom."""
 
+    @abstractmethod
     def sample(self, count: int) -> tuple[Sequence[int], int]:
         """Positions to look at, and every how manieth that is: all where they are at hand, else some ``count``."""
 
+    @abstractmethod
     def uncharged(self) -> bool:
         """Whether it is known, without looking at a frame, that none states a charge or a multiplicity."""
 
+    @abstractmethod
     def sizes(self, cutoff: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Atoms and edges within a cutoff (Å) of each frame."""
 
+    @abstractmethod
     def place(self, position: int) -> dict[str, Any]:
         """Where a frame is, for messages: ``file`` and ``frame``."""
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 of everything that is trained on."""
 
 
-class HeldFrames(list[Frame]):
-    """Frames in memory; see :class:`Frames`."""
+class HeldFrames(list[Frame], Frames):
+    """Frames in memory."""
 
     source, labels = None, LABELS
 
@@ -131,7 +138,7 @@ class HeldFrames(list[Frame]):
         return digest.hexdigest()
 
 
-def as_frames(frames: Sequence[Frame] | Frames) -> Frames:
+def as_frames(frames: Sequence[Frame]) -> Frames:
     """Frames as they are asked; a plain sequence becomes :class:`HeldFrames`."""
     return cast("Frames", frames) if hasattr(frames, "fingerprint") else HeldFrames(frames)
 

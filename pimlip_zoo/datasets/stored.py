@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pimlip_zoo.datasets.facts import Facts
 from pimlip_zoo.datasets.frame import LABELS, Frame, without_uncounted
+from pimlip_zoo.datasets.frames import Frames
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.lmdb.index import FRAME
@@ -36,7 +37,7 @@ __all__ = ["LABELS", "StoredFrames", "estimate_edges", "open_frames"]
 _READ_AT_ONCE = 256
 
 
-class StoredFrames(Sequence[Frame]):
+class StoredFrames(Frames):
     """Frames of a store by number, or some of them, with all their labels or some of them.
 
     Args:

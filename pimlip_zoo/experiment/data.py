@@ -73,7 +73,7 @@ def structures_of(spec: str, data: DataSection) -> Frames:
     return as_frames(load_frames(spec)) if stored is None else stored
 
 
-def counting(frames: Sequence[Frame] | Frames, spec: str = "") -> Frames:
+def counting(frames: Sequence[Frame], spec: str = "") -> Frames:
     """The frames that have a weight, with those labels that have one.
 
     What does not count is not looked at: not for references, scale or species, not for choosing the best weights.
@@ -94,7 +94,7 @@ def counting(frames: Sequence[Frame] | Frames, spec: str = "") -> Frames:
     return kept
 
 
-def isolated_atoms(frames: Sequence[Frame] | Frames) -> list[int]:
+def isolated_atoms(frames: Sequence[Frame]) -> list[int]:
     """The positions of isolated atoms."""
     frames = as_frames(frames)
     return [i for i in frames.single_atoms() if is_isolated_atom(frames[i])]
@@ -174,7 +174,7 @@ LOOKED_AT = 256
 """Structures of a store whose charge is looked at: each is opened for it."""
 
 
-def several_electrons(frames: Sequence[Frame] | Frames, *, embedded: bool) -> str | None:
+def several_electrons(frames: Sequence[Frame], *, embedded: bool) -> str | None:
     """One line where the structures have more than one charge or spin; None where they have not.
 
     Args:

@@ -10,6 +10,8 @@ from pimlip_zoo.datasets.download import download, parse_checksum
 from pimlip_zoo.datasets.known import KNOWN_SETS, known_set
 from pimlip_zoo.errors import InputError
 
+pytest.importorskip("pooch")
+
 CONTENT = bytes(range(256)) * 5000
 MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
