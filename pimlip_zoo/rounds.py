@@ -23,7 +23,7 @@ from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment.stages import prepare_run, train_run
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import replacing, write_json
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS
 from pimlip_zoo.labelling.label import label
 from pimlip_zoo.labelling.processes import Limits
@@ -168,8 +168,7 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for number in range(1, rounds.stop.rounds + 1):
             rows.append(_round(rounds, number))
-            with replacing(rounds.out / TABLE) as temporary:
-                temporary.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+            write_json(rounds.out / TABLE, rows)
             row = rows[-1]
             log.info(
                 "round %d: %d labels, forces %.1f meV/Å on %s",
@@ -215,8 +214,7 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
         "acquisition": rounds.select.first if number == 1 else rounds.select.later,
         "run": str(run),
     }
-    with replacing(done) as temporary:
-        temporary.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    write_json(done, row)
     return row
 
 
@@ -358,8 +356,7 @@ def _check_same(rounds: Rounds) -> None:
                 mend="name another folder with out:, or put the old option back",
             )
         return
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(now, indent=1), encoding="utf-8")
+    write_json(path, now)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

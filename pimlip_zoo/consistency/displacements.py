@@ -21,7 +21,7 @@ from torch import Tensor
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions, edge_vectors, sum_by_structure
 from pimlip_zoo.losses.base import PotentialLike
-from pimlip_zoo.registry import BASELINE, Registry
+from pimlip_zoo.registry import BASELINE, Registry, first_line
 from pimlip_zoo.section import Section
 
 __all__ = [
@@ -125,7 +125,7 @@ class DisplacementKind:
     @property
     def description(self) -> str:
         """First line of the class's docstring."""
-        return (self.make.__doc__ or "").strip().split("\n", 1)[0]
+        return first_line(self.make)
 
 
 DISPLACEMENTS: Registry[DisplacementKind] = Registry(
@@ -149,12 +149,7 @@ def displacement(
     Raises:
         InputError: when another one has the name already.
     """
-
-    def register(cls: DisplacementClass) -> DisplacementClass:
-        DISPLACEMENTS.add(name, DisplacementKind(name, cls, options), cls)
-        return cls
-
-    return register
+    return DISPLACEMENTS.registering(name, lambda cls: DisplacementKind(name, cls, options))
 
 
 @displacement("uniform")

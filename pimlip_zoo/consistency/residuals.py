@@ -103,12 +103,9 @@ def residual(
     Raises:
         InputError: when another one has the name already.
     """
-
-    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        RESIDUALS.add(name, Residual(name, function, equation, order, penalty, options), function)
-        return function
-
-    return register
+    return RESIDUALS.registering(
+        name, lambda function: Residual(name, function, equation, order, penalty, options)
+    )
 
 
 def get_residual(name: str) -> Residual:

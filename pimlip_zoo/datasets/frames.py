@@ -22,15 +22,13 @@ __all__ = ["Frames", "HeldFrames", "as_frames", "electrons_bytes", "geometry_byt
 class Frames(Sequence[Frame]):
     """A sequence of frames that answers for itself."""
 
+    labels: tuple[str, ...]
+    """Which labels they are given with."""
+
     @property
     @abstractmethod
     def source(self) -> str | None:
         """The file from which frames are read as needed; None: they are in memory."""
-
-    @property
-    @abstractmethod
-    def labels(self) -> Sequence[str]:
-        """Which labels they are given with."""
 
     @abstractmethod
     def read(self, positions: Sequence[int]) -> list[Frame]:

@@ -17,7 +17,7 @@ from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.ranks import from_rank_zero
-from pimlip_zoo.files import read_text, replacing
+from pimlip_zoo.files import read_text, write_text
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
 
 __all__ = [
@@ -225,8 +225,7 @@ def write_record(folder: Path, config: RunConfig, data: DataRecord | None) -> No
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     path = folder / DATA
     if not path.exists() or read_text(path) != text:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
 
 def _is_kept(path: Path, config: RunConfig) -> bool:

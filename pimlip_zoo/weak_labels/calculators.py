@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from pydantic import PositiveFloat, PositiveInt
 
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
-from pimlip_zoo.registry import Registry
+from pimlip_zoo.registry import Registry, first_line
 from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.yaml_file import parse_yaml
 
@@ -61,7 +61,7 @@ class CalculatorInfo:
     @property
     def description(self) -> str:
         """First line of the function's docstring."""
-        return (self.make.__doc__ or "").strip().split("\n", 1)[0]
+        return first_line(self.make)
 
 
 CALCULATORS: Registry[CalculatorInfo] = Registry("calculator", "pimlip_zoo.calculators")
@@ -88,13 +88,10 @@ def calculator(
     Raises:
         InputError: when another one has the name already.
     """
-
-    def register(function: Callable[..., Calculator]) -> Callable[..., Calculator]:
-        how = install or f"pip install {package}"
-        CALCULATORS.add(name, CalculatorInfo(name, function, options, package, how, charged), function)
-        return function
-
-    return register
+    how = install or f"pip install {package}"
+    return CALCULATORS.registering(
+        name, lambda function: CalculatorInfo(name, function, options, package, how, charged)
+    )
 
 
 class TBLiteOptions(CalculatorOptions):

@@ -11,7 +11,7 @@ from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean, no_such_file, reading
 from pimlip_zoo.files import regular_file
 
-__all__ = ["check_bounded", "check_chosen", "format_names", "open_source", "window_of"]
+__all__ = ["check_bounded", "check_chosen", "open_source", "window_of"]
 
 
 def _builtin(path: str, options: ReadOptions) -> FrameFile:
@@ -98,11 +98,6 @@ _SUFFIXES = {
     ".aselmdb": "aselmdb",
 }
 _COMPRESSED = (".gz", ".bz2", ".xz")
-
-
-def format_names() -> tuple[str, ...]:
-    """The formats that are read by classes of the package; ``ase`` stands for all that ASE reads."""
-    return tuple(_READERS)
 
 
 def open_source(source: DataSource) -> FrameFile:
