@@ -173,7 +173,7 @@ def _samples(frames: Sequence[Frame], first: int, potential: Potential, spec: st
         try:
             samples.append(frame_to_sample(frame, potential.species, potential.cutoff))
         except InputError as error:
-            raise InputError(error.message, file=spec, frame=index, key=error.key, mend=error.mend) from error
+            raise error.at(file=spec, frame=index) from error
     return samples
 
 

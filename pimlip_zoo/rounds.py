@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.lmdb import FrameStore, write_store
+from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment.stages import prepare_run, train_run
-from pimlip_zoo.files import replacing, write_json
+from pimlip_zoo.files import write_json
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS
 from pimlip_zoo.labelling.label import label
 from pimlip_zoo.labelling.processes import Limits
@@ -243,8 +244,7 @@ def _sampled(rounds: Rounds, number: int, folder: Path) -> list[Frame]:
             seed=rounds.seed + number,
         )
         frames = sample_pool(starts, find_supervisor(name, trust=True, load_run=_calculator), options)
-        with replacing(path) as temporary:
-            write_store(temporary, frames)
+        write_frames(path, frames)
     return list(FrameStore(path))
 
 
@@ -260,8 +260,7 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
         held = folder / "valid.lmdb"
         if not held.exists():
             drawn = select(pool, rounds.select.valid, acquisition="random", seed=rounds.seed)
-            with replacing(held) as temporary:
-                write_store(temporary, drawn.frames)
+            write_frames(held, drawn.frames)
         known = list(FrameStore(held))
         name = rounds.select.first
     else:
@@ -286,8 +285,7 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
         source=rounds.sample.pool or f"the pool of round {number}",
     )
     log.info("round %d: %d structures by %s, %d left out", number, count, name, len(made.left_out))
-    with replacing(path) as temporary:
-        write_store(temporary, made.frames)
+    write_frames(path, made.frames)
 
 
 def _labelled(rounds: Rounds, number: int, folder: Path) -> int:

@@ -59,7 +59,6 @@ SETTINGS = {
     "central-strong": STRONG,
     "central-pool": [*DETACHED, ("weak.unlabelled", "{pool}")],
     "central-teacher": [*CENTRAL, ("weak.teacher", "ema")],
-    "central-tied": [*DETACHED, ("weak.terms.pitc_central.schedule.name", "tied_to_error")],
     "central-warm-up": [*DETACHED, ("weak.terms.pitc_central.schedule.name", "warm_up")],
     # These and noisy-nodes, denoising, second-head: pip install benchmarks/weak/baselines
     "central-stiff": [*DETACHED, ("weak.perturbation.name", "stiff")],
@@ -205,9 +204,7 @@ TABLES = {
         (
             "pitc-central-detached",
             "central-teacher",
-            "central-tied",
             "central-warm-up",
-            # These and noisy-nodes, denoising, second-head: pip install benchmarks/weak/baselines
             "central-stiff",
             "central-soft",
             "central-adversarial",

@@ -19,7 +19,7 @@ from pimlip_zoo.consistency.displacements import (
 from pimlip_zoo.consistency.loss import ConsistencyLoss
 from pimlip_zoo.consistency.residuals import Residual, get_residual
 from pimlip_zoo.consistency.sampling import Sampling
-from pimlip_zoo.consistency.schedules import Constant, Decay, Schedule, TiedToError, WarmUp
+from pimlip_zoo.consistency.schedules import Constant, Decay, Schedule, WarmUp
 from pimlip_zoo.consistency.surface import Reads
 from pimlip_zoo.consistency.teacher import EmaTeacher
 from pimlip_zoo.errors import InputError, did_you_mean
@@ -68,7 +68,6 @@ def build_schedule(config: ScheduleConfig) -> Schedule:
         "constant": Constant(),
         "warm_up": WarmUp(config.steps, config.start),
         "decay": Decay(config.steps, config.start, config.last),
-        "tied_to_error": TiedToError(config.power, config.reference),
     }
     return made[config.name]
 

@@ -33,17 +33,26 @@ def term_names() -> dict[str, str]:
 
 
 _OLD_ITERATIONS = 3
-_LEFT: dict[str, tuple[tuple[Any, ...], str]] = {
+_Left = dict[str, tuple[tuple[Any, ...], str]]
+_LEFT: _Left = {
     "denoising_stiffness": ((20.0,), "write weak.terms.denoising.options.stiffness"),
     "ensemble": (((), []), "write weak.perturbation.ensemble, with benchmarks/weak/baselines installed"),
 }
 """Option -> (what earlier versions wrote where it was not used, what to write now)."""
+_LEFT_SCHEDULES: _Left = dict.fromkeys(
+    ("power", "reference"), ((1.0, None), "a weight that follows the error gained nothing: write constant")
+)
 
 
 class ScheduleConfig(Section):
     """How a weight changes; see :mod:`pimlip_zoo.consistency.schedules`."""
 
-    name: Literal["constant", "warm_up", "decay", "tied_to_error"] = "constant"
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_versions(cls, values: Any) -> Any:
+        return _without_left(values, _LEFT_SCHEDULES, "weak.terms.NAME.schedule")
+
+    name: Literal["constant", "warm_up", "decay"] = "constant"
     """What the weight is multiplied by over the run; docs/guide/weak-supervision.md has the formulae."""
     start: int = Field(default=0, ge=0)
     """Step at which the warm-up or the decay begins."""
@@ -51,10 +60,6 @@ class ScheduleConfig(Section):
     """Length of the warm-up or the decay."""
     last: float = Field(default=0.0, ge=0, le=1)
     """Factor after a decay."""
-    power: PositiveFloat = 1.0
-    """Of error / reference, when tied to the error."""
-    reference: PositiveFloat | None = None
-    """Supervised loss below which the weight falls; None: the first one seen."""
 
 
 class TermConfig(Section):
@@ -142,7 +147,7 @@ class WeakConfig(Section):
     def _fill_from_preset(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("preset"), str):
             values = merge_tables(weak_preset(values["preset"]), values)
-        return _without_left(values)
+        return _without_left(values, _LEFT, "weak")
 
     @model_validator(mode="after")
     def _terms_exist(self) -> WeakConfig:
@@ -234,14 +239,14 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> (what it is, options)."""
 
 
-def _without_left(values: Any) -> Any:
+def _without_left(values: Any, left: _Left, place: str) -> Any:
     """The table without what earlier versions wrote for options that have left, where it says nothing."""
     if not isinstance(values, Mapping):
         return values
-    for key, (said_nothing, hint) in _LEFT.items():
+    for key, (said_nothing, hint) in left.items():
         if key in values and values[key] not in said_nothing:
-            raise InputError("this option has left the package", key=f"weak.{key}", mend=hint)
-    return {key: value for key, value in values.items() if key not in _LEFT}
+            raise InputError("this option has left the package", key=f"{place}.{key}", mend=hint)
+    return {key: value for key, value in values.items() if key not in left}
 
 
 _PRESETS_LEFT = dict.fromkeys(("second-head", "noisy-nodes", "denoising"), BASELINE)

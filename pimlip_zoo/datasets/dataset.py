@@ -119,8 +119,7 @@ class FrameDataset(Dataset[Batch]):
         except InputError as error:
             if error.frame is not None:
                 raise
-            place = self.frames.place(index)
-            raise InputError(error.message, **place, key=error.key, mend=error.mend) from error
+            raise error.at(**self.frames.place(index)) from error
         size = (
             _BYTES_PER_ATOM * len(sample.graph.positions) + _BYTES_PER_EDGE * sample.graph.edge_index.shape[1]
         )

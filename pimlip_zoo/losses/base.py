@@ -88,8 +88,6 @@ class Requests:
     """Who chooses structures and displacements; terms with the same one see the same copies."""
     reads: Reads | None = None
     """Which copies are looked at; None: none at this step."""
-    error: bool = False
-    """The running mean of the supervised error, which the sampling keeps."""
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,11 @@ class PotentialTraining(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what was written with other losses, or by a version that kept them in another way."""
         own = {f"terms.{key}" for key in self.terms.state_dict()}
-        if own != {key for key in checkpoint["state_dict"] if key.split(".", 1)[0] == "terms"}:
+        written = {key for key in checkpoint["state_dict"] if key.split(".", 1)[0] == "terms"}
+        for key in {key for key in written - own if key.endswith("._extra_state")}:
+            written.remove(key)  # of schedules that followed the error, by earlier versions
+            del checkpoint["state_dict"][key]
+        if own != written:
             raise InputError(
                 "the checkpoint was written with other losses, or by an earlier version",
                 key="weak",

@@ -32,6 +32,7 @@ __all__ = [
     "Supervisor",
     "calculator",
     "find_supervisor",
+    "package_version",
 ]
 
 KEY = "weak.labels.calculator"
@@ -197,7 +198,9 @@ def find_supervisor(
             mend="if you trust whoever made the file: --trust of eval and md, or trust=True in Python",
         )
     return Supervisor(
-        name, _package(name.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0]), lambda: _imported(name)
+        name,
+        package_version(name.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0]),
+        lambda: _imported(name),
     )
 
 
@@ -226,7 +229,7 @@ def _registered(text: str) -> Supervisor:
     full = "&".join(f"{key}={value}" for key, value in sorted(chosen.items()))
     return Supervisor(
         f"{name}?{full}" if full else name,
-        _package(info.package),
+        package_version(info.package),
         lambda: info.make(**options.model_dump()),
         charged=info.charged,
     )
@@ -265,7 +268,8 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def _package(name: str) -> str:
+def package_version(name: str) -> str:
+    """Such as ``tblite 0.4.0``; the name alone where it is not installed."""
     try:
         return f"{name} {version(name)}"
     except PackageNotFoundError:

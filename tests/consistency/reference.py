@@ -105,11 +105,10 @@ TRAININGS: dict[str, dict[str, object]] = {
         "weak.teacher": "ema",
         "weak.teacher_decay": 0.5,
     },
-    "decay, tied": {
+    "decay": {
         "weak.terms.pitc_first_order.weight": HEAVY,
         "weak.terms.pisc_triangle.weight": HEAVY,
         "weak.terms.pitc_first_order.schedule": {"name": "decay", "steps": 3},
-        "weak.terms.pisc_triangle.schedule": {"name": "tied_to_error"},
         "weak.fraction": 0.7,
     },
     "strain": {"weak.terms.strain_trapezoid.weight": HEAVY, "weak.terms.pitc_central.weight": HEAVY},

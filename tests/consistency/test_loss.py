@@ -154,7 +154,7 @@ def test_a_restored_term_goes_on_as_if_it_had_not_been_interrupted():
     model, batch = potential(Morse()), mixed_batch()
     options = config(
         {
-            "pitc_trapezoid": {"schedule": {"name": "tied_to_error"}},
+            "pitc_trapezoid": {"schedule": {"name": "decay", "steps": 4}},
             "pisc_triangle": {"schedule": {"name": "warm_up", "steps": 5}},
         }
     )
@@ -477,6 +477,10 @@ def test_predictions_without_forces_are_enough():
 
 def test_options_as_earlier_versions_wrote_them_keep_their_meaning():
     old = {"denoising_stiffness": 20.0, "ensemble": []}
+    schedule = {"name": "decay", "power": 1.0, "reference": None}
+    assert config({"curl": {"schedule": schedule}}) == config({"curl": {"schedule": {"name": "decay"}}})
+    with pytest.raises(ValueError, match="gained nothing"):
+        config({"curl": {"schedule": {**schedule, "power": 2.0}}})
     assert WeakConfig.model_validate({**old, "perturbation": {"iterations": 3}}) == WeakConfig()
     modes = WeakConfig.model_validate({"perturbation": {"name": "soft", "iterations": 2}})
     assert modes.perturbation.options().iterations == 2

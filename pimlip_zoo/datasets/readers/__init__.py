@@ -164,6 +164,4 @@ def _parts(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 def _located(error: InputError, file: str, index: int) -> InputError:
     """The error with the place of the frame, where the one who found it did not know the place."""
-    if error.file is not None:
-        return error
-    return InputError(error.message, file=file, frame=index, key=error.key, mend=error.mend)
+    return error if error.file is not None else error.at(file=file, frame=index)
