@@ -211,8 +211,8 @@ def get_command(
 ) -> None:
     """Fetch a published data set. Its licence and citation are shown first."""
     from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.catalogue import KNOWN_SETS, known_set
     from pimlip_zoo.datasets.download import download
-    from pimlip_zoo.datasets.known import KNOWN_SETS, known_set
     from pimlip_zoo.errors import InputError
 
     screen = console()

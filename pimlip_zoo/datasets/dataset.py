@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from pimlip_zoo.datasets.device_neighbours import BatchWithoutEdges, batch_without_edges
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.frames import as_frames
-from pimlip_zoo.datasets.linking import Unlinked, frames_to_unlinked
 from pimlip_zoo.datasets.molecules import batch_of_records
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.errors import InputError
@@ -37,7 +37,7 @@ class Samples(Protocol):
 
     @property
     def list_cutoff(self) -> float | None:
-        """Å, of neighbour lists that can also be made later, from :meth:`unlinked`; None: they are there already."""
+        """Å, of neighbour lists that can also be made later, from :meth:`without_edges`; None: they are there."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -51,7 +51,7 @@ class Samples(Protocol):
     def batch(self, indices: Sequence[int]) -> Batch:
         """Some samples as one batch."""
 
-    def unlinked(self, indices: Sequence[int]) -> Unlinked:
+    def without_edges(self, indices: Sequence[int]) -> BatchWithoutEdges:
         """Some structures as one batch without edges, where :attr:`list_cutoff` says that there is such a thing."""
 
     def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -67,7 +67,7 @@ class MadeSamples(list[Batch]):
         """See :class:`Samples`."""
         return collate([self[index] for index in indices])
 
-    def unlinked(self, indices: Sequence[int]) -> Unlinked:
+    def without_edges(self, indices: Sequence[int]) -> BatchWithoutEdges:
         """Never asked for: the lists are there."""
         raise NotImplementedError
 
@@ -141,9 +141,9 @@ class FrameDataset(Dataset[Batch]):
         """See :class:`Samples`."""
         return self.cutoff
 
-    def unlinked(self, indices: Sequence[int]) -> Unlinked:
+    def without_edges(self, indices: Sequence[int]) -> BatchWithoutEdges:
         """See :class:`Samples`."""
-        return frames_to_unlinked(self.frames.read(indices), self.species)
+        return batch_without_edges(self.frames.read(indices), self.species)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """See :class:`Samples`; what stands in a file is made together, unless the cache can keep all of the set."""

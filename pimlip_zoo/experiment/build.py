@@ -14,9 +14,9 @@ from pimlip_zoo.config import DataSection, LossSection, RunConfig
 from pimlip_zoo.consistency.build import build_weak_terms, check_weak, chosen_terms, list_skin
 from pimlip_zoo.consistency.config import WeakConfig
 from pimlip_zoo.datasets.dataset import FrameDataset, MadeSamples, Samples
+from pimlip_zoo.datasets.device_neighbours import check_linker
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.frames import as_frames
-from pimlip_zoo.datasets.linking import check_linker
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import (

@@ -12,7 +12,6 @@ import numpy as np
 from pimlip_zoo.config import DataSection, RunConfig
 from pimlip_zoo.datasets.coverage import is_isolated_atom, isolated_atom_energies
 from pimlip_zoo.datasets.electrons import electrons_of, stated
-from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import LABELS, Frame
 from pimlip_zoo.datasets.frames import Frames, as_frames
 from pimlip_zoo.datasets.readers import load_frames
@@ -21,7 +20,8 @@ from pimlip_zoo.datasets.statistics import (
     fit_references,
     references_from_atoms,
 )
-from pimlip_zoo.datasets.stored import open_frames
+from pimlip_zoo.datasets.store_frames import open_frames
+from pimlip_zoo.datasets.summary import facts_of
 from pimlip_zoo.errors import InputError
 
 __all__ = [

@@ -12,16 +12,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from pimlip_zoo.datasets.dataset import Samples, as_samples
-from pimlip_zoo.datasets.linking import Unlinked
+from pimlip_zoo.datasets.device_neighbours import BatchWithoutEdges
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch
-from pimlip_zoo.training.parcel import Parcel, pack
+from pimlip_zoo.training.packed_batch import PackedBatch, pack
 
 __all__ = ["SampleList", "StepSampler", "evaluation_loader", "in_bursts", "training_loader"]
 
 _T = TypeVar("_T")
 
-Joined = Batch | Unlinked | InputError
+Joined = Batch | BatchWithoutEdges | InputError
 """What a loader hands out."""
 
 
@@ -55,16 +55,16 @@ class SampleList(Dataset[Joined]):
         if min(indices) >= 0:
             return [made]
         counts = torch.tensor([float(index >= 0) for index in indices], dtype=torch.float64)
-        batch = made.batch if isinstance(made, Unlinked) else made
+        batch = made.batch if isinstance(made, BatchWithoutEdges) else made
         batch = batch._replace(labels=batch.labels._replace(weight=batch.labels.weight * counts))
-        return [made._replace(batch=batch) if isinstance(made, Unlinked) else batch]
+        return [made._replace(batch=batch) if isinstance(made, BatchWithoutEdges) else batch]
 
-    def _batch(self, indices: Sequence[int]) -> Batch | Unlinked:
+    def _batch(self, indices: Sequence[int]) -> Batch | BatchWithoutEdges:
         later = not self.linked and self.samples.list_cutoff is not None
-        return self.samples.unlinked(indices) if later else self.samples.batch(indices)
+        return self.samples.without_edges(indices) if later else self.samples.batch(indices)
 
 
-def only(batches: Sequence[Joined]) -> Joined | Parcel:
+def only(batches: Sequence[Joined]) -> Joined | PackedBatch:
     """What :class:`SampleList` gave for one batch; packed for the way where a worker made it."""
     (batch,) = batches
     return pack(batch) if isinstance(batch, Batch) and get_worker_info() is not None else batch

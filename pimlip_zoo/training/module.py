@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pimlip_zoo.consistency.evaluate import evaluate_step
-from pimlip_zoo.datasets.linking import Unlinked
+from pimlip_zoo.datasets.device_neighbours import BatchWithoutEdges
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions
 from pimlip_zoo.losses.base import LossTerm, LossValue, Step
@@ -19,7 +19,7 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.callbacks import columns_of
 from pimlip_zoo.training.checkpoint import KEY, describe
 from pimlip_zoo.training.metrics import ErrorStatistics
-from pimlip_zoo.training.parcel import Parcel, unpack
+from pimlip_zoo.training.packed_batch import PackedBatch, unpack
 
 __all__ = ["LOGGED_EVERY", "LatePhase", "PotentialTraining"]
 
@@ -72,7 +72,7 @@ class PotentialTraining(pl.LightningModule):
         late: LatePhase | None = None,
         forces: bool = True,
         virial: bool = False,
-        link: Callable[[Unlinked], Batch] | None = None,
+        link: Callable[[BatchWithoutEdges], Batch] | None = None,
         summary: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -151,9 +151,9 @@ class PotentialTraining(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Unpack a batch from a worker; make the neighbour lists of one that came without."""
-        if isinstance(batch, Parcel):
+        if isinstance(batch, PackedBatch):
             return unpack(batch)
-        return self._link(batch) if isinstance(batch, Unlinked) and self._link is not None else batch
+        return self._link(batch) if isinstance(batch, BatchWithoutEdges) and self._link is not None else batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""

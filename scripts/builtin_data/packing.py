@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pimlip_zoo.datasets.packed import FORCE_RESOLUTION, FORMAT, POSITION_RESOLUTION, PackedSet, from_grid
+from pimlip_zoo.datasets.builtin_format import (
+    FORCE_RESOLUTION,
+    FORMAT,
+    POSITION_RESOLUTION,
+    PackedSet,
+    from_grid,
+)
 from pimlip_zoo.files import replacing, writing
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from pimlip_zoo.datasets.builtin import (
     builtin_splits,
     load_builtin,
 )
-from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
-from pimlip_zoo.datasets.neighbours import frame_to_sample, neighbour_list
-from pimlip_zoo.datasets.packed import (
+from pimlip_zoo.datasets.builtin_format import (
     FORCE_RESOLUTION,
     PackedSet,
     read_packed,
 )
+from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
+from pimlip_zoo.datasets.neighbours import frame_to_sample, neighbour_list
 from pimlip_zoo.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "builtin_data"))

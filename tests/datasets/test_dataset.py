@@ -20,7 +20,7 @@ from pimlip_zoo.datasets.lmdb.record import HEADER, encode
 from pimlip_zoo.datasets.molecules import batch_of_records
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
-from pimlip_zoo.datasets.stored import LABELS, StoredFrames, estimate_edges
+from pimlip_zoo.datasets.store_frames import LABELS, StoredFrames, estimate_edges
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import collate
 

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pimlip_zoo.cli.data import app
+from pimlip_zoo.datasets.catalogue import KNOWN_SETS, known_set
 from pimlip_zoo.datasets.download import download, parse_checksum
-from pimlip_zoo.datasets.known import KNOWN_SETS, known_set
 from pimlip_zoo.errors import InputError
 
 pytest.importorskip("pooch")

@@ -14,7 +14,6 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pimlip_zoo.datasets.facts import Facts
 from pimlip_zoo.datasets.frame import LABELS, Frame, without_uncounted
 from pimlip_zoo.datasets.frames import Frames
 from pimlip_zoo.datasets.indices import whole_numbers
@@ -30,6 +29,7 @@ from pimlip_zoo.datasets.readers import (
     window_of,
 )
 from pimlip_zoo.datasets.readers.inside import StoreFile
+from pimlip_zoo.datasets.summary import Facts
 from pimlip_zoo.errors import InputError
 
 __all__ = ["LABELS", "StoredFrames", "estimate_edges", "open_frames"]
