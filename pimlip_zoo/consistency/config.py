@@ -44,6 +44,16 @@ _LEFT_SCHEDULES: _Left = dict.fromkeys(
 )
 
 
+def _without_left(values: Any, left: _Left, place: str) -> Any:
+    """The table without what earlier versions wrote for options that have left, where it says nothing."""
+    if not isinstance(values, Mapping):
+        return values
+    for key, (said_nothing, hint) in left.items():
+        if key in values and values[key] not in said_nothing:
+            raise InputError("this option has left the package", key=f"{place}.{key}", mend=hint)
+    return {key: value for key, value in values.items() if key not in left}
+
+
 class ScheduleConfig(Section):
     """How a weight changes; see :mod:`pimlip_zoo.consistency.schedules`."""
 
@@ -237,16 +247,6 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Name -> (what it is, options)."""
-
-
-def _without_left(values: Any, left: _Left, place: str) -> Any:
-    """The table without what earlier versions wrote for options that have left, where it says nothing."""
-    if not isinstance(values, Mapping):
-        return values
-    for key, (said_nothing, hint) in left.items():
-        if key in values and values[key] not in said_nothing:
-            raise InputError("this option has left the package", key=f"{place}.{key}", mend=hint)
-    return {key: value for key, value in values.items() if key not in left}
 
 
 _PRESETS_LEFT = dict.fromkeys(("second-head", "noisy-nodes", "denoising"), BASELINE)
