@@ -212,7 +212,7 @@ def get_command(
     """Fetch a published data set. Its licence and citation are shown first."""
     from pimlip_zoo.cli.console import console
     from pimlip_zoo.datasets.catalogue import KNOWN_SETS, known_set
-    from pimlip_zoo.datasets.download import download
+    from pimlip_zoo.datasets.download import check_installed, download
     from pimlip_zoo.errors import InputError
 
     screen = console()
@@ -221,6 +221,7 @@ def get_command(
             screen.print(f"{known.name:24s} {known.level_of_theory:28s} {known.citation}")
         return
     known = known_set(name)
+    check_installed()
     expected = checksum or known.checksum
     for label, text in (
         ("address", address or known.address),

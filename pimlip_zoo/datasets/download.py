@@ -11,7 +11,7 @@ from typing import IO, Any
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import content_hash
 
-__all__ = ["download", "parse_checksum"]
+__all__ = ["check_installed", "download", "parse_checksum"]
 
 _LENGTHS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
 
@@ -26,6 +26,18 @@ def parse_checksum(text: str) -> tuple[str, str]:
     if _LENGTHS.get(algorithm) != len(digest) or not re.fullmatch(r"[0-9a-f]+", digest):
         raise InputError(f"{text!r} is no checksum", key="checksum", mend="write sha256:... or md5:...")
     return algorithm, digest
+
+
+def check_installed() -> None:
+    """Refuse to fetch anything where pooch is missing.
+
+    Raises:
+        InputError: saying what to install.
+    """
+    try:
+        import pooch  # noqa: F401
+    except ImportError as error:
+        raise InputError("pooch is not installed", mend="pip install 'pimlip-zoo[download]'") from error
 
 
 def download(
@@ -53,11 +65,10 @@ def download(
         InputError: for an address that does not answer with the file, a wrong checksum, a target that is there or
             cannot be written, or where pooch is missing.
     """
-    try:
-        from pooch import file_hash
-        from requests import RequestException
-    except ImportError as error:
-        raise InputError("pooch is not installed", mend="pip install 'pimlip-zoo[download]'") from error
+    check_installed()
+    from pooch import file_hash
+    from requests import RequestException
+
     if not address.startswith(("http://", "https://")):
         raise InputError(f"{address!r} is no http address", key="address")
     expected = parse_checksum(checksum) if checksum else None
