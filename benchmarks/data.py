@@ -217,12 +217,11 @@ def feed(path, count, workers, batch):
     from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
     from pimlip_zoo.datasets.store_frames import open_frames
     from pimlip_zoo.training.data import SampleList, training_loader
-    from pimlip_zoo.training.packed_batch import PackedBatch, unpack
 
     dataset = FrameDataset(open_frames(f"{path}@:{count}"), ("H", "C", "O"), 5.0, cache_bytes=0)
     sampler = BudgetSampler(*dataset.sizes(), BatchBudget(max_structures=batch))
     loader = training_loader(SampleList(dataset), sampler, workers)
-    batches = (unpack(b) if isinstance(b, PackedBatch) else b for b in loader)
+    batches = (b.linked(None) for b in loader)
     assert sum(b.graph.num_graphs for b in batches) == count
 
 

@@ -35,6 +35,14 @@ class BatchWithoutEdges(NamedTuple):
     periodic: Tensor
     """(M, 3) bool."""
 
+    def weighted(self, factors: Tensor) -> BatchWithoutEdges:
+        """See :class:`~pimlip_zoo.graph.Batch`."""
+        return self._replace(batch=self.batch.weighted(factors))
+
+    def linked(self, link: Callable[[BatchWithoutEdges], Batch]) -> Batch:
+        """With the edges that :func:`link` makes, on the device where it has arrived."""
+        return link(self)
+
 
 def batch_without_edges(frames: Sequence[Frame], species: Sequence[str]) -> BatchWithoutEdges:
     """Frames as one batch without edges."""

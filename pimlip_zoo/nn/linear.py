@@ -38,6 +38,8 @@ class EquivariantLinear(nn.Module):
         factor: multiplies the result.
     """
 
+    weights_are_maps = True
+
     def __init__(
         self,
         irreps_in: o3.Irreps,
@@ -88,6 +90,8 @@ class SpeciesLinear(nn.Module):
         channels_out: C_out.
         embedding_size: V, the length of a species' embedding.
     """
+
+    weights_are_maps = True
 
     def __init__(
         self,

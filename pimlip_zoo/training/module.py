@@ -19,7 +19,6 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.callbacks import columns_of
 from pimlip_zoo.training.checkpoint import KEY, describe
 from pimlip_zoo.training.metrics import ErrorStatistics
-from pimlip_zoo.training.packed_batch import PackedBatch, unpack
 
 __all__ = ["LOGGED_EVERY", "LatePhase", "PotentialTraining"]
 
@@ -151,9 +150,7 @@ class PotentialTraining(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Unpack a batch from a worker; make the neighbour lists of one that came without."""
-        if isinstance(batch, PackedBatch):
-            return unpack(batch)
-        return self._link(batch) if isinstance(batch, BatchWithoutEdges) and self._link is not None else batch
+        return batch.linked(self._link)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""

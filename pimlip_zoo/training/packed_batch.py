@@ -28,6 +28,10 @@ class PackedBatch(NamedTuple):
     electrons: bool = False
     """Whether the graph has charges; they come after its other tensors."""
 
+    def linked(self, link: object) -> Batch:  # noqa: ARG002
+        """The batch, whose lists are there."""
+        return unpack(self)
+
 
 def pack(batch: Batch) -> PackedBatch:
     """The batch as one tensor."""
