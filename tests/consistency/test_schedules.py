@@ -5,7 +5,7 @@ from pimlip_zoo.errors import InputError
 
 
 def test_constant_is_one():
-    assert Constant().factor(0) == Constant().factor(10**6, 3.0) == 1.0
+    assert Constant().factor(0) == Constant().factor(10**6) == 1.0
 
 
 def test_warm_up_rises_linearly_from_its_start():
