@@ -74,7 +74,7 @@ test-slow: $(VENV)/test
 	$(PYTEST) -m slow
 
 test-backends: $(VENV)/backends
-	$(PYTEST) tests/compiled/kernels/test_sums.py tests/datasets/test_linking.py
+	$(PYTEST) tests/compiled/kernels/test_sums.py tests/datasets/test_device_neighbours.py
 
 # Goes on where it was stopped; `ATTACKS="--cases 1000 --seed 7"` for more.
 reliability: $(VENV)/test

@@ -213,15 +213,15 @@ def decode_at_random(store):
 
 def feed(path, count, workers, batch):
     """Batches as training takes them."""
-    from pimlip_zoo.datasets.dataset import StoreDataset
+    from pimlip_zoo.datasets.dataset import FrameDataset
     from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
+    from pimlip_zoo.datasets.store_frames import open_frames
     from pimlip_zoo.training.data import SampleList, training_loader
-    from pimlip_zoo.training.parcel import Parcel, unpack
 
-    dataset = StoreDataset(path, ("H", "C", "O"), 5.0, indices=np.arange(count))
+    dataset = FrameDataset(open_frames(f"{path}@:{count}"), ("H", "C", "O"), 5.0, cache_bytes=0)
     sampler = BudgetSampler(*dataset.sizes(), BatchBudget(max_structures=batch))
     loader = training_loader(SampleList(dataset), sampler, workers)
-    batches = (unpack(b) if isinstance(b, Parcel) else b for b in loader)
+    batches = (b.linked(None) for b in loader)
     assert sum(b.graph.num_graphs for b in batches) == count
 
 

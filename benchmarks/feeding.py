@@ -26,7 +26,6 @@ from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.lmdb import write_store
 from pimlip_zoo.experiment.run import training_module
 from pimlip_zoo.training.data import SampleList, StepSampler, training_loader
-from pimlip_zoo.training.parcel import Parcel, unpack
 
 
 def measure(store, model, preset, batch_size, steps, cache, workers):
@@ -46,7 +45,7 @@ def measure(store, model, preset, batch_size, steps, cache, workers):
     for _ in range(steps):
         start, wall = time.process_time(), time.perf_counter()
         batch = next(batches)
-        batch = unpack(batch) if isinstance(batch, Parcel) else batch
+        batch = batch.linked(None)
         waited.append(time.perf_counter() - wall)
         middle = time.process_time()
         optimizer.zero_grad()

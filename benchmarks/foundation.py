@@ -1,15 +1,19 @@
-"""A SevenNet model here and in its own package, side by side in one run.
+"""A foundation model here and in its own package, side by side in one run.
 
-    pip install sevenn==0.13.0  # in an environment of its own, whose Python is PEER
-    python benchmarks/foundation.py --peer PEER --file CHECKPOINT [--table docs/guide/foundation.md]
+    pip install sevenn==0.13.0  # or mace-torch==0.3.16, in an environment of its own, whose Python is PEER
+    python benchmarks/foundation.py sevenn --peer PEER --file CHECKPOINT --work FOLDER
 
-Engines are processes of their own that take turns, round by round, on one thread each: ``sevenn`` (its ASE
-calculator), ``ase`` (a converted run's ASE calculator) and ``native`` (that of the exported file, without and with
-tables). Silicon crystals of 8, 64 and 512 atoms are displaced by 0.01 Å before each evaluation of energy, forces and
-stress. Times are those of the process (CPU), the median of all rounds. Memory is the largest resident set of a
-process that evaluates one structure; ``first force`` is what a process takes from its start to the forces of 64
-atoms, kernels compiled before. A fine-tuning step is loss, gradient and Adam for four crystals of 8 atoms with
-energies and forces.
+    PEER benchmarks/reference/mace_layouts.py build FOLDER mp-0a-medium  # random weights: times do not depend on them
+    python benchmarks/foundation.py mace --peer PEER --file FOLDER/mp-0a-medium.model --work FOLDER
+
+Engines are processes of their own that take turns, round by round, on one thread each: ``peer`` (the package's ASE
+calculator), ``ase`` (the converted run's) and ``native`` (that of the exported file, without and with tables). Silicon
+crystals are displaced by 0.01 Å before each evaluation of energy, forces and stress; models of mace-torch compute in
+float32. Times are those of the process (CPU), the median of all rounds; ``deviation`` is the largest one of the forces
+from those of the package, relative to its largest force. Memory is the largest resident set of a process that
+evaluates one structure; ``first force`` is what a process takes from its start to the forces of 64 atoms, kernels
+compiled before. A fine-tuning step (sevenn) is loss, gradient and Adam for four crystals of 8 atoms with energies and
+forces.
 """
 
 from __future__ import annotations
@@ -21,49 +25,49 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- foundation table: begin -->", "<!-- foundation table: end -->"
-ENGINES = ("sevenn", "ase", "native", "native-table")
-NAMES = {
-    "sevenn": "sevenn, ASE",
-    "ase": "here, ASE",
-    "native": "here, native",
-    "native-table": "here, native, tables",
-}
+ENGINES = ("peer", "ase", "native", "native-table")
+NAMES = {"ase": "here, ASE", "native": "here, native", "native-table": "here, native, tables"}
+IMPORTS = {"sevenn": "sevennet", "mace": "mace"}
+"""Package -> how ``pimlip-zoo import`` calls its models."""
+CAST = "import sys, torch; torch.save(torch.load(sys.argv[1], weights_only=False).float(), sys.argv[2])"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("package", choices=IMPORTS, help="whose model it is")
     parser.add_argument(
-        "--peer", type=Path, help="a Python that has sevenn; without one only this package is timed"
+        "--peer", type=Path, help="a Python that has it; without one only this package is timed"
     )
+    parser.add_argument("--file", type=Path, required=True, help="a model with one level of theory")
     parser.add_argument(
-        "--file", type=Path, help="checkpoint of a model with one level of theory, such as 7net-0's"
+        "--work", type=Path, help="folder for the converted models; those that are there are used"
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4], help="cubic cells along each side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--per-round", type=int, default=2, help="evaluations in a row")
     parser.add_argument("--error", default="1e-4", help="of tables, eV and eV/Å")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--prepare", action="store_true", help="convert the models and stop")
     parser.add_argument("--table", type=Path, help="file whose marked part is replaced by the table")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return work(options.worker, options.model)
-    if options.file is None:
-        parser.error("give --file")
-    engines = [name for name in options.engines if name != "sevenn" or options.peer is not None]
-    with tempfile.TemporaryDirectory() as folder:
-        models = prepare(options.file, Path(folder), engines, options.error)
-        lines = measure(engines, models, options)
+        return work(options.package, options.worker, options.file)
+    if options.work is None:
+        parser.error("give --work")
+    engines = [name for name in options.engines if name != "peer" or options.peer is not None]
+    models = prepare(engines, options)
+    if options.prepare:
+        return 0
+    lines = measure(engines, models, options)
     print("\n".join(lines))
     if options.table is not None:
         text = options.table.read_text()
@@ -72,24 +76,54 @@ def main() -> int:
     return 0
 
 
-def prepare(file: Path, folder: Path, engines: list[str], error: str) -> dict[str, Path]:
+def prepare(engines: list[str], options: argparse.Namespace) -> dict[str, Path]:
     """The model in the form that each engine takes."""
-    command, run = [sys.executable, "-m", "pimlip_zoo"], folder / "run"
-    subprocess.run(
-        [*command, "import", "sevennet", str(file), "-o", str(run)], check=True, stdout=subprocess.DEVNULL
-    )
-    models = {"sevenn": file, "ase": run, "native": folder / "a.pimlip", "native-table": folder / "b.pimlip"}
-    for name, extra in (("native", []), ("native-table", ["--table", error])):
-        if name in engines:
-            export = [*command, "export", str(run), "--format", "native", "-o", str(models[name]), *extra]
-            subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
+    command, folder = [sys.executable, "-m", "pimlip_zoo"], options.work
+    folder.mkdir(parents=True, exist_ok=True)
+    models = {"peer": options.file, "ase": folder / "run", "native": folder / "a.pimlip"}
+    models["native-table"] = folder / "b.pimlip"
+    steps = {}
+    if options.package == "mace":
+        models["peer"] = folder / "single.model"
+        steps["peer"] = [
+            str(options.peer),
+            "-W",
+            "ignore",
+            "-c",
+            CAST,
+            str(options.file),
+            str(models["peer"]),
+        ]
+    steps["ase"] = [
+        *command,
+        "import",
+        IMPORTS[options.package],
+        str(models["peer"]),
+        "-o",
+        str(models["ase"]),
+    ]
+    export = [*command, "export", str(models["ase"]), "--format", "native", "-o"]
+    steps["native"] = [*export, str(models["native"])]
+    steps["native-table"] = [*export, str(models["native-table"]), "--table", options.error]
+    for name, step in steps.items():
+        if (name in ("peer", "ase") or name in engines) and not models[name].exists():
+            subprocess.run(step, check=True, stdout=subprocess.DEVNULL, env=environment(name))
     return models
+
+
+def environment(engine: str) -> dict[str, str]:
+    """One thread; the peer does not see this package."""
+    found = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    if engine == "peer":
+        found.pop("PYTHONPATH", None)
+    return found
 
 
 def measure(engines: list[str], models: dict[str, Path], options: argparse.Namespace) -> list[str]:
     """The rows of the table."""
-    python = {name: str(options.peer) if name == "sevenn" else sys.executable for name in engines}
-    start = lambda name: Worker(python[name], name, models[name])  # noqa: E731
+    python = {name: str(options.peer) if name == "peer" else sys.executable for name in engines}
+    start = lambda name: Worker(python[name], options.package, name, models[name])  # noqa: E731
+    trains = options.package == "sevenn"
     workers = {name: start(name) for name in engines}
     times: dict[tuple[str, str], list[float]] = {}
     sizes = [8 * n**3 for n in options.sizes]
@@ -99,9 +133,10 @@ def measure(engines: list[str], models: dict[str, Path], options: argparse.Names
                 found = worker.ask("evaluate", n, options.per_round + (round_ == 0))
                 times.setdefault((name, f"{8 * n**3}"), []).extend(found[1 if round_ == 0 else 0 :])
         for name in engines:
-            if name in ("sevenn", "ase"):
+            if trains and name in ("peer", "ase"):
                 found = workers[name].ask("train", 1, options.per_round + (round_ == 0))
                 times.setdefault((name, "train"), []).extend(found[1 if round_ == 0 else 0 :])
+    forces = {name: worker.ask("forces", options.sizes[-1], 1) for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
     memory, first = {}, {}
@@ -113,14 +148,22 @@ def measure(engines: list[str], models: dict[str, Path], options: argparse.Names
         worker.ask("evaluate", max(options.sizes), 1)
         memory[name] = worker.ask("memory", 0, 1)[0]
         worker.close()
-    head = [f"{size} atoms, ms" for size in sizes]
-    head += ["fine-tuning step, ms", f"memory at {max(sizes)}, MB", "first force, CPU s"]
+    base = "peer" if "peer" in engines else None
+    head = [f"{size} atoms, ms" for size in sizes] + ["fine-tuning step, ms"] * trains
+    head += ["deviation of forces"] * (base is not None) + [
+        f"memory at {max(sizes)}, MB",
+        "first force, CPU s",
+    ]
     lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    base = "sevenn" if "sevenn" in engines else None
     for name in engines:
-        cells = [cell(times, name, f"{size}", base) for size in sizes] + [cell(times, name, "train", base)]
+        cells = [cell(times, name, what, base) for what in [*map(str, sizes), *["train"] * trains]]
+        if base is not None:
+            largest = max(map(abs, forces[base]))
+            far = max(abs(a - b) for a, b in zip(forces[name], forces[base], strict=True)) / largest
+            cells.append("" if name == base else f"{far:.0e}")
         cells += [f"{memory[name]:.0f}", f"{first[name]:.1f}"]
-        lines.append(f"| {NAMES[name]} | " + " | ".join(cells) + " |")
+        said = NAMES.get(name, f"{options.package}, ASE")
+        lines.append(f"| {said} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -138,21 +181,13 @@ def cell(times: dict[tuple[str, str], list[float]], name: str, what: str, base: 
 class Worker:
     """A process that evaluates when it is told to."""
 
-    def __init__(self, python: str, engine: str, model: Path) -> None:
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "PYTHONWARNINGS": "ignore",
-        }
-        if engine == "sevenn":
-            environment.pop("PYTHONPATH", None)
+    def __init__(self, python: str, package: str, engine: str, model: Path) -> None:
         self.process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), "--worker", engine, "--model", str(model)],
+            [python, str(Path(__file__).resolve()), package, "--worker", engine, "--file", str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env=environment(engine),
             text=True,
         )
 
@@ -172,7 +207,7 @@ class Worker:
         self.process.communicate()
 
 
-def work(engine: str, model: Path) -> int:
+def work(package: str, engine: str, model: Path) -> int:
     """Take orders until there are none."""
     calculator, step = None, None
     for line in sys.stdin:
@@ -183,16 +218,18 @@ def work(engine: str, model: Path) -> int:
 
             found = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
         elif order == "train":
-            step = step or (train_peer if engine == "sevenn" else train_here)(model)
+            step = step or (train_peer if engine == "peer" else train_here)(model)
             found = [cpu(step) for _ in range(repeats)]
         else:
-            calculator = calculator or calculator_of(engine, model)
+            calculator = calculator or calculator_of(package if engine == "peer" else engine, model)
             atoms = silicon(cells)
             for seed in range(repeats):
                 atoms.rattle(0.01, seed=seed)
                 found.append(cpu(partial(calculator.calculate, atoms, ["energy", "forces", "stress"])))
             if order == "first":
                 found = [time.process_time()]
+            elif order == "forces":
+                found = calculator.results["forces"].reshape(-1).tolist()
         print(json.dumps(found), flush=True)
     return 0
 
@@ -213,23 +250,25 @@ def silicon(cells: int) -> Any:
 
 def calculator_of(engine: str, model: Path) -> Any:
     """The ASE calculator of an engine."""
+    if engine.startswith("native"):
+        from pimlip_zoo.deploy.native.calculator import NativeCalculator
+
+        return NativeCalculator(model, threads=1)
+    import torch
+
+    torch.set_num_threads(1)
     if engine == "sevenn":
-        import torch
         from sevenn.calculator import SevenNetCalculator
 
-        torch.set_num_threads(1)
         return SevenNetCalculator(str(model), device="cpu")
-    if engine == "ase":
-        import torch
+    if engine == "mace":
+        from mace.calculators import MACECalculator
 
-        from pimlip_zoo.deploy.ase import PimlipCalculator
-        from pimlip_zoo.training.checkpoint import load_potential
+        return MACECalculator(model_paths=str(model), device="cpu", default_dtype="float32")
+    from pimlip_zoo.deploy.ase import PimlipCalculator
+    from pimlip_zoo.training.checkpoint import load_potential
 
-        torch.set_num_threads(1)
-        return PimlipCalculator(load_potential(model))
-    from pimlip_zoo.deploy.native.calculator import NativeCalculator
-
-    return NativeCalculator(model, threads=1)
+    return PimlipCalculator(load_potential(model))
 
 
 def four() -> list[Any]:

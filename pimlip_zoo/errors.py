@@ -47,6 +47,18 @@ class InputError(ValueError):
         super().__init__(" ".join((f"{text} ({mend})" if mend else text).splitlines()))
         self.message, self.file, self.frame, self.key, self.mend = message, file, frame, key, mend
 
+    def at(
+        self, *, file: object | None = None, frame: int | None = None, mend: str | None = None
+    ) -> InputError:
+        """The same error, of this file and frame."""
+        return InputError(
+            self.message,
+            file=self.file if file is None else file,
+            frame=self.frame if frame is None else frame,
+            key=self.key,
+            mend=mend or self.mend,
+        )
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest known ones, or all of them if they are few.
@@ -101,9 +113,7 @@ def reading(file: object) -> Iterator[None]:
     except InputError as error:
         if error.file is not None:
             raise
-        raise InputError(
-            error.message, file=file, frame=error.frame, key=error.key, mend=error.mend
-        ) from error
+        raise error.at(file=file) from error
     except FileNotFoundError as error:
         raise no_such_file(error.filename or str(file)) from error
     except OSError as error:

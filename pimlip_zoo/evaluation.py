@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import write_json
 from pimlip_zoo.graph import Batch, Predictions, collate, stress_from_virial
 from pimlip_zoo.labelling.uncertainty import Posterior, covered
 from pimlip_zoo.models.potential import Potential
@@ -174,7 +173,7 @@ def _samples(frames: Sequence[Frame], first: int, potential: Potential, spec: st
         try:
             samples.append(frame_to_sample(frame, potential.species, potential.cutoff))
         except InputError as error:
-            raise InputError(error.message, file=spec, frame=index, key=error.key, mend=error.mend) from error
+            raise error.at(file=spec, frame=index) from error
     return samples
 
 
@@ -248,6 +247,5 @@ def evaluate_run(
             log.warning("%s: %s", name, sentence)
     summaries = {name: result.summary for name, result in results.items()}
     save_pairs({name: result.pairs for name, result in results.items()}, folder / "parity.npz")
-    with replacing(folder / "test.json") as temporary:
-        temporary.write_text(json.dumps(summaries, indent=1))
+    write_json(folder / "test.json", summaries)
     return summaries

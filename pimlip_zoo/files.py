@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -13,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pimlip_zoo.errors import InputError, no_such_file, reason_of
 from pimlip_zoo.locks import LOCK_NAME, try_lock
@@ -28,6 +30,8 @@ __all__ = [
     "scratch_folder",
     "seal",
     "sealed",
+    "write_json",
+    "write_text",
     "writing",
 ]
 
@@ -146,6 +150,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 raise refusal from error
             raise
         os.replace(temporary, path)  # noqa: PTH105
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file as a whole or not at all, see :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: object, **options: Any) -> None:
+    """Write JSON for people, too, as a whole or not at all; ``options`` are those of ``json.dumps``."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, **options))
 
 
 @contextmanager

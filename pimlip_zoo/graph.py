@@ -75,6 +75,14 @@ class Batch(NamedTuple):
     graph: AtomGraph
     labels: Labels
 
+    def weighted(self, factors: Tensor) -> Batch:
+        """The weights of the structures multiplied by (M,) factors."""
+        return self._replace(labels=self.labels._replace(weight=self.labels.weight * factors))
+
+    def linked(self, link: object) -> Batch:  # noqa: ARG002
+        """Itself: what other forms of a batch become where it is trained on, with its neighbour lists."""
+        return self
+
 
 class Predictions(NamedTuple):
     """What a potential says about the structures of a graph."""

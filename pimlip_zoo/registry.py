@@ -16,18 +16,29 @@ from typing import Any, Generic, TypeVar
 from pimlip_zoo.errors import InputError, did_you_mean
 
 __all__ = [
+    "BASELINE",
     "ENTRY_POINT_GROUP",
     "MODELS",
     "ModelInfo",
     "Registry",
     "available_models",
+    "first_line",
     "get_model",
     "register_model",
 ]
 
 ENTRY_POINT_GROUP = "pimlip_zoo.models"
+BASELINE = "it is a baseline of the study now: pip install benchmarks/weak/baselines"
+"""Where something is that the study found of no use."""
+
+
+def first_line(documented: object) -> str:
+    """Of the docstring of a class or function: what it is."""
+    return (documented.__doc__ or "").strip().split("\n", 1)[0]
+
 
 T = TypeVar("T")
+Source = TypeVar("Source")
 
 
 class Registry(Generic[T]):
@@ -70,6 +81,23 @@ class Registry(Generic[T]):
                 mend="register one of them under another name",
             )
         self._items[name] = (item, origin)
+
+    def registering(self, name: str, make: Callable[[Any], T]) -> Callable[[Source], Source]:
+        """A decorator that makes what it is put on known under a name, and leaves it as it is.
+
+        Args:
+            name: what users write.
+            make: the thing, from the class or function.
+
+        Raises:
+            InputError: when something else has the name already.
+        """
+
+        def register(source: Source) -> Source:
+            self.add(name, make(source), source)
+            return source
+
+        return register
 
     def get(self, name: str, *, key: str | None = None) -> T:
         """The thing of that name.
@@ -134,7 +162,7 @@ class ModelInfo:
     @property
     def description(self) -> str:
         """First line of the class's docstring."""
-        return (self.model.__doc__ or "").strip().split("\n", 1)[0]
+        return first_line(self.model)
 
     def configure(self, preset: str | None = None, **options: object) -> Any:
         """The config of a preset with single options replaced.
@@ -171,12 +199,7 @@ def register_model(
     Raises:
         InputError: when another class has the name already.
     """
-
-    def register(cls: ModelClass) -> ModelClass:
-        MODELS.add(name, ModelInfo(name, cls, config, dict(presets or {})), cls)
-        return cls
-
-    return register
+    return MODELS.registering(name, lambda cls: ModelInfo(name, cls, config, dict(presets or {})))
 
 
 def get_model(name: str) -> ModelInfo:

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.lmdb import FrameStore, write_store
+from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment.stages import prepare_run, train_run
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import write_json
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS
 from pimlip_zoo.labelling.label import label
 from pimlip_zoo.labelling.processes import Limits
@@ -168,8 +169,7 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for number in range(1, rounds.stop.rounds + 1):
             rows.append(_round(rounds, number))
-            with replacing(rounds.out / TABLE) as temporary:
-                temporary.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+            write_json(rounds.out / TABLE, rows)
             row = rows[-1]
             log.info(
                 "round %d: %d labels, forces %.1f meV/Å on %s",
@@ -215,8 +215,7 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
         "acquisition": rounds.select.first if number == 1 else rounds.select.later,
         "run": str(run),
     }
-    with replacing(done) as temporary:
-        temporary.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    write_json(done, row)
     return row
 
 
@@ -245,8 +244,7 @@ def _sampled(rounds: Rounds, number: int, folder: Path) -> list[Frame]:
             seed=rounds.seed + number,
         )
         frames = sample_pool(starts, find_supervisor(name, trust=True, load_run=_calculator), options)
-        with replacing(path) as temporary:
-            write_store(temporary, frames)
+        write_frames(path, frames)
     return list(FrameStore(path))
 
 
@@ -262,8 +260,7 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
         held = folder / "valid.lmdb"
         if not held.exists():
             drawn = select(pool, rounds.select.valid, acquisition="random", seed=rounds.seed)
-            with replacing(held) as temporary:
-                write_store(temporary, drawn.frames)
+            write_frames(held, drawn.frames)
         known = list(FrameStore(held))
         name = rounds.select.first
     else:
@@ -288,8 +285,7 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
         source=rounds.sample.pool or f"the pool of round {number}",
     )
     log.info("round %d: %d structures by %s, %d left out", number, count, name, len(made.left_out))
-    with replacing(path) as temporary:
-        write_store(temporary, made.frames)
+    write_frames(path, made.frames)
 
 
 def _labelled(rounds: Rounds, number: int, folder: Path) -> int:
@@ -358,8 +354,7 @@ def _check_same(rounds: Rounds) -> None:
                 mend="name another folder with out:, or put the old option back",
             )
         return
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(now, indent=1), encoding="utf-8")
+    write_json(path, now)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -96,8 +96,10 @@ def _data_of(run: str | Path, *, trust: bool) -> tuple[Sequence[Frame], Sequence
         )
     train, valid = load_split(load_config(config, complete=True))
     baseline = baseline_of(run)
-    if baseline is not None:
-        supervisor = find_supervisor(baseline, trust=trust)
-        train = subtract_labels(list(train), cached_labels(list(train), supervisor))
-        valid = subtract_labels(list(valid), cached_labels(list(valid), supervisor))
-    return train, valid
+    if baseline is None:
+        return train, valid
+    supervisor = find_supervisor(baseline, trust=trust)
+    first, second = (
+        subtract_labels(list(part), cached_labels(list(part), supervisor)) for part in (train, valid)
+    )
+    return first, second

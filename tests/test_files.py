@@ -14,7 +14,6 @@ import torch
 
 from pimlip_zoo.datasets.builtin import _load, load_builtin
 from pimlip_zoo.datasets.frame import frame_to_atoms
-from pimlip_zoo.datasets.packed import write_packed
 from pimlip_zoo.deploy.lammps.data import in_lammps_axes
 from pimlip_zoo.deploy.lammps.input import write_run
 from pimlip_zoo.deploy.native.library import _compile
@@ -24,6 +23,7 @@ from pimlip_zoo.files import append, replacing, scratch_folder
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "builtin_data"))
 
 import make
+from packing import write_packed
 
 UNFINISHED = """
 import pathlib, sys, time

@@ -59,8 +59,8 @@ SETTINGS = {
     "central-strong": STRONG,
     "central-pool": [*DETACHED, ("weak.unlabelled", "{pool}")],
     "central-teacher": [*CENTRAL, ("weak.teacher", "ema")],
-    "central-tied": [*DETACHED, ("weak.terms.pitc_central.schedule.name", "tied_to_error")],
     "central-warm-up": [*DETACHED, ("weak.terms.pitc_central.schedule.name", "warm_up")],
+    # These and noisy-nodes, denoising, second-head: pip install benchmarks/weak/baselines
     "central-stiff": [*DETACHED, ("weak.perturbation.name", "stiff")],
     "central-soft": [*DETACHED, ("weak.perturbation.name", "soft")],
     "central-adversarial": [*DETACHED, ("weak.perturbation.name", "force_error")],
@@ -86,7 +86,13 @@ SETTINGS = {
     },
     "distill-given": given("distill"),
     "shared-head-given": given("shared_head"),
-    "second-head": [("weak.labels.method", "second_head")],  # pip install benchmarks/weak/baselines
+    "second-head": [("weak.labels.method", "second_head")],
+    "noisy-nodes": [
+        ("weak.terms.noisy_labels.weight", 0.1),
+        ("weak.perturbation.name", "gaussian"),
+        ("weak.perturbation.amplitude", 0.01),
+    ],
+    "denoising": [("weak.terms.denoising.weight", 0.01), ("weak.perturbation.name", "gaussian")],
     "pretrain+central": after_pretraining(STRONG),
     "pretrain+central-long": after_pretraining(STRONG),
     "pretrain+central-throughout": after_pretraining([*STRONG, ("weak.labels.terms", "throughout")]),
@@ -198,7 +204,6 @@ TABLES = {
         (
             "pitc-central-detached",
             "central-teacher",
-            "central-tied",
             "central-warm-up",
             "central-stiff",
             "central-soft",

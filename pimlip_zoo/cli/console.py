@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["console", "errors_table", "log_to", "log_to_screen", "say"]
+__all__ = ["console", "errors_table", "log_to", "log_to_screen", "plain_table", "say"]
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -88,11 +88,35 @@ class _Plain(logging.Formatter):
         return f"warning: {text}" if record.levelno >= logging.WARNING else text
 
 
-def errors_table(rows: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:
-    """Errors of several data sets, in meV and meV/Å, as ``ErrorStatistics.summary`` gives them."""
+def plain_table(
+    *columns: str,
+    rows: Iterable[Iterable[str]] = (),
+    left: Collection[str] | None = None,
+    title: str | None = None,
+) -> Table:
+    """A table without lines.
+
+    Args:
+        columns: their heads.
+        rows: a cell for each.
+        left: columns of words, where the others are of numbers; None: all are of words.
+        title: stands above.
+    """
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column, justify="left" if left is None or column in left else "right", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def errors_table(rows: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:
+    """Errors of several data sets, in meV and meV/Å, as ``ErrorStatistics.summary`` gives them."""
+    table = plain_table(title=title)
     table.add_column("data", overflow="fold")
     table.add_column("structures", justify="right", no_wrap=True)
     for column in ("energy MAE", "RMSE [dim]meV/atom[/dim]", "forces MAE", "RMSE [dim]meV/Å[/dim]"):

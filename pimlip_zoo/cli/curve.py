@@ -173,33 +173,18 @@ def _judge(
 
 def _physics_table(summary: Sequence[Mapping[str, Any]]) -> Any:
     """Only what there is a reference for, unless there is none at all."""
-    from rich.table import Table
+    from pimlip_zoo.cli.console import plain_table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in (
-        "structure",
-        "property",
-        "labels",
-        "weak",
-        "given",
-        "value",
-        "reference",
-        "RMS error",
-        "unit",
-    ):
-        table.add_column(
-            column, justify="left" if column in ("structure", "property", "weak", "unit") else "right"
-        )
+    rows = []
     compared = [row for row in summary if row["rms_error"] is not None or row["given"] < row["runs"]]
     for row in compared or summary:
         numbers = [
             "–" if row[key] is None else f"{row[key]:.5g}" for key in ("value", "reference", "rms_error")
         ]
-        given = f"{row['given']} of {row['runs']}"
-        table.add_row(
-            row["structure"], row["property"], str(row["size"]), row["weak"], given, *numbers, row["unit"]
-        )
-    return table
+        names = (row["structure"], row["property"], str(row["size"]), row["weak"])
+        rows.append((*names, f"{row['given']} of {row['runs']}", *numbers, row["unit"]))
+    columns = ("structure", "property", "labels", "weak", "given", "value", "reference", "RMS error", "unit")
+    return plain_table(*columns, rows=rows, left=("structure", "property", "weak", "unit"))
 
 
 def _plain_steps(
@@ -268,7 +253,7 @@ def _write_equal(equal: Sequence[Any], summary: Sequence[Mapping[str, Any]], out
     import dataclasses
 
     from pimlip_zoo.experiment.curve import write_table
-    from pimlip_zoo.files import replacing
+    from pimlip_zoo.files import write_text
     from pimlip_zoo.report.curve import curve_figure
     from pimlip_zoo.report.html import render_curve
 
@@ -281,8 +266,7 @@ def _write_equal(equal: Sequence[Any], summary: Sequence[Mapping[str, Any]], out
     names, rows = _rows(summary)
     sentences = [f"{each.test}: {each.sentence}" for each in equal]
     page = render_curve(out.resolve().name, [names, *rows], sentences, curve_figure(summary, equal))
-    with replacing(out / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(out / "report.html", page)
 
 
 def _tests(data: str | None, test: str | None) -> list[str]:
@@ -339,15 +323,10 @@ def _rows(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[st
 
 
 def _table(summary: Sequence[Mapping[str, Any]]) -> Any:
-    from rich.table import Table
+    from pimlip_zoo.cli.console import plain_table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
     names, rows = _rows(summary)
-    for name in names:
-        table.add_column(name, justify="left" if name in ("test", "weak") else "right")
-    for cells in rows:
-        table.add_row(*cells)
-    return table
+    return plain_table(*names, rows=rows, left=("test", "weak"))
 
 
 def _with_spread(row: Mapping[str, Any], name: str, factor: float) -> str:

@@ -34,6 +34,7 @@ def info_command(
     from pimlip_zoo.cli.light import import_without_torch
     from pimlip_zoo.datasets.audit import survey_data
     from pimlip_zoo.datasets.audit.report import describe, survey_tables
+    from pimlip_zoo.files import write_json
 
     import_without_torch("vesin")
     with _progress("structures") as advance:
@@ -43,7 +44,8 @@ def info_command(
         screen.print(table, "")
     for error in survey.bad[:20]:
         screen.print(f"[red]cannot be used:[/red] {error}")
-    _write_json(json_file, describe(survey))
+    if json_file is not None:
+        write_json(json_file, describe(survey), allow_nan=False)
 
 
 @app.command(
@@ -68,6 +70,7 @@ def check_command(
     from pimlip_zoo.datasets.audit.report import as_html, as_json, finding_table, survey_tables
     from pimlip_zoo.datasets.coverage import isolated_atom_energies
     from pimlip_zoo.datasets.readers import read_frames
+    from pimlip_zoo.files import write_json, write_text
 
     import_without_torch("vesin")
     splits = {"train": data}
@@ -88,9 +91,10 @@ def check_command(
         for table in survey_tables(survey)[:2]:
             screen.print(table, "")
     screen.print(finding_table(found))
-    _write_json(json_file, as_json(found))
+    if json_file is not None:
+        write_json(json_file, as_json(found), allow_nan=False)
     if html_file is not None:
-        _write(html_file, as_html(found))
+        write_text(html_file, as_html(found))
     if found.refused:
         screen.print("[bold red]Training on these data would be refused.[/bold red]")
         raise typer.Exit(3)
@@ -207,8 +211,8 @@ def get_command(
 ) -> None:
     """Fetch a published data set. Its licence and citation are shown first."""
     from pimlip_zoo.cli.console import console
-    from pimlip_zoo.datasets.download import download
-    from pimlip_zoo.datasets.known import KNOWN_SETS, known_set
+    from pimlip_zoo.datasets.catalogue import KNOWN_SETS, known_set
+    from pimlip_zoo.datasets.download import check_installed, download
     from pimlip_zoo.errors import InputError
 
     screen = console()
@@ -217,6 +221,7 @@ def get_command(
             screen.print(f"{known.name:24s} {known.level_of_theory:28s} {known.citation}")
         return
     known = known_set(name)
+    check_installed()
     expected = checksum or known.checksum
     for label, text in (
         ("address", address or known.address),
@@ -256,20 +261,6 @@ def _labels(text: str | None) -> list[str]:
                 mend=did_you_mean(name, ("energy", "forces", "stress")),
             )
     return names
-
-
-def _write_json(path: Path | None, content: object) -> None:
-    import json
-
-    if path is not None:
-        _write(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def _write(path: Path, text: str) -> None:
-    from pimlip_zoo.files import replacing
-
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 class _progress:  # noqa: N801 - reads as a function

@@ -167,13 +167,11 @@ def _errors(
 
 
 def _write(summary: Mapping[str, Any], json_file: Path) -> None:
-    import json
 
     from pimlip_zoo.cli.console import console
-    from pimlip_zoo.files import replacing
+    from pimlip_zoo.files import write_json
 
-    with replacing(json_file) as temporary:
-        temporary.write_text(json.dumps(summary, indent=1))
+    write_json(json_file, summary)
     console().print(f"errors: {json_file}")
 
 

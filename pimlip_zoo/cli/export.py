@@ -201,13 +201,12 @@ def _export_checkpoint(potential: Potential, target: Path, *, dtype: torch.dtype
 
     from pimlip_zoo.deploy.torchscript import ExportReport, prepared
     from pimlip_zoo.files import replacing
-    from pimlip_zoo.training.checkpoint import KEY, describe, load_potential
+    from pimlip_zoo.training.checkpoint import load_potential, save_potential
 
     started = time.perf_counter()
     ready = prepared(potential, dtype, electrons=True)
-    weights = {f"potential.{name}": value for name, value in ready.state_dict().items()}
     with replacing(target) as scratch:
-        torch.save({KEY: describe(ready), "state_dict": weights}, scratch)
+        save_potential(ready, scratch)
         again = load_potential(scratch).state_dict()
         if not all(torch.equal(value, again[name]) for name, value in ready.state_dict().items()):
             raise InputError("the weights did not survive writing", file=target)

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "run_of", "write_run"]
 
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="The run folder; runs/ and the model's name by default.")
+]
+
 app = typer.Typer(no_args_is_help=True, help="Turn a model of another package into a run folder.")
 
 
@@ -23,9 +27,7 @@ def _root() -> None:
 @app.command("mace", epilog="Example: pimlip-zoo import mace MACE.model -o runs/imported")
 def mace_command(
     file: Annotated[Path, typer.Argument(help="A .model file of mace-torch (ScaleShiftMACE).")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The run folder; runs/ and the file's name by default.")
-    ] = None,
+    out: Out = None,
     head: Annotated[str | None, typer.Option(help="Which head, of a model with several.")] = None,
 ) -> None:
     """Convert a model of mace-torch; energies, forces and stress stay the same.
@@ -46,9 +48,7 @@ def nequip_command(
         Path,
         typer.Argument(help="A .ckpt of nequip-train or a .nequip.zip of nequip-package (NequIP, Allegro)."),
     ],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The run folder; runs/ and the file's name by default.")
-    ] = None,
+    out: Out = None,
 ) -> None:
     """Convert a model of nequip or nequip-allegro; energies, forces and stress stay the same.
 
@@ -70,10 +70,11 @@ def _report(potential: Potential, folder: Path) -> None:
     screen = console()
     screen.print(
         f"{folder}: {describe(potential)['model']}, {count} parameters, {potential.model.dtype}, "
-        f"cutoff {potential.cutoff:g} Å, {', '.join(potential.species)}"
+        f"cutoff {potential.cutoff:g} Å, {len(potential.species)} elements: {', '.join(potential.species)}"
     )
     screen.print(
-        f"next: pimlip-zoo eval {folder} --data DATA, or pimlip-zoo train --from {folder} --data DATA"
+        f"next: pimlip-zoo eval {folder} --data DATA, pimlip-zoo export {folder} --format native, "
+        f"or pimlip-zoo train --from {folder} --data DATA"
     )
 
 
@@ -85,10 +86,7 @@ def sevennet_command(
             help="7net-0 (or 7net-0_22May2024), 7net-l3i5, 7net-mf-0 of an installed sevenn, or a checkpoint file."
         ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="The run folder; runs/ and the model's name by default."),
-    ] = None,
+    out: Out = None,
     level: Annotated[
         str | None,
         typer.Option(help="Which level of theory, of a model with several: PBE or R2SCAN in 7net-mf-0."),
@@ -103,7 +101,6 @@ def sevennet_command(
     """
     import torch
 
-    from pimlip_zoo.cli.console import console
     from pimlip_zoo.errors import InputError, did_you_mean
     from pimlip_zoo.foundation.sevennet import find_file, import_potential
 
@@ -115,16 +112,7 @@ def sevennet_command(
     name = Path(model).stem if Path(model).exists() else model
     folder = out or Path("runs") / (f"{name}-{level}" if level else name)
     write_run(potential, folder, {"imported": model, "level": level})
-    count = sum(parameter.numel() for parameter in potential.model.parameters())
-    screen = console()
-    screen.print(
-        f"{folder}: nequip, {count} parameters, {potential.model.dtype}, cutoff {potential.cutoff:g} Å, "
-        f"{len(potential.species)} elements: {', '.join(potential.species)}"
-    )
-    screen.print(
-        f"next: pimlip-zoo eval {folder} --data DATA, pimlip-zoo export {folder} --format native, "
-        f"or pimlip-zoo train --from {folder} --data DATA"
-    )
+    _report(potential, folder)
 
 
 def run_of(text: str) -> str:
@@ -184,12 +172,10 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
     Raises:
         InputError: when the folder holds a run.
     """
-    import torch
-
     from pimlip_zoo.config import RunConfig, save_config
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.files import replacing
-    from pimlip_zoo.training.checkpoint import KEY, describe
+    from pimlip_zoo.training.checkpoint import describe, save_potential
 
     target = folder / "checkpoints" / "best.ckpt"
     if target.exists() or (folder / "config.yaml").exists():
@@ -208,8 +194,7 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
             "trainer": {"dtype": description["dtype"]},
         }
     )
-    weights = {f"potential.{name}": value for name, value in potential.state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as scratch:
-        torch.save({KEY: {**description, "summary": source}, "state_dict": weights}, scratch)
+        save_potential(potential, scratch, summary=source)
     save_config(config, folder / "config.yaml")

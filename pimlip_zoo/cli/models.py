@@ -77,9 +77,7 @@ def _trace(name: str | None, preset: str | None, *, json_output: bool) -> None:
     import dataclasses
     import json
 
-    from rich.table import Table
-
-    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.cli.console import console, plain_table
     from pimlip_zoo.compiled.sweeps.describe import described
     from pimlip_zoo.registry import get_model
 
@@ -103,12 +101,10 @@ def _trace(name: str | None, preset: str | None, *, json_output: bool) -> None:
         )
         return
     words = {"block": "compiled", "autograd": "autograd", "plain": "as it is"}
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("step", "", "how", "block"):
-        table.add_column(column)
-    for step in steps:
-        table.add_row(step.name, step.kind, words[step.how], step.block if step.how == "block" else "")
-    screen.print(table)
+    rows = [
+        (step.name, step.kind, words[step.how], step.block if step.how == "block" else "") for step in steps
+    ]
+    screen.print(plain_table("step", "", "how", "block", rows=rows))
     counts = {how: sum(step.how == how for step in steps) for how in words}
     screen.print(
         f"{len(steps)} steps: {counts['block']} compiled, {counts['autograd']} left to autograd, {counts['plain']} as "
@@ -125,7 +121,7 @@ def _all_described() -> dict[str, dict[str, Any]]:
     import json
     import logging
 
-    from pimlip_zoo.files import replacing
+    from pimlip_zoo.files import write_text
 
     file = _kept_in()
     try:
@@ -137,8 +133,7 @@ def _all_described() -> dict[str, dict[str, Any]]:
     text = json.dumps({name: _describe(info) for name, info in available_models().items()})
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(file, text)
     except (OSError, ValueError) as error:  # a cache that cannot be written costs time and nothing else
         logging.getLogger("pimlip_zoo").debug("%s", error)
     return dict(json.loads(text))
@@ -169,9 +164,7 @@ def _recipes(*, json_output: bool) -> None:
     """With the settings for NequIP and 500 structures of 20 atoms: they may depend on what is trained."""
     import json
 
-    from rich.table import Table
-
-    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.cli.console import console, plain_table
     from pimlip_zoo.training.recipes import RunFacts, available_recipes
 
     facts = RunFacts(
@@ -193,14 +186,17 @@ def _recipes(*, json_output: bool) -> None:
         }
         typer.echo(json.dumps(content, indent=1))
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("--recipe", "version", "", "options"):
-        table.add_column(column)
-    for recipe, options in found:
-        lines = "\n".join(f"{key}={value}" for key, value in options.items())
-        table.add_row(recipe.name, str(recipe.version), recipe.summary, lines)
+    rows = [
+        (
+            one.name,
+            str(one.version),
+            one.summary,
+            "\n".join(f"{key}={value}" for key, value in options.items()),
+        )
+        for one, options in found
+    ]
     screen = console()
-    screen.print(table)
+    screen.print(plain_table("--recipe", "version", "", "options", rows=rows))
     screen.print(
         "shown for 500 structures of 20 atoms; what is given with --set wins, and config.yaml of a run has "
         "what it used"
@@ -211,9 +207,8 @@ def _weak_presets(*, json_output: bool) -> None:
     import json
 
     from rich.markup import escape
-    from rich.table import Table
 
-    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.cli.console import console, plain_table
     from pimlip_zoo.consistency.config import PRESETS, WeakConfig
 
     kinds = _registered()
@@ -239,19 +234,12 @@ def _weak_presets(*, json_output: bool) -> None:
         typer.echo(json.dumps(content, indent=1))
         return
     screen = console()
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("--weak", "", "options"):
-        table.add_column(column)
-    for name, (text, given) in PRESETS.items():
-        table.add_row(name, text, "\n".join(_dotted("weak", given)))
-    screen.print(table)
+    rows = [(name, text, "\n".join(_dotted("weak", given))) for name, (text, given) in PRESETS.items()]
+    screen.print(plain_table("--weak", "", "options", rows=rows))
     for kind in kinds.values():
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for column in (kind.column, "", "options"):
-            table.add_column(column)
-        for name, (text, options) in kind.members.items():
-            table.add_row(name, escape(text), _listed(options, kind.chosen_by))
-        screen.print(table)
+        members = kind.members.items()
+        rows = [(name, escape(text), _listed(options, kind.chosen_by)) for name, (text, options) in members]
+        screen.print(plain_table(kind.column, "", "options", rows=rows))
         screen.print(f"set with {escape(kind.usage)}\n")
 
 
@@ -389,37 +377,22 @@ def _help(config: type, name: str) -> str:
 
 
 def _overview(described: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+    from pimlip_zoo.cli.console import plain_table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("model")
-    table.add_column("parameters (H, C, N, O)")
-    table.add_column("")
+    rows = []
     for item in described:
         counts = ", ".join(f"{preset} {values['parameters']:,}" for preset, values in item["presets"].items())
-        table.add_row(item["name"], counts or f"{item['parameters']:,}", item["description"])
-    return table
+        rows.append((item["name"], counts or f"{item['parameters']:,}", item["description"]))
+    return plain_table("model", "parameters (H, C, N, O)", "", rows=rows)
 
 
 def _options_table(item: dict[str, Any]) -> Any:
-    from rich.table import Table
+    from pimlip_zoo.cli.console import plain_table
 
-    table = Table(
-        title=f"{item['name']}: {item['description']}",
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-    )
-    for column in ("option", "default", *item["presets"], ""):
-        table.add_column(column, overflow="fold")
-    table.add_row(
-        "[dim]parameters[/dim]",
-        "",
-        *(f"[dim]{p['parameters']:,}[/dim]" for p in item["presets"].values()),
-        "",
-    )
+    presets = item["presets"].values()
+    rows = [("[dim]parameters[/dim]", "", *(f"[dim]{p['parameters']:,}[/dim]" for p in presets), "")]
     for name, option in item["options"].items():
-        cells = [str(values[name]) if name in values else "" for values in item["presets"].values()]
-        table.add_row(name, str(option["default"]), *cells, option["help"])
-    return table
+        cells = [str(values[name]) if name in values else "" for values in presets]
+        rows.append((name, str(option["default"]), *cells, option["help"]))
+    title = f"{item['name']}: {item['description']}"
+    return plain_table("option", "default", *item["presets"], "", rows=rows, title=title)

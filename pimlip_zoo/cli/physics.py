@@ -78,8 +78,7 @@ def physics_of_run(
     from pimlip_zoo.physics.examine import Examination, select
     from pimlip_zoo.physics.reference import attach, reference_of_result
 
-    names = None if request.properties is None else list(request.properties)
-    properties = select(names, request.settings)
+    properties = select(request.properties, request.settings)
     training = _training_data(run)
     subjects = _subjects(request, training)
     reference, other = _reference(request, [subject.name for subject in subjects])
@@ -147,14 +146,13 @@ class PhysicsFile:
 
     def save(self, result: dict[str, Any]) -> None:
         """Write the result so far."""
-        from pimlip_zoo.files import replacing
+        from pimlip_zoo.files import write_json
 
         result = {"weights": self._weights, **result}
         named = result if self._errors is None else {**self._errors, "physics": result}
         for path, content in ((self._own, self._merged(result)), (self._named, named)):
             if path is not None:
-                with replacing(path) as temporary:
-                    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+                write_json(path, content)
 
     def _read(self) -> dict[str, Any]:
         """What the run's own file has of the same weights, whoever wrote it."""
@@ -202,8 +200,8 @@ def request_of(
 def property_table(*, json_output: bool) -> Any:
     """The registered properties: for people a table, otherwise JSON text."""
     from rich.markup import escape
-    from rich.table import Table
 
+    from pimlip_zoo.cli.console import plain_table
     from pimlip_zoo.physics.property import PROPERTIES
 
     found = PROPERTIES.all()
@@ -222,15 +220,13 @@ def property_table(*, json_output: bool) -> Any:
             },
             indent=1,
         )
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("--properties", "of", "", "options"):
-        table.add_column(column)
+    rows = []
     for name, one in found.items():
         options = "\n".join(
             f"{name}.{key}={field.default}" for key, field in one.options.model_fields.items()
         )
-        table.add_row(name, "\n".join(sorted(one.kinds)), escape(one.description), escape(options))
-    return table
+        rows.append((name, "\n".join(sorted(one.kinds)), escape(one.description), escape(options)))
+    return plain_table("--properties", "of", "", "options", rows=rows)
 
 
 def check_request(request: PhysicsRequest) -> None:
@@ -241,7 +237,7 @@ def check_request(request: PhysicsRequest) -> None:
     """
     from pimlip_zoo.physics.examine import select
 
-    select(None if request.properties is None else list(request.properties), request.settings)
+    select(request.properties, request.settings)
     subjects = _subjects(request, "they are not known yet")
     _reference(request, [subject.name for subject in subjects])
 
@@ -255,7 +251,7 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
         screen: a console.
     """
     from pimlip_zoo.cli.signals import collected_signals
-    from pimlip_zoo.files import replacing
+    from pimlip_zoo.files import write_json
     from pimlip_zoo.physics.examine import Examination, select
 
     subjects = _subjects(request, "they are not known yet")
@@ -272,7 +268,7 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
             before = json.loads(file.read_text(encoding="utf-8"))
             if {key: before[key] for key in wanted} == wanted:
                 return found
-    properties = select(None if request.properties is None else list(request.properties), request.settings)
+    properties = select(request.properties, request.settings)
     screen.print(f"the reference, {request.reference}:", markup=False)
     with collected_signals() as signals, _progress(screen) as progress:
         examination = Examination(other, subjects, properties, stop=lambda: bool(signals), tick=progress.tick)
@@ -282,8 +278,7 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
     if signals:
         raise KeyboardInterrupt
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps({**wanted, **result}, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_json(file, {**wanted, **result})
     return found
 
 
@@ -473,19 +468,15 @@ def _print_plan(examination: Examination, screen: Any, other: str | None) -> Non
 
 def _print_result(result: Mapping[str, Any], screen: Any) -> None:
     from rich.markup import escape
-    from rich.table import Table
+
+    from pimlip_zoo.cli.console import plain_table
 
     for name, part in result["structures"].items():
         compared = any(
             "error" in row for one in part["properties"].values() for row in one.get("values", {}).values()
         )
-        table = Table(title=escape(name), title_justify="left", box=None, header_style="bold", pad_edge=False)
-        table.add_column("property")
-        table.add_column("value", justify="right")
-        table.add_column("unit")
-        if compared:
-            table.add_column("reference", justify="right")
-            table.add_column("error", justify="right")
+        columns = ("property", "value", "unit", *(("reference", "error") if compared else ()))
+        table = plain_table(*columns, left=("property", "unit"), title=escape(name))
         remarks = []
         for kind, one in part["properties"].items():
             for value, row in one.get("values", {}).items():

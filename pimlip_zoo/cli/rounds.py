@@ -55,16 +55,15 @@ def rounds_command(
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+    from pimlip_zoo.cli.console import plain_table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("round", "chosen by", "labels", "failed", "energy meV/atom", "forces meV/Å", "on"):
-        table.add_column(name, justify="left" if name in ("chosen by", "on") else "right")
+    lines = []
     for row in rows:
         energy = "-" if row["energy"] is None else f"{1e3 * row['energy']:.2f}"
         cells = (row["round"], row["acquisition"], row["labels"], row["failures"], energy)
-        table.add_row(*map(str, cells), f"{1e3 * row['forces']:.1f}", row["test"])
-    return table
+        lines.append((*map(str, cells), f"{1e3 * row['forces']:.1f}", row["test"]))
+    columns = ("round", "chosen by", "labels", "failed", "energy meV/atom", "forces meV/Å", "on")
+    return plain_table(*columns, rows=lines, left=("chosen by", "on"))
 
 
 def _point(row: dict[str, Any]) -> dict[str, Any]:

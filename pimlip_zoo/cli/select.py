@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pimlip_zoo.datasets.frame import Frame
     from pimlip_zoo.labelling.select import Selection
 
@@ -61,6 +59,7 @@ def select_command(
     """Choose from a pool the structures that are worth the next labels."""
     from pimlip_zoo.cli.console import console
     from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.datasets.writing import write_frames
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.labelling.acquisition import ACQUISITIONS
     from pimlip_zoo.labelling.select import select
@@ -107,7 +106,7 @@ def select_command(
         max_force=max_force,
         source=pool,
     )
-    _write(chosen.frames, out)
+    write_frames(out, chosen.frames)
     _report(chosen, len(frames), out, screen)
 
 
@@ -120,21 +119,6 @@ def _training_structures(run: Path) -> list[Frame]:
     if not path.exists():
         return []
     return list(load_split(load_config(path, complete=True))[0])
-
-
-def _write(frames: Sequence[Frame], out: Path) -> None:
-    from pimlip_zoo.datasets.frame import frame_to_atoms
-    from pimlip_zoo.files import replacing
-
-    with replacing(out) as temporary:
-        if out.suffix == ".lmdb":
-            from pimlip_zoo.datasets.lmdb import write_store
-
-            write_store(temporary, frames)
-        else:
-            from ase.io import write
-
-            write(str(temporary), [frame_to_atoms(frame) for frame in frames], format="extxyz")
 
 
 def _report(chosen: Selection, total: int, out: Path, screen: Any) -> None:

@@ -144,9 +144,8 @@ def _show(screen: Any, advice: Advice, data: str) -> None:
 
 def _write(advice: Advice, file: Path) -> None:
     import dataclasses
-    import json
 
-    from pimlip_zoo.files import replacing
+    from pimlip_zoo.files import write_json
 
     content = {
         **dataclasses.asdict(advice),
@@ -154,5 +153,4 @@ def _write(advice: Advice, file: Path) -> None:
         "recipe": None if advice.best is None else advice.best.recipe,
         "level": None if advice.best is None else advice.best.level,
     }
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
+    write_json(file, content)

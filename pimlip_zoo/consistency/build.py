@@ -19,7 +19,7 @@ from pimlip_zoo.consistency.displacements import (
 from pimlip_zoo.consistency.loss import ConsistencyLoss
 from pimlip_zoo.consistency.residuals import Residual, get_residual
 from pimlip_zoo.consistency.sampling import Sampling
-from pimlip_zoo.consistency.schedules import Constant, Decay, Schedule, TiedToError, WarmUp
+from pimlip_zoo.consistency.schedules import Constant, Decay, Schedule, WarmUp
 from pimlip_zoo.consistency.surface import Reads
 from pimlip_zoo.consistency.teacher import EmaTeacher
 from pimlip_zoo.errors import InputError, did_you_mean
@@ -29,7 +29,6 @@ from pimlip_zoo.losses.pool import Pool
 if TYPE_CHECKING:
     from torch import nn
 
-    from pimlip_zoo.losses.base import PotentialLike
 
 __all__ = [
     "build_displacements",
@@ -69,7 +68,6 @@ def build_schedule(config: ScheduleConfig) -> Schedule:
         "constant": Constant(),
         "warm_up": WarmUp(config.steps, config.start),
         "decay": Decay(config.steps, config.start, config.last),
-        "tied_to_error": TiedToError(config.power, config.reference),
     }
     return made[config.name]
 
@@ -117,14 +115,9 @@ def check_weak(
     displacements = build_displacements(config.perturbation, species)
     if displacements.needs_force_labels and "forces" not in labels:
         raise InputError(
-            "displacements along the force error need force labels, and the training data have none",
+            "such displacements need force labels, and the training data have none",
             key="weak.perturbation.name",
             mend="use uniform, gaussian or sphere",
-        )
-    if displacements.needs_ensemble and len(config.ensemble) < 2:
-        raise InputError(
-            f"displacements along the variance need at least 2 runs, {len(config.ensemble)} given",
-            key="weak.ensemble",
         )
     shortest = _shortest_bond(samples)
     if displacements.max_displacement > 0.5 * shortest:
@@ -144,7 +137,6 @@ def build_weak_terms(
     direct: bool,
     force_weight: float | None,
     pool: Sequence[Batch] = (),
-    ensemble: Sequence[PotentialLike] = (),
     seed: int = 0,
 ) -> list[ConsistencyLoss]:
     """The consistency losses of a run.
@@ -156,7 +148,6 @@ def build_weak_terms(
         direct: whether forces come from a head of their own.
         force_weight: of the supervised force loss; None where there is none.
         pool: unlabelled structures, their lists widened.
-        ensemble: potentials for displacements along the variance.
         seed: of the displacements.
     """
     chosen = chosen_terms(config, direct=direct)
@@ -172,7 +163,6 @@ def build_weak_terms(
         fraction=config.fraction,
         pool=Pool(pool, config.unlabelled_batch_size) if pool else None,
         teacher=EmaTeacher(potential, config.teacher_decay) if config.teacher == "ema" else None,
-        ensemble=ensemble,
         seed=seed,
     )
     return [

@@ -11,9 +11,9 @@ from pimlip_zoo.consistency.displacements import DISPLACEMENTS, DisplacementOpti
 from pimlip_zoo.consistency.residuals import RESIDUALS, residual_names
 from pimlip_zoo.consistency.surface import Detach
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.registry import BASELINE
 from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
-from pimlip_zoo.weak_labels.recipe import RECIPES
 
 __all__ = [
     "PRESETS",
@@ -33,13 +33,36 @@ def term_names() -> dict[str, str]:
 
 
 _OLD_ITERATIONS = 3
-_OLD_STIFFNESS = 20.0
+_Left = dict[str, tuple[tuple[Any, ...], str]]
+_LEFT: _Left = {
+    "denoising_stiffness": ((20.0,), "write weak.terms.denoising.options.stiffness"),
+    "ensemble": (((), []), "write weak.perturbation.ensemble, with benchmarks/weak/baselines installed"),
+}
+"""Option -> (what earlier versions wrote where it was not used, what to write now)."""
+_LEFT_SCHEDULES: _Left = dict.fromkeys(
+    ("power", "reference"), ((1.0, None), "a weight that follows the error gained nothing: write constant")
+)
+
+
+def _without_left(values: Any, left: _Left, place: str) -> Any:
+    """The table without what earlier versions wrote for options that have left, where it says nothing."""
+    if not isinstance(values, Mapping):
+        return values
+    for key, (said_nothing, hint) in left.items():
+        if key in values and values[key] not in said_nothing:
+            raise InputError("this option has left the package", key=f"{place}.{key}", mend=hint)
+    return {key: value for key, value in values.items() if key not in left}
 
 
 class ScheduleConfig(Section):
     """How a weight changes; see :mod:`pimlip_zoo.consistency.schedules`."""
 
-    name: Literal["constant", "warm_up", "decay", "tied_to_error"] = "constant"
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_versions(cls, values: Any) -> Any:
+        return _without_left(values, _LEFT_SCHEDULES, "weak.terms.NAME.schedule")
+
+    name: Literal["constant", "warm_up", "decay"] = "constant"
     """What the weight is multiplied by over the run; docs/guide/weak-supervision.md has the formulae."""
     start: int = Field(default=0, ge=0)
     """Step at which the warm-up or the decay begins."""
@@ -47,10 +70,6 @@ class ScheduleConfig(Section):
     """Length of the warm-up or the decay."""
     last: float = Field(default=0.0, ge=0, le=1)
     """Factor after a decay."""
-    power: PositiveFloat = 1.0
-    """Of error / reference, when tied to the error."""
-    reference: PositiveFloat | None = None
-    """Supervised loss below which the weight falls; None: the first one seen."""
 
 
 class TermConfig(Section):
@@ -61,7 +80,7 @@ class TermConfig(Section):
     unit: Literal["lambda", "per_atom", "total"] = "lambda"
     """What the weight multiplies. lambda: ``(R / (N ε))²``, an error of force along the displacement,
     relative to the weight of the force loss, so that ``weight = C ε²`` for a ``C (R/N)²``. per_atom:
-    ``(R/N)²``. total: ``R²``, the paper's. Terms that are no energies (curl, noisy_labels, denoising) take
+    ``(R/N)²``. total: ``R²``, the paper's. Terms that are no energies (curl) take
     the weight as it is."""
     detach: Detach = "none"
     """The side that gets no gradient."""
@@ -131,8 +150,6 @@ class WeakConfig(Section):
     them, too."""
     unlabelled_batch_size: PositiveInt = 5
     """Of them, per step."""
-    ensemble: tuple[str, ...] = ()
-    """Runs whose disagreement displacements along the variance follow."""
     labels: WeakLabelsConfig | None = None
 
     @model_validator(mode="before")
@@ -140,7 +157,7 @@ class WeakConfig(Section):
     def _fill_from_preset(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("preset"), str):
             values = merge_tables(weak_preset(values["preset"]), values)
-        return _with_stiffness(values)
+        return _without_left(values, _LEFT, "weak")
 
     @model_validator(mode="after")
     def _terms_exist(self) -> WeakConfig:
@@ -228,32 +245,11 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "perturbation": {"name": "uniform", "amplitude": 0.02},
         },
     ),
-    "noisy-nodes": (
-        "baseline: displaced copies are asked for the labels of the undisplaced",
-        {"terms": {"noisy_labels": {"weight": 0.1}}, "perturbation": {"name": "gaussian", "amplitude": 0.01}},
-    ),
-    "denoising": (
-        "baseline: forces point back to the undisplaced structure",
-        {"terms": {"denoising": {"weight": 0.01}}, "perturbation": {"name": "gaussian", "amplitude": 0.05}},
-    ),
 }
 """Name -> (what it is, options)."""
 
 
-def _with_stiffness(values: Any) -> Any:
-    """What earlier versions wrote as ``weak.denoising_stiffness`` as what it is: an option of the denoising term."""
-    if not isinstance(values, Mapping) or "denoising_stiffness" not in values:
-        return values
-    rest = {key: value for key, value in values.items() if key != "denoising_stiffness"}
-    term = (rest.get("terms") or {}).get("denoising")
-    if isinstance(term, Mapping):
-        stiffness = {"stiffness": values["denoising_stiffness"], **term.get("options", {})}
-        return merge_tables(rest, {"terms": {"denoising": {"options": stiffness}}})
-    if values["denoising_stiffness"] != _OLD_STIFFNESS:
-        raise InputError(
-            "there is no denoising term", key="weak.denoising_stiffness", mend="choose it, or leave this out"
-        )
-    return rest
+_PRESETS_LEFT = dict.fromkeys(("second-head", "noisy-nodes", "denoising"), BASELINE)
 
 
 def weak_preset(name: str) -> dict[str, Any]:
@@ -263,7 +259,7 @@ def weak_preset(name: str) -> dict[str, Any]:
         InputError: for an unknown name.
     """
     if name not in PRESETS:
-        mend = RECIPES.left.get(name.replace("-", "_")) or did_you_mean(name, PRESETS)
+        mend = _PRESETS_LEFT.get(name) or did_you_mean(name, PRESETS)
         raise InputError(f"no weak preset is called {name!r}", key="weak.preset", mend=mend)
     return merge_tables({}, PRESETS[name][1])
 

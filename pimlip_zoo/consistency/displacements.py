@@ -21,7 +21,7 @@ from torch import Tensor
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions, edge_vectors, sum_by_structure
 from pimlip_zoo.losses.base import PotentialLike
-from pimlip_zoo.registry import Registry
+from pimlip_zoo.registry import BASELINE, Registry, first_line
 from pimlip_zoo.section import Section
 
 __all__ = [
@@ -49,8 +49,6 @@ class Context(NamedTuple):
     """Structures with labels."""
     predictions: Predictions
     """Of the potential on the undisplaced structures."""
-    ensemble: Sequence[PotentialLike] = ()
-    """Further potentials, whose disagreement counts."""
 
 
 class Displacement:
@@ -65,7 +63,6 @@ class Displacement:
     """
 
     needs_force_labels = False
-    needs_ensemble = False
     needs_predictions = False
     """Whether a displacement depends on the potential's predictions, so that these have to be made before."""
 
@@ -90,7 +87,7 @@ class Displacement:
         Args:
             graph: the structures.
             generator: source of randomness, on any device.
-            context: labels, predictions, potentials; only some kinds need it.
+            context: labels, predictions, the potential; only some kinds need it.
 
         Returns:
             (N, 3) Å, in the dtype of the positions, without gradient and without mean in every structure.
@@ -128,11 +125,13 @@ class DisplacementKind:
     @property
     def description(self) -> str:
         """First line of the class's docstring."""
-        return (self.make.__doc__ or "").strip().split("\n", 1)[0]
+        return first_line(self.make)
 
 
 DISPLACEMENTS: Registry[DisplacementKind] = Registry(
-    "displacement", "pimlip_zoo.displacements", ("pimlip_zoo.consistency.adversarial",)
+    "displacement",
+    "pimlip_zoo.displacements",
+    left=dict.fromkeys(("force_error", "variance", "stiff", "soft"), BASELINE),
 )
 
 DisplacementClass = TypeVar("DisplacementClass", bound=type[Displacement])
@@ -150,12 +149,7 @@ def displacement(
     Raises:
         InputError: when another one has the name already.
     """
-
-    def register(cls: DisplacementClass) -> DisplacementClass:
-        DISPLACEMENTS.add(name, DisplacementKind(name, cls, options), cls)
-        return cls
-
-    return register
+    return DISPLACEMENTS.registering(name, lambda cls: DisplacementKind(name, cls, options))
 
 
 @displacement("uniform")
@@ -251,7 +245,7 @@ class SpeciesScaled(Displacement):
         largest = max(factors)
         super().__init__(inner.amplitude * largest, inner.max_displacement * largest)
         self.inner, self.factors = inner, torch.tensor([float(f) for f in factors], dtype=torch.float64)
-        self.needs_force_labels, self.needs_ensemble = inner.needs_force_labels, inner.needs_ensemble
+        self.needs_force_labels = inner.needs_force_labels
         self.needs_predictions = inner.needs_predictions
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
@@ -276,7 +270,7 @@ class LocalMask(Displacement):
             raise InputError(f"the radius is {radius}", key="radius", mend="give a length > 0 in Å")
         super().__init__(inner.amplitude, 2.0 * inner.max_displacement)
         self.inner, self.radius = inner, float(radius)
-        self.needs_force_labels, self.needs_ensemble = inner.needs_force_labels, inner.needs_ensemble
+        self.needs_force_labels = inner.needs_force_labels
         self.needs_predictions = inner.needs_predictions
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:

@@ -65,8 +65,6 @@ def evaluate_step(
         draw = sampling.draw(potential, batch, step)
         predictions = _together(potential, batch, draw, reads, forces=forces, virial=virial)
     sampling.follow(potential, step)
-    if any(request.error for request in requests):
-        sampling.follow_error(batch, predictions)
     if draw is not None and reads is not None:
         draw.surface.evaluate(reads, few_edges=FEW_EDGES)
     return Evaluated(batch, predictions, potential, None if draw is None else draw.surface, step)

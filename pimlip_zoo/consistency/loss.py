@@ -54,24 +54,15 @@ class ConsistencyLoss(LossTerm):
         self.sampling = sampling
         self._function = residual.bound(options)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs of the schedule."""
-        return self.schedule.state()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """See :meth:`get_extra_state`."""
-        self.schedule.restore(state)
-
     def factor(self, step: Step) -> float:
         """See :class:`LossTerm`."""
-        return self.schedule.factor(step.number, self.sampling.error)
+        return self.schedule.factor(step.number)
 
     def requests(self, batch: Batch, step: Step) -> Requests:  # noqa: ARG002
         """See :class:`LossTerm`; before a late start and after a decay to nothing no copy is looked at."""
         return Requests(
             sampling=self.sampling,
             reads=self.residual.reads if self.factor(step) > 0 else None,
-            error=self.schedule.needs_error,
         )
 
     def forward(self, evaluated: Evaluated) -> LossValue:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
@@ -59,36 +59,18 @@ class PhysicsWeakMixin:
             base=base,
         )
 
-    def residual(
-        self,
-        name: str,
-        graph: AtomGraph,
-        d: Tensor | None = None,
-        p: Tensor | None = None,
-        *,
-        strain: Tensor | None = None,
-        direction: Tensor | None = None,
-        labels: Labels | None = None,
-        teacher: PotentialLike | None = None,
-        detach: Detach = "none",
-        base: Predictions | None = None,
-    ) -> Tensor:
-        """A residual by its name, of a surface as :meth:`surface` makes it: (M,) eV, NaN where a label is missing.
+    def residual(self, name: str, graph: AtomGraph, *displacements: Tensor, **options: Any) -> Tensor:
+        """A residual by its name: (M,) eV, NaN where a label is missing.
 
         Several at once, their copies shared: :func:`pimlip_zoo.consistency.residuals.evaluate_residuals`.
+
+        Args:
+            name: of the residual.
+            graph: as :meth:`surface` takes it.
+            displacements: ``d`` and ``p``, where the residual needs them.
+            options: as :meth:`surface` takes them.
 
         Raises:
             InputError: for an unknown name, or a residual that lacks labels, a displacement, or a target side.
         """
-        surface = self.surface(
-            graph,
-            d,
-            p,
-            strain=strain,
-            direction=direction,
-            labels=labels,
-            teacher=teacher,
-            detach=detach,
-            base=base,
-        )
-        return evaluate_residuals(surface, [name])[name]
+        return evaluate_residuals(self.surface(graph, *displacements, **options), [name])[name]

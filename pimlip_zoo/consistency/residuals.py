@@ -20,13 +20,13 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, PositiveFloat
+from pydantic import BaseModel
 from torch import Tensor
 
 from pimlip_zoo.consistency.surface import ORIGIN, STRAINED, D, Detach, P, Reads, Surface, reads_of
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.registry import Registry
-from pimlip_zoo.section import Section, parse_options
+from pimlip_zoo.registry import BASELINE, Registry
+from pimlip_zoo.section import parse_options
 
 __all__ = [
     "RESIDUALS",
@@ -76,7 +76,11 @@ class Residual:
         return partial(self.function, options=parse_options(self.options, options or {}, key))
 
 
-RESIDUALS: Registry[Residual] = Registry("consistency residual", "pimlip_zoo.residuals")
+RESIDUALS: Registry[Residual] = Registry(
+    "consistency residual",
+    "pimlip_zoo.residuals",
+    left=dict.fromkeys(("noisy_labels", "denoising"), BASELINE),
+)
 
 
 def residual(
@@ -99,12 +103,9 @@ def residual(
     Raises:
         InputError: when another one has the name already.
     """
-
-    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        RESIDUALS.add(name, Residual(name, function, equation, order, penalty, options), function)
-        return function
-
-    return register
+    return RESIDUALS.registering(
+        name, lambda function: Residual(name, function, equation, order, penalty, options)
+    )
 
 
 def get_residual(name: str) -> Residual:
@@ -254,33 +255,3 @@ def strain_trapezoid(s: Surface) -> Tensor:
 def curl(s: Surface) -> Tensor:
     """The squared norm, (eV/Å²)²."""
     return s.sum(s.curl().square())
-
-
-@residual("noisy_labels", penalty=True, equation="labels of r asked of r+d, as noisy-nodes augmentation does")
-def noisy_labels(s: Surface) -> Tensor:
-    """Mean square of the force error by component plus the square of the energy error by atom."""
-    # A missing label is filled before the square, whose own gradient would make NaN of it.
-    known, count = s.labels.forces, s.atoms
-    forces = s.sum((s.F(D) - torch.where(known.isnan(), s.F(D), known)).square()) / (3.0 * count)
-    missing = s.E_ref.isnan()
-    energy = ((s.E(D) - s.E_ref) / count).masked_fill(missing, 0.0).square()
-    return forces + energy.masked_fill(missing, float("nan"))
-
-
-class DenoisingOptions(Section):
-    """Of the denoising term."""
-
-    stiffness: PositiveFloat = 20.0
-    """eV/Å², κ."""
-
-
-@residual(
-    "denoising",
-    penalty=True,
-    equation="F(r+d) = -κ d, the denoising of displaced structures",
-    options=DenoisingOptions,
-)
-def denoising(s: Surface, options: DenoisingOptions = DenoisingOptions()) -> Tensor:  # noqa: B008
-    """Mean square of the error by component."""
-    error = s.F(D) + options.stiffness * s.displacement(D)
-    return s.sum(error.square()) / (3.0 * s.atoms)

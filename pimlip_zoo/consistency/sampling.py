@@ -5,9 +5,8 @@ All that is random follows from (seed, rank, batch), so that a resumed run goes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +45,6 @@ class Sampling(nn.Module):
         fraction: share of the structures that is looked at.
         pool: unlabelled structures.
         teacher: takes the target side.
-        ensemble: potentials for displacements along their variance.
         reads: what all losses of the run look at: what is drawn does not depend on which of them count at a step.
         seed: of everything random.
     """
@@ -60,24 +58,12 @@ class Sampling(nn.Module):
         fraction: float = 1.0,
         pool: Pool | None = None,
         teacher: EmaTeacher | None = None,
-        ensemble: Sequence[PotentialLike] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.displacements, self.strain, self.fraction = displacements, strain, fraction
         self.pool, self.teacher, self.seed, self.reads = pool, teacher, seed, reads or Reads()
-        self._ensemble = tuple(ensemble)
         self._followed: int | None = None
-        self.error: float | None = None
-        """Running mean of the supervised squared error, (eV/atom)² + (eV/Å)²."""
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights of the teacher."""
-        return {"error": self.error}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """See :meth:`get_extra_state`."""
-        self.error = state["error"]
 
     def amplitude(self, reads: Reads) -> float:
         """The ε that weights in units of lambda refer to: of the strains where these are looked at, else in Å."""
@@ -90,22 +76,6 @@ class Sampling(nn.Module):
         if self.training and self.teacher is not None and self._followed != step.number:
             self.teacher.update(cast("nn.Module", potential), step.number)
             self._followed = step.number
-
-    def follow_error(self, batch: Batch, predictions: Predictions) -> None:
-        """Keep the running mean of the supervised error."""
-        if not self.training:
-            return
-        with torch.no_grad():
-            labels, graph = batch.labels, batch.graph
-            atoms = torch.bincount(graph.batch, minlength=graph.num_graphs).clamp_min(1)
-            error = ((predictions.energy - labels.energy) / atoms).square().nanmean().nan_to_num()
-            if len(predictions.forces) == len(labels.forces):
-                error = error + (predictions.forces - labels.forces).square().nanmean().nan_to_num()
-            if torch.distributed.is_initialized():  # ranks agree on the factor of a weight
-                torch.distributed.all_reduce(error)
-                error = error / torch.distributed.get_world_size()
-        now = float(error)
-        self.error = now if self.error is None else 0.98 * self.error + 0.02 * now
 
     def draw(
         self,
@@ -133,7 +103,7 @@ class Sampling(nn.Module):
         if self.displacements.needs_predictions:
             if base is None:
                 base = potential(trim_edges(part.graph, potential.cutoff), forces=True, virial=False)
-            context = Context(potential, part, base, self._ensemble)
+            context = Context(potential, part, base)
         d, *others = self.displacements.sample_several(1 + self.reads.p, part.graph, generator, context)
         strain = self.strain.sample(part.graph, generator) if self.reads.strained and self.strain else None
         surface = Surface(

@@ -9,8 +9,8 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
+from pimlip_zoo.datasets.builtin_format import PackedSet, read_packed
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.packed import PackedSet, read_packed
 from pimlip_zoo.errors import InputError, did_you_mean
 
 __all__ = [

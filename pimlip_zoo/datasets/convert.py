@@ -23,7 +23,7 @@ from pimlip_zoo.datasets.lmdb import FrameStore, StoreWriter
 from pimlip_zoo.datasets.lmdb.writer import partial_path
 from pimlip_zoo.datasets.readers import DataSource, check_chosen, checked, open_source, parse_spec, window_of
 from pimlip_zoo.errors import InputError, reading
-from pimlip_zoo.files import read_text, replacing
+from pimlip_zoo.files import read_text, write_text
 
 __all__ = ["SHARD_FRAMES", "Conversion", "convert"]
 
@@ -182,8 +182,7 @@ def _plan(folder: Path, settings: _Settings, shard_frames: int) -> list[list[_Pi
             f"cannot be made: {error.strerror}", file=folder, mend="name a place where you may write"
         ) from error
     content = {"fingerprint": fingerprint, "tasks": [[asdict(p) for p in task] for task in tasks]}
-    with replacing(plan) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_text(plan, json.dumps(content))
     return tasks
 
 

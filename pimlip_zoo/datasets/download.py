@@ -1,21 +1,18 @@
-"""Fetching a file: resumed after an interruption, checked before it gets its name."""
+"""Fetching a file with pooch: resumed after an interruption, checked before it gets its name."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from typing import IO, Any
 
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reason_of
+from pimlip_zoo.files import content_hash
 
-__all__ = ["download", "parse_checksum"]
+__all__ = ["check_installed", "download", "parse_checksum"]
 
-_CHUNK = 1 << 20
-_TIMEOUT = 60.0
 _LENGTHS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
 
 
@@ -29,6 +26,18 @@ def parse_checksum(text: str) -> tuple[str, str]:
     if _LENGTHS.get(algorithm) != len(digest) or not re.fullmatch(r"[0-9a-f]+", digest):
         raise InputError(f"{text!r} is no checksum", key="checksum", mend="write sha256:... or md5:...")
     return algorithm, digest
+
+
+def check_installed() -> None:
+    """Refuse to fetch anything where pooch is missing.
+
+    Raises:
+        InputError: saying what to install.
+    """
+    try:
+        import pooch  # noqa: F401
+    except ImportError as error:
+        raise InputError("pooch is not installed", mend="pip install 'pimlip-zoo[download]'") from error
 
 
 def download(
@@ -53,9 +62,13 @@ def download(
         The SHA-256 of the file.
 
     Raises:
-        InputError: for an address that does not answer with the file, a wrong checksum, or a target that is
-            there or cannot be written.
+        InputError: for an address that does not answer with the file, a wrong checksum, a target that is there or
+            cannot be written, or where pooch is missing.
     """
+    check_installed()
+    from pooch import file_hash
+    from requests import RequestException
+
     if not address.startswith(("http://", "https://")):
         raise InputError(f"{address!r} is no http address", key="address")
     expected = parse_checksum(checksum) if checksum else None
@@ -65,66 +78,78 @@ def download(
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         _fetch(address, part, progress)
-    except HTTPError as error:
-        raise InputError(f"the server says {error.code} {error.reason}", file=address) from error
-    except (URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
+    except RequestException as error:
         raise InputError(
-            f"cannot be fetched: {reason}", file=address, mend="run again: it goes on where it stopped"
+            f"cannot be fetched: {reason_of(error)}",
+            file=address,
+            mend="run again: it goes on where it stopped",
         ) from error
-    sha256 = _digest(part, "sha256")
-    if expected is not None:
-        algorithm, digest = expected
-        found = sha256 if algorithm == "sha256" else _digest(part, algorithm)
-        if found != digest:
-            part.unlink()
-            raise InputError(
-                f"the {algorithm} is {found}, expected {digest}: the file was thrown away",
-                file=address,
-                key="checksum",
-                mend="a changed or damaged file; try again or ask its authors",
-            )
+    if expected is not None and (found := file_hash(str(part), expected[0])) != expected[1]:
+        part.unlink()
+        raise InputError(
+            f"the {expected[0]} is {found}, expected {expected[1]}: the file was thrown away",
+            file=address,
+            key="checksum",
+            mend="a changed or damaged file; try again or ask its authors",
+        )
     part.replace(target)
-    return sha256
+    return content_hash(target)
 
 
 def _fetch(address: str, part: Path, progress: Callable[[int, int | None], None] | None) -> None:
     """Append what is missing to the partial file."""
-    done = part.stat().st_size if part.exists() else 0
-    request = Request(  # noqa: S310 - the scheme was checked
-        address, headers={"User-Agent": "pimlip-zoo", **({"Range": f"bytes={done}-"} if done else {})}
-    )
-    try:
-        response = urlopen(request, timeout=_TIMEOUT)  # noqa: S310
-    except HTTPError as error:
-        if error.code == 416 and done:
-            return  # nothing is missing; the checksum tells
-        raise
-    with response:
-        if response.status not in (200, 206):
-            raise InputError(f"the server says {response.status}, which is no file", file=address)
-        if response.status == 206:
-            if not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
-                raise InputError("the server sends another part than was asked for", file=address)
-        else:
-            done = 0  # the server does not resume
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else None
-        with part.open("ab" if done else "wb") as file:
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                done += len(chunk)
-                if progress:
-                    progress(done, total)
-            file.flush()
-            os.fsync(file.fileno())
-    if total is not None and done < total:
-        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+    from pooch import HTTPDownloader
+    from requests import HTTPError
+
+    with part.open("ab") as file:
+        transfer = _Transfer(address, file, progress)
+        missing = {"Range": f"bytes={transfer.start}-"} if transfer.start else {}
+        fetch = HTTPDownloader(
+            progressbar=transfer,
+            chunk_size=1 << 16,
+            headers={"User-Agent": "pimlip-zoo", "Accept-Encoding": "identity", **missing},
+            timeout=60.0,
+            hooks={"response": transfer.check},
+        )
+        try:
+            fetch(address, file, None)
+        except HTTPError as error:
+            if error.response.status_code == 416 and transfer.start:
+                return  # nothing is missing; the checksum tells
+            said = f"the server says {error.response.status_code} {error.response.reason}"
+            raise InputError(said, file=address) from error
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _digest(path: Path, algorithm: str) -> str:
-    content = hashlib.new(algorithm)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            content.update(chunk)
-    return content.hexdigest()
+class _Transfer:
+    """Looks at the answer before the content is read, and at the file while it grows, as pooch's bars do."""
+
+    total = 0
+    """Bytes of the answer, which pooch sets; 0 while unknown."""
+
+    def __init__(
+        self, address: str, file: IO[bytes], progress: Callable[[int, int | None], None] | None
+    ) -> None:
+        self.address, self.file, self.progress, self.start = address, file, progress, file.tell()
+
+    def check(self, response: Any, *_: object, **__: object) -> None:
+        """Whether it is the file, from where it is missing."""
+        status, headers = response.status_code, response.headers
+        if status == 206 and not headers.get("Content-Range", "").startswith(f"bytes {self.start}-"):
+            raise InputError("the server sends another part than was asked for", file=self.address)
+        if status == 200:
+            self.file.truncate(0)  # the server does not resume
+            self.start = 0
+        elif 200 <= status < 300 and status != 206:
+            raise InputError(f"the server says {status}, which is no file", file=self.address)
+
+    def update(self, _: int) -> None:
+        """Another piece is there."""
+        if self.progress:
+            self.progress(self.file.tell(), self.start + self.total if self.total else None)
+
+    def reset(self) -> None:
+        """Nothing is to be undone."""
+
+    close = reset

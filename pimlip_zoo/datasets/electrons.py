@@ -7,8 +7,7 @@ What is not stated is neutral, with the lowest multiplicity that the number of e
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ELECTRON_KEYS",
     "Electrons",
-    "describe_electrons",
     "electrons_of",
     "electrons_of_atoms",
     "give_electrons",
@@ -190,9 +188,3 @@ def whole(info: Mapping[str, Any], key: str) -> int | None:
     if not number.is_integer():
         raise InputError(f"{value!r} is no whole number", key=key, mend="give the total of the structure")
     return int(number)
-
-
-def describe_electrons(frames: Sequence[Frame]) -> dict[Electrons, int]:
-    """How many structures have which charge and multiplicity, the most frequent first."""
-    counts = Counter(electrons_of(frame.numbers, frame.info) for frame in frames)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

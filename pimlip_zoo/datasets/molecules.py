@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.alike import squared_distances
 from pimlip_zoo.datasets.electrons import unpaired_by_default
 from pimlip_zoo.datasets.lmdb.record import KIND, decode_alike, is_molecule
-from pimlip_zoo.datasets.pairs import FEW_ATOMS, join_edges, near_pairs, species_indices
+from pimlip_zoo.datasets.neighbour_list import FEW_ATOMS, join_edges, near_pairs, species_indices
 from pimlip_zoo.datasets.readers.checks import MAX_NUMBER, SAME_SPOT
+from pimlip_zoo.datasets.same_size import squared_distances
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
 
 __all__ = ["batch_of_records"]

@@ -8,10 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.alike import groups_of_alike
 from pimlip_zoo.datasets.electrons import electrons_of, stated_at_all, unpaired_by_default
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.pairs import FEW_ATOMS, complete_cell, near_pairs, neighbour_list, species_indices
+from pimlip_zoo.datasets.neighbour_list import (
+    FEW_ATOMS,
+    complete_cell,
+    near_pairs,
+    neighbour_list,
+    species_indices,
+)
+from pimlip_zoo.datasets.same_size import groups_of_alike
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
 
 __all__ = ["complete_cell", "frame_to_sample", "frames_to_batch", "neighbour_list", "species_indices"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
-from pimlip_zoo.files import read_text, replacing
+from pimlip_zoo.files import read_text, write_text
 
 __all__ = ["METHODS", "NAMES", "Split", "make_split", "part_sizes", "read_split", "write_split"]
 
@@ -130,8 +130,7 @@ def write_split(split: Split, path: Path) -> None:
         "hash": split.digest(),
         "parts": {name: part.tolist() for name, part in split.parts.items()},
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_text(path, json.dumps(content))
 
 
 def read_split(path: Path) -> Split:

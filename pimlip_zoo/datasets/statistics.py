@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.facts import Facts, facts_of
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.summary import Facts, facts_of
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch
 
@@ -134,7 +134,7 @@ def force_rms(frames: Sequence[Frame]) -> float | None:
 
 def nearest_distance(frames: Sequence[Frame]) -> float:
     """Median over atoms of the distance to the nearest neighbour, Å; 0 where no structure has two atoms within 8 Å."""
-    from pimlip_zoo.datasets.pairs import neighbour_list
+    from pimlip_zoo.datasets.neighbour_list import neighbour_list
 
     found: list[NDArray[np.float64]] = []
     for frame in frames:

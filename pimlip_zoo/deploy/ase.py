@@ -11,7 +11,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from pimlip_zoo.compiled.kernels import one_thread_after_fork
 from pimlip_zoo.datasets.electrons import electrons_of_atoms
-from pimlip_zoo.datasets.pairs import species_indices
+from pimlip_zoo.datasets.neighbour_list import species_indices
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs
 from pimlip_zoo.errors import InputError

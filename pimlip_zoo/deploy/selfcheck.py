@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pimlip_zoo.datasets.pairs import neighbour_list
+from pimlip_zoo.datasets.neighbour_list import neighbour_list
 from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors
 
 if TYPE_CHECKING:

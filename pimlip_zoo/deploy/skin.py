@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.pairs import neighbour_list
+from pimlip_zoo.datasets.neighbour_list import neighbour_list
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pimlip_zoo.datasets.pairs import neighbour_list
+from pimlip_zoo.datasets.neighbour_list import neighbour_list
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -13,9 +13,10 @@ import torch
 from pimlip_zoo.config import DataSection, LossSection, RunConfig
 from pimlip_zoo.consistency.build import build_weak_terms, check_weak, chosen_terms, list_skin
 from pimlip_zoo.consistency.config import WeakConfig
-from pimlip_zoo.datasets.dataset import FrameDataset, MadeSamples, Samples, StoredSamples
+from pimlip_zoo.datasets.dataset import FrameDataset, MadeSamples, Samples
+from pimlip_zoo.datasets.device_neighbours import check_linker
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.linking import check_linker
+from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import (
@@ -23,7 +24,6 @@ from pimlip_zoo.datasets.statistics import (
     average_neighbours,
     force_rms,
 )
-from pimlip_zoo.datasets.stored import StoredFrames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.graph import Batch
@@ -80,9 +80,7 @@ def samples_of(
     """Graph samples of the frames: made now for frames in memory, when they are asked for from a store."""
     if data.neighbours != "workers":
         check_linker(data.neighbours)
-    if isinstance(frames, StoredFrames):
-        return StoredSamples(frames, species, cutoff, cache_bytes=data.cache_mb << 20)
-    if data.neighbours != "workers":
+    if as_frames(frames).source is not None or data.neighbours != "workers":
         return FrameDataset(frames, species, cutoff, cache_bytes=data.cache_mb << 20)
     return MadeSamples(frame_to_sample(frame, species, cutoff) for frame in frames)
 
@@ -232,8 +230,6 @@ def weak_terms(
     config: RunConfig, potential: Potential, labels: Sequence[str], samples: Samples
 ) -> list[LossTerm]:
     """The weakly supervised losses of the run, checked against its data."""
-    from pimlip_zoo.training.checkpoint import load_potential
-
     weak, species, direct = config.weak, potential.species, potential.is_direct
     pool: list[Batch] = []
     chosen = chosen_terms(weak, direct=direct)
@@ -258,7 +254,6 @@ def weak_terms(
         direct=direct,
         force_weight=config.loss.forces.weight if "forces" in labels else None,
         pool=pool,
-        ensemble=[load_potential(run) for run in weak.ensemble],
         seed=config.seed,
     )
     return [*terms]

@@ -22,7 +22,7 @@ from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
 from pimlip_zoo.experiment.stable_time import stable_ps
 from pimlip_zoo.experiment.stages import Split, prepare_run, train_run
-from pimlip_zoo.files import read_text, replacing
+from pimlip_zoo.files import read_text, replacing, write_json
 from pimlip_zoo.locks import claimed
 from pimlip_zoo.physics.summary import summarise_values, value_rows
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
@@ -137,7 +137,7 @@ def run_point(
     with claimed(run):
         physics, signal = judge(run)
         if signal is None:
-            _write_json(result, {**content, "physics": physics})
+            write_json(result, {**content, "physics": physics})
     return signal
 
 
@@ -179,13 +179,13 @@ def _run_claimed(
         for name, now in (("seconds", time.monotonic()), ("cpu_seconds", time.process_time()))
     }
     if outcome.signal is not None:
-        _write_json(run / "spent.json", spent)
+        write_json(run / "spent.json", spent)
         return outcome.signal
     potential, baseline = load_potential(run, difference=True), baseline_of(run)
     # What the configuration names the training has called; a checkpoint that was put there may name something else.
     trust = baseline == (experiment.baseline or {}).get("calculator")
     errors = {spec: evaluate(potential, spec, baseline=baseline, trust=trust).summary for spec in tests}
-    _write_json(
+    write_json(
         run / "result.json",
         {
             "size": point.size,
@@ -296,8 +296,3 @@ def _spent(run: Path) -> dict[str, float]:
     with reading(path):
         found = json.loads(read_text(path)) if path.exists() else {}
     return {name: float(found.get(name, 0.0)) for name in ("seconds", "cpu_seconds")}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1))

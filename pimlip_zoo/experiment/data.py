@@ -6,24 +6,22 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pimlip_zoo.config import DataSection, RunConfig
 from pimlip_zoo.datasets.coverage import is_isolated_atom, isolated_atom_energies
 from pimlip_zoo.datasets.electrons import electrons_of, stated
-from pimlip_zoo.datasets.facts import facts_of
-from pimlip_zoo.datasets.frame import Frame, without_uncounted
+from pimlip_zoo.datasets.frame import LABELS, Frame
+from pimlip_zoo.datasets.frames import Frames, as_frames
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import (
     EnergyReferences,
     fit_references,
     references_from_atoms,
 )
-from pimlip_zoo.datasets.stored import LABELS, StoredFrames, open_frames
+from pimlip_zoo.datasets.store_frames import open_frames
+from pimlip_zoo.datasets.summary import facts_of
 from pimlip_zoo.errors import InputError
 
 __all__ = [
@@ -31,7 +29,6 @@ __all__ = [
     "counting",
     "describe_labels",
     "energy_references_of",
-    "keep_labels",
     "load_split",
     "reference_frames",
     "several_electrons",
@@ -42,9 +39,7 @@ __all__ = [
 log = logging.getLogger("pimlip_zoo")
 
 
-def load_split(
-    config: RunConfig, structures: Sequence[Frame] | None = None
-) -> tuple[Sequence[Frame], Sequence[Frame]]:
+def load_split(config: RunConfig, structures: Sequence[Frame] | None = None) -> tuple[Frames, Frames]:
     """The training and the validation structures that a configuration names; those of a store stay there.
 
     Without ``data.valid`` it is drawn from the training structures: ``data.valid_fraction`` of them, at most
@@ -59,7 +54,7 @@ def load_split(
     if data.valid is not None:
         return train, counting(structures_of(data.valid, data), data.valid)
     if re.fullmatch(r"builtin:[^/,@]+", data.train):
-        return train, load_frames(f"{data.train}/valid")
+        return train, as_frames(load_frames(f"{data.train}/valid"))
     atoms = set(isolated_atoms(train))
     free = [i for i in range(len(train)) if i not in atoms] or list(range(len(train)))
     if len(free) < 2:
@@ -69,16 +64,16 @@ def load_split(
     count = min(max(1, round(data.valid_fraction * len(free))), len(free) - 1, data.max_valid)
     held = np.zeros(len(train), dtype=bool)
     held[np.random.default_rng(config.seed).permutation(free)[:count]] = True
-    return select(train, np.flatnonzero(~held)), select(train, np.flatnonzero(held))
+    return train.subset(np.flatnonzero(~held)), train.subset(np.flatnonzero(held))
 
 
-def structures_of(spec: str, data: DataSection) -> Sequence[Frame]:
+def structures_of(spec: str, data: DataSection) -> Frames:
     """The frames of a specification, left in their store where they are to be streamed."""
     stored = open_frames(spec) if data.stream else None
-    return load_frames(spec) if stored is None else stored
+    return as_frames(load_frames(spec)) if stored is None else stored
 
 
-def counting(frames: Sequence[Frame], spec: str = "") -> Sequence[Frame]:
+def counting(frames: Sequence[Frame], spec: str = "") -> Frames:
     """The frames that have a weight, with those labels that have one.
 
     What does not count is not looked at: not for references, scale or species, not for choosing the best weights.
@@ -91,39 +86,21 @@ def counting(frames: Sequence[Frame], spec: str = "") -> Sequence[Frame]:
     Raises:
         InputError: when none is left.
     """
-    if isinstance(frames, StoredFrames):
-        kept: Sequence[Frame] = frames.counting(is_isolated_atom)
-    else:
-        kept = [
-            frame if is_isolated_atom(frame) else without_uncounted(frame)
-            for frame in frames
-            if frame.weight > 0 or is_isolated_atom(frame)
-        ]
-    if frames and not kept:
+    kept = as_frames(frames).counting(is_isolated_atom)
+    if len(frames) and not len(kept):
         raise InputError("every structure has weight 0", file=spec or None, key="config_weight")
     if len(kept) < len(frames):
         log.info("%s: %d structures of weight 0 are left out", spec or "data", len(frames) - len(kept))
     return kept
 
 
-def select(frames: Sequence[Frame], positions: NDArray[np.int64]) -> Sequence[Frame]:
-    """Some of the frames by position; those of a store stay there."""
-    if isinstance(frames, StoredFrames):
-        return frames.subset(positions)
-    return [frames[i] for i in positions.tolist()]
-
-
 def isolated_atoms(frames: Sequence[Frame]) -> list[int]:
     """The positions of isolated atoms."""
-    if isinstance(frames, StoredFrames):
-        single = np.flatnonzero(frames.facts.natoms == 1).tolist()
-        return [i for i in single if is_isolated_atom(frames[i])]
-    return [i for i, frame in enumerate(frames) if is_isolated_atom(frame)]
+    frames = as_frames(frames)
+    return [i for i in frames.single_atoms() if is_isolated_atom(frames[i])]
 
 
-def without_isolated_atoms(
-    frames: Sequence[Frame], *, keep: bool = False
-) -> tuple[Sequence[Frame], list[Frame]]:
+def without_isolated_atoms(frames: Frames, *, keep: bool = False) -> tuple[Frames, list[Frame]]:
     """The structures to train on, and the isolated atoms with an energy that stood among them.
 
     Args:
@@ -138,7 +115,7 @@ def without_isolated_atoms(
         return frames, atoms
     others = np.ones(len(frames), dtype=bool)
     others[labelled] = False
-    return select(frames, np.flatnonzero(others)), atoms
+    return frames.subset(np.flatnonzero(others)), atoms
 
 
 def reference_frames(data: DataSection) -> list[Frame]:
@@ -184,21 +161,13 @@ def chosen_labels(data: DataSection, frames: Sequence[Frame]) -> tuple[str, ...]
     return tuple(present)
 
 
-def keep_labels(frames: Sequence[Frame], labels: Sequence[str]) -> Sequence[Frame]:
-    """The frames without their other labels."""
-    if isinstance(frames, StoredFrames):
-        return frames.with_labels(labels)
-    gone: dict[str, Any] = {name: None for name in LABELS if name not in labels}
-    return [replace(frame, **gone) for frame in frames]
-
-
-def describe_labels(name: str, frames: Sequence[Frame]) -> str:
+def describe_labels(name: str, frames: Frames) -> str:
     """One line: how many structures there are, and how many have which label."""
     facts = facts_of(frames)
     counts = {label: facts.count(label) for label in LABELS}
     found = ", ".join(f"{label} {count}/{len(frames)}" for label, count in counts.items() if count)
     text = f"{name}: {len(frames)} structures, {facts.natoms.sum()} atoms; labels: {found or 'none'}"
-    return f"{text}; read from {frames.store.path} as needed" if isinstance(frames, StoredFrames) else text
+    return text if frames.source is None else f"{text}; read from {frames.source} as needed"
 
 
 LOOKED_AT = 256
@@ -212,10 +181,11 @@ def several_electrons(frames: Sequence[Frame], *, embedded: bool) -> str | None:
         frames: that are trained on; of a large store some, evenly spread.
         embedded: the model sees both.
     """
-    if isinstance(frames, StoredFrames) and all(meta.get("charged") is False for meta in frames.store.meta):
-        return _one_kind() if embedded else None  # as its writer noted: nothing has to be read
-    step = -(-len(frames) // LOOKED_AT) if isinstance(frames, StoredFrames) else 1
-    looked = [frames[index] for index in range(0, len(frames), step)]
+    frames = as_frames(frames)
+    if frames.uncharged():
+        return _one_kind() if embedded else None
+    positions, step = frames.sample(LOOKED_AT)
+    looked = [frames[position] for position in positions]
     charges = Counter(electrons_of(frame.numbers, frame.info).charge for frame in looked)
     excited = sum("multiplicity" in stated(frame) for frame in looked)
     if len(charges) == 1 and excited in (0, len(looked)):

@@ -30,7 +30,6 @@ from pimlip_zoo.experiment.data import (
     counting,
     describe_labels,
     energy_references_of,
-    keep_labels,
     load_split,
     reference_frames,
     several_electrons,
@@ -102,7 +101,7 @@ def prepare(
     atoms = isolated_atom_energies([*references_file, *single])
     labels = chosen_labels(data, train)
     # What is not trained on is not looked at: not for the force scale, not for choosing the best weights.
-    train, valid = keep_labels(train, labels), keep_labels(valid, labels)
+    train, valid = train.with_labels(labels), valid.with_labels(labels)
     config = complete(config, train, labels, valid)
     data = config.data
     loss_terms(config, labels)

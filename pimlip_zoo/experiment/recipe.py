@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from pimlip_zoo.config import RunConfig
-from pimlip_zoo.datasets.facts import facts_of
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.statistics import nearest_distance
+from pimlip_zoo.datasets.summary import facts_of
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.training.recipes import RunFacts, get_recipe
 

@@ -6,21 +6,18 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from pimlip_zoo.config import RunConfig, load_config, restored, save_config
-from pimlip_zoo.datasets.electrons import stated
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.readers import load_frames
-from pimlip_zoo.datasets.stored import StoredFrames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.ranks import from_rank_zero
-from pimlip_zoo.files import read_text, replacing
+from pimlip_zoo.files import read_text, write_text
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
 
 __all__ = [
@@ -72,7 +69,6 @@ MAY_CHANGE = (
 )
 """Options, and sections of them, that take effect when a run is resumed; all others are what the run began with."""
 
-_LOOKED_AT = 256
 """Records of a store that are hashed beside its index."""
 
 
@@ -91,36 +87,9 @@ def data_record(config: RunConfig, split: tuple[Sequence[Frame], Sequence[Frame]
     if config.weak.unlabelled is not None:
         parts["unlabelled"] = (config.weak.unlabelled, load_frames(config.weak.unlabelled))
     return {
-        name: {"data": spec, "structures": len(frames), "sha256": _hash(frames)}
+        name: {"data": spec, "structures": len(frames), "sha256": as_frames(frames).fingerprint()}
         for name, (spec, frames) in parts.items()
     }
-
-
-def _hash(frames: Sequence[Frame]) -> str:
-    """Of everything that is trained on; of a store's frames by its index, and some of them in full."""
-    digest = sha256()
-    if isinstance(frames, StoredFrames):
-        digest.update(frames.store.index[frames.indices].tobytes())
-        digest.update(np.ascontiguousarray(frames.store.compositions).tobytes())
-        places = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _LOOKED_AT)).astype(int))
-        for record in frames.records(places.tolist()):
-            digest.update(record)
-        return digest.hexdigest()
-    for frame in frames:
-        for array, kind in (
-            (frame.numbers, np.int64),
-            (frame.positions, np.float64),
-            (frame.cell, np.float64),
-            (frame.pbc, np.bool_),
-            (frame.energy, np.float64),
-            (frame.forces, np.float64),
-            (frame.stress, np.float64),
-            (frame.weight, np.float64),
-        ):
-            digest.update(b"-" if array is None else np.ascontiguousarray(array, dtype=kind).tobytes())
-        if electrons := stated(frame):
-            digest.update(json.dumps(electrons, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def check_data(folder: Path, record: DataRecord) -> None:
@@ -256,8 +225,7 @@ def write_record(folder: Path, config: RunConfig, data: DataRecord | None) -> No
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     path = folder / DATA
     if not path.exists() or read_text(path) != text:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
 
 def _is_kept(path: Path, config: RunConfig) -> bool:

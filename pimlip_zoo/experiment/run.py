@@ -14,11 +14,11 @@ from torch.utils.data import Sampler
 
 from pimlip_zoo.config import RunConfig
 from pimlip_zoo.datasets.dataset import as_samples
-from pimlip_zoo.datasets.facts import facts_of
+from pimlip_zoo.datasets.device_neighbours import BatchWithoutEdges, link
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.linking import Unlinked, link
 from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
-from pimlip_zoo.datasets.stored import LABELS
+from pimlip_zoo.datasets.store_frames import LABELS
+from pimlip_zoo.datasets.summary import facts_of
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.build import loss_terms
 from pimlip_zoo.experiment.lost import lost_processes
@@ -225,7 +225,7 @@ def _optimizer(experiment: Experiment, module: Potential) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, **options)
 
 
-def _link(experiment: Experiment) -> Callable[[Unlinked], Batch] | None:
+def _link(experiment: Experiment) -> Callable[[BatchWithoutEdges], Batch] | None:
     backend, cutoff = experiment.config.data.neighbours, as_samples(experiment.train).list_cutoff
     if backend == "workers" or cutoff is None:
         return None

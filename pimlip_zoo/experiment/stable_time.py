@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import write_json
 
 __all__ = ["measure_stability", "stable_ps"]
 
@@ -70,8 +70,7 @@ def measure_stability(
                 result = run_md(atoms, of_run, Path(scratch) / "md")
             lasted.append(ps if result.stable else min(ps, 1e-3 * max(result.time_fs, timestep)))
         times[spec] = lasted
-        with replacing(run / FILE) as temporary:
-            temporary.write_text(json.dumps({"settings": settings, "times": times}, indent=1))
+        write_json(run / FILE, {"settings": settings, "times": times})
 
 
 def stable_ps(run: Path, spec: str) -> float | None:

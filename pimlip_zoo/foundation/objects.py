@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
@@ -11,9 +14,14 @@ from pimlip_zoo.foundation.archive import TorchArchive
 from pimlip_zoo.foundation.arrays import Storage, make_storage
 from pimlip_zoo.foundation.unpickle import Record, unpickle
 
-__all__ = ["archive_objects", "read_objects", "state_of"]
+__all__ = ["archive_objects", "check_finite", "laid_out_as", "read_objects", "state_of"]
 
 _MOST_MODULES, _LONGEST_NAME = 10_000, 1_000
+_OTHER_LAYOUT = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(MemoryError, RuntimeError, TypeError, ValueError),
+)
+"""What a file of another layout, and a model made of it, may raise."""
 
 
 def read_objects(path: str | Path) -> object:
@@ -47,7 +55,40 @@ def archive_objects(archive: TorchArchive, storages: str = "data/{}") -> object:
     try:
         return unpickle(bytes(archive.read(archive.pickle)), storage)
     except InputError as error:
-        raise InputError(error.message, file=archive.path, mend="is it a model?") from error
+        raise error.at(file=archive.path, mend="is it a model?") from error
+
+
+@contextmanager
+def laid_out_as(package: str, file: Path) -> Iterator[None]:
+    """A model is made of a file's content in this block, which trips over a file of another layout.
+
+    Args:
+        package: whose layout is expected, and its version.
+        file: the file.
+
+    Raises:
+        InputError: in place of what such a file makes the code raise; one that names no file gets this one.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise error.at(file=file) from error
+    except _OTHER_LAYOUT as error:
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(
+            f"is not laid out as {package} does it ({type(error).__name__}: {reason})", file=file
+        ) from error
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        InputError: naming the first one.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"has numbers that are not finite in {name}")
 
 
 def state_of(record: Record, prefix: str = "") -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from pimlip_zoo.labelling.features import (
 )
 from pimlip_zoo.labelling.uncertainty import Posterior
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.registry import Registry
+from pimlip_zoo.registry import Registry, first_line
 
 __all__ = [
     "ACQUISITIONS",
@@ -110,7 +110,7 @@ class Acquisition(NamedTuple):
     @property
     def description(self) -> str:
         """First line of the function's docstring."""
-        return (self.choose.__doc__ or "").strip().split("\n", 1)[0]
+        return first_line(self.choose)
 
 
 ACQUISITIONS: Registry[Acquisition] = Registry(
@@ -125,12 +125,7 @@ def register_acquisition(name: str, *, needs_run: bool = False) -> Callable[[Fun
         name: what users write after ``--acquisition``.
         needs_run: whether it looks at a trained potential.
     """
-
-    def register(function: Function) -> Function:
-        ACQUISITIONS.add(name, Acquisition(function, needs_run), function)
-        return function
-
-    return register
+    return ACQUISITIONS.registering(name, lambda function: Acquisition(function, needs_run))
 
 
 @register_acquisition("random")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pimlip_zoo.errors import InputError, reason_of
-from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.calculators import find_supervisor, package_version
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -74,7 +73,7 @@ def _quantum(name: str, memory: float | None) -> Labeller:
     if importlib.util.find_spec("pyscf") is None:
         raise InputError("pyscf is not installed", key=KEY, mend="pip install 'pimlip-zoo[pyscf]'")
     one = PySCFCalculator(level, memory)
-    return Labeller(name, _package("pyscf"), str(level), lambda _: one, known=True, takes_charge=True)
+    return Labeller(name, package_version("pyscf"), str(level), lambda _: one, known=True, takes_charge=True)
 
 
 def _imported(name: str) -> Labeller:
@@ -99,7 +98,7 @@ def _imported(name: str) -> Labeller:
             )
         return calculator
 
-    return Labeller(name, _package(module.split(".")[0]), name, make, known=False, takes_charge=True)
+    return Labeller(name, package_version(module.split(".")[0]), name, make, known=False, takes_charge=True)
 
 
 def _takes_structure(factory: Callable[..., Any]) -> bool:
@@ -109,10 +108,3 @@ def _takes_structure(factory: Callable[..., Any]) -> bool:
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return any(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
-
-
-def _package(name: str) -> str:
-    try:
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:
-        return name

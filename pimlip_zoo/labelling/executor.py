@@ -15,6 +15,7 @@ from pimlip_zoo.labelling.calculators import Labeller, find_labeller
 from pimlip_zoo.labelling.processes import Outcome
 from pimlip_zoo.labelling.structures import Structure
 from pimlip_zoo.labelling.worker import as_message, reply
+from pimlip_zoo.processes import refusal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -87,7 +88,7 @@ def _about(calculator: str) -> dict[str, Any]:
     try:
         found = _labeller(calculator)
     except InputError as error:
-        return {"refused": {"message": error.message, "key": error.key, "mend": error.mend}}
+        return refusal(error)
     return {"version": found.version, "level": found.level, "known": found.known}
 
 

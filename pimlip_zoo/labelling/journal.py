@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import append, replacing
+from pimlip_zoo.files import append, replacing, write_text
 from pimlip_zoo.locks import try_lock
 
 __all__ = ["Journal", "journal_path", "opened_journal"]
@@ -72,8 +72,7 @@ class Journal:
             ) from error
         different = any(calculator.get(name) != value for name, value in head["calculator"].items())
         if different and self.empty:  # such as a misspelt basis set: there is nothing to mix with
-            with replacing(self.path) as temporary:
-                temporary.write_text(self._head, encoding="utf-8")
+            write_text(self.path, self._head)
             self.results = {}
             return
         for name, value in head["calculator"].items():

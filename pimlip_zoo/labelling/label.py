@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import replacing
 from pimlip_zoo.labelling.executor import ExecutorPool
 from pimlip_zoo.labelling.journal import Journal, journal_path, opened_journal
 from pimlip_zoo.labelling.processes import Limits, Outcome, Pool
@@ -168,21 +168,12 @@ def labelled_frame(structure: Structure, result: dict[str, Any], about: dict[str
 
 def write_labels(frames: Sequence[Frame], out: Path, about: dict[str, str]) -> None:
     """Write labelled frames, in eV and Å, as a store or extended XYZ."""
-    if out.suffix == ".lmdb":
-        from pimlip_zoo.datasets.lmdb import write_store
-
-        meta = {
-            "level_of_theory": about["level"],
-            "calculator": about["name"],
-            "calculator_version": about["version"],
-        }
-        with replacing(out) as temporary:
-            write_store(temporary, frames, meta=meta)
-        return
-    from ase.io import write
-
-    with replacing(out) as temporary:
-        write(str(temporary), [frame_to_atoms(frame) for frame in frames], format="extxyz")
+    meta = {
+        "level_of_theory": about["level"],
+        "calculator": about["name"],
+        "calculator_version": about["version"],
+    }
+    write_frames(out, frames, meta)
 
 
 def _places(structures: Sequence[Structure]) -> dict[str, list[int]]:
@@ -246,10 +237,7 @@ def finish(
         write_labels(frames, out, about)
     failed_file = out.with_name(out.name + ".failed.extxyz")
     if failed:
-        from ase.io import write
-
-        with replacing(failed_file) as temporary:
-            write(str(temporary), [frame_to_atoms(frame) for frame in failed], format="extxyz")
+        write_frames(failed_file, failed)
     else:
         failed_file.unlink(missing_ok=True)
         if scratch is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.index import geometry_digest
-from pimlip_zoo.datasets.pairs import neighbour_list
+from pimlip_zoo.datasets.neighbour_list import neighbour_list
 
 __all__ = ["LeftOut", "screen"]
 

@@ -124,7 +124,7 @@ def structure_of(
     try:
         electrons_of(frame.numbers, stated)
     except InputError as error:
-        raise InputError(error.message, key=error.key, mend=error.mend, **at) from error
+        raise error.at(**at) from error
     bare = Frame(frame.numbers, frame.positions, frame.cell, frame.pbc, info=dict(frame.info))
     place = f"{file}, frame {index}" if index is not None else file
     return Structure(bare, charge, multiplicity, charges, moments, place)

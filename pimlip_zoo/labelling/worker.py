@@ -1,19 +1,9 @@
-"""The process that calculates: ``python -m pimlip_zoo.labelling.worker``, fed with lines of JSON.
-
-The first line is about the calculator, each further one is a structure; for each line one comes back. When whoever
-feeds it is gone, it ends with everything that it started, a program of a calculator included.
-"""
+"""The process that calculates: its work is a calculator, each of its jobs a structure."""
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import signal
-import sys
-import threading
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +11,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.structures import Structure
+from pimlip_zoo.processes import Reply, refusal, serve
 
 __all__ = ["as_message", "from_message", "main", "reply"]
 
@@ -56,28 +47,16 @@ def from_message(message: dict[str, Any]) -> Structure:
 
 
 def main() -> None:
-    """Answer lines until there are no more."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what calculators print is no answer
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_listen, args=(sys.stdin, lines), daemon=True).start()
-    from pimlip_zoo.labelling.calculators import find_labeller
+    """Answer structures until there are no more."""
 
-    about = json.loads(lines.get())
-    try:
+    def prepare(about: dict[str, Any]) -> tuple[dict[str, Any], Reply]:
+        from pimlip_zoo.labelling.calculators import find_labeller
+
         labeller = find_labeller(about["calculator"], memory=about["memory"])
-    except InputError as error:
-        _answer(answers, {"refused": {"message": error.message, "key": error.key, "mend": error.mend}})
-        return
-    except Exception as error:  # noqa: BLE001 - whatever a foreign module does
-        _answer(answers, {"refused": {"message": f"{about['calculator']}: {reason_of(error)}"}})
-        return
-    _answer(
-        answers,
-        {"version": labeller.version, "level": labeller.level, "known": labeller.known},
-    )
-    while True:
-        _answer(answers, reply(json.loads(lines.get()), labeller, Path(about["folder"])))
+        said = {"version": labeller.version, "level": labeller.level, "known": labeller.known}
+        return said, lambda message: reply(message, labeller, Path(about["folder"]))
+
+    serve(prepare)
 
 
 def reply(message: dict[str, Any], labeller: Any, folder: Path) -> dict[str, Any]:
@@ -92,24 +71,9 @@ def reply(message: dict[str, Any], labeller: Any, folder: Path) -> dict[str, Any
     except CalculationError as error:
         return {"failure": reason_of(error)}
     except InputError as error:
-        return {"refused": {"message": error.message, "key": error.key, "mend": error.mend}}
+        return refusal(error)
     except MemoryError:
         return {"failure": "not enough memory"}
     except Exception as error:  # noqa: BLE001 - each calculator has its own way of failing
         return {"failure": reason_of(error)}
     return {"result": result}
-
-
-def _listen(source: IO[str], lines: queue.Queue[str]) -> None:
-    for line in source:
-        lines.put(line)
-    os.killpg(os.getpgrp(), signal.SIGKILL)  # the session is this process's own
-
-
-def _answer(answers: IO[str], content: dict[str, Any]) -> None:
-    answers.write(json.dumps(content) + "\n")
-    answers.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions
-from pimlip_zoo.registry import Registry
+from pimlip_zoo.registry import Registry, first_line
 from pimlip_zoo.section import Section
 
 if TYPE_CHECKING:
@@ -88,8 +88,6 @@ class Requests:
     """Who chooses structures and displacements; terms with the same one see the same copies."""
     reads: Reads | None = None
     """Which copies are looked at; None: none at this step."""
-    error: bool = False
-    """The running mean of the supervised error, which the sampling keeps."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +183,4 @@ def loss(
     Raises:
         InputError: when another class has the name already.
     """
-
-    def register(cls: LossClass) -> LossClass:
-        description = (cls.__doc__ or "").strip().split("\n", 1)[0]
-        LOSSES.add(name, LossInfo(name, cls, options, label, description), cls)
-        return cls
-
-    return register
+    return LOSSES.registering(name, lambda cls: LossInfo(name, cls, options, label, first_line(cls)))

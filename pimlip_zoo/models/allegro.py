@@ -10,12 +10,13 @@ from typing import Literal
 
 import torch
 from e3nn import o3
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from pimlip_zoo.compiled.kernels import sum_by_centre
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
+from pimlip_zoo.models.base import AtomicEnergyModel, Count, ModelConfig, Widths
 from pimlip_zoo.nn.contraction import EdgeContraction, EdgeEnvironment, EdgeTensors, contraction_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
 from pimlip_zoo.nn.linear import EquivariantLinear
@@ -30,23 +31,23 @@ __all__ = ["Allegro", "AllegroConfig"]
 class AllegroConfig(ModelConfig):
     """Options of Allegro."""
 
-    num_layers: int = 2
+    num_layers: Count = 2
     """T, tensor products of an edge with its environment: (T + 1)-body correlations and beyond."""
-    l_max: int = 2
+    l_max: NonNegativeInt = 2
     """Highest degree of features and harmonics."""
     parity: bool = True
     """Features of both parities, or only those that the harmonics have."""
-    scalar_channels: int = 64
+    scalar_channels: Count = 64
     """Width of the scalar latents."""
-    tensor_channels: int = 32
+    tensor_channels: Count = 32
     """C, channels of the tensor features."""
     embed_channels: int | None = None
     """Width of the embedding of distance and pair of species, even; None: scalar_channels."""
-    embed_hidden: tuple[int, ...] = (64,)
+    embed_hidden: Widths = (64,)
     """Hidden widths of the MLP on that embedding."""
-    latent_hidden: tuple[int, ...] = (64,)
+    latent_hidden: Widths = (64,)
     """Hidden widths of the latent MLP of every layer."""
-    readout_hidden: tuple[int, ...] = (32,)
+    readout_hidden: Widths = (32,)
     """Hidden widths of the readout; none: linear."""
     update: Literal["dense", "residual"] = "dense"
     """From layer to layer: ``residual`` as in the paper, with cutoff function, residual weights, mixed
@@ -55,7 +56,7 @@ class AllegroConfig(ModelConfig):
     """Weights of the tensor product for every path and channel, or one per path."""
     nonlinearity: str = "silu"
     """Activation of the MLPs."""
-    num_bessel: int = 8
+    num_bessel: Count = 8
     """B, radial basis functions."""
     bessel_trainable: bool = False
     """Learn the frequencies of the basis."""
@@ -66,17 +67,6 @@ class AllegroConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"num_layers": 1, "l_max": 0, "scalar_channels": 1, "tensor_channels": 1, "num_bessel": 1}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", key=name, mend=f"give an integer >= {value}"
-                )
-        for name in ("embed_hidden", "latent_hidden", "readout_hidden"):
-            if any(width < 1 for width in getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)}", key=name, mend="give widths >= 1")
-        if self.update not in ("dense", "residual"):
-            raise InputError(f"update is {self.update!r}", key="update", mend="dense or residual")
         if self.force_head == "direct" and self.l_max < 1:
             raise InputError(
                 "a direct force head needs vectors, and l_max 0 has none", key="l_max", mend="give l_max >= 1"

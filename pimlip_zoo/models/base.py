@@ -8,10 +8,10 @@ import typing
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
@@ -19,12 +19,23 @@ from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.electrons import ElectronEmbedding
 from pimlip_zoo.nn.elements import atomic_numbers
 
-__all__ = ["AtomicEnergyModel", "ForceHead", "ModelConfig"]
+__all__ = ["AtomicEnergyModel", "Count", "ForceHead", "ModelConfig", "PositiveNumber", "Widths"]
 
 _SHORTEST = 1e-3
 """Å; the square of a much smaller cutoff is no number any more."""
 
+_SIGNS = {
+    "greater than or equal to": "a number >=",
+    "less than or equal to": "a number <=",
+    "greater than": "a number >",
+    "less than": "a number <",
+}
+
 ForceHead = Literal["conservative", "direct"]
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Widths = tuple[Count, ...]
+"""Of the hidden layers of a perceptron."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +44,7 @@ class ModelConfig:
 
     cutoff: float = 5.0
     """Å: no edge longer than this reaches the model."""
-    avg_num_neighbors: float | None = None
+    avg_num_neighbors: PositiveNumber | None = None
     """Mean number of neighbours, the scale of sums over them; None: taken from the training data."""
     force_head: ForceHead = "conservative"
     """Forces as ``-dE/dr`` or from a head of their own."""
@@ -46,27 +57,19 @@ class ModelConfig:
             raise InputError(
                 f"cutoff is {self.cutoff}", key="cutoff", mend=f"give a length > {_SHORTEST} in Å"
             )
-        if self.avg_num_neighbors is not None and not 0 < self.avg_num_neighbors < math.inf:
-            raise InputError(
-                f"avg_num_neighbors is {self.avg_num_neighbors}",
-                key="avg_num_neighbors",
-                mend="give a number > 0, or leave it out",
-            )
-        if self.force_head not in ("conservative", "direct"):
-            raise InputError(
-                f"force_head is {self.force_head!r}", key="force_head", mend="conservative or direct"
-            )
 
 
 def _check_types(config: ModelConfig) -> None:
     """Refuse values that are not of the type that their option is annotated with, also in derived classes."""
-    hints = typing.get_type_hints(type(config))
+    hints = typing.get_type_hints(type(config), include_extras=True)
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)
         try:
             TypeAdapter(hints[option.name]).validate_python(value, strict=True)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Input should be ")
+            for words, sign in _SIGNS.items():
+                reason = reason.replace(words, sign)
             raise InputError(f"{option.name} is {value!r}", key=option.name, mend=f"give {reason}") from error
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from e3nn import o3
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from pimlip_zoo.compiled.kernels import sum_by_centre
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
+from pimlip_zoo.models.base import AtomicEnergyModel, Count, ModelConfig, Widths
 from pimlip_zoo.nn.agnesi import AgnesiTransform
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
@@ -34,32 +35,24 @@ __all__ = ["MACE", "MACEConfig"]
 DistanceTransform = Literal["none", "agnesi"]
 Normalization = Literal["neighbors", "density"]
 
-_CHOICES = {
-    "correlation": (1, 2, 3, 4),
-    "distance_transform": get_args(DistanceTransform),
-    "normalization": get_args(Normalization),
-    "coupling": get_args(CouplingBasis),
-    "readout_gate": ACTIVATIONS,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class MACEConfig(ModelConfig):
     """Options of MACE; the defaults are those of the paper where it has them."""
 
-    num_interactions: int = 2
+    num_interactions: Count = 2
     """T, message-passing layers."""
-    l_max: int = 3
+    l_max: NonNegativeInt = 3
     """Highest degree of the harmonics and of what is summed over the neighbours."""
     hidden_l_max: int = 1
     """Highest degree of the features that are passed on."""
-    channels: int = 32
+    channels: Count = 32
     """C, for every irrep."""
-    correlation: int = 3
+    correlation: Literal[1, 2, 3, 4] = 3
     """Number of neighbours that a message couples at once, 1 to 4: body order minus one."""
-    radial_hidden: tuple[int, ...] = (64, 64, 64)
+    radial_hidden: Widths = (64, 64, 64)
     """Widths of the hidden layers of the radial MLP."""
-    num_bessel: int = 8
+    num_bessel: Count = 8
     """B, radial basis functions."""
     bessel_trainable: bool = False
     """Learn the frequencies of the basis."""
@@ -75,19 +68,14 @@ class MACEConfig(ModelConfig):
     """Pass the species on beside the first layer, too; an isolated atom then differs from its reference energy."""
     coupling: CouplingBasis = "paths"
     """A weight for every coupling path as published, or only as many as are linearly independent."""
-    readout_hidden: tuple[int, ...] = (16,)
+    readout_hidden: Widths = (16,)
     """Widths of hidden layers of the last readout; none: linear, as the other layers' readouts are."""
     readout_gate: str = "silu"
     """Activation of the last readout."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("num_interactions", 1), ("l_max", 0), ("channels", 1), ("num_bessel", 1)):
-            self._require(name, getattr(self, name) >= least, f"an integer >= {least}")
-        for name in ("radial_hidden", "readout_hidden"):
-            self._require(name, all(width >= 1 for width in getattr(self, name)), "widths >= 1")
-        for name, choices in _CHOICES.items():
-            self._require(name, getattr(self, name) in choices, ", ".join(map(str, choices)))
+        self._require("readout_gate", self.readout_gate in ACTIVATIONS, ", ".join(ACTIVATIONS))
         if self.force_head == "direct" and self.l_max < 1:
             raise InputError(
                 "a direct force head needs vectors, and l_max 0 has none", key="l_max", mend="give l_max >= 1"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from e3nn import o3
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
+from pimlip_zoo.models.base import AtomicEnergyModel, Count, ModelConfig, PositiveNumber, Widths
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.edges import EdgeEmbedding
 from pimlip_zoo.nn.electrons import ElectronEmbedding
@@ -30,34 +31,34 @@ __all__ = ["NequIP", "NequIPConfig"]
 class NequIPConfig(ModelConfig):
     """Options of NequIP; the defaults are those of the paper where it has them."""
 
-    num_layers: int = 3
+    num_layers: Count = 3
     """T, message-passing layers."""
-    l_max: int = 2
+    l_max: NonNegativeInt = 2
     """Highest degree of features and harmonics."""
     parity: bool = False
     """Features of both parities, or only those that the harmonics have."""
-    channels: int = 32
+    channels: Count = 32
     """C, for every irrep."""
-    channels_by_degree: tuple[int, ...] = ()
+    channels_by_degree: tuple[Count, ...] = ()
     """Instead: channels of degree 0, 1, ... l_max, such as (128, 64, 32)."""
     reflections: bool = True
     """Features and harmonics have a parity (O(3)). Without, all are even (SO(3)): more paths, and a model that may
     tell mirror images apart."""
-    radial_hidden: tuple[int, ...] = (64,)
+    radial_hidden: Widths = (64,)
     """Widths of the hidden layers of the radial MLP."""
     radial_normalized: bool = False
     """Scale the radial MLP's activations to unit second moment, as e3nn's perceptrons do."""
-    num_bessel: int = 8
+    num_bessel: Count = 8
     """B, radial basis functions."""
     bessel_trainable: bool = False
     """Learn the frequencies of the basis."""
-    bessel_frequencies: tuple[float, ...] = ()
+    bessel_frequencies: tuple[PositiveNumber, ...] = ()
     """Frequencies in units of pi over the cutoff, one for each function; none: 1, 2, ... B."""
     cutoff_function: Literal["polynomial", "xplor"] = "polynomial"
     """What the radial functions are multiplied by."""
     cutoff_order: float = 6.0
     """p of the polynomial cutoff."""
-    cutoff_onset: float = 0.9
+    cutoff_onset: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Where the XPLOR cutoff begins to fall, in units of the cutoff."""
     solid_harmonics: bool = False
     """Multiply the harmonics of degree l by ``r^l`` (Å), as early SevenNet models do."""
@@ -71,23 +72,15 @@ class NequIPConfig(ModelConfig):
     """A self-connection in the first layer, too; then an atom apart has an energy that is not its reference."""
     scalar_bias: bool = False
     """Constants that are added to the scalars before and after each sum over neighbours."""
-    neighbor_norms: tuple[float, ...] = ()
+    neighbor_norms: tuple[PositiveNumber, ...] = ()
     """What the sum over neighbours is divided by, layer by layer; none: the root of avg_num_neighbors."""
     resnet: bool = False
     """Add a layer's input to its output where their irreps agree."""
-    readout_hidden: tuple[int, ...] = ()
+    readout_hidden: Widths = ()
     """Widths of hidden layers of the readout; none: linear."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("num_layers", 1), ("l_max", 0), ("channels", 1), ("num_bessel", 1)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", key=name, mend=f"give an integer >= {least}"
-                )
-        for name in ("radial_hidden", "readout_hidden"):
-            if any(width < 1 for width in getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)}", key=name, mend="give widths >= 1")
         self._check_lengths()
         if self.force_head == "direct" and not self.reflections:
             raise InputError(
@@ -112,14 +105,6 @@ class NequIPConfig(ModelConfig):
                 raise InputError(
                     f"{name} has {len(values)} values for {count}", key=name, mend=f"give one for each {each}"
                 )
-            if not all(0 < value < math.inf for value in values):
-                raise InputError(f"{name} is {values}", key=name, mend="give numbers > 0")
-        if not 0 < self.cutoff_onset < 1:
-            raise InputError(
-                f"cutoff_onset is {self.cutoff_onset}",
-                key="cutoff_onset",
-                mend="give a number between 0 and 1",
-            )
 
     @property
     def scalars(self) -> int:

@@ -38,6 +38,8 @@ class EquivariantLinear(nn.Module):
         factor: multiplies the result.
     """
 
+    weights_are_maps = True
+
     def __init__(
         self,
         irreps_in: o3.Irreps,
@@ -47,7 +49,7 @@ class EquivariantLinear(nn.Module):
         factor: float = 1.0,
     ) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor, self.embedding_size = factor, 1
         self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
         self.channels_in, self.channels_out = channels_in, channels_out
         self.blocks, self._zeros_after = _matching_blocks(self.irreps_in, self.irreps_out)
@@ -89,6 +91,8 @@ class SpeciesLinear(nn.Module):
         embedding_size: V, the length of a species' embedding.
     """
 
+    weights_are_maps = True
+
     def __init__(
         self,
         irreps_in: o3.Irreps,
@@ -100,7 +104,7 @@ class SpeciesLinear(nn.Module):
         super().__init__()
         self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
         self.channels_in, self.channels_out = channels_in, channels_out
-        self.embedding_size = embedding_size
+        self.factor, self.embedding_size = 1.0, embedding_size
         self.blocks, self._zeros_after = _matching_blocks(self.irreps_in, self.irreps_out)
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(copies_in * channels_in, embedding_size, copies_out * channels_out))
@@ -164,7 +168,7 @@ class ScalarBias(nn.Module):
         before, copies = next(
             ((start, n) for irrep, start, n in irrep_slices(irreps) if irrep == o3.Irrep("0e")), (0, 0)
         )
-        self.factor = factor
+        self.factor, self.embedding_size = factor, 1
         self.bias = nn.Parameter(torch.zeros(copies, channels))
         self._before = nn.Buffer(torch.zeros(before, channels), persistent=False)
         self._after = nn.Buffer(torch.zeros(int(irreps.dim) - before - copies, channels), persistent=False)
@@ -208,11 +212,9 @@ def _by_groups(x: Tensor, matrices: Tensor, group: Tensor) -> Tensor:
 def linear_form(module: EquivariantLinear | SpeciesLinear, num_species: int = 1) -> LinearForm:
     """What the compiled kernels have to know of a map, with as many sets of weights as there are species."""
     blocks, first_out = [], 0
-    embedding = module.embedding_size if isinstance(module, SpeciesLinear) else 1
-    factor = 1.0 if isinstance(module, SpeciesLinear) else module.factor
     for start, copies_in, dim, copies_out, zeros in module.blocks:
         first_out += zeros
-        scale = factor * float(copies_in * module.channels_in * embedding) ** -0.5
+        scale = module.factor * float(copies_in * module.channels_in * module.embedding_size) ** -0.5
         blocks.append(LinearBlock(start, copies_in, first_out, copies_out, dim, scale))
         first_out += dim * copies_out
     dim_in, dim_out = int(module.irreps_in.dim), int(module.irreps_out.dim)

@@ -85,6 +85,8 @@ class ScalarMLP(nn.Module):
         normalized: use activations of unit second moment (:class:`ScaledActivation`).
     """
 
+    weights_are_maps = True
+
     def __init__(
         self,
         sizes: Sequence[int],

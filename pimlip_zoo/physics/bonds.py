@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from pimlip_zoo.datasets.pairs import neighbour_list
+from pimlip_zoo.datasets.neighbour_list import neighbour_list
 from pimlip_zoo.physics.crystal import repeats
 from pimlip_zoo.physics.molecule import relaxed_molecule
 from pimlip_zoo.physics.property import Findings, NotPossibleError, Options, Work, register_property

@@ -32,10 +32,8 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.coverage import Coverage
 
-__all__ = ["COMPUTED", "Examination", "Step", "Subject", "select"]
+__all__ = ["Examination", "Step", "Subject", "select"]
 
-COMPUTED = ("computed", "doubtful")
-"""What a property is called whose values are there; the others: failed, not applicable, stopped, not reached."""
 _FAULTS = (ArithmeticError, LookupError, ValueError, RuntimeError, NotImplementedError)
 VERSION = 1
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.registry import Registry
+from pimlip_zoo.registry import Registry, first_line
 
 if TYPE_CHECKING:
     from pimlip_zoo.physics.task import Task
@@ -116,7 +116,7 @@ class Property:
     @property
     def description(self) -> str:
         """First line of the function's docstring."""
-        return (self.function.__doc__ or "").strip().split("\n", 1)[0]
+        return first_line(self.function)
 
     def configure(self, options: Mapping[str, Any]) -> Options:
         """The options with single values replaced.
@@ -182,9 +182,6 @@ def register_property(
     Raises:
         InputError: when another one has the name already.
     """
-
-    def register(function: Function) -> Function:
-        PROPERTIES.add(name, Property(name, function, frozenset(kinds), options, cost, obstacle), function)
-        return function
-
-    return register
+    return PROPERTIES.registering(
+        name, lambda function: Property(name, function, frozenset(kinds), options, cost, obstacle)
+    )

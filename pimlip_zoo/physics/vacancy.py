@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["VacancyOptions", "compound", "vacancy"]
 
 _RELAXATION = 15
-_CONVENTIONAL = 4
 _FAR = 1.0  # Å
 
 

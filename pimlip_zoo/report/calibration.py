@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import replacing
+from pimlip_zoo.report.figures import save_figure
 
 __all__ = ["calibration_plot"]
 
@@ -25,19 +25,13 @@ def calibration_plot(summary: Mapping[str, Mapping[str, Any]], file: Path, *, ti
     Raises:
         InputError: for a file type that cannot be drawn, or when there is nothing to draw.
     """
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    if file.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"cannot draw {file.suffix or 'this'}", file=file, mend="use .png, .pdf or .svg")
     names = [name for name in _AXES if name in summary]
     if not names:
         raise InputError("no structure has a label to compare with", file=file)
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(4.4 * len(names), 4.0), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(4.4 * len(names), 4.0), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         label, unit = _AXES[name]
         points = [(unit * x, unit * y) for x, y in summary[name]["bins"]]
@@ -52,6 +46,4 @@ def calibration_plot(summary: Mapping[str, Mapping[str, Any]], file: Path, *, ti
         axis.grid(alpha=0.3)
     if title:
         figure.suptitle(title, fontsize=9)
-    with replacing(file) as temporary:
-        figure.savefig(temporary, dpi=150)
-    plt.close(figure)
+    save_figure(figure, file)

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import write_text
 from pimlip_zoo.report.html import QUANTITIES, ReportData, page, picture, section, table
 from pimlip_zoo.report.learning import points
 
@@ -22,8 +22,7 @@ _COLOURS = ("#1f5fa8", "#b3541e", "#3c7d3c", "#7a4a99", "#a8871f", "#1f8f8f", "#
 
 def write_comparison(runs: Sequence[ReportData], file: Path) -> None:
     """Write the page under a temporary name, then rename it."""
-    with replacing(file) as temporary:
-        temporary.write_text(render_comparison(runs), encoding="utf-8")
+    write_text(file, render_comparison(runs))
 
 
 def render_comparison(runs: Sequence[ReportData]) -> str:

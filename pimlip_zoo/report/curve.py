@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import replacing
 from pimlip_zoo.report.equivalence import Equivalence
+from pimlip_zoo.report.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,13 +37,9 @@ def curve_plot(summary: Sequence[Mapping[str, Any]], file: Path, equal: Sequence
     Raises:
         InputError: without rows, or for a file type that cannot be drawn.
     """
-    if file.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"cannot draw {file.suffix or 'this'}", file=file, mend="use .png, .pdf or .svg")
     if not summary:
         raise InputError("there is no result to draw", file=file)
-    figure = curve_figure(summary, equal)
-    with replacing(file) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(curve_figure(summary, equal), file)
 
 
 def curve_figure(summary: Sequence[Mapping[str, Any]], equal: Sequence[Equivalence] = ()) -> Figure:

@@ -177,15 +177,11 @@ def _number(logarithm: float) -> float:
 
 
 def falling(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The nearest sequence, in least squares, that never rises: what rises is pooled with what was before."""
-    blocks: list[list[float]] = []
-    for value in values.tolist():
-        blocks.append([value, 1.0])
-        while len(blocks) > 1 and blocks[-1][0] > blocks[-2][0]:
-            last, count = blocks.pop()
-            mean, weight = blocks[-1]
-            blocks[-1] = [(mean * weight + last * count) / (weight + count), weight + count]
-    return np.concatenate([np.full(int(count), mean) for mean, count in blocks])
+    """The nearest sequence, in least squares, that never rises."""
+    from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
+
+    line: NDArray[np.float64] = isotonic_regression(values, increasing=False).x
+    return line
 
 
 def _ratio(rows: Sequence[Mapping[str, Any]], test: str, weak: str, size: int, equal: float) -> float | None:

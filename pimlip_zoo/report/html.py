@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import write_text
 from pimlip_zoo.report.learning import Row, learning_curves
 from pimlip_zoo.report.parity import Pairs, parity_figure
 from pimlip_zoo.report.physics import physics_figure, physics_rows, physics_text
@@ -77,8 +77,7 @@ class ReportData:
 
 def write_report(data: ReportData, file: Path) -> None:
     """Write the report under a temporary name, then rename it."""
-    with replacing(file) as temporary:
-        temporary.write_text(render_report(data), encoding="utf-8")
+    write_text(file, render_report(data))
 
 
 def render_report(data: ReportData) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.errors import InputError, reading
+from pimlip_zoo.errors import reading
 from pimlip_zoo.files import regular_file, replacing
+from pimlip_zoo.report.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,10 +38,7 @@ def parity_plot(pairs: Pairs, file: Path, *, title: str = "") -> None:
     Raises:
         InputError: for a file type that cannot be drawn.
     """
-    if file.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"cannot draw {file.suffix or 'this'}", file=file, mend="use .png, .pdf or .svg")
-    with replacing(file) as temporary:
-        parity_figure(pairs, title=title).savefig(temporary, dpi=150)
+    save_figure(parity_figure(pairs, title=title), file)
 
 
 def parity_figure(pairs: Pairs, *, title: str = "", errors: Mapping[str, Any] | None = None) -> Figure:

@@ -25,6 +25,7 @@ __all__ = [
     "describe",
     "load_potential",
     "read_checkpoint",
+    "save_potential",
 ]
 
 FORMAT_VERSION = 1
@@ -70,6 +71,12 @@ def describe(potential: Potential) -> dict[str, Any]:
         "repulsion": type(potential.repulsion).__name__.lower() if potential.repulsion is not None else None,
         "trainable_scale": bool(potential.scale.requires_grad),
     }
+
+
+def save_potential(potential: Potential, path: Path, **more: Any) -> None:
+    """Write a checkpoint of the weights alone, which :func:`load_potential` reads; ``more`` is kept beside them."""
+    weights = {f"potential.{name}": value for name, value in potential.state_dict().items()}
+    torch.save({KEY: {**describe(potential), **more}, "state_dict": weights}, path)
 
 
 def build_potential(description: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None) -> Potential:

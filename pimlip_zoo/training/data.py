@@ -12,17 +12,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from pimlip_zoo.datasets.dataset import Samples, as_samples
-from pimlip_zoo.datasets.linking import Unlinked
+from pimlip_zoo.datasets.device_neighbours import BatchWithoutEdges
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch
-from pimlip_zoo.training.parcel import Parcel, pack
+from pimlip_zoo.training.packed_batch import PackedBatch, pack
 
 __all__ = ["SampleList", "StepSampler", "evaluation_loader", "in_bursts", "training_loader"]
 
 _T = TypeVar("_T")
 
-Joined = Batch | Unlinked | InputError
-"""What a loader hands out."""
+Joined = Batch | PackedBatch | BatchWithoutEdges | InputError
+"""What a loader hands out: packed for the way where a worker made it."""
 
 
 class SampleList(Dataset[Joined]):
@@ -48,26 +48,22 @@ class SampleList(Dataset[Joined]):
     def __getitems__(self, indices: Sequence[int]) -> list[Joined]:
         """What a loader asks for: the samples as one batch, the only element of a list."""
         plain = [index if index >= 0 else -1 - index for index in indices]
+        counts = torch.tensor([float(index >= 0) for index in indices], dtype=torch.float64)
         try:
-            made = self._batch(plain)
+            if not self.linked and self.samples.list_cutoff is not None:
+                return [self.samples.without_edges(plain).weighted(counts)]
+            batch = self.samples.batch(plain)
         except InputError as error:
             return [error]
-        if min(indices) >= 0:
-            return [made]
-        counts = torch.tensor([float(index >= 0) for index in indices], dtype=torch.float64)
-        batch = made.batch if isinstance(made, Unlinked) else made
-        batch = batch._replace(labels=batch.labels._replace(weight=batch.labels.weight * counts))
-        return [made._replace(batch=batch) if isinstance(made, Unlinked) else batch]
-
-    def _batch(self, indices: Sequence[int]) -> Batch | Unlinked:
-        later = not self.linked and self.samples.list_cutoff is not None
-        return self.samples.unlinked(indices) if later else self.samples.batch(indices)
+        if min(indices) < 0:
+            batch = batch.weighted(counts)
+        return [pack(batch) if get_worker_info() is not None else batch]
 
 
-def only(batches: Sequence[Joined]) -> Joined | Parcel:
-    """What :class:`SampleList` gave for one batch; packed for the way where a worker made it."""
+def only(batches: Sequence[Joined]) -> Joined:
+    """What :class:`SampleList` gave for one batch."""
     (batch,) = batches
-    return pack(batch) if isinstance(batch, Batch) and get_worker_info() is not None else batch
+    return batch
 
 
 class StepSampler(Sampler[list[int]]):
@@ -145,7 +141,7 @@ class _Batches(DataLoader[Joined]):
 def training_loader(
     samples: SampleList, sampler: Sampler[list[int]], num_workers: int = 0
 ) -> DataLoader[Joined]:
-    """Batches in the order of the sampler; those of workers are parcels."""
+    """Batches in the order of the sampler."""
     return _Batches(
         samples,
         batch_sampler=sampler,
@@ -156,7 +152,7 @@ def training_loader(
 
 
 def evaluation_loader(samples: SampleList, batch_size: int, num_workers: int = 0) -> DataLoader[Joined]:
-    """Batches in the order of the data; those of workers are parcels."""
+    """Batches in the order of the data."""
     return DataLoader(
         samples,
         batch_size=batch_size,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pimlip_zoo.consistency.evaluate import evaluate_step
-from pimlip_zoo.datasets.linking import Unlinked
+from pimlip_zoo.datasets.device_neighbours import BatchWithoutEdges
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, Predictions
 from pimlip_zoo.losses.base import LossTerm, LossValue, Step
@@ -19,7 +19,6 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.callbacks import columns_of
 from pimlip_zoo.training.checkpoint import KEY, describe
 from pimlip_zoo.training.metrics import ErrorStatistics
-from pimlip_zoo.training.parcel import Parcel, unpack
 
 __all__ = ["LOGGED_EVERY", "LatePhase", "PotentialTraining"]
 
@@ -72,7 +71,7 @@ class PotentialTraining(pl.LightningModule):
         late: LatePhase | None = None,
         forces: bool = True,
         virial: bool = False,
-        link: Callable[[Unlinked], Batch] | None = None,
+        link: Callable[[BatchWithoutEdges], Batch] | None = None,
         summary: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -151,9 +150,7 @@ class PotentialTraining(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Unpack a batch from a worker; make the neighbour lists of one that came without."""
-        if isinstance(batch, Parcel):
-            return unpack(batch)
-        return self._link(batch) if isinstance(batch, Unlinked) and self._link is not None else batch
+        return batch.linked(self._link)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
@@ -210,7 +207,11 @@ class PotentialTraining(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what was written with other losses, or by a version that kept them in another way."""
         own = {f"terms.{key}" for key in self.terms.state_dict()}
-        if own != {key for key in checkpoint["state_dict"] if key.split(".", 1)[0] == "terms"}:
+        written = {key for key in checkpoint["state_dict"] if key.split(".", 1)[0] == "terms"}
+        for key in {key for key in written - own if key.endswith("._extra_state")}:
+            written.remove(key)  # of schedules that followed the error, by earlier versions
+            del checkpoint["state_dict"][key]
+        if own != written:
             raise InputError(
                 "the checkpoint was written with other losses, or by an earlier version",
                 key="weak",

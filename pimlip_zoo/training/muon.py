@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-
-from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
-from pimlip_zoo.nn.mlp import ScalarMLP
 
 __all__ = ["Muon", "linear_maps"]
 
@@ -22,12 +19,12 @@ def linear_maps(module: nn.Module) -> list[Tensor]:
     """The parameters of a module that are matrices applied to features.
 
     Embeddings, coefficients of tensor products and biases are not among them. A species-dependent map
-    (in, species, out) counts as one matrix per species.
+    (in, species, out) counts as one matrix per species. A module says ``weights_are_maps = True`` of its ``weights``.
     """
     found: list[Tensor] = []
     for part in module.modules():
-        if isinstance(part, EquivariantLinear | SpeciesLinear | ScalarMLP):
-            found += list(part.weights)
+        if getattr(part, "weights_are_maps", False):
+            found += list(cast("Iterable[Tensor]", part.weights))
         elif isinstance(part, nn.Linear):
             found.append(part.weight)
     return [weight for weight in found if min(weight.shape[0], weight.shape[-1]) >= NARROWEST]

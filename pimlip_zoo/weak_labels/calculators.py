@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from pydantic import PositiveFloat, PositiveInt
 
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
-from pimlip_zoo.registry import Registry
+from pimlip_zoo.registry import Registry, first_line
 from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.yaml_file import parse_yaml
 
@@ -32,6 +32,7 @@ __all__ = [
     "Supervisor",
     "calculator",
     "find_supervisor",
+    "package_version",
 ]
 
 KEY = "weak.labels.calculator"
@@ -61,7 +62,7 @@ class CalculatorInfo:
     @property
     def description(self) -> str:
         """First line of the function's docstring."""
-        return (self.make.__doc__ or "").strip().split("\n", 1)[0]
+        return first_line(self.make)
 
 
 CALCULATORS: Registry[CalculatorInfo] = Registry("calculator", "pimlip_zoo.calculators")
@@ -88,13 +89,10 @@ def calculator(
     Raises:
         InputError: when another one has the name already.
     """
-
-    def register(function: Callable[..., Calculator]) -> Callable[..., Calculator]:
-        how = install or f"pip install {package}"
-        CALCULATORS.add(name, CalculatorInfo(name, function, options, package, how, charged), function)
-        return function
-
-    return register
+    how = install or f"pip install {package}"
+    return CALCULATORS.registering(
+        name, lambda function: CalculatorInfo(name, function, options, package, how, charged)
+    )
 
 
 class TBLiteOptions(CalculatorOptions):
@@ -200,7 +198,9 @@ def find_supervisor(
             mend="if you trust whoever made the file: --trust of eval and md, or trust=True in Python",
         )
     return Supervisor(
-        name, _package(name.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0]), lambda: _imported(name)
+        name,
+        package_version(name.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0]),
+        lambda: _imported(name),
     )
 
 
@@ -229,7 +229,7 @@ def _registered(text: str) -> Supervisor:
     full = "&".join(f"{key}={value}" for key, value in sorted(chosen.items()))
     return Supervisor(
         f"{name}?{full}" if full else name,
-        _package(info.package),
+        package_version(info.package),
         lambda: info.make(**options.model_dump()),
         charged=info.charged,
     )
@@ -268,7 +268,8 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def _package(name: str) -> str:
+def package_version(name: str) -> str:
+    """Such as ``tblite 0.4.0``; the name alone where it is not installed."""
     try:
         return f"{name} {version(name)}"
     except PackageNotFoundError:

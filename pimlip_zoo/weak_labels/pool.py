@@ -18,10 +18,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from pimlip_zoo.datasets.electrons import give_electrons, stated
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frames import electrons_bytes, geometry_bytes
 from pimlip_zoo.errors import InputError, reason_of
+from pimlip_zoo.processes import Reply, cores, serve
 from pimlip_zoo.section import Section
 from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
-from pimlip_zoo.weak_labels.pool_work import Part, cores, do_parts, forget, told_duration, work_on
+from pimlip_zoo.weak_labels.pool_work import Part, answer_parts, do_parts, forget, told_duration
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -428,16 +430,19 @@ def _elsewhere(supervisor: Supervisor) -> bool:
 
 def start_worker() -> None:
     """What a process that shares the work of a pool does."""
-    import sys
-
     from pimlip_zoo.datasets.lmdb import FrameStore
 
-    folder, share, processes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    # The process that started this one has called the function already, where the name is that of one.
-    supervisor = find_supervisor(job["supervisor"], trust=True)
-    work = _Work(list(FrameStore(folder / "starts.lmdb")), supervisor, PoolOptions(**job["options"]), None)
-    work_on(folder, share, processes, work.make)
+    def prepare(about: dict[str, Any]) -> tuple[dict[str, Any], Reply]:
+        folder = Path(about["folder"])
+        job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        # The process that started this one has called the function already, where the name is that of one.
+        supervisor = find_supervisor(job["supervisor"], trust=True)
+        work = _Work(
+            list(FrameStore(folder / "starts.lmdb")), supervisor, PoolOptions(**job["options"]), None
+        )
+        return {}, answer_parts(folder, work.make)
+
+    serve(prepare)
 
 
 def _labels(
@@ -591,15 +596,7 @@ def _key(frames: Sequence[Frame], supervisor: Supervisor, what: Any) -> str:
     if any(frame.pbc.all() for frame in frames):
         digest.update(b"with stress")  # labels of crystals that were made before have none
     for frame in frames:
-        for array, kind in (
-            (frame.numbers, np.int64),
-            (frame.positions, np.float64),
-            (frame.cell, np.float64),
-            (frame.pbc, np.bool_),
-        ):
-            digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
-        if electrons := stated(frame):
-            digest.update(json.dumps(electrons, sort_keys=True).encode())
+        digest.update(geometry_bytes(frame) + electrons_bytes(frame))
     return digest.hexdigest()
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.processes import Processes, Reply
 
-__all__ = ["Part", "cores", "do_parts", "forget", "told_duration", "work_on"]
+__all__ = ["Part", "answer_parts", "do_parts", "forget", "told_duration"]
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -24,8 +20,6 @@ Part = Mapping[str, Any]
 """What one part is, as JSON takes it; ``number`` and ``count`` (how many frames, about) are among it."""
 Do = Callable[[Part, Callable[[int], None]], list[Frame]]
 """Makes the frames of a part, and says how many it has so far."""
-
-_POLLED = 0.2
 
 
 def do_parts(
@@ -45,8 +39,8 @@ def do_parts(
         report: is told how many frames there are.
         folder: where finished parts are kept; None: nowhere, and there is one process.
         processes: how many share the work.
-        worker: Python statement by which another process begins; it finds the folder, its number and how many there
-            are among its arguments, and calls :func:`work_on`.
+        worker: Python statement by which another process begins: :func:`~pimlip_zoo.processes.serve` with
+            :func:`answer_parts` of the folder that it is told.
     """
     missing = [part for part in parts if folder is None or not _file(folder, part).exists()]
     if folder is not None and len(missing) > 1 and processes > 1 and worker:
@@ -62,16 +56,14 @@ def do_parts(
     return frames
 
 
-def work_on(folder: Path, share: int, processes: int, do: Do) -> None:
-    """What a worker process does: every part of its share that is not there yet."""
-    parts = json.loads((folder / "parts.json").read_text(encoding="utf-8"))
-    for part in parts[share::processes]:
-        try:
-            _made(folder, part, lambda part: do(part, lambda _: None))
-        except InputError as error:
-            said = {"message": error.message, "frame": error.frame, "key": error.key, "mend": error.mend}
-            (folder / f"error-{share}.json").write_text(json.dumps(said), encoding="utf-8")
-            raise SystemExit(2) from error
+def answer_parts(folder: Path, do: Do) -> Reply:
+    """How a process that shares the work answers a part: it is in the folder then."""
+
+    def reply(part: Part) -> dict[str, Any]:
+        _made(folder, part, lambda part: do(part, lambda _: None))
+        return {}
+
+    return reply
 
 
 def _file(folder: Path, part: Part) -> Path:
@@ -106,45 +98,16 @@ def _share(
     worker: str,
     report: Callable[[int], None],
 ) -> None:
-    """Start the workers and wait for them.
-
-    They are processes of their own with a command line of their own: a script that calls this needs no guard.
-    """
-    for old in folder.glob("error-*.json"):
-        old.unlink()
+    """Have processes make the missing parts; what they leave is done here, where a failure is seen."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "parts.json").write_text(json.dumps(list(missing)), encoding="utf-8")
-    places = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
-    running = []
-    try:
-        for share in range(processes):
-            with (folder / f"worker-{share}.log").open("w") as said:
-                command = [sys.executable, "-c", worker, str(folder), str(share), str(processes)]
-                running.append(subprocess.Popen(command, stderr=said, stdout=said, env=environment))  # noqa: S603
-        while any(process.poll() is None for process in running):
-            time.sleep(_POLLED)
-            report(sum(part["count"] for part in parts if _file(folder, part).exists()))
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
-        for process in running:
-            process.wait()
-    for share, process in enumerate(running):
-        if process.returncode == 0:
-            continue
-        found = folder / f"error-{share}.json"
-        if found.exists():
-            error = json.loads(found.read_text(encoding="utf-8"))
-            raise InputError(error["message"], frame=error["frame"], key=error["key"], mend=error["mend"])
-        # What it left is done here, where a failure is seen.
-        log.warning("a process that labels ended early: see %s", folder / f"worker-{share}.log")
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    done = sum(part["count"] for part in parts if part not in missing)
+    with Processes(worker, {"folder": str(folder)}, count=processes, threads=1) as pool:
+        for answer in pool.run(list(enumerate(missing))):
+            if answer.failure is not None:
+                log.warning("a process that labels: %s", answer.failure)
+                continue
+            done += missing[answer.index]["count"]
+            report(done)
 
 
 def told_duration(seconds: float) -> str:

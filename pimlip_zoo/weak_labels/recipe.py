@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from pimlip_zoo.registry import Registry
+from pimlip_zoo.registry import BASELINE, Registry, first_line
 from pimlip_zoo.section import Section
 
 if TYPE_CHECKING:
@@ -119,14 +119,14 @@ class RecipeInfo:
     @property
     def description(self) -> str:
         """First line of the class's docstring."""
-        return (self.make.__doc__ or "").strip().split("\n", 1)[0]
+        return first_line(self.make)
 
 
 RECIPES: Registry[RecipeInfo] = Registry(
     "recipe for weak labels",
     "pimlip_zoo.recipes",
     tuple(f"pimlip_zoo.weak_labels.{name}" for name in ("pretrain", "delta", "distill", "shared_head")),
-    left={"second_head": "it is a baseline of the study now: pip install benchmarks/weak/baselines"},
+    left={"second_head": BASELINE},
 )
 
 RecipeClass = TypeVar("RecipeClass", bound=type)
@@ -144,9 +144,4 @@ def recipe(
     Raises:
         InputError: when another class has the name already.
     """
-
-    def register(cls: RecipeClass) -> RecipeClass:
-        RECIPES.add(name, RecipeInfo(name, cls, options), cls)
-        return cls
-
-    return register
+    return RECIPES.registering(name, lambda cls: RecipeInfo(name, cls, options))

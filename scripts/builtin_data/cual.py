@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from packing import snap
 
+from pimlip_zoo.datasets.builtin_format import PackedSet
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.packed import PackedSet, snap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

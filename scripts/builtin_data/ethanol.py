@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from packing import snap
 
+from pimlip_zoo.datasets.builtin_format import PackedSet
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.packed import PackedSet, snap
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:

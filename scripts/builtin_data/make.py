@@ -11,9 +11,10 @@ from ase.data import atomic_numbers
 from ase.io import write
 from cual import make_cual
 from ethanol import make_ethanol
+from packing import write_packed
 
+from pimlip_zoo.datasets.builtin_format import PackedSet
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
-from pimlip_zoo.datasets.packed import PackedSet, write_packed
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.files import replacing, writing
 

@@ -38,14 +38,19 @@ SURFACES = {"morse": Morse, "swirl": lambda: Swirl(0.4)}
 HEAVY = 3e3
 """On weights that nobody has trained the surfaces are nearly flat: so that consistency counts beside the labels."""
 
+DENOISING = {"weak.terms.denoising.weight": 0.01, "weak.perturbation.name": "gaussian"}
 LOSSES: dict[str, dict[str, object]] = {
     "plain": {},
     "piwsl": {"weak.preset": "piwsl"},
     "direct-consistent": {"weak.preset": "direct-consistent"},
     "taylor": {"weak.preset": "taylor"},
-    "noisy-nodes": {"weak.preset": "noisy-nodes"},
-    "denoising": {"weak.preset": "denoising"},
-    "stiffer denoising": {"weak.preset": "denoising", "weak.denoising_stiffness": 7.0},
+    "noisy-nodes": {
+        "weak.terms.noisy_labels.weight": 0.1,
+        "weak.perturbation.name": "gaussian",
+        "weak.perturbation.amplitude": 0.01,
+    },
+    "denoising": DENOISING,
+    "stiffer denoising": {**DENOISING, "weak.terms.denoising.options": {"stiffness": 7.0}},
     **{name: {f"weak.terms.{name}.weight": HEAVY} for name in (*RESIDUALS, *STRAINS)},
     "per atom": {"weak.terms.pitc_trapezoid.weight": HEAVY, "weak.terms.pitc_trapezoid.unit": "per_atom"},
     "energies detached": {
@@ -100,11 +105,10 @@ TRAININGS: dict[str, dict[str, object]] = {
         "weak.teacher": "ema",
         "weak.teacher_decay": 0.5,
     },
-    "decay, tied": {
+    "decay": {
         "weak.terms.pitc_first_order.weight": HEAVY,
         "weak.terms.pisc_triangle.weight": HEAVY,
         "weak.terms.pitc_first_order.schedule": {"name": "decay", "steps": 3},
-        "weak.terms.pisc_triangle.schedule": {"name": "tied_to_error"},
         "weak.fraction": 0.7,
     },
     "strain": {"weak.terms.strain_trapezoid.weight": HEAVY, "weak.terms.pitc_central.weight": HEAVY},

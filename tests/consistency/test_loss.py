@@ -154,7 +154,7 @@ def test_a_restored_term_goes_on_as_if_it_had_not_been_interrupted():
     model, batch = potential(Morse()), mixed_batch()
     options = config(
         {
-            "pitc_trapezoid": {"schedule": {"name": "tied_to_error"}},
+            "pitc_trapezoid": {"schedule": {"name": "decay", "steps": 4}},
             "pisc_triangle": {"schedule": {"name": "warm_up", "steps": 5}},
         }
     )
@@ -312,7 +312,8 @@ def test_the_baselines_ask_displaced_copies_for_what_their_names_say():
     model, batch = potential(Morse()), batch_of([molecule(5, 0)], 4.6)
     options = {"perturbation": {"name": "gaussian", "amplitude": 0.02}}
     noisy = build(config({"noisy_labels": {"weight": 1.0}}, **options), model)
-    term = build(config({"denoising": {"weight": 1.0}}, denoising_stiffness=7.0, **options), model)
+    stiff = {"weight": 1.0, "options": {"stiffness": 7.0}}
+    term = build(config({"denoising": stiff}, **options), model)
     from pimlip_zoo.consistency.displacements import Gaussian
 
     d = Gaussian(0.02).sample(batch.graph, step_generator(0, 0, 0))
@@ -444,7 +445,9 @@ def test_what_cannot_work_is_refused_with_the_reason():
         ({"terms": {"denoising": {"options": {"stiffness": 0.0}}}}, "stiffness.*greater than 0"),
         ({"perturbation": {"name": "unifrom"}}, "did you mean uniform"),
         ({"perturbation": {"name": "uniform", "iterations": 5}}, "no such option"),
-        ({"denoising_stiffness": 7.0}, "no denoising term"),
+        ({"denoising_stiffness": 7.0}, "terms.denoising.options"),
+        ({"ensemble": ["a", "b"]}, "weak.perturbation.ensemble"),
+        ({"preset": "noisy-nodes"}, "benchmarks/weak/baselines"),
         ({"terms": {"pitc_central": {"wieght": 1.0}}}, "Extra inputs"),
         ({"perturbation": {"amplitud": 1.0}}, "did you mean amplitude"),
         ({"preset": "piwls"}, "piwsl"),
@@ -473,10 +476,12 @@ def test_predictions_without_forces_are_enough():
 
 
 def test_options_as_earlier_versions_wrote_them_keep_their_meaning():
-    old = {"denoising_stiffness": 7.0, "perturbation": {"name": "gaussian", "iterations": 3}}
-    options = WeakConfig.model_validate({"terms": {"denoising": {}}, **old})
-    assert options.terms["denoising"].options == {"stiffness": 7.0}
-    assert WeakConfig.model_validate({"denoising_stiffness": 20.0}) == WeakConfig()
+    old = {"denoising_stiffness": 20.0, "ensemble": []}
+    schedule = {"name": "decay", "power": 1.0, "reference": None}
+    assert config({"curl": {"schedule": schedule}}) == config({"curl": {"schedule": {"name": "decay"}}})
+    with pytest.raises(ValueError, match="gained nothing"):
+        config({"curl": {"schedule": {**schedule, "power": 2.0}}})
+    assert WeakConfig.model_validate({**old, "perturbation": {"iterations": 3}}) == WeakConfig()
     modes = WeakConfig.model_validate({"perturbation": {"name": "soft", "iterations": 2}})
     assert modes.perturbation.options().iterations == 2
     assert WeakConfig.model_validate(modes.model_dump(mode="json")) == modes

@@ -479,7 +479,7 @@ def test_a_surface_finds_out_which_points_a_residual_looks_at():
     assert ALL["strain_trapezoid"].reads.own.virials == {ORIGIN, STRAINED}
     assert ALL["curl"].reads.direction
     assert not ALL["curl"].reads.displaced
-    assert not ALL["noisy_labels"].reads.force_label  # forces are looked at where there are any
+    assert not get_residual("noisy_labels").reads.force_label  # forces are looked at where there are any
     with pytest.raises(InputError, match="one number for each structure"):
         reads_of(lambda s: s.F(D))
 

@@ -1,11 +1,11 @@
 import pytest
 
-from pimlip_zoo.consistency.schedules import Constant, Decay, TiedToError, WarmUp
+from pimlip_zoo.consistency.schedules import Constant, Decay, WarmUp
 from pimlip_zoo.errors import InputError
 
 
 def test_constant_is_one():
-    assert Constant().factor(0) == Constant().factor(10**6, 3.0) == 1.0
+    assert Constant().factor(0) == Constant().factor(10**6) == 1.0
 
 
 def test_warm_up_rises_linearly_from_its_start():
@@ -21,24 +21,12 @@ def test_decay_falls_from_one_to_its_last_value():
     assert schedule.factor(110) == schedule.factor(10**6) == pytest.approx(0.2)
 
 
-def test_a_tied_weight_follows_the_error_and_never_exceeds_one():
-    schedule = TiedToError(power=2.0)
-    assert schedule.factor(0) == 1.0
-    assert schedule.factor(1, 4.0) == 1.0  # the reference
-    assert schedule.factor(2, 2.0) == pytest.approx(0.25)
-    assert schedule.factor(3, 40.0) == 1.0
-    assert schedule.factor(4, float("nan")) == 1.0
-    assert TiedToError(reference=10.0).factor(0, 1.0) == pytest.approx(0.1)
-
-
 @pytest.mark.parametrize(
     "make",
     [
         lambda: WarmUp(-1),
         lambda: Decay(0),
         lambda: Decay(10, last=2.0),
-        lambda: TiedToError(0.0),
-        lambda: TiedToError(1.0, -1.0),
     ],
 )
 def test_nonsense_is_refused(make):

@@ -20,15 +20,13 @@ from pimlip_zoo.datasets.builtin import (
     builtin_splits,
     load_builtin,
 )
-from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
-from pimlip_zoo.datasets.neighbours import frame_to_sample, neighbour_list
-from pimlip_zoo.datasets.packed import (
+from pimlip_zoo.datasets.builtin_format import (
     FORCE_RESOLUTION,
     PackedSet,
     read_packed,
-    snap,
-    write_packed,
 )
+from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
+from pimlip_zoo.datasets.neighbours import frame_to_sample, neighbour_list
 from pimlip_zoo.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "builtin_data"))
@@ -36,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "builtin_data"))
 import make
 from cual import KINDS, make_cual
 from make import make_builtin
+from packing import snap, write_packed
 
 
 def every_frame(name):
@@ -410,7 +409,7 @@ def test_what_the_format_cannot_hold_is_refused_and_leaves_no_file(tmp_path):
 
 def test_another_format_version_is_refused(tmp_path, monkeypatch):
     good = Frame(np.array([1]), np.zeros((1, 3)), energy=0.0, forces=np.zeros((1, 3)))
-    monkeypatch.setattr("pimlip_zoo.datasets.packed._FORMAT", 2)
+    monkeypatch.setattr("packing.FORMAT", 2)
     write_packed(tmp_path / "x.npz", PackedSet({"a": [good]}, {}, {}))
     monkeypatch.undo()
     with pytest.raises(ValueError, match="format 2"):

@@ -13,17 +13,14 @@ from torch.utils.data import DataLoader
 from pimlip_zoo.datasets.dataset import (
     FrameDataset,
     MadeSamples,
-    StoreDataset,
-    StoredSamples,
     as_samples,
-    estimate_edges,
 )
 from pimlip_zoo.datasets.lmdb import FrameStore, write_store
 from pimlip_zoo.datasets.lmdb.record import HEADER, encode
 from pimlip_zoo.datasets.molecules import batch_of_records
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.datasets.sampler import BatchBudget, BudgetSampler
-from pimlip_zoo.datasets.stored import LABELS, StoredFrames
+from pimlip_zoo.datasets.store_frames import LABELS, StoredFrames, estimate_edges
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import collate
 
@@ -51,7 +48,7 @@ def assert_equal(a, b):
 @pytest.mark.parametrize("cache_bytes", [0, 5000, 1 << 20])
 def test_samples_are_those_of_the_frames_with_and_without_cache(frames, path, cache_bytes):
     memory = FrameDataset(frames, SPECIES, 4.0, cache_bytes=cache_bytes)
-    store = StoreDataset(path, SPECIES, 4.0, cache_bytes=cache_bytes)
+    store = FrameDataset(StoredFrames(FrameStore(path)), SPECIES, 4.0, cache_bytes=cache_bytes)
     assert len(memory) == len(store) == 24
     for _ in range(2):
         for index, frame in enumerate(frames):
@@ -61,17 +58,17 @@ def test_samples_are_those_of_the_frames_with_and_without_cache(frames, path, ca
 
 
 def test_a_part_of_a_store_has_its_own_numbering(frames, path):
-    part = StoreDataset(path, SPECIES, 4.0, indices=np.array([5, 2, 9]))
+    part = FrameDataset(StoredFrames(FrameStore(path), [5, 2, 9]), SPECIES, 4.0)
     assert len(part) == 3
     assert_equal(part[1], frame_to_sample(frames[2], SPECIES, 4.0))
     assert part.sizes()[0].tolist() == [len(frames[i].numbers) for i in (5, 2, 9)]
     with pytest.raises(InputError, match="index 24 is too large: there are 24"):
-        StoreDataset(path, SPECIES, 4.0, indices=np.array([24]))
+        StoredFrames(FrameStore(path), [24])
 
 
-def test_unknown_elements_are_refused_before_the_first_batch(path):
-    with pytest.raises(InputError, match="the model does not know O"):
-        StoreDataset(path, ("H", "C"), 4.0)
+def test_unknown_elements_are_refused_with_the_place_of_the_frame(path):
+    with pytest.raises(InputError, match=r"a\.lmdb.*frame \d+.*does not know"):
+        list(FrameDataset(StoredFrames(FrameStore(path)), ("H", "C"), 4.0))
 
 
 def test_sizes_in_memory_are_exact(frames):
@@ -83,7 +80,7 @@ def test_sizes_in_memory_are_exact(frames):
 
 
 def test_estimated_edges_are_exact_at_the_cutoff_of_the_index_and_bounded_in_molecules(path, frames):
-    dataset = StoreDataset(path, SPECIES, 5.0)
+    dataset = FrameDataset(StoredFrames(FrameStore(path)), SPECIES, 5.0)
     natoms, edges = dataset.sizes()
     assert edges.tolist() == FrameDataset(frames, SPECIES, 5.0).sizes()[1].tolist()
     wide = estimate_edges(edges, natoms, np.array([f.pbc.any() for f in frames]), 5.0, 50.0)
@@ -96,7 +93,7 @@ def test_estimated_edges_are_exact_at_the_cutoff_of_the_index_and_bounded_in_mol
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_gives_the_same_batches_with_and_without_workers(path, frames, workers):
-    dataset = StoreDataset(path, SPECIES, 4.0)
+    dataset = FrameDataset(StoredFrames(FrameStore(path)), SPECIES, 4.0, cache_bytes=0)
     sampler = BudgetSampler(*dataset.sizes(), BatchBudget(max_structures=5), seed=3)
     batches = list(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers))
     order = list(BudgetSampler(*dataset.sizes(), BatchBudget(max_structures=5), seed=3))
@@ -171,16 +168,19 @@ def test_what_may_be_wrong_with_a_molecule_is_left_to_who_looks_at_it_alone(tmp_
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
 def test_batches_of_a_store_are_the_collated_samples(frames, path, cache_bytes):
-    store = StoreDataset(path, SPECIES, 4.0, cache_bytes=cache_bytes)
+    store = FrameDataset(StoredFrames(FrameStore(path)), SPECIES, 4.0, cache_bytes=cache_bytes)
     for indices in ([5, 2, 9, 2], [0]):
         expected = collate([frame_to_sample(frames[i], SPECIES, 4.0) for i in indices])
         assert_equal(store.batch(indices), expected)
     with pytest.raises(InputError, match=r"frame \d+.*does not know"):
-        StoredSamples(store.stored, ("C",), 4.0, cache_bytes=0).batch([3, 4])
+        FrameDataset(store.frames, ("C",), 4.0, cache_bytes=0).batch([3, 4])
 
 
 def test_samples_that_are_made_already_made_later_or_in_a_store_answer_the_same(frames, path):
-    later, stored = FrameDataset(frames, SPECIES, 4.0), StoreDataset(path, SPECIES, 4.0)
+    later, stored = (
+        FrameDataset(frames, SPECIES, 4.0),
+        FrameDataset(StoredFrames(FrameStore(path)), SPECIES, 4.0, cache_bytes=0),
+    )
     made = as_samples([later[index] for index in range(len(frames))])
     assert isinstance(made, MadeSamples)
     assert as_samples(stored) is stored

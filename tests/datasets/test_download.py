@@ -1,4 +1,5 @@
 import hashlib
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -6,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pimlip_zoo.cli.data import app
+from pimlip_zoo.datasets.catalogue import KNOWN_SETS, known_set
 from pimlip_zoo.datasets.download import download, parse_checksum
-from pimlip_zoo.datasets.known import KNOWN_SETS, known_set
 from pimlip_zoo.errors import InputError
 
 CONTENT = bytes(range(256)) * 5000
@@ -47,6 +48,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server():
+    pytest.importorskip("pooch")
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{httpd.server_port}"
@@ -145,3 +147,13 @@ def test_the_command_shows_licence_and_citation_and_asks_for_a_checksum(server, 
     run = runner.invoke(app, ["get", "spice-1", "-o", str(tmp_path), "--address", f"{server}/file", "--yes"])
     assert "thrown away" in str(run.exception)
     assert "spice-2" in runner.invoke(app, ["get"]).output
+
+
+def test_without_pooch_nothing_is_asked_or_fetched(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    run = CliRunner().invoke(app, ["get", "spice-1", "-o", str(tmp_path)])
+    assert "pip install 'pimlip-zoo[download]'" in str(run.exception)
+    assert run.output == ""
+    with pytest.raises(InputError, match="pooch is not installed"):
+        download("http://127.0.0.1:9/file", tmp_path / "a.bin", checksum=None)
+    assert list(tmp_path.iterdir()) == []

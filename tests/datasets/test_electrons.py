@@ -17,11 +17,11 @@ from pimlip_zoo.datasets.lmdb import FrameStore, write_store
 from pimlip_zoo.datasets.lmdb.index import entries_of, geometry_digest
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.datasets.readers import load_frames
-from pimlip_zoo.datasets.stored import StoredFrames
+from pimlip_zoo.datasets.store_frames import StoredFrames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.record import data_record
 from pimlip_zoo.graph import collate
-from pimlip_zoo.training.parcel import pack, unpack
+from pimlip_zoo.training.packed_batch import pack, unpack
 from pimlip_zoo.weak_labels import pool
 from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
 from pimlip_zoo.weak_labels.pool import PoolOptions, cached_labels, label_frames, labelled_pool, sample_pool

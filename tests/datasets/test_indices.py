@@ -10,10 +10,10 @@ from pimlip_zoo.datasets.audit import survey_data
 from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.lmdb import FrameStore, write_store
-from pimlip_zoo.datasets.pairs import species_indices
+from pimlip_zoo.datasets.neighbour_list import species_indices
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.splits import make_split, write_split
-from pimlip_zoo.datasets.stored import StoredFrames, open_frames
+from pimlip_zoo.datasets.store_frames import StoredFrames, open_frames
 from pimlip_zoo.errors import InputError
 
 

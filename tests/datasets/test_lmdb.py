@@ -18,8 +18,6 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import (
     FrameStore,
     StoreWriter,
-    append_frames,
-    merge_stores,
     partial_path,
     write_store,
 )
@@ -199,30 +197,17 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_are_numbered_through_and_grow(tmp_path):
+def test_shards_are_numbered_through(tmp_path):
     frames = mixed()
     write_store(tmp_path / "s" / "shard-00000.lmdb", frames[:7])
     write_store(tmp_path / "s" / "shard-00001.lmdb", frames[7:20])
-    append_frames(tmp_path / "s", frames[20:])
+    write_store(tmp_path / "s" / "shard-00002.lmdb", frames[20:])
     store = FrameStore(tmp_path / "s")
     assert [len(m) > 0 for m in store.meta] == [True] * 3
     for frame, read in zip(frames, store, strict=True):
         assert_same(frame, read)
     assert store.coverage() == coverage(frames)
     assert store.verify() == 30
-    merge_stores([tmp_path / "s", tmp_path / "s" / "shard-00000.lmdb"], tmp_path / "m.lmdb")
-    merged = FrameStore(tmp_path / "m.lmdb")
-    assert merged.verify() == 37
-    assert_same(merged[33], frames[3])
-
-
-def test_appending_to_a_file_disturbs_no_reader(tmp_path):
-    path = write_store(tmp_path / "a.lmdb", mixed(10))
-    reader = FrameStore(path)
-    append_frames(path, mixed(4))
-    assert len(reader) == 10
-    assert_same(reader[9], mixed(10)[9])
-    assert FrameStore(path).verify() == 14
 
 
 def energy_of(store, index, queue):

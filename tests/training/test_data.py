@@ -10,7 +10,7 @@ from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.training.data import SampleList, StepSampler, in_bursts, training_loader
-from pimlip_zoo.training.parcel import pack, unpack
+from pimlip_zoo.training.packed_batch import pack, unpack
 
 ETHANOL = load_builtin("ethanol-gfn2/train")[:7]
 

@@ -10,17 +10,17 @@ import torch
 from pimlip_zoo import experiment
 from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.datasets.builtin import builtin_atom_energies, load_builtin
-from pimlip_zoo.datasets.dataset import StoredSamples
-from pimlip_zoo.datasets.facts import facts_of
+from pimlip_zoo.datasets.dataset import FrameDataset
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.lmdb import FrameStore, write_store
 from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.summary import facts_of
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Predictions, collate
 from pimlip_zoo.losses.base import Evaluated
 from pimlip_zoo.losses.supervised import SupervisedTerm
-from pimlip_zoo.training.parcel import pack, unpack
+from pimlip_zoo.training.packed_batch import pack, unpack
 
 WEIGHTS = {"config_energy_weight": 2.0, "config_forces_weight": 0.25, "config_stress_weight": 3.0}
 
@@ -186,9 +186,9 @@ def test_weights_of_labels_survive_stores_batches_and_parcels(tmp_path, float32)
     assert [store[i].label_weights for i in range(6)] == [frame.label_weights for frame in frames]
     assert store.index["uncounted"].tolist() == [0, 0, 4, 0, 0, 4]
     wanted = torch.tensor([frame.label_weights for frame in frames], dtype=torch.float64)
-    from pimlip_zoo.datasets.stored import StoredFrames
+    from pimlip_zoo.datasets.store_frames import StoredFrames
 
-    made = StoredSamples(StoredFrames(store), ("H",), 3.0, cache_bytes=0).batch(range(6))
+    made = FrameDataset(StoredFrames(store), ("H",), 3.0, cache_bytes=0).batch(range(6))
     for batch in (made, frames_to_batch(frames, ("H",), 3.0), unpack(pack(made))):
         torch.testing.assert_close(batch.labels.label_weights, wanted, rtol=0, atol=0)
 

@@ -225,7 +225,7 @@ def test_unlabelled_structures_are_compared_too(tmp_path):
 
 @pytest.mark.parametrize("change", ["appended", "an energy", "a force", "a position", "an element"])
 def test_a_store_that_changed_has_another_hash(tmp_path, change):
-    from pimlip_zoo.datasets.stored import open_frames
+    from pimlip_zoo.datasets.store_frames import open_frames
 
     frames = list(load_builtin("ethanol-gfn2")[:12])
     records = []

@@ -15,7 +15,7 @@ from pimlip_zoo.datasets.builtin import builtin_atom_energies, load_builtin
 from pimlip_zoo.datasets.dataset import FrameDataset
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore, write_store
-from pimlip_zoo.datasets.stored import StoredFrames
+from pimlip_zoo.datasets.store_frames import StoredFrames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.data import several_electrons
 

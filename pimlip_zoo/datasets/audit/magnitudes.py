@@ -18,7 +18,7 @@ from pimlip_zoo.datasets.audit.factors import ENERGY_FACTORS, FORCE_FACTORS, loo
 from pimlip_zoo.datasets.audit.finding import Finding
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.pairs import neighbour_list
+from pimlip_zoo.datasets.neighbour_list import neighbour_list
 
 __all__ = ["Agreement", "check_magnitudes", "quick_agreement", "stiffness_of_hydrogen"]
 

@@ -203,7 +203,7 @@ def _surroundings(frame: Frame, cutoff: float) -> tuple[int, float, int, NDArray
         centre, neighbour = np.nonzero(square < cutoff * cutoff)
         distance = np.sqrt(square[centre, neighbour])
     else:
-        from pimlip_zoo.datasets.pairs import neighbour_list
+        from pimlip_zoo.datasets.neighbour_list import neighbour_list
 
         (centre, neighbour), shift = neighbour_list(frame.positions, frame.cell, frame.pbc, cutoff)
         vectors = frame.positions[neighbour] - frame.positions[centre] + shift @ frame.cell

@@ -4,15 +4,12 @@ No pickle, nothing that runs code: fixed binary records with checksums, an index
 read instead of frames, metadata as JSON. ``docs/guide/data.md`` specifies every byte.
 """
 
-from pimlip_zoo.datasets.lmdb.merge import append_frames, merge_stores
 from pimlip_zoo.datasets.lmdb.reader import FrameStore, shard_paths
 from pimlip_zoo.datasets.lmdb.writer import StoreWriter, partial_path, write_store
 
 __all__ = [
     "FrameStore",
     "StoreWriter",
-    "append_frames",
-    "merge_stores",
     "partial_path",
     "shard_paths",
     "write_store",

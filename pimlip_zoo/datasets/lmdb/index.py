@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.alike import groups_of_alike
 from pimlip_zoo.datasets.electrons import CHARGE, MULTIPLICITY, stated
 from pimlip_zoo.datasets.frame import EVEN, Frame
 from pimlip_zoo.datasets.lmdb.record import ENERGY, FORCES, STRESS, label_mask
+from pimlip_zoo.datasets.same_size import groups_of_alike
 
 __all__ = [
     "BLOCK",
@@ -152,7 +152,7 @@ def count_edges(frame: Frame, cutoff: float) -> int:
     for group in groups_of_alike([frame])[0]:
         near = np.count_nonzero(group.squared_distances() < cutoff * cutoff)
         return int(near) - group.positions.shape[1]
-    from pimlip_zoo.datasets.pairs import neighbour_list
+    from pimlip_zoo.datasets.neighbour_list import neighbour_list
 
     return int(neighbour_list(frame.positions, frame.cell, frame.pbc, cutoff)[0].shape[1])
 

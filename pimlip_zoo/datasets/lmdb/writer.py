@@ -108,16 +108,6 @@ class StoreWriter:
         self._waiting.append(frame)
         self._bytes += frame.positions.nbytes + (0 if frame.forces is None else frame.forces.nbytes)
 
-    def append_raw(self, data: bytes, entry: NDArray[Any], composition: NDArray[np.int64]) -> None:
-        """Add a frame of another store without decoding it."""
-        values = list(entry.tolist())
-        values[2] = self._composition_of_counts(composition)
-        self._lay_out()
-        self._charged = self._charged or b"charge" in data or b"multiplicity" in data
-        self._rows.append((frame_key(len(self)), data))
-        self._bytes += len(data)
-        self._entries.append(tuple(values))
-
     def commit(self, progress: Any = None) -> None:
         """Make everything up to here permanent, together with a note of how far the work is."""
         if progress is not None:

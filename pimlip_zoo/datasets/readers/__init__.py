@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.checks import all_usable, check_frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, FrameFile, Item
-from pimlip_zoo.datasets.readers.source import check_chosen, format_names, open_source, window_of
+from pimlip_zoo.datasets.readers.source import check_chosen, open_source, window_of
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions, parse_spec
 from pimlip_zoo.errors import InputError, reading
 
@@ -23,7 +23,6 @@ __all__ = [
     "check_chosen",
     "check_frame",
     "checked",
-    "format_names",
     "load_frames",
     "open_source",
     "parse_spec",
@@ -165,6 +164,4 @@ def _parts(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 def _located(error: InputError, file: str, index: int) -> InputError:
     """The error with the place of the frame, where the one who found it did not know the place."""
-    if error.file is not None:
-        return error
-    return InputError(error.message, file=file, frame=index, key=error.key, mend=error.mend)
+    return error if error.file is not None else error.at(file=file, frame=index)

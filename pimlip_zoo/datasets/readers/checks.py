@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.alike import groups_of_alike
 from pimlip_zoo.datasets.frame import LABELS, Frame
+from pimlip_zoo.datasets.same_size import groups_of_alike
 from pimlip_zoo.errors import InputError
 
 __all__ = ["MAX_NUMBER", "SAME_SPOT", "all_usable", "check_frame", "coinciding_atoms"]
@@ -138,7 +138,7 @@ def _to_nearest_image(
 def _coinciding_in_large(
     positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
 ) -> tuple[int, int] | None:
-    from pimlip_zoo.datasets.pairs import neighbour_list
+    from pimlip_zoo.datasets.neighbour_list import neighbour_list
 
     pairs, shift = neighbour_list(positions, cell, pbc, 0.5)
     delta = positions[pairs[1]] - positions[pairs[0]] + shift @ cell

@@ -187,9 +187,7 @@ class Hdf5File:
         try:
             found = electrons_of(numbers, {key: values[row] for key, values in electrons.items()})
         except InputError as error:
-            raise InputError(
-                error.message, file=self.path, frame=index, key=error.key, mend=error.mend
-            ) from error
+            raise error.at(file=self.path, frame=index) from error
         return {key: getattr(found, key) for key in electrons}
 
     def _labels(

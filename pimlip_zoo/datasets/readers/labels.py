@@ -255,9 +255,7 @@ class LabelFinder:
         try:
             electrons = electrons_of(numbers, found)
         except InputError as error:
-            raise InputError(
-                error.message, file=self.file, frame=index, key=error.key, mend=error.mend
-            ) from error
+            raise error.at(file=self.file, frame=index) from error
         return {key: getattr(electrons, key) for key in found}
 
     def _sum_of_atoms(

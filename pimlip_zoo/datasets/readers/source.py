@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, FrameFile
@@ -11,82 +11,34 @@ from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean, no_such_file, reading
 from pimlip_zoo.files import regular_file
 
-__all__ = ["check_bounded", "check_chosen", "format_names", "open_source", "window_of"]
+__all__ = ["check_bounded", "check_chosen", "open_source", "window_of"]
 
 
-def _builtin(path: str, options: ReadOptions) -> FrameFile:
-    from pimlip_zoo.datasets.readers.inside import BuiltinSet
-
-    return BuiltinSet(path, options)
-
-
-def _store(path: str, options: ReadOptions) -> FrameFile:
-    from pimlip_zoo.datasets.readers.inside import StoreFile
-
-    return StoreFile(path, options)
-
-
-def _extxyz(path: str, options: ReadOptions) -> FrameFile:
-    from pimlip_zoo.datasets.readers.extxyz import ExtxyzFile
-
-    return ExtxyzFile(path, options)
-
-
-def _npz(path: str, options: ReadOptions) -> FrameFile:
-    from pimlip_zoo.datasets.readers.npz import NpzFile
-
-    return NpzFile(path, options)
-
-
-def _hdf5(path: str, options: ReadOptions) -> FrameFile:
-    from pimlip_zoo.datasets.readers.hdf5 import Hdf5File
-
-    return Hdf5File(path, options)
-
-
-def _deepmd(path: str, options: ReadOptions) -> FrameFile:
-    from pimlip_zoo.datasets.readers.deepmd import DeepmdFolder
-
-    return DeepmdFolder(path, options)
-
-
-def _n2p2(path: str, options: ReadOptions) -> FrameFile:
-    from pimlip_zoo.datasets.readers.n2p2 import N2p2File
-
-    return N2p2File(path, options)
-
-
-def _ase_db(path: str, options: ReadOptions) -> FrameFile:
-    from pimlip_zoo.datasets.readers.ase_db import AseDatabase
-
-    return AseDatabase(path, options)
-
-
-def _aselmdb(path: str, options: ReadOptions) -> FrameFile:
-    from pimlip_zoo.datasets.readers.aselmdb import AseLmdbFile
-
-    return AseLmdbFile(path, options)
-
-
-def _ase(path: str, options: ReadOptions) -> FrameFile:
-    if not Path(path).is_dir():
-        check_bounded(path)
-    from pimlip_zoo.datasets.readers.ase_file import AseFile
-
-    return AseFile(path, options)
-
-
-_READERS: dict[str, Callable[[str, ReadOptions], FrameFile]] = {
-    "extxyz": _extxyz,
-    "lmdb": _store,
-    "npz": _npz,
-    "hdf5": _hdf5,
-    "deepmd": _deepmd,
-    "n2p2": _n2p2,
-    "db": _ase_db,
-    "aselmdb": _aselmdb,
-    "ase": _ase,
+_READERS = {
+    "builtin": "inside.BuiltinSet",
+    "extxyz": "extxyz.ExtxyzFile",
+    "lmdb": "inside.StoreFile",
+    "npz": "npz.NpzFile",
+    "hdf5": "hdf5.Hdf5File",
+    "deepmd": "deepmd.DeepmdFolder",
+    "n2p2": "n2p2.N2p2File",
+    "db": "ase_db.AseDatabase",
+    "aselmdb": "aselmdb.AseLmdbFile",
+    "ase": "ase_file.AseFile",
 }
+"""Format -> module and class; what they need is imported when there is such a file."""
+
+
+def _opened(name: str, path: str, options: ReadOptions) -> FrameFile:
+    if name not in _READERS:  # as ASE calls it
+        name = "ase"
+    if name == "ase" and not Path(path).is_dir():
+        check_bounded(path)
+    module, kind = _READERS[name].split(".")
+    file: FrameFile = getattr(import_module(f"{__package__}.{module}"), kind)(path, options)
+    return file
+
+
 _SUFFIXES = {
     ".extxyz": "extxyz",
     ".xyz": "extxyz",
@@ -100,11 +52,6 @@ _SUFFIXES = {
 _COMPRESSED = (".gz", ".bz2", ".xz")
 
 
-def format_names() -> tuple[str, ...]:
-    """The formats that are read by classes of the package; ``ase`` stands for all that ASE reads."""
-    return tuple(_READERS)
-
-
 def open_source(source: DataSource) -> FrameFile:
     """The reader of a source.
 
@@ -112,15 +59,14 @@ def open_source(source: DataSource) -> FrameFile:
         InputError: for a file that is not there or cannot be opened.
     """
     if source.is_builtin:
-        return _builtin(source.path, source.options)
+        return _opened("builtin", source.path, source.options)
     path = Path(source.path)
     with reading(path):
         if not path.exists():
             raise no_such_file(path)
         if not path.is_dir() and regular_file(path).stat().st_size == 0:
             raise InputError("the file is empty", file=path)
-        name = source.options.format or _guess(path)
-        return _READERS.get(name, _ase)(source.path, source.options)
+        return _opened(source.options.format or _guess(path), source.path, source.options)
 
 
 def check_bounded(path: str | Path) -> None:
@@ -133,7 +79,7 @@ def check_bounded(path: str | Path) -> None:
 
     path = regular_file(path)
     if _guess(path) == "extxyz":
-        _extxyz(str(path), ReadOptions()).count()
+        _opened("extxyz", str(path), ReadOptions()).count()
     elif path.suffix.lower() in _COMPRESSED:
         check_expansion(path)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 
-from pimlip_zoo.datasets.pairs import species_indices
+from pimlip_zoo.datasets.neighbour_list import species_indices
 from pimlip_zoo.deploy.native.library import NativeModel
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs, check_finite

@@ -16,6 +16,7 @@ from pimlip_zoo.foundation.mace_torch.layout import check_layout
 from pimlip_zoo.foundation.mace_torch.records import read_records, state_of
 from pimlip_zoo.foundation.mace_torch.sizes import check_sizes
 from pimlip_zoo.foundation.mace_torch.weights import convert_weights
+from pimlip_zoo.foundation.objects import check_finite, laid_out_as
 from pimlip_zoo.foundation.unpickle import Named, Record
 from pimlip_zoo.models.mace import MACE, MACEConfig
 from pimlip_zoo.models.potential import Potential
@@ -47,18 +48,6 @@ _UNSUPPORTED = {
 }
 """Attributes of a model that have to have this value, or to be absent."""
 
-_UNEXPECTED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a record of another layout, and a model made of it, may raise."""
-
 
 def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
     """The potential that a ``ScaleShiftMACE`` stands for, in the precision of its weights.
@@ -77,16 +66,9 @@ def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
     record = read_records(file)
     if record.name != "ScaleShiftMACE":
         raise InputError(f"holds a {record.name}", file=file, mend="only ScaleShiftMACE can be converted")
-    try:
+    with laid_out_as("mace-torch 0.3", file):
         _check_options(record)
         return _potential(record, head)
-    except InputError as error:
-        raise InputError(error.message, file=file, key=error.key, mend=error.mend) from error
-    except _UNEXPECTED as error:
-        raise InputError(
-            f"is not laid out as mace-torch 0.3 does it ({type(error).__name__}: {_first_line(error)})",
-            file=file,
-        ) from error
 
 
 def _check_options(record: Record) -> None:
@@ -112,9 +94,7 @@ def _potential(record: Record, head: str | None) -> Potential:
     from ase.data import chemical_symbols
 
     weights = state_of(record)
-    for name, value in weights.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"has numbers that are not finite in {name}")
+    check_finite(weights)
     numbers = [int(number) for number in weights["atomic_numbers"]]
     if not all(0 < number < len(chemical_symbols) for number in numbers) or len(set(numbers)) < len(numbers):
         raise InputError(f"is for the atomic numbers {reprlib.repr(numbers)}, which cannot be")
@@ -311,7 +291,3 @@ def _activation(act: Any, place: str) -> str:
 
 def _plain(value: Any) -> str:
     return value.name if isinstance(value, Record | Named) else reprlib.repr(value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:120]

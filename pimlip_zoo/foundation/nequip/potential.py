@@ -15,6 +15,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.foundation.nequip.options import configure
 from pimlip_zoo.foundation.nequip.stored import StoredModel, read_model
 from pimlip_zoo.foundation.nequip.weights import allegro_weights, nequip_weights
+from pimlip_zoo.foundation.objects import check_finite, laid_out_as
 from pimlip_zoo.models.allegro import Allegro, AllegroConfig
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
@@ -22,8 +23,6 @@ from pimlip_zoo.models.potential import Potential
 __all__ = ["import_potential"]
 
 _LEVELS = "per_type_energy_scale_shift"
-_UNEXPECTED = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What a file of another layout, and a model made of it, may raise."""
 _MOST = {"num_layers": 32, "l_max": 8, "num_bessel": 1024}
 
 
@@ -40,24 +39,15 @@ def import_potential(file: str | Path) -> Potential:
         InputError: when the file cannot be read, or holds a variant that is not supported.
     """
     file = Path(file)
-    try:
+    with laid_out_as("nequip 0.19", file):
         return _potential(read_model(file))
-    except InputError as error:
-        raise InputError(error.message, file=file, key=error.key, mend=error.mend) from error
-    except _UNEXPECTED as error:
-        reason = (str(error).splitlines() or [""])[0][:120]
-        raise InputError(
-            f"is not laid out as nequip 0.19 does it ({type(error).__name__}: {reason})", file=file
-        ) from error
 
 
 def _potential(stored: StoredModel) -> Potential:
     species = stored.options.get("type_names")
     if not isinstance(species, list) or not species or not all(isinstance(name, str) for name in species):
         raise InputError(f"has the types {reprlib.repr(species)}, which are no chemical symbols")
-    for name, value in stored.weights.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"has numbers that are not finite in {name}")
+    check_finite(stored.weights)
     config = configure(stored.options, species)
     _check_size(config, stored.weights)
     model: NequIP | Allegro

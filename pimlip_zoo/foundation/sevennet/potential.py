@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.foundation.mace_torch.records import read_objects
+from pimlip_zoo.foundation.objects import check_finite, laid_out_as
 from pimlip_zoo.foundation.sevennet.layout import Layout, read_layout
 from pimlip_zoo.foundation.sevennet.weights import convert_weights, current_names
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
@@ -34,18 +35,6 @@ _EXPECTED: dict[str, tuple[Any, Any]] = {
 }
 """Options with the one value that can be converted, and what stands for it where a file is silent."""
 
-_UNEXPECTED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a record of another layout, and a model made of it, may raise."""
-
 
 def import_potential(
     file: str | Path, *, level: str | None = None, dtype: torch.dtype | None = None
@@ -65,15 +54,8 @@ def import_potential(
     """
     file = Path(file)
     content = read_objects(file)
-    try:
+    with laid_out_as("sevenn", file):
         return _potential(content, level, dtype)
-    except InputError as error:
-        raise InputError(error.message, file=file, key=error.key, mend=error.mend) from error
-    except _UNEXPECTED as error:
-        reason = (str(error).splitlines() or [""])[0][:120]
-        raise InputError(
-            f"is not laid out as sevenn does it ({type(error).__name__}: {reason})", file=file
-        ) from error
 
 
 def _potential(content: object, level: str | None, dtype: torch.dtype | None) -> Potential:
@@ -91,9 +73,7 @@ def _potential(content: object, level: str | None, dtype: torch.dtype | None) ->
     version = _version(config)
     _check_options(config)
     weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    for name, value in weights.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"has numbers that are not finite in {name}")
+    check_finite(weights)
     theirs = current_names(weights)
     levels = _levels(config)
     number = _level(levels, level)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from pimlip_zoo.consistency.displacements import (
@@ -22,8 +22,9 @@ from pimlip_zoo.consistency.displacements import (
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, sum_by_structure
 from pimlip_zoo.losses.base import PotentialLike
+from pimlip_zoo.training.checkpoint import load_potential
 
-__all__ = ["AlongForceError", "AlongModes", "AlongVariance", "remove_rotation"]
+__all__ = ["AlongForceError", "AlongVariance", "SoftModes", "StiffModes", "remove_rotation"]
 
 
 @displacement("force_error")
@@ -47,28 +48,33 @@ class AlongForceError(Displacement):
         return signed(error, graph, generator, self.amplitude)
 
 
-@displacement("variance")
+class VarianceOptions(DisplacementOptions):
+    """Of displacements along the variance."""
+
+    ensemble: tuple[str, ...] = Field(default=(), validate_default=False)
+    """Runs whose disagreement is followed; two at least."""
+
+
+@displacement("variance", options=VarianceOptions)
 class AlongVariance(Displacement):
-    """Up the gradient of the ensemble's energy variance, of root mean square ``amplitude``.
+    """Up the gradient of an ensemble's energy variance, of root mean square ``amplitude``.
 
     ``∇ Var_k E_k = -2/(K-1) Σ_k (E_k - <E>) (F_k - <F>)`` over the K members (adversarial attack,
     Schwalbe-Koda et al., Nat. Commun. 12, 5104, 2021).
     """
 
-    needs_ensemble = True
-    needs_predictions = True
-
-    def __init__(self, amplitude: float) -> None:
+    def __init__(self, amplitude: float, ensemble: Sequence[str | PotentialLike] = ()) -> None:
         super().__init__(amplitude, 3.0 * amplitude)
-
-    def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
-        """See :class:`Displacement`."""
-        members = () if context is None else tuple(context.ensemble)
-        if len(members) < 2:
+        if len(ensemble) < 2:
             raise InputError(
-                f"displacements along the variance need at least 2 potentials, there are {len(members)}",
+                f"displacements along the variance need at least 2 runs, {len(ensemble)} given",
                 key="ensemble",
             )
+        self._members = tuple(load_potential(one) if isinstance(one, str) else one for one in ensemble)
+
+    def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:  # noqa: ARG002
+        """See :class:`Displacement`."""
+        members = self._members
         results = [member(graph, forces=True, virial=False) for member in members]
         energy = torch.stack([result.energy for result in results])
         forces = torch.stack([result.forces for result in results])
@@ -77,56 +83,38 @@ class AlongVariance(Displacement):
         return with_rms(or_random(gradient, graph, generator), graph, self.amplitude)
 
 
-class AlongModes(Displacement):
-    """Random directions filtered by the potential's own Hessian towards stiff or soft modes.
+class ModeOptions(DisplacementOptions):
+    """Of displacements along modes."""
 
-    Stiff: power iterations ``v <- H v``. Soft: ``v <- v - H v / λ`` with an estimate of the largest
-    eigenvalue λ. ``H v`` is a central difference of forces. Translations are removed, rotations of molecules
-    too.
+    iterations: PositiveInt = 3
+    """Products with the Hessian, two force evaluations each."""
+
+
+class AlongModes(Displacement):
+    """Random directions filtered by the potential's own Hessian.
+
+    ``H v`` is a central difference of forces. Translations are removed, rotations of molecules too.
 
     Args:
         amplitude: Å, root mean square.
-        kind: stiff or soft.
         iterations: products with the Hessian, two force evaluations each.
-        step: Å, root mean square of the finite difference, not above the amplitude.
     """
 
     needs_predictions = True
 
-    def __init__(
-        self,
-        amplitude: float,
-        kind: Literal["stiff", "soft"] = "stiff",
-        iterations: int = 3,
-        step: float = 0.01,
-    ) -> None:
+    def __init__(self, amplitude: float, iterations: int = 3) -> None:
         super().__init__(amplitude, 3.0 * amplitude)
-        if kind not in ("stiff", "soft"):
-            raise InputError(f"no kind of mode is called {kind!r}", key="modes", mend="stiff or soft")
-        if iterations < 1 or not step > 0:
-            raise InputError(
-                f"{iterations} iterations of step {step}", key="modes", mend="give numbers above zero"
-            )
-        self.kind, self.iterations, self.step = kind, iterations, min(float(step), amplitude)
+        self.iterations, self.step = iterations, min(0.01, amplitude)
 
     def draw(self, graph: AtomGraph, generator: torch.Generator, context: Context | None) -> Tensor:
         """See :class:`Displacement`."""
         if context is None:
             raise InputError("displacements along modes need a potential", key="perturbation")
         v = self._project(random_direction(graph, generator), graph)
-        if self.kind == "stiff":
-            for _ in range(self.iterations):
-                v = self._project(self._hessian(context.potential, graph, v), graph)
-            return self.amplitude * v
-        top, largest = v, torch.ones_like(v[:, :1])
-        for _ in range(3):
-            product = self._hessian(context.potential, graph, top)
-            norm = (sum_by_structure(product.square().sum(dim=1), graph) / atom_count(graph)).sqrt()
-            largest = norm.clamp_min(1e-12)[graph.batch].unsqueeze(1)
-            top = self._project(product, graph)
-        for _ in range(self.iterations):
-            v = self._project(v - self._hessian(context.potential, graph, v) / (1.2 * largest), graph)
-        return self.amplitude * v
+        return self.amplitude * self._filtered(v, context.potential, graph)
+
+    def _filtered(self, v: Tensor, potential: PotentialLike, graph: AtomGraph) -> Tensor:
+        raise NotImplementedError
 
     def _hessian(self, potential: PotentialLike, graph: AtomGraph, v: Tensor) -> Tensor:
         # No pair may change by more than the list was widened for.
@@ -140,27 +128,33 @@ class AlongModes(Displacement):
         return with_rms(remove_rotation(remove_mean(v, graph), graph), graph, 1.0)
 
 
-class ModeOptions(DisplacementOptions):
-    """Of displacements along modes."""
-
-    iterations: PositiveInt = 3
-    """Products with the Hessian, two force evaluations each."""
-
-
 @displacement("stiff", options=ModeOptions)
 class StiffModes(AlongModes):
-    """Random directions filtered by the potential's own Hessian towards stiff modes."""
+    """Random directions filtered by the potential's own Hessian towards stiff modes: ``v <- H v``."""
 
-    def __init__(self, amplitude: float, iterations: int = 3) -> None:
-        super().__init__(amplitude, "stiff", iterations)
+    def _filtered(self, v: Tensor, potential: PotentialLike, graph: AtomGraph) -> Tensor:
+        for _ in range(self.iterations):
+            v = self._project(self._hessian(potential, graph, v), graph)
+        return v
 
 
 @displacement("soft", options=ModeOptions)
 class SoftModes(AlongModes):
-    """Random directions filtered by the potential's own Hessian towards soft modes."""
+    """Random directions filtered by the potential's own Hessian towards soft modes: ``v <- v - H v / λ``.
 
-    def __init__(self, amplitude: float, iterations: int = 3) -> None:
-        super().__init__(amplitude, "soft", iterations)
+    λ is an estimate of the largest eigenvalue.
+    """
+
+    def _filtered(self, v: Tensor, potential: PotentialLike, graph: AtomGraph) -> Tensor:
+        top, largest = v, torch.ones_like(v[:, :1])
+        for _ in range(3):
+            product = self._hessian(potential, graph, top)
+            norm = (sum_by_structure(product.square().sum(dim=1), graph) / atom_count(graph)).sqrt()
+            largest = norm.clamp_min(1e-12)[graph.batch].unsqueeze(1)
+            top = self._project(product, graph)
+        for _ in range(self.iterations):
+            v = self._project(v - self._hessian(potential, graph, v) / (1.2 * largest), graph)
+        return v
 
 
 def remove_rotation(d: Tensor, graph: AtomGraph) -> Tensor:

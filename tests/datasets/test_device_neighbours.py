@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pimlip_zoo.config import load_config
+from pimlip_zoo.datasets.device_neighbours import BatchWithoutEdges, batch_without_edges, check_linker, link
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.linking import Unlinked, check_linker, frames_to_unlinked, link
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import collate, edge_vectors
@@ -34,7 +34,7 @@ def pairs(graph):
 
 
 def assert_linked(frames, cutoff, backend):
-    linked = link(frames_to_unlinked(frames, SPECIES), cutoff, backend)
+    linked = link(batch_without_edges(frames, SPECIES), cutoff, backend)
     expected = collate([frame_to_sample(frame, SPECIES, cutoff) for frame in frames])
     np.testing.assert_allclose(pairs(linked.graph), pairs(expected.graph), rtol=0, atol=1e-12)
     assert (linked.graph.edge_index[0].diff() >= 0).all()
@@ -87,7 +87,7 @@ def test_torch_cluster_loses_no_neighbour_of_a_dense_cluster():
 @torch_cluster
 def test_torch_cluster_refuses_periodic_structures():
     with pytest.raises(InputError, match="periodic"):
-        link(frames_to_unlinked([crystal()], SPECIES), 3.0, "torch_cluster")
+        link(batch_without_edges([crystal()], SPECIES), 3.0, "torch_cluster")
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch):
@@ -118,8 +118,8 @@ def test_training_with_lists_made_after_the_transfer_gives_the_same_weights(tmp_
 
 
 def test_a_batch_without_edges_has_the_rest():
-    unlinked = frames_to_unlinked([molecule(0), crystal(1)], SPECIES)
-    assert isinstance(unlinked, Unlinked)
+    unlinked = batch_without_edges([molecule(0), crystal(1)], SPECIES)
+    assert isinstance(unlinked, BatchWithoutEdges)
     assert unlinked.batch.graph.edge_index.shape == (2, 0)
     assert unlinked.periodic.tolist() == [[False] * 3, [True] * 3]
     assert (torch.linalg.det(unlinked.cell).abs() > 0.5).all()

@@ -1,6 +1,6 @@
 """Neighbour lists of whole batches on the device that trains, by nvalchemi-toolkit-ops or torch-cluster.
 
-The loader then hands out batches without edges, :class:`Unlinked`, and the training links them where they have
+The loader then hands out batches without edges, :class:`BatchWithoutEdges`, and the training links them where they have
 arrived. Neither library may lose a neighbour: both are given room, told to say when it was too little, and given more.
 """
 
@@ -19,14 +19,14 @@ from pimlip_zoo.datasets.neighbours import complete_cell, frames_to_batch
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import Batch, edge_vectors
 
-__all__ = ["LINKERS", "Unlinked", "check_linker", "frames_to_unlinked", "link"]
+__all__ = ["LINKERS", "BatchWithoutEdges", "batch_without_edges", "check_linker", "link"]
 
 _WIDER = 1.0 + 1e-6
 """Lists reach further than the cutoff, and are cut by distances in float64: libraries differ at the boundary."""
 _ROOM = 64
 
 
-class Unlinked(NamedTuple):
+class BatchWithoutEdges(NamedTuple):
     """A batch without edges, and what its neighbour lists need to know."""
 
     batch: Batch
@@ -35,35 +35,43 @@ class Unlinked(NamedTuple):
     periodic: Tensor
     """(M, 3) bool."""
 
+    def weighted(self, factors: Tensor) -> BatchWithoutEdges:
+        """See :class:`~pimlip_zoo.graph.Batch`."""
+        return self._replace(batch=self.batch.weighted(factors))
 
-def frames_to_unlinked(frames: Sequence[Frame], species: Sequence[str]) -> Unlinked:
+    def linked(self, link: Callable[[BatchWithoutEdges], Batch]) -> Batch:
+        """With the edges that :func:`link` makes, on the device where it has arrived."""
+        return link(self)
+
+
+def batch_without_edges(frames: Sequence[Frame], species: Sequence[str]) -> BatchWithoutEdges:
     """Frames as one batch without edges."""
     cells = np.array([complete_cell(frame.cell, frame.pbc) for frame in frames])
     periodic = np.array([frame.pbc for frame in frames], dtype=bool)
     batch = frames_to_batch(frames, species, None)
-    return Unlinked(batch, torch.as_tensor(cells), torch.as_tensor(periodic))
+    return BatchWithoutEdges(batch, torch.as_tensor(cells), torch.as_tensor(periodic))
 
 
-def link(unlinked: Unlinked, cutoff: float, backend: str) -> Batch:
+def link(batch: BatchWithoutEdges, cutoff: float, backend: str) -> Batch:
     """The batch with its edges, sorted by centre, on the device where it is.
 
     Args:
-        unlinked: from :func:`frames_to_unlinked`.
+        batch: from :func:`batch_without_edges`.
         cutoff: Å.
         backend: one of :data:`LINKERS`.
 
     Raises:
         InputError: for periodic structures where the backend knows none.
     """
-    graph = unlinked.batch.graph
-    edge_index, shift = LINKERS[backend](unlinked, cutoff * _WIDER)
+    graph = batch.batch.graph
+    edge_index, shift = LINKERS[backend](batch, cutoff * _WIDER)
     order = torch.argsort(edge_index[0], stable=True)
     graph = graph._replace(
         edge_index=edge_index[:, order].to(torch.int64), edge_shift=shift[order].to(torch.float64)
     )
     near = edge_vectors(graph).square().sum(1) < cutoff * cutoff
     graph = graph._replace(edge_index=graph.edge_index[:, near], edge_shift=graph.edge_shift[near])
-    return unlinked.batch._replace(graph=graph)
+    return batch.batch._replace(graph=graph)
 
 
 def check_linker(name: str) -> None:
@@ -87,18 +95,18 @@ def check_linker(name: str) -> None:
         raise InputError(f"needs {module}, which is not installed", key="data.neighbours", mend=mend)
 
 
-def _nvalchemi(unlinked: Unlinked, reach: float) -> tuple[Tensor, Tensor]:
+def _nvalchemi(batch: BatchWithoutEdges, reach: float) -> tuple[Tensor, Tensor]:
     from nvalchemiops.torch.neighbors import neighbor_list
     from nvalchemiops.torch.neighbors.neighbor_utils import NeighborOverflowError
 
-    graph, room = unlinked.batch.graph, _ROOM
+    graph, room = batch.batch.graph, _ROOM
     while True:
         try:
             edges, _, shift = neighbor_list(
                 graph.positions,
                 reach,
-                cell=unlinked.cell,
-                pbc=unlinked.periodic,
+                cell=batch.cell,
+                pbc=batch.periodic,
                 batch_idx=graph.batch.to(torch.int32),
                 max_neighbors=room,
                 return_neighbor_list=True,
@@ -109,16 +117,16 @@ def _nvalchemi(unlinked: Unlinked, reach: float) -> tuple[Tensor, Tensor]:
             return edges, shift
 
 
-def _torch_cluster(unlinked: Unlinked, reach: float) -> tuple[Tensor, Tensor]:
+def _torch_cluster(batch: BatchWithoutEdges, reach: float) -> tuple[Tensor, Tensor]:
     from torch_cluster import radius_graph
 
-    if bool(unlinked.periodic.any()):
+    if bool(batch.periodic.any()):
         raise InputError(
             "torch-cluster knows no periodic structures",
             key="data.neighbours",
             mend="workers or nvalchemi",
         )
-    graph, room = unlinked.batch.graph, _ROOM
+    graph, room = batch.batch.graph, _ROOM
     while True:
         # flow: the centre comes first.
         edges = radius_graph(
@@ -130,7 +138,7 @@ def _torch_cluster(unlinked: Unlinked, reach: float) -> tuple[Tensor, Tensor]:
         room *= 2
 
 
-LINKERS: dict[str, Callable[[Unlinked, float], tuple[Tensor, Tensor]]] = {
+LINKERS: dict[str, Callable[[BatchWithoutEdges, float], tuple[Tensor, Tensor]]] = {
     "nvalchemi": _nvalchemi,
     "torch_cluster": _torch_cluster,
 }

@@ -1,6 +1,6 @@
 """Frames that stay in their store: read one at a time, counted and measured by the index alone.
 
-What takes a sequence of frames takes these, too; memory grows by the index, some hundred bytes a frame.
+See :class:`~pimlip_zoo.datasets.frames.Frames`; memory grows by the index, some hundred bytes a frame.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from hashlib import sha256
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pimlip_zoo.datasets.facts import Facts
 from pimlip_zoo.datasets.frame import LABELS, Frame, without_uncounted
+from pimlip_zoo.datasets.frames import Frames
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.lmdb.index import FRAME
@@ -28,6 +29,7 @@ from pimlip_zoo.datasets.readers import (
     window_of,
 )
 from pimlip_zoo.datasets.readers.inside import StoreFile
+from pimlip_zoo.datasets.summary import Facts
 from pimlip_zoo.errors import InputError
 
 __all__ = ["LABELS", "StoredFrames", "estimate_edges", "open_frames"]
@@ -35,7 +37,7 @@ __all__ = ["LABELS", "StoredFrames", "estimate_edges", "open_frames"]
 _READ_AT_ONCE = 256
 
 
-class StoredFrames(Sequence[Frame]):
+class StoredFrames(Frames):
     """Frames of a store by number, or some of them, with all their labels or some of them.
 
     Args:
@@ -116,6 +118,11 @@ class StoredFrames(Sequence[Frame]):
         chosen = self.indices[np.asarray(positions, dtype=np.int64)]
         return StoredFrames(self.store, chosen, self.labels, self.nan, counted=self.counted)
 
+    @property
+    def source(self) -> str:
+        """The store."""
+        return str(self.store.path)
+
     def with_labels(self, labels: Sequence[str]) -> StoredFrames:
         """The same frames without their other labels."""
         kept = [name for name in self.labels if name in labels]
@@ -132,6 +139,32 @@ class StoredFrames(Sequence[Frame]):
         for position in np.flatnonzero(~there & (entries["natoms"] == 1)).tolist():
             there[position] = keep(self[position])
         return StoredFrames(self.store, self.indices[there], self.labels, self.nan, counted=True)
+
+    def single_atoms(self) -> list[int]:
+        """From the index."""
+        return np.flatnonzero(self.facts.natoms == 1).tolist()
+
+    def sample(self, count: int) -> tuple[Sequence[int], int]:
+        """Evenly spread: each frame has to be opened."""
+        step = max(1, -(-len(self) // count))
+        return range(0, len(self), step), step
+
+    def uncharged(self) -> bool:
+        """As the writer noted."""
+        return all(meta.get("charged") is False for meta in self.store.meta)
+
+    def place(self, position: int) -> dict[str, Any]:
+        """The store, and the frame's number there."""
+        return {"file": self.store.path, "frame": int(self.indices[position])}
+
+    def fingerprint(self) -> str:
+        """Of the index, and of some of the frames in full."""
+        digest = sha256(self.store.index[self.indices].tobytes())
+        digest.update(np.ascontiguousarray(self.store.compositions).tobytes())
+        places = np.unique(np.linspace(0, len(self) - 1, min(len(self), _READ_AT_ONCE)).astype(int))
+        for record in self.records(places.tolist()):
+            digest.update(record)
+        return digest.hexdigest()
 
     @cached_property
     def facts(self) -> Facts:
@@ -154,7 +187,7 @@ class StoredFrames(Sequence[Frame]):
         )
 
     def sizes(self, cutoff: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Atoms and estimated edges within a cutoff (Å) of each frame."""
+        """Edges are estimated from the index."""
         entries = self.store.index[self.indices]
         atoms = entries["natoms"].astype(np.int64)
         return atoms, estimate_edges(

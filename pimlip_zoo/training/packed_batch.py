@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
 
-__all__ = ["Parcel", "pack", "unpack"]
+__all__ = ["PackedBatch", "pack", "unpack"]
 
 
-class Parcel(NamedTuple):
+class PackedBatch(NamedTuple):
     """All numbers of a batch, which have 8 bytes each, one tensor after the other."""
 
     words: Tensor
@@ -28,12 +28,16 @@ class Parcel(NamedTuple):
     electrons: bool = False
     """Whether the graph has charges; they come after its other tensors."""
 
+    def linked(self, link: object) -> Batch:  # noqa: ARG002
+        """The batch, whose lists are there."""
+        return unpack(self)
 
-def pack(batch: Batch) -> Parcel:
+
+def pack(batch: Batch) -> PackedBatch:
     """The batch as one tensor."""
     *geometry, num_graphs, electrons = batch.graph
     tensors = [*geometry, *(() if electrons is None else (electrons,)), *batch.labels]
-    return Parcel(
+    return PackedBatch(
         torch.cat([tensor.reshape(-1).view(torch.int64) for tensor in tensors]),
         tuple((tensor.is_floating_point(), tuple(tensor.shape)) for tensor in tensors),
         num_graphs,
@@ -41,14 +45,14 @@ def pack(batch: Batch) -> Parcel:
     )
 
 
-def unpack(parcel: Parcel) -> Batch:
+def unpack(packed: PackedBatch) -> Batch:
     """The batch, bit by bit; its tensors are views of the one that was sent."""
-    parts = parcel.words.split([math.prod(shape) for _, shape in parcel.tensors])
+    parts = packed.words.split([math.prod(shape) for _, shape in packed.tensors])
     tensors = [
         (part.view(torch.float64) if floating else part).view(shape)
-        for part, (floating, shape) in zip(parts, parcel.tensors, strict=True)
+        for part, (floating, shape) in zip(parts, packed.tensors, strict=True)
     ]
     inputs = len(AtomGraph._fields) - 2
-    electrons = tensors.pop(inputs) if parcel.electrons else None
-    graph = AtomGraph(*tensors[:inputs], parcel.num_graphs, electrons)  # type: ignore[call-arg]
+    electrons = tensors.pop(inputs) if packed.electrons else None
+    graph = AtomGraph(*tensors[:inputs], packed.num_graphs, electrons)  # type: ignore[call-arg]
     return Batch(graph, Labels(*tensors[inputs:]))
