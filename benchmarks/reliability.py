@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -167,6 +168,8 @@ class Outcome:
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    cpu: float = 0.0
+    """Seconds of all its processes together: what it costs where it shares the cores with others."""
     happened: str = ""
 
     @property
@@ -208,15 +211,22 @@ def run(command: list[str], minutes: float) -> tuple[int | None, str]:
     return job.returncode, out
 
 
+def cpu_seconds() -> float:
+    """Of all processes that ended below this one."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def killed(attack: Attack, options: argparse.Namespace) -> Outcome:
     """By ``kills.py``."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--what", attack.kills]
-        code, out = run([*command, "--kills", str(options.kills), "--folder", folder], attack.minutes)
+        minutes = attack.minutes * options.patience
+        code, out = run([*command, "--kills", str(options.kills), "--folder", folder], minutes)
     outcome = Outcome("")
     last = out.strip().splitlines()[-1] if out.strip() else "it printed nothing"
     if code is None:
-        outcome.failed, outcome.happened = 1, f"not finished in {attack.minutes:g} minutes"
+        outcome.failed, outcome.happened = 1, f"not finished in {minutes:g} minutes"
         return outcome
     try:
         results = json.loads(last)
@@ -255,10 +265,11 @@ def tested(attack: Attack, options: argparse.Namespace) -> Outcome:
         command += ["-n", "2"] if attack.side_by_side else ["-p", "no:xdist"]
         if attack.mutates:
             command += ["--mutations", str(options.cases), "--mutation-seed", str(options.seed)]
-        code, out = run(command, attack.minutes)
+        minutes = attack.minutes * options.patience
+        code, out = run(command, minutes)
         if not report.exists():
             lines = out.strip().splitlines() or ["it printed nothing"]
-            why = f"not finished in {attack.minutes:g} minutes" if code is None else lines[-1][:200]
+            why = f"not finished in {minutes:g} minutes" if code is None else lines[-1][:200]
             return Outcome("", failed=1, happened=why)
         return counted(report)
 
@@ -311,6 +322,7 @@ def main(attacks: tuple[Attack, ...] = ATTACKS) -> int:
     parser.add_argument("--cases", type=int, default=1000, help="mutations of each file format")
     parser.add_argument("--kills", type=int, default=8, help="of conversion, and of training")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations")
+    parser.add_argument("--patience", type=float, default=1.0, help="times the minutes that a row may take")
     parser.add_argument("--only", action="append", choices=[attack.name for attack in attacks])
     parser.add_argument("--again", action="store_true", help="also what is finished and has not changed")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -338,12 +350,13 @@ def main(attacks: tuple[Attack, ...] = ATTACKS) -> int:
         ):
             print(f"{attack.name}: as before", flush=True)
             continue
-        began = time.monotonic()
+        began, spent = time.monotonic(), cpu_seconds()
         outcome = killed(attack, options) if attack.kills else tested(attack, options)
         outcome.key, outcome.seconds = key, time.monotonic() - began
+        outcome.cpu = cpu_seconds() - spent
         kept[attack.name] = outcome
         write(options.results, json.dumps({name: asdict(row) for name, row in kept.items()}, indent=1) + "\n")
-        print(f"{attack.name}: {outcome.happened} ({outcome.seconds:.0f} s)", flush=True)
+        print(f"{attack.name}: {outcome.happened} ({outcome.seconds:.0f} s, {outcome.cpu:.0f} s of processors)", flush=True)
         write_page(options, table(kept, attacks))
     write_page(options, table(kept, attacks))
     print(table(kept, attacks))
