@@ -356,7 +356,10 @@ def main(attacks: tuple[Attack, ...] = ATTACKS) -> int:
         outcome.cpu = cpu_seconds() - spent
         kept[attack.name] = outcome
         write(options.results, json.dumps({name: asdict(row) for name, row in kept.items()}, indent=1) + "\n")
-        print(f"{attack.name}: {outcome.happened} ({outcome.seconds:.0f} s, {outcome.cpu:.0f} s of processors)", flush=True)
+        print(
+            f"{attack.name}: {outcome.happened} ({outcome.seconds:.0f} s, {outcome.cpu:.0f} s of processors)",
+            flush=True,
+        )
         write_page(options, table(kept, attacks))
     write_page(options, table(kept, attacks))
     print(table(kept, attacks))

@@ -23,6 +23,11 @@ __all__ = ["Converted", "convert_weights", "current_names"]
 
 Weights = Mapping[str, Tensor]
 
+_ELSEWHERE = (
+    *("output_mask", "_convolution.denominator", "edge_embedding.basis_function.coeffs"),
+    *("rescale_atomic_energy.scale", "rescale_atomic_energy.shift"),
+)
+"""Ends of the names of constants, and of what is read with the options."""
 _OLD_NAMES = {
     "EdgeEmbedding": "edge_embedding",
     "reducing_nn_input_to_hidden": "reduce_input_to_hidden",
@@ -81,6 +86,7 @@ def convert_weights(
     both = second[o3.Irrep("0e")]
     ours["readout.weights.0"] = first[o3.Irrep("0e")] @ both * math.sqrt(last.dim)
     constant = float((before @ both + after).sum())
+    reader.finish()
     return Converted({name: value.contiguous() for name, value in ours.items()}, constant)
 
 
@@ -89,10 +95,23 @@ class _Reader:
 
     def __init__(self, theirs: Weights, layout: Layout, level: int | None) -> None:
         self.theirs, self.layout, self.level = theirs, layout, level
+        self.seen: set[str] = set()
+
+    def finish(self) -> None:
+        """Refuse weights that nobody asked for: the file holds a part that is not known here.
+
+        Raises:
+            InputError: naming the first.
+        """
+        for name, value in sorted(self.theirs.items()):
+            known = name in self.seen or name.endswith(_ELSEWHERE) or "._w3j" in name
+            if value.numel() and not known:
+                raise InputError(f"has weights {name[:80]}, of a part that cannot be converted")
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.theirs:
             raise InputError(f"has no weights {name}")
+        self.seen.add(name)
         return self.theirs[name]
 
     def numel(self, module: str) -> int:
@@ -126,6 +145,7 @@ class _Reader:
             assert self.level is not None
             scalars = sum(n for irrep, n, _ in shapes if irrep == o3.Irrep("0e"))
             added = added + flat[start:].view(levels, even)[self.level] / math.sqrt(scalars + levels)
+        self.seen.add(f"{module}.linear.bias")
         bias = self.theirs.get(f"{module}.linear.bias")
         if bias is not None and bias.numel():
             if bias.numel() != even:
@@ -171,6 +191,8 @@ def _layer(
             ("bias_out", layer.bias_out, bias_out),
         ):
             ours[f"{place}.bias"] = value.reshape(module.bias.shape)
+    elif bool(bias_in.any()) or bool(bias_out.any()):
+        raise InputError(f"has biases in layer {index}, and options without")
     prefix, count = f"{index}_convolution.weight_nn.layer", len(layer.radial.weights)
     for number in range(count):
         ours[f"radial.weights.{number}"] = reader[f"{prefix}{number}.weight"]
