@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -168,8 +167,8 @@ class Outcome:
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
-    cpu: float = 0.0
-    """Seconds of all its processes together: what it costs where it shares the cores with others."""
+    cores: int = 0
+    """That its processes might use."""
     happened: str = ""
 
     @property
@@ -209,12 +208,6 @@ def run(command: list[str], minutes: float) -> tuple[int | None, str]:
             raise
         return None, out
     return job.returncode, out
-
-
-def cpu_seconds() -> float:
-    """Of all processes that ended below this one."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def killed(attack: Attack, options: argparse.Namespace) -> Outcome:
@@ -350,26 +343,37 @@ def main(attacks: tuple[Attack, ...] = ATTACKS) -> int:
         ):
             print(f"{attack.name}: as before", flush=True)
             continue
-        began, spent = time.monotonic(), cpu_seconds()
+        began = time.monotonic()
         outcome = killed(attack, options) if attack.kills else tested(attack, options)
         outcome.key, outcome.seconds = key, time.monotonic() - began
-        outcome.cpu = cpu_seconds() - spent
+        outcome.cores = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
         kept[attack.name] = outcome
         write(options.results, json.dumps({name: asdict(row) for name, row in kept.items()}, indent=1) + "\n")
         print(
-            f"{attack.name}: {outcome.happened} ({outcome.seconds:.0f} s, {outcome.cpu:.0f} s of processors)",
+            f"{attack.name}: {outcome.happened} ({outcome.seconds:.0f} s)",
             flush=True,
         )
-        write_page(options, table(kept, attacks))
-    write_page(options, table(kept, attacks))
+        write_page(options, table(kept, attacks), kept)
+    write_page(options, table(kept, attacks), kept)
     print(table(kept, attacks))
     return 0 if all(row.well for row in kept.values()) else 1
 
 
-def write_page(options: argparse.Namespace, rows: str) -> None:
+def together(kept: dict[str, Outcome]) -> str:
+    """How long all rows took, in one sentence."""
+    minutes = sum(row.seconds for row in kept.values()) / 60
+    cores = sorted({row.cores for row in kept.values() if row.cores})
+    on = f" on a machine of {' or '.join(map(str, cores))} cores" if cores else ""
+    return f"The {len(kept)} rows took {minutes:.0f} minutes together{on}, one after the other."
+
+
+def write_page(options: argparse.Namespace, rows: str, kept: dict[str, Outcome]) -> None:
     """The table, and what people tried beside it."""
     attempts = options.attempts.read_text() if options.attempts.exists() else ""
-    write(options.page, f"{HEAD}\n{rows}\n" + (f"\n{attempts}" if attempts else ""))
+    said = f"\n{together(kept)}\n" if kept else ""
+    write(options.page, f"{HEAD}\n{rows}\n{said}" + (f"\n{attempts}" if attempts else ""))
 
 
 def write(path: Path, text: str) -> None:

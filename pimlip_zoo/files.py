@@ -163,7 +163,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def append(path: Path, text: str) -> None:
-    """Add to the end of a file, all of it or nothing; the file is made where it is missing.
+    """Add to the end of a file, all of it or nothing; the file is made where it is missing, and gone if that fails.
 
     Raises:
         InputError: when the system does not let it be written.
@@ -177,6 +177,8 @@ def append(path: Path, text: str) -> None:
         except OSError:
             with suppress(OSError):
                 file.truncate(size)
+                if not size:
+                    path.unlink()
             raise
 
 

@@ -188,7 +188,8 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
 
     from pimlip_zoo.config import RunConfig, save_config
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.files import replacing
+    from pimlip_zoo.files import replacing, writing
+    from pimlip_zoo.locks import making
     from pimlip_zoo.training.checkpoint import KEY, describe
 
     target = folder / "checkpoints" / "best.ckpt"
@@ -209,7 +210,6 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
         }
     )
     weights = {f"potential.{name}": value for name, value in potential.state_dict().items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as scratch:
+    with writing(target), making(target.parent), replacing(target) as scratch:
         torch.save({KEY: {**description, "summary": source}, "state_dict": weights}, scratch)
-    save_config(config, folder / "config.yaml")
+        save_config(config, folder / "config.yaml")  # without weights it is no run, nor are they without it

@@ -255,7 +255,8 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
         screen: a console.
     """
     from pimlip_zoo.cli.signals import collected_signals
-    from pimlip_zoo.files import replacing
+    from pimlip_zoo.files import replacing, writing
+    from pimlip_zoo.locks import making
     from pimlip_zoo.physics.examine import Examination, select
 
     subjects = _subjects(request, "they are not known yet")
@@ -281,8 +282,7 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
         result = examination.run(done=progress.done)
     if signals:
         raise KeyboardInterrupt
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
+    with writing(file), making(file.parent), replacing(file) as temporary:
         temporary.write_text(json.dumps({**wanted, **result}, indent=1, ensure_ascii=False), encoding="utf-8")
     return found
 

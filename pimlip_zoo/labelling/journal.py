@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import append, replacing
-from pimlip_zoo.locks import try_lock
+from pimlip_zoo.locks import making, try_lock
 
 __all__ = ["Journal", "journal_path", "opened_journal"]
 
@@ -93,19 +93,20 @@ def opened_journal(out: Path, calculator: dict[str, str]) -> Iterator[Journal]:
         InputError: while another process has it, when it is damaged, or when it is of another calculator.
     """
     path = journal_path(out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = try_lock(path.with_name(path.name + ".lock"))
-    except OSError as error:
-        raise InputError(f"cannot be made: {(error.strerror or str(error)).lower()}", file=path) from error
-    if lock is None:
-        raise InputError("another process is labelling into it", file=out, mend="wait until it is done")
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(making(path.parent))
+            lock = try_lock(path.with_name(path.name + ".lock"))
+        except OSError as error:
+            raise InputError(
+                f"cannot be made: {(error.strerror or str(error)).lower()}", file=path
+            ) from error
+        if lock is None:
+            raise InputError("another process is labelling into it", file=out, mend="wait until it is done")
+        held.callback(lock.release)
         journal = Journal(path, calculator)
         try:
             yield journal
         finally:
             if not journal.results:
                 path.unlink(missing_ok=True)
-    finally:
-        lock.release()
