@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -13,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pimlip_zoo.errors import InputError, no_such_file, reason_of
 from pimlip_zoo.locks import LOCK_NAME, try_lock
@@ -22,6 +24,7 @@ __all__ = [
     "check_archive",
     "content_hash",
     "expansion_limit",
+    "read_json",
     "read_text",
     "regular_file",
     "replacing",
@@ -71,6 +74,36 @@ def read_text(path: str | Path, *, most: int = 1 << 24) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read: {reason_of(error)}", file=path) from error
+
+
+_T = TypeVar("_T", bound=dict[str, Any] | list[Any])
+
+
+def read_json(path: str | Path, kind: type[_T]) -> _T:
+    """What a JSON file of this package holds.
+
+    Args:
+        path: the file.
+        kind: dict or list, what it is at its outside.
+
+    Raises:
+        InputError: as :func:`read_text`, and when it is damaged.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"is damaged: {reason_of(error)}", file=path, mend="remove it, and it is made anew"
+        ) from error
+    if not isinstance(content, kind):
+        raise InputError(
+            f"holds a {type(content).__name__}, not a {kind.__name__}",
+            file=path,
+            mend="remove it, and it is made anew",
+        )
+    return content
 
 
 def expansion_limit(path: str | Path) -> int:

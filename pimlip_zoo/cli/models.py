@@ -125,12 +125,13 @@ def _all_described() -> dict[str, dict[str, Any]]:
     import json
     import logging
 
-    from pimlip_zoo.files import replacing
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.files import read_text, replacing
 
     file = _kept_in()
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return dict(json.loads(read_text(file)))
+    except (OSError, ValueError, InputError):
         pass
     from pimlip_zoo.registry import available_models
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import read_json, replacing
 
 __all__ = ["measure_stability", "stable_ps"]
 
@@ -82,4 +82,4 @@ def stable_ps(run: Path, spec: str) -> float | None:
 
 def _read(run: Path) -> dict[str, Any]:
     path = run / FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, dict) if path.exists() else {}

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import append, replacing
+from pimlip_zoo.files import append, regular_file, replacing
 from pimlip_zoo.locks import making, try_lock
 
 __all__ = ["Journal", "journal_path", "opened_journal"]
 
 _FORMAT, _VERSION = "pimlip-zoo labels", 1
+_LONGEST_HEAD = 1 << 20  # bytes
 
 
 def journal_path(out: Path) -> Path:
@@ -50,8 +51,27 @@ class Journal:
         append(self.path, json.dumps({"key": key, **entry}) + "\n")
         self.results[key] = entry
 
+    def _content(self) -> bytes:
+        """What stands in the file; nothing where its process was killed before it wrote the head, which is mended."""
+        with regular_file(self.path).open("rb") as file:
+            begin = file.readline(_LONGEST_HEAD)
+            if begin.endswith(b"\n"):
+                return begin + file.read()
+            rest = file.read(1)
+        if rest or not self._head.encode().startswith(
+            begin
+        ):  # no journal: what else is in it may have no end
+            raise InputError(
+                "is damaged", file=self.path, mend="move it away, and everything is computed anew"
+            )
+        with replacing(self.path) as temporary:
+            temporary.write_text(self._head, encoding="utf-8")
+        return b""
+
     def _read(self, calculator: dict[str, str]) -> None:
-        content = self.path.read_bytes()
+        content = self._content()
+        if not content:
+            return
         whole, newline, torn = content.rpartition(b"\n")
         if torn:  # a line that was being written when its process was killed
             with replacing(self.path) as temporary:

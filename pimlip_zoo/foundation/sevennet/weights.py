@@ -15,7 +15,7 @@ from e3nn import o3
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.foundation.sevennet.layout import Layer, Layout
+from pimlip_zoo.foundation.sevennet.layout import Layer, Layout, copies
 from pimlip_zoo.models.nequip import NequIP, NequIPLayer
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 
@@ -176,14 +176,20 @@ def _layer(
     out, bias_out = reader.linear(f"{index}_self_interaction_2", its.summed, its.gated)
     rows = _rows(layer, its)
     out = {irrep: matrix[rows[irrep]] for irrep, matrix in out.items() if irrep in rows}
+    gate, columns = _gates(layer, its)
+    out = _reordered(out, gate, columns)
+    if gate == o3.Irrep("0e"):
+        bias_out = bias_out[columns]
     ours |= _filled("linear_in", layer.linear_in, into) | _filled("linear_out", layer.linear_out, out)
     name = f"{index}_self_connection_intro"
     if layer.shared_connection is not None:
         across, bias = reader.linear(name, its.irreps_in, its.gated)
-        bias_out = bias_out + bias
+        bias_out = bias_out + (bias[columns] if gate == o3.Irrep("0e") else bias)
+        across = _reordered(across, gate, columns)
         ours |= _filled("shared_connection", layer.shared_connection, across)
     elif layer.self_connection is not None:
         by_element = reader.by_element(name, its.irreps_in, its.gated)
+        by_element = _reordered(by_element, gate, columns)
         ours |= _listed("self_connection", layer.self_connection, by_element)
     if layer.bias_in is not None and layer.bias_out is not None:
         for place, module, value in (
@@ -199,6 +205,32 @@ def _layer(
     last = f"radial.weights.{count - 1}"
     ours[last] = _columns(reader, layer, its, index, ours[last], paths_sorted=paths_sorted)
     return ours
+
+
+def _gates(layer: NequIPLayer, its: Layer) -> tuple[o3.Irrep, list[int]]:
+    """The scalar that gates, and where in its block our scalars and gates lie in that package's.
+
+    Both have the scalars first, then a gate for each of the other irreps, in the order of those: ours have 1e before
+    1o, that package's 1o before 1e.
+    """
+    names = [irrep for _, irrep in its.irreps_out]
+    gate = o3.Irrep("0e" if o3.Irrep("0e") in names else "0o")
+    start = copies(its.irreps_out, gate)
+    columns, places = list(range(start)), {}
+    for n, irrep in its.irreps_out:
+        if irrep.l > 0:
+            places[irrep] = range(start, start + int(n))
+            start += int(n)
+    for _, irrep in layer.irreps_out:
+        if irrep.l > 0:
+            columns += places[irrep]
+    return gate, columns
+
+
+def _reordered(
+    matrices: Mapping[o3.Irrep, Tensor], gate: o3.Irrep, columns: list[int]
+) -> dict[o3.Irrep, Tensor]:
+    return {irrep: matrix[..., columns] if irrep == gate else matrix for irrep, matrix in matrices.items()}
 
 
 def _columns(
