@@ -1,6 +1,7 @@
 import contextlib
 import gzip
 import importlib.util
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -805,3 +806,44 @@ def test_a_damaged_row_of_an_lmdb_database_is_named(tmp_path):
     (tmp_path / "b.aselmdb").write_bytes(b"x" * 9000)
     with pytest.raises(InputError, match="is no LMDB file"):
         load_frames(f"{tmp_path}/b.aselmdb")
+
+
+@pytest.mark.parametrize(("key", "value", "row"), [("nextid", 3, 3), ("deleted_ids", [2], 2)])
+def test_rows_that_an_aselmdb_file_hides_are_not_passed_over(tmp_path, key, value, row):
+    import json
+    import zlib
+
+    import lmdb
+
+    path = aselmdb(tmp_path / "a.aselmdb", [molecule(seed) for seed in range(3)])
+    with (
+        lmdb.open(str(path), subdir=False, map_size=1 << 24, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.put(key.encode(), zlib.compress(json.dumps(value).encode()))
+    with pytest.raises(InputError, match=f"has a row {row} that it says is not there"):
+        load_frames(str(path))
+
+
+def truncated(path, length):
+    """What becomes of reading a file that is cut off, in a process of its own: its exit status."""
+    os.truncate(path, length)
+    process = os.fork()
+    if process == 0:
+        try:
+            load_frames(str(path))
+        except InputError:
+            os._exit(2)
+        except BaseException:  # noqa: BLE001 - a process of a test ends here, whatever happens
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def test_an_aselmdb_file_that_is_cut_off_anywhere_is_refused_and_ends_no_process(tmp_path):
+    whole = Path(aselmdb(tmp_path / "a.aselmdb", [molecule(seed, 60) for seed in range(30)])).read_bytes()
+    copy = tmp_path / "b.aselmdb"
+    for length in (1, 4095, 4096, 8192, 12_288, len(whole) // 2, len(whole) - 4096, len(whole) - 1):
+        copy.unlink(missing_ok=True)
+        copy.write_bytes(whole)
+        assert truncated(copy, length) == 2, length
