@@ -28,7 +28,14 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.checkpoint import load_potential
 
 FOLDER = Path(__file__).parent
-TINY = [("degrees", None), ("parity", None), ("levels", "low"), ("levels", "high")]
+TINY = [
+    ("degrees", None),
+    ("parity", None),
+    ("both", None),  # irreps of both parities in a layer that is not the last
+    ("both_linear", None),
+    ("levels", "low"),
+    ("levels", "high"),
+]
 REAL = [
     ("7net-0_11July2024", None),
     ("7net-0_22May2024", None),

@@ -1,4 +1,4 @@
-"""What LAMMPS changes of atoms, boxes and lists while it runs: energies and forces stay those of Python, or it is refused."""
+"""What LAMMPS changes of atoms, boxes and lists while it runs: energies and forces are those of Python, or refused."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ def test_boxes_that_are_changed_and_repeated_between_runs(ends):
 
 
 def test_frames_that_are_read_again(ends):
-    run = "dump d all custom 5 d.txt id type x y z\nfix 1 all nve\nrun 20\nundump d\nrerun d.txt first 10 last 10 dump x y z"
+    run = "dump d all custom 5 d.txt id type x y z\nfix 1 all nve\nrun 20\nundump d\n"
+    run += "rerun d.txt first 10 last 10 dump x y z"
     ends(run=run)
 
 
@@ -131,7 +132,8 @@ def test_forces_are_those_of_finite_differences_and_pressure_those_of_the_box(en
         "fix n all numdiff 1 1e-5\nfix v all numdiff/virial 1 1e-5\ncompute pr all pressure NULL virial\n"
         "variable d atom abs(fx-f_n[1])+abs(fy-f_n[2])+abs(fz-f_n[3])\ncompute worst all reduce max v_d\n"
         "thermo_style custom step pe c_pr[1] f_v[1] c_pr[4] f_v[6] c_worst\nthermo_modify format float %.12g\nrun 0\n"
-        'print "worst $(c_worst:%.3e) $(c_pr[1]-f_v[1]:%.3e) $(c_pr[4]-f_v[6]:%.3e)"\nunfix n\nunfix v\nthermo_style one\n'
+        'print "worst $(c_worst:%.3e) $(c_pr[1]-f_v[1]:%.3e) $(c_pr[4]-f_v[6]:%.3e)"\n'
+        "unfix n\nunfix v\nthermo_style one\n"
     )
     said, _ = ends(run=run, before="atom_modify map array")
     worst = [
@@ -152,21 +154,25 @@ def test_masses_of_atoms_that_a_fix_brings_are_looked_at(ends):
     given = "fix m all property/atom rmass ghost yes\n"
     ends(masses=given + masses)
     with pytest.raises(
-        InputError, match="pair_coeff calls atom type 1 O, whose mass is 15.999, and its mass is 1.008"
+        InputError, match=r"pair_coeff calls atom type 1 O, whose mass is 15.999, and its mass is 1.008"
     ):
         ends(masses=given + masses, elements="O C H")
     # masses of the types fit, those of the atoms do not
-    with pytest.raises(InputError, match="calls atom type 3 O, whose mass is 15.999, and its mass is 12.011"):
+    with pytest.raises(
+        InputError, match=r"calls atom type 3 O, whose mass is 15.999, and its mass is 12.011"
+    ):
         ends(masses=given + masses + "\nset type 3 mass 12.011")
 
 
 def test_the_order_is_looked_at_before_every_run(ends):
-    with pytest.raises(InputError, match="calls atom type 2 C, whose mass is 12.011, and its mass is 15.999"):
+    with pytest.raises(
+        InputError, match=r"calls atom type 2 C, whose mass is 12.011, and its mass is 15.999"
+    ):
         ends(run="run 0\nmass 2 15.999\nmass 3 12.011\nrun 0")
 
 
 def test_a_restart_needs_the_order_again_and_it_is_looked_at(ends, plugin, exported):
     run = f"run 0\nwrite_restart a.restart\nclear\nplugin load {plugin}\nread_restart a.restart\npair_style pimlip\n"
     for elements in ("C H O", "O C H"):
-        with pytest.raises(InputError, match="pair_coeff calls atom type 1"):
+        with pytest.raises(InputError, match=r"pair_coeff calls atom type 1"):
             ends(run=f"{run}pair_coeff * * {exported('nequip')} {elements}\nrun 0")
