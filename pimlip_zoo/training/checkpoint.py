@@ -90,7 +90,7 @@ def build_potential(description: Mapping[str, Any], weights: Mapping[str, Tensor
     info = get_model(description["model"])
     config = info.configure(**_tuples(description["config"]))
     species = tuple(description["species"])
-    if weights is not None:
+    if weights is not None and isinstance(info.model, type) and issubclass(info.model, AtomicEnergyModel):
         ours = (value for name, value in weights.items() if name.startswith(_OURS))
         check_extent(info.model, config, species, ours)
     repulsion = None

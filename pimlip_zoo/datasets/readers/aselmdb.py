@@ -106,8 +106,10 @@ class AseLmdbFile:
             hidden = environment.get_many(str(row).encode() for row in (last, *gone))
             if raw and hidden:
                 name = min(hidden).decode()
-                raise InputError(
-                    f"has a row {name} that it says is not there", file=file, mend="is it what was written last?"
+                raise InputError(  # noqa: TRY301
+                    f"has a row {name} that it says is not there",
+                    file=file,
+                    mend="is it what was written last?",
                 )
             return [i for i in range(1, min(last, entries + len(gone) + 1)) if i not in gone]
         except InputError:
