@@ -94,7 +94,10 @@ def convert(folder, kills, rng):
         partial = folder / f"{workers}.lmdb.partial"
 
         def written(partial=partial):
-            return sum(f.stat().st_blocks for f in partial.glob("*.lmdb*")) if partial.exists() else 0
+            try:
+                return sum(f.stat().st_blocks for f in partial.glob("*.lmdb*"))
+            except FileNotFoundError:  # it is finished, and took its place between the two looks
+                return 0
 
         done, early = kill_again_and_again(
             CONVERT, [source, out, shard, workers], -(-kills // 2), written, 0.1, rng, out.exists

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pimlip_zoo.errors import InputError, no_such_file, reason_of
 from pimlip_zoo.locks import LOCK_NAME, try_lock
@@ -24,6 +24,7 @@ __all__ = [
     "check_archive",
     "content_hash",
     "expansion_limit",
+    "read_json",
     "read_text",
     "regular_file",
     "replacing",
@@ -75,6 +76,36 @@ def read_text(path: str | Path, *, most: int = 1 << 24) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read: {reason_of(error)}", file=path) from error
+
+
+_T = TypeVar("_T", bound=dict[str, Any] | list[Any])
+
+
+def read_json(path: str | Path, kind: type[_T]) -> _T:
+    """What a JSON file of this package holds.
+
+    Args:
+        path: the file.
+        kind: dict or list, what it is at its outside.
+
+    Raises:
+        InputError: as :func:`read_text`, and when it is damaged.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"is damaged: {reason_of(error)}", file=path, mend="remove it, and it is made anew"
+        ) from error
+    if not isinstance(content, kind):
+        raise InputError(
+            f"holds a {type(content).__name__}, not a {kind.__name__}",
+            file=path,
+            mend="remove it, and it is made anew",
+        )
+    return content
 
 
 def expansion_limit(path: str | Path) -> int:
@@ -178,7 +209,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def append(path: Path, text: str) -> None:
-    """Add to the end of a file, all of it or nothing; the file is made where it is missing.
+    """Add to the end of a file, all of it or nothing; the file is made where it is missing, and gone if that fails.
 
     Raises:
         InputError: when the system does not let it be written.
@@ -192,6 +223,8 @@ def append(path: Path, text: str) -> None:
         except OSError:
             with suppress(OSError):
                 file.truncate(size)
+                if not size:
+                    path.unlink()
             raise
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pimlip_zoo.errors import InputError
@@ -20,7 +20,7 @@ try:
 except ImportError:  # not on this system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK_NAME", "Lock", "claimed", "numbered_folder", "try_lock"]
+__all__ = ["LOCK_NAME", "Lock", "claimed", "making", "numbered_folder", "try_lock"]
 
 LOCK_NAME = ".lock"
 """The file in a claimed folder."""
@@ -91,8 +91,33 @@ def _is_file(descriptor: int, path: Path) -> bool:
 
 
 @contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """A folder to write to, made with those above it; when the block fails, those that stayed empty are gone again.
+
+    Yields:
+        The folder.
+
+    Raises:
+        OSError: when it cannot be made.
+    """
+    new = []
+    for place in (folder, *folder.parents):
+        if place.exists():
+            break
+        new.append(place)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except BaseException:
+        with suppress(OSError):  # the first that holds something stays, and those above it
+            for place in new:
+                place.rmdir()
+        raise
+
+
+@contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
-    """A folder that no other process writes to meanwhile; made where it is missing.
+    """A folder that no other process writes to meanwhile; made where it is missing, see :func:`making`.
 
     Yields:
         The folder.
@@ -100,23 +125,24 @@ def claimed(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: while another process has it, or when it cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = try_lock(folder / LOCK_NAME)
-    except OSError as error:
-        raise InputError(f"cannot be made: {(error.strerror or str(error)).lower()}", file=folder) from error
-    if lock is None:
-        raise InputError(
-            f"{_holder(folder / LOCK_NAME)} is writing to it",
-            file=folder,
-            mend="wait until it is done, or name another folder",
-        )
-    if not lock.sure:
-        log.warning("%s: the file system has no locks; no other process may write there", folder)
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(making(folder))
+            lock = try_lock(folder / LOCK_NAME)
+        except OSError as error:
+            raise InputError(
+                f"cannot be made: {(error.strerror or str(error)).lower()}", file=folder
+            ) from error
+        if lock is None:
+            raise InputError(
+                f"{_holder(folder / LOCK_NAME)} is writing to it",
+                file=folder,
+                mend="wait until it is done, or name another folder",
+            )
+        held.callback(lock.release)
+        if not lock.sure:
+            log.warning("%s: the file system has no locks; no other process may write there", folder)
         yield folder
-    finally:
-        lock.release()
 
 
 def _holder(path: Path) -> str:

@@ -6,7 +6,6 @@ interruption, a phase whose file is there is not done again. Labels are kept one
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment.stages import prepare_run, train_run
-from pimlip_zoo.files import write_json
+from pimlip_zoo.files import read_json, write_json
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS
 from pimlip_zoo.labelling.label import label
 from pimlip_zoo.labelling.processes import Limits
@@ -187,14 +186,14 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
 def read_table(out: Path) -> list[dict[str, Any]]:
     """The rounds that are done: round, labels, failures, energy (eV/atom), forces (eV/Å), test, acquisition, run."""
     path = out / TABLE
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+    return read_json(path, list) if path.exists() else []
 
 
 def _round(rounds: Rounds, number: int) -> dict[str, Any]:
     folder = rounds.out / f"round-{number}"
     done = folder / "result.json"
     if done.exists():
-        return dict(json.loads(done.read_text(encoding="utf-8")))
+        return read_json(done, dict)
     folder.mkdir(exist_ok=True)
     pool = _sampled(rounds, number, folder)
     _chosen(rounds, number, folder, pool)
@@ -344,7 +343,7 @@ def _check_same(rounds: Rounds) -> None:
         mode="json", exclude={"out": True, "stop": True, "label": {"workers", "seconds", "memory"}}
     )
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path, dict)
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise InputError(

@@ -1,6 +1,7 @@
 """A file is there as a whole or not at all, whoever is killed and however full the disk is."""
 
 import errno
+import lzma
 import os
 import resource
 import signal
@@ -9,8 +10,10 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import ase.io
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from pimlip_zoo.datasets.builtin import _load, load_builtin
 from pimlip_zoo.datasets.frame import frame_to_atoms
@@ -198,6 +201,59 @@ def test_what_is_added_is_there_as_a_whole_or_not_at_all(tmp_path):
         append(path, "b" * 6000)
     append(path, "c")
     assert path.read_text() == "a" * 6000 + "c"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run with a tiny potential, and a file with a structure for it."""
+    from pimlip_zoo.cli.import_ import write_run as write_potential
+    from pimlip_zoo.models.potential import Potential
+    from pimlip_zoo.registry import get_model
+
+    folder = tmp_path_factory.mktemp("run")
+    info = get_model("nequip")
+    options = {"num_layers": 1, "l_max": 0, "channels": 2, "radial_hidden": (2,), "avg_num_neighbors": 8.0}
+    write_potential(Potential(info.model(info.configure(**options), ("H", "C", "O"))), folder / "run", {})
+    ase.io.write(folder / "a.extxyz", frame_to_atoms(load_builtin("ethanol-gfn2/train")[0]))
+    return folder
+
+
+def md(run, out):
+    return ["md", run / "run", "--structure", run / "a.extxyz", "--steps", "2", "--out", out / "deep" / "md"]
+
+
+def lammps_input(run, out):
+    return ["lammps", "input", run / "run", "--structure", run / "a.extxyz", "-o", out / "deep" / "lammps"]
+
+
+def label(run, out):
+    return [
+        "label",
+        run / "a.extxyz",
+        "--calculator",
+        "ase.calculators.lj:LennardJones",
+        "-o",
+        out / "deep" / "a.extxyz",
+    ]
+
+
+def imported(run, out):
+    with lzma.open(Path(__file__).parent / "agreement" / "sevennet_degrees.pth.xz") as packed:
+        (run / "a.pth").write_bytes(packed.read())
+    return ["import", "sevennet", run / "a.pth", "-o", out / "deep" / "run"]
+
+
+@pytest.mark.parametrize("size", [0, 100, 500])
+@pytest.mark.parametrize("command", [md, lammps_input, label, imported], ids=lambda value: value.__name__)
+def test_a_command_on_a_full_disk_leaves_neither_a_file_nor_a_folder(command, size, run_folder, tmp_path):
+    from pimlip_zoo.cli import app
+
+    words = list(map(str, command(run_folder, tmp_path)))
+    with largest_file(size):
+        result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, InputError), result.output
+    assert "cannot be written: file too large" in str(result.exception)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -323,3 +323,67 @@ def test_a_database_of_ase_has_no_more_rows_than_room(tmp_path):
         struct.pack_into("<Q", content, place, 2**60)
     path.write_bytes(content)
     assert "holds more than" in refused(load_frames, str(path))
+
+
+def _journal(path):
+    from pimlip_zoo.labelling.journal import opened_journal
+
+    with opened_journal(path.with_suffix(""), {"name": "lj"}):
+        pass
+
+
+def _of_package(folder):
+    """Files that this package writes and reads again, and what reads them."""
+    from pimlip_zoo.cli.report import _physics
+    from pimlip_zoo.experiment.curve import collect_physics
+    from pimlip_zoo.experiment.stable_time import FILE, stable_ps
+    from pimlip_zoo.labelling.cluster import MANIFEST, _manifest
+    from pimlip_zoo.labelling.uncertainty import load_posterior, posterior_path
+    from pimlip_zoo.rounds import TABLE, read_table
+
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    return {
+        "rounds": (folder / TABLE, lambda: read_table(folder)),
+        "curve": (folder / "point" / "result.json", lambda: collect_physics(folder)),
+        "stable time": (folder / FILE, lambda: stable_ps(folder, "a.xyz")),
+        "manifest": (folder / MANIFEST, lambda: _manifest(folder)),
+        "journal": (folder / "a.extxyz.journal", lambda: _journal(folder / "a.extxyz.journal")),
+        "uncertainty": (posterior_path(checkpoint), lambda: load_posterior(None, checkpoint)),
+        "parity": (folder / "parity.npz", lambda: load_pairs(folder / "parity.npz")),
+        "physics": (folder / "physics.json", lambda: _physics(folder, [])),
+    }
+
+
+OF_PACKAGE = ("rounds", "curve", "stable time", "manifest", "journal", "uncertainty", "parity", "physics")
+
+
+@pytest.mark.parametrize(
+    "content", ["pipe", "sparse", "nested", "no data", "an array that unpacks to gigabytes"]
+)
+@pytest.mark.parametrize("name", OF_PACKAGE)
+def test_what_this_package_wrote_may_be_anything_when_it_is_read_again(name, content, tmp_path):
+    path, read = _of_package(tmp_path)[name]
+    path.parent.mkdir(exist_ok=True)
+    if content == "pipe":
+        os.mkfifo(path)
+    elif content == "sparse":
+        path.write_text("")
+        os.truncate(path, 10**11)
+    elif content == "nested":
+        path.write_text("[" * 100_000)
+    elif content == "no data":
+        path.write_text('{"a": ')
+    else:
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+            archive.open("root.npy", "w") as file,
+        ):
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f8", "fortran_order": False, "shape": (1 << 24,)}
+            )
+            for _ in range(128):
+                file.write(bytes(1 << 20))
+    if content == "pipe" and name == "physics":
+        assert read() == {}  # only a file is looked at
+    else:
+        refused(read)

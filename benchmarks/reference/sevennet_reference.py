@@ -77,6 +77,24 @@ TINY = {
         "shift": 0.5,
         "scale": 1.25,
     },
+    # From the third layer on there are irreps of both parities, whose gates have an order.
+    "both": {
+        "is_parity": True,
+        "lmax": 2,
+        "channel": 3,
+        "self_connection_type": "nequip",
+        "use_bias_in_linear": True,
+        "conv_denominator": [3.0, 4.0, 5.0],
+    },
+    "both_linear": {
+        "is_parity": True,
+        "lmax": 1,
+        "channel": 2,
+        "num_convolution_layer": 4,
+        "self_connection_type": "linear",
+        "use_bias_in_linear": True,
+        "conv_denominator": 4.5,
+    },
     "levels": {
         "is_parity": False,
         "lmax": 1,

@@ -174,7 +174,8 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
     """
     from pimlip_zoo.config import RunConfig, save_config
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.files import replacing
+    from pimlip_zoo.files import replacing, writing
+    from pimlip_zoo.locks import making
     from pimlip_zoo.training.checkpoint import describe, save_potential
 
     target = folder / "checkpoints" / "best.ckpt"
@@ -194,7 +195,6 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
             "trainer": {"dtype": description["dtype"]},
         }
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as scratch:
+    with writing(target), making(target.parent), replacing(target) as scratch:
         save_potential(potential, scratch, summary=source)
-    save_config(config, folder / "config.yaml")
+        save_config(config, folder / "config.yaml")  # without weights it is no run, nor are they without it

@@ -73,6 +73,8 @@ def write_input(
     from pimlip_zoo.deploy.lammps.input import MDSettings, write_run
     from pimlip_zoo.deploy.metadata import read_metadata
     from pimlip_zoo.deploy.structure import read_structure
+    from pimlip_zoo.files import writing
+    from pimlip_zoo.locks import making
 
     if timestep is not None and not timestep > 0:
         raise InputError(f"timestep is {timestep}", key="timestep", mend="give a time > 0 in fs")
@@ -87,10 +89,17 @@ def write_input(
         chunk=chunk,
     )
     atoms = read_structure(structure)
-    output.mkdir(parents=True, exist_ok=True)
-    model = _exported(run, output)
-    species = read_metadata(model)["type_names"].split()
-    script = write_run(output, atoms, model=model, plugin=_plugin(model), species=species, settings=settings)
+    with writing(output), making(output):
+        model = _exported(run, output)
+        try:
+            species = read_metadata(model)["type_names"].split()
+            script = write_run(
+                output, atoms, model=model, plugin=_plugin(model), species=species, settings=settings
+            )
+        except BaseException:
+            if model != run:  # the export is of no use without the script
+                model.unlink(missing_ok=True)
+            raise
     if omitted := left_out(atoms):
         typer.echo(f"LAMMPS has no place for what else the structure has: {', '.join(omitted)}", err=True)
     typer.echo(f"wrote {script}; run it with: cd {shlex.quote(str(output))} && lmp -in {script.name}")

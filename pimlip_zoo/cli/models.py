@@ -121,12 +121,13 @@ def _all_described() -> dict[str, dict[str, Any]]:
     import json
     import logging
 
-    from pimlip_zoo.files import write_text
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.files import read_text, write_text
 
     file = _kept_in()
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return dict(json.loads(read_text(file)))
+    except (OSError, ValueError, InputError):
         pass
     from pimlip_zoo.registry import available_models
 

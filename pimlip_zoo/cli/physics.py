@@ -158,8 +158,10 @@ class PhysicsFile:
         """What the run's own file has of the same weights, whoever wrote it."""
         if self._own is None or not self._own.is_file():
             return {}
+        from pimlip_zoo.files import read_text
+
         try:
-            content = json.loads(self._own.read_text(encoding="utf-8"))
+            content = json.loads(read_text(self._own))
             same = content["weights"] == self._weights and isinstance(content["structures"], dict)
         except (ValueError, KeyError, TypeError):
             return {}
@@ -251,7 +253,8 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
         screen: a console.
     """
     from pimlip_zoo.cli.signals import collected_signals
-    from pimlip_zoo.files import write_json
+    from pimlip_zoo.files import read_json, write_json, writing
+    from pimlip_zoo.locks import making
     from pimlip_zoo.physics.examine import Examination, select
 
     subjects = _subjects(request, "they are not known yet")
@@ -265,7 +268,7 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
     }
     if file.is_file():
         with reading(file):
-            before = json.loads(file.read_text(encoding="utf-8"))
+            before = read_json(file, dict)
             if {key: before[key] for key in wanted} == wanted:
                 return found
     properties = select(request.properties, request.settings)
@@ -277,8 +280,8 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
         result = examination.run(done=progress.done)
     if signals:
         raise KeyboardInterrupt
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {**wanted, **result})
+    with writing(file), making(file.parent):
+        write_json(file, {**wanted, **result})
     return found
 
 

@@ -124,17 +124,15 @@ def _evaluate_if_needed(run: Path) -> list[str]:
 
 def _physics(run: Path, notes: list[str]) -> dict[str, Any]:
     """What `eval --physics` wrote; of other weights it is not shown."""
-    import json
-
     from pimlip_zoo.errors import reading
-    from pimlip_zoo.files import content_hash
+    from pimlip_zoo.files import content_hash, read_json
     from pimlip_zoo.training.checkpoint import checkpoint_path
 
     file = run / "physics.json"
     if not file.is_file():
         return {}
     with reading(file):
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(file, dict)
         same = content["weights"] == content_hash(checkpoint_path(run))
     if same:
         return content

@@ -165,10 +165,12 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     from pimlip_zoo.cli.report import read_metrics, write_run_report
     from pimlip_zoo.evaluation import check_labelled, evaluate_run, some_frames, tests_of
     from pimlip_zoo.experiment import checked_structures, from_rank_zero, load_split
+    from pimlip_zoo.experiment.lost import check_open_files
     from pimlip_zoo.experiment.stages import prepare_run, train_run
     from pimlip_zoo.training.progress import duration, legend
     from pimlip_zoo.training.verdict import verdict_on
 
+    check_open_files(config.data.num_workers)
     screen = console(quiet=rank > 0)  # one rank speaks, writes the log, evaluates and reports
     log_to_screen(quiet=rank > 0)
     log = logging.getLogger("pimlip_zoo")

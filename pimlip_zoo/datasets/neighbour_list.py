@@ -21,6 +21,8 @@ __all__ = [
 
 FEW_ATOMS = 48
 """Up to so many atoms without periodic images, all their distances are computed."""
+_MOST_IMAGES, _MANY_IMAGES, _MOST_PAIRS = 1_000_000, 1_000, 2_000_000_000
+"""Of a cell, within the cutoff: copper has 343 at 12 Å in its cell of one atom."""
 
 
 def neighbour_list(
@@ -38,13 +40,15 @@ def neighbour_list(
         ``edge_index`` (2, E) and the integer-valued ``edge_shift`` (E, 3).
 
     Raises:
-        InputError: for a periodic direction without a cell vector, or periodic vectors that are coplanar.
+        InputError: for a periodic direction without a cell vector, periodic vectors that are coplanar, or a cell so
+            much thinner than the cutoff that its images would fill the memory.
     """
     if len(positions) <= FEW_ATOMS and not np.any(pbc):
         return _all_pairs(np.asarray(positions, dtype=np.float64).reshape(-1, 3), cutoff)
     from vesin import NeighborList
 
     box = complete_cell(cell, pbc)
+    _check_images(box, np.asarray(pbc, dtype=bool), cutoff, len(positions))
     calculator = NeighborList(cutoff=float(cutoff), full_list=True, sorted=True)
     i, j, shift = calculator.compute(
         points=np.ascontiguousarray(positions, dtype=np.float64),
@@ -54,6 +58,19 @@ def neighbour_list(
     )
     edge_index = np.stack([np.asarray(i, dtype=np.int64), np.asarray(j, dtype=np.int64)])
     return edge_index, np.asarray(shift, dtype=np.float64).reshape(-1, 3)
+
+
+def _check_images(box: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float, count: int) -> None:
+    """Refuse a cell of which too many images lie within the cutoff: it is skewed to nothing, or the cutoff is huge."""
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)
+    images = float(np.prod(2.0 * np.ceil(cutoff / heights[pbc]) + 1.0))
+    if images > _MOST_IMAGES or (images > _MANY_IMAGES and images * count**2 > _MOST_PAIRS):
+        raise InputError(
+            f"{images:.1e} images of the cell lie within {cutoff:g} Å: its thinnest direction has "
+            f"{heights[pbc].min():.2g} Å",
+            key="cell",
+            mend="is it the right cell, and the right unit? a reduced cell of the same lattice may be thicker",
+        )
 
 
 def near_pairs(square: NDArray[np.float64], cutoff: float) -> tuple[NDArray[np.int64], ...]:

@@ -190,8 +190,13 @@ def _simulate(
         if ends or step % settings.interval == 0:
             row = _row(atoms, step, settings)
             line = ",".join(_text(value) for value in row.values())
-            append(log, f"{line}\r\n" if rows else f"{','.join(row)}\r\n{line}\r\n")
-            append(trajectory, _frame_text(atoms, row))
+            try:
+                append(log, f"{line}\r\n" if rows else f"{','.join(row)}\r\n{line}\r\n")
+                append(trajectory, _frame_text(atoms, row))
+            except InputError:
+                if not rows:  # not a single frame: there is nothing to keep
+                    log.unlink(missing_ok=True)
+                raise
             rows.append(row)
             if progress is not None:
                 progress(row)

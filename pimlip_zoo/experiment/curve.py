@@ -22,7 +22,7 @@ from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
 from pimlip_zoo.experiment.stable_time import stable_ps
 from pimlip_zoo.experiment.stages import Split, prepare_run, train_run
-from pimlip_zoo.files import read_text, replacing, write_json
+from pimlip_zoo.files import read_json, read_text, replacing, write_json
 from pimlip_zoo.locks import claimed
 from pimlip_zoo.physics.summary import summarise_values, value_rows
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
@@ -131,7 +131,7 @@ def run_point(
             signal = _run_claimed(point, settings, tests, run, config_file, variants)
         if signal is not None:
             return signal
-    content = json.loads(result.read_text())
+    content = read_json(result, dict)
     if judge is None or "physics" in content:
         return None
     with claimed(run):
@@ -223,7 +223,7 @@ def collect_physics(folder: Path) -> list[dict[str, Any]]:
     """The physical properties of the finished runs: size, weak, seed and the columns of ``value_rows``."""
     rows = []
     for path in sorted(folder.glob("*/result.json")):
-        result = json.loads(path.read_text())
+        result = read_json(path, dict)
         if "physics" in result:
             point = {key: result[key] for key in ("size", "weak", "seed")}
             rows += [point | row for row in value_rows(result["physics"])]

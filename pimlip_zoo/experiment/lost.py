@@ -11,11 +11,43 @@ import torch
 
 from pimlip_zoo.errors import InputError, reason_of
 
-__all__ = ["lost_processes"]
+try:
+    import resource
+except ImportError:  # not on this system
+    resource = None  # type: ignore[assignment]
+
+__all__ = ["check_open_files", "lost_processes"]
 
 _PLACE = re.compile(r"\[?/\S*\.cc:\d+\]?\s*")
 """Where in the sources of gloo."""
 _FILES = ("Too many open files", "received 0 items of ancdata")
+
+
+_OPEN_FILES, _PER_WORKER = 32, 8
+"""That a training needs of the system, and each process of its loader beside them; measured, and some more."""
+
+
+def check_open_files(workers: int) -> None:
+    """Refuse to begin where the system lets a process open too few files.
+
+    Later it is too late to say so: processes of the loader that cannot open a file cannot report it either, and wait.
+
+    Args:
+        workers: processes of the loader.
+
+    Raises:
+        InputError: naming the limit, and what it has to be.
+    """
+    if resource is None:
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _OPEN_FILES + _PER_WORKER * workers
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise InputError(
+            f"the system allows {limit} open files, and a training with {workers} processes that load data needs "
+            f"{needed}",
+            mend=f"raise `ulimit -n`{', or lower data.num_workers' if workers else ''}",
+        )
 
 
 @contextmanager

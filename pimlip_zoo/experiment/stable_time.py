@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import write_json
+from pimlip_zoo.files import read_json, write_json
 
 __all__ = ["measure_stability", "stable_ps"]
 
@@ -81,4 +80,4 @@ def stable_ps(run: Path, spec: str) -> float | None:
 
 def _read(run: Path) -> dict[str, Any]:
     path = run / FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, dict) if path.exists() else {}

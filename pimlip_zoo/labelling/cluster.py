@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pimlip_zoo.errors import InputError, reason_of
-from pimlip_zoo.files import replacing
+from pimlip_zoo.files import read_text, regular_file, replacing
 from pimlip_zoo.labelling.calculators import Labeller, find_labeller
 from pimlip_zoo.labelling.evaluate import plain_result
 from pimlip_zoo.labelling.failures import CalculationError
@@ -180,7 +180,7 @@ def _entry(structure: Structure, key: str, place: Path, output_file: str | None)
     journal = journal_path(place / RESULT)
     if journal.exists():
         found = None
-        for line in journal.read_bytes().rpartition(b"\n")[0].split(b"\n")[1:]:
+        for line in regular_file(journal).read_bytes().rpartition(b"\n")[0].split(b"\n")[1:]:
             entry = json.loads(line)
             if entry.pop("key") == key:
                 found = entry
@@ -268,7 +268,7 @@ def _script(
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads(read_text(folder / MANIFEST, most=1 << 30))
         if content["format"] != _FORMAT or content["version"] != _VERSION:
             raise InputError("is of another version", file=folder / MANIFEST)  # noqa: TRY301
         return {name: content[name] for name in ("calculator", "calculator_version", "level", "keys")}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import append, replacing, write_text
-from pimlip_zoo.locks import try_lock
+from pimlip_zoo.files import append, regular_file, replacing, write_text
+from pimlip_zoo.locks import making, try_lock
 
 __all__ = ["Journal", "journal_path", "opened_journal"]
 
 _FORMAT, _VERSION = "pimlip-zoo labels", 1
+_LONGEST_HEAD = 1 << 20  # bytes
 
 
 def journal_path(out: Path) -> Path:
@@ -50,8 +51,27 @@ class Journal:
         append(self.path, json.dumps({"key": key, **entry}) + "\n")
         self.results[key] = entry
 
+    def _content(self) -> bytes:
+        """What stands in the file; nothing where its process was killed before it wrote the head, which is mended."""
+        with regular_file(self.path).open("rb") as file:
+            begin = file.readline(_LONGEST_HEAD)
+            if begin.endswith(b"\n"):
+                return begin + file.read()
+            rest = file.read(1)
+        if rest or not self._head.encode().startswith(
+            begin
+        ):  # no journal: what else is in it may have no end
+            raise InputError(
+                "is damaged", file=self.path, mend="move it away, and everything is computed anew"
+            )
+        with replacing(self.path) as temporary:
+            temporary.write_text(self._head, encoding="utf-8")
+        return b""
+
     def _read(self, calculator: dict[str, str]) -> None:
-        content = self.path.read_bytes()
+        content = self._content()
+        if not content:
+            return
         whole, newline, torn = content.rpartition(b"\n")
         if torn:  # a line that was being written when its process was killed
             with replacing(self.path) as temporary:
@@ -92,19 +112,20 @@ def opened_journal(out: Path, calculator: dict[str, str]) -> Iterator[Journal]:
         InputError: while another process has it, when it is damaged, or when it is of another calculator.
     """
     path = journal_path(out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = try_lock(path.with_name(path.name + ".lock"))
-    except OSError as error:
-        raise InputError(f"cannot be made: {(error.strerror or str(error)).lower()}", file=path) from error
-    if lock is None:
-        raise InputError("another process is labelling into it", file=out, mend="wait until it is done")
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(making(path.parent))
+            lock = try_lock(path.with_name(path.name + ".lock"))
+        except OSError as error:
+            raise InputError(
+                f"cannot be made: {(error.strerror or str(error)).lower()}", file=path
+            ) from error
+        if lock is None:
+            raise InputError("another process is labelling into it", file=out, mend="wait until it is done")
+        held.callback(lock.release)
         journal = Journal(path, calculator)
         try:
             yield journal
         finally:
             if not journal.results:
                 path.unlink(missing_ok=True)
-    finally:
-        lock.release()

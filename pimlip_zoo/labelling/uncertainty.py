@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.readers.numpy_file import open_npz
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import content_hash, replacing
 from pimlip_zoo.graph import AtomGraph, Batch, collate, sum_by_structure
@@ -306,7 +307,7 @@ def load_posterior(potential: Potential, checkpoint: Path) -> Posterior | None:
     path = posterior_path(checkpoint)
     if not path.exists():
         return None
-    with reading(path), np.load(path, allow_pickle=False) as content:
+    with reading(path), open_npz(path) as content:
         if int(content["version"]) != _VERSION or str(content["checkpoint"]) != content_hash(checkpoint):
             return None
         root = torch.from_numpy(np.asarray(content["root"], dtype=np.float64))

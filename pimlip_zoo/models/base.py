@@ -147,6 +147,17 @@ class AtomicEnergyModel(nn.Module):
         """
         return 0
 
+    @classmethod
+    def seconds_to_build(cls, config: ModelConfig) -> float:  # noqa: ARG003
+        """How long it takes on one core, about, whatever the widths are: for the couplings of its layers.
+
+        A small file that asks for minutes is refused. 0 unless a subclass says otherwise: then a file is believed.
+
+        Args:
+            config: the architecture's options.
+        """
+        return 0.0
+
     def species_factor(self, name: str) -> float:
         """What :meth:`forward` multiplies a parameter by, as far as that depends on the number of species.
 

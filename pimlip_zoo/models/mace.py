@@ -205,6 +205,11 @@ class MACE(AtomicEnergyModel):
         ends = len(species) * channels + num_weights((channels, *config.readout_hidden, 1))
         return ends + config.num_interactions * (radial + linear)
 
+    @classmethod
+    def seconds_to_build(cls, config: MACEConfig) -> float:  # type: ignore[override]
+        """Measured, see :class:`AtomicEnergyModel`: products have a factor of (l_max + 1)² numbers for each order."""
+        return config.num_interactions * (2e-3 + 2e-6 * (config.l_max + 1) ** (2 * config.correlation))
+
     def forward(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
         """One energy per atom, see :class:`AtomicEnergyModel`."""
         return self._energies(self.features(graph, vectors))

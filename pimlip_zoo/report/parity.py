@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimlip_zoo.datasets.readers.numpy_file import open_npz
 from pimlip_zoo.errors import reading
-from pimlip_zoo.files import regular_file, replacing
+from pimlip_zoo.files import replacing
 from pimlip_zoo.report.figures import save_figure
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def load_pairs(file: Path) -> dict[str, dict[str, tuple[NDArray[np.float64], NDA
     Raises:
         InputError: when there is no such file, or it is damaged.
     """
-    with reading(file), np.load(regular_file(file), allow_pickle=False) as content:
+    with reading(file), open_npz(file) as content:
         names = content["names"].tolist()
         result: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {n: {} for n in names}
         for key in content.files:

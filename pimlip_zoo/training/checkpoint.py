@@ -13,6 +13,7 @@ from torch import Tensor
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import check_archive, regular_file
 from pimlip_zoo.models.base import AtomicEnergyModel
+from pimlip_zoo.models.extent import check_extent
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models, get_model
 
@@ -96,15 +97,9 @@ def build_potential(description: Mapping[str, Any], weights: Mapping[str, Tensor
     info = get_model(description["model"])
     config = info.configure(**_tuples(description["config"]))
     species = tuple(description["species"])
-    least_weights = getattr(info.model, "least_weights", None)
-    if weights is not None and least_weights is not None:
-        found = sum(value.numel() for name, value in weights.items() if name.startswith(_OURS))
-        if found < (least := least_weights(config, species)):
-            raise InputError(
-                f"the model that it describes has at least {least} weights, and it holds {found}",
-                key="config",
-                mend="is it the checkpoint of another model?",
-            )
+    if weights is not None and isinstance(info.model, type) and issubclass(info.model, AtomicEnergyModel):
+        ours = (value for name, value in weights.items() if name.startswith(_OURS))
+        check_extent(info.model, config, species, ours)
     repulsion = None
     if description["repulsion"] is not None:
         if description["repulsion"] != "zbl":

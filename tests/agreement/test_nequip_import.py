@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import time
 import zipfile
 from pathlib import Path
 
@@ -174,8 +175,8 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
         ("nequip_file", {"model_dtype": "float16"}, "model_dtype"),
         ("nequip_file", {"num_layers": 2}, "layer1_convnet"),
         ("nequip_file", {"num_layers": 10**6}, "at most 32"),
-        ("nequip_file", {"num_features": 10**6}, "too few"),
-        ("allegro_file", {"num_scalar_features": 10**6}, "too few"),
+        ("nequip_file", {"num_features": 10**6}, "has at least"),
+        ("allegro_file", {"num_scalar_features": 10**6}, "has at least"),
         (
             "allegro_file",
             {"radial_chemical_embed": {"_target_": "allegro.nn.TwoBodySplineScalarEmbed"}},
@@ -201,3 +202,16 @@ def test_weights_that_are_not_finite_are_refused(files: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "read_model", lambda _: stored)
     with pytest.raises(InputError, match=r"not finite in allegro\.tps\.0"):
         import_potential(files / "allegro_file.ckpt")
+
+
+@pytest.mark.parametrize("name", ["nequip_file", "allegro_file"])
+def test_high_degrees_in_many_layers_are_refused_before_they_are_built(
+    name: str, files: Path, tmp_path: Path
+) -> None:
+    content = torch.load(files / f"{name}.ckpt", weights_only=False)
+    content["hyper_parameters"]["model"].update(l_max=8, num_layers=32)
+    torch.save(content, tmp_path / "deep.ckpt")
+    began = time.process_time()
+    with pytest.raises(InputError, match=r"deep\.ckpt, config: the model that it describes has at least"):
+        import_potential(tmp_path / "deep.ckpt")
+    assert time.process_time() - began < 2.0

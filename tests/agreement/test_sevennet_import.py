@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import lzma
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,14 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.checkpoint import load_potential
 
 FOLDER = Path(__file__).parent
-TINY = [("degrees", None), ("parity", None), ("levels", "low"), ("levels", "high")]
+TINY = [
+    ("degrees", None),
+    ("parity", None),
+    ("both", None),  # irreps of both parities in a layer that is not the last
+    ("both_linear", None),
+    ("levels", "low"),
+    ("levels", "high"),
+]
 REAL = [
     ("7net-0_11July2024", None),
     ("7net-0_22May2024", None),
@@ -229,6 +237,15 @@ def _weight(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]],
         (_option("use_modality", True), "without names"),
         (_weight("0_self_interaction_1.linear.weight", torch.zeros(3)), "3 weights"),
         (_weight("1_convolution.weight_nn.layer1.weight", torch.zeros(6, 3)), "radial functions of layer 1"),
+        (
+            _weight("short_range.linear.weight", torch.ones(3)),
+            r"weights short_range\.linear\.weight, of a part",
+        ),
+        (
+            _weight("1_self_interaction_1.linear.bias", torch.ones(8)),
+            "biases in layer 1, and options without",
+        ),
+        (_weight("1_convolution.denominator", torch.ones(2)), "not laid out"),
         (_weight("2_self_interaction_2.linear.weight", torch.full((48,), torch.nan)), "not finite"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -321,3 +338,23 @@ def test_a_name_stands_for_a_run_that_is_converted_once(
         run_of("7net-mf-0")
     assert [entry.name for entry in run.parent.iterdir()] == [run.name]
     assert run_of("runs/mine") == "runs/mine"
+
+
+def test_high_degrees_in_many_layers_are_refused_before_they_are_built(
+    checkpoints: Any, tmp_path: Path
+) -> None:
+    def deep(config: dict[str, Any], state: dict[str, Any]) -> None:
+        config.update(lmax=8, num_convolution_layer=32, irreps_manual=False)
+        for layer in range(32):
+            state[f"{layer}_self_interaction_1.linear.weight"] = torch.zeros(8 * 8 * 9)
+            state[f"{layer}_convolution.denominator"] = torch.ones(1)
+            for number in range(3):
+                name = f"convolution.weight_nn.layer{number}.weight"
+                if f"0_{name}" in state:
+                    state[f"{layer}_{name}"] = state[f"0_{name}"]
+
+    file = _rewritten(checkpoints["degrees"], tmp_path / "deep.pth", deep)
+    began = time.process_time()
+    with pytest.raises(InputError, match=r"deep\.pth, config: the model that it describes has at least"):
+        import_potential(file)
+    assert time.process_time() - began < 2.0

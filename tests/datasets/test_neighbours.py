@@ -75,3 +75,25 @@ def test_species_are_numbered_by_the_list_and_unknown_ones_named():
     assert species_indices(np.array([8, 1, 1]), ["O", "H"]).tolist() == [0, 1, 1]
     with pytest.raises(InputError, match="the model does not know C, 200"):
         species_indices(np.array([6, 1, 200]), ["H", "O"])
+
+
+@pytest.mark.parametrize(
+    ("cell", "cutoff"),
+    [
+        ([[5, 0, 0], [4.999999999, 1e-4, 0], [0, 0, 5]], 6.0),  # skewed to nothing
+        (5 * np.eye(3), 1e3),
+        (5 * np.eye(3), 1e12),
+        (0.05 * np.eye(3), 6.0),
+    ],
+)
+def test_a_cell_with_images_without_end_is_refused_at_once(cell, cutoff):
+    with pytest.raises(InputError, match=r"images of the cell lie within .* its thinnest direction has"):
+        neighbour_list(np.zeros((1, 3)), np.array(cell, dtype=float), np.ones(3, dtype=bool), cutoff)
+
+
+def test_thin_cells_that_occur_have_their_lists():
+    edges, _ = neighbour_list(np.zeros((1, 3)), 2.2 * np.eye(3), np.ones(3, dtype=bool), 15.0)
+    assert edges.shape[1] > 1000
+    slab = np.random.default_rng(0).random((800, 3)) * [2.0, 90.0, 90.0]
+    edges, _ = neighbour_list(slab, np.diag([2.0, 90.0, 90.0]), np.array([True, True, False]), 6.0)
+    assert edges.shape[1] > 1000

@@ -1,6 +1,9 @@
 import contextlib
 import gzip
 import importlib.util
+import os
+import shutil
+import zipfile
 from pathlib import Path
 
 import ase.io
@@ -539,6 +542,91 @@ def test_deepmd_types_without_names_have_to_be_named(tmp_path):
     np.testing.assert_array_equal(load_frames(f"{tmp_path}/a?species=O+H")[0].numbers, [8, 1, 1])
 
 
+def half_a_copy(system, what):
+    """A folder of DeePMD-kit in which something is missing, or of another shape."""
+    part, lost = system / "set.000", system / "set.001"
+    lost.mkdir()
+    if what != "nothing in a set":
+        np.save(lost / "energy.npy", np.ones(2))
+    if what == "no types":
+        shutil.rmtree(lost)
+        shutil.copytree(part, system.parent / "b" / "set.000")
+    elif what == "no atoms":
+        shutil.rmtree(lost)
+        (system / "type.raw").write_text("")
+        np.save(part / "coord.npy", np.zeros((2, 0)))
+    elif what in ("transposed", "complex", "text"):
+        shutil.rmtree(lost)
+        forces = np.load(part / "force.npy")
+        odd = {"transposed": forces.T, "complex": forces + 1j, "text": forces.astype(str)}
+        np.save(part / "force.npy", odd[what])
+    elif what == "a link to nowhere":
+        shutil.rmtree(lost)
+        (part / "energy.npy").unlink()
+        (part / "energy.npy").symlink_to("nowhere.npy")
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("no positions", r"set\.001: has no coord\.npy"),
+        ("nothing in a set", r"set\.001: has no coord\.npy"),
+        ("no types", r"b: has set\.000 and no type\.raw"),
+        ("no atoms", r"type\.raw: names no atoms"),
+        ("transposed", r"force\.npy: has shape \(9, 2\)"),
+        ("complex", r"force\.npy: holds no numbers but complex"),
+        ("text", r"force\.npy: holds no numbers but <U"),
+        ("a link to nowhere", r"energy\.npy: no such file"),
+    ],
+)
+def test_deepmd_folders_that_would_be_read_in_part_are_refused(tmp_path, what, says):
+    water = np.array([8, 1, 1])
+    deepmd(tmp_path / "all" / "a", [crystal(seed, 3, numbers=water) for seed in range(2)])
+    half_a_copy(tmp_path / "all" / "a", what)
+    with pytest.raises(InputError, match=says):
+        load_frames(str(tmp_path / "all"))
+
+
+def test_deepmd_systems_behind_links_are_read_and_each_of_them_once(tmp_path):
+    water = np.array([8, 1, 1])
+    deepmd(tmp_path / "elsewhere", [crystal(0, 3, numbers=water)])
+    deepmd(tmp_path / "all" / "a", [crystal(1, 3, numbers=water)])
+    (tmp_path / "all" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "all" / "a" / "up").symlink_to(tmp_path / "all")
+    assert len(load_frames(str(tmp_path / "all"))) == 2
+
+
+MOLECULES = {"z": [1, 1], "R": np.arange(12.0).reshape(2, 2, 3), "E": [1.0, 2.0], "F": np.zeros((2, 2, 3))}
+
+
+@pytest.mark.parametrize(
+    ("other", "first"),
+    [("energy", "E"), ("energies", "E"), ("forces", "F"), ("coords", "R"), ("numbers", "z")],
+)
+def test_an_npz_archive_that_says_something_twice_is_refused_unless_it_is_the_same(tmp_path, other, first):
+    path, options = tmp_path / "a.npz", "?energy=eV&length=Å"
+    np.savez(path, **MOLECULES, **{other: np.array(MOLECULES[first]) + 1})
+    with pytest.raises(InputError, match=rf"{other}: holds {first} and {other}, which differ"):
+        load_frames(f"{path}{options}")
+    if first == "E":
+        assert load_frames(f"{path}{options}&energy_key={other}")[0].energy == 2.0
+        assert load_frames(f"{path}{options}&energy_key=E")[0].energy == 1.0
+    np.savez(path, **MOLECULES, **{other: MOLECULES[first]})
+    assert load_frames(f"{path}{options}")[1].energy == 2.0
+
+
+def test_an_npz_archive_with_an_entry_twice_or_transposed_forces_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, **{**MOLECULES, "R": np.arange(18.0).reshape(3, 2, 3), "E": [1.0] * 3})
+    with pytest.raises(InputError, match="forces have shape"):
+        load_frames(f"{path}?energy=eV&length=Å")
+    np.savez(path, **MOLECULES)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("E.npy", archive.read("E.npy"))
+    with pytest.raises(InputError, match="E: is there twice"):
+        load_frames(f"{path}?energy=eV&length=Å")
+
+
 def test_n2p2_files_are_read_in_the_named_units(tmp_path):
     (tmp_path / "input.data").write_text(
         "begin\ncomment hello there\nlattice 10 0 0\nlattice 0 10 0\nlattice 0 0 10\n"
@@ -718,3 +806,44 @@ def test_a_damaged_row_of_an_lmdb_database_is_named(tmp_path):
     (tmp_path / "b.aselmdb").write_bytes(b"x" * 9000)
     with pytest.raises(InputError, match="is no LMDB file"):
         load_frames(f"{tmp_path}/b.aselmdb")
+
+
+@pytest.mark.parametrize(("key", "value", "row"), [("nextid", 3, 3), ("deleted_ids", [2], 2)])
+def test_rows_that_an_aselmdb_file_hides_are_not_passed_over(tmp_path, key, value, row):
+    import json
+    import zlib
+
+    import lmdb
+
+    path = aselmdb(tmp_path / "a.aselmdb", [molecule(seed) for seed in range(3)])
+    with (
+        lmdb.open(str(path), subdir=False, map_size=1 << 24, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.put(key.encode(), zlib.compress(json.dumps(value).encode()))
+    with pytest.raises(InputError, match=f"has a row {row} that it says is not there"):
+        load_frames(str(path))
+
+
+def truncated(path, length):
+    """What becomes of reading a file that is cut off, in a process of its own: its exit status."""
+    os.truncate(path, length)
+    process = os.fork()
+    if process == 0:
+        try:
+            load_frames(str(path))
+        except InputError:
+            os._exit(2)
+        except BaseException:  # noqa: BLE001 - a process of a test ends here, whatever happens
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def test_an_aselmdb_file_that_is_cut_off_anywhere_is_refused_and_ends_no_process(tmp_path):
+    whole = Path(aselmdb(tmp_path / "a.aselmdb", [molecule(seed, 60) for seed in range(30)])).read_bytes()
+    copy = tmp_path / "b.aselmdb"
+    for length in (1, 4095, 4096, 8192, 12_288, len(whole) // 2, len(whole) - 4096, len(whole) - 1):
+        copy.unlink(missing_ok=True)
+        copy.write_bytes(whole)
+        assert truncated(copy, length) == 2, length

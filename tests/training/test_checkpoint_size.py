@@ -109,6 +109,40 @@ def test_no_model_has_fewer_weights_than_is_asked_of_its_file(name, tmp_path):
     load_potential(saved(tmp_path / "a.ckpt", model))
 
 
+DEEP = {
+    "nequip": [{"l_max": 8, "num_layers": 32}],
+    "allegro": [{"l_max": 8, "num_layers": 16}],
+    "mace": [{"l_max": 3, "correlation": 4, "num_interactions": 50}],
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in DEEP for options in DEEP[name]])
+def test_a_small_file_that_asks_for_high_degrees_in_many_layers_is_refused_at_once(name, options, tmp_path):
+    def grow(content):
+        content[KEY]["config"].update(options)
+        content["state_dict"]["potential.more"] = torch.zeros(90_000)
+
+    refused(saved(tmp_path / "a.ckpt", potential(name), grow), r"takes some \d+ s to build, and it holds 9")
+
+
+def test_the_same_numbers_under_many_names_are_no_more_weights(tmp_path):
+    def grow(content):
+        content[KEY]["config"]["channels"] = 60
+        content["state_dict"].update(
+            {f"potential.more{n}": content["state_dict"]["potential.scale"] for n in range(9000)}
+        )
+
+    path = saved(tmp_path / "a.ckpt", potential("nequip", radial_hidden=(64,)), grow)
+    refused(path, "weights, and it holds")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_preset_is_built_without_a_question_of_time(name):
+    info = get_model(name)
+    for preset in info.presets:
+        assert info.model.seconds_to_build(info.configure(preset, avg_num_neighbors=9.0)) < 1.0
+
+
 def test_a_view_of_one_number_is_no_weights(tmp_path):
     def stretch(content):
         content["state_dict"]["potential.scale"] = torch.ones(1).expand(10**10)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
+import functools
 import io
+import lzma
 import os
 import pickle
 import random
@@ -22,8 +25,10 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.foundation.archive import TorchArchive
 from pimlip_zoo.foundation.mace_torch import import_potential
 from pimlip_zoo.foundation.mace_torch.records import read_objects, state_of
+from pimlip_zoo.foundation.nequip import import_potential as import_nequip
+from pimlip_zoo.foundation.sevennet import import_potential as import_sevennet
 
-MODEL = Path(__file__).parents[1] / "agreement" / "mace_heads.model"
+AGREEMENT = Path(__file__).parents[1] / "agreement"
 
 
 def saved(value: object, **options) -> bytes:
@@ -365,18 +370,77 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(seed: int, tmp_path: Path
     assert not any("\n" in line for line in refusals)
 
 
-def test_a_mutated_model_is_imported_or_refused_in_one_line(tmp_path: Path) -> None:
-    draw, refusals = random.Random(1), list[str]()
-    with zipfile.ZipFile(MODEL) as file:
-        entries = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
-    for _ in range(12):
+def _mace(file: Path):
+    return import_potential(file, head="small")
+
+
+MODELS = {
+    "mace_heads.model": (_mace, "data.pkl"),
+    "sevennet_degrees.pth.xz": (import_sevennet, "data.pkl"),
+    "sevennet_both.pth.xz": (import_sevennet, "data.pkl"),
+    "nequip_file.ckpt.xz": (import_nequip, "data.pkl"),
+    "nequip_file.nequip.zip.xz": (import_nequip, "model/eager_model.pkl"),
+    "allegro_file.nequip.zip.xz": (import_nequip, "model/eager_model.pkl"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mutated_model_is_imported_or_refused_in_one_line(
+    name: str, tmp_path: Path, record_property
+) -> None:
+    draw, refusals, attempts = random.Random(name), list[str](), 12
+    read_model, pickled = MODELS[name]
+    content = (AGREEMENT / name).read_bytes()
+    with zipfile.ZipFile(io.BytesIO(lzma.decompress(content) if name.endswith(".xz") else content)) as file:
+        entries = {entry.partition("/")[2]: file.read(entry) for entry in file.namelist()}
+    for _ in range(attempts):
         changed = dict(entries)
-        for name in [*draw.sample(sorted(entries), 3), "data.pkl"]:
-            changed[name] = mutated(entries[name], draw)
+        for entry in [*draw.sample(sorted(entries), 3), pickled]:
+            changed[entry] = mutated(entries[entry], draw)
         (tmp_path / "file.model").write_bytes(archive(*changed.items()))
         try:
-            import_potential(tmp_path / "file.model", head="small")
+            read_model(tmp_path / "file.model")
         except InputError as error:
             refusals.append(str(error))
     assert len(refusals) > 3
     assert not any("\n" in line for line in refusals)
+    record_property("tried", attempts)
+
+
+ODD = [None, True, -1, 0, 2.5, 10**6, 1e-300, float("nan"), float("inf"), "x", "10", [], [1, 2], {}, {"a": 1}]
+
+
+def _places(table, place=()):
+    """Where in a nested table there is something, outermost first."""
+    for key, value in table.items() if isinstance(table, dict) else enumerate(table):
+        yield (*place, key)
+        if isinstance(value, dict | list):
+            yield from _places(value, (*place, key))
+
+
+@pytest.mark.parametrize(
+    ("name", "read_model", "options"),
+    [
+        ("sevennet_degrees.pth.xz", import_sevennet, ("config",)),
+        ("nequip_file.ckpt.xz", import_nequip, ("hyper_parameters", "model")),
+        ("allegro_file.ckpt.xz", import_nequip, ("hyper_parameters", "model")),
+    ],
+)
+def test_options_of_a_model_that_are_odd_are_taken_or_refused_at_once(
+    name: str, read_model, options: tuple[str, ...], tmp_path: Path, record_property
+) -> None:
+    packed, tried = lzma.decompress((AGREEMENT / name).read_bytes()), 0
+    plain = torch.load(io.BytesIO(packed), weights_only=False)
+    draw = random.Random(name)
+    places = list(_places(functools.reduce(lambda table, key: table[key], options, plain)))
+    for place in places:
+        content = copy.deepcopy(plain)
+        table = functools.reduce(lambda table, key: table[key], (*options, *place[:-1]), content)
+        table[place[-1]] = draw.choice(ODD)
+        (tmp_path / "file.model").write_bytes(saved(content))
+        began = time.process_time()
+        with contextlib.suppress(InputError):
+            read_model(tmp_path / "file.model")
+        assert time.process_time() - began < 2.0, (place, table[place[-1]])
+        tried += 1
+    record_property("tried", tried)

@@ -103,7 +103,17 @@ class AseLmdbFile:
             entries = min(environment.entries(), file.stat().st_size // _LEAST_ROW)
             last = int(_decode(raw)) if raw else entries + 1
             gone = set(_decode(deleted)) if deleted else set()
+            hidden = environment.get_many(str(row).encode() for row in (last, *gone))
+            if raw and hidden:
+                name = min(hidden).decode()
+                raise InputError(  # noqa: TRY301
+                    f"has a row {name} that it says is not there",
+                    file=file,
+                    mend="is it what was written last?",
+                )
             return [i for i in range(1, min(last, entries + len(gone) + 1)) if i not in gone]
+        except InputError:
+            raise
         except (ValueError, TypeError, zlib.error) as error:
             raise InputError(f"is no ASE database: {reason_of(error)}", file=file) from error
 

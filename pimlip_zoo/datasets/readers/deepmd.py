@@ -2,10 +2,13 @@
 
 ``type.raw`` and ``type_map.raw``, then ``coord``, ``box``, ``energy``, ``force``, ``virial`` in ``set.*``. In the mixed
 format each frame has types of its own, ``real_atom_types``, padded with virtual atoms of type -1, which are no atoms.
+
+A folder that lacks one of these files may be a copy that was interrupted: it is refused, not passed over.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,9 +40,7 @@ class DeepmdFolder:
     def __init__(self, path: str, options: ReadOptions) -> None:
         self.path = path
         self.finder = LabelFinder(options, file=path)
-        self._systems = sorted(found.parent for found in Path(path).rglob("type.raw"))
-        if not self._systems:
-            raise InputError("has no type.raw", file=path)
+        self._systems = _find_systems(Path(path))
         self._type_map = options.species.split("+") if options.species else None
 
     def count(self) -> int:
@@ -70,11 +71,11 @@ class DeepmdFolder:
     ) -> Iterator[Item]:
         m, n = len(_load(folder / "coord.npy", mapped=True)), len(types)
         mixed = folder / "real_atom_types.npy"
-        of_frames = _shaped(mixed, (m, n)) if mixed.exists() else None
+        of_frames = _shaped(mixed, (m, n)) if os.path.lexists(mixed) else None
         data = {
             key: _shaped(folder / f"{key}.npy", (m, *shape))
             for key, shape in (("box", (3, 3)), ("energy", ()), ("force", (n, 3)), ("virial", (3, 3)))
-            if (folder / f"{key}.npy").exists()
+            if os.path.lexists(folder / f"{key}.npy")  # a link to nowhere is refused, not taken for no label
         }
         others = [path.stem for path in folder.glob("*.npy") if path.stem not in _READ]
         if periodic and "box" not in data:
@@ -107,6 +108,8 @@ class DeepmdFolder:
             yield offset + i, frame
 
     def _types(self, system: Path, count: int) -> NDArray[np.int64]:
+        if not read_text(system / "type.raw").strip():
+            raise InputError("names no atoms", file=system / "type.raw")
         try:
             types = np.loadtxt(regular_file(system / "type.raw"), dtype=np.int64, ndmin=1)
         except (ValueError, OSError) as error:
@@ -136,10 +139,38 @@ def _checked_types(types: NDArray[Any], count: int, file: Path, frame: int | Non
     return whole_numbers(types, "type", least=_VIRTUAL, count=count, file=file, frame=frame)
 
 
+def _find_systems(path: Path) -> list[Path]:
+    """Folders with a ``type.raw``, at any depth, behind links, too.
+
+    Raises:
+        InputError: when there is none, or sets lie in a folder that has none.
+    """
+    systems, seen = [], set()
+    for folder, inside, files in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above has no end
+            inside.clear()
+            continue
+        seen.add(real)
+        if "type.raw" in files:
+            systems.append(Path(folder))
+            continue
+        for name in sorted(name for name in inside if name.startswith("set.")):
+            if any((Path(folder) / name).glob("*.npy")):
+                raise InputError(f"has {name} and no type.raw", file=folder, mend="is it complete?")
+    if not systems:
+        raise InputError("has no type.raw", file=path)
+    return sorted(systems)
+
+
 def _sets(system: Path) -> list[Path]:
-    found = sorted(path.parent for path in system.glob("set.*/coord.npy"))
+    found = sorted(folder for folder in system.glob("set.*") if folder.is_dir())
     if not found:
         raise InputError("has no set.*/coord.npy", file=system)
+    for folder in found:
+        if not (folder / "coord.npy").exists():
+            raise InputError(
+                "has no coord.npy", file=folder, mend="is it complete? remove it if it is not meant"
+            )
     return found
 
 
@@ -148,7 +179,10 @@ def _load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
 
 
 def _shaped(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Numbers of frames, which the first axis counts; the others may be flat."""
     array = _load(path)
-    if array.size != int(np.prod(shape)):
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"holds no numbers but {array.dtype}", file=path)
+    if array.size != int(np.prod(shape)) or array.shape[:1] != shape[:1]:
         raise InputError(f"has shape {array.shape}, expected {shape}", file=path)
     return np.asarray(array, dtype=np.float64).reshape(shape)

@@ -212,7 +212,9 @@ class Hdf5File:
         if key is None or key not in group.members:
             return None
         data = _opened(file, group, key)
-        if data.shape is None or math.prod(data.shape) * len(rows) != math.prod(shape) * group.size:
+        if data.shape is None or (
+            math.prod(data.shape) * len(rows) != math.prod(shape) * group.size or data.shape[0] != group.size
+        ):
             raise InputError(f"has shape {data.shape}", file=self.path, key=f"{group.name}/{key}")
         values = _rows(data, rows) if len(rows) < group.size else _whole(data)
         return np.asarray(values, dtype=np.float64).reshape(shape)

@@ -59,13 +59,19 @@ class NpzFile:
             raise InputError(
                 f"positions have shape {shape}, expected (frames, {len(self._numbers)}, 3)", file=path
             )
-        self._energy = self._optional(_ENERGY, options.energy_key)
-        self._forces = self._optional(_FORCES, options.forces_key)
-        self._gradient = self._optional((), options.gradient_key)
+        self._energy = self._optional("energy", _ENERGY, options.energy_key)
+        self._forces = self._optional("forces", _FORCES, options.forces_key)
+        self._gradient = self._optional("gradient", (), options.gradient_key)
         if self._gradient is not None:
             self._forces = -self._gradient
         self._check_lengths()
-        self.finder.leave_out(*sorted({*self._names} - _KNOWN - {options.energy_key, options.forces_key}))
+        named = {options.energy_key, options.forces_key, options.gradient_key}
+        unread = {*self._names} - _KNOWN
+        if options.energy_key:
+            unread |= {*_ENERGY} & {*self._names}
+        if options.forces_key or options.gradient_key:
+            unread |= {*_FORCES} & {*self._names}
+        self.finder.leave_out(*sorted(unread - named))
         self.finder.mark_found(options.energy_key, options.forces_key, options.gradient_key)
 
     def count(self) -> int:
@@ -96,6 +102,8 @@ class NpzFile:
                     name for name in archive.files if name in _KNOWN or name.endswith(("energies", "forces"))
                 ]
                 self._names = list(archive.files)
+                if twice := [name for name in wanted if wanted.count(name) > 1]:
+                    raise InputError("is there twice", file=self.path, key=twice[0])  # noqa: TRY301
                 return {name: archive[name] for name in wanted}
         except InputError:
             raise
@@ -128,10 +136,24 @@ class NpzFile:
         value = self._archive[key].item()
         return value.decode() if isinstance(value, bytes) else str(value)
 
+    def _one(self, names: tuple[str, ...], mend: str) -> str | None:
+        """The one of these names that the archive has; None where it has none.
+
+        Raises:
+            InputError: when it has several, and they are not the same numbers.
+        """
+        found = [name for name in names if name in self._archive]
+        for name in found[1:]:
+            if not np.array_equal(self._archive[found[0]], self._archive[name]):
+                raise InputError(
+                    f"holds {found[0]} and {name}, which differ", file=self.path, key=name, mend=mend
+                )
+        return found[0] if found else None
+
     def _array(self, names: tuple[str, ...], what: str) -> NDArray[Any]:
-        for name in names:
-            if name in self._archive:
-                return self._archive[name]
+        name = self._one(names, "keep one of them")
+        if name is not None:
+            return self._archive[name]
         raise InputError(
             f"holds no {what}",
             file=self.path,
@@ -139,7 +161,7 @@ class NpzFile:
             mend=f"it holds {', '.join(self._names)}",
         )
 
-    def _optional(self, names: tuple[str, ...], key: str | None) -> NDArray[np.float64] | None:
+    def _optional(self, label: str, names: tuple[str, ...], key: str | None) -> NDArray[np.float64] | None:
         if key is not None:
             names = (key,)
             if key not in self._names:
@@ -148,10 +170,8 @@ class NpzFile:
                 )
             with np.load(self.path, allow_pickle=False) as archive:
                 return self._floats(archive[key], key)
-        for name in names:
-            if name in self._archive:
-                return self._floats(self._archive[name], name)
-        return None
+        name = self._one(names, f"say which one: ?{label}_key=...")
+        return None if name is None else self._floats(self._archive[name], name)
 
     def _floats(self, values: NDArray[Any], key: str) -> NDArray[np.float64]:
         if values.dtype.kind not in "iuf":
@@ -165,7 +185,8 @@ class NpzFile:
                 raise InputError(f"{self._energy.size} energies for {m} frames", file=self.path, key="energy")
             self._energy = self._energy.reshape(m)
         if self._forces is not None and self._forces.shape != (m, n, 3):
-            if self._forces.size != m * n * 3:
+            flat = self._forces.shape == (m, 3 * n) or (m == 1 and self._forces.shape == (n, 3))
+            if not flat:
                 raise InputError(
                     f"forces have shape {self._forces.shape}, expected {(m, n, 3)}",
                     file=self.path,

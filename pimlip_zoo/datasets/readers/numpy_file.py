@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import expansion_limit, regular_file
 
-__all__ = ["UNREADABLE", "check_npz", "load_npy"]
+__all__ = ["UNREADABLE", "check_npz", "load_npy", "open_npz"]
 
 UNREADABLE = (OSError, ValueError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile)
 """What numpy raises for files that are none of its own, or damaged."""
@@ -56,6 +56,16 @@ def check_npz(path: str | Path) -> None:
             if entry.filename.endswith(".npy"):
                 with archive.open(entry) as file:
                     _check_header(file, entry.file_size, path)
+
+
+def open_npz(path: str | Path) -> Any:
+    """The archive, opened after :func:`check_npz`; nothing in it is unpickled. Close it, as in ``with``.
+
+    Raises:
+        InputError: as that.
+    """
+    check_npz(path)
+    return np.load(path, allow_pickle=False)
 
 
 def _check_header(file: IO[bytes], size: int, path: str | Path) -> None:

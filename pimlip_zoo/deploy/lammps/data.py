@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
-__all__ = ["AtomTypes", "atom_types", "has_charges", "in_lammps_axes", "left_out", "write_data"]
+__all__ = ["AtomTypes", "atom_types", "data_text", "has_charges", "in_lammps_axes", "left_out", "write_data"]
 
 _MARGIN = 6.0  # Å of empty space beyond the atoms in open directions
 _CARRIED = {"numbers", "positions", "momenta", "masses", "initial_charges", "type", "id"}
@@ -141,10 +141,26 @@ def left_out(atoms: Atoms) -> list[str]:
 
 
 def write_data(path: str | os.PathLike[str], atoms: Atoms, species: Sequence[str]) -> AtomTypes:
-    """A LAMMPS data file (``atom_style atomic`` or ``charge``, ``units metal``).
+    """Write a LAMMPS data file.
 
     Args:
         path: the file.
+        atoms: see :func:`data_text`.
+        species: see there.
+
+    Raises:
+        InputError: as :func:`data_text`, and where the file cannot be written.
+    """
+    text, types = data_text(atoms, species)
+    with replacing(os.fspath(path)) as scratch:
+        scratch.write_text(text)
+    return types
+
+
+def data_text(atoms: Atoms, species: Sequence[str]) -> tuple[str, AtomTypes]:
+    """What a LAMMPS data file says (``atom_style atomic`` or ``charge``, ``units metal``), and its atom types.
+
+    Args:
         atoms: from :func:`in_lammps_axes`. Coordinates that are held get no velocity.
         species: chemical symbols of the atom types, see :func:`atom_types`.
 
@@ -178,6 +194,4 @@ def write_data(path: str | os.PathLike[str], atoms: Atoms, species: Sequence[str
         velocities = np.where(held_coordinates(atoms), 0.0, velocities)
         lines += ["", "Velocities", ""]
         lines += [f"{n} {v[0]:.17g} {v[1]:.17g} {v[2]:.17g}" for n, v in enumerate(velocities, start=1)]
-    with replacing(os.fspath(path)) as scratch:
-        scratch.write_text("\n".join(lines) + "\n")
-    return types
+    return "\n".join(lines) + "\n", types

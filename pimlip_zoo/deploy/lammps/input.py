@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pimlip_zoo.deploy.constraints import held_coordinates
-from pimlip_zoo.deploy.lammps.data import atom_types, has_charges, in_lammps_axes, left_out, write_data
+from pimlip_zoo.deploy.lammps.data import (
+    atom_types,
+    data_text,
+    has_charges,
+    in_lammps_axes,
+    left_out,
+    write_data,
+)
 from pimlip_zoo.deploy.lammps.quote import lammps_word
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing, writing
+from pimlip_zoo.locks import making
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -194,12 +202,11 @@ def write_run(
         any_mass=not types.have_standard_masses,
         remark=f"# LAMMPS has no place for what else the structure has: {omitted}\n" if omitted else "",
     )
-    with writing(target):
-        target.mkdir(parents=True, exist_ok=True)
-    write_data(target / "structure.data", placed, list(dict.fromkeys(types.elements)))
-    script = target / "in.lammps"
-    with replacing(script) as scratch:
+    structure, script = target / "structure.data", target / "in.lammps"
+    # Both are whole before either takes its place: a script that goes with another structure is worse than none.
+    with writing(target), making(target), replacing(script) as scratch, replacing(structure) as data:
         scratch.write_text(text)
+        data.write_text(data_text(placed, list(dict.fromkeys(types.elements)))[0])
     return script
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ from pimlip_zoo.foundation.nequip.options import configure
 from pimlip_zoo.foundation.nequip.stored import StoredModel, read_model
 from pimlip_zoo.foundation.nequip.weights import allegro_weights, nequip_weights
 from pimlip_zoo.foundation.objects import check_finite, laid_out_as
-from pimlip_zoo.models.allegro import Allegro, AllegroConfig
+from pimlip_zoo.models.allegro import Allegro
+from pimlip_zoo.models.extent import check_extent
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
 
@@ -49,8 +48,13 @@ def _potential(stored: StoredModel) -> Potential:
         raise InputError(f"has the types {reprlib.repr(species)}, which are no chemical symbols")
     check_finite(stored.weights)
     config = configure(stored.options, species)
-    _check_size(config, stored.weights)
+    for name, most in _MOST.items():
+        if getattr(config, name) > most:
+            raise InputError(f"has {name} = {getattr(config, name)}", mend=f"at most {most} can be converted")
     model: NequIP | Allegro
+    check_extent(
+        NequIP if isinstance(config, NequIPConfig) else Allegro, config, species, stored.weights.values()
+    )
     if isinstance(config, NequIPConfig):
         model = NequIP(config, species).to(torch.float64)
         model.load_state_dict(nequip_weights(model, stored.weights))
@@ -79,29 +83,3 @@ def _level(weights: dict[str, Tensor], name: str, default: float, count: int) ->
     if values.numel() not in (0, 1, count):
         raise InputError(f"has {values.numel()} {name} for {count} types")
     return (values if values.numel() else torch.tensor([default], dtype=torch.float64)).expand(count)
-
-
-def _check_size(config: NequIPConfig | AllegroConfig, weights: dict[str, Tensor]) -> None:
-    """A few numbers of a small file can ask for a model that fills the memory; each has to have its weights."""
-    for name, most in _MOST.items():
-        if getattr(config, name) > most:
-            raise InputError(f"has {name} = {getattr(config, name)}", mend=f"at most {most} can be converted")
-    available = sum(value.numel() for value in weights.values())
-    if any(
-        len(chain) > available or max(map(math.prod, pairwise(chain))) > available
-        for chain in _chains(config)
-    ):
-        raise InputError(f"has {available} weights, too few for its options")
-
-
-def _chains(config: NequIPConfig | AllegroConfig) -> list[tuple[int, ...]]:
-    """Widths, of which each and the next have a matrix of weights."""
-    if isinstance(config, NequIPConfig):
-        width = config.channels
-        return [(config.num_bessel, *config.radial_hidden, width, width), (width, *config.readout_hidden, 1)]
-    width, embed = config.scalar_channels, config.embed_channels or config.scalar_channels
-    return [
-        (config.num_bessel, embed, *config.embed_hidden, width, config.tensor_channels),
-        (width, *config.latent_hidden, width),
-        (width, *config.readout_hidden, 1),
-    ]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["Layer", "Layout", "read_layout"]
+__all__ = ["Layer", "Layout", "copies", "read_layout"]
 
 _MOST_LAYERS, _LARGEST_L, _MOST_CHANNELS = 32, 8, 1 << 16
 
@@ -36,7 +36,7 @@ class Layer:
 
     def width(self, irrep: o3.Irrep) -> int:
         """Channels of an irrep that comes in."""
-        return _copies(self.irreps_in, irrep)
+        return copies(self.irreps_in, irrep)
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,7 @@ def _layer(
         for result in irrep * harmonic
         if result in reached
     )
-    summed = (
-        o3.Irreps([(_copies(here, irrep), result) for irrep, _, result in paths]).sort().irreps.simplify()
-    )
+    summed = o3.Irreps([(copies(here, irrep), result) for irrep, _, result in paths]).sort().irreps.simplify()
     return Layer(here, there, gated, paths, summed)
 
 
@@ -127,7 +125,8 @@ def _reached(
     return tuple(sorted(irrep for irrep in found if irrep.l <= l_max and (not even or irrep.p == 1)))
 
 
-def _copies(irreps: o3.Irreps, irrep: o3.Irrep) -> int:
+def copies(irreps: o3.Irreps, irrep: o3.Irrep) -> int:
+    """How often an irrep occurs."""
     return sum(int(n) for n, each in irreps if each == irrep)
 
 

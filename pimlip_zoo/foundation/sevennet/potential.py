@@ -16,6 +16,7 @@ from pimlip_zoo.foundation.mace_torch.records import read_objects
 from pimlip_zoo.foundation.objects import check_finite, laid_out_as
 from pimlip_zoo.foundation.sevennet.layout import Layout, read_layout
 from pimlip_zoo.foundation.sevennet.weights import convert_weights, current_names
+from pimlip_zoo.models.extent import check_extent
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
 
@@ -80,6 +81,7 @@ def _potential(content: object, level: str | None, dtype: torch.dtype | None) ->
     layout = read_layout(config, _species(config), levels)
     options = _options(config, layout, theirs)
     _check_sizes(layout, theirs, options)
+    check_extent(NequIP, options, layout.species, theirs.values())
     model = NequIP(options, layout.species).to(torch.float64)
     _check_irreps(model, layout)
     converted = convert_weights(model, layout, theirs, level=number, paths_sorted=version >= (0, 11))
@@ -177,7 +179,7 @@ def _options(config: Mapping[str, Any], layout: Layout, theirs: Mapping[str, Ten
         )
     channels = _channels(layout)
     norms = tuple(
-        float(theirs[f"{n}_convolution.denominator"].to(torch.float64).reshape(-1)[0])
+        float(theirs[f"{n}_convolution.denominator"].to(torch.float64).item())
         for n in range(len(layout.layers))
     )
     return NequIPConfig(

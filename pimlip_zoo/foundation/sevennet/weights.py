@@ -15,7 +15,7 @@ from e3nn import o3
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.foundation.sevennet.layout import Layer, Layout
+from pimlip_zoo.foundation.sevennet.layout import Layer, Layout, copies
 from pimlip_zoo.models.nequip import NequIP, NequIPLayer
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 
@@ -23,6 +23,11 @@ __all__ = ["Converted", "convert_weights", "current_names"]
 
 Weights = Mapping[str, Tensor]
 
+_ELSEWHERE = (
+    *("output_mask", "_convolution.denominator", "edge_embedding.basis_function.coeffs"),
+    *("rescale_atomic_energy.scale", "rescale_atomic_energy.shift"),
+)
+"""Ends of the names of constants, and of what is read with the options."""
 _OLD_NAMES = {
     "EdgeEmbedding": "edge_embedding",
     "reducing_nn_input_to_hidden": "reduce_input_to_hidden",
@@ -81,6 +86,7 @@ def convert_weights(
     both = second[o3.Irrep("0e")]
     ours["readout.weights.0"] = first[o3.Irrep("0e")] @ both * math.sqrt(last.dim)
     constant = float((before @ both + after).sum())
+    reader.finish()
     return Converted({name: value.contiguous() for name, value in ours.items()}, constant)
 
 
@@ -89,10 +95,23 @@ class _Reader:
 
     def __init__(self, theirs: Weights, layout: Layout, level: int | None) -> None:
         self.theirs, self.layout, self.level = theirs, layout, level
+        self.seen: set[str] = set()
+
+    def finish(self) -> None:
+        """Refuse weights that nobody asked for: the file holds a part that is not known here.
+
+        Raises:
+            InputError: naming the first.
+        """
+        for name, value in sorted(self.theirs.items()):
+            known = name in self.seen or name.endswith(_ELSEWHERE) or "._w3j" in name
+            if value.numel() and not known:
+                raise InputError(f"has weights {name[:80]}, of a part that cannot be converted")
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.theirs:
             raise InputError(f"has no weights {name}")
+        self.seen.add(name)
         return self.theirs[name]
 
     def numel(self, module: str) -> int:
@@ -126,6 +145,7 @@ class _Reader:
             assert self.level is not None
             scalars = sum(n for irrep, n, _ in shapes if irrep == o3.Irrep("0e"))
             added = added + flat[start:].view(levels, even)[self.level] / math.sqrt(scalars + levels)
+        self.seen.add(f"{module}.linear.bias")
         bias = self.theirs.get(f"{module}.linear.bias")
         if bias is not None and bias.numel():
             if bias.numel() != even:
@@ -156,14 +176,20 @@ def _layer(
     out, bias_out = reader.linear(f"{index}_self_interaction_2", its.summed, its.gated)
     rows = _rows(layer, its)
     out = {irrep: matrix[rows[irrep]] for irrep, matrix in out.items() if irrep in rows}
+    gate, columns = _gates(layer, its)
+    out = _reordered(out, gate, columns)
+    if gate == o3.Irrep("0e"):
+        bias_out = bias_out[columns]
     ours |= _filled("linear_in", layer.linear_in, into) | _filled("linear_out", layer.linear_out, out)
     name = f"{index}_self_connection_intro"
     if layer.shared_connection is not None:
         across, bias = reader.linear(name, its.irreps_in, its.gated)
-        bias_out = bias_out + bias
+        bias_out = bias_out + (bias[columns] if gate == o3.Irrep("0e") else bias)
+        across = _reordered(across, gate, columns)
         ours |= _filled("shared_connection", layer.shared_connection, across)
     elif layer.self_connection is not None:
         by_element = reader.by_element(name, its.irreps_in, its.gated)
+        by_element = _reordered(by_element, gate, columns)
         ours |= _listed("self_connection", layer.self_connection, by_element)
     if layer.bias_in is not None and layer.bias_out is not None:
         for place, module, value in (
@@ -171,12 +197,40 @@ def _layer(
             ("bias_out", layer.bias_out, bias_out),
         ):
             ours[f"{place}.bias"] = value.reshape(module.bias.shape)
+    elif bool(bias_in.any()) or bool(bias_out.any()):
+        raise InputError(f"has biases in layer {index}, and options without")
     prefix, count = f"{index}_convolution.weight_nn.layer", len(layer.radial.weights)
     for number in range(count):
         ours[f"radial.weights.{number}"] = reader[f"{prefix}{number}.weight"]
     last = f"radial.weights.{count - 1}"
     ours[last] = _columns(reader, layer, its, index, ours[last], paths_sorted=paths_sorted)
     return ours
+
+
+def _gates(layer: NequIPLayer, its: Layer) -> tuple[o3.Irrep, list[int]]:
+    """The scalar that gates, and where in its block our scalars and gates lie in that package's.
+
+    Both have the scalars first, then a gate for each of the other irreps, in the order of those: ours have 1e before
+    1o, that package's 1o before 1e.
+    """
+    names = [irrep for _, irrep in its.irreps_out]
+    gate = o3.Irrep("0e" if o3.Irrep("0e") in names else "0o")
+    start = copies(its.irreps_out, gate)
+    columns, places = list(range(start)), {}
+    for n, irrep in its.irreps_out:
+        if irrep.l > 0:
+            places[irrep] = range(start, start + int(n))
+            start += int(n)
+    for _, irrep in layer.irreps_out:
+        if irrep.l > 0:
+            columns += places[irrep]
+    return gate, columns
+
+
+def _reordered(
+    matrices: Mapping[o3.Irrep, Tensor], gate: o3.Irrep, columns: list[int]
+) -> dict[o3.Irrep, Tensor]:
+    return {irrep: matrix[..., columns] if irrep == gate else matrix for irrep, matrix in matrices.items()}
 
 
 def _columns(
