@@ -121,7 +121,9 @@ def label(folder: Path, minutes: float) -> bool:
             "10m",
         ]
         try:
-            subprocess.run(command, check=True, timeout=end - time.monotonic())
+            subprocess.run(  # noqa: S603
+                command, check=True, timeout=end - time.monotonic()
+            )
         except subprocess.TimeoutExpired:
             return False
         done.touch()
