@@ -274,7 +274,7 @@ def rounds(folder, kills, rng):
         os.environ["PYTHONPATH"] = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
         out, before = home / "out", {}
         targets = [(number, phase) for number in (1, 2) for phase in PHASES] if name == "killed" else []
-        times = [n for n in range(max(1, round(kills / len(PHASES) / 2)))]
+        times = range(max(1, round(kills / len(PHASES) / 2)))
         for target in [(target, n) for target in targets for n in times]:
             # The first kill in a phase comes when it begins, later ones at random.
             at, delay = target[0], rng.random() * WINDOWS[target[0][1]] if target[1] else 0
