@@ -6,7 +6,9 @@ The level is one text: ``METHOD/BASIS``, ``METHOD/SMALL:LARGE`` extrapolated to 
 ``E = E_HF(limit) + E_MP2corr(limit) + [E_CCSD(T) - E_MP2](correction basis)``.
 
 Density fitting is used throughout, also in coupled cluster, with the auxiliary basis of the Hartree-Fock exchange, and
-core electrons are not correlated, unless options say otherwise. PySCF: Q. Sun et al., J. Chem. Phys. 153, 024109 (2020).
+core electrons are not correlated, unless options say otherwise.
+
+PySCF: Q. Sun et al., J. Chem. Phys. 153, 024109 (2020).
 """
 
 from __future__ import annotations

@@ -7,13 +7,15 @@ import pytest
 import torch
 from toys import SPECIES, geometries, graph_of, potential_of
 
+import pimlip_zoo
 from pimlip_zoo.compiled.kernels import use_kernels
 from pimlip_zoo.deploy.lammps.data import write_data
 from pimlip_zoo.deploy.lammps.quote import lammps_word
 from pimlip_zoo.deploy.lammps.run import run_lammps
+from pimlip_zoo.deploy.native.archive import read_native
 from pimlip_zoo.deploy.native.calculator import NativeCalculator
 from pimlip_zoo.deploy.native.export import export_native
-from pimlip_zoo.deploy.native.uncertainty import Directions
+from pimlip_zoo.deploy.native.uncertainty import Directions, OtherWeights
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.labelling.last_layer import LastLayer
 from pimlip_zoo.labelling.uncertainty import Calibration, Posterior
@@ -114,14 +116,30 @@ def test_single_precision_and_the_units_of_the_run(tmp_path, plugin, models):
 
 @pytest.mark.parametrize("file_format", ["native"], indirect=True)
 def test_a_file_that_does_not_know_says_so(tmp_path, plugin, exported):
+    with pytest.raises(InputError, match="export it again with --uncertainty"):
+        pimlip_zoo.calculator(exported("allegro"), uncertainty=True)
     with pytest.raises(InputError, match="export RUN --format native --uncertainty"):
         in_lammps(tmp_path, geometries()["a molecule in a box"], exported("allegro"), plugin)
+
+
+def test_damage_is_found(models):
+    _, path = models("allegro")
+    content = read_native(path)
+    assert content.others is not None
+    for text, other in (
+        ("9 " + content.others.text, content.others.content),
+        (content.others.text + " 5", content.others.content),
+        (content.others.text + f" {len(content.weights)}:8", content.others.content),
+        (content.others.text, content.others.content[:-1]),
+    ):
+        with pytest.raises(InputError, match="uncertainty is damaged"):
+            OtherWeights.read(text, other, len(content.weights))
 
 
 def test_the_ase_calculator_of_the_file_says_the_same(models):
     posterior, path = models("mace")
     for atoms in (geometries()["a molecule in a box"], geometries()["a skewed triclinic cell"]):
-        atoms.calc = NativeCalculator(path, uncertainty=True)
+        atoms.calc = pimlip_zoo.calculator(path, uncertainty=True)
         forces = atoms.get_forces()
         expected = posterior.forces_uncertainty(graph_of(atoms))
         assert atoms.calc.results["forces_uncertainty"] == pytest.approx(expected, rel=1e-8)

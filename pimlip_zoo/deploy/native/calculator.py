@@ -13,6 +13,7 @@ from pimlip_zoo.datasets.pairs import species_indices
 from pimlip_zoo.deploy.native.library import NativeModel
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs, check_finite
+from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -55,6 +56,12 @@ class NativeCalculator(Calculator):
         self.model = NativeModel(path, threads=threads)
         self.neighbours = SkinnedPairs(self.model.cutoff, skin)
         self.uncertainty = uncertainty
+        if uncertainty and not self.model.has_uncertainty:
+            raise InputError(
+                "does not know how certain it is",
+                file=path,
+                mend="export it again with --uncertainty",
+            )
 
     @property
     def allowed_atomic_numbers(self) -> set[int]:

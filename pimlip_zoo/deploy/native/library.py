@@ -213,6 +213,11 @@ class NativeModel:
             raise ValueError(_WRONG[-edges])
         return result._replace(edges=edges)
 
+    @property
+    def has_uncertainty(self) -> bool:
+        """Whether it was exported with it."""
+        return self._content.others is not None
+
     def forces_uncertainty(
         self,
         positions: Reals,
