@@ -29,7 +29,9 @@ def energies(name, basis):
 
 def main():
     limit = extrapolation("cc-pvtz", "cc-pvqz")
-    print("| | HF: QZ - 5Z | HF: limit - 5Z | MP2: QZ - 5Z | MP2: limit - 5Z | MP2: limit - limit of QZ and 5Z |")
+    print(
+        "| | HF: QZ - 5Z | HF: limit - 5Z | MP2: QZ - 5Z | MP2: limit - 5Z | MP2: limit - limit of QZ and 5Z |"
+    )
     print("|---|---|---|---|---|---|")
     for name in MOLECULES:
         (t, t2), (q, q2), (v, v2) = (energies(name, f"cc-pv{letter}z") for letter in "tq5")

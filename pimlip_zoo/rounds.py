@@ -522,7 +522,7 @@ def _check_same(rounds: Rounds) -> None:
 
 def _lasting(rounds: Rounds) -> dict[str, Any]:
     """The options that may not change on the way."""
-    passing = {"out": True, "stop": True, "label": {"workers", "seconds", "memory"}}
+    passing: Any = {"out": True, "stop": True, "label": {"workers", "seconds", "memory"}}
     return rounds.model_dump(mode="json", exclude=passing)
 
 
