@@ -1,10 +1,13 @@
-"""Conversion and training killed with SIGKILL at random moments, again and again: is anything lost?
+"""Conversion, training and rounds killed with SIGKILL again and again: is anything lost, is anything done twice?
 
     python benchmarks/kills.py --what convert --kills 20
     python benchmarks/kills.py --what train --kills 20
+    python benchmarks/kills.py --what rounds --kills 20
 
 The same command is started again after each kill. In the end the store has to hold every frame, in order and
 verified; the weights of the training have to be those of an uninterrupted one, bit for bit, and its metrics, too.
+Rounds are killed in each phase of each round in turn: they have to end with the structures, labels, weights and errors
+of uninterrupted ones, and every label that was known before a kill has to be computed once.
 Prints one JSON line; the exit code says whether all was well.
 """
 
@@ -168,15 +171,173 @@ def train(folder, kills, rng):
     }
 
 
+COUNTED = """
+import fcntl
+from ase.calculators.emt import EMT
+
+class Counted(EMT):
+    def calculate(self, atoms=None, *arguments, **options):
+        super().calculate(atoms, *arguments, **options)
+        with open({log!r}, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(repr(atoms.positions.round(7).tolist()) + "\\n")
+
+make = Counted
+"""
+ROUNDS = """
+out: {out}
+sample: {{start: 'builtin:cual-emt/train@30:34', calculator: emt, structures: 40, temperatures: [200, 400], stride: 10,
+         strain: 0.04}}
+label: {{calculator: 'counted:make'}}
+select: {{number: 6, valid: 4}}
+train:
+  model: {{name: nequip, num_layers: 1, channels: 4, l_max: 1, cutoff: 3.5}}
+  trainer: {{max_steps: 40, valid_every: 10, threads: 1}}
+stop: {{rounds: 2}}
+"""
+PHASES = ("sample", "select", "label", "train", "test")
+
+
+DEADLY = """
+import os, signal, sys, threading
+sys.path.insert(0, {home!r})
+from pimlip_zoo import rounds
+at, delay = {at!r}, {delay!r}
+now = [0]
+
+def end():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def watched(name, phase):
+    true = getattr(rounds, name)
+    def call(*arguments, **options):
+        if phase == "sample":
+            now[0] = arguments[1]
+        if (now[0], phase) == at:
+            end() if delay == 0 else threading.Timer(delay, end).start()
+        return true(*arguments, **options)
+    setattr(rounds, name, call)
+
+for name, phase in {functions!r}.items():
+    watched(name, phase)
+from pimlip_zoo.cli import main
+main()
+"""
+FUNCTIONS = {
+    "_sampled": "sample",
+    "_chosen": "select",
+    "_labelled": "label",
+    "_train": "train",
+    "evaluate": "test",
+}
+
+
+def phase_of(out):
+    """Which phase of which round is under way; None before the first and after the last."""
+    for number in (1, 2):
+        folder = out / f"round-{number}"
+        if not folder.exists():
+            return None
+        labels = ["labels.lmdb", *(["valid-labels.lmdb"] if number == 1 else [])]
+        for phase, made in (
+            ("sample", ["pool.lmdb"]),
+            ("select", ["chosen.lmdb"]),
+            ("label", labels),
+            ("train", ["run/trained"]),
+            ("test", ["result.json"]),
+        ):
+            if not all((folder / name).exists() for name in made):
+                return number, phase
+    return None
+
+
+def journalled(out):
+    """Labels that are known, in all rounds."""
+    found = {}
+    for path in out.glob("round-*/*labels.lmdb.journal"):
+        for line in path.read_bytes().split(b"\n")[1:-1]:
+            entry = json.loads(line)
+            found[path, entry["key"]] = found.get((path, entry["key"]), 0) + 1
+    return found
+
+
+def rounds(folder, kills, rng):
+    import torch
+
+    from pimlip_zoo.datasets.readers import load_frames
+
+    ends, hits, logs, missed = {}, {}, {}, 0
+    for name in ("whole", "killed"):
+        home = folder / name
+        home.mkdir()
+        logs[name] = home / "computed.txt"
+        (home / "counted.py").write_text(COUNTED.format(log=str(logs[name])))
+        command = ["rounds", home / "rounds.yaml"]
+        (home / "rounds.yaml").write_text(ROUNDS.format(out=home / "out"))
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
+        out, before = home / "out", {}
+        targets = [(number, phase) for number in (1, 2) for phase in PHASES] if name == "killed" else []
+        times = range(max(1, round(kills / len(PHASES) / 2)))
+        for target in [(target, n) for target in targets for n in times]:
+            # The first kill in a phase comes when it begins, later ones at random.
+            at, delay = target[0], rng.random() * WINDOWS[target[0][1]] if target[1] else 0
+            job = start(DEADLY.format(home=str(home), at=at, delay=delay, functions=FUNCTIONS), command)
+            _, error = job.communicate()
+            if job.returncode != -signal.SIGKILL:
+                if job.returncode:
+                    raise SystemExit(error.decode()[-2000:])
+                missed += 1
+                continue
+            now = phase_of(out)
+            key = "after the last" if now is None else f"round {now[0]}, {now[1]}"
+            hits[key] = hits.get(key, 0) + 1
+            known = journalled(out)
+            if any(known.get(entry, 0) < count for entry, count in before.items()):
+                raise SystemExit("a label was lost")
+            before = known
+        job = start(TRAIN, command)
+        _, error = job.communicate()
+        if job.returncode:
+            raise SystemExit(error.decode()[-2000:])
+        rows = [
+            {k: v for k, v in row.items() if k != "run"}
+            for row in json.loads((out / "rounds.json").read_text())
+        ]
+        frames = [f for number in (1, 2) for f in load_frames(str(out / f"round-{number}" / "labels.lmdb"))]
+        weights = torch.load(out / "round-2" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        ends[name] = rows, frames, weights["state_dict"], journalled(out)
+    whole, killed = ends["whole"], ends["killed"]
+    computed = {name: logs[name].read_text().split("\n")[:-1] for name in logs}
+    return {
+        "rounds": {
+            "kills": sum(hits.values()),
+            "ended_before_the_kill": missed,
+            "kills_by_phase_that_they_hit": hits,
+            "same_errors": whole[0] == killed[0],
+            "same_labels": [(f.energy, f.positions.tolist()) for f in whole[1]]
+            == [(f.energy, f.positions.tolist()) for f in killed[1]],
+            "same_weights": all(torch.equal(whole[2][key], killed[2][key]) for key in whole[2]),
+            "labels": len(killed[3]),
+            "no_label_twice": set(killed[3].values()) == {1},
+            "calculations_without_kills": len(computed["whole"]),
+            "calculations_with_kills": len(computed["killed"]),
+        }
+    }
+
+
+WINDOWS = {"sample": 1.5, "select": 0.5, "label": 2.0, "train": 2.0, "test": 0.3}
+"""Seconds after the beginning of a phase within which a kill comes."""
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--what", choices=("convert", "train"), required=True)
+    parser.add_argument("--what", choices=("convert", "train", "rounds"), required=True)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--folder", default=None, help="where to work; emptied afterwards")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
-        work = {"convert": convert, "train": train}[arguments.what]
+        work = {"convert": convert, "train": train, "rounds": rounds}[arguments.what]
         results = work(folder, arguments.kills, random.Random(0))
     finally:
         shutil.rmtree(folder)
@@ -185,7 +346,7 @@ def main():
         raise SystemExit(1)
 
 
-CHECKS = ("intact", "same_weights", "same_metrics")
+CHECKS = ("intact", "same_weights", "same_metrics", "same_errors", "same_labels", "no_label_twice")
 
 if __name__ == "__main__":
     main()

@@ -108,7 +108,8 @@ def calculator(
         charge: of all structures, where the model embeds it; None: each states its own, or is neutral.
         multiplicity: likewise, 2S + 1.
         uncertainty: ``results["energy_uncertainty"]`` and ``["forces_uncertainty"]`` with every evaluation, of one run
-            that stands alone, on the CPU; the posterior is fitted to the run's data when it is first asked for.
+            that stands alone, on the CPU; the posterior is fitted to the run's data when it is first asked for. Of a
+            native model that was exported with it, ``results["forces_uncertainty"]`` alone.
         options: of :func:`load`.
     """
     from pimlip_zoo.deploy.native.archive import SUFFIX
@@ -116,10 +117,12 @@ def calculator(
     electrons = {
         key: value for key, value in (("charge", charge), ("multiplicity", multiplicity)) if value is not None
     }
-    if uncertainty:
+    native = len(runs) == 1 and str(runs[0]).endswith(SUFFIX)
+    if uncertainty and not native:
         return _uncertain(runs, device=device, skin=skin, electrons=electrons, options=options)
-    if len(runs) == 1 and str(runs[0]).endswith(SUFFIX):  # needs no torch, and imports none
-        return _native(runs[0], device=device, skin=skin, options={**options, **electrons})
+    if native:  # needs no torch, and imports none
+        given = {**options, **electrons}
+        return _native(runs[0], device=device, skin=skin, options=given, uncertainty=uncertainty)
     from pimlip_zoo.deploy.ase import PimlipCalculator
     from pimlip_zoo.deploy.difference import with_baseline
     from pimlip_zoo.errors import InputError
@@ -153,12 +156,11 @@ def _uncertain(
     electrons: dict[str, Any],
     options: dict[str, Any],
 ) -> Calculator:
-    from pimlip_zoo.deploy.native.archive import SUFFIX
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.labelling.calculator import UncertainCalculator
     from pimlip_zoo.run_posterior import posterior_of
 
-    if len(runs) != 1 or str(runs[0]).endswith(SUFFIX) or device != "cpu":
+    if len(runs) != 1 or device != "cpu":
         raise InputError(
             "the uncertainty is that of one run or checkpoint, on the CPU",
             key="uncertainty",
@@ -168,7 +170,9 @@ def _uncertain(
     return UncertainCalculator(potential, posterior_of(runs[0]), skin=skin, **electrons)
 
 
-def _native(path: str | Path, *, device: str, skin: float, options: dict[str, Any]) -> Calculator:
+def _native(
+    path: str | Path, *, device: str, skin: float, options: dict[str, Any], uncertainty: bool = False
+) -> Calculator:
     from pimlip_zoo.deploy.native.calculator import NativeCalculator
     from pimlip_zoo.errors import InputError
 
@@ -182,4 +186,4 @@ def _native(path: str | Path, *, device: str, skin: float, options: dict[str, An
         raise InputError(
             f"a native model has no option {min(options)}", file=path, mend="export it as it should be"
         )
-    return NativeCalculator(path, skin=skin)
+    return NativeCalculator(path, skin=skin, uncertainty=uncertainty)

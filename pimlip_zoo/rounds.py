@@ -7,6 +7,8 @@ interruption, a phase whose file is there is not done again. Labels are kept one
 from __future__ import annotations
 
 import logging
+import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,29 +20,45 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
+from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment.stages import prepare_run, train_run
-from pimlip_zoo.files import read_json, write_json
+from pimlip_zoo.files import read_json, write_json, write_text
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS
 from pimlip_zoo.labelling.label import label
 from pimlip_zoo.labelling.processes import Limits
+from pimlip_zoo.labelling.screening import screen
 from pimlip_zoo.labelling.select import select
 from pimlip_zoo.labelling.structures import structure_of
 from pimlip_zoo.locks import claimed
+from pimlip_zoo.report.rounds import Bought, RoundStory
 from pimlip_zoo.run_posterior import posterior_of
 from pimlip_zoo.training.checkpoint import load_potential
 from pimlip_zoo.weak_labels.calculators import find_supervisor
-from pimlip_zoo.weak_labels.pool import PoolOptions, sample_pool
+from pimlip_zoo.weak_labels.pool import PoolOptions, labelled_pool
 from pimlip_zoo.yaml_file import read_yaml
 
-__all__ = ["Rounds", "StoppedError", "load_rounds", "read_table", "run_rounds"]
+__all__ = [
+    "Rounds",
+    "StoppedError",
+    "curve_point",
+    "load_rounds",
+    "read_table",
+    "run_rounds",
+    "write_rounds_report",
+]
 
 log = logging.getLogger("pimlip_zoo")
 
 TABLE = "rounds.json"
+REPORT = "report.html"
+_STRAINED = 8
+"""Strained cells of each crystal where sampling starts."""
+_LOOKED_AT = 200
+"""Structures of a pool whose uncertainty is computed."""
 
 
 class _Section(BaseModel):
@@ -51,9 +69,9 @@ class Sampling(_Section):
     """Where structures come from."""
 
     pool: str | None = None
-    """DATA of structures to choose from, the same in all rounds; nothing is sampled."""
+    """DATA of structures to choose from, the same in all rounds."""
     start: str | None = None
-    """DATA of structures where dynamics start, when there is no pool."""
+    """DATA of structures where dynamics start; what these find is chosen from, together with a pool if there is one."""
     calculator: str = "gfn2"
     """The cheap level, of the dynamics of the first round; later ones use the potential of the round before."""
     structures: int = Field(200, gt=0)
@@ -62,6 +80,8 @@ class Sampling(_Section):
     """K. The first round has all; the potential begins with the lowest and gets one more in each round."""
     timestep: float = Field(0.5, gt=0)
     stride: int = Field(20, gt=0)
+    strain: float = Field(0.0, ge=0, lt=0.5)
+    """Dynamics of crystals start in cells with strains of up to this much in each component."""
 
 
 class Labels(_Section):
@@ -96,6 +116,8 @@ class Stop(_Section):
     """Training structures."""
     forces: float | None = None
     """eV/Å, root mean square error on the tests, or else on the validation structures."""
+    uncertainty: float | None = None
+    """eV/Å, root mean square uncertainty of the forces in the pool of the round: what is left to be learnt there."""
 
 
 class Rounds(_Section):
@@ -141,9 +163,13 @@ def load_rounds(file: Path) -> Rounds:
         key = ".".join(map(str, first["loc"]))
         message = "no such option" if first["type"] == "extra_forbidden" else first["msg"]
         raise InputError(message, file=file, key=key) from error
-    if (rounds.sample.pool is None) == (rounds.sample.start is None):
+    if rounds.sample.pool is None and rounds.sample.start is None:
         raise InputError(
-            "needs one of pool and start", file=file, key="sample", mend="start: molecule.xyz, or pool: DATA"
+            "needs start or pool", file=file, key="sample", mend="start: molecule.xyz, or pool: DATA"
+        )
+    if rounds.sample.strain and rounds.sample.start is None:
+        raise InputError(
+            "strains are for sampled structures", file=file, key="sample.strain", mend="give start, too"
         )
     for key, name in (("select.first", rounds.select.first), ("select.later", rounds.select.later)):
         ACQUISITIONS.get(name, key=key)
@@ -169,6 +195,7 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
         for number in range(1, rounds.stop.rounds + 1):
             rows.append(_round(rounds, number))
             write_json(rounds.out / TABLE, rows)
+            write_rounds_report(rounds.out)
             row = rows[-1]
             log.info(
                 "round %d: %d labels, forces %.1f meV/Å on %s",
@@ -177,6 +204,14 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
             if rounds.stop.forces is not None and row["forces"] <= rounds.stop.forces:
                 log.info("that is enough: %.1f meV/Å were asked for", 1e3 * rounds.stop.forces)
                 break
+            uncertainty = row.get("uncertainty")
+            wanted = rounds.stop.uncertainty
+            if wanted is not None and uncertainty is not None and uncertainty <= wanted:
+                log.info(
+                    "that is enough: forces of the pool are uncertain by %.1f meV/Å, %.1f were asked for",
+                    *(1e3 * uncertainty, 1e3 * wanted),
+                )
+                break
             if rounds.stop.labels is not None and row["labels"] >= rounds.stop.labels:
                 log.info("the budget of %d labels is used", rounds.stop.labels)
                 break
@@ -184,7 +219,11 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
 
 
 def read_table(out: Path) -> list[dict[str, Any]]:
-    """The rounds that are done: round, labels, failures, energy (eV/atom), forces (eV/Å), test, acquisition, run."""
+    """The rounds that are done.
+
+    Each has round, labels, failures, energy (eV/atom), forces (eV/Å), test, uncertainty (eV/Å, of the forces in the
+    pool; None where the potential has no posterior), acquisition and run.
+    """
     path = out / TABLE
     return read_json(path, list) if path.exists() else []
 
@@ -211,6 +250,7 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
         "energy": summary["energy_per_atom"]["rmse"] if summary.get("energy_per_atom") else None,
         "forces": summary["forces"]["rmse"] if summary.get("forces") else float("inf"),
         "test": rounds.test or "validation",
+        "uncertainty": _uncertainty(rounds, run, pool),
         "acquisition": rounds.select.first if number == 1 else rounds.select.later,
         "run": str(run),
     }
@@ -219,14 +259,16 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
 
 
 def _sampled(rounds: Rounds, number: int, folder: Path) -> list[Frame]:
-    """The pool of a round."""
+    """The pool of a round: structures that are sampled, and those that are given."""
     sample = rounds.sample
-    if sample.pool is not None:
-        return load_frames(sample.pool)
+    given = load_frames(sample.pool) if sample.pool is not None else []
+    if sample.start is None:
+        return given
     path = folder / "pool.lmdb"
     if not path.exists():
-        assert sample.start is not None
         starts = load_frames(sample.start)
+        if sample.strain:
+            starts = _strained(starts, sample.strain, np.random.default_rng([rounds.seed, number]))
         temperatures = sorted(sample.temperatures)
         name = sample.calculator
         if number > 1:
@@ -242,9 +284,61 @@ def _sampled(rounds: Rounds, number: int, folder: Path) -> list[Frame]:
             stride=sample.stride,
             seed=rounds.seed + number,
         )
-        frames = sample_pool(starts, find_supervisor(name, trust=True, load_run=_calculator), options)
+        supervisor = find_supervisor(name, trust=True, load_run=_calculator)
+        parts = folder / "sampling"  # trajectories are kept one by one
+        frames = labelled_pool(starts, supervisor, options, parts)
         write_frames(path, frames)
-    return list(FrameStore(path))
+        shutil.rmtree(parts)
+    return [*FrameStore(path), *given]
+
+
+def _strained(frames: Sequence[Frame], largest: float, rng: np.random.Generator) -> list[Frame]:
+    """The structures, and of each crystal some with a strained cell.
+
+    Raises:
+        InputError: when there is no crystal.
+    """
+    found = list(frames)
+    for frame in frames:
+        for _ in range(_STRAINED if frame.pbc.all() else 0):
+            strain = rng.uniform(-largest, largest, size=(3, 3))
+            change = np.eye(3) + 0.5 * (strain + strain.T)
+            found.append(
+                replace(
+                    frame,
+                    positions=frame.positions @ change,
+                    cell=frame.cell @ change,
+                    energy=None,
+                    forces=None,
+                    stress=None,
+                )
+            )
+    if len(found) == len(frames):
+        raise InputError(
+            "no structure is periodic in three directions", key="sample.strain", mend="leave it out"
+        )
+    return found
+
+
+def _uncertainty(rounds: Rounds, run: Path, pool: Sequence[Frame]) -> float | None:
+    """Root mean square uncertainty of the forces in a pool, eV/Å; None for a potential without a posterior."""
+    potential = load_potential(run)
+    if potential.is_direct:
+        if rounds.stop.uncertainty is not None:
+            raise InputError(
+                "a potential with direct forces does not know how certain it is",
+                key="stop.uncertainty",
+                mend="train conservative forces, or leave it out",
+            )
+        return None
+    posterior = posterior_of(run, trust=True)
+    usable, _ = screen(pool)
+    drawn = np.random.default_rng(rounds.seed).permutation(usable)[:_LOOKED_AT]
+    squares = []
+    for index in drawn:
+        graph = frame_to_sample(pool[index], potential.species, potential.cutoff).graph
+        squares.append(posterior.forces_uncertainty(graph) ** 2)
+    return float(np.sqrt(np.mean(np.concatenate(squares))))
 
 
 def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) -> None:
@@ -284,7 +378,71 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
         source=rounds.sample.pool or f"the pool of round {number}",
     )
     log.info("round %d: %d structures by %s, %d left out", number, count, name, len(made.left_out))
+    reasons = Counter(left.reason for left in made.left_out)
+    why = {"unit": made.unit, "pool": len(pool), "usable": made.usable, "left_out": dict(reasons)}
+    write_json(folder / "choice.json", why)
     write_frames(path, made.frames)
+
+
+def write_rounds_report(out: Path) -> Path:
+    """What was bought, why, and what it brought, as one HTML file; of the rounds that are done."""
+    from pimlip_zoo.report.curve import curve_figure
+    from pimlip_zoo.report.rounds import render_rounds
+
+    rows = read_table(out)
+    stories = [_story(out / f"round-{row['round']}", row) for row in rows]
+    path = out / REPORT
+    plot = curve_figure([curve_point(row) for row in rows]) if len(rows) > 1 else None
+    write_text(path, render_rounds(out.name, rows, stories, plot))
+    return path
+
+
+def curve_point(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table as a point of error against labels."""
+    return {
+        "test": row["test"],
+        "weak": "rounds",
+        "size": row["labels"],
+        "energy_per_atom_rmse": row["energy"],
+        "energy_per_atom_rmse_std": None,
+        "forces_rmse": row["forces"],
+        "forces_rmse_std": None,
+    }
+
+
+def _story(folder: Path, row: Mapping[str, Any]) -> RoundStory:
+    from ase.formula import Formula
+    from ase.symbols import Symbols
+
+    why: dict[str, Any] = {}
+    if (folder / "choice.json").exists():
+        why = read_json(folder / "choice.json", dict)
+    labels = {frame.info.get("selected_rank"): frame for frame in FrameStore(folder / "labels.lmdb")}
+    bought = []
+    for frame in FrameStore(folder / "chosen.lmdb"):
+        found = labels.get(frame.info["selected_rank"])
+        forces = None if found is None else found.forces
+        said = [f"{frame.info[key]}" for key in ("config_type", "trajectory") if key in frame.info]
+        said += [f"{frame.info['temperature']:g} K"] if "temperature" in frame.info else []
+        bought.append(
+            Bought(
+                formula=Formula(str(Symbols(frame.numbers))).format("hill"),
+                origin=", ".join([*said, f"number {frame.info['pool_index']} of the pool"]),
+                gain=frame.info.get("selected_gain"),
+                energy=None if found is None else found.energy,
+                largest=None if forces is None else float(np.linalg.norm(forces, axis=1).max()),
+                failure="" if found is not None else "failed, see labels.lmdb.failed.extxyz",
+            )
+        )
+    return RoundStory(
+        number=int(row["round"]),
+        acquisition=str(row["acquisition"]),
+        unit=str(why.get("unit", "")),
+        pool=int(why.get("pool", 0)),
+        usable=int(why.get("usable", 0)),
+        left_out=why.get("left_out", {}),
+        bought=bought,
+    )
 
 
 def _labelled(rounds: Rounds, number: int, folder: Path) -> int:
@@ -339,11 +497,9 @@ def _train(config: RunConfig, run: Path) -> None:
 def _check_same(rounds: Rounds) -> None:
     """Refuse to go on with other options than the rounds began with; when to stop, and limits, may change."""
     path = rounds.out / "rounds-began-with.json"
-    now = rounds.model_dump(
-        mode="json", exclude={"out": True, "stop": True, "label": {"workers", "seconds", "memory"}}
-    )
-    if path.exists():
-        before = read_json(path, dict)
+    now = _lasting(rounds)
+    if path.exists():  # options that are newer than the file have their defaults there
+        before = _lasting(Rounds.model_validate(read_json(path, dict)))
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise InputError(
@@ -354,6 +510,12 @@ def _check_same(rounds: Rounds) -> None:
             )
         return
     write_json(path, now)
+
+
+def _lasting(rounds: Rounds) -> dict[str, Any]:
+    """The options that may not change on the way."""
+    passing: Any = {"out": True, "stop": True, "label": {"workers", "seconds", "memory"}}
+    return rounds.model_dump(mode="json", exclude=passing)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

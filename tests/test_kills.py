@@ -1,4 +1,4 @@
-"""Killed again and again, conversion and training lose nothing."""
+"""Killed again and again, conversion, training and rounds lose nothing."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "kills.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["convert", "train"])
+@pytest.mark.parametrize("what", ["convert", "train", "rounds"])
 def test_kills_at_random_moments_change_nothing(tmp_path, what):
     command = [sys.executable, str(BENCHMARK), "--what", what, "--kills", "4", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)

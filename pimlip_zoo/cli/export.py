@@ -13,6 +13,7 @@ from pimlip_zoo.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from pimlip_zoo.deploy.native.uncertainty import Directions
     from pimlip_zoo.deploy.torchscript import ExportReport
     from pimlip_zoo.models.potential import Potential
 
@@ -75,6 +76,20 @@ def export_command(
             "atoms (eV) and forces (eV/Å) may be off, 1e-4, say.",
         ),
     ] = None,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="native only: the file says how certain the forces are, in ASE and in LAMMPS (fix pair).",
+        ),
+    ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="With --uncertainty: call the function that the run names as its cheap calculator.",
+        ),
+    ] = False,
     charge: Annotated[
         int | None, typer.Option(help="Of a model with model.embed_charge: that of the systems in the run.")
     ] = None,
@@ -90,7 +105,13 @@ def export_command(
     potential = _of_electrons(load_potential(run), charge, multiplicity, format)
     target = output or _default_output(run, format)
     report = export_potential(
-        potential, target, format=format, dtype=dtype.value if dtype else None, source=run, table=table
+        potential,
+        target,
+        format=format,
+        dtype=dtype.value if dtype else None,
+        source=run,
+        table=table,
+        uncertainty=_directions(run, format, trust=trust) if uncertainty else None,
     )
     console = Console(highlight=False, soft_wrap=True)
     size = report.path.stat().st_size / 1e6
@@ -104,6 +125,9 @@ def export_command(
             f"tables of {said['intervals']} intervals: off by at most {said['energy_error_eV']:.0e} eV (energy of an "
             f"atom) and {said['force_error_eV_per_A']:.0e} eV/Å (force) on the structures of the check"
         )
+    if "uncertainty" in report.metadata:
+        times = int(report.metadata["uncertainty"].split()[0]) + 2
+        console.print(f"with uncertainty: a step that asks for it costs as {times} others")
     names = report.metadata.get("type_names", "")
     if format is ExportFormat.mliap:
         console.print(
@@ -134,6 +158,22 @@ def _of_electrons(
     return potential.with_electrons(charge, multiplicity)
 
 
+def _directions(run: Path, format: ExportFormat, *, trust: bool) -> Directions:  # noqa: A002
+    """The posterior of a run, fitted now if it is not there."""
+    from pimlip_zoo.deploy.native.uncertainty import Directions
+    from pimlip_zoo.run_posterior import posterior_of
+
+    if format is not ExportFormat.native:
+        raise InputError(
+            f"a {format.value} file has no uncertainty",
+            key="--uncertainty",
+            mend="add --format native, or leave it out",
+        )
+    posterior = posterior_of(run, trust=trust)
+    found = posterior.forces
+    return Directions(posterior.directions(), found.factor, found.exponent, found.quantile)
+
+
 def export_potential(
     potential: Potential,
     target: Path,
@@ -142,6 +182,7 @@ def export_potential(
     dtype: str | None = None,
     source: Path | None = None,
     table: float | None = None,
+    uncertainty: Directions | None = None,
 ) -> ExportReport:
     """Export in one of the formats.
 
@@ -152,6 +193,7 @@ def export_potential(
         dtype: float32 or float64; the potential's by default.
         source: the run, for the file's metadata.
         table: of a native model, the error that tables may make, in eV and eV/Å.
+        uncertainty: of a native model, the posterior of its last layer.
 
     Raises:
         InputError: when the potential or an option does not go with the format.
@@ -189,7 +231,15 @@ def export_potential(
     if format is ExportFormat.native:
         from pimlip_zoo.deploy.native.export import export_native
 
-        return export_native(potential, target, name=name, dtype=wanted, training=training, table=table)
+        return export_native(
+            potential,
+            target,
+            name=name,
+            dtype=wanted,
+            training=training,
+            table=table,
+            uncertainty=uncertainty,
+        )
     return _export_checkpoint(potential, target, dtype=wanted)
 
 

@@ -35,7 +35,7 @@ def rounds_command(
 ) -> None:
     """From a structure and a reference code to a potential, in rounds."""
     from pimlip_zoo.cli.console import console, log_to_screen
-    from pimlip_zoo.rounds import StoppedError, load_rounds, run_rounds
+    from pimlip_zoo.rounds import REPORT, StoppedError, curve_point, load_rounds, run_rounds
 
     rounds = load_rounds(file)
     log_to_screen()
@@ -47,10 +47,11 @@ def rounds_command(
     screen = console()
     screen.print(_table(rows))
     screen.print(f"the potential: {rows[-1]['run']}", soft_wrap=True)
+    screen.print(f"what was bought and why: {rounds.out / REPORT}", soft_wrap=True)
     if plot is not None:
         from pimlip_zoo.report.curve import curve_plot
 
-        curve_plot([_point(row) for row in rows], plot)
+        curve_plot([curve_point(row) for row in rows], plot)
         screen.print(f"error against labels: {plot}")
 
 
@@ -61,18 +62,11 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     for row in rows:
         energy = "-" if row["energy"] is None else f"{1e3 * row['energy']:.2f}"
         cells = (row["round"], row["acquisition"], row["labels"], row["failures"], energy)
-        lines.append((*map(str, cells), f"{1e3 * row['forces']:.1f}", row["test"]))
-    columns = ("round", "chosen by", "labels", "failed", "energy meV/atom", "forces meV/Å", "on")
+        uncertainty = row.get("uncertainty")
+        doubt = "-" if uncertainty is None else f"{1e3 * uncertainty:.1f}"
+        lines.append((*map(str, cells), f"{1e3 * row['forces']:.1f}", row["test"], doubt))
+    columns = (
+        *("round", "chosen by", "labels", "failed"),
+        *("energy meV/atom", "forces meV/Å", "on", "uncertain by"),
+    )
     return plain_table(*columns, rows=lines, left=("chosen by", "on"))
-
-
-def _point(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "test": row["test"],
-        "weak": "rounds",
-        "size": row["labels"],
-        "energy_per_atom_rmse": row["energy"],
-        "energy_per_atom_rmse_std": None,
-        "forces_rmse": row["forces"],
-        "forces_rmse_std": None,
-    }

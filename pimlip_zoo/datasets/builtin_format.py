@@ -66,6 +66,8 @@ def _unpack(arrays: Mapping[str, NDArray[Any]]) -> list[Frame]:
     positions = from_grid(arrays["positions"], POSITION_RESOLUTION)
     forces = from_grid(arrays["forces"], FORCE_RESOLUTION)
     info = {key.removeprefix("info."): arrays[key].tolist() for key in arrays if key.startswith("info.")}
+    has_forces = arrays.get("has_forces", np.ones(len(ends), dtype=bool))
+    of_forces = np.cumsum(np.where(has_forces, arrays["natoms"], 0))
     frames = []
     for i, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         stress = arrays["stress"][i]
@@ -76,7 +78,7 @@ def _unpack(arrays: Mapping[str, NDArray[Any]]) -> list[Frame]:
                 cell=arrays["cell"][i].copy(),
                 pbc=arrays["pbc"][i].copy(),
                 energy=float(arrays["energy"][i]),
-                forces=forces[start:end].copy(),
+                forces=forces[of_forces[i] - (end - start) : of_forces[i]].copy() if has_forces[i] else None,
                 stress=None if np.isnan(stress).any() else stress.copy(),
                 info={key: values[i] for key, values in info.items()},
             )

@@ -1,11 +1,12 @@
 """Two-point extrapolation of energies to the limit of a complete basis set.
 
-F. Neese, E. F. Valeev, J. Chem. Theory Comput. 7, 33 (2011), eq. 1 and 2:
+- Hartree-Fock: ``E_X = E + A exp(-alpha sqrt(X))``; S. Zhong, E. C. Barnes, G. A. Petersson, J. Chem. Phys. 129, 184116
+  (2008); earlier, for larger basis sets, A. Karton, J. M. L. Martin, Theor. Chem. Acc. 115, 330 (2006),
+- correlation: ``E_X = E + A X^(-beta)``; T. Helgaker, W. Klopper, H. Koch, J. Noga, J. Chem. Phys. 106, 9639 (1997),
+  where beta is 3, as it is when X goes to infinity,
 
-- Hartree-Fock: ``E_X = E + A exp(-alpha sqrt(X))``,
-- correlation: ``E_X = E + A X^(-beta)``,
-
-X the cardinal number of the basis set (2 for double zeta), alpha and beta fitted for each family and pair.
+X the cardinal number of the basis set (2 for double zeta). The exponents alpha and beta were fitted for each family and
+pair by F. Neese, E. F. Valeev, J. Chem. Theory Comput. 7, 33 (2011).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, edge_vectors
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.models.readouts import last_weights, readout_perceptrons, set_last_weights
 from pimlip_zoo.nn.mlp import ScalarMLP
 
 __all__ = ["LastLayer"]
@@ -39,21 +40,8 @@ class LastLayer:
                 mend="take a committee of runs for its uncertainty",
             )
         self.potential = copy.deepcopy(potential).eval().requires_grad_(False)
-        model = self.potential.model
-        named = [getattr(model, name) for name in model.readout_modules]
-        self._readouts = [
-            module
-            for part in named
-            if part is not None
-            for module in part.modules()
-            if isinstance(module, ScalarMLP) and module.sizes[-1] == 1
-        ]
-        if not self._readouts:
-            raise InputError(
-                f"the readouts of {type(model).__name__} are not known",
-                mend="name them in readout_modules; they have to be ScalarMLP",
-            )
-        self.weights = torch.cat([r.weights[-1].detach().reshape(-1) for r in self._readouts]).double()
+        self._readouts = readout_perceptrons(self.potential.model)
+        self.weights = last_weights(self.potential.model)
         """(D,) as trained."""
 
     def __len__(self) -> int:
@@ -98,19 +86,11 @@ class LastLayer:
         return torch.stack(changes)
 
     def _forces(self, graph: AtomGraph, weights: Tensor) -> Tensor:
-        first = 0
+        model = self.potential.model
+        set_last_weights(model, weights)
         with torch.no_grad():
-            for readout in self._readouts:
-                last = readout.weights[-1]
-                size = last.numel()
-                last.copy_(weights[first : first + size].reshape(last.shape))
-                first += size
             forces: Tensor = self.potential(graph, forces=True, virial=False).forces
-            first = 0
-            for readout in self._readouts:
-                last = readout.weights[-1]
-                last.copy_(self.weights[first : first + last.numel()].reshape(last.shape))
-                first += last.numel()
+        set_last_weights(model, self.weights)
         return forces
 
 

@@ -5,8 +5,10 @@ The level is one text: ``METHOD/BASIS``, ``METHOD/SMALL:LARGE`` extrapolated to 
 
 ``E = E_HF(limit) + E_MP2corr(limit) + [E_CCSD(T) - E_MP2](correction basis)``.
 
-Density fitting is used for Hartree-Fock, functionals and MP2, and core electrons are not correlated, unless options
-say otherwise. PySCF: Q. Sun et al., J. Chem. Phys. 153, 024109 (2020).
+Density fitting is used throughout, also in coupled cluster, with the auxiliary basis of the Hartree-Fock exchange, and
+core electrons are not correlated, unless options say otherwise.
+
+PySCF: Q. Sun et al., J. Chem. Phys. 153, 024109 (2020).
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class QuantumLevel:
     bases: tuple[str, ...]
     """One; two that are extrapolated; with CCSD(T) a third, in which its difference to MP2 is computed."""
     fitting: bool = True
-    """Density fitting, with the auxiliary basis that PySCF takes for the basis."""
+    """Density fitting, with the auxiliary basis that PySCF takes for the exchange in this basis."""
     frozen: bool = True
     """Leave core electrons uncorrelated."""
     grid: int = 3

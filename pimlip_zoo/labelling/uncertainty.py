@@ -148,10 +148,11 @@ class Posterior:
 
     def forces_uncertainty(self, graph: AtomGraph) -> NDArray[np.float64]:
         """(N,) eV/Å, what the length of the error of each atom's force is like."""
-        changes = self.layer.forces(graph, self._directions())
+        changes = self.layer.forces(graph, self.directions())
         return self.forces(torch.sqrt(changes.square().sum(dim=(0, 2))).numpy())
 
-    def _directions(self) -> Tensor:
+    def directions(self) -> Tensor:
+        """(K, D) whose outer products add up to the covariance of the weights, or nearly where there are many."""
         count = len(self.layer)
         if count <= EXACT:
             return self.root.T.contiguous()

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-__all__ = ["DEFAULT_SEED", "PLAN", "SplitPlan", "gfn2_atom_energies", "label_gfn2", "make_ethanol"]
+__all__ = [
+    "DEFAULT_SEED",
+    "PLAN",
+    "SplitPlan",
+    "dynamics",
+    "gfn2_atom_energies",
+    "label_gfn2",
+    "make_ethanol",
+]
 
 DEFAULT_SEED = 2024
 
@@ -89,7 +97,8 @@ def make_ethanol(
         shares = np.diff(np.linspace(0, split.frames, split.trajectories + 1).astype(int))
         for trajectory, share in enumerate(shares):
             generator = np.random.default_rng([seed, place, trajectory])
-            for time, atoms in _dynamics(split.temperature, int(share), equilibration, generator):
+            start = _start(generator)
+            for time, atoms in dynamics(start, split.temperature, int(share), equilibration, generator):
                 info = {
                     "config_type": f"md_{split.temperature:.0f}K",
                     "trajectory": f"{name}_{trajectory}",
@@ -139,18 +148,17 @@ def gfn2_atom_energies(unpaired: dict[str, int]) -> dict[str, float]:
     return energies
 
 
-def _dynamics(
-    temperature: float, frames: int, equilibration: float, generator: np.random.Generator
+def dynamics(
+    atoms: Atoms, temperature: float, frames: int, equilibration: float, generator: np.random.Generator
 ) -> Iterator[tuple[float, Atoms]]:
-    """Snapshots with their time in fs, counted from the end of the equilibration."""
+    """Snapshots of Langevin dynamics with their time in fs, counted from the end of the equilibration."""
     from ase import units
     from ase.md.langevin import Langevin
     from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-    atoms = _start(generator)
     atoms.calc = _calculator()
     MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=generator)
-    dynamics = Langevin(
+    langevin = Langevin(
         atoms,
         timestep=_TIMESTEP * units.fs,
         temperature_K=temperature,
@@ -158,9 +166,9 @@ def _dynamics(
         fixcm=False,
         rng=generator,
     )
-    dynamics.run(round(equilibration / _TIMESTEP))
+    langevin.run(round(equilibration / _TIMESTEP))
     for i in range(frames):
-        dynamics.run(round(_INTERVAL / _TIMESTEP))
+        langevin.run(round(_INTERVAL / _TIMESTEP))
         yield (i + 1) * _INTERVAL, atoms.copy()
 
 

@@ -32,7 +32,7 @@ def snap(positions: NDArray[np.float64]) -> NDArray[np.float64]:
 def write_packed(path: Path, data: PackedSet) -> None:
     """Write the set; the same set gives the same bytes with the same NumPy and zlib.
 
-    Every frame needs energy and forces and positions on the grid; stress may be missing.
+    Every frame needs an energy and positions on the grid; forces and stress may be missing.
 
     Raises:
         ValueError: for a missing label, a position off the grid, a value beyond the fixed-point range.
@@ -40,8 +40,8 @@ def write_packed(path: Path, data: PackedSet) -> None:
     frames = [frame for split in data.splits.values() for frame in split]
     if not frames:
         raise ValueError("there is no frame to write")
-    if any(frame.energy is None or frame.forces is None for frame in frames):
-        raise ValueError("every frame needs an energy and forces")
+    if any(frame.energy is None for frame in frames):
+        raise ValueError("every frame needs an energy")
     positions = np.concatenate([frame.positions for frame in frames])
     if not np.array_equal(snap(positions), positions):
         raise ValueError(f"positions are off the grid of {POSITION_RESOLUTION} Å: snap them before labelling")
@@ -61,10 +61,13 @@ def write_packed(path: Path, data: PackedSet) -> None:
         "pbc": np.array([frame.pbc for frame in frames], dtype=bool),
         "energy": np.array([frame.energy for frame in frames], dtype=np.float64),
         "forces": _to_grid(
-            np.concatenate([frame.forces for frame in frames if frame.forces is not None]), FORCE_RESOLUTION
+            np.concatenate([np.zeros((0, 3)), *(f.forces for f in frames if f.forces is not None)]),
+            FORCE_RESOLUTION,
         ),
         "stress": np.array([no_stress if f.stress is None else f.stress for f in frames], dtype=np.float64),
     }
+    if any(frame.forces is None for frame in frames):
+        arrays["has_forces"] = np.array([frame.forces is not None for frame in frames], dtype=bool)
     for key in frames[0].info:
         arrays[f"info.{key}"] = np.array([frame.info[key] for frame in frames])
     with writing(path):

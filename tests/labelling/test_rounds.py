@@ -112,6 +112,54 @@ def test_it_stops_when_it_is_good_enough_or_the_budget_is_used(whole, tmp_path):
     assert len(rows) == 1
     rows = run_rounds(load_rounds(written(tmp_path, stop="{rounds: 3, labels: 4}")))
     assert [row["labels"] for row in rows] == [3, 4]
+    assert all(0 < row["uncertainty"] < np.inf for row in rows)
+    rows = run_rounds(load_rounds(written(tmp_path, stop="{rounds: 3, uncertainty: 1000}")))
+    assert [row["labels"] for row in rows] == [3]
+
+
+def test_the_report_says_what_was_bought_and_why(whole):
+    page = (whole / "report.html").read_text()
+    assert page.count("<h3>Round") == 2
+    frames = load_frames(str(whole / "round-2" / "chosen.lmdb"))
+    for frame in frames:
+        assert f"number {frame.info['pool_index']} of the pool" in page
+        assert format(frame.info["selected_gain"], ".4g").replace("-", "−") in page
+    assert "lower root mean square uncertainty of the pool" in page
+    why = json.loads((whole / "round-2" / "choice.json").read_text())
+    assert why["left_out"]
+    assert sum(why["left_out"].values()) == why["pool"] - why["usable"]
+    for reason, count in why["left_out"].items():
+        assert f"{count} {reason}" in page
+
+
+def test_cells_of_crystals_are_strained_where_sampling_starts(tmp_path):
+    start = module.load_frames("builtin:cual-emt/train@30")
+    made = module._strained(start, 0.05, np.random.default_rng(0))
+    assert len(made) == 9
+    assert made[0] is start[0]
+    for frame in made[1:]:
+        change = np.linalg.solve(start[0].cell, frame.cell)
+        assert change == pytest.approx(change.T, abs=1e-12)
+        assert 0.01 < np.abs(change - np.eye(3)).max() <= 0.05
+        assert frame.positions == pytest.approx(start[0].positions @ change)
+        assert frame.forces is None
+    molecule = module.load_frames("builtin:ethanol-gfn2/train@0")
+    with pytest.raises(InputError, match="periodic in three directions"):
+        module._strained(molecule, 0.05, np.random.default_rng(0))
+    sample = (
+        "{start: 'builtin:cual-emt/train@30', calculator: emt, structures: 8, temperatures: [100], stride: 2,"
+        " strain: 0.08, pool: 'builtin:cual-emt/train@31:33'}"
+    )
+    run_rounds(load_rounds(written(tmp_path, sample, stop="{rounds: 1}")))
+    volumes = [
+        abs(np.linalg.det(f.cell)) for f in load_frames(str(tmp_path / "out" / "round-1" / "pool.lmdb"))
+    ]
+    assert (
+        len({round(volume, 6) for volume in volumes}) == 2
+    )  # two trajectories, of five and of three structures
+    assert not (tmp_path / "out" / "round-1" / "sampling").exists()
+    why = json.loads((tmp_path / "out" / "round-1" / "choice.json").read_text())
+    assert why["pool"] == 10
 
 
 def test_other_options_than_it_began_with_are_refused(whole, tmp_path):
@@ -129,7 +177,8 @@ def test_other_options_than_it_began_with_are_refused(whole, tmp_path):
         ("number: 3", "number: 0", "select.number"),
         ("channels: 4", "chanels: 4", "chanels"),
         ("pool:", "pol:", "sample.pol: no such option"),
-        (POOL, "{}", "needs one of pool and start"),
+        (POOL, "{}", "needs start or pool"),
+        (POOL, POOL.replace("}", ", strain: 0.05}"), "strains are for sampled structures"),
         ("number: 3", "number: 3, first: gradient", "gradient needs a trained potential"),
         ("number: 3", "number: 3, later: gradent", "did you mean gradient?"),
         ("max_steps: 2", "max_stps: 2", "max_stps"),

@@ -39,6 +39,10 @@
    the time derivative of sum_i r_i e_i. The first part is the derivative of sum_i r_i U_i with r_i
    held fixed, for which the model is evaluated three more times, with x, y and z of the local atoms as
    the weights of their energies. Images of an atom are elsewhere: they get rows of their own.
+
+   `fix ID all pair N pimlip uncertainty 1` has the uncertainty of each atom's force every N steps, of native models
+   that were exported with it: forces are linear in the last weights of the model, which are replaced by each direction
+   of their posterior in turn. Such a step costs as many others as there are directions.
 ------------------------------------------------------------------------- */
 
 #include "pair_pimlip.h"
@@ -55,6 +59,7 @@
 #include "neighbor.h"
 #include "pimlip_masses.h"
 #include "pimlip_model.h"
+#include "pimlip_native.h"
 #include "update.h"
 
 #include <cmath>
@@ -78,7 +83,7 @@ struct BorderGroup : Comm {
 
 PairPimlip::PairPimlip(LAMMPS *lmp) :
     Pair(lmp), graph(new pimlip::Graph), device("auto"), chunk(0), any_mass(false), energy_unit(1.0),
-    neighbor_builds(-1), absent(0), unfolded(false)
+    neighbor_builds(-1), absent(0), unfolded(false), uncertainty_flag(0)
 {
   single_enable = 0;
   restartinfo = 0;
@@ -88,6 +93,7 @@ PairPimlip::PairPimlip(LAMMPS *lmp) :
   centroidstressflag = CENTROID_AVAIL;
   unit_convert_flag = utils::get_supported_conversions(utils::ENERGY);
   comm_forward = 2;
+  comm_reverse = 3;
 }
 
 PairPimlip::~PairPimlip()
@@ -296,6 +302,7 @@ void PairPimlip::compute(int eflag, int vflag)
     add_results();
     if (cvflag_atom) add_centroid_virials();
   }
+  if (uncertainty_flag) compute_uncertainty(block);
 }
 
 /* ----------------------------------------------------------------------
@@ -563,6 +570,83 @@ void PairPimlip::add_centroid_virials()
       add(graph->centre[e], a, -1.0, &gradient[3 * e]);
     }
   }
+}
+
+/* ---------------------------------------------------------------------- */
+
+/* ----------------------------------------------------------------------
+   |F(d) - F(0)|^2 summed over the directions d, which images on other ranks have a share in
+------------------------------------------------------------------------- */
+
+void PairPimlip::compute_uncertainty(int block)
+{
+  const pimlip::Uncertainty &known = model->uncertainty();
+  if (known.directions == 0)
+    error->all(FLERR, "pair_style pimlip: this model does not know how certain it is: "
+                      "`pimlip-zoo export RUN --format native --uncertainty`");
+  const int nlocal = atom->nlocal, nall = nlocal + atom->nghost;
+  const bool again = unfolded || block < list->inum;    // else the graph is the one that was just evaluated
+  unfolded = false;
+  std::vector<double> none;
+  uncertainty.assign(nlocal, 0.0);
+  for (int k = 0; k <= known.directions; k++) {
+    model->use_direction(k);
+    change.assign(3 * static_cast<size_t>(nall), 0.0);
+    for (int first = 0; first < list->inum; first += block) {
+      if (again) build_graph(first, MIN(first + block, list->inum));
+      if (graph->num_local == 0) continue;
+      evaluate();
+      add_change();
+    }
+    if (comm->nprocs > 1) comm->reverse_comm(this);
+    if (k == 0)
+      none.assign(change.begin(), change.begin() + 3 * nlocal);
+    else
+      for (int i = 0; i < 3 * nlocal; i++) uncertainty[i / 3] += (change[i] - none[i]) * (change[i] - none[i]);
+  }
+  model->use_direction(-1);
+  for (double &value : uncertainty)
+    value = energy_unit * known.factor * std::pow(std::sqrt(value), known.exponent);
+}
+
+void PairPimlip::add_change()
+{
+  const double *const gradient = model->edge_gradient();
+  for (size_t e = 0; e < graph->centre.size(); e++) {
+    const int i = atom_of_row[graph->centre[e]], j = atom_of_row[graph->neighbour[e]];
+    for (int d = 0; d < 3; d++) {
+      change[3 * i + d] += gradient[3 * e + d];
+      change[3 * j + d] -= gradient[3 * e + d];
+    }
+  }
+}
+
+int PairPimlip::pack_reverse_comm(int n, int first, double *buf)
+{
+  for (int k = 0; k < 3 * n; k++) buf[k] = change[3 * first + k];
+  return 3 * n;
+}
+
+void PairPimlip::unpack_reverse_comm(int n, int *atoms, double *buf)
+{
+  for (int k = 0; k < n; k++)
+    for (int d = 0; d < 3; d++) change[3 * atoms[k] + d] += buf[3 * k + d];
+}
+
+// The names that fix pair asks for.
+
+void *PairPimlip::extract(const char *name, int &dim)
+{
+  dim = 0;
+  return strcmp(name, "uncertainty_flag") == 0 ? &uncertainty_flag : nullptr;
+}
+
+void *PairPimlip::extract_peratom(const char *name, int &columns)
+{
+  columns = 0;
+  if (strcmp(name, "uncertainty") != 0) return nullptr;
+  if (uncertainty.empty()) uncertainty.assign(1, 0.0);    // fix pair asks before there are any, and on ranks without atoms
+  return uncertainty.data();
 }
 
 /* ---------------------------------------------------------------------- */

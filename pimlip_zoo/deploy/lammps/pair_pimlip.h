@@ -46,6 +46,10 @@ class PairPimlip : public Pair {
   void compute(int, int) override;
   int pack_forward_comm(int, int *, double *, int, int *) override;
   void unpack_forward_comm(int, int, double *) override;
+  int pack_reverse_comm(int, int, double *) override;
+  void unpack_reverse_comm(int, int *, double *) override;
+  void *extract(const char *, int &) override;
+  void *extract_peratom(const char *, int &) override;
   double memory_usage() override;
 
  private:
@@ -72,6 +76,11 @@ class PairPimlip : public Pair {
   std::vector<double> places;       // (rows, 3)
   std::vector<int> other_image;     // by row: another one of the same atom, or -1
 
+  // How certain forces are, where somebody asks for it (fix pair).
+  int uncertainty_flag;               // of this step
+  std::vector<double> uncertainty;    // by local atom
+  std::vector<double> change;         // (all atoms, 3) forces with other last weights
+
   void allocate();
   int rank_on_node() const;
   void check_masses();
@@ -84,6 +93,8 @@ class PairPimlip : public Pair {
   void evaluate();
   void add_results();
   void add_centroid_virials();
+  void compute_uncertainty(int);
+  void add_change();
 };
 
 }    // namespace LAMMPS_NS

@@ -97,6 +97,7 @@ struct Model::Backend {
   torch::Tensor energy, gradient, forces;
 
   virtual ~Backend() = default;
+  virtual Native *native_model() { return nullptr; }
   virtual void run(const torch::Tensor &vectors, const torch::Tensor &edge_index, const torch::Tensor &species,
                    const torch::Tensor &is_local) = 0;
 };
@@ -177,6 +178,8 @@ struct NativeBackend : Model::Backend {
   Native native;
 
   explicit NativeBackend(const std::string &file) : native(file) { metadata = native.metadata; }
+
+  Native *native_model() override { return &native; }
 
   void run(const torch::Tensor &vectors, const torch::Tensor &edge_index, const torch::Tensor &species,
            const torch::Tensor &is_local) override
@@ -281,6 +284,18 @@ void Model::evaluate(const Graph &graph)
 
 const double *Model::atomic_energy() const { return backend_->energy.data_ptr<double>(); }
 const double *Model::edge_gradient() const { return backend_->gradient.data_ptr<double>(); }
+const Uncertainty &Model::uncertainty() const
+{
+  static const Uncertainty none;
+  const Native *const native = backend_->native_model();
+  return native ? native->uncertainty : none;
+}
+
+void Model::use_direction(int direction)
+{
+  if (Native *const native = backend_->native_model()) native->use_direction(direction);
+}
+
 const double *Model::forces() const
 {
   return backend_->forces.defined() ? backend_->forces.data_ptr<double>() : nullptr;

@@ -22,6 +22,8 @@ struct ModelError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+struct Uncertainty;
+
 // Atoms and directed edges of one evaluation. Å; edges sorted by centre.
 struct Graph {
   std::vector<double> vectors;                    // (E, 3) from the centre to the neighbour
@@ -63,6 +65,10 @@ class Model {
   // edge and its opposite on either of the two: forces and virials, sums over both, are the same.
   const double *edge_gradient() const;
   const double *forces() const;           // (N, 3) eV/Å of a direct force head, or null: forces follow from the gradient
+
+  // How certain forces are; native models only. See Native.
+  const Uncertainty &uncertainty() const;
+  void use_direction(int direction);
 
   // Threads that torch uses within one operation.
   static void set_num_threads(int threads);

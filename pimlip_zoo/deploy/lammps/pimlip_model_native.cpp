@@ -77,5 +77,7 @@ void Model::evaluate(const Graph &graph)
 const double *Model::atomic_energy() const { return backend_->energy.data(); }
 const double *Model::edge_gradient() const { return backend_->gradient.data(); }
 const double *Model::forces() const { return nullptr; }
+const Uncertainty &Model::uncertainty() const { return backend_->native.uncertainty; }
+void Model::use_direction(int direction) { backend_->native.use_direction(direction); }
 
 }    // namespace pimlip

@@ -18,6 +18,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <sstream>
 
 namespace pimlip {
 
@@ -208,6 +209,38 @@ Native::Native(const std::string &file)
   char *start = weights_.data() + (64 - address % 64) % 64;
   std::memcpy(start, weights.data(), weights.size());
   first_weight_ = start;
+  if (!metadata["uncertainty"].empty())
+    read_uncertainty(metadata["uncertainty"], entries["pimlip/uncertainty.bin"], weights.size());
+}
+
+void Native::read_uncertainty(const std::string &text, const std::string &content, std::size_t weights)
+{
+  const ModelError damaged("what it says of its uncertainty is damaged (export it again)");
+  std::istringstream words(text);
+  double quantile;
+  if (!(words >> uncertainty.directions >> uncertainty.factor >> uncertainty.exponent >> quantile)) throw damaged;
+  std::size_t row = 0, offset, size;
+  for (char colon; words >> offset >> colon >> size;) {
+    if (colon != ':' || offset > weights || size > weights - offset || size == 0) throw damaged;
+    parts_.emplace_back(offset, size);
+    others_.append(first_weight_ + offset, size);
+    row += size;
+  }
+  const auto rows = static_cast<std::size_t>(uncertainty.directions) + 1;
+  if (!words.eof() || uncertainty.directions < 1 || row == 0 || content.size() % row != 0 || content.size() / row != rows)
+    throw damaged;
+  others_ += content;
+}
+
+void Native::use_direction(int direction)
+{
+  std::size_t row = 0;
+  for (const auto &part : parts_) row += part.second;
+  const char *from = others_.data() + static_cast<std::size_t>(direction + 1) * row;
+  for (const auto &part : parts_) {
+    std::memcpy(first_weight_ + part.first, from, part.second);
+    from += part.second;
+  }
 }
 
 Native::~Native()

@@ -10,9 +10,16 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace pimlip {
+
+// How certain forces are: what other weights of the last layer make of them, see pimlip_zoo.deploy.native.uncertainty.
+struct Uncertainty {
+  int directions = 0;    // 0: the file does not say
+  double factor = 1.0, exponent = 1.0;
+};
 
 class Native {
  public:
@@ -24,6 +31,10 @@ class Native {
   static bool is_native(const std::string &file);    // by its name
 
   Metadata metadata;
+  Uncertainty uncertainty;
+
+  // Evaluate with the last weights of a direction: 0 none at all, 1 to `directions`, or -1 as trained.
+  void use_direction(int direction);
 
   // edge_index (2, E), centres first and sorted; see PairStyleModule for the rest. Throws ModelError.
   void evaluate(std::int64_t atoms, std::int64_t edges, int threads, const double *vectors,
@@ -33,7 +44,11 @@ class Native {
  private:
   void *library_ = nullptr;
   std::vector<char> weights_, memory_;
-  const char *first_weight_ = nullptr;    // at a multiple of 64
+  char *first_weight_ = nullptr;    // at a multiple of 64
+  std::vector<std::pair<std::size_t, std::size_t>> parts_;    // of the weights, that are others: offset and bytes
+  std::string others_;                                        // these parts as trained, then of each direction from 0
+
+  void read_uncertainty(const std::string &text, const std::string &content, std::size_t weights);
   std::int64_t (*workspace_)(std::int64_t, std::int64_t) = nullptr;
   int (*evaluate_)(const char *, char *, std::int64_t, std::int64_t, std::int64_t, const double *,
                    const std::int64_t *, const std::int64_t *, const double *, double *, double *) = nullptr;

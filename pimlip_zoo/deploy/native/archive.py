@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.deploy.native.uncertainty import KEY, OtherWeights
+from pimlip_zoo.errors import InputError, reading
 
 __all__ = ["SUFFIX", "TARGETS", "NativeFile", "read_native", "source_entry", "write_native"]
 
@@ -28,6 +29,8 @@ class NativeFile:
     sources: Mapping[int, str]
     """C by the bytes of a vector."""
     weights: bytes
+    others: OtherWeights | None = None
+    """With which it says how certain its forces are."""
 
 
 def source_entry(vector_bytes: int) -> str:
@@ -44,6 +47,8 @@ def write_native(path: Path, content: NativeFile) -> None:
         for width, source in content.sources.items():
             archive.writestr(f"{_ROOT}/{source_entry(width)}", source)
         archive.writestr(f"{_ROOT}/weights.bin", content.weights)
+        if content.others is not None:
+            archive.writestr(f"{_ROOT}/uncertainty.bin", content.others.content)
 
 
 def read_native(path: str | os.PathLike[str]) -> NativeFile:
@@ -60,6 +65,7 @@ def read_native(path: str | os.PathLike[str]) -> NativeFile:
             _require_stored(archive)
             sources = {width: archive.read(f"{_ROOT}/{source_entry(width)}").decode() for width in TARGETS}
             weights = archive.read(f"{_ROOT}/weights.bin")
+            others = archive.read(f"{_ROOT}/uncertainty.bin") if KEY in metadata else None
     except KeyError as error:
         raise InputError(
             "not a native model", file=path, mend="write it with `pimlip-zoo export --format native`"
@@ -73,7 +79,10 @@ def read_native(path: str | os.PathLike[str]) -> NativeFile:
                 file=path,
                 mend="export it again",
             )
-    return NativeFile(metadata, sources, weights)
+    if others is None:
+        return NativeFile(metadata, sources, weights)
+    with reading(path):
+        return NativeFile(metadata, sources, weights, OtherWeights.read(metadata[KEY], others, len(weights)))
 
 
 def _require_stored(archive: zipfile.ZipFile) -> None:

@@ -13,6 +13,7 @@ from pimlip_zoo.datasets.neighbour_list import species_indices
 from pimlip_zoo.deploy.native.library import NativeModel
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs, check_finite
+from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -34,6 +35,7 @@ class NativeCalculator(Calculator):
         path: a file of ``pimlip-zoo export --format native``.
         skin: Å, how far neighbour lists reach beyond the cutoff, to be used again in molecular dynamics.
         threads: ``$OMP_NUM_THREADS``, or as many as there are cores, by default.
+        uncertainty: also ``results["forces_uncertainty"]``, (N,) eV/Å, of a file that was exported with it.
     """
 
     implemented_properties: ClassVar[list[str]] = [
@@ -42,11 +44,24 @@ class NativeCalculator(Calculator):
     ]
 
     def __init__(
-        self, path: str | os.PathLike[str], *, skin: float = 0.5, threads: int | None = None, **kwargs: Any
+        self,
+        path: str | os.PathLike[str],
+        *,
+        skin: float = 0.5,
+        threads: int | None = None,
+        uncertainty: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.model = NativeModel(path, threads=threads)
         self.neighbours = SkinnedPairs(self.model.cutoff, skin)
+        self.uncertainty = uncertainty
+        if uncertainty and not self.model.has_uncertainty:
+            raise InputError(
+                "does not know how certain it is",
+                file=path,
+                mend="export it again with --uncertainty",
+            )
 
     @property
     def allowed_atomic_numbers(self) -> set[int]:
@@ -77,6 +92,10 @@ class NativeCalculator(Calculator):
             "energies": found.energies,
             "forces": found.forces,
         }
+        if self.uncertainty:
+            self.results["forces_uncertainty"] = self.model.forces_uncertainty(
+                structure.positions, species, cell, pairs
+            )
         volume = abs(np.linalg.det(cell)) if cell.any() else 0.0
         if volume > 0:
             self.results["stress"] = -found.virial.reshape(9)[VOIGT] / volume

@@ -16,10 +16,10 @@ from torch import Tensor
 from pimlip_zoo.deploy.metadata import export_metadata
 from pimlip_zoo.deploy.native.archive import TARGETS, NativeFile, read_native, write_native
 from pimlip_zoo.deploy.native.library import NativeModel
-from pimlip_zoo.deploy.native.program import Program
 from pimlip_zoo.deploy.native.record import record, steps_of
-from pimlip_zoo.deploy.native.source import constant_offsets, model_source
+from pimlip_zoo.deploy.native.source import model_source, weights_bytes
 from pimlip_zoo.deploy.native.tabulate import Tabulated, by_steps, deviation, tabulated
+from pimlip_zoo.deploy.native.uncertainty import KEY, Directions, other_weights
 from pimlip_zoo.deploy.selfcheck import compare, from_edges, pair_style_inputs
 from pimlip_zoo.deploy.torchscript import ExportReport, prepared
 from pimlip_zoo.errors import InputError
@@ -42,6 +42,7 @@ def export_native(
     dtype: torch.dtype | None = None,
     training: Mapping[str, object] | None = None,
     table: float | None = None,
+    uncertainty: Directions | None = None,
 ) -> ExportReport:
     """Write a potential as C and weights, and check what was written.
 
@@ -56,6 +57,7 @@ def export_native(
         table: replace functions of distances alone by tables, so that energies of atoms (eV) and forces (eV/Å) are
             off by at most this much, relative where they exceed 1 eV or 1 eV/Å; what they are off by is in the
             metadata, ``radial_table``.
+        uncertainty: a posterior of the last layer, with which the file says how certain its forces are.
 
     Raises:
         InputError: when a part of the model has no native form, there is no C compiler, the path cannot be
@@ -74,8 +76,12 @@ def export_native(
     trace = steps_of(ready) if made is None else made.trace
     program = record(ready, trace)
     sources = {width: model_source(program, width, registers) for width, registers in TARGETS.items()}
+    weights, others = weights_bytes(program), None
+    if uncertainty is not None:
+        others = other_weights(ready, uncertainty, weights, lambda: record(ready, trace))
+        metadata[KEY] = others.text
     with replacing(path) as scratch:
-        content = NativeFile(metadata, sources, weights_bytes(program))
+        content = NativeFile(metadata, sources, weights, others)
         write_native(scratch, content)
         written = pair_style_function(NativeModel(scratch))
         largest = compare(
@@ -119,16 +125,6 @@ def _statement(potential: Potential, written: Evaluate, made: Tabulated, allowed
             "species_pairs": made.pairs,
         }
     )
-
-
-def weights_bytes(program: Program) -> bytes:
-    """All constants one after the other."""
-    offsets, total = constant_offsets(program)
-    out = bytearray(total)
-    for number, value in program.constants.items():
-        content = value.contiguous().numpy().tobytes()
-        out[offsets[number] : offsets[number] + len(content)] = content
-    return bytes(out)
 
 
 def pair_style_function(model: NativeModel) -> Evaluate:

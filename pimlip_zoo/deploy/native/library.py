@@ -213,6 +213,42 @@ class NativeModel:
             raise ValueError(_WRONG[-edges])
         return result._replace(edges=edges)
 
+    @property
+    def has_uncertainty(self) -> bool:
+        """Whether it was exported with it."""
+        return self._content.others is not None
+
+    def forces_uncertainty(
+        self,
+        positions: Reals,
+        species: Integers,
+        cell: Reals | None = None,
+        pairs: tuple[Integers, Reals] | None = None,
+    ) -> Reals:
+        """(N,) eV/Å, what the length of the error of each force is like; arguments as of :meth:`structure`.
+
+        Raises:
+            InputError: when the file does not know.
+        """
+        others = self._content.others
+        if others is None:
+            raise InputError(
+                "does not know how certain it is", file=self._path, mend="export it with --uncertainty"
+            )
+        other = self.__copy__()
+        other._weights = _aligned(len(self._weights))  # noqa: SLF001 - its own
+        other._weights[:] = self._weights  # noqa: SLF001
+        variance, none = np.zeros(len(species)), np.zeros((len(species), 3))
+        for row in range(others.directions + 1):
+            others.apply(other._weights, row)  # noqa: SLF001
+            forces = other.structure(positions, species, cell, pairs).forces
+            if row == 0:
+                none = forces
+            else:
+                variance += np.square(forces - none).sum(axis=1)
+        found: Reals = others.factor * np.sqrt(variance) ** others.exponent
+        return found
+
     def _num_threads(self) -> int:
         """One in a process that was forked from one with more: GNU's OpenMP would wait for those for ever."""
         if self.threads == 1:

@@ -29,6 +29,16 @@ def constant_offsets(program: Program) -> tuple[dict[int, int], int]:
     return offsets, end
 
 
+def weights_bytes(program: Program) -> bytes:
+    """All constants one after the other."""
+    offsets, total = constant_offsets(program)
+    out = bytearray(total)
+    for number, value in program.constants.items():
+        content = value.contiguous().numpy().tobytes()
+        out[offsets[number] : offsets[number] + len(content)] = content
+    return bytes(out)
+
+
 def model_source(program: Program, vector_bytes: int, registers: int) -> str:
     """C of a program, kernels written for vectors of this many bytes.
 

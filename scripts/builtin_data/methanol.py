@@ -1,0 +1,187 @@
+"""Methanol in the gas phase at a composite limit of CCSD(T), energies only, and forces of a few structures to judge by.
+
+Structures come from Langevin dynamics with GFN2-xTB at 300 to 1000 K. Labels come from ``pimlip-zoo label``::
+
+    python scripts/builtin_data/methanol.py structures FOLDER
+    python scripts/builtin_data/methanol.py label FOLDER --minutes 12      # again and again, until all is there
+    python scripts/builtin_data/methanol.py pack FOLDER methanol-cbs.npz
+
+The second is resumed wherever it was stopped. The level is ``E_HF(TQ) + E_MP2corr(TQ) + [E_CCSD(T) - E_MP2](cc-pVDZ)``;
+see :mod:`pimlip_zoo.labelling.basis_limit` for the extrapolation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.build import molecule
+from ase.data import chemical_symbols
+from ase.io import write
+from ethanol import dynamics, label_gfn2
+from packing import write_packed
+
+from pimlip_zoo.datasets.builtin_format import PackedSet
+from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
+from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.files import replacing
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+SEED = 2026
+TEMPERATURES = (300.0, 500.0, 750.0, 1000.0)
+SPLITS = {"train": 500, "valid": 100, "test": 300}
+WITH_FORCES = 50
+"""The first of the test structures get forces, too."""
+FIRST = (("train", 100), ("valid", 30), ("test", 60), ("train", 300), ("test_forces", 15))
+"""What is computed first: a part that is already of use."""
+LEVEL = "pyscf:CCSD(T)/cc-pvtz:cc-pvqz:cc-pvdz"
+STEP = 0.0025
+"""Å, of the central differences."""
+EQUILIBRATION = 1000.0
+"""fs that are thrown away at the start of each trajectory."""
+KEPT = ("config_type", "trajectory", "time_fs")
+"""What is kept of a structure beside its labels."""
+MULTIPLICITY = {"H": 2, "C": 3, "O": 3}
+"""Ground states 2S, 3P, 3P."""
+
+
+def structures(folder: Path) -> None:
+    """Write the structures of all splits, a trajectory for each temperature and split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, (name, count) in enumerate(SPLITS.items()):
+        target = folder / f"{name}.extxyz"
+        if target.exists():
+            continue
+        frames: list[Frame] = []
+        for number, temperature in enumerate(TEMPERATURES):
+            generator = np.random.default_rng([SEED, place, number])
+            share = count // len(TEMPERATURES)
+            for elapsed, atoms in dynamics(_start(generator), temperature, share, EQUILIBRATION, generator):
+                frames.append(
+                    label_gfn2(
+                        atoms,
+                        {
+                            "config_type": f"md_{temperature:.0f}K",
+                            "trajectory": f"{name}_{number}",
+                            "time_fs": elapsed,
+                        },
+                    )
+                )
+        order = np.random.default_rng([SEED, place]).permutation(len(frames))
+        _write(target, [frame_to_atoms(frames[k]) for k in order])  # the first n are a fair sample
+        if name == "test":
+            _write(folder / "test_forces.extxyz", [frame_to_atoms(frames[k]) for k in order[:WITH_FORCES]])
+        print(f"{count} structures, {name}", flush=True)
+    atoms = []
+    for symbol, multiplicity in MULTIPLICITY.items():
+        atom = molecule(symbol)
+        atom.info["multiplicity"] = multiplicity
+        atoms.append(atom)
+    _write(folder / "atoms.extxyz", atoms)
+
+
+def _start(generator: np.random.Generator) -> Atoms:
+    """Methanol with the hydroxyl group turned by a random angle."""
+    atoms = molecule("CH3OH")
+    carbon, oxygen = (next(i for i, s in enumerate(atoms.symbols) if s == symbol) for symbol in "CO")
+    hydrogens = [i for i, s in enumerate(atoms.symbols) if s == "H"]
+    hydroxyl = min(hydrogens, key=lambda i: atoms.get_distance(i, oxygen))
+    other = next(i for i in hydrogens if i != hydroxyl)
+    atoms.rotate_dihedral(hydroxyl, oxygen, carbon, other, generator.uniform(0, 360), indices=[hydroxyl])
+    return atoms
+
+
+def _write(path: Path, frames: list[Atoms]) -> None:
+    with replacing(path) as temporary:
+        write(temporary, frames, format="extxyz")
+
+
+def label(folder: Path, minutes: float) -> bool:
+    """Compute what is missing, as long as there is time.
+
+    Returns:
+        Whether all is there.
+    """
+    end = time.monotonic() + 60 * minutes
+    jobs = [("atoms", len(MULTIPLICITY)), *FIRST, *SPLITS.items(), ("test_forces", WITH_FORCES)]
+    for name, count in jobs:
+        done = folder / f"{name}-{count}.done"
+        if done.exists():
+            continue
+        level = f"{LEVEL}?forces=numerical&step={STEP}" if name == "test_forces" else LEVEL
+        command = [sys.executable, "-m", "pimlip_zoo", "label", f"{folder / name}.extxyz@:{count}"]
+        command += [
+            "--calculator",
+            level,
+            "-o",
+            f"{folder / name}.lmdb",
+            "--overwrite",
+            "--time-limit",
+            "10m",
+        ]
+        try:
+            subprocess.run(  # noqa: S603
+                command, check=True, timeout=end - time.monotonic()
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        done.touch()
+    return True
+
+
+def pack(folder: Path, out: Path) -> None:
+    """Put the labels that are there into one compact file; the splits say how many there are.
+
+    Raises:
+        InputError: when the isolated atoms, or a split, are not there.
+    """
+    from importlib.metadata import version
+
+    splits: dict[str, list[Frame]] = {}
+    for name in (*SPLITS, "test_forces"):
+        frames = load_frames(str(folder / f"{name}.lmdb"))
+        splits[name] = [
+            replace(frame, stress=None, info={key: frame.info[key] for key in KEPT}) for frame in frames
+        ]
+    atoms = load_frames(str(folder / "atoms.lmdb"))
+    energies = {chemical_symbols[int(frame.numbers[0])]: float(frame.energy or 0.0) for frame in atoms}
+    provenance = {
+        "name": "methanol-cbs",
+        "description": "methanol in the gas phase, Langevin dynamics with GFN2-xTB; forces of test_forces alone",
+        "level_of_theory": f"{LEVEL.removeprefix('pyscf:')}: E_HF(TQ limit) + E_MP2corr(TQ limit) + "
+        "[E_CCSD(T) - E_MP2](cc-pVDZ), frozen core, density fitting",
+        "extrapolation": "E_HF: exp(-5.46 sqrt(X)), E_corr: X^-3.05 (J. Chem. Theory Comput. 7, 33 (2011))",
+        "forces": f"central differences of the same energy, step {STEP} Å",
+        "convergence": "SCF 1e-10 Hartree, CCSD 1e-8 Hartree",
+        "made_with": {package: version(package) for package in ("pyscf", "tblite", "ase", "numpy")},
+        "made_by": "scripts/builtin_data/methanol.py",
+        "seed": SEED,
+        "units": {"length": "Å", "energy": "eV", "forces": "eV/Å", "time_fs": "fs"},
+        "licence": "MIT, as the package",
+        "temperatures_K": TEMPERATURES,
+        "splits": {name: {"frames": len(frames)} for name, frames in splits.items()},
+    }
+    write_packed(out, PackedSet(splits, energies, provenance))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("structures", "label", "pack"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path, nargs="?", help="of pack: the file")
+    parser.add_argument("--minutes", type=float, default=1e6)
+    given = parser.parse_args()
+    if given.what == "structures":
+        structures(given.folder)
+    elif given.what == "pack":
+        pack(given.folder, given.out or Path("methanol-cbs.npz"))
+    else:
+        print("all is there" if label(given.folder, given.minutes) else "out of time: run it again")
