@@ -97,6 +97,14 @@ SETTINGS = {
         for factor in (1.0, 0.3, 0.1, 0.03)
     },
     "distill-iterated": [("weak.preset", "distill"), ("weak.labels.iterations", 2)],
+    "curriculum-share-0.1": [("weak.preset", "curriculum"), ("weak.labels.label_share", 0.1)],
+    "curriculum-energy-10": [("weak.preset", "curriculum"), ("loss.energy_per_atom.weight", 10.0)],
+    "curriculum-energy-100": [("weak.preset", "curriculum"), ("loss.energy_per_atom.weight", 100.0)],
+    "curriculum-late-100": [
+        ("weak.preset", "curriculum"),
+        ("loss.late.start", 0.7),
+        ("loss.late.energy_per_atom", 100.0),
+    ],
     "distill-3": [("weak.preset", "distill"), ("weak.labels.teachers", 3)],
 }
 
@@ -248,6 +256,7 @@ def settings_of(way, steps, study, pool_structures=None):
     own = {
         "pretrain": [("weak.labels.steps", before)],
         "distill": [("weak.labels.steps", before)],
+        "curriculum": [("weak.labels.steps", before), ("weak.labels.pretrain_steps", before)],
         "shared_head": [("weak.labels.batch_size", study.batch_size)],
         "second_head": [("weak.labels.batch_size", study.batch_size)],
     }
@@ -289,6 +298,8 @@ def stages(method, steps, befores):
     if method == "distill":
         before = steps // (2 + befores)
         return before, steps - before * befores
+    if method == "curriculum":  # pre-training, a teacher, and the student
+        return steps // 4, steps - 2 * (steps // 4)
     if method in ("second_head", "shared_head"):
         return steps, steps // 2  # two batches a step
     return steps, steps
