@@ -105,6 +105,14 @@ SETTINGS = {
         ("loss.late.start", 0.7),
         ("loss.late.energy_per_atom", 100.0),
     ],
+    **{
+        f"curvature{tag}": [
+            ("weak.labels.method", "curvature"),
+            ("weak.labels.rate_after", 0.3),
+            ("weak.labels.curvature", weight),
+        ]
+        for tag, weight in (("", 0.0025), ("-weak", 0.00025))
+    },
     "distill-3": [("weak.preset", "distill"), ("weak.labels.teachers", 3)],
 }
 
@@ -255,6 +263,7 @@ def settings_of(way, steps, study, pool_structures=None):
     )
     own = {
         "pretrain": [("weak.labels.steps", before)],
+        "curvature": [("weak.labels.steps", before)],
         "distill": [("weak.labels.steps", before)],
         "curriculum": [("weak.labels.steps", before), ("weak.labels.pretrain_steps", before)],
         "shared_head": [("weak.labels.batch_size", study.batch_size)],
@@ -293,7 +302,7 @@ def stages(method, steps, befores):
         steps: T.
         befores: how many stages come before a distilled student.
     """
-    if method == "pretrain":
+    if method in ("pretrain", "curvature"):
         return steps - steps // 3, steps // 3
     if method == "distill":
         before = steps // (2 + befores)

@@ -239,7 +239,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (test, weak, size), members in sorted(groups.items()):
         entry: dict[str, Any] = {"test": test, "weak": weak, "size": size, "seeds": len(members)}
         for column in COLUMNS[4:]:
-            values = [float(member[column]) for member in members if member[column] is not None]
+            known = [member.get(column) for member in members]  # older tables lack columns
+            values = [float(value) for value in known if value is not None]
             entry[column] = float(np.mean(values)) if values else None
             entry[f"{column}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         summary.append(entry)
