@@ -98,13 +98,13 @@ SETTINGS = {
     },
     "distill-iterated": [("weak.preset", "distill"), ("weak.labels.iterations", 2)],
     "curriculum-share-0.1": [("weak.preset", "curriculum"), ("weak.labels.label_share", 0.1)],
-    "curriculum-energy-10": [("weak.preset", "curriculum"), ("loss.energy_per_atom.weight", 10.0)],
-    "curriculum-energy-100": [("weak.preset", "curriculum"), ("loss.energy_per_atom.weight", 100.0)],
-    "curriculum-late-100": [
-        ("weak.preset", "curriculum"),
-        ("loss.late.start", 0.7),
-        ("loss.late.energy_per_atom", 100.0),
-    ],
+    **{
+        f"curriculum-energies-{weight}": [
+            ("weak.preset", "curriculum"),
+            ("weak.labels.energy_weight", float(weight)),
+        ]
+        for weight in (10, 100, 1000)
+    },
     **{
         f"curvature{tag}": [
             ("weak.labels.method", "curvature"),

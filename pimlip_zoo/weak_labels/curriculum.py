@@ -22,8 +22,6 @@ class CurriculumOptions(DistillOptions):
 
     pretrain_steps: PositiveInt = 5000
     """Of pre-training on the cheap level's labels of the pool."""
-    reuse: bool = True
-    """Take pre-training from the cache of weak labels where the very same one has been done before."""
 
 
 @recipe("curriculum", options=CurriculumOptions)

@@ -32,6 +32,8 @@ class DistillOptions(StageOptions, StressOptions):
 
     label_share: float = Field(default=LABEL_SHARE, gt=0, lt=1)
     """Of what the student sees, how much are reference labels; they are repeated to reach it, each once at least."""
+    energy_weight: PositiveFloat | None = None
+    """Of the energies (``loss.energy_per_atom.weight``) where students learn; None: the run's."""
     teachers: PositiveInt = 1
     """Difference models of different seeds, whose mean teaches."""
     agreement: PositiveFloat | None = None
@@ -65,7 +67,7 @@ class Distill(Recipe[DistillOptions]):
             name = "teacher" if number == 0 else f"teacher-{number + 1}"
             config = run.stage_config(self.options, len(run.experiment.train))
             config = config.model_copy(update={"seed": config.seed + 1000 * number})
-            outcome = run.stage(name, run.prepare("delta", config))
+            outcome = run.stage(name, run.prepare("delta", config), reuse=self.options.reuse)
             if outcome.signal is not None:
                 return outcome
             teachers.append(run.trained(name, difference=True))
@@ -95,7 +97,12 @@ class Distill(Recipe[DistillOptions]):
         run.scale_to(taught)
         mixed = MadeSamples([*samples, *(list(experiment.train) * repeats)])
         learnt = tuple(sorted({*experiment.labels, *run.learnt(self.options, taught)}))
-        return replace(experiment, config=run.config_for(len(mixed), learnt), train=mixed, labels=learnt)
+        config = run.config_for(len(mixed), learnt)
+        if self.options.energy_weight is not None:
+            settings = config.model_dump()
+            settings["loss"]["energy_per_atom"]["weight"] = self.options.energy_weight
+            config = type(config).model_validate(settings)
+        return replace(experiment, config=config, train=mixed, labels=learnt)
 
 
 def teach(

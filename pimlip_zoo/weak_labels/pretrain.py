@@ -28,9 +28,6 @@ HELD_AT_MOST = 200
 class PretrainStageOptions(StageOptions, StressOptions):
     """What the stage needs to know."""
 
-    reuse: bool = True
-    """Take pre-training from the cache of weak labels where the very same one has been done before."""
-
 
 class PretrainOptions(PretrainStageOptions):
     """Options of pre-training."""

@@ -96,6 +96,8 @@ class StageOptions(RecipeOptions):
     """Of a stage before the run: pre-training, or the difference model that teaches."""
     learning_rate: PositiveFloat | None = None
     """Of a stage before the run; None: the run's."""
+    reuse: bool = True
+    """Take a stage from the cache of weak labels where the very same one has been trained before."""
 
 
 class StressOptions(RecipeOptions):

@@ -108,10 +108,10 @@ def interrupted_in(stage, step, monkeypatch):
     ("method", "stage", "options"),
     [
         ("pretrain", "pretrain", {"weak.labels.reuse": False}),
-        ("distill", "teacher", {}),
+        ("distill", "teacher", {"weak.labels.reuse": False}),
         ("distill", "student-1", {"weak.labels.iterations": 2}),
         ("curriculum", "pretrain", {"weak.labels.reuse": False}),
-        ("curriculum", "teacher", {}),
+        ("curriculum", "teacher", {"weak.labels.reuse": False}),
         ("curriculum", "run", {}),
         ("delta", "run", {}),
         ("shared_head", "run", {}),
@@ -355,6 +355,19 @@ def test_pre_training_that_was_done_before_is_taken_from_the_cache_and_is_what_i
     )
     assert taken
     assert same(first, curriculum)
+
+
+def test_a_teacher_that_was_trained_before_is_taken_from_the_cache(tmp_path, caplog):
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder, steps in zip(folders, (4, 5), strict=True):
+        given = settings(tmp_path, "distill", **{"trainer.max_steps": steps})
+        caplog.clear()
+        with caplog.at_level("INFO", logger="pimlip_zoo"):
+            assert train_run(prepare_run(load_config(None, given)), folder).steps == steps
+    assert any("teacher: trained before" in record.getMessage() for record in caplog.records)
+    first, second = (load_potential(folder / "teacher", difference=True) for folder in folders)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert baseline_of(folders[1] / "teacher") == "emt"
 
 
 def test_pre_training_is_found_by_all_that_it_depends_on_and_by_no_more(tmp_path, monkeypatch):
