@@ -98,6 +98,12 @@ SETTINGS = {
     },
     "distill-iterated": [("weak.preset", "distill"), ("weak.labels.iterations", 2)],
     "curriculum-share-0.1": [("weak.preset", "curriculum"), ("weak.labels.label_share", 0.1)],
+    # Pre-training and difference model of T steps or two thirds of it, as runs of their own have them.
+    "curriculum-long-stages": [
+        ("weak.preset", "curriculum"),
+        ("weak.labels.steps", "{all}"),
+        ("weak.labels.pretrain_steps", "{two thirds}"),
+    ],
     **{
         f"curriculum-energies-{weight}": [
             ("weak.preset", "curriculum"),
@@ -251,7 +257,8 @@ def settings_of(way, steps, study, pool_structures=None):
 
     settings = list(SETTINGS.get(way, [("weak.preset", way)]))
     steps = round(steps * LENGTHS.get(way, 1))
-    settings = filled(settings, {"{late}": steps * 3 // 5})
+    lengths = {"{late}": steps * 3 // 5, "{all}": steps, "{two thirds}": steps - steps // 3}
+    settings = filled(settings, lengths)
     presets = [value for key, value in settings if key == "weak.preset" and value in PRESETS]
     labels = {key.removeprefix("weak.labels."): value for key, value in settings if "weak.labels" in key}
     for preset in presets:

@@ -20,6 +20,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
+from pimlip_zoo.experiment.record import CONFIG
 from pimlip_zoo.experiment.stable_time import stable_ps
 from pimlip_zoo.experiment.stages import Split, prepare_run, train_run
 from pimlip_zoo.files import read_text, replacing
@@ -166,6 +167,8 @@ def _run_claimed(
     last = run / "checkpoints" / "last.ckpt"
     resume = any(path.exists() for path in (last, *run.glob("*/checkpoints/last.ckpt")))
     if resume:
+        if (run / CONFIG).exists():  # with what the recipe filled in when the run began
+            config = load_config(run / CONFIG, options, complete=True)
         check_settings(run, config)
     experiment = prepare_run(
         config,

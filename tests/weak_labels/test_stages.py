@@ -530,6 +530,29 @@ def test_smaller_subsets_are_part_of_larger_ones_and_seeds_differ():
         subset(frames, 41, 0)
 
 
+def test_an_interrupted_point_of_a_curve_goes_on_with_what_its_recipe_filled_in(tmp_path, monkeypatch):
+    point, test = Point(3, "pretrain", 0), "builtin:ethanol-gfn2/test_300K@0:4"
+    common = [s for s in settings(tmp_path, "pretrain", **{"weak.labels.reuse": False}) if s[0] != "seed"]
+    interrupted_in("pretrain", 1, monkeypatch)
+    assert run_points([point], common, [test], tmp_path / "curve") == signal.SIGTERM
+    assert run_points([point], common, [test], tmp_path / "curve") is None
+    (row,) = collect(tmp_path / "curve")
+    assert row["steps"] == 4
+    run_points([point], common, [test], tmp_path / "whole")
+    assert {k: v for k, v in row.items() if "seconds" not in k} == {
+        k: v for k, v in collect(tmp_path / "whole")[0].items() if "seconds" not in k
+    }
+
+
+def test_a_point_of_a_curve_that_was_interrupted_is_not_resumed_with_other_options(tmp_path, monkeypatch):
+    point, test = Point(3, "pretrain", 0), "builtin:ethanol-gfn2/test_300K@0:4"
+    common = [s for s in settings(tmp_path, "pretrain", **{"weak.labels.reuse": False}) if s[0] != "seed"]
+    interrupted_in("pretrain", 1, monkeypatch)
+    assert run_points([point], common, [test], tmp_path / "curve") == signal.SIGTERM
+    with pytest.raises(InputError, match="weak.labels.steps: the run has 3, given is 5"):
+        run_points([point], [*common, ("weak.labels.steps", 5)], [test], tmp_path / "curve")
+
+
 def test_a_curve_is_a_table_with_means_and_is_not_repeated(tmp_path):
     points = [Point(size, weak, seed) for seed in (0, 1) for size in (3, 6) for weak in ("none", "piwsl")]
     common = [s for s in settings(tmp_path) if s[0] != "seed"]
