@@ -549,7 +549,7 @@ def test_a_point_of_a_curve_that_was_interrupted_is_not_resumed_with_other_optio
     common = [s for s in settings(tmp_path, "pretrain", **{"weak.labels.reuse": False}) if s[0] != "seed"]
     interrupted_in("pretrain", 1, monkeypatch)
     assert run_points([point], common, [test], tmp_path / "curve") == signal.SIGTERM
-    with pytest.raises(InputError, match="weak.labels.steps: the run has 3, given is 5"):
+    with pytest.raises(InputError, match=r"weak\.labels\.steps: the run has 3, given is 5"):
         run_points([point], [*common, ("weak.labels.steps", 5)], [test], tmp_path / "curve")
 
 
