@@ -97,16 +97,17 @@ SETTINGS = {
         for factor in (1.0, 0.3, 0.1, 0.03)
     },
     "distill-iterated": [("weak.preset", "distill"), ("weak.labels.iterations", 2)],
-    "curriculum-share-0.1": [("weak.preset", "curriculum"), ("weak.labels.label_share", 0.1)],
+    "curriculum-share-0.1": [("weak.labels.method", "curriculum"), ("weak.labels.label_share", 0.1)],
+    "curriculum": [("weak.labels.method", "curriculum")],
     # Pre-training and difference model of T steps or two thirds of it, as runs of their own have them.
     "curriculum-long-stages": [
-        ("weak.preset", "curriculum"),
+        ("weak.labels.method", "curriculum"),
         ("weak.labels.steps", "{all}"),
         ("weak.labels.pretrain_steps", "{two thirds}"),
     ],
     **{
         f"curriculum-energies-{weight}": [
-            ("weak.preset", "curriculum"),
+            ("weak.labels.method", "curriculum"),
             ("weak.labels.energy_weight", float(weight)),
         ]
         for weight in (10, 100, 1000)

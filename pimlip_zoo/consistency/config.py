@@ -217,10 +217,6 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "a difference model labels sampled structures for a student that needs no cheap calculator",
         {"labels": {"method": "distill", "pool": {"structures": 3000}}},
     ),
-    "curriculum": (
-        "pretrain, then distill from its weights",
-        {"labels": {"method": "curriculum", "pool": {"structures": 3000}}},
-    ),
     "shared-head": (
         "baseline: train on both levels together, two readouts on the same features",
         {"labels": {"method": "shared_head"}},
