@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import curvature  # noqa: F401  registers its recipe
 from sets import SETS
 from tables import fill, keep, read, table_of
 from ways import TABLES, filled, settings_of

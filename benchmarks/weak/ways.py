@@ -103,6 +103,29 @@ SETTINGS = {
         for factor in (1.0, 0.3, 0.1, 0.03)
     },
     "distill-iterated": [("weak.preset", "distill"), ("weak.labels.iterations", 2)],
+    "curriculum-share-0.1": [("weak.labels.method", "curriculum"), ("weak.labels.label_share", 0.1)],
+    "curriculum": [("weak.labels.method", "curriculum")],
+    # Pre-training and difference model of T steps or two thirds of it, as runs of their own have them.
+    "curriculum-long-stages": [
+        ("weak.labels.method", "curriculum"),
+        ("weak.labels.steps", "{all}"),
+        ("weak.labels.pretrain_steps", "{two thirds}"),
+    ],
+    **{
+        f"curriculum-energies-{weight}": [
+            ("weak.labels.method", "curriculum"),
+            ("weak.labels.energy_weight", float(weight)),
+        ]
+        for weight in (10, 100, 1000)
+    },
+    **{
+        f"curvature{tag}": [
+            ("weak.labels.method", "curvature"),
+            ("weak.labels.rate_after", 0.3),
+            ("weak.labels.curvature", weight),
+        ]
+        for tag, weight in (("", 0.0025), ("-weak", 0.00025))
+    },
     "distill-3": [("weak.preset", "distill"), ("weak.labels.teachers", 3)],
 }
 
@@ -240,7 +263,8 @@ def settings_of(way, steps, study, pool_structures=None):
 
     settings = list(SETTINGS.get(way, [("weak.preset", way)]))
     steps = round(steps * LENGTHS.get(way, 1))
-    settings = filled(settings, {"{late}": steps * 3 // 5})
+    lengths = {"{late}": steps * 3 // 5, "{all}": steps, "{two thirds}": steps - steps // 3}
+    settings = filled(settings, lengths)
     presets = [value for key, value in settings if key == "weak.preset" and value in PRESETS]
     labels = {key.removeprefix("weak.labels."): value for key, value in settings if "weak.labels" in key}
     for preset in presets:
@@ -252,7 +276,9 @@ def settings_of(way, steps, study, pool_structures=None):
     )
     own = {
         "pretrain": [("weak.labels.steps", before)],
+        "curvature": [("weak.labels.steps", before)],
         "distill": [("weak.labels.steps", before)],
+        "curriculum": [("weak.labels.steps", before), ("weak.labels.pretrain_steps", before)],
         "shared_head": [("weak.labels.batch_size", study.batch_size)],
         "second_head": [("weak.labels.batch_size", study.batch_size)],
     }
@@ -289,11 +315,13 @@ def stages(method, steps, befores):
         steps: T.
         befores: how many stages come before a distilled student.
     """
-    if method == "pretrain":
+    if method in ("pretrain", "curvature"):
         return steps - steps // 3, steps // 3
     if method == "distill":
         before = steps // (2 + befores)
         return before, steps - before * befores
+    if method == "curriculum":  # pre-training, a teacher, and the student
+        return steps // 4, steps - 2 * (steps // 4)
     if method in ("second_head", "shared_head"):
         return steps, steps // 2  # two batches a step
     return steps, steps

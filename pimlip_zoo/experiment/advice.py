@@ -51,6 +51,7 @@ LEAST = 10
 """Structures, fewer of which cannot be divided into what is learnt and what is measured."""
 COVERED = 0.9
 _DRAWS = 2000
+_ATOMS_OF_A_STEP = 200
 _SAME_PLACE = 1e-4
 
 
@@ -228,7 +229,7 @@ def advise(
         *([("model.channels", 16)] if model in ("mace", "nequip") else []),
         ("trainer.max_steps", steps),
         ("trainer.valid_every", max(1, steps // 10)),
-        ("data.batch_size", 5),
+        ("data.batch_size", _batch(chosen)),
         ("seed", seed),
         ("data.train", "labels of the advice"),
         ("data.energy_references", "least_squares"),
@@ -316,6 +317,12 @@ def _leveled(labels: Sequence[Frame], frames: Sequence[Frame], measured: NDArray
     offset = fit_offset(labels, zero, species)
     shift = composition_matrix(frames, species) @ offset.energies
     return [replace(labels[i], energy=float(labels[i].energy or 0.0) - float(shift[i])) for i in measured]
+
+
+def _batch(frames: Sequence[Frame]) -> int:
+    """Five structures of a step, fewer where they are large: a step has some 200 atoms."""
+    atoms = float(np.mean([len(frame.numbers) for frame in frames]))
+    return min(max(round(_ATOMS_OF_A_STEP / atoms), 1), 5)
 
 
 def _size(labels: Sequence[Frame]) -> Errors:

@@ -20,6 +20,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, load_split
+from pimlip_zoo.experiment.record import CONFIG
 from pimlip_zoo.experiment.stable_time import stable_ps
 from pimlip_zoo.experiment.stages import Split, prepare_run, train_run
 from pimlip_zoo.files import read_json, read_text, replacing, write_json
@@ -166,6 +167,8 @@ def _run_claimed(
     last = run / "checkpoints" / "last.ckpt"
     resume = any(path.exists() for path in (last, *run.glob("*/checkpoints/last.ckpt")))
     if resume:
+        if (run / CONFIG).exists():  # with what the recipe filled in when the run began
+            config = load_config(run / CONFIG, options, complete=True)
         check_settings(run, config)
     experiment = prepare_run(
         config,
@@ -239,7 +242,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (test, weak, size), members in sorted(groups.items()):
         entry: dict[str, Any] = {"test": test, "weak": weak, "size": size, "seeds": len(members)}
         for column in COLUMNS[4:]:
-            values = [float(member[column]) for member in members if member[column] is not None]
+            known = [member.get(column) for member in members]  # older tables lack columns
+            values = [float(value) for value in known if value is not None]
             entry[column] = float(np.mean(values)) if values else None
             entry[f"{column}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         summary.append(entry)

@@ -29,6 +29,7 @@ from pimlip_zoo.experiment.prepare import Experiment, prepare
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import for_stage
 from pimlip_zoo.experiment.record import check_data, data_record, write_record
+from pimlip_zoo.experiment.reuse import keep_stage, stage_key, take_stage
 from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
@@ -172,23 +173,28 @@ class Run:
         """
         return train(experiment or self.experiment, self.folder, resume=self.begun)
 
-    def stage(self, name: str, experiment: Experiment) -> Outcome:
+    def stage(self, name: str, experiment: Experiment, *, reuse: bool = False) -> Outcome:
         """Train a stage, go on with it, or skip it when it is complete.
 
         Args:
             name: of its folder.
             experiment: what is trained; often the run with other structures and :meth:`stage_config`.
+            reuse: take it from the cache of weak labels when the same one has been trained before, and put it there.
         """
-        folder = self.folder / name
-        last = _last(folder)
-        if last.exists():
-            done = steps_done(last)
-            if done >= experiment.config.trainer.max_steps:
-                return Outcome(folder, done, 0.0, None)
-        structures, steps = len(experiment.train), experiment.config.trainer.max_steps
-        log.info("%s: %d structures, %d steps", name, structures, steps)
+        folder, steps = self.folder / name, experiment.config.trainer.max_steps
+        last, key, cache = _last(folder), "", _cache(self.labels)
+        if last.exists() and (done := steps_done(last)) >= steps:
+            return Outcome(folder, done, 0.0, None)
+        if reuse:
+            key = from_rank_zero(lambda: stage_key(experiment))
+            if not last.exists() and from_rank_zero(lambda: take_stage(key, folder, cache)):
+                return self.stage(name, experiment)
+        log.info("%s: %d structures, %d steps", name, len(experiment.train), steps)
         # What is compared when a run is resumed are the structures of the run, not those of a stage.
-        return train(replace(experiment, data=None), folder, resume=last.exists())
+        outcome = train(replace(experiment, data=None), folder, resume=last.exists())
+        if reuse and outcome.signal is None:
+            from_rank_zero(lambda: keep_stage(key, folder, cache))
+        return outcome
 
     def stage_config(self, options: StageOptions, structures: int, *, consistency: bool = False) -> RunConfig:
         """The run's configuration for a stage of its own length.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from pimlip_zoo.datasets.dataset import MadeSamples
 from pimlip_zoo.datasets.frame import Frame
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["LABEL_SHARE", "Distill", "DistillOptions", "teach"]
 
 LABEL_SHARE = 0.3
-"""Of what a distilled student sees, how much are reference labels; they are repeated to reach it."""
+"""Of what a distilled student sees, how much are reference labels."""
 
 
 class DistillOptions(StageOptions, StressOptions):
     """Options of distillation."""
 
+    label_share: float = Field(default=LABEL_SHARE, gt=0, lt=1)
+    """Of what the student sees, how much are reference labels; they are repeated to reach it, each once at least."""
+    energy_weight: PositiveFloat | None = None
+    """Of the energies (``loss.energy_per_atom.weight``) where students learn; None: the run's."""
     teachers: PositiveInt = 1
     """Difference models of different seeds, whose mean teaches."""
     agreement: PositiveFloat | None = None
@@ -63,7 +67,7 @@ class Distill(Recipe[DistillOptions]):
             name = "teacher" if number == 0 else f"teacher-{number + 1}"
             config = run.stage_config(self.options, len(run.experiment.train))
             config = config.model_copy(update={"seed": config.seed + 1000 * number})
-            outcome = run.stage(name, run.prepare("delta", config))
+            outcome = run.stage(name, run.prepare("delta", config), reuse=self.options.reuse)
             if outcome.signal is not None:
                 return outcome
             teachers.append(run.trained(name, difference=True))
@@ -88,12 +92,17 @@ class Distill(Recipe[DistillOptions]):
     def _student(self, run: Run, taught: Sequence[Frame]) -> Experiment:
         """The run with the taught structures beside the labelled ones, which are repeated to have their share."""
         experiment = run.experiment
-        samples = run.samples(taught)
-        repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(samples) / len(experiment.train)))
+        samples, share = run.samples(taught), self.options.label_share
+        repeats = max(1, round(share / (1.0 - share) * len(samples) / len(experiment.train)))
         run.scale_to(taught)
         mixed = MadeSamples([*samples, *(list(experiment.train) * repeats)])
         learnt = tuple(sorted({*experiment.labels, *run.learnt(self.options, taught)}))
-        return replace(experiment, config=run.config_for(len(mixed), learnt), train=mixed, labels=learnt)
+        config = run.config_for(len(mixed), learnt)
+        if self.options.energy_weight is not None:
+            settings = config.model_dump()
+            settings["loss"]["energy_per_atom"]["weight"] = self.options.energy_weight
+            config = type(config).model_validate(settings)
+        return replace(experiment, config=config, train=mixed, labels=learnt)
 
 
 def teach(

@@ -16,13 +16,20 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment import Outcome
     from pimlip_zoo.experiment.stages import Run
 
-__all__ = ["Pretrain", "PretrainOptions"]
+__all__ = ["STAGE", "Pretrain", "PretrainOptions", "PretrainStageOptions", "pretrain_stage"]
+
+STAGE = "pretrain"
+"""Name of the stage's folder."""
 
 HELD_AT_MOST = 200
 """Structures of the pool that the stage is validated on: a tenth of it, and no more than these."""
 
 
-class PretrainOptions(StageOptions, StressOptions):
+class PretrainStageOptions(StageOptions, StressOptions):
+    """What the stage needs to know."""
+
+
+class PretrainOptions(PretrainStageOptions):
     """Options of pre-training."""
 
     rate_after: float | None = Field(default=None, gt=0, le=1)
@@ -39,29 +46,11 @@ class Pretrain(Recipe[PretrainOptions]):
     def train(self, run: Run) -> Outcome:
         """The stage ``pretrain``, then the run."""
         if not run.begun:
-            outcome = self._pretrain(run)
+            outcome = pretrain_stage(run, self.options, consistency=self.options.terms == "throughout")
             if outcome.signal is not None:
                 return outcome
-            run.take_weights("pretrain")
+            run.take_weights(STAGE)
         return run.train()
-
-    def _pretrain(self, run: Run) -> Outcome:
-        pool = run.pool(shift="energy" in run.experiment.labels)
-        run.scale_to(pool)
-        held = max(1, min(len(pool) // 10, HELD_AT_MOST))
-        throughout = self.options.terms == "throughout"
-        config = run.stage_config(self.options, len(pool) - held, consistency=throughout)
-        samples, learnt = run.samples(pool, config), run.learnt(self.options, pool)
-        order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
-        stage = replace(
-            run.experiment,
-            config=config,
-            labels=learnt,
-            train=MadeSamples(samples[index] for index in order[held:]),
-            valid=MadeSamples(samples[index] for index in order[:held]),
-            weak=run.weak_terms(config, learnt, samples),
-        )
-        return run.stage("pretrain", stage)
 
     def learning_rate_factor(self, labels: Sequence[str]) -> float:
         """Slower where energies are the only labels."""
@@ -72,3 +61,28 @@ class Pretrain(Recipe[PretrainOptions]):
     def steps_before(self) -> int:
         """Those of the stage."""
         return self.options.steps
+
+
+def pretrain_stage(run: Run, options: PretrainStageOptions, *, consistency: bool = False) -> Outcome:
+    """The stage ``pretrain`` of a run: its potential, trained on the cheap level's labels of the pool.
+
+    Args:
+        run: whose potential it is.
+        options: length and learning rate of the stage, and whether it learns stress.
+        consistency: whether the run's consistency losses begin here.
+    """
+    pool = run.pool(shift="energy" in run.experiment.labels)
+    run.scale_to(pool)
+    held = max(1, min(len(pool) // 10, HELD_AT_MOST))
+    config = run.stage_config(options, len(pool) - held, consistency=consistency)
+    samples, learnt = run.samples(pool, config), run.learnt(options, pool)
+    order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
+    stage = replace(
+        run.experiment,
+        config=config,
+        labels=learnt,
+        train=MadeSamples(samples[index] for index in order[held:]),
+        valid=MadeSamples(samples[index] for index in order[:held]),
+        weak=run.weak_terms(config, learnt, samples),
+    )
+    return run.stage(STAGE, stage, reuse=options.reuse)

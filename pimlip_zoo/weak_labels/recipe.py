@@ -96,6 +96,8 @@ class StageOptions(RecipeOptions):
     """Of a stage before the run: pre-training, or the difference model that teaches."""
     learning_rate: PositiveFloat | None = None
     """Of a stage before the run; None: the run's."""
+    reuse: bool = True
+    """Take a stage from the cache of weak labels where the very same one has been trained before."""
 
 
 class StressOptions(RecipeOptions):
@@ -125,7 +127,10 @@ class RecipeInfo:
 RECIPES: Registry[RecipeInfo] = Registry(
     "recipe for weak labels",
     "pimlip_zoo.recipes",
-    tuple(f"pimlip_zoo.weak_labels.{name}" for name in ("pretrain", "delta", "distill", "shared_head")),
+    tuple(
+        f"pimlip_zoo.weak_labels.{name}"
+        for name in ("pretrain", "delta", "distill", "shared_head", "curriculum")
+    ),
     left={"second_head": BASELINE},
 )
 

@@ -50,8 +50,10 @@ def settings(tmp_path, method=None, **options):
             "weak.labels.pool.method": "displaced",
             "weak.labels.cache": str(tmp_path / "cache"),
         }
-        if method in ("pretrain", "distill"):
+        if method in ("pretrain", "distill", "curriculum"):
             values["weak.labels.steps"] = 3
+        if method == "curriculum":
+            values["weak.labels.pretrain_steps"] = 3
         if method == "shared_head":
             values["weak.labels.batch_size"] = 2
     return list((values | options).items())
@@ -105,9 +107,12 @@ def interrupted_in(stage, step, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "stage", "options"),
     [
-        ("pretrain", "pretrain", {}),
-        ("distill", "teacher", {}),
+        ("pretrain", "pretrain", {"weak.labels.reuse": False}),
+        ("distill", "teacher", {"weak.labels.reuse": False}),
         ("distill", "student-1", {"weak.labels.iterations": 2}),
+        ("curriculum", "pretrain", {"weak.labels.reuse": False}),
+        ("curriculum", "teacher", {"weak.labels.reuse": False}),
+        ("curriculum", "run", {}),
         ("delta", "run", {}),
         ("shared_head", "run", {}),
     ],
@@ -141,9 +146,9 @@ def test_the_configuration_is_written_before_the_first_stage_and_once(tmp_path, 
     config = load_config(None, settings(tmp_path, "pretrain"))
     seen = []
 
-    def look(run, name, experiment):
+    def look(run, name, experiment, **options):
         seen.append((tmp_path / "run" / "config.yaml").stat().st_mtime_ns)
-        return original(run, name, experiment)
+        return original(run, name, experiment, **options)
 
     original = Run.stage
     monkeypatch.setattr(Run, "stage", look)
@@ -289,6 +294,130 @@ def test_a_student_learns_from_the_difference_model_and_stands_alone(tmp_path):
     load_potential(folder)
 
 
+def test_a_student_of_the_curriculum_begins_with_the_pre_trained_weights_and_learns_the_teachers_labels(
+    tmp_path, monkeypatch
+):
+    from pimlip_zoo.weak_labels import distill
+
+    taught = []
+    original = distill.teach
+    monkeypatch.setattr(distill, "teach", lambda *a: taught.append(original(*a)) or taught[-1])
+    options = {"optimizer.lr": 1e-9, "weak.labels.learning_rate": 1e-2, "trainer.ema_decay": 0.0}
+    _, outcome = run(tmp_path, "curriculum", **options)
+    assert outcome.steps == 4
+    folder = tmp_path / "run"
+    assert baseline_of(folder / "teacher") == "emt"
+    assert baseline_of(folder / "pretrain") is None
+    first, last = load_potential(folder / "pretrain"), load_potential(folder)
+    for a, b in zip(first.parameters(), last.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert [len(frames) for frames in taught] == [6]
+    recipe = load_config(folder / "config.yaml", complete=True).weak.labels.recipe()
+    assert recipe.steps_before() == 6
+
+
+def test_reference_labels_are_repeated_to_have_their_share_of_what_a_student_sees(tmp_path):
+    for share, repeats in ((0.1, 1), (0.5, 1), (0.8, 3)):
+        options = {"weak.labels.label_share": share, "weak.labels.steps": 1}
+        given = settings(tmp_path, "distill", **options)
+        experiment = prepare_run(load_config(None, given))
+        labels = experiment.config.weak.labels
+        of_run = Run(experiment, labels, tmp_path)
+        student = labels.recipe()._student(of_run, of_run.pool(shift=False))
+        assert len(student.train) == 6 + 8 * repeats
+
+
+def test_pre_training_that_was_done_before_is_taken_from_the_cache_and_is_what_it_would_be(tmp_path, caplog):
+    given = settings(tmp_path, "pretrain")
+
+    def weights(folder, **changed):
+        changed = {key.replace("__", "."): value for key, value in changed.items()}
+        caplog.clear()
+        values = list((dict(given) | changed).items())
+        with caplog.at_level("INFO", logger="pimlip_zoo"):
+            train_run(prepare_run(load_config(None, values)), tmp_path / folder)
+        said = [record.getMessage() for record in caplog.records]
+        return load_potential(tmp_path / folder / "pretrain"), any("taken from" in line for line in said)
+
+    def same(a, b):
+        return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+    first, taken = weights("first")
+    assert not taken
+    second, taken = weights("second", trainer__max_steps=6)  # the run itself may be another one
+    assert taken
+    assert same(first, second)
+    anew, taken = weights("anew", weak__labels__reuse=False)
+    assert not taken
+    assert same(first, anew)
+    curriculum, taken = weights(
+        "curriculum", weak__labels__method="curriculum", weak__labels__pretrain_steps=3
+    )
+    assert taken
+    assert same(first, curriculum)
+
+
+def test_a_teacher_that_was_trained_before_is_taken_from_the_cache(tmp_path, caplog):
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder, steps in zip(folders, (4, 5), strict=True):
+        given = settings(tmp_path, "distill", **{"trainer.max_steps": steps})
+        caplog.clear()
+        with caplog.at_level("INFO", logger="pimlip_zoo"):
+            assert train_run(prepare_run(load_config(None, given)), folder).steps == steps
+    assert any("teacher: trained before" in record.getMessage() for record in caplog.records)
+    first, second = (load_potential(folder / "teacher", difference=True) for folder in folders)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert baseline_of(folders[1] / "teacher") == "emt"
+
+
+def test_pre_training_is_found_by_all_that_it_depends_on_and_by_no_more(tmp_path, monkeypatch):
+    from pimlip_zoo.experiment import stages
+    from pimlip_zoo.experiment.run import Outcome
+
+    keys, given, key_of = [], settings(tmp_path, "pretrain"), stages.stage_key
+    monkeypatch.setattr(stages, "stage_key", lambda experiment: keys.append(key_of(experiment)) or keys[-1])
+    monkeypatch.setattr(stages, "train", lambda _, folder, resume: Outcome(folder, 0, 0.0, signal.SIGTERM))
+
+    def key(**changed):
+        changed = {name.replace("__", "."): value for name, value in changed.items()}
+        train_run(prepare_run(load_config(None, list((dict(given) | changed).items()))), tmp_path / "run")
+        return keys[-1]
+
+    first = key()
+    assert key() == first
+    assert key(trainer__max_steps=7) == first
+    assert key(weak__labels__rate_after=0.5) == first
+    assert key(data__valid="builtin:ethanol-gfn2/valid@0:3") == first  # a part of the pool validates
+    assert key(data__train="builtin:ethanol-gfn2@0:8:1") == first  # the same structures under another name
+    changed = [
+        key(seed=1),
+        key(optimizer__lr=0.003),
+        key(weak__labels__learning_rate=0.004),
+        key(weak__labels__steps=2),
+        key(weak__labels__pool__structures=5),
+        key(weak__labels__pool__seed=1),
+        key(weak__labels__calculator=LJ),
+        key(data__train="builtin:ethanol-gfn2@0:7"),
+        key(data__labels=["energy"]),
+        key(model__channels=8),
+        key(trainer__ema_decay=0.5),
+    ]
+    assert [changed.count(k) for k in changed] == [1] * len(changed)
+    assert first not in changed
+
+
+def test_pre_training_that_was_interrupted_is_not_kept_until_it_is_done(tmp_path, monkeypatch):
+    config = load_config(None, settings(tmp_path, "pretrain"))
+    interrupted_in("pretrain", 1, monkeypatch)
+    folder = tmp_path / "run"
+    assert train_run(prepare_run(config), folder).signal == signal.SIGTERM
+    kept = tmp_path / "cache" / "stages"
+    assert not kept.exists()
+    train_run(prepare_run(config), folder, resume=True)
+    assert len(list(kept.glob("*/checkpoints/last.ckpt"))) == 1
+    assert [path.name for path in kept.iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_teacher_is_asked_again_where_its_student_goes(tmp_path):
     options = {"weak.labels.iterations": 2, "model.name": "nequip"}
     given = settings(tmp_path, "distill")
@@ -401,6 +530,29 @@ def test_smaller_subsets_are_part_of_larger_ones_and_seeds_differ():
         subset(frames, 41, 0)
 
 
+def test_an_interrupted_point_of_a_curve_goes_on_with_what_its_recipe_filled_in(tmp_path, monkeypatch):
+    point, test = Point(3, "pretrain", 0), "builtin:ethanol-gfn2/test_300K@0:4"
+    common = [s for s in settings(tmp_path, "pretrain", **{"weak.labels.reuse": False}) if s[0] != "seed"]
+    interrupted_in("pretrain", 1, monkeypatch)
+    assert run_points([point], common, [test], tmp_path / "curve") == signal.SIGTERM
+    assert run_points([point], common, [test], tmp_path / "curve") is None
+    (row,) = collect(tmp_path / "curve")
+    assert row["steps"] == 4
+    run_points([point], common, [test], tmp_path / "whole")
+    assert {k: v for k, v in row.items() if "seconds" not in k} == {
+        k: v for k, v in collect(tmp_path / "whole")[0].items() if "seconds" not in k
+    }
+
+
+def test_a_point_of_a_curve_that_was_interrupted_is_not_resumed_with_other_options(tmp_path, monkeypatch):
+    point, test = Point(3, "pretrain", 0), "builtin:ethanol-gfn2/test_300K@0:4"
+    common = [s for s in settings(tmp_path, "pretrain", **{"weak.labels.reuse": False}) if s[0] != "seed"]
+    interrupted_in("pretrain", 1, monkeypatch)
+    assert run_points([point], common, [test], tmp_path / "curve") == signal.SIGTERM
+    with pytest.raises(InputError, match=r"weak\.labels\.steps: the run has 3, given is 5"):
+        run_points([point], [*common, ("weak.labels.steps", 5)], [test], tmp_path / "curve")
+
+
 def test_a_curve_is_a_table_with_means_and_is_not_repeated(tmp_path):
     points = [Point(size, weak, seed) for seed in (0, 1) for size in (3, 6) for weak in ("none", "piwsl")]
     common = [s for s in settings(tmp_path) if s[0] != "seed"]
@@ -420,6 +572,8 @@ def test_a_curve_is_a_table_with_means_and_is_not_repeated(tmp_path):
     chosen = [row["forces_rmse"] for row in rows if row["size"] == 3 and row["weak"] == "none"]
     assert summary[0]["forces_rmse"] == pytest.approx(np.mean(chosen))
     assert summary[0]["forces_rmse_std"] == pytest.approx(np.std(chosen, ddof=1))
+    older = [{k: v for k, v in row.items() if k != "stable_ps"} for row in rows]
+    assert summarise(older) == summary  # tables that were written before have fewer columns
     result = tmp_path / "curve" / points[0].name / "result.json"
     before = result.stat().st_mtime_ns
     run_points(points[:1], common, [test], tmp_path / "curve")
