@@ -67,9 +67,9 @@ def main() -> int:
 
 def row(name: str, table: float | None, flops: float, bandwidth: float, repeats: int) -> str:
     """One line of the table."""
+    from pimlip_zoo.compiled.native.record import record, steps_of
     from pimlip_zoo.deploy.native.export import export_native
     from pimlip_zoo.deploy.native.library import NativeModel
-    from pimlip_zoo.deploy.native.record import record, steps_of
     from pimlip_zoo.deploy.native.tabulate import tabulated
 
     potential = build(argparse.Namespace(model=name, size="small", dtype="float32")).eval()
@@ -109,7 +109,7 @@ def lattice():
 
 def cost(operation, sizes: tuple[int, int, int]) -> tuple[str, float, float]:
     """Its kind, floating-point operations and bytes; ``sizes`` are the numbers of atoms, edges and pairs."""
-    from pimlip_zoo.deploy.native.program import KernelOp, ListsOp, Program
+    from pimlip_zoo.compiled.native.program import KernelOp, ListsOp, Program
 
     number = lambda size: size.constant + sum(f * n for f, n in zip(size[1:], sizes, strict=True))  # noqa: E731
     elements = lambda view: math.prod(number(size) for size in view.sizes)  # noqa: E731

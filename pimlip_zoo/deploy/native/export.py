@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.native.program import Program
+from pimlip_zoo.compiled.native.record import record, steps_of
+from pimlip_zoo.compiled.native.source import constant_offsets, model_source
 from pimlip_zoo.deploy.metadata import export_metadata
 from pimlip_zoo.deploy.native.archive import TARGETS, NativeFile, read_native, write_native
 from pimlip_zoo.deploy.native.library import NativeModel
-from pimlip_zoo.deploy.native.program import Program
-from pimlip_zoo.deploy.native.record import record, steps_of
-from pimlip_zoo.deploy.native.source import constant_offsets, model_source
 from pimlip_zoo.deploy.native.tabulate import Tabulated, by_steps, deviation, tabulated
 from pimlip_zoo.deploy.selfcheck import compare, from_edges, pair_style_inputs
 from pimlip_zoo.deploy.torchscript import ExportReport, prepared

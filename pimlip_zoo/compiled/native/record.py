@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_map_only
 
 from pimlip_zoo.compiled.kernels.edges import EdgeLists, EdgePairs
 from pimlip_zoo.compiled.kernels.watch import KernelCall, watched_by
-from pimlip_zoo.deploy.native.fuse import without_copies
-from pimlip_zoo.deploy.native.program import (
+from pimlip_zoo.compiled.native.fuse import without_copies
+from pimlip_zoo.compiled.native.program import (
     INPUTS,
     KernelOp,
     ListsOp,

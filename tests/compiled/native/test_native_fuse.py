@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pimlip_zoo.compiled.kernels.mlp import MLPForm, MLPSweep, cpu_mlp
-from pimlip_zoo.deploy.native.fuse import without_copies
-from pimlip_zoo.deploy.native.program import KernelOp, Program, Size, TensorOp, View
+from pimlip_zoo.compiled.native.fuse import without_copies
+from pimlip_zoo.compiled.native.program import KernelOp, Program, Size, TensorOp, View
 
 pytestmark = pytest.mark.compiler
 
