@@ -67,14 +67,14 @@ def main() -> int:
 
 def row(name: str, table: float | None, flops: float, bandwidth: float, repeats: int) -> str:
     """One line of the table."""
-    from pimlip_zoo.compiled.native.record import record, steps_of
+    from pimlip_zoo.deploy.native.evaluation import recorded, steps_of
     from pimlip_zoo.deploy.native.export import export_native
     from pimlip_zoo.deploy.native.library import NativeModel
     from pimlip_zoo.deploy.native.tabulate import tabulated
 
     potential = build(argparse.Namespace(model=name, size="small", dtype="float32")).eval()
     potential.requires_grad_(False)
-    program = record(potential, steps_of(potential) if table is None else tabulated(potential, table).trace)
+    program = recorded(potential, steps_of(potential) if table is None else tabulated(potential, table).trace)
     with tempfile.TemporaryDirectory() as folder:
         export_native(potential, Path(folder) / "model.pimlip", table=table)
         model = NativeModel(Path(folder) / "model.pimlip", threads=1)

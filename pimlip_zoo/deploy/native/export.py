@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.compiled.native.program import Program
-from pimlip_zoo.compiled.native.record import record, steps_of
 from pimlip_zoo.compiled.native.source import constant_offsets, model_source
 from pimlip_zoo.deploy.metadata import export_metadata
 from pimlip_zoo.deploy.native.archive import TARGETS, NativeFile, read_native, write_native
+from pimlip_zoo.deploy.native.evaluation import recorded, steps_of
 from pimlip_zoo.deploy.native.library import NativeModel
 from pimlip_zoo.deploy.native.tabulate import Tabulated, by_steps, deviation, tabulated
 from pimlip_zoo.deploy.selfcheck import compare, from_edges, pair_style_inputs
@@ -72,7 +72,7 @@ def export_native(
     )
     made = None if table is None else tabulated(ready, table)
     trace = steps_of(ready) if made is None else made.trace
-    program = record(ready, trace)
+    program = recorded(ready, trace)
     sources = {width: model_source(program, width, registers) for width, registers in TARGETS.items()}
     with replacing(path) as scratch:
         content = NativeFile(metadata, sources, weights_bytes(program))
