@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
-from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum
-from pimlip_zoo.compiled.kernels.scope import is_useful
+from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum, Term
 
-__all__ = ["FORWARD", "ConvolutionSums", "Operands", "convolve"]
+__all__ = [
+    "FORWARD",
+    "ConvolutionSums",
+    "Operands",
+    "convolve",
+    "gradient_kernels",
+    "second_kernels",
+    "tangent_kernel",
+]
 
-FORWARD = NodeSum("out", ((0, 0, 0),))
-_BACKWARD_X = NodeSum("in", ((0, 0, 0),))
-_BACKWARD_EDGE = EdgeSum(((0, 0, 0),), ((0, 0, 0),))
+Flags = tuple[bool, bool, bool]
+"""Of x, Y and w."""
+Terms = tuple[Term, ...]
+_ONE: Terms = ((0, 0, 0),)
+FORWARD = NodeSum("out", _ONE)
 
 Operands = tuple[Tensor | None, ...]
 
@@ -41,116 +51,87 @@ class ConvolutionSums(Protocol):
         ...
 
 
-def convolve(op: ConvolutionSums, edges: EdgeLists, x: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
-    """(N, K_in, C), (E, K_edge), (E, P, C) -> (N, K_out, C)."""
-    return _Convolve.apply(op, edges, x, harmonics, weights)
+def convolve(
+    sums: ConvolutionSums, edges: EdgeLists, x: Tensor, harmonics: Tensor, weights: Tensor
+) -> Tensor:
+    """(N, K_in, C), (E, K_edge), (E, P, C) -> (N, K_out, C), differentiable to any order."""
+    out: Tensor = differentiable(_Convolution(sums, edges), x, harmonics, weights)
+    return out
 
 
-class _Convolve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, op: ConvolutionSums, edges: EdgeLists, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        ctx.op, ctx.edges = op, edges
-        ctx.save_for_backward(x, y, w)
-        if any(ctx.needs_input_grad):
-            op.prepare(FORWARD, _BACKWARD_X, _BACKWARD_EDGE)
-        return op.node_sum(FORWARD, edges, (x, None), (y, None), (w, None), (None, None))
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, w = ctx.saved_tensors
-        need_x, need_y, need_w = ctx.needs_input_grad[2:]
-        needs = (need_x, is_useful(need_y, y), need_w)
-        return (None, None, *_gradients(ctx.op, ctx.edges, needs, x, y, w, g))
+@cache
+def gradient_kernels(wanted: Flags) -> tuple[NodeSum | EdgeSum, ...]:
+    """``d<g, dS/dg>`` by those of (x, Y, w) that are wanted."""
+    return _kernels(_ONE, _ONE, _ONE, wanted)
 
 
-def _gradients(
-    op: ConvolutionSums, edges: EdgeLists, needs: tuple[bool, ...], x: Tensor, y: Tensor, w: Tensor, g: Tensor
-) -> tuple[Tensor | None, ...]:
-    return _Backward.apply(op, edges, needs, x, y, w, g)
+@cache
+def tangent_kernel(present: Flags) -> NodeSum:
+    """The convolution's derivative along the tangents of (x, Y, w) that are there."""
+    terms: list[Term] = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    return NodeSum("out", tuple(term for term, here in zip(terms, present, strict=True) if here))
 
 
-class _Backward(torch.autograd.Function):
-    """Gradients of the convolution as a function of its operands and of the incoming gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        op: ConvolutionSums,
-        edges: EdgeLists,
-        needs: tuple[bool, ...],
-        x: Tensor,
-        y: Tensor,
-        w: Tensor,
-        g: Tensor,
-    ) -> tuple[Tensor | None, ...]:
-        ctx.op, ctx.edges = op, edges
-        ctx.save_for_backward(x, y, w, g)
-        ctx.set_materialize_grads(False)
-        operands = ((x, None), (y, None), (w, None), (g, None))
-        gx = op.node_sum(_BACKWARD_X, edges, *operands) if needs[0] else None
-        gw, gy = None, None
-        if needs[1] or needs[2]:
-            one = ((0, 0, 0),)
-            gw, gy = op.edge_sum(EdgeSum(one if needs[2] else (), one if needs[1] else ()), edges, *operands)
-        return gx, gy, gw
-
-    @staticmethod
-    def backward(
-        ctx: Any, hx: Tensor | None, hy: Tensor | None, hw: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        x, y, w, g = ctx.saved_tensors
-        need_x, need_y, need_w, need_g = ctx.needs_input_grad[3:]
-        needs = (need_x, is_useful(need_y, y), need_w, need_g)
-        second = _second_composed if torch.is_grad_enabled() else _second_fused
-        return (None, None, None, *second(ctx.op, ctx.edges, needs, (x, y, w, g), (hx, hy, hw)))
+@cache
+def second_kernels(present: Flags, wanted: Flags, *, adds: bool) -> tuple[NodeSum | EdgeSum, ...]:
+    """Derivatives of ``<g, tangent>`` by (x, Y, w) and, with ``adds``, of ``<h, dS/dg>``, h the second variant of g."""
+    x, y, w = present
+    # Terms name variants of (g, Y, w), of (x, Y, g) and of (x, w, g).
+    into_x = [(1, 0, 0)] * adds + [(0, 1, 0)] * y + [(0, 0, 1)] * w
+    into_w = [(0, 0, 1)] * adds + [(1, 0, 0)] * x + [(0, 1, 0)] * y
+    into_y = [(0, 0, 1)] * adds + [(1, 0, 0)] * x + [(0, 1, 0)] * w
+    return _kernels(tuple(into_x), tuple(into_w), tuple(into_y), wanted)
 
 
-def _second_fused(
-    op: ConvolutionSums, edges: EdgeLists, needs: tuple[bool, ...], base: Sequence[Tensor], tangents: Operands
-) -> tuple[Tensor | None, ...]:
-    """Derivatives of ``<hx, dS/dx> + <hy, dS/dY> + <hw, dS/dw>``, one kernel for each operand."""
-    (x, y, w, g), (hx, hy, hw) = base, tangents
-    has_x, has_y, has_w = hx is not None, hy is not None, hw is not None
-    operands = ((x, hx), (y, hy), (w, hw), (g, None))
-    out = _terms((1, 0, 0, has_x), (0, 1, 0, has_y), (0, 0, 1, has_w))
-    into_x = _terms((0, 1, 0, has_y), (0, 0, 1, has_w))
-    into_y = _terms((1, 0, 0, has_x), (0, 1, 0, has_w))
-    into_w = _terms((1, 0, 0, has_x), (0, 1, 0, has_y))
-    edge = EdgeSum(into_w if needs[2] else (), into_y if needs[1] else ())
-    kernels = [NodeSum("out", out)] * needs[3] + [NodeSum("in", into_x)] * needs[0] + [edge]
-    op.prepare(*(k for k in kernels if (k.terms if isinstance(k, NodeSum) else k.weights + k.harmonics)))
-    gg = op.node_sum(NodeSum("out", out), edges, *operands) if needs[3] and out else None
-    gx = op.node_sum(NodeSum("in", into_x), edges, *operands) if needs[0] and into_x else None
-    gw, gy = op.edge_sum(edge, edges, *operands) if edge.weights or edge.harmonics else (None, None)
-    return gx, gy, gw, gg
+def _kernels(into_x: Terms, into_w: Terms, into_y: Terms, wanted: Flags) -> tuple[NodeSum | EdgeSum, ...]:
+    """Those that have something to sum and are wanted."""
+    node = NodeSum("in", into_x if wanted[0] else ())
+    edge = EdgeSum(into_w if wanted[2] else (), into_y if wanted[1] else ())
+    return (node,) * bool(node.terms) + (edge,) * bool(edge.weights or edge.harmonics)
 
 
-def _terms(*candidates: tuple[int, int, int, bool]) -> tuple[tuple[int, int, int], ...]:
-    return tuple((a, b, c) for a, b, c, present in candidates if present)
+class _Convolution(Operation):
+    """``dS/dg`` of (x, Y, w)."""
+
+    multilinear = True
+
+    def __init__(self, sums: ConvolutionSums, edges: EdgeLists) -> None:
+        self.sums, self.edges = sums, edges
+
+    def expect(self, wanted: Sequence[bool]) -> None:
+        self.sums.prepare(FORWARD, *gradient_kernels((True, True, True)))
+
+    def forward(self, *x: Tensor) -> Tensor:
+        features, harmonics, weights = ((each, None) for each in x)
+        return self.sums.node_sum(FORWARD, self.edges, features, harmonics, weights, (None, None))
+
+    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+        return self._run(gradient_kernels(_flags(wanted)), x, g, (None,) * 3)
+
+    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]) -> Tensors:
+        present = _flags(each is not None for each in h)
+        kernels = second_kernels(present, _flags(wanted[:3]), adds=False)
+        tangent = tangent_kernel(present)
+        self.sums.prepare(*kernels, *[tangent] * wanted[3])
+        by_g = None
+        if wanted[3]:
+            of_x, of_y, of_w = zip(x, h, strict=True)
+            by_g = self.sums.node_sum(tangent, self.edges, of_x, of_y, of_w, (None, None))
+        return (*self._run(kernels, x, g, h), by_g)
+
+    def _run(
+        self, kernels: Sequence[NodeSum | EdgeSum], x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors
+    ) -> Tensors:
+        operands = [(each, t) for each, t in zip((*x, *g), (*h, None), strict=True)]
+        by_x = by_y = by_w = None
+        for kernel in kernels:
+            if isinstance(kernel, NodeSum):
+                by_x = self.sums.node_sum(kernel, self.edges, *operands)
+            else:
+                by_w, by_y = self.sums.edge_sum(kernel, self.edges, *operands)
+        return by_x, by_y, by_w
 
 
-def _second_composed(
-    op: ConvolutionSums, edges: EdgeLists, needs: tuple[bool, ...], base: Sequence[Tensor], tangents: Operands
-) -> tuple[Tensor | None, ...]:
-    """The same out of differentiable pieces, for derivatives beyond the second."""
-    (x, y, w, g), (hx, hy, hw) = base, tangents
-    total: list[Tensor | None] = [None, None, None, None]
-    for place, h in enumerate((hx, hy, hw)):
-        if h is None:
-            continue
-        trio = [x, y, w]
-        trio[place] = h
-        wanted = tuple(needs[i] and i != place for i in range(3))
-        parts = [
-            *(
-                _gradients(op, edges, wanted, trio[0], trio[1], trio[2], g)
-                if any(wanted)
-                else (None, None, None)
-            )
-        ]
-        parts.append(convolve(op, edges, *trio) if needs[3] else None)
-        for i, part in enumerate(parts):
-            if part is not None:
-                sofar = total[i]
-                total[i] = part if sofar is None else sofar + part
-    return tuple(total)
+def _flags(given: Iterable[bool]) -> Flags:
+    x, y, w = given
+    return x, y, w
