@@ -123,7 +123,7 @@ def cost(operation, sizes: tuple[int, int, int]) -> tuple[str, float, float]:
         return "moving and adding arrays", float(elements(operation.out)), moved
     # Rows that are put into tiles are those of the result.
     rows = number(operation.views[11].sizes[0] if isinstance(operation.rows, int) else operation.rows)
-    owner = operation.library.owner
+    owner = operation.library
     kind, work = WORK.get(type(owner).__name__, ("rest", lambda *_: 0.0))
     if kind == "tables":  # a table is not read as a whole
         moved -= elements(operation.views[7]) * operation.views[7].dtype.itemsize

@@ -43,7 +43,7 @@ class EmbeddingForm:
         return (len(self.couplings) + 2) ** 2
 
 
-class CpuEmbedding:
+class CpuEmbedding(KernelLibrary):
     """The kernels of one form: 0 values, 1 gradient by the vectors, 2 derivative of ``<h, gradient>`` by cotangents.
 
     Args:
@@ -51,20 +51,13 @@ class CpuEmbedding:
         dtype: float32 or float64.
     """
 
+    value = 0
+
     def __init__(self, form: EmbeddingForm, dtype: torch.dtype) -> None:
-        self.form, self.dtype = form, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.form = form
 
-    def prepared(self) -> CpuEmbedding:
-        """Itself, with the first kernel built.
-
-        Raises:
-            CompilerError: when it cannot be.
-        """
-        self.library.build(0)
-        return self
-
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         lanes = machine.lanes
         root = "sqrtf" if machine.scalar == "float" else "sqrt"
         lines = [*prelude(machine, [lanes]), f"typedef v{lanes} V;", *kernel_head()]
@@ -247,11 +240,10 @@ class CpuEmbedding:
         )
         first = torch.empty((rows, 3 if kernel == 1 else form.num_basis), dtype=self.dtype)
         second = torch.empty((0 if kernel == 1 else rows, form.dim), dtype=self.dtype)
-        self.library.run(
+        self.call(
             kernel,
             rows=rows,
             work=rows * (form.num_basis + form.dim),
-            lists=(None, None, None),
             operands=(vectors, h, inverse, None, None, None, g0, g1),
             results=(first, second, None),
         )

@@ -68,7 +68,7 @@ class MLPSweep:
 _FORWARD = MLPSweep(0)
 
 
-class CpuMLP:
+class CpuMLP(KernelLibrary):
     """The kernels of one perceptron.
 
     Args:
@@ -76,20 +76,13 @@ class CpuMLP:
         dtype: float32 or float64.
     """
 
+    value = _FORWARD
+
     def __init__(self, form: MLPForm, dtype: torch.dtype) -> None:
-        self.form, self.dtype = form, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.form = form
 
-    def prepared(self) -> CpuMLP:
-        """Itself, with the first kernel built.
-
-        Raises:
-            CompilerError: when it cannot be.
-        """
-        self.library.build(_FORWARD)
-        return self
-
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, MLPSweep)
         body = _Writer(self.form, kernel, machine)
         lines = [
@@ -120,11 +113,10 @@ class CpuMLP:
         if kernel.keeps and kernel.kind == 0:
             sums = torch.empty(rows * sum(form.sizes[1:-1]), dtype=x.dtype)
         third = torch.empty((rows, form.sizes[-1]), dtype=x.dtype) if kernel.wants_cotangent else None
-        self.library.run(
+        self.call(
             kernel,
             rows=rows,
             work=None,
-            lists=(None, None, None),
             operands=(None if kept is not None else x, v, None, None, weights, kept, g, h),
             results=(first, sums, third),
         )
@@ -360,9 +352,7 @@ class _Perceptron(Operation):
     def expect(self, wanted: Sequence[bool]) -> None:
         inner, weights = wanted
         if weights:  # training: compile at once what the steps after this one need
-            self.kernels.library.build(
-                MLPSweep(1, True), MLPSweep(1, inner, True), MLPSweep(2, inner, True, True)
-            )
+            self.kernels.prepare(MLPSweep(1, True), MLPSweep(1, inner, True), MLPSweep(2, inner, True, True))
 
     def forward(self, *x: Tensor) -> Tensor:
         out = self.kernels.run(_FORWARD, *x)[0]

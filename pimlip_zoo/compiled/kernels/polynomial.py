@@ -86,7 +86,7 @@ class PolynomialKernels(Protocol):
         ...
 
 
-class CpuPolynomial:
+class CpuPolynomial(KernelLibrary):
     """The kernels of one form for one number of channels and one dtype.
 
     Args:
@@ -95,24 +95,13 @@ class CpuPolynomial:
         dtype: float32 or float64.
     """
 
+    value = _FORWARD
+
     def __init__(self, form: PolynomialForm, channels: int, dtype: torch.dtype) -> None:
-        self.form, self.channels, self.dtype = form, channels, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.form, self.channels = form, channels
 
-    def prepare(self, *kernels: PolynomialSweep) -> None:
-        """Compile these kernels, several at a time."""
-        self.library.build(*kernels)
-
-    def prepared(self) -> CpuPolynomial:
-        """Itself, with the first kernel built.
-
-        Raises:
-            CompilerError: when it cannot be.
-        """
-        self.library.build(_FORWARD)
-        return self
-
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, PolynomialSweep)
         form, width = self.form, self.channels
         segments = channel_segments(width, machine.lanes)
@@ -179,7 +168,7 @@ class CpuPolynomial:
             torch.zeros_like(q, memory_format=torch.contiguous_format) if kernel.wants_coefficients else None
         )
         third = torch.empty((rows, form.dim_out, width), dtype=a.dtype) if kernel.wants_cotangent else None
-        self.library.run(
+        self.call(
             kernel,
             rows=rows,
             work=rows * len(form.terms) * width,
@@ -281,4 +270,4 @@ class _Polynomial(Operation):
         )
 
     def reference(self, *x: Tensor) -> Tensor:
-        return self._reference(*x, self.species)
+        return self._reference(x[0], x[1], self.species)

@@ -65,7 +65,7 @@ class EdgeProductKernels(Protocol):
         ...
 
 
-class CpuEdgeProduct:
+class CpuEdgeProduct(KernelLibrary):
     """The kernels of one set of entries for one number of channels and one dtype.
 
     Args:
@@ -76,27 +76,15 @@ class CpuEdgeProduct:
         dtype: float32 or float64.
     """
 
+    value = _FORWARD
+
     def __init__(
         self, entries: Entries, dim_in: int, dim_out: int, channels: int, dtype: torch.dtype
     ) -> None:
-        self.entries, self.dim_in, self.dim_out = entries, dim_in, dim_out
-        self.channels, self.dtype = channels, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.entries, self.dim_in, self.dim_out, self.channels = entries, dim_in, dim_out, channels
 
-    def prepare(self, *kernels: EdgeRows | CentreSum) -> None:
-        """Compile these kernels, several at a time."""
-        self.library.build(*kernels)
-
-    def prepared(self) -> CpuEdgeProduct:
-        """Itself, with the first kernel built.
-
-        Raises:
-            CompilerError: when it cannot be.
-        """
-        self.library.build(_FORWARD)
-        return self
-
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         segments = channel_segments(self.channels, machine.lanes)
         lines = [*prelude(machine, [lanes for _, _, lanes in segments]), *kernel_head()]
         lines += [
@@ -172,7 +160,7 @@ class CpuEdgeProduct:
             shape = (edges.num_edges, self.dim_in if kernel.side == "in" else self.dim_out, self.channels)
         out = torch.empty(shape, dtype=self.dtype)
         first, _, slot = edges.by_centre
-        self.library.run(
+        self.call(
             kernel,
             rows=edges.num_nodes,
             work=edges.num_edges * len(self.entries) * self.channels,

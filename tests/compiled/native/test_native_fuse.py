@@ -123,7 +123,7 @@ def test_what_nothing_reads_is_not_computed():
 
 def kernel(sizes, sweep, **operands):
     places = ("first", "row", "slot", "x0", "x1", "y0", "y1", "w0", "w1", "g0", "g1", "out0", "out1", "out2")
-    library = cpu_mlp(MLPForm(sizes, (1.0,) * (len(sizes) - 1), 1.0), torch.float32).library
+    library = cpu_mlp(MLPForm(sizes, (1.0,) * (len(sizes) - 1), 1.0), torch.float32)
     return KernelOp(library, sweep, EDGES, None, tuple(operands.get(name) for name in places))
 
 
@@ -169,7 +169,7 @@ def test_pieces_are_what_they_are_pieces_of(rows, keeps):
     sweep = MLPSweep(0, keeps=keeps, pieces=tuple((b - a, 11) for a, b in cuts))
     out, slopes = torch.empty(rows, 3, dtype=torch.float64), torch.empty(rows * 5, dtype=torch.float64)
     # The kernel reads rows from where the first begins, which a view does not show to the library.
-    op_.library.build(sweep)
+    op_.library.prepare(sweep)
     function = op_.library._functions[sweep]
     addresses = [part.data_ptr() for part in parts] + [None] * (4 - len(parts))
     function(
