@@ -164,7 +164,7 @@ def _check(edge_index: Tensor, num_nodes: int) -> None:
     if edge_index.device.type == "cpu":
         if int(low) < 0 or int(high) >= num_nodes:
             raise IndexError(f"an edge names atom {int(high) if low >= 0 else int(low)} of {num_nodes}")
-    else:  # without waiting for the device
+    else:  # without waiting for the device, which no public assertion does
         torch._assert_async((low >= 0) & (high < num_nodes), f"an edge names an atom beyond {num_nodes}")  # noqa: SLF001
 
 

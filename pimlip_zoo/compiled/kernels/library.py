@@ -107,11 +107,12 @@ _rehearsing = threading.local()
 def rehearsal() -> Iterator[Noted]:
     """In this block kernels are noted and not run, so that they can be compiled together: results hold anything."""
     noted: Noted = []
+    before = getattr(_rehearsing, "noted", None)
     _rehearsing.noted = noted
     try:
         yield noted
     finally:
-        del _rehearsing.noted
+        _rehearsing.noted = before
 
 
 def build_together(kernels: Iterable[tuple[KernelLibrary, Hashable]]) -> None:

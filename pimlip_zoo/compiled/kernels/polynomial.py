@@ -227,7 +227,7 @@ def cpu_polynomial(form: PolynomialForm, channels: int, dtype: torch.dtype) -> C
 
 def polynomial(op: PolynomialKernels, reference: Reference, a: Tensor, q: Tensor, species: Tensor) -> Tensor:
     """(N, K_in, C), (S, T, C), (N,) -> (N, K_out, C), differentiable to any order."""
-    if species.device.type != "cpu":  # without waiting for the device
+    if species.device.type != "cpu":  # without waiting for the device, which no public assertion does
         torch._assert_async(((species >= 0) & (species < q.shape[0])).all(), "a species that is not there")  # noqa: SLF001
     elif species.numel() and not 0 <= int(species.min()) <= int(species.max()) < q.shape[0]:
         raise IndexError(f"a species is not among the {q.shape[0]} that there are")

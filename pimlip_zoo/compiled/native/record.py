@@ -65,6 +65,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         reads = _tensors((args, kwargs))
+        # Only its schema, which has no public name, says what an operation writes to.
         written = [
             value
             for place, argument in zip(args, func._schema.arguments, strict=False)  # noqa: SLF001

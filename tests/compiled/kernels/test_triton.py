@@ -270,9 +270,8 @@ def test_without_gpu_and_interpreter_triton_is_refused(monkeypatch):
     assert "there is no GPU" in available_backends()["triton"]
     with pytest.raises(InputError, match="there is no GPU"), use_kernels("triton"):
         pass
-    monkeypatch.setattr(
-        dispatch, "_override", ["triton"]
-    )  # as where there is a GPU, but a tensor is not on it
+    # As where there is a GPU, but a tensor is not on it.
+    monkeypatch.setattr(dispatch, "chosen_backend", lambda: "triton")
     module = full(1)
     tensors, index = operands(module, 2, 3, 2)
     with pytest.raises(InputError, match="tensor on the CPU"):

@@ -169,8 +169,8 @@ def test_pieces_are_what_they_are_pieces_of(rows, keeps):
     sweep = MLPSweep(0, keeps=keeps, pieces=tuple((b - a, 11) for a, b in cuts))
     out, slopes = torch.empty(rows, 3, dtype=torch.float64), torch.empty(rows * 5, dtype=torch.float64)
     # The kernel reads rows from where the first begins, which a view does not show to the library.
-    op_.library.prepare(sweep)
-    function = op_.library._functions[sweep]
+    op_.prepare(sweep)
+    function = op_._functions[sweep]
     addresses = [part.data_ptr() for part in parts] + [None] * (4 - len(parts))
     function(
         rows,
