@@ -159,7 +159,7 @@ def neighbour_sum(owner, kernel, _: int, edges: int) -> float:
 
 def sum_over_edges(form, kernel) -> int:
     """Floating-point operations of one edge and channel."""
-    from pimlip_zoo.compiled.kernels.form import NodeSum
+    from pimlip_zoo.compiled.kernels.convolution.form import NodeSum
 
     total = 0
     for path in form.paths:

@@ -13,14 +13,17 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels import build, convolution, cpu, cueq, embedding, mlp, polynomial, product
-from pimlip_zoo.compiled.kernels.convolution import ConvolutionSums
+from pimlip_zoo.compiled.kernels import build, cueq, embedding, launch, mlp
+from pimlip_zoo.compiled.kernels.convolution import cpu
+from pimlip_zoo.compiled.kernels.convolution import operation as convolution
+from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
+from pimlip_zoo.compiled.kernels.convolution.gpu import triton_convolution
+from pimlip_zoo.compiled.kernels.convolution.operation import ConvolutionSums
 from pimlip_zoo.compiled.kernels.edges import edge_lists
-from pimlip_zoo.compiled.kernels.form import TrilinearForm
-from pimlip_zoo.compiled.kernels.gpu import launch
-from pimlip_zoo.compiled.kernels.gpu.convolution import triton_convolution
-from pimlip_zoo.compiled.kernels.gpu.polynomial import triton_polynomial
-from pimlip_zoo.compiled.kernels.gpu.product import triton_edge_product
+from pimlip_zoo.compiled.kernels.polynomial import cpu as polynomial
+from pimlip_zoo.compiled.kernels.polynomial.gpu import triton_polynomial
+from pimlip_zoo.compiled.kernels.product import cpu as product
+from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
 

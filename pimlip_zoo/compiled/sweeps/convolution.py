@@ -10,10 +10,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.convolution import FORWARD, gradient_kernels, second_kernels, tangent_kernel
-from pimlip_zoo.compiled.kernels.cpu import CpuConvolution, cpu_convolution
+from pimlip_zoo.compiled.kernels.convolution.cpu import CpuConvolution, cpu_convolution
+from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, TrilinearForm
+from pimlip_zoo.compiled.kernels.convolution.operation import (
+    FORWARD,
+    gradient_kernels,
+    second_kernels,
+    tangent_kernel,
+)
 from pimlip_zoo.compiled.kernels.edges import EdgeLists, edge_lists
-from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum, TrilinearForm
 from pimlip_zoo.compiled.sweeps.block import Block, Call, NotCovered, Tensors, blocks
 from pimlip_zoo.nn.contraction import EdgeEnvironment, EdgeTensors
 from pimlip_zoo.nn.convolution import Convolution

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels import available_backends, build, cpu, dispatch, use_kernels
+from pimlip_zoo.compiled.kernels import available_backends, build, dispatch, use_kernels
+from pimlip_zoo.compiled.kernels.convolution import cpu
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.linear import irrep_slices

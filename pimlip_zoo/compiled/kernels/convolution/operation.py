@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
+from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, Term
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
-from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum, Term
 
 __all__ = [
     "FORWARD",

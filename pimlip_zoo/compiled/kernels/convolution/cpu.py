@@ -8,10 +8,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.convolution import FORWARD, Operands
+from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, TrilinearForm
+from pimlip_zoo.compiled.kernels.convolution.operation import FORWARD, Operands
+from pimlip_zoo.compiled.kernels.convolution.source import edge_sum_source, node_sum_source
 from pimlip_zoo.compiled.kernels.edges import EdgeLists, EdgePairs
-from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum, TrilinearForm
-from pimlip_zoo.compiled.kernels.generate import Target, edge_sum_source, node_sum_source
+from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 
 __all__ = ["CpuConvolution", "cpu_convolution"]
