@@ -333,13 +333,8 @@ def test_other_archives_are_refused(tmp_path):
 def test_without_a_compiler_the_mend_is_named(exported, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
-    library.cache_folder.cache_clear()
-    try:
-        with pytest.raises(InputError, match="no-such-compiler is not an executable"):
-            NativeModel(exported[1])
-    finally:
-        monkeypatch.undo()
-        library.cache_folder.cache_clear()
+    with pytest.raises(InputError, match="no-such-compiler is not an executable"):
+        NativeModel(exported[1])
 
 
 def test_an_export_without_a_compiler_names_the_mend(tmp_path, monkeypatch):
