@@ -50,13 +50,13 @@ def main() -> int:
 
 def kernels(dtype: torch.dtype):
     from pimlip_zoo.compiled.kernels import PolynomialForm
-    from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum
-    from pimlip_zoo.compiled.kernels.gpu.convolution import edge_sum_source, node_sum_source
-    from pimlip_zoo.compiled.kernels.gpu.launch import Block
-    from pimlip_zoo.compiled.kernels.gpu.polynomial import triton_polynomial
-    from pimlip_zoo.compiled.kernels.gpu.product import triton_edge_product
-    from pimlip_zoo.compiled.kernels.polynomial import PolynomialSweep
-    from pimlip_zoo.compiled.kernels.product import CentreSum, EdgeRows
+    from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum
+    from pimlip_zoo.compiled.kernels.convolution.gpu import edge_sum_source, node_sum_source
+    from pimlip_zoo.compiled.kernels.launch import Block
+    from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialSweep
+    from pimlip_zoo.compiled.kernels.polynomial.gpu import triton_polynomial
+    from pimlip_zoo.compiled.kernels.product.cpu import CentreSum, EdgeRows
+    from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
     from pimlip_zoo.nn.contraction import contraction_spec
     from pimlip_zoo.nn.convolution import Convolution, convolution_spec
     from pimlip_zoo.nn.symmetric_contraction import symmetric_contraction_spec
@@ -88,7 +88,7 @@ def measure(source, options: argparse.Namespace, folder: Path) -> tuple[int, int
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pimlip_zoo.compiled.kernels.gpu.launch import compiled
+    from pimlip_zoo.compiled.kernels.launch import compiled
 
     number = "*fp32" if options.dtype == "float32" else "*fp64"
     signature = {name: LISTS.get(name, number) for name in source.arguments}

@@ -67,14 +67,14 @@ def main() -> int:
 
 def row(name: str, table: float | None, flops: float, bandwidth: float, repeats: int) -> str:
     """One line of the table."""
+    from pimlip_zoo.deploy.native.evaluation import recorded, steps_of
     from pimlip_zoo.deploy.native.export import export_native
     from pimlip_zoo.deploy.native.library import NativeModel
-    from pimlip_zoo.deploy.native.record import record, steps_of
     from pimlip_zoo.deploy.native.tabulate import tabulated
 
     potential = build(argparse.Namespace(model=name, size="small", dtype="float32")).eval()
     potential.requires_grad_(False)
-    program = record(potential, steps_of(potential) if table is None else tabulated(potential, table).trace)
+    program = recorded(potential, steps_of(potential) if table is None else tabulated(potential, table).trace)
     with tempfile.TemporaryDirectory() as folder:
         export_native(potential, Path(folder) / "model.pimlip", table=table)
         model = NativeModel(Path(folder) / "model.pimlip", threads=1)
@@ -109,7 +109,7 @@ def lattice():
 
 def cost(operation, sizes: tuple[int, int, int]) -> tuple[str, float, float]:
     """Its kind, floating-point operations and bytes; ``sizes`` are the numbers of atoms, edges and pairs."""
-    from pimlip_zoo.deploy.native.program import KernelOp, ListsOp, Program
+    from pimlip_zoo.compiled.native.program import KernelOp, ListsOp, Program
 
     number = lambda size: size.constant + sum(f * n for f, n in zip(size[1:], sizes, strict=True))  # noqa: E731
     elements = lambda view: math.prod(number(size) for size in view.sizes)  # noqa: E731
@@ -123,7 +123,7 @@ def cost(operation, sizes: tuple[int, int, int]) -> tuple[str, float, float]:
         return "moving and adding arrays", float(elements(operation.out)), moved
     # Rows that are put into tiles are those of the result.
     rows = number(operation.views[11].sizes[0] if isinstance(operation.rows, int) else operation.rows)
-    owner = operation.library.owner
+    owner = operation.library
     kind, work = WORK.get(type(owner).__name__, ("rest", lambda *_: 0.0))
     if kind == "tables":  # a table is not read as a whole
         moved -= elements(operation.views[7]) * operation.views[7].dtype.itemsize
@@ -159,7 +159,7 @@ def neighbour_sum(owner, kernel, _: int, edges: int) -> float:
 
 def sum_over_edges(form, kernel) -> int:
     """Floating-point operations of one edge and channel."""
-    from pimlip_zoo.compiled.kernels.form import NodeSum
+    from pimlip_zoo.compiled.kernels.convolution.form import NodeSum
 
     total = 0
     for path in form.paths:

@@ -391,7 +391,7 @@ def _profile_sweeps(function, repeats: int = 100) -> None:
     from pimlip_zoo.compiled.sweeps import Sweeps
 
     libraries, spent, records = {}, Counter(), []
-    plain = KernelLibrary.run
+    plain = KernelLibrary.call
 
     def noted(library, kernel, **arguments):
         libraries[id(library)] = library
@@ -406,7 +406,7 @@ def _profile_sweeps(function, repeats: int = 100) -> None:
 
         return call
 
-    with mock.patch.object(KernelLibrary, "run", noted):
+    with mock.patch.object(KernelLibrary, "call", noted):
         function(0)
     with contextlib.ExitStack() as patches:
         for library in libraries.values():

@@ -95,7 +95,7 @@ def load_compiled(path: str | os.PathLike[str]) -> Callable[[dict[str, Tensor]],
     Raises:
         InputError: when this torch cannot load it.
     """
-    from torch._inductor.package.package import load_package
+    from torch._inductor.package.package import load_package  # the public loader takes no name of an entry
 
     metadata = read_metadata(path)
     written, here = metadata["torch_version"], torch_version()
@@ -141,6 +141,7 @@ class _EnergyAndGradient(nn.Module):
 def _compile(
     potential: Potential, path: Path, metadata: Mapping[str, str], device: torch.device, threads: int
 ) -> None:
+    # The public aoti_compile_and_package writes to a path alone, and has no place for our entry point and metadata.
     from torch._inductor import aot_compile
     from torch._inductor.package.package import package_aoti
     from torch.export import Dim

@@ -24,7 +24,7 @@ from pimlip_zoo.experiment.build import loss_terms
 from pimlip_zoo.experiment.lost import lost_processes
 from pimlip_zoo.experiment.prepare import Experiment
 from pimlip_zoo.experiment.record import write_record
-from pimlip_zoo.experiment.trainer import make_trainer
+from pimlip_zoo.experiment.trainer import make_trainer, switches
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.data import (
@@ -79,9 +79,18 @@ def train(
     last = folder / "checkpoints" / "last.ckpt"
     if resume and not last.exists():
         raise InputError("there is nothing to resume", file=last, mend="train without --resume")
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    torch.set_float32_matmul_precision("high" if config.trainer.products == "tf32" else "highest")
+    with switches(config.trainer):
+        return _train(experiment, folder, last if resume else None, optimizer)
+
+
+def _train(
+    experiment: Experiment,
+    folder: Path,
+    last: Path | None,
+    optimizer: Callable[[Potential], torch.optim.Optimizer] | None,
+) -> Outcome:
+    """Train on from the checkpoint ``last``, or from the beginning."""
+    config = experiment.config
     if config.trainer.device == "cpu" or (
         config.trainer.device == "auto" and not torch.accelerator.is_available()
     ):
@@ -91,7 +100,7 @@ def train(
     clock = run_clock(config)
     module = training_module(experiment, clock, optimizer)
     trainer = make_trainer(config, folder, clock)
-    sampler = _sampler(experiment, trainer, steps_done(last) if resume else 0)
+    sampler = _sampler(experiment, trainer, steps_done(last) if last else 0)
     if trainer.is_global_zero:
         write_record(folder, config, experiment.data)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -109,7 +118,7 @@ def train(
                     config.data.valid_batch_size,
                     config.data.num_workers,
                 ),
-                ckpt_path=last if resume else None,
+                ckpt_path=last,
                 weights_only=True,
             )
     except Interrupted as stop:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pimlip_zoo.config import RunConfig
+from pimlip_zoo.config import RunConfig, TrainerSection
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.experiment.loggers import check_loggers, logger_names, make_loggers
 from pimlip_zoo.training.schedule import RunClock
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
-__all__ = ["check_trainer", "make_trainer", "parse_duration"]
+__all__ = ["check_trainer", "make_trainer", "parse_duration", "switches"]
 
 
 def parse_duration(text: str) -> datetime.timedelta:
@@ -63,6 +65,25 @@ def check_trainer(config: RunConfig) -> None:
         raise InputError(f"this machine has no {device}", key="trainer.device", mend="give auto or cpu")
 
 
+@contextmanager
+def switches(section: TrainerSection) -> Iterator[None]:
+    """What a training sets in the whole process: its threads, how floats are multiplied, how much Lightning says."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    try:
+        if section.threads is not None:
+            torch.set_num_threads(section.threads)
+        torch.set_float32_matmul_precision("high" if section.products == "tf32" else "highest")
+        # Chatter about accelerators and defaults is not the user's business.
+        log.setLevel(logging.WARNING)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        log.setLevel(level)
+
+
 def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer:
     """The trainer with the callbacks that write the run folder.
 
@@ -88,8 +109,6 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
     from pimlip_zoo.training.module import LOGGED_EVERY
     from pimlip_zoo.training.progress import PlainProgress, Progress
 
-    # Lightning's chatter about accelerators and defaults is not the user's business.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     section = config.trainer
     last = folder / "checkpoints" / "last.ckpt"
     terminal = sys.stderr.isatty()

@@ -60,6 +60,7 @@ class AveragedWeights(WeightAveraging):
             n = int(count)
             weight = min(decay, (1.0 + n) / (10.0 + n))
             for averages, values in _by_dtype(averaged, current):
+                # As torch.optim.swa_utils does, which has no public name for it either.
                 torch._foreach_lerp_(averages, values, 1.0 - weight)
 
         super().__init__(use_buffers=False, multi_avg_fn=average)

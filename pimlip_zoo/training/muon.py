@@ -90,6 +90,7 @@ class Muon(torch.optim.AdamW):
                 # AdamW looks for a step in every state that it loads.
                 self.state[p].update(step=torch.zeros(()), momentum=torch.zeros_like(p))
         momenta = [self.state[p]["momentum"] for p in matrices]
+        # One call for all matrices, as in torch.optim, where there is no public name for it either.
         torch._foreach_lerp_(momenta, gradients, 1.0 - self._momentum)
         # Nesterov's: a step ahead along the gradient.
         ahead = [g.lerp(m, self._momentum) for g, m in zip(gradients, momenta, strict=True)]

@@ -13,9 +13,9 @@ from pimlip_zoo.compiled.kernels import sum_by_centre
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.metadata import read_metadata
+from pimlip_zoo.deploy.native.evaluation import steps_of
 from pimlip_zoo.deploy.native.export import export_native
 from pimlip_zoo.deploy.native.lengths import find_length_functions
-from pimlip_zoo.deploy.native.record import steps_of
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.potential import Potential

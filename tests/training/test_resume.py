@@ -142,6 +142,21 @@ def test_the_handlers_of_signals_are_put_back(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_what_a_training_switches_in_the_process_is_put_back(tmp_path, monkeypatch):
+    import logging
+
+    def found():
+        level = logging.getLogger("lightning.pytorch").level
+        return torch.get_num_threads(), torch.get_float32_matmul_precision(), level
+
+    before, inside, make = found(), [], runs.make_trainer
+    monkeypatch.setattr(runs, "make_trainer", lambda *arguments: inside.append(found()) or make(*arguments))
+    settings = [*SETTINGS, "trainer.max_steps=1", "trainer.threads=2", "trainer.products=tf32"]
+    run(tmp_path / "run", settings=settings)
+    assert inside == [(2, "high", logging.WARNING)]
+    assert found() == before
+
+
 def test_resuming_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"last\.ckpt.*nothing to resume"):
         run(tmp_path / "run", resume=True)

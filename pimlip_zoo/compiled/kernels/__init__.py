@@ -1,5 +1,7 @@
 """One mathematical operation, several backends; which one computes is decided in ``dispatch``."""
 
+from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
+from pimlip_zoo.compiled.kernels.convolution.reference import ReferenceConvolution, reference_convolution
 from pimlip_zoo.compiled.kernels.dispatch import (
     available_backends,
     chosen_backend,
@@ -14,10 +16,8 @@ from pimlip_zoo.compiled.kernels.dispatch import (
 )
 from pimlip_zoo.compiled.kernels.embedding import EmbeddingForm
 from pimlip_zoo.compiled.kernels.forks import one_thread_after_fork
-from pimlip_zoo.compiled.kernels.form import TrilinearForm
 from pimlip_zoo.compiled.kernels.mlp import MLPForm
-from pimlip_zoo.compiled.kernels.polynomial import PolynomialForm
-from pimlip_zoo.compiled.kernels.reference import ReferenceConvolution, reference_convolution
+from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm
 from pimlip_zoo.compiled.kernels.scope import geometry_is_leaf, geometry_only
 from pimlip_zoo.compiled.kernels.sums import sum_by_centre
 

@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,13 @@ from pathlib import Path
 
 import torch
 
-from pimlip_zoo.commands import command_words
+from pimlip_zoo.compiled.compiler import (
+    CompilerError,
+    cache_folder,
+    compile_library,
+    find_compiler,
+    writable,
+)
 from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.unit import Unit
 from pimlip_zoo.files import content_hash, scratch_folder
@@ -27,25 +32,8 @@ from pimlip_zoo.files import content_hash, scratch_folder
 __all__ = ["CompilerError", "cache_folder", "compile_kernels", "compiler", "machine_flags", "target"]
 
 
-class CompilerError(RuntimeError):
-    """There is no compiler, or it refused the source."""
-
-
-@cache
-def compiler() -> tuple[str, ...]:
-    """The C compiler: ``$CC``, or the first of cc, gcc, clang.
-
-    Raises:
-        CompilerError: when there is none.
-    """
-    if chosen := command_words("CC"):
-        if shutil.which(chosen[0]):
-            return tuple(chosen)
-        raise CompilerError(f"CC={chosen[0]} is not an executable")
-    for name in ("cc", "gcc", "clang"):
-        if path := shutil.which(name):
-            return (path,)
-    raise CompilerError("no C compiler (cc, gcc or clang) on PATH")
+compiler = cache(find_compiler)
+"""Looked for once in a process."""
 
 
 @cache
@@ -73,18 +61,11 @@ def target(dtype: torch.dtype) -> Target:
     return Target("float" if dtype == torch.float32 else "double", width, registers)
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$XDG_CACHE_HOME/pimlip-zoo/kernels`` or the same in ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "pimlip-zoo" / "kernels"
-
-
 @cache
-def _openmp_flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(compile, link) flags. Torch's own OpenMP library is linked, so that there is one pool of threads."""
+def _openmp() -> tuple[str, ...]:
+    """Flags to link torch's own OpenMP library, so that there is one pool of threads."""
     runtime = next((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"), None)
-    link = (str(runtime), f"-Wl,-rpath,{runtime.parent}") if runtime else ("-fopenmp",)
-    return ("-fopenmp",), link
+    return (str(runtime), f"-Wl,-rpath,{runtime.parent}") if runtime else ("-fopenmp",)
 
 
 def compile_kernels(sources: Sequence[str]) -> list[Callable[..., None]]:
@@ -108,7 +89,7 @@ def compile_kernels(sources: Sequence[str]) -> list[Callable[..., None]]:
     )
     machine = (*compiler(), _compiler_version(), *flags, platform.machine(), torch.__version__, _NAME)
     digests = [hashlib.sha256("\n".join((source, *machine)).encode()).hexdigest()[:32] for source in sources]
-    folder = _writable(cache_folder())
+    folder = writable(cache_folder())
     with _building:  # threads that need the same kernel compile it once
         there = _intact(folder, digests)
         for library in there.values():
@@ -185,48 +166,17 @@ def _forget_unused(folder: Path) -> None:
                 library.with_name(library.name + ".sha256").unlink(missing_ok=True)
 
 
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return _private_folder()
-
-
-@cache
-def _private_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="pimlip-zoo-kernels-"))
-
-
 def _compile(unit: Unit, digests: Sequence[str], flags: tuple[str, ...], folder: Path) -> dict[str, Path]:
     """Libraries by digest; all of them are one file."""
-    openmp, link = _openmp_flags()
     with scratch_folder(folder, "build") as scratch:
         text, built = scratch / "kernels.c", scratch / "kernels.so"
         text.write_text("\n".join(unit.items))
-        # Apple's clang, for one, has no OpenMP: one thread is better than no kernel.
-        for parallel in ((openmp, link), ((), ())):
-            command = [
-                *compiler(),
-                "-std=gnu11",
-                *flags,
-                *parallel[0],
-                str(text),
-                "-shared",
-                "-o",
-                str(built),
-            ]
-            done = subprocess.run([*command, *parallel[1]], capture_output=True, text=True, check=False)  # noqa: S603
-            if done.returncode == 0:
-                content = content_hash(built)[:_CONTENT]
-                made = {digest: folder / f"{digest}-{content}.so" for digest in digests}
-                for library in made.values():
-                    _place(built, library)
-                return made
-        reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
-        raise CompilerError(f"{compiler()[0]} failed: {reason}")
+        compile_library(text, built, flags=flags, openmp=_openmp())
+        content = content_hash(built)[:_CONTENT]
+        made = {digest: folder / f"{digest}-{content}.so" for digest in digests}
+        for library in made.values():
+            _place(built, library)
+        return made
 
 
 def _place(built: Path, library: Path) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.form import TrilinearForm
-from pimlip_zoo.compiled.kernels.polynomial import PolynomialForm
-from pimlip_zoo.compiled.kernels.product import Entries
+from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
+from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm
+from pimlip_zoo.compiled.kernels.product.cpu import Entries
 
 __all__ = ["contract", "convolve", "multiply_edges", "status"]
 

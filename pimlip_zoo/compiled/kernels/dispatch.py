@@ -7,19 +7,23 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels import build, convolution, cpu, cueq, embedding, mlp, polynomial, product
-from pimlip_zoo.compiled.kernels.convolution import ConvolutionSums
+from pimlip_zoo.compiled.kernels import build, cueq, embedding, launch, mlp
+from pimlip_zoo.compiled.kernels.convolution import cpu
+from pimlip_zoo.compiled.kernels.convolution import operation as convolution
+from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
+from pimlip_zoo.compiled.kernels.convolution.gpu import triton_convolution
+from pimlip_zoo.compiled.kernels.convolution.operation import ConvolutionSums
 from pimlip_zoo.compiled.kernels.edges import edge_lists
-from pimlip_zoo.compiled.kernels.form import TrilinearForm
-from pimlip_zoo.compiled.kernels.gpu import launch
-from pimlip_zoo.compiled.kernels.gpu.convolution import triton_convolution
-from pimlip_zoo.compiled.kernels.gpu.polynomial import triton_polynomial
-from pimlip_zoo.compiled.kernels.gpu.product import triton_edge_product
+from pimlip_zoo.compiled.kernels.polynomial import cpu as polynomial
+from pimlip_zoo.compiled.kernels.polynomial.gpu import triton_polynomial
+from pimlip_zoo.compiled.kernels.product import cpu as product
+from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
 
@@ -42,7 +46,7 @@ BACKENDS = ("auto", "reference", "scatter", "cpu", "triton", "cueq")
 _IN_TORCH = ("reference", "scatter")
 
 _log = logging.getLogger("pimlip_zoo.kernels")
-_override: list[str] = []
+_override: ContextVar[str | None] = ContextVar("pimlip_zoo_kernels", default=None)
 _failed: list[str] = []  # why there are no compiled kernels, once that is known
 
 Kernels = TypeVar("Kernels")
@@ -98,7 +102,7 @@ class EmbeddingLike(Protocol):
 
 @contextmanager
 def use_kernels(name: str) -> Iterator[None]:
-    """Use one backend inside a ``with`` block, whatever the environment says.
+    """Use one backend inside a ``with`` block, whatever the environment says; other threads notice nothing.
 
     Args:
         name: auto, reference, scatter, cpu, triton or cueq.
@@ -106,11 +110,11 @@ def use_kernels(name: str) -> Iterator[None]:
     Raises:
         InputError: for an unknown name, or a backend that does not work here.
     """
-    _override.append(_checked(name, "use_kernels"))
+    before = _override.set(_checked(name, "use_kernels"))
     try:
         yield
     finally:
-        _override.pop()
+        _override.reset(before)
 
 
 def chosen_backend() -> str:
@@ -119,8 +123,8 @@ def chosen_backend() -> str:
     Raises:
         InputError: when the environment names a backend that does not exist or does not work here.
     """
-    if _override:
-        return _override[-1]
+    if (chosen := _override.get()) is not None:
+        return chosen
     name = os.environ.get(ENVIRONMENT)
     return "auto" if not name or name == "auto" else _checked(name, ENVIRONMENT)
 
@@ -318,6 +322,7 @@ def _backend(*tensors: Tensor, covered: Sequence[str]) -> str:
 
 def _plain(*tensors: Tensor) -> bool:
     """Whether pointers to these tensors may be handed over: real ones in one place, nothing tracing them."""
+    # Nothing public tells whether torch.jit.trace records, a dispatch mode listens, or torch.func transforms.
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # noqa: SLF001
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:  # noqa: SLF001

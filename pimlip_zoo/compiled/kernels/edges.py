@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cache, cached_property
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pimlip_zoo.compiled.kernels.build import CompilerError
-from pimlip_zoo.compiled.kernels.generate import kernel_head, prelude
+from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.watch import watchers
 
@@ -80,7 +81,7 @@ class EdgeLists:
         each = torch.zeros((4, self.num_edges), dtype=torch.int32)
         begin = torch.zeros((2, self.num_nodes + 1), dtype=torch.int64)
         found = torch.tensor([self.num_edges, 0])
-        _library().run(
+        _lists.call(
             "lists",
             rows=self.num_nodes,
             work=0,
@@ -138,18 +139,21 @@ for (int64_t n = rows; n > 0; n--) inward[n] = inward[n - 1];
 inward[0] = 0;"""
 
 
-@cache
-def _library() -> KernelLibrary:
-    return KernelLibrary(
-        lambda _, machine: "\n".join([*prelude(machine, []), *kernel_head(), _SOURCE, "}", ""]), torch.float64
-    )
+class _Lists(KernelLibrary):
+    value = "lists"
+
+    def source(self, kernel: Hashable, machine: Target) -> str:
+        return "\n".join([*prelude(machine, []), *kernel_head(), _SOURCE, "}", ""])
+
+
+_lists = _Lists(torch.float64)
 
 
 @cache
 def _compiled() -> bool:
     """Whether the kernel can be had."""
     try:
-        _library().build("lists")
+        _lists.prepared()
     except (CompilerError, OSError):
         return False
     return True
@@ -160,7 +164,7 @@ def _check(edge_index: Tensor, num_nodes: int) -> None:
     if edge_index.device.type == "cpu":
         if int(low) < 0 or int(high) >= num_nodes:
             raise IndexError(f"an edge names atom {int(high) if low >= 0 else int(low)} of {num_nodes}")
-    else:  # without waiting for the device
+    else:  # without waiting for the device, which no public assertion does
         torch._assert_async((low >= 0) & (high < num_nodes), f"an edge names an atom beyond {num_nodes}")  # noqa: SLF001
 
 

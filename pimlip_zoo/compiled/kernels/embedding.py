@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
-from pimlip_zoo.compiled.kernels.scope import leaf_geometry, parameters_wanted
+from pimlip_zoo.compiled.kernels.scope import leaf_geometry
 
 __all__ = ["CpuEmbedding", "EmbeddingForm", "cpu_embedding", "embed"]
 
@@ -43,7 +43,7 @@ class EmbeddingForm:
         return (len(self.couplings) + 2) ** 2
 
 
-class CpuEmbedding:
+class CpuEmbedding(KernelLibrary):
     """The kernels of one form: 0 values, 1 gradient by the vectors, 2 derivative of ``<h, gradient>`` by cotangents.
 
     Args:
@@ -51,20 +51,13 @@ class CpuEmbedding:
         dtype: float32 or float64.
     """
 
+    value = 0
+
     def __init__(self, form: EmbeddingForm, dtype: torch.dtype) -> None:
-        self.form, self.dtype = form, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.form = form
 
-    def prepared(self) -> CpuEmbedding:
-        """Itself, with the first kernel built.
-
-        Raises:
-            CompilerError: when it cannot be.
-        """
-        self.library.build(0)
-        return self
-
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         lanes = machine.lanes
         root = "sqrtf" if machine.scalar == "float" else "sqrt"
         lines = [*prelude(machine, [lanes]), f"typedef v{lanes} V;", *kernel_head()]
@@ -247,11 +240,10 @@ class CpuEmbedding:
         )
         first = torch.empty((rows, 3 if kernel == 1 else form.num_basis), dtype=self.dtype)
         second = torch.empty((0 if kernel == 1 else rows, form.dim), dtype=self.dtype)
-        self.library.run(
+        self.call(
             kernel,
             rows=rows,
             work=rows * (form.num_basis + form.dim),
-            lists=(None, None, None),
             operands=(vectors, h, inverse, None, None, None, g0, g1),
             results=(first, second, None),
         )
@@ -266,45 +258,28 @@ def cpu_embedding(form: EmbeddingForm, dtype: torch.dtype) -> CpuEmbedding:
 
 def embed(op: CpuEmbedding, reference: Reference, vectors: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """(E, 3), (E,) inverse cutoffs -> (E, B), (E, K), differentiable to any order."""
-    return _Apply.apply(op, reference, vectors, inverse)
+    out: tuple[Tensor, Tensor] = differentiable(_Embedding(op, reference, inverse), vectors)
+    return out
 
 
-class _Apply(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, op: CpuEmbedding, reference: Reference, vectors: Tensor, inverse: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.op, ctx.reference, ctx.leaf = op, reference, leaf_geometry()
-        ctx.save_for_backward(vectors, inverse)
-        return op.run(0, vectors, inverse)
+class _Embedding(Operation):
+    """Of the vectors."""
 
-    @staticmethod
-    def backward(ctx: Any, g0: Tensor, g1: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.leaf and parameters_wanted():
-            return (None,) * 4
-        vectors, inverse = ctx.saved_tensors
-        return None, None, _Gradient.apply(ctx, vectors, inverse, g0.contiguous(), g1.contiguous()), None
+    def __init__(self, kernels: CpuEmbedding, reference: Reference, inverse: Tensor) -> None:
+        self.kernels, self._reference, self.inverse = kernels, reference, inverse
+        self.leaf = leaf_geometry()
 
+    def forward(self, *x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.kernels.run(0, *x, self.inverse)
 
-class _Gradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, first: Any, vectors: Tensor, inverse: Tensor, g0: Tensor, g1: Tensor) -> Tensor:
-        ctx.op, ctx.reference, ctx.leaf = first.op, first.reference, first.leaf
-        ctx.save_for_backward(vectors, inverse, g0, g1)
-        return ctx.op.run(1, vectors, inverse, g0, g1)[0]
+    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+        return (self.kernels.run(1, *x, self.inverse, *g)[0],)
 
-    @staticmethod
-    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
-        vectors, inverse, g0, g1 = ctx.saved_tensors
-        if not torch.is_grad_enabled() and (ctx.leaf or not ctx.needs_input_grad[1]):
-            gg0, gg1 = ctx.op.run(2, vectors, inverse, h.contiguous())
-            return None, None, None, gg0, gg1
-        again = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # Aliases: the cotangents may depend on the vectors outside, and that path is not ours to follow.
-            v, a, b = (
-                t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (vectors, g0, g1)
-            )
-            (gradient,) = torch.autograd.grad(ctx.reference(v), v, (a, b), create_graph=True)
-            gv, ga, gb = torch.autograd.grad(gradient, (v, a, b), h, create_graph=again, allow_unused=True)
-        return None, gv, None, ga, gb
+    def second(
+        self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]
+    ) -> Tensors | None:
+        assert h[0] is not None
+        return None if wanted[0] else (None, *self.kernels.run(2, *x, self.inverse, h[0].contiguous()))
+
+    def reference(self, *x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._reference(*x)

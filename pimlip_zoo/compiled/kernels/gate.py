@@ -48,7 +48,7 @@ class GateForm:
     scalars: tuple[GatedScalar, ...]
 
 
-class CpuGate:
+class CpuGate(KernelLibrary):
     """The kernels of one form for one number of channels and one dtype.
 
     Args:
@@ -58,10 +58,10 @@ class CpuGate:
     """
 
     def __init__(self, form: GateForm, channels: int, dtype: torch.dtype) -> None:
-        self.form, self.channels, self.dtype = form, channels, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.form, self.channels = form, channels
 
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         lanes, channels = machine.lanes, self.channels
         lines = [
             "#include <stdlib.h>",
@@ -149,11 +149,10 @@ class CpuGate:
         """
         dim = self.form.dim_out if kernel in (FORWARD, TANGENT) else self.form.dim_in
         out = torch.empty((x.shape[0], dim, self.channels), dtype=self.dtype)
-        self.library.run(
+        self.call(
             kernel,
             rows=x.shape[0],
             work=out.numel() * 8,
-            lists=(None, None, None),
             operands=(x, t, None, None, None, None, g, h),
             results=(out, None, None),
         )

@@ -45,16 +45,16 @@ for (int64_t e = 0; e < rows; e++)
 }
 
 
-class EdgeGeometry:
+class EdgeGeometry(KernelLibrary):
     """The linear maps between what belongs to atoms, in float64, and to edges, in the dtype of a model.
 
     Args:
         dtype: of the edges: float32 or float64.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.library = KernelLibrary(_source, dtype)
+    def source(self, kernel: Hashable, machine: Target) -> str:
+        body = _SOURCES[str(kernel)].format(parallel=_PARALLEL)
+        return "\n".join([*prelude(machine, []), *kernel_head(), body, "}", ""])
 
     def vectors(self, graph: AtomGraph, edges: EdgeLists) -> Tensor:
         """(E, 3) Å, as :func:`~pimlip_zoo.graph.edge_vectors`; those of opposite edges are exactly opposite."""
@@ -66,7 +66,7 @@ class EdgeGeometry:
         """``F_i = sum_j (g_ij - g_ji)``: (E, 3) -> (N, 3) float64."""
         out = torch.empty((edges.num_nodes, 3), dtype=torch.float64)
         inward, _, edge = edges.by_neighbour
-        self.library.run(
+        self.call(
             "forces",
             rows=edges.num_nodes,
             work=3 * edges.num_edges,
@@ -82,7 +82,7 @@ class EdgeGeometry:
 
     def _edges(self, kernel: str, edges: EdgeLists, operands: tuple[Tensor | None, ...]) -> Tensor:
         out = torch.empty((edges.num_edges, 3), dtype=self.dtype)
-        self.library.run(
+        self.call(
             kernel,
             rows=edges.num_edges,
             work=3 * edges.num_edges,
@@ -97,8 +97,3 @@ class EdgeGeometry:
 def edge_geometry(dtype: torch.dtype) -> EdgeGeometry:
     """The kernels for one dtype."""
     return EdgeGeometry(dtype)
-
-
-def _source(kernel: Hashable, machine: Target) -> str:
-    body = _SOURCES[str(kernel)].format(parallel=_PARALLEL)
-    return "\n".join([*prelude(machine, []), *kernel_head(), body, "}", ""])

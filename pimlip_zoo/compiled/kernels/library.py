@@ -6,6 +6,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from pimlip_zoo.compiled.kernels.forks import one_thread_after_fork
 from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.watch import KernelCall, watchers
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["KernelLibrary", "Noted", "build_together", "rehearsal"]
 
 _SMALL = 1 << 16  # below this many numbers, starting threads costs more than it saves
@@ -22,20 +26,31 @@ _POINTERS = 14
 
 
 class KernelLibrary:
-    """From what is wanted to a function that computes it.
+    """The kernels of one operation: from what is wanted to a function that computes it.
+
+    A subclass writes the C of each kernel in :meth:`source`, and has methods that allocate results and :meth:`call` it.
 
     Args:
-        source: writes the C of a kernel, whose function is called ``kernel``.
         dtype: of all operands.
     """
 
-    def __init__(self, source: Callable[[Hashable, Target], str], dtype: torch.dtype) -> None:
-        self._source, self.dtype = source, dtype
-        self.owner: object = getattr(source, "__self__", None)
-        """Whose kernels these are."""
+    value: ClassVar[Hashable]
+    """The kernel that computes the operation itself, of those that are differentiable."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self._functions: dict[Hashable, Callable[..., None]] = {}
 
-    def build(self, *kernels: Hashable) -> None:
+    def prepared(self) -> Self:
+        """Itself, with the first kernel built.
+
+        Raises:
+            CompilerError: when it cannot be.
+        """
+        self.prepare(self.value)
+        return self
+
+    def prepare(self, *kernels: Hashable) -> None:
         """Have these kernels compiled together.
 
         Raises:
@@ -44,16 +59,16 @@ class KernelLibrary:
         build_together([(self, kernel) for kernel in kernels])
 
     def source(self, kernel: Hashable, machine: Target) -> str:
-        """C of a kernel for another machine than this one."""
-        return self._source(kernel, machine)
+        """C of a kernel for a machine, whose function is called ``kernel``."""
+        raise NotImplementedError
 
-    def run(
+    def call(
         self,
         kernel: Hashable,
         *,
         rows: int,
         work: int | None,
-        lists: Sequence[Tensor | None],
+        lists: Sequence[Tensor | None] = (None, None, None),
         operands: Sequence[Tensor | None],
         results: Sequence[Tensor | None],
     ) -> None:
@@ -73,7 +88,7 @@ class KernelLibrary:
             return
         function = self._functions.get(kernel)
         if function is None:
-            self.build(kernel)
+            self.prepare(kernel)
             function = self._functions[kernel]
         one_thread_after_fork()
         kept = [None if t is None else t.contiguous() for t in operands]
@@ -92,11 +107,12 @@ _rehearsing = threading.local()
 def rehearsal() -> Iterator[Noted]:
     """In this block kernels are noted and not run, so that they can be compiled together: results hold anything."""
     noted: Noted = []
+    before = getattr(_rehearsing, "noted", None)
     _rehearsing.noted = noted
     try:
         yield noted
     finally:
-        del _rehearsing.noted
+        _rehearsing.noted = before
 
 
 def build_together(kernels: Iterable[tuple[KernelLibrary, Hashable]]) -> None:

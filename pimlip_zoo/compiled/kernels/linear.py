@@ -125,7 +125,7 @@ class LinearSweep:
     tangents: bool = False
 
 
-class CpuLinear:
+class CpuLinear(KernelLibrary):
     """The kernels of one form.
 
     Args:
@@ -134,10 +134,10 @@ class CpuLinear:
     """
 
     def __init__(self, form: LinearForm, dtype: torch.dtype) -> None:
-        self.form, self.dtype = form, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.form = form
 
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, LinearSweep)
         lines = [
             "#include <stdlib.h>",
@@ -176,7 +176,7 @@ class CpuLinear:
         first = torch.empty((tiles.rows, *shape), dtype=self.dtype) if kernel.wants_input else None
         threads = torch.get_num_threads()
         sums = torch.empty((threads, *weights.shape), dtype=self.dtype) if kernel.wants_weights else None
-        self.library.run(
+        self.call(
             kernel,
             rows=len(tiles.first) - 1,
             work=None,

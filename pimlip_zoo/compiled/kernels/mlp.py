@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
-from pimlip_zoo.compiled.kernels.scope import is_useful, parameters_wanted
 
 __all__ = ["CpuMLP", "MLPForm", "MLPSweep", "cpu_mlp", "mlp"]
 
@@ -69,7 +68,7 @@ class MLPSweep:
 _FORWARD = MLPSweep(0)
 
 
-class CpuMLP:
+class CpuMLP(KernelLibrary):
     """The kernels of one perceptron.
 
     Args:
@@ -77,20 +76,13 @@ class CpuMLP:
         dtype: float32 or float64.
     """
 
+    value = _FORWARD
+
     def __init__(self, form: MLPForm, dtype: torch.dtype) -> None:
-        self.form, self.dtype = form, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.form = form
 
-    def prepared(self) -> CpuMLP:
-        """Itself, with the first kernel built.
-
-        Raises:
-            CompilerError: when it cannot be.
-        """
-        self.library.build(_FORWARD)
-        return self
-
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, MLPSweep)
         body = _Writer(self.form, kernel, machine)
         lines = [
@@ -121,11 +113,10 @@ class CpuMLP:
         if kernel.keeps and kernel.kind == 0:
             sums = torch.empty(rows * sum(form.sizes[1:-1]), dtype=x.dtype)
         third = torch.empty((rows, form.sizes[-1]), dtype=x.dtype) if kernel.wants_cotangent else None
-        self.library.run(
+        self.call(
             kernel,
             rows=rows,
             work=None,
-            lists=(None, None, None),
             operands=(None if kept is not None else x, v, None, None, weights, kept, g, h),
             results=(first, sums, third),
         )
@@ -346,77 +337,42 @@ def cpu_mlp(form: MLPForm, dtype: torch.dtype) -> CpuMLP:
 def mlp(op: CpuMLP, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """(rows, sizes[0]) -> (rows, sizes[-1]), differentiable to any order."""
     flat = torch.cat([weight.reshape(-1) for weight in weights])
-    return _Apply.apply(op, x, flat)
+    out: Tensor = differentiable(_Perceptron(op), x, flat)
+    return out
 
 
-def _in_torch(form: MLPForm, x: Tensor, flat: Tensor) -> Tensor:
-    for n, (a, b) in enumerate(zip(form.sizes[:-1], form.sizes[1:], strict=True)):
-        if n:
-            x = torch.nn.functional.silu(x) * form.gain
-        x = x @ (flat[form.offsets[n] : form.offsets[n + 1]].view(a, b) * form.scales[n])
-    return x
+class _Perceptron(Operation):
+    """Of (x, all weights)."""
 
+    parameters = (1,)
 
-class _Apply(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, op: CpuMLP, x: Tensor, flat: Tensor) -> Tensor:
-        ctx.op = op
-        ctx.save_for_backward(x, flat)
-        if all(ctx.needs_input_grad[1:]):  # training: compile at once what the steps after this one need
-            inner = is_useful(True, x)
-            op.library.build(MLPSweep(1, True), MLPSweep(1, inner, True), MLPSweep(2, inner, True, True))
-        out = op.run(_FORWARD, x, flat)[0]
+    def __init__(self, kernels: CpuMLP) -> None:
+        self.kernels = kernels
+
+    def expect(self, wanted: Sequence[bool]) -> None:
+        inner, weights = wanted
+        if weights:  # training: compile at once what the steps after this one need
+            self.kernels.prepare(MLPSweep(1, True), MLPSweep(1, inner, True), MLPSweep(2, inner, True, True))
+
+    def forward(self, *x: Tensor) -> Tensor:
+        out = self.kernels.run(_FORWARD, *x)[0]
         assert out is not None
         return out
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, flat = ctx.saved_tensors
-        needs = (is_useful(ctx.needs_input_grad[1], x), ctx.needs_input_grad[2] and parameters_wanted())
-        return (None, *_Gradients.apply(ctx.op, needs, x, flat, g.contiguous()))
+    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+        return self.kernels.run(MLPSweep(1, wanted[0], wanted[1]), x[0], x[1], g[0])[:2]
 
+    def second(
+        self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]
+    ) -> Tensors | None:
+        if h[1] is not None:
+            return None
+        return self.kernels.run(MLPSweep(2, wanted[0], wanted[1], wanted[2]), x[0], x[1], g[0], h[0])
 
-class _Gradients(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, op: CpuMLP, needs: tuple[bool, bool], x: Tensor, flat: Tensor, g: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        ctx.op, ctx.needs = op, needs
-        ctx.save_for_backward(x, flat, g)
-        ctx.set_materialize_grads(False)
-        gx, gw, _ = op.run(MLPSweep(1, needs[0], needs[1]), x, flat, g)
-        return gx, gw
-
-    @staticmethod
-    def backward(ctx: Any, hx: Tensor | None, hw: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, flat, g = ctx.saved_tensors
-        need_x, need_w, need_g = ctx.needs_input_grad[2:]
-        need_x = is_useful(need_x, x)
-        if hx is None and hw is None:
-            return (None,) * 5
-        if hw is not None or torch.is_grad_enabled():
-            return (None, None, *_composed(ctx.op.form, (x, flat, g), (hx, hw), (need_x, need_w, need_g)))
-        gx, gw, gg = ctx.op.run(MLPSweep(2, need_x, need_w, need_g), x, flat, g, hx)
-        return None, None, gx, gw, gg
-
-
-def _composed(
-    form: MLPForm, base: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], needs: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """The same by torch, for derivatives of weight gradients and for orders beyond the second."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Aliases: g may depend on x outside, and that path is not ours to follow.
-        x, flat, g = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in base)
-        first = torch.autograd.grad(_in_torch(form, x, flat), (x, flat), g, create_graph=True)
-        pairs = [(f, h) for f, h in zip(first, tangents, strict=True) if h is not None]
-        found = iter(
-            torch.autograd.grad(
-                [f for f, _ in pairs],
-                [t for t, need in zip((x, flat, g), needs, strict=True) if need],
-                [h for _, h in pairs],
-                create_graph=again,
-                allow_unused=True,
-            )
-        )
-    return [next(found) if need else None for need in needs]
+    def reference(self, *x: Tensor) -> Tensor:
+        form, (out, flat) = self.kernels.form, x
+        for n, (a, b) in enumerate(zip(form.sizes[:-1], form.sizes[1:], strict=True)):
+            if n:
+                out = torch.nn.functional.silu(out) * form.gain
+            out = out @ (flat[form.offsets[n] : form.offsets[n + 1]].view(a, b) * form.scales[n])
+        return out

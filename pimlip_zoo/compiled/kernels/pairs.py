@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,6 +32,16 @@ for (int64_t i = 0; i < rows; i++) {
 count[0] = pairs;"""
 
 
+class _Pairs(KernelLibrary):
+    value = "pairs"
+
+    def source(self, kernel: Hashable, machine: Target) -> str:
+        return "\n".join([*prelude(machine, []), *kernel_head(), _SOURCE, "}", ""])
+
+
+_pairs = _Pairs(torch.float64)
+
+
 def pair_up(edges: EdgeLists, shift: Tensor) -> EdgePairs | None:
     """The pairs of these edges, remembered with the lists.
 
@@ -50,7 +59,7 @@ def pair_up(edges: EdgeLists, shift: Tensor) -> EdgePairs | None:
         count = edges.num_edges
         of_edge = torch.full((count,), -1, dtype=torch.int32)
         both, found = torch.empty((2, count), dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        _library().run(
+        _pairs.call(
             "pairs",
             rows=edges.num_nodes,
             work=0,
@@ -60,12 +69,3 @@ def pair_up(edges: EdgeLists, shift: Tensor) -> EdgePairs | None:
         )
         edges.pairs = EdgePairs(edges, of_edge, both[:, : int(found)].contiguous())
     return edges.pairs
-
-
-@cache
-def _library() -> KernelLibrary:
-    return KernelLibrary(_source, torch.float64)
-
-
-def _source(kernel: Hashable, machine: Target) -> str:  # noqa: ARG001
-    return "\n".join([*prelude(machine, []), *kernel_head(), _SOURCE, "}", ""])

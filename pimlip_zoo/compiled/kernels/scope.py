@@ -6,9 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
-
-__all__ = ["geometry_is_leaf", "geometry_only", "is_useful", "leaf_geometry", "parameters_wanted"]
+__all__ = ["geometry_is_leaf", "geometry_only", "leaf_geometry", "parameters_wanted"]
 
 _state = threading.local()
 
@@ -49,8 +47,3 @@ def geometry_is_leaf(yes: bool) -> Iterator[None]:
 def leaf_geometry() -> bool:
     """Whether derivatives by geometry are of use inside ``geometry_only`` alone."""
     return bool(getattr(_state, "leaf", False))
-
-
-def is_useful(needed: bool, operand: Tensor) -> bool:
-    """Whether a gradient that autograd asks for is used: not that of geometry which only forces are derived from."""
-    return needed and not (getattr(operand.grad_fn, "leaf", False) and parameters_wanted())

@@ -7,12 +7,13 @@ and its adjoint, the gathering of each centre's value, are each other's derivati
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
 from pimlip_zoo.compiled.kernels.dispatch import chosen_backend
 
 __all__ = ["segment_sum", "sum_by_centre"]
@@ -44,30 +45,27 @@ def sum_by_centre(values: Tensor, centre: Tensor, num_atoms: int) -> Tensor:
 def segment_sum(values: Tensor, centre: Tensor, num_atoms: int) -> Tensor:
     """:func:`sum_by_centre` by torch-scatter."""
     ends = torch.searchsorted(centre, torch.arange(num_atoms + 1, device=centre.device))
-    out: Tensor = _SegmentSum.apply(values, centre, ends)
+    out: Tensor = differentiable(_SegmentSum(centre, ends), values)
     return out
 
 
-class _SegmentSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, centre: Tensor, ends: Tensor) -> Tensor:
+class _SegmentSum(Operation):
+    """The sum of runs of values; its adjoint gathers the value of each run."""
+
+    multilinear = True
+
+    def __init__(self, centre: Tensor, ends: Tensor) -> None:
+        self.centre, self.ends = centre, ends
+
+    def forward(self, *x: Tensor) -> Tensor:
         from torch_scatter import segment_csr
 
-        ctx.save_for_backward(centre, ends)
-        total: Tensor = segment_csr(values.contiguous(), ends, reduce="sum")
+        total: Tensor = segment_csr(x[0].contiguous(), self.ends, reduce="sum")
         return total
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _Gather.apply(gradients[0], *ctx.saved_tensors), None, None
+    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+        return (g[0].index_select(0, self.centre),)
 
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, centre: Tensor, ends: Tensor) -> Tensor:
-        ctx.save_for_backward(centre, ends)
-        return values.index_select(0, centre)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _SegmentSum.apply(gradients[0], *ctx.saved_tensors), None, None
+    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]) -> Tensors:
+        assert h[0] is not None
+        return None, self.forward(h[0]) if wanted[1] else None

@@ -41,7 +41,7 @@ class TableForm:
     """Whether each pair of species has functions and an end of its own."""
 
 
-class CpuTable:
+class CpuTable(KernelLibrary):
     """The kernels of one form: 0 values, 1 gradient by the vectors.
 
     Below the first knot the functions go on as straight lines, beyond the last they stay as they are.
@@ -52,10 +52,10 @@ class CpuTable:
     """
 
     def __init__(self, form: TableForm, dtype: torch.dtype) -> None:
-        self.form, self.dtype = form, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.form = form
 
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         width, last = self.form.width, self.form.intervals - 1
         segments = channel_segments(width, machine.lanes)
         root = "sqrtf" if machine.scalar == "float" else "sqrt"
@@ -151,7 +151,7 @@ class CpuTable:
         operands: tuple[Tensor | None, ...],
         out: Tensor,
     ) -> None:
-        self.library.run(
+        self.call(
             kernel,
             rows=rows,
             work=rows * self.form.width,

@@ -15,7 +15,7 @@ __all__ = ["KernelCall", "Watcher", "watched_by", "watchers"]
 
 @dataclass(frozen=True)
 class KernelCall:
-    """One call of a compiled function, see :meth:`KernelLibrary.run`."""
+    """One call of a compiled function, see :meth:`KernelLibrary.call`."""
 
     library: object
     kernel: Hashable

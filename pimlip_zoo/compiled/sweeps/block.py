@@ -138,6 +138,7 @@ def listed(parameters: nn.ParameterList) -> tuple[nn.Parameter, ...]:
 
 def joined(parameters: Sequence[Tensor]) -> Tensor:
     """Their numbers one after the other."""
+    # As torch's own distributed training does; a cat of flat views takes three times as long for small ones.
     return torch._C._nn.flatten_dense_tensors(list(parameters))  # noqa: SLF001
 
 

@@ -10,16 +10,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.cpu import CpuConvolution, cpu_convolution
+from pimlip_zoo.compiled.kernels.convolution.cpu import CpuConvolution, cpu_convolution
+from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, TrilinearForm
+from pimlip_zoo.compiled.kernels.convolution.operation import (
+    FORWARD,
+    gradient_kernels,
+    second_kernels,
+    tangent_kernel,
+)
 from pimlip_zoo.compiled.kernels.edges import EdgeLists, edge_lists
-from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum, Term, TrilinearForm
 from pimlip_zoo.compiled.sweeps.block import Block, Call, NotCovered, Tensors, blocks
 from pimlip_zoo.nn.contraction import EdgeEnvironment, EdgeTensors
 from pimlip_zoo.nn.convolution import Convolution
 
 __all__ = ["ConvolutionBlock", "EnvironmentBlock", "TensorsBlock"]
 
-_FORWARD = NodeSum("out", ((0, 0, 0),))
 Kernel = NodeSum | EdgeSum
 AnyKernel = TypeVar("AnyKernel", NodeSum, EdgeSum)
 
@@ -59,20 +64,20 @@ class TrilinearBlock(Block):
         """The first sweep."""
         op = self._kernels(int(w.shape[2]))
         x, y, w = x.contiguous(), y.contiguous(), w.contiguous()
-        kernel = _for_rows(_FORWARD, _is_paired(edges, w))
+        kernel = _for_rows(FORWARD, _is_paired(edges, w))
         out = op.node_sum(kernel, edges, (x, None), (y, None), (w, None), (None, None))
         return out, (op, edges, x, y, w)
 
     def adjoint(self, saved: Any, g: Tensor) -> Tensors:
         op, edges, x, y, w = saved
         operands = ((x, None), (y, None), (w, None), (g.contiguous(), None))
-        return self._run(op, edges, _adjoint(self.geometric), operands)
+        return self._run(op, edges, gradient_kernels(self.geometric), operands)
 
     def tangent(self, saved: Any, tangents: Tensors) -> Tensor:
         op, edges, x, y, w = saved
         t = self._tangents(tangents)
         present = (t[0] is not None, t[1] is not None, t[2] is not None)
-        kernel = _for_rows(_tangent(present), _is_paired(edges, w))
+        kernel = _for_rows(tangent_kernel(present), _is_paired(edges, w))
         return op.node_sum(kernel, edges, (x, t[0]), (y, t[1]), (w, t[2]), (None, None))
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Tensor) -> tuple[Tensors, Tensors]:
@@ -81,7 +86,9 @@ class TrilinearBlock(Block):
         present = (t[0] is not None, t[1] is not None, t[2] is not None)
         cotangents = (h.contiguous(), None) if g is None else (g.contiguous(), h.contiguous())
         operands = ((x, t[0]), (y, t[1]), (w, t[2]), cotangents)
-        return self._run(op, edges, _second(present, self.trainable, with_g=g is not None), operands), ()
+        wanted = self.trainable
+        kernels = gradient_kernels(wanted) if g is None else second_kernels(present, wanted, adds=True)
+        return self._run(op, edges, kernels, operands), ()
 
     def _tangents(self, tangents: Tensors) -> list[Tensor | None]:
         out: list[Tensor | None] = [None, None, None]
@@ -110,36 +117,6 @@ def _for_rows(kernel: AnyKernel, paired: bool) -> AnyKernel:
 def _is_paired(edges: EdgeLists, w: Tensor) -> bool:
     """Whether there is a row of weights for each pair of edges, and not for each edge."""
     return int(w.shape[0]) != edges.num_edges
-
-
-@cache
-def _adjoint(wanted: tuple[bool, bool, bool]) -> tuple[Kernel, ...]:
-    one = ((0, 0, 0),)
-    edge = EdgeSum(one if wanted[2] else (), one if wanted[1] else ())
-    return (*([NodeSum("in", one)] if wanted[0] else []), *([edge] if wanted[1] or wanted[2] else []))
-
-
-@cache
-def _tangent(present: tuple[bool, bool, bool]) -> NodeSum:
-    terms: list[Term] = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    return NodeSum("out", tuple(term for term, here in zip(terms, present, strict=True) if here))
-
-
-@cache
-def _second(
-    present: tuple[bool, bool, bool], wanted: tuple[bool, bool, bool], *, with_g: bool
-) -> tuple[Kernel, ...]:
-    """``J^T h`` and, with g, the derivatives of ``<g, J t>``: of its two cotangents the second is h."""
-    if not with_g:
-        return _adjoint(wanted)
-    x, y, w = present
-    # Terms name variants of (gathered, Y, w), of (x, Y, g) and of (x, w, g).
-    into_x = [(1, 0, 0), *([(0, 1, 0)] if y else []), *([(0, 0, 1)] if w else [])]
-    into_w = [(0, 0, 1), *([(1, 0, 0)] if x else []), *([(0, 1, 0)] if y else [])]
-    into_y = [(0, 0, 1), *([(1, 0, 0)] if x else []), *([(0, 1, 0)] if w else [])]
-    edge = EdgeSum(tuple(into_w) if wanted[2] else (), tuple(into_y) if wanted[1] else ())
-    node = [NodeSum("in", tuple(into_x))] if wanted[0] else []
-    return (*node, *([edge] if wanted[1] or wanted[2] else []))
 
 
 @blocks(Convolution)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.polynomial import PolynomialForm, PolynomialSweep, cpu_polynomial
+from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm, PolynomialSweep, cpu_polynomial
 from pimlip_zoo.compiled.sweeps.block import Block, Call, NotCovered, Tensors, blocks
 from pimlip_zoo.nn.contraction import CentreMatrices
 from pimlip_zoo.nn.symmetric_contraction import SymmetricContraction

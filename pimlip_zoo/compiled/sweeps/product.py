@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.edges import edge_lists
-from pimlip_zoo.compiled.kernels.product import CentreSum, EdgeRows, cpu_edge_product
+from pimlip_zoo.compiled.kernels.product.cpu import CentreSum, EdgeRows, cpu_edge_product
 from pimlip_zoo.compiled.sweeps.block import Block, Call, NotCovered, Tensors, blocks
 from pimlip_zoo.nn.contraction import EdgeProduct
 

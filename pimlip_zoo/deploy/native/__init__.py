@@ -1,1 +1,1 @@
-"""A potential as C and weights: recorded, written, compiled where it is used, with no torch in it."""
+"""A potential as C and weights: its file, compiled where it is used, with no torch in it."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.native.source import model_source, weights_bytes
 from pimlip_zoo.deploy.metadata import export_metadata
 from pimlip_zoo.deploy.native.archive import TARGETS, NativeFile, read_native, write_native
+from pimlip_zoo.deploy.native.evaluation import recorded, steps_of
 from pimlip_zoo.deploy.native.library import NativeModel
-from pimlip_zoo.deploy.native.record import record, steps_of
-from pimlip_zoo.deploy.native.source import model_source, weights_bytes
 from pimlip_zoo.deploy.native.tabulate import Tabulated, by_steps, deviation, tabulated
 from pimlip_zoo.deploy.native.uncertainty import KEY, Directions, other_weights
 from pimlip_zoo.deploy.selfcheck import compare, from_edges, pair_style_inputs
@@ -74,11 +74,11 @@ def export_native(
     )
     made = None if table is None else tabulated(ready, table)
     trace = steps_of(ready) if made is None else made.trace
-    program = record(ready, trace)
+    program = recorded(ready, trace)
     sources = {width: model_source(program, width, registers) for width, registers in TARGETS.items()}
     weights, others = weights_bytes(program), None
     if uncertainty is not None:
-        others = other_weights(ready, uncertainty, weights, lambda: record(ready, trace))
+        others = other_weights(ready, uncertainty, weights, lambda: recorded(ready, trace))
         metadata[KEY] = others.text
     with replacing(path) as scratch:
         content = NativeFile(metadata, sources, weights, others)

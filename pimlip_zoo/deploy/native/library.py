@@ -5,9 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import shutil
-import subprocess
-import tempfile
 import threading
 from functools import cache
 from pathlib import Path
@@ -16,12 +13,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.commands import command_words
+from pimlip_zoo.compiled.compiler import (
+    CompilerError,
+    cache_folder,
+    compile_library,
+    find_compiler,
+    writable,
+)
 from pimlip_zoo.deploy.native.archive import NativeFile, read_native, source_hash
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import scratch_folder, seal, sealed
 
-__all__ = ["NativeModel", "StructureResult", "cache_folder", "machine_level", "num_threads"]
+__all__ = ["NativeModel", "StructureResult", "machine_level", "num_threads"]
 
 Reals = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -31,7 +34,7 @@ _LEVELS = {
     "v3": (32, ("-march=x86-64-v3",)),
     "any": (16, ()),
 }
-_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+_FLAGS = ("-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
 _NEEDS = {
     "v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
     "v3": {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"},
@@ -276,7 +279,7 @@ def _aligned(count: int) -> NDArray[np.uint8]:
 
 def _load(source: str, level: str, path: str | os.PathLike[str]) -> ctypes.CDLL:
     name = f"native-{source_hash(source)[:32]}-{level}.so"
-    library = cache_folder() / name
+    library = writable(cache_folder()) / name
     if not sealed(library):
         _compile(source, _LEVELS[level][1], library, path)
     loaded = ctypes.CDLL(str(library))
@@ -292,43 +295,22 @@ def _load(source: str, level: str, path: str | os.PathLike[str]) -> ctypes.CDLL:
     return loaded
 
 
-@cache
-def cache_folder() -> Path:
-    """Where compiled models are kept: ``$XDG_CACHE_HOME/pimlip-zoo/kernels`` or the same in ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "pimlip-zoo" / "kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="pimlip-zoo-kernels-"))
-
-
 def _compile(source: str, flags: tuple[str, ...], library: Path, path: str | os.PathLike[str]) -> None:
-    chosen = command_words("CC")
-    compiler = next(
-        (c for c in ([chosen] if chosen else [["cc"], ["gcc"], ["clang"]]) if shutil.which(c[0])), None
-    )
-    if compiler is None:
-        what = f"CC={chosen[0]} is not an executable" if chosen else "there is no C compiler"
+    try:
+        find_compiler()
+    except CompilerError as error:
         raise InputError(
-            f"{what}, and a native model is compiled where it is used",
+            f"{error}, and a native model is compiled where it is used",
             file=path,
             mend="install gcc or clang, or use a machine with one and the same cache folder "
             f"({library.parent}) first",
-        )
+        ) from error
     with scratch_folder(library.parent, "build") as scratch:
         text, built = scratch / "model.c", scratch / "model.so"
         text.write_text(source)
-        # Apple's clang, for one, has no OpenMP: one thread is better than no model.
-        for parallel in (("-fopenmp",), ()):
-            command = [*compiler, *_FLAGS, *flags, *parallel, str(text), "-shared", "-o", str(built), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-            if done.returncode == 0:
-                built.replace(library)
-                seal(library)
-                return
-    reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
-    raise InputError(f"{compiler[0]} failed: {reason}", file=path, mend="give another compiler as CC=...")
+        try:
+            compile_library(text, built, flags=(*_FLAGS, *flags))
+        except CompilerError as error:
+            raise InputError(str(error), file=path, mend="give another compiler as CC=...") from error
+        built.replace(library)
+        seal(library)

@@ -15,8 +15,8 @@ from pimlip_zoo.compiled.sweeps.block import Call
 from pimlip_zoo.compiled.sweeps.edges import EmbeddingBlock
 from pimlip_zoo.compiled.sweeps.table import HarmonicsBlock, Table, TableBlock
 from pimlip_zoo.compiled.sweeps.trace import Step, Trace, Value, values_in
+from pimlip_zoo.deploy.native.evaluation import evaluation, steps_of
 from pimlip_zoo.deploy.native.lengths import LengthFunctions, ancestors, find_length_functions
-from pimlip_zoo.deploy.native.record import evaluation, steps_of
 from pimlip_zoo.deploy.selfcheck import check_structures, close_structures, from_edges, pair_style_inputs
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Predictions

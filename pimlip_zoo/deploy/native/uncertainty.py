@@ -19,7 +19,7 @@ from pimlip_zoo.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pimlip_zoo.deploy.native.program import Program
+    from pimlip_zoo.compiled.native.program import Program
     from pimlip_zoo.models.potential import Potential
 
 __all__ = ["KEY", "Directions", "OtherWeights", "other_weights"]
@@ -118,7 +118,7 @@ def other_weights(
     """
     import torch
 
-    from pimlip_zoo.deploy.native.source import constant_offsets, weights_bytes
+    from pimlip_zoo.compiled.native.source import constant_offsets, weights_bytes
     from pimlip_zoo.models.readouts import last_weights, set_last_weights
 
     trained = last_weights(potential.model)

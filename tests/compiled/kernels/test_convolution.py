@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels import available_backends, build, cpu, dispatch, use_kernels
+from pimlip_zoo.compiled.kernels import available_backends, build, dispatch, use_kernels
+from pimlip_zoo.compiled.kernels.convolution import cpu
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 from pimlip_zoo.nn.linear import irrep_slices
@@ -317,3 +318,22 @@ def test_names_of_backends_are_checked(monkeypatch):
     monkeypatch.setenv("PIMLIP_ZOO_KERNELS", "reference")
     assert dispatch.chosen_backend() == "reference"
     assert set(available_backends()) == set(dispatch.BACKENDS) - {"auto"}
+
+
+def test_another_thread_has_its_own_choice_of_a_backend():
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    together = Barrier(2)
+
+    def choose(name):
+        with use_kernels(name):
+            together.wait(10)  # both are inside
+            found = [dispatch.chosen_backend()]
+        together.wait(10)
+        return [*found, dispatch.chosen_backend()]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(choose, ["reference", "auto"])
+    assert first == ["reference", "auto"]
+    assert second == ["auto", "auto"]

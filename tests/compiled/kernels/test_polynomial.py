@@ -110,6 +110,7 @@ def evaluate(program, value, numbers):
     return scope["result"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-2, 2), min_size=6, max_size=6))
 def test_programs_differentiate_themselves(values):
     program = Program()

@@ -20,15 +20,15 @@ from test_product import module_of as contraction_of
 from test_product import operands as product_operands
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels import available_backends, dispatch, use_kernels
+from pimlip_zoo.compiled.kernels import available_backends, dispatch, launch, use_kernels
+from pimlip_zoo.compiled.kernels.convolution import gpu as convolution
+from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
-from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum
-from pimlip_zoo.compiled.kernels.gpu import convolution, launch
-from pimlip_zoo.compiled.kernels.gpu.launch import Block, compiled
-from pimlip_zoo.compiled.kernels.gpu.polynomial import triton_polynomial
-from pimlip_zoo.compiled.kernels.gpu.product import triton_edge_product
-from pimlip_zoo.compiled.kernels.polynomial import PolynomialSweep
-from pimlip_zoo.compiled.kernels.product import CentreSum, EdgeRows
+from pimlip_zoo.compiled.kernels.launch import Block, compiled
+from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialSweep
+from pimlip_zoo.compiled.kernels.polynomial.gpu import triton_polynomial
+from pimlip_zoo.compiled.kernels.product.cpu import CentreSum, EdgeRows
+from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 
@@ -270,9 +270,8 @@ def test_without_gpu_and_interpreter_triton_is_refused(monkeypatch):
     assert "there is no GPU" in available_backends()["triton"]
     with pytest.raises(InputError, match="there is no GPU"), use_kernels("triton"):
         pass
-    monkeypatch.setattr(
-        dispatch, "_override", ["triton"]
-    )  # as where there is a GPU, but a tensor is not on it
+    # As where there is a GPU, but a tensor is not on it.
+    monkeypatch.setattr(dispatch, "chosen_backend", lambda: "triton")
     module = full(1)
     tensors, index = operands(module, 2, 3, 2)
     with pytest.raises(InputError, match="tensor on the CPU"):

@@ -78,16 +78,21 @@ def source(dtype, factor):
     return "\n".join([*prelude(machine, [machine.lanes]), helper, *kernel_head(), loop, "}", ""])
 
 
+class Scaled(library.KernelLibrary):
+    def source(self, kernel, machine):
+        return source(*kernel)
+
+
 def test_kernels_of_one_file_keep_their_own_types_and_helpers(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     wanted = [(dtype, factor) for dtype in (torch.float32, torch.float64) for factor in (2, 3)]
-    kernels = library.KernelLibrary(lambda kernel, machine: source(*kernel), torch.float32)
-    kernels.build(*wanted)
+    kernels = Scaled(torch.float32)
+    kernels.prepare(*wanted)
     assert len(list(tmp_path.rglob("*.so"))) == 4
     assert len({path.stat().st_ino for path in tmp_path.rglob("*.so")}) == 1
     for dtype, factor in wanted:
         x, out = torch.randn(5, dtype=dtype), torch.empty(5, dtype=dtype)
-        kernels.run(
+        kernels.call(
             (dtype, factor),
             rows=5,
             work=0,
@@ -147,7 +152,7 @@ def test_a_compiler_that_is_missing_is_no_matter_ahead(monkeypatch, caplog):
     monkeypatch.setenv("CC", "no-such-compiler")
     build.compiler.cache_clear()
     try:
-        build_quietly([(library.KernelLibrary(lambda *_: "", torch.float32), "kernel")])
+        build_quietly([(Scaled(torch.float32), (torch.float32, 2))])
     finally:
         build.compiler.cache_clear()
     assert not caplog.records

@@ -82,6 +82,22 @@ def test_a_wrong_second_derivative_is_noticed(names, monkeypatch):
     assert not names["agrees"](potential_with(bent(names)), graph_of("molecule"))
 
 
+def test_the_operation_of_the_page_has_derivatives_of_every_order(names):
+    bend, plain = names["bend"], names["Bend"](2)
+    x = torch.linspace(-1.5, 2.0, 6, dtype=torch.float64).view(3, 2).requires_grad_()
+    a = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
+    plain.a = nn.Parameter(a.detach())
+    assert torch.equal(bend(x, a), plain(x))
+    assert torch.autograd.gradcheck(bend, (x, a))
+    assert torch.autograd.gradgradcheck(bend, (x, a))
+
+    def gradient(x, a):
+        z = bend(x, a)
+        return torch.autograd.grad(z, (x, a), torch.cos(z), create_graph=True)
+
+    assert torch.autograd.gradgradcheck(gradient, (x, a))
+
+
 def test_a_layer_without_a_block_is_left_to_autograd():
     steps = {step.name: step for step in described(Pair(nn.Softplus()))}
     assert steps["layer"].how == "autograd"

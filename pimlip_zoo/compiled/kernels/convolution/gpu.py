@@ -12,11 +12,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.convolution import Operands
+from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, Path, TrilinearForm
+from pimlip_zoo.compiled.kernels.convolution.operation import Operands
+from pimlip_zoo.compiled.kernels.convolution.source import Coupling, products_around
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
-from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum, Path, TrilinearForm
-from pimlip_zoo.compiled.kernels.generate import Coupling, products_around
-from pimlip_zoo.compiled.kernels.gpu.launch import Block, Launcher, Source, indented
+from pimlip_zoo.compiled.kernels.launch import Block, Launcher, Source, indented
 
 __all__ = ["TritonConvolution", "edge_sum_source", "node_sum_source", "triton_convolution"]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from pimlip_zoo.compiled.kernels.mlp import MLPSweep
-from pimlip_zoo.deploy.native.program import KernelOp, ListsOp, Operation, Program, Size, TensorOp, View
+from pimlip_zoo.compiled.native.program import KernelOp, ListsOp, Operation, Program, Size, TensorOp, View
 
 __all__ = ["without_copies"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
-from pimlip_zoo.compiled.kernels.gpu.launch import Block, Launcher, Source, indented
-from pimlip_zoo.compiled.kernels.product import CentreSum, EdgeRows, Entries, Operands
+from pimlip_zoo.compiled.kernels.launch import Block, Launcher, Source, indented
+from pimlip_zoo.compiled.kernels.product.cpu import CentreSum, EdgeRows, Entries, Operands
 
 __all__ = ["TritonEdgeProduct", "triton_edge_product"]
 

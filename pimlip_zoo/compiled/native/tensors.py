@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pimlip_zoo.deploy.native.program import Size, TensorOp, View
+from pimlip_zoo.compiled.native.program import Size, TensorOp, View
 from pimlip_zoo.errors import InputError
 
 __all__ = ["C_TYPES", "pointer", "tensor_lines"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pimlip_zoo.deploy.native.program import Program, Size
+from pimlip_zoo.compiled.native.program import Program, Size
 
 __all__ = ["Plan", "plan_memory"]
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
-from pimlip_zoo.compiled.kernels.scope import parameters_wanted
 
 __all__ = [
     "CpuPolynomial",
@@ -86,7 +86,7 @@ class PolynomialKernels(Protocol):
         ...
 
 
-class CpuPolynomial:
+class CpuPolynomial(KernelLibrary):
     """The kernels of one form for one number of channels and one dtype.
 
     Args:
@@ -95,24 +95,13 @@ class CpuPolynomial:
         dtype: float32 or float64.
     """
 
+    value = _FORWARD
+
     def __init__(self, form: PolynomialForm, channels: int, dtype: torch.dtype) -> None:
-        self.form, self.channels, self.dtype = form, channels, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.form, self.channels = form, channels
 
-    def prepare(self, *kernels: PolynomialSweep) -> None:
-        """Compile these kernels, several at a time."""
-        self.library.build(*kernels)
-
-    def prepared(self) -> CpuPolynomial:
-        """Itself, with the first kernel built.
-
-        Raises:
-            CompilerError: when it cannot be.
-        """
-        self.library.build(_FORWARD)
-        return self
-
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, PolynomialSweep)
         form, width = self.form, self.channels
         segments = channel_segments(width, machine.lanes)
@@ -179,7 +168,7 @@ class CpuPolynomial:
             torch.zeros_like(q, memory_format=torch.contiguous_format) if kernel.wants_coefficients else None
         )
         third = torch.empty((rows, form.dim_out, width), dtype=a.dtype) if kernel.wants_cotangent else None
-        self.library.run(
+        self.call(
             kernel,
             rows=rows,
             work=rows * len(form.terms) * width,
@@ -238,78 +227,47 @@ def cpu_polynomial(form: PolynomialForm, channels: int, dtype: torch.dtype) -> C
 
 def polynomial(op: PolynomialKernels, reference: Reference, a: Tensor, q: Tensor, species: Tensor) -> Tensor:
     """(N, K_in, C), (S, T, C), (N,) -> (N, K_out, C), differentiable to any order."""
-    if species.device.type != "cpu":  # without waiting for the device
+    if species.device.type != "cpu":  # without waiting for the device, which no public assertion does
         torch._assert_async(((species >= 0) & (species < q.shape[0])).all(), "a species that is not there")  # noqa: SLF001
     elif species.numel() and not 0 <= int(species.min()) <= int(species.max()) < q.shape[0]:
         raise IndexError(f"a species is not among the {q.shape[0]} that there are")
-    return _Apply.apply(op, reference, species, a, q)
+    out: Tensor = differentiable(_Polynomial(op, reference, species), a, q)
+    return out
 
 
-class _Apply(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, op: PolynomialKernels, reference: Reference, species: Tensor, a: Tensor, q: Tensor
-    ) -> Tensor:
-        ctx.op, ctx.reference, ctx.species = op, reference, species
-        ctx.row = species.to(torch.int32)
-        ctx.save_for_backward(a, q)
-        if ctx.needs_input_grad[4]:  # training: compile at once what forces and their derivatives will need
-            op.prepare(
+class _Polynomial(Operation):
+    """Of (A, q)."""
+
+    parameters = (1,)
+
+    def __init__(self, kernels: PolynomialKernels, reference: Reference, species: Tensor) -> None:
+        self.kernels, self._reference, self.species = kernels, reference, species
+        self.row = species.to(torch.int32)
+
+    def expect(self, wanted: Sequence[bool]) -> None:
+        if wanted[1]:  # training: compile at once what forces and their derivatives will need
+            self.kernels.prepare(
                 PolynomialSweep(1, True, False),
                 PolynomialSweep(1, True, True),
                 PolynomialSweep(2, True, True, True),
             )
-        out = op.run(_FORWARD, ctx.row, a, q)[0]
+
+    def forward(self, *x: Tensor) -> Tensor:
+        out = self.kernels.run(_FORWARD, self.row, *x)[0]
         assert out is not None
         return out
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        a, q = ctx.saved_tensors
-        needs = (ctx.needs_input_grad[3], ctx.needs_input_grad[4] and parameters_wanted())
-        return (None, None, None, *_Gradients.apply(ctx, needs, a, q, g.contiguous()))
+    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+        return self.kernels.run(PolynomialSweep(1, wanted[0], wanted[1]), self.row, x[0], x[1], g[0])[:2]
 
-
-class _Gradients(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, first: Any, needs: tuple[bool, bool], a: Tensor, q: Tensor, g: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        ctx.op, ctx.reference, ctx.species, ctx.row = first.op, first.reference, first.species, first.row
-        ctx.save_for_backward(a, q, g)
-        ctx.set_materialize_grads(False)
-        ga, gq, _ = ctx.op.run(PolynomialSweep(1, *needs), ctx.row, a, q, g)
-        return ga, gq
-
-    @staticmethod
-    def backward(ctx: Any, ha: Tensor | None, hq: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ha is None and hq is None:
-            return (None,) * 5
-        needs = tuple(ctx.needs_input_grad[2:])
-        if hq is not None or torch.is_grad_enabled():
-            return (None, None, *_composed(ctx, ctx.saved_tensors, (ha, hq), needs))
-        a, q, g = ctx.saved_tensors
-        ga, gq, gg = ctx.op.run(PolynomialSweep(2, *needs), ctx.row, a, q, g, ha)
-        return None, None, ga, gq, gg
-
-
-def _composed(
-    ctx: Any, base: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], needs: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """The same by torch, for derivatives of coefficients' gradients and for orders beyond the second."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Aliases: g may depend on A outside, and that path is not ours to follow.
-        a, q, g = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in base)
-        first = torch.autograd.grad(ctx.reference(a, q, ctx.species), (a, q), g, create_graph=True)
-        pairs = [(f, h) for f, h in zip(first, tangents, strict=True) if h is not None]
-        found = iter(
-            torch.autograd.grad(
-                [f for f, _ in pairs],
-                [t for t, need in zip((a, q, g), needs, strict=True) if need],
-                [h for _, h in pairs],
-                create_graph=again,
-                allow_unused=True,
-            )
+    def second(
+        self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]
+    ) -> Tensors | None:
+        if h[1] is not None:
+            return None
+        return self.kernels.run(
+            PolynomialSweep(2, wanted[0], wanted[1], wanted[2]), self.row, x[0], x[1], g[0], h[0]
         )
-    return [next(found) if need else None for need in needs]
+
+    def reference(self, *x: Tensor) -> Tensor:
+        return self._reference(x[0], x[1], self.species)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pimlip_zoo.compiled.exact import ExactBuffers
-from pimlip_zoo.compiled.kernels.form import TrilinearForm
+from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
 from pimlip_zoo.compiled.kernels.sums import sum_by_centre
 
 __all__ = ["ReferenceConvolution", "reference_convolution"]

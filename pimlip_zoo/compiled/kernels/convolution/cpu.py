@@ -8,16 +8,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.convolution import FORWARD, Operands
+from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, TrilinearForm
+from pimlip_zoo.compiled.kernels.convolution.operation import FORWARD, Operands
+from pimlip_zoo.compiled.kernels.convolution.source import edge_sum_source, node_sum_source
 from pimlip_zoo.compiled.kernels.edges import EdgeLists, EdgePairs
-from pimlip_zoo.compiled.kernels.form import EdgeSum, NodeSum, TrilinearForm
-from pimlip_zoo.compiled.kernels.generate import Target, edge_sum_source, node_sum_source
+from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 
 __all__ = ["CpuConvolution", "cpu_convolution"]
 
 
-class CpuConvolution:
+class CpuConvolution(KernelLibrary):
     """The kernels of one trilinear form for one number of channels and one dtype.
 
     Args:
@@ -26,24 +27,13 @@ class CpuConvolution:
         dtype: float32 or float64.
     """
 
+    value = FORWARD
+
     def __init__(self, form: TrilinearForm, channels: int, dtype: torch.dtype) -> None:
-        self.form, self.channels, self.dtype = form, channels, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.form, self.channels = form, channels
 
-    def prepared(self) -> CpuConvolution:
-        """Itself, with the first kernel built.
-
-        Raises:
-            CompilerError: when it cannot be.
-        """
-        self.prepare(FORWARD)
-        return self
-
-    def prepare(self, *kernels: NodeSum | EdgeSum) -> None:
-        """Compile these kernels, several at a time."""
-        self.library.build(*kernels)
-
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         if isinstance(kernel, NodeSum):
             return node_sum_source(self.form, kernel, self.channels, machine)
         assert isinstance(kernel, EdgeSum)
@@ -56,7 +46,7 @@ class CpuConvolution:
         inward, lists = kernel.side == "in", _lists(kernel, edges)
         dim = (self.form.rows_in if inward else self.form.rows_out)[-1]
         out = torch.empty((edges.num_nodes, dim, self.channels), dtype=self.dtype)
-        self.library.run(
+        self.call(
             kernel,
             rows=edges.num_nodes,
             work=edges.num_edges * self.form.rows_path[-1] * self.channels,
@@ -77,7 +67,7 @@ class CpuConvolution:
         shape_w, shape_y = (rows, form.rows_path[-1], self.channels), (edges.num_edges, form.dim_edge)
         out_w = torch.empty(shape_w, dtype=self.dtype) if kernel.weights else None
         out_y = torch.empty(shape_y, dtype=self.dtype) if kernel.harmonics else None
-        self.library.run(
+        self.call(
             kernel,
             rows=rows,
             work=edges.num_edges * form.rows_path[-1] * self.channels,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pimlip_zoo.compiled.kernels.mlp import MLPForm, MLPSweep, cpu_mlp
-from pimlip_zoo.deploy.native.fuse import without_copies
-from pimlip_zoo.deploy.native.program import KernelOp, Program, Size, TensorOp, View
+from pimlip_zoo.compiled.native.fuse import without_copies
+from pimlip_zoo.compiled.native.program import KernelOp, Program, Size, TensorOp, View
 
 pytestmark = pytest.mark.compiler
 
@@ -123,7 +123,7 @@ def test_what_nothing_reads_is_not_computed():
 
 def kernel(sizes, sweep, **operands):
     places = ("first", "row", "slot", "x0", "x1", "y0", "y1", "w0", "w1", "g0", "g1", "out0", "out1", "out2")
-    library = cpu_mlp(MLPForm(sizes, (1.0,) * (len(sizes) - 1), 1.0), torch.float32).library
+    library = cpu_mlp(MLPForm(sizes, (1.0,) * (len(sizes) - 1), 1.0), torch.float32)
     return KernelOp(library, sweep, EDGES, None, tuple(operands.get(name) for name in places))
 
 
@@ -169,8 +169,8 @@ def test_pieces_are_what_they_are_pieces_of(rows, keeps):
     sweep = MLPSweep(0, keeps=keeps, pieces=tuple((b - a, 11) for a, b in cuts))
     out, slopes = torch.empty(rows, 3, dtype=torch.float64), torch.empty(rows * 5, dtype=torch.float64)
     # The kernel reads rows from where the first begins, which a view does not show to the library.
-    op_.library.build(sweep)
-    function = op_.library._functions[sweep]
+    op_.prepare(sweep)
+    function = op_._functions[sweep]
     addresses = [part.data_ptr() for part in parts] + [None] * (4 - len(parts))
     function(
         rows,

@@ -13,8 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.gpu.launch import Block, Launcher, Source, indented
-from pimlip_zoo.compiled.kernels.polynomial import PolynomialForm, PolynomialSweep, sweep_program
+from pimlip_zoo.compiled.kernels.launch import Block, Launcher, Source, indented
+from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm, PolynomialSweep, sweep_program
 
 __all__ = ["TritonPolynomial", "triton_polynomial"]
 

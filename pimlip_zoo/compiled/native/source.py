@@ -7,9 +7,9 @@ from pathlib import Path
 from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.linear import TILE
 from pimlip_zoo.compiled.kernels.unit import Unit
-from pimlip_zoo.deploy.native.memory import Plan, plan_memory
-from pimlip_zoo.deploy.native.program import KernelOp, ListsOp, Operation, Program, Size, View
-from pimlip_zoo.deploy.native.tensors import C_TYPES, pointer, tensor_lines
+from pimlip_zoo.compiled.native.memory import Plan, plan_memory
+from pimlip_zoo.compiled.native.program import KernelOp, ListsOp, Operation, Program, Size, View
+from pimlip_zoo.compiled.native.tensors import C_TYPES, pointer, tensor_lines
 
 __all__ = ["ALIGNMENT", "constant_offsets", "model_source"]
 

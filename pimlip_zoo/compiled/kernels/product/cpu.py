@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
@@ -64,7 +65,7 @@ class EdgeProductKernels(Protocol):
         ...
 
 
-class CpuEdgeProduct:
+class CpuEdgeProduct(KernelLibrary):
     """The kernels of one set of entries for one number of channels and one dtype.
 
     Args:
@@ -75,27 +76,15 @@ class CpuEdgeProduct:
         dtype: float32 or float64.
     """
 
+    value = _FORWARD
+
     def __init__(
         self, entries: Entries, dim_in: int, dim_out: int, channels: int, dtype: torch.dtype
     ) -> None:
-        self.entries, self.dim_in, self.dim_out = entries, dim_in, dim_out
-        self.channels, self.dtype = channels, dtype
-        self.library = KernelLibrary(self._source, dtype)
+        super().__init__(dtype)
+        self.entries, self.dim_in, self.dim_out, self.channels = entries, dim_in, dim_out, channels
 
-    def prepare(self, *kernels: EdgeRows | CentreSum) -> None:
-        """Compile these kernels, several at a time."""
-        self.library.build(*kernels)
-
-    def prepared(self) -> CpuEdgeProduct:
-        """Itself, with the first kernel built.
-
-        Raises:
-            CompilerError: when it cannot be.
-        """
-        self.library.build(_FORWARD)
-        return self
-
-    def _source(self, kernel: Hashable, machine: Target) -> str:
+    def source(self, kernel: Hashable, machine: Target) -> str:
         segments = channel_segments(self.channels, machine.lanes)
         lines = [*prelude(machine, [lanes for _, _, lanes in segments]), *kernel_head()]
         lines += [
@@ -171,7 +160,7 @@ class CpuEdgeProduct:
             shape = (edges.num_edges, self.dim_in if kernel.side == "in" else self.dim_out, self.channels)
         out = torch.empty(shape, dtype=self.dtype)
         first, _, slot = edges.by_centre
-        self.library.run(
+        self.call(
             kernel,
             rows=edges.num_nodes,
             work=edges.num_edges * len(self.entries) * self.channels,
@@ -199,70 +188,39 @@ def cpu_edge_product(
 
 def edge_product(op: EdgeProductKernels, edges: EdgeLists, features: Tensor, matrices: Tensor) -> Tensor:
     """(E, K_in, C), (N, R, C) -> (E, K_out, C), differentiable to any order."""
-    return _Product.apply(op, edges, features, matrices)
+    out: Tensor = differentiable(_Product(op, edges), features, matrices)
+    return out
 
 
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, op: EdgeProductKernels, edges: EdgeLists, v: Tensor, m: Tensor) -> Tensor:
-        ctx.op, ctx.edges = op, edges
-        ctx.save_for_backward(v, m)
-        if any(ctx.needs_input_grad):
-            op.prepare(_FORWARD, _BACKWARD_V, _BACKWARD_M)
-        return op.run(_FORWARD, edges, (v, None), (m, None), (None, None))
+class _Product(Operation):
+    """``dS/dg`` of (v, m)."""
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        v, m = ctx.saved_tensors
-        return (None, None, *_gradients(ctx.op, ctx.edges, tuple(ctx.needs_input_grad[2:]), v, m, g))
+    multilinear = True
 
+    def __init__(self, kernels: EdgeProductKernels, edges: EdgeLists) -> None:
+        self.kernels, self.edges = kernels, edges
 
-def _gradients(
-    op: EdgeProductKernels, edges: EdgeLists, needs: tuple[bool, ...], v: Tensor, m: Tensor, g: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    return _ProductBackward.apply(op, edges, needs, v, m, g)
+    def expect(self, wanted: Sequence[bool]) -> None:
+        self.kernels.prepare(_FORWARD, _BACKWARD_V, _BACKWARD_M)
 
+    def forward(self, *x: Tensor) -> Tensor:
+        return self._run(_FORWARD, x, (None,), (None, None))
 
-class _ProductBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        op: EdgeProductKernels,
-        edges: EdgeLists,
-        needs: tuple[bool, ...],
-        v: Tensor,
-        m: Tensor,
-        g: Tensor,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        ctx.op, ctx.edges = op, edges
-        ctx.save_for_backward(v, m, g)
-        ctx.set_materialize_grads(False)
-        operands = ((v, None), (m, None), (g, None))
-        gv = op.run(_BACKWARD_V, edges, *operands) if needs[0] else None
-        gm = op.run(_BACKWARD_M, edges, *operands) if needs[1] else None
-        return gv, gm
+    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+        by_v = self._run(_BACKWARD_V, x, g, (None, None)) if wanted[0] else None
+        by_m = self._run(_BACKWARD_M, x, g, (None, None)) if wanted[1] else None
+        return by_v, by_m
 
-    @staticmethod
-    def backward(ctx: Any, hv: Tensor | None, hm: Tensor | None) -> tuple[Tensor | None, ...]:
+    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]) -> Tensors:
         """Derivatives of ``<hv, dS/dv> + <hm, dS/dm> = S(hv, m, g) + S(v, hm, g)``."""
-        op, edges, (v, m, g) = ctx.op, ctx.edges, ctx.saved_tensors
-        need_v, need_m, need_g = ctx.needs_input_grad[3:]
-        gv, gm, gg = None, None, None
-        if torch.is_grad_enabled():
-            if hv is not None:
-                gm = _gradients(op, edges, (False, True), hv, m, g)[1] if need_m else None
-                gg = edge_product(op, edges, hv, m) if need_g else None
-            if hm is not None:
-                gv = _gradients(op, edges, (True, False), v, hm, g)[0] if need_v else None
-                other = edge_product(op, edges, v, hm) if need_g else None
-                gg = other if gg is None else gg if other is None else gg + other
-            return None, None, None, gv, gm, gg
-        operands = ((v, hv), (m, hm), (g, None))
-        terms = ((1, 0),) * (hv is not None) + ((0, 1),) * (hm is not None)
-        if need_v and hm is not None:
-            gv = op.run(EdgeRows("in", ((0, 1),)), edges, *operands)
-        if need_m and hv is not None:
-            gm = op.run(CentreSum(((1, 0),)), edges, *operands)
-        if need_g and terms:
-            gg = op.run(EdgeRows("out", terms), edges, *operands)
-        return None, None, None, gv, gm, gg
+        hv, hm = (each is not None for each in h)
+        terms = ((1, 0),) * hv + ((0, 1),) * hm
+        by_v = self._run(EdgeRows("in", ((0, 1),)), x, g, h) if wanted[0] and hm else None
+        by_m = self._run(CentreSum(((1, 0),)), x, g, h) if wanted[1] and hv else None
+        by_g = self._run(EdgeRows("out", terms), x, g, h) if wanted[2] else None
+        return by_v, by_m, by_g
+
+    def _run(
+        self, kernel: EdgeRows | CentreSum, x: Sequence[Tensor], g: Sequence[Tensor | None], h: Tensors
+    ) -> Tensor:
+        return self.kernels.run(kernel, self.edges, (x[0], h[0]), (x[1], h[1]), (g[0], None))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_map_only
 
 from pimlip_zoo.compiled.kernels.edges import EdgeLists, EdgePairs
 from pimlip_zoo.compiled.kernels.watch import KernelCall, watched_by
-from pimlip_zoo.deploy.native.fuse import without_copies
-from pimlip_zoo.deploy.native.program import (
+from pimlip_zoo.compiled.native.fuse import without_copies
+from pimlip_zoo.compiled.native.program import (
     INPUTS,
     KernelOp,
     ListsOp,
@@ -31,11 +31,7 @@ from pimlip_zoo.deploy.native.program import (
 )
 from pimlip_zoo.errors import InputError
 
-if TYPE_CHECKING:
-    from pimlip_zoo.compiled.sweeps.trace import Trace
-    from pimlip_zoo.models.potential import Potential
-
-__all__ = ["MEND", "Evaluate", "evaluation", "record", "steps_of"]
+__all__ = ["MEND", "Evaluate", "record"]
 
 Evaluate = Callable[..., tuple[Tensor, ...]]
 """(vectors, edge_index, species, is_local) -> energies (N,) and edge gradient (E, 3), float64."""
@@ -69,6 +65,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         reads = _tensors((args, kwargs))
+        # Only its schema, which has no public name, says what an operation writes to.
         written = [
             value
             for place, argument in zip(args, func._schema.arguments, strict=False)  # noqa: SLF001
@@ -93,87 +90,22 @@ class _Recorder(TorchDispatchMode):
         self.calls.append(_Call("lists", (source, rows), {}, reads, [], lists))
 
 
-def record(potential: Potential, trace: Trace) -> Program:
-    """A potential's energies and edge gradient as a program.
+def record(evaluate: Evaluate, dtype: torch.dtype, *, cutoff: float, num_species: int) -> Program:
+    """An evaluation as a program.
 
     Args:
-        potential: what is evaluated.
-        trace: the steps of its model, those of :func:`steps_of` or others in their place.
+        evaluate: what is recorded; it computes by compiled kernels and in float64 or ``dtype``.
+        dtype: of the kernels.
+        cutoff: Å, the graphs' edges are shorter.
+        num_species: how many species there are.
 
     Raises:
         InputError: when it cannot be written as one.
     """
-    evaluate = evaluation(potential, trace)
-    count = len(potential.species)
-    samples = [_Sample(evaluate, potential.cutoff, count, *sizes) for sizes in _SIZES]
+    samples = [_Sample(evaluate, cutoff, num_species, *sizes) for sizes in _SIZES]
     program = _Merge(samples).program()
-    program.dtype, program.num_species = potential.model.dtype, count
+    program.dtype, program.num_species = dtype, num_species
     return without_copies(program)
-
-
-def steps_of(potential: Potential) -> Trace:
-    """The steps of a potential's model, what opposite edges share and what perceptrons keep marked.
-
-    Raises:
-        InputError: when it cannot be taken apart.
-    """
-    from pimlip_zoo.compiled.sweeps.mlp import keep_slopes
-    from pimlip_zoo.compiled.sweeps.pairs import share_radial
-    from pimlip_zoo.compiled.sweeps.trace import trace_model
-
-    if potential.is_direct:
-        raise InputError("a direct force head has no native form", key="format", mend=MEND)
-    trace = trace_model(potential.model)
-    if trace is None:
-        raise InputError(
-            f"{type(potential.model).__name__} cannot be taken apart into steps", key="format", mend=MEND
-        )
-    share_radial(trace)
-    keep_slopes(trace)
-    return trace
-
-
-def evaluation(potential: Potential, trace: Trace) -> Evaluate:
-    """A potential evaluated by these steps of its model.
-
-    Raises:
-        InputError: when their kernels cannot be compiled.
-    """
-    from pimlip_zoo.compiled.kernels.build import CompilerError
-    from pimlip_zoo.compiled.sweeps.run import Sweeps
-    from pimlip_zoo.graph import AtomGraph
-
-    repulsion, dtype = potential.repulsion, potential.model.dtype
-    try:
-        sweeps = Sweeps(potential.model, trace, share=False).prepare(training=False)
-    except CompilerError as error:
-        raise InputError(
-            f"a native model needs a C compiler: {error}",
-            key="format",
-            mend="install gcc or clang, or use torchscript",
-        ) from error
-    scales, references = potential.scale.detach(), potential.energy_references.detach()
-
-    def evaluate(
-        vectors: Tensor, edge_index: Tensor, species: Tensor, is_local: Tensor
-    ) -> tuple[Tensor, ...]:
-        zeros = torch.zeros((len(species), 3), dtype=torch.float64)
-        cell = torch.zeros((1, 3, 3), dtype=torch.float64)
-        # Edges are opposite when their vectors are: these stand in for cell shifts.
-        graph = AtomGraph(zeros, species, edge_index, vectors, cell, torch.zeros_like(species), 1)
-        tape = sweeps.forward(graph, vectors.to(dtype))
-        scale = scales[species]
-        energy = scale * tape.values[sweeps.trace.result].to(torch.float64) + references[species]
-        gradient = sweeps.adjoint(tape, (scale * is_local).to(dtype)).to(torch.float64)
-        if repulsion is not None:
-            with torch.enable_grad():
-                leaf = vectors.detach().requires_grad_()
-                added = repulsion(graph, leaf)
-                (of_pairs,) = torch.autograd.grad((added * is_local).sum(), leaf)
-            energy, gradient = energy + added.detach(), gradient + of_pairs
-        return energy, gradient
-
-    return evaluate
 
 
 class _Sample:

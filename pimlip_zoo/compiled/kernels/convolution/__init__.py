@@ -1,0 +1,1 @@
+"""Neighbours times harmonics times radial weights, summed: its form, C, triton, plain torch, and autograd."""

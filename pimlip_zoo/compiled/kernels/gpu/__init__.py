@@ -1,1 +1,0 @@
-"""GPU kernels of the same forms, generated as triton functions."""

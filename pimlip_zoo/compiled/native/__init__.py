@@ -1,0 +1,1 @@
+"""An evaluation recorded as a list of operations, and written as one C function."""
