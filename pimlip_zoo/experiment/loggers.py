@@ -63,7 +63,8 @@ def _mlflow(folder: Path) -> Any:
     if not place:
         place = f"file:{folder.resolve().parent / 'mlruns'}"
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    log.info("mlflow: %s", place)
+    waits = " (a server that does not answer is tried for some minutes)" if place.startswith("http") else ""
+    log.info("mlflow: %s%s", place, waits)
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "pimlip-zoo")
     return loggers.MLFlowLogger(
         experiment_name=experiment, run_name=folder.resolve().name, tracking_uri=place
