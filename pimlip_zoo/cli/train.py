@@ -206,7 +206,8 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
         raise typer.Exit(128 + outcome.signal)
     if rank > 0:
         return
-    say(screen, f"{outcome.steps:,} steps in {duration(outcome.seconds)}; errors of the best weights:")
+    kept = config.trainer.keep or "best"
+    say(screen, f"{outcome.steps:,} steps in {duration(outcome.seconds)}; errors of the {kept} weights:")
     valid: dict[str, Sequence[Any]] = {"training": some_frames(experiment.frames)}
     if "validation" not in tests:
         valid["validation"] = experiment.valid_frames

@@ -25,6 +25,7 @@ from pimlip_zoo.datasets.statistics import (
 )
 from pimlip_zoo.datasets.stored import LABELS, StoredFrames, open_frames
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.holdout import held_out
 
 __all__ = [
     "chosen_labels",
@@ -48,7 +49,7 @@ def load_split(
     """The training and the validation structures that a configuration names; those of a store stay there.
 
     Without ``data.valid`` it is drawn from the training structures: ``data.valid_fraction`` of them, at most
-    ``data.max_valid``.
+    ``data.max_valid``; see :func:`~pimlip_zoo.experiment.holdout.held_out`.
 
     Args:
         config: of the run.
@@ -66,7 +67,7 @@ def load_split(
         raise InputError(
             "one structure cannot be split", file=data.train, key="data.valid", mend="give --valid DATA"
         )
-    count = min(max(1, round(data.valid_fraction * len(free))), len(free) - 1, data.max_valid)
+    count = held_out(len(free), data)
     held = np.zeros(len(train), dtype=bool)
     held[np.random.default_rng(config.seed).permutation(free)[:count]] = True
     return select(train, np.flatnonzero(~held)), select(train, np.flatnonzero(held))
