@@ -54,6 +54,8 @@ def main() -> int:
     run.add_argument("--steps", type=int, default=2000)
     run.add_argument("--minutes", type=float, default=14.0, help="begin no run after so long")
 
+    commands.add_parser("show", help="print the table").set_defaults(function=show)
+    commands.add_parser("docs", help="write docs/results/holdout.md").set_defaults(function=write_docs)
     options = parser.parse_args()
     return options.function(options)
 
@@ -203,6 +205,41 @@ def placed(root: str, data: str) -> str:
 
 def read() -> list[dict[str, Any]]:
     return [json.loads(text) for text in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def table() -> list[str]:
+    """A line a run: the error at the last step, what choosing by so many structures does to it, the noise of one."""
+    counts = [str(count) for count in (1, 2, 4, 8, 16)]
+    lines = [
+        f"| structures | set, seed | error | best at all | {' | '.join(f'by {count}' for count in counts)} | noise of one |",
+        "|---" * (5 + len(counts)) + "|",
+    ]
+    for row in sorted(read(), key=lambda row: (row["structures"], row["set"], row["seed"])):
+        cells = [
+            f"{row['chosen'][count][0]:.2f} ({row['chosen'][count][1]:.2f})"
+            if count in row["chosen"]
+            else "–"
+            for count in counts
+        ]
+        noise = 100 * row["spread"]["1"]
+        lines.append(
+            f"| {row['structures']} | {row['set']}, {row['seed']} | {row['test']:.0f} | {row['best']:.2f} "
+            f"| {' | '.join(cells)} | {noise:.0f} % |"
+        )
+    return lines
+
+
+def show(options: argparse.Namespace) -> int:  # noqa: ARG001
+    print("\n".join(table()))
+    return 0
+
+
+def write_docs(options: argparse.Namespace) -> int:  # noqa: ARG001
+    text = PAGE.read_text()
+    PAGE.write_text(
+        f"{text.split(BEGIN)[0]}{BEGIN}\n\n" + "\n".join(table()) + f"\n\n{END}{text.split(END)[1]}"
+    )
+    return 0
 
 
 if __name__ == "__main__":

@@ -494,7 +494,14 @@ def _explain(error: ValidationError, file: Path | None) -> InputError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return cause
-    return InputError(f"{first['msg']}, got {first['input']!r}", file=file, key=".".join(path))
+    # What may be one word or several values is a union: the branch that says which words there are says most.
+    told = next(
+        (e for e in error.errors() if e["type"] == "literal_error" and isinstance(e["input"], str)), first
+    )
+    named = told is not first or any(part.startswith(("literal[", "list[", "dict[")) for part in path)
+    if named:
+        path = [str(part) for part in first["loc"] if "[" not in str(part)]
+    return InputError(f"{told['msg']}, got {told['input']!r}", file=file, key=".".join(path))
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:

@@ -214,6 +214,13 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     named = (experiment.baseline or {}).get("calculator")  # by the configuration: the training has called it
     errors = evaluate_run(folder, tests, valid, trusted=named)
     say(screen, errors_table(errors))
+    planned = config.trainer.max_steps
+    if config.trainer.max_time is not None and outcome.steps < planned and config.trainer.patience is None:
+        left = outcome.seconds * planned / max(outcome.steps, 1)
+        say(
+            screen,
+            f"--max-time ended the run at {outcome.steps:,} of {planned:,} steps, which take about {duration(left)}",
+        )
     for sentence in verdict_on(read_metrics(folder / "metrics.csv"), errors):
         say(screen, f"[bold]{sentence}[/bold]")
     say(screen, f"report: {write_run_report(folder)} (open it in a browser)")

@@ -46,7 +46,7 @@ def weights_to_keep(config: RunConfig, validation: int) -> str:
 def reason(config: RunConfig, training: int, validation: int) -> str:
     """In a few words how many structures validate, and what for."""
     drawn = config.data.valid is None and "valid_fraction" not in config.data.model_fields_set
-    text = f"{validation:,} of {training + validation:,} structures validate" if drawn else ""
+    text = f"{validation:,} of {training + validation:,} structures held out" if drawn else ""
     if config.trainer.keep is None and weights_to_keep(config, validation) == "last":
         few = text or f"{validation:,} structures validate"
         return f"{few}, too few to choose weights by: the last ones are kept, and errors on them are rough"

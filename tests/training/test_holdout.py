@@ -56,11 +56,11 @@ def test_few_do_not_choose_weights_and_that_is_said(tmp_path, caplog, monkeypatc
     worsening(monkeypatch)
     with caplog.at_level(logging.INFO, "pimlip_zoo"):
         assert kept(configured(20), tmp_path / "few") == ("last", 6)
-    assert "2 of 20 structures validate, too few to choose weights by: the last ones are kept" in caplog.text
+    assert "2 of 20 structures held out, too few to choose weights by: the last ones are kept" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "pimlip_zoo"):
         assert kept(configured(50), tmp_path / "more") == ("best", 2)
-    assert "5 of 50 structures validate" in caplog.text
+    assert "5 of 50 structures held out" in caplog.text
     assert "too few" not in caplog.text
     assert kept(configured(20, "trainer.keep=best"), tmp_path / "insisted") == ("best", 2)
 
