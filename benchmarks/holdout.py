@@ -210,8 +210,9 @@ def read() -> list[dict[str, Any]]:
 def table() -> list[str]:
     """A line a run: the error at the last step, what choosing by so many structures does to it, the noise of one."""
     counts = [str(count) for count in (1, 2, 4, 8, 16)]
+    by = " | ".join(f"by {count}" for count in counts)
     lines = [
-        f"| structures | set, seed | error | best at all | {' | '.join(f'by {count}' for count in counts)} | noise of one |",
+        f"| structures | set, seed | error | best at all | {by} | noise of one |",
         "|---" * (5 + len(counts)) + "|",
     ]
     for row in sorted(read(), key=lambda row: (row["structures"], row["set"], row["seed"])):

@@ -279,7 +279,7 @@ def show(options: argparse.Namespace) -> int:  # noqa: ARG001
 
 
 def write_docs(options: argparse.Namespace) -> int:  # noqa: ARG001
-    text = PAGE.read_text()
+    text = PAGE.read_text() if PAGE.exists() else f"# Lengths and sizes\n\n{__doc__}\n{BEGIN}{END}\n"
     PAGE.write_text(
         f"{text.split(BEGIN)[0]}{BEGIN}\n\n" + "\n".join(tables()) + f"\n{END}{text.split(END)[1]}"
     )
