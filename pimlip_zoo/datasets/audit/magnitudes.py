@@ -258,7 +258,8 @@ def stress_agreement(frames: Sequence[Frame]) -> float | None:
         return None
     weights = _weights(_pair_sums(chosen)[1], chosen)
     elements = np.unique(np.concatenate([frame.numbers for frame in chosen]))
-    said, known = [], []
+    said: list[NDArray[np.float64]] = []
+    known: list[NDArray[np.float64]] = []
     for frame in chosen:
         pairs, vectors, distance = _neighbours(frame, _REACH)
         _, derivative = _radial(distance)
