@@ -95,7 +95,7 @@ class DataSection(Section):
     """Structures that are evaluated at the end."""
     valid_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the training structures that is held out for validation where data.valid is not given."""
-    max_valid: PositiveInt = 10_000
+    max_valid: PositiveInt = 1_000
     """Most structures that are taken from the training structures for validation."""
     stream: bool = True
     """Leave the structures of an LMDB store there and read each when its batch comes; false: read all at the start."""
@@ -276,6 +276,9 @@ class TrainerSection(Section):
     """Largest norm of the gradient."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Of the averaged weights, which are the ones validated and saved; 0: no averaging."""
+    keep: Literal["best", "last"] | None = None
+    """Weights that are used afterwards, ``checkpoints/best.ckpt``: those with the lowest validation error, or the last
+    ones; None: the last ones where fewer than five structures validate and the rate decays, the best ones otherwise."""
     patience: PositiveInt | None = None
     """Validations without improvement before the run stops early."""
     device: str = "auto"
@@ -418,10 +421,16 @@ def restored(content: Mapping[str, Any]) -> RunConfig:
 
 
 def _with_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A complete configuration, as runs write it, without a recipe has the values of the first version."""
-    if set(RunConfig.model_fields) - set(content) == {"recipe"}:
-        return {**content, "recipe": {"name": DEFAULT_RECIPE, "version": 1}}
-    return dict(content)
+    """A complete configuration, as runs write it, without a recipe has the values of the first version.
+
+    One that does not say which weights it keeps is from before there was a choice.
+    """
+    content, missing = dict(content), set(RunConfig.model_fields) - set(content)
+    if missing == {"recipe"}:
+        content["recipe"] = {"name": DEFAULT_RECIPE, "version": 1}
+    if missing <= {"recipe"} and isinstance(content["trainer"], dict):
+        content["trainer"] = {"keep": "best", **content["trainer"]}
+    return content
 
 
 def _read_table(file: Path) -> dict[str, Any]:
@@ -485,7 +494,14 @@ def _explain(error: ValidationError, file: Path | None) -> InputError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return cause
-    return InputError(f"{first['msg']}, got {first['input']!r}", file=file, key=".".join(path))
+    # What may be one word or several values is a union: the branch that says which words there are says most.
+    told = next(
+        (e for e in error.errors() if e["type"] == "literal_error" and isinstance(e["input"], str)), first
+    )
+    named = told is not first or any(part.startswith(("literal[", "list[", "dict[")) for part in path)
+    if named:
+        path = [str(part) for part in first["loc"] if "[" not in str(part)]
+    return InputError(f"{told['msg']}, got {told['input']!r}", file=file, key=".".join(path))
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:

@@ -117,3 +117,20 @@ def test_a_key_that_is_no_name_is_refused(tmp_path, section):
     file.write_text(f"{section}: {{true: 1, 3: 2}}" + ("}" if "{" in section else ""))
     with pytest.raises(InputError):
         load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        (
+            "data.labels=[energy, force]",
+            "data.labels: Input should be 'energy', 'forces' or 'stress', got 'force'",
+        ),
+        ("data.labels=all", "data.labels: Input should be 'auto', got 'all'"),
+        ("data.energy_references=[1]", "data.energy_references: Input should be a valid dictionary"),
+    ],
+)
+def test_of_one_word_or_several_the_one_that_is_wrong_is_named(setting, says):
+    with pytest.raises(InputError) as caught:
+        load_config(None, parse_settings([setting]))
+    assert str(caught.value).startswith(says)

@@ -73,7 +73,7 @@ def _gather(run: Path) -> ReportData:
     curve = read_metrics(run / "metrics.csv")
     total = config.get("trainer", {}).get("max_steps")
     steps, best_step = int(last.get("global_step", 0)), int(best.get("global_step", 0))
-    section = config.get("model", {})
+    section, keep = config.get("model", {}), config.get("trainer", {}).get("keep")
     facts = {
         "Architecture": best[KEY]["model"] + (f", {section['preset']}" if section.get("preset") else ""),
         "Parameters": f"{sum(p.numel() for p in potential.model.parameters()):,}",
@@ -82,7 +82,7 @@ def _gather(run: Path) -> ReportData:
         "Forces": "direct" if potential.is_direct else "conservative",
         "Trained on": ", ".join(summary.get("labels", ())) or "–",
         "Steps": f"{steps:,}" + (f" of {total:,}" if total and steps < total else ""),
-        "Best weights": f"step {best_step:,}",
+        "Best weights": f"step {best_step:,}" + (", the last" if keep == "last" else ""),
     }
     if curve and "seconds" in curve[-1]:
         facts["Time"] = _duration(curve[-1]["seconds"])

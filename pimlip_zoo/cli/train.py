@@ -208,13 +208,21 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
         raise typer.Exit(128 + outcome.signal)
     if rank > 0:
         return
-    say(screen, f"{outcome.steps:,} steps in {duration(outcome.seconds)}; errors of the best weights:")
+    kept = config.trainer.keep or "best"
+    say(screen, f"{outcome.steps:,} steps in {duration(outcome.seconds)}; errors of the {kept} weights:")
     valid: dict[str, Sequence[Any]] = {"training": some_frames(experiment.frames)}
     if "validation" not in tests:
         valid["validation"] = experiment.valid_frames
     named = (experiment.baseline or {}).get("calculator")  # by the configuration: the training has called it
     errors = evaluate_run(folder, tests, valid, trusted=named)
     say(screen, errors_table(errors))
+    planned = config.trainer.max_steps
+    if config.trainer.max_time is not None and outcome.steps < planned and config.trainer.patience is None:
+        left = outcome.seconds * planned / max(outcome.steps, 1)
+        say(
+            screen,
+            f"--max-time ended the run at {outcome.steps:,} of {planned:,} steps, which take about {duration(left)}",
+        )
     for sentence in verdict_on(read_metrics(folder / "metrics.csv"), errors):
         say(screen, f"[bold]{sentence}[/bold]")
     say(screen, f"report: {write_run_report(folder)} (open it in a browser)")

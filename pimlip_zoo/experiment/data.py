@@ -23,6 +23,7 @@ from pimlip_zoo.datasets.statistics import (
 from pimlip_zoo.datasets.store_frames import open_frames
 from pimlip_zoo.datasets.summary import facts_of
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.holdout import held_out
 
 __all__ = [
     "chosen_labels",
@@ -43,7 +44,7 @@ def load_split(config: RunConfig, structures: Sequence[Frame] | None = None) -> 
     """The training and the validation structures that a configuration names; those of a store stay there.
 
     Without ``data.valid`` it is drawn from the training structures: ``data.valid_fraction`` of them, at most
-    ``data.max_valid``.
+    ``data.max_valid``; see :func:`~pimlip_zoo.experiment.holdout.held_out`.
 
     Args:
         config: of the run.
@@ -61,7 +62,7 @@ def load_split(config: RunConfig, structures: Sequence[Frame] | None = None) -> 
         raise InputError(
             "one structure cannot be split", file=data.train, key="data.valid", mend="give --valid DATA"
         )
-    count = min(max(1, round(data.valid_fraction * len(free))), len(free) - 1, data.max_valid)
+    count = held_out(len(free), data)
     held = np.zeros(len(train), dtype=bool)
     held[np.random.default_rng(config.seed).permutation(free)[:count]] = True
     return train.subset(np.flatnonzero(~held)), train.subset(np.flatnonzero(held))

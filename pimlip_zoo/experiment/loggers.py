@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pimlip_zoo.config import RunConfig
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.registry import Registry
 
 __all__ = ["LOGGERS", "LoggerKind", "check_loggers", "logger_names", "make_loggers"]
+
+log = logging.getLogger("pimlip_zoo")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class LoggerKind:
     """How to get it."""
     make: Callable[[Path], Any]
     """From the run folder."""
+    mend: str = "train without it"
+    """What to do when it cannot be opened."""
 
 
 LOGGERS: Registry[LoggerKind] = Registry("logger", "pimlip_zoo.loggers")
@@ -47,10 +52,19 @@ def _wandb(folder: Path) -> Any:
 
 
 def _mlflow(folder: Path) -> Any:
-    """To MLFLOW_TRACKING_URI, or into the folder ``mlruns`` beside the runs."""
+    """To MLFLOW_TRACKING_URI, or into the folder ``mlruns`` beside the runs.
+
+    MLflow from version 3 on writes into a folder only where that is allowed; its databases need packages that
+    mlflow-skinny does not bring.
+    """
     from lightning.pytorch import loggers
 
-    place = os.environ.get("MLFLOW_TRACKING_URI") or f"file:{folder.resolve().parent / 'mlruns'}"
+    place = os.environ.get("MLFLOW_TRACKING_URI")
+    if not place:
+        place = f"file:{folder.resolve().parent / 'mlruns'}"
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    waits = " (a server that does not answer is tried for some minutes)" if place.startswith("http") else ""
+    log.info("mlflow: %s%s", place, waits)
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "pimlip-zoo")
     return loggers.MLFlowLogger(
         experiment_name=experiment, run_name=folder.resolve().name, tracking_uri=place
@@ -61,8 +75,12 @@ for _name, _kind in {
     "tensorboard": LoggerKind(
         ("tensorboard", "tensorboardX"), "pip install 'pimlip-zoo[tensorboard]'", _tensorboard
     ),
-    "wandb": LoggerKind(("wandb",), "pip install 'pimlip-zoo[wandb]'", _wandb),
-    "mlflow": LoggerKind(("mlflow",), "pip install 'pimlip-zoo[mlflow]'", _mlflow),
+    "wandb": LoggerKind(
+        ("wandb",), "pip install 'pimlip-zoo[wandb]'", _wandb, "run `wandb login`, or set WANDB_MODE=offline"
+    ),
+    "mlflow": LoggerKind(
+        ("mlflow",), "pip install 'pimlip-zoo[mlflow]'", _mlflow, "look at MLFLOW_TRACKING_URI, or unset it"
+    ),
 }.items():
     LOGGERS.add(_name, _kind, _kind.make)
 
@@ -88,11 +106,21 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 def make_loggers(config: RunConfig, folder: Path) -> list[Any]:
-    """The loggers of a run; those that keep options of runs get the configuration."""
+    """The loggers of a run; those that keep options of runs get the configuration.
+
+    Raises:
+        InputError: for one that cannot be opened: no account, no server, a folder that cannot be written to.
+    """
     made = []
     for name in logger_names(config):
-        logger = LOGGERS.get(name).make(folder)
-        if name != "tensorboard":  # which would show them beside a metric that nobody has
-            logger.log_hyperparams(config.model_dump(mode="json"))
+        kind = LOGGERS.get(name)
+        try:
+            logger = kind.make(folder)
+            if name != "tensorboard":  # which would show them beside a metric that nobody has
+                logger.log_hyperparams(config.model_dump(mode="json"))
+        except Exception as error:  # of any package that is used here
+            raise InputError(
+                f"{name} cannot be opened: {reason_of(error)}", key="trainer.loggers", mend=kind.mend
+            ) from error
         made.append(logger)
     return made

@@ -13,6 +13,7 @@ from pimlip_zoo.config import RunConfig
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.statistics import nearest_distance
 from pimlip_zoo.datasets.summary import facts_of
+from pimlip_zoo.experiment import holdout
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.training.recipes import RunFacts, get_recipe
 
@@ -63,9 +64,10 @@ def complete(
         log.info("recipe %s %d: %s", recipe.name, recipe.version, recipe.summary)
         reasons = {} if recipe.reasons is None else recipe.reasons(facts)
         chosen = [reason for key, reason in reasons.items() if key in taken]
+        whole = RunConfig.model_validate(content)
+        chosen += [text] if (text := holdout.reason(whole, len(frames), len(valid))) else []
         if chosen:
             log.info("chosen for these data: %s", "; ".join(chosen))
-        whole = RunConfig.model_validate(content)
         log.info(
             "each of %d structures is seen %.3g times", facts.structures, _passes(whole, facts.structures)
         )
@@ -77,6 +79,8 @@ def complete(
         log.warning("recipe %s changes nothing: every option that it has was given", recipe.name)
     filled = sorted(taken) or config.recipe.filled
     content["recipe"] = {"name": recipe.name, "version": recipe.version, "filled": filled}
+    trainer = content.setdefault("trainer", {})
+    trainer["keep"] = holdout.weights_to_keep(RunConfig.model_validate(content), len(valid))
     # Dumped whole, so that every option counts as given: what a later stage makes of it is not filled in again.
     return RunConfig.model_validate(RunConfig.model_validate(content).model_dump())
 

@@ -124,7 +124,7 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
         KeepBest(
             dirpath=folder / "checkpoints",
             filename="best",
-            monitor="valid_score",
+            monitor=None if section.keep == "last" else "valid_score",
             save_top_k=1,
             enable_version_counter=False,
             anew=None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo.files import write_text
-from pimlip_zoo.report.html import QUANTITIES, ReportData, page, picture, section, table
+from pimlip_zoo.report.html import QUANTITIES, ReportData, breakable, page, section, table
 from pimlip_zoo.report.learning import points
 
 if TYPE_CHECKING:
@@ -60,14 +60,15 @@ def _errors(names: Sequence[str], runs: Sequence[ReportData]) -> list[str]:
         shown = {q: label for q, label in QUANTITIES.items() if any(one and one.get(q) for one in found)}
         if not shown:
             continue
-        head = ["run", "structures"]
+        head = ["run"]
         for name, unit in shown.values():
             head += [f"{name} MAE<small>{unit}</small>", f"{name} RMSE<small>{unit}</small>"]
         columns = [(q, kind) for q in shown for kind in ("mae", "rmse")]
         best = {key: min(values) for key in columns if (values := _known(found, *key))}
         rows = []
         for name, one in zip(names, found, strict=True):
-            cells = [escape(name), f"{one['n_structures']:,}" if one else "–"]
+            count = f"<small>{one['n_structures']:,} structures</small>" if one else ""
+            cells = [f"{breakable(name)}{count}"]
             for key in columns:
                 value = _value(one, *key)
                 text = "–" if value is None else f"{1e3 * value:.2f}"
@@ -117,8 +118,9 @@ def _curves(names: Sequence[str], runs: Sequence[ReportData]) -> str:
     figure = comparison_curves(names, runs)
     if figure is None:
         return ""
-    image = picture(figure, "Validation errors of the runs by step")
-    return section("Learning curves", f"<figure>{image}</figure>")
+    from pimlip_zoo.report.pictures import pictures
+
+    return section("Learning curves", pictures(figure, "Validation errors of the runs by step"))
 
 
 def _facts(names: Sequence[str], runs: Sequence[ReportData]) -> str:
@@ -136,7 +138,11 @@ def _options(names: Sequence[str], runs: Sequence[ReportData]) -> str:
     rows = []
     for key in keys:
         default = next(run.changed[key][1] for run in runs if key in run.changed)
-        values = [str(run.changed[key][0] if key in run.changed else default) for run in runs]
+        values = [_said(run.changed[key][0] if key in run.changed else default) for run in runs]
         if len(set(values)) > 1:
-            rows.append([f"<code>{escape(key)}</code>", *(escape(value[:80]) for value in values)])
+            rows.append([f"<code>{breakable(key)}</code>", *(breakable(value[:80]) for value in values)])
     return section("What differs", table(["option", *map(escape, names)], rows, text=True)) if rows else ""
+
+
+def _said(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

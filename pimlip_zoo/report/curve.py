@@ -44,6 +44,7 @@ def curve_plot(summary: Sequence[Mapping[str, Any]], file: Path, equal: Sequence
 
 def curve_figure(summary: Sequence[Mapping[str, Any]], equal: Sequence[Equivalence] = ()) -> Figure:
     """See :func:`curve_plot`."""
+    import matplotlib.ticker as mtick
     from matplotlib.figure import Figure
 
     tests = sorted({row["test"] for row in summary})
@@ -92,7 +93,12 @@ def curve_figure(summary: Sequence[Mapping[str, Any]], equal: Sequence[Equivalen
             sizes = sorted({row["size"] for row in summary})
             axis.set(xscale="log", yscale="log", xlabel="labelled structures", ylabel=label, title=test)
             axis.set_xticks(sizes, [str(size) for size in sizes])
-            axis.minorticks_off()
+            axis.xaxis.set_minor_locator(mtick.NullLocator())
+            low, high = axis.get_ylim()
+            if high < 100 * low:  # hardly a decade has its label within: label between decades, too
+                axis.yaxis.set_minor_locator(mtick.LogLocator(subs=(2.0, 3.0, 5.0, 7.0)))
+                axis.yaxis.set_minor_formatter(mtick.StrMethodFormatter("{x:g}"))
+                axis.yaxis.set_major_formatter(mtick.StrMethodFormatter("{x:g}"))
             axis.grid(alpha=0.3)
     for axis in axes.flat:
         if axis.containers:

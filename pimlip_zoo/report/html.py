@@ -6,8 +6,7 @@ folder, of which a reader uses the zoom now and then; the numbers behind the cur
 
 from __future__ import annotations
 
-import base64
-import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "QUANTITIES",
     "ReportData",
+    "breakable",
     "page",
-    "picture",
     "render_curve",
     "render_report",
     "section",
@@ -105,9 +104,9 @@ def render_curve(name: str, rows: Sequence[Sequence[str]], sentences: Sequence[s
         sentences: what the recipes equal.
         plot: errors against the number of labels.
     """
-    head, *body = [[escape(cell) for cell in row] for row in rows]
+    head, *body = [[breakable(cell) for cell in row] for row in rows]
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    figure = f"<figure>{picture(plot, 'Errors against labels')}</figure>"
+    figure = _pictures(plot, "Errors against labels")
     return page(
         name,
         "pimlip-zoo curve",
@@ -147,6 +146,13 @@ def section(title: str, body: str) -> str:
     return f"<section>{heading}{body}</section>" if body else ""
 
 
+def _pictures(figure: Figure, alternative: str, *, narrow: bool = False) -> str:
+    """See :func:`pimlip_zoo.report.pictures.pictures`; matplotlib takes half a second to import."""
+    from pimlip_zoo.report.pictures import pictures
+
+    return pictures(figure, alternative, narrow=narrow)
+
+
 def _facts(data: ReportData) -> str:
     items = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in data.facts.items())
     return section("", f'<dl class="facts">{"".join(items)}</dl>' if data.facts else "")
@@ -156,16 +162,16 @@ def _tests(tests: Mapping[str, Mapping[str, Any]]) -> str:
     shown = {q: names for q, names in QUANTITIES.items() if any(t.get(q) for t in tests.values())}
     if not shown:
         return ""
-    head = ["data", "structures"]
+    head = ["data"]
     for name, unit in shown.values():
         head += [f"{name} MAE<small>{unit}</small>", f"{name} RMSE<small>{unit}</small>"]
     rows = []
     for name, summary in tests.items():
-        cells = [escape(name), f"{summary['n_structures']:,}"]
+        cells = [f"{breakable(name)}<small>{summary['n_structures']:,} structures</small>"]
         for quantity in shown:
             cells += [_milli(summary.get(quantity), kind) for kind in ("mae", "rmse")]
         rows.append(cells)
-    body = table(head, rows, strong=tuple(range(2, len(head), 2)))
+    body = table(head, rows, strong=tuple(range(1, len(head), 2)))
     return section("Errors", body + _by_species(tests))
 
 
@@ -175,7 +181,7 @@ def _by_species(tests: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     rows = [
         [
-            escape(name),
+            breakable(name),
             *[_milli(summary.get("per_species", {}).get(s, {}).get("forces"), "mae") for s in species],
         ]
         for name, summary in tests.items()
@@ -187,17 +193,18 @@ def _by_species(tests: Mapping[str, Mapping[str, Any]]) -> str:
 def _curve(rows: Sequence[Row]) -> str:
     if len(rows) < 2:
         return ""
-    image = picture(learning_curves(rows), "Validation errors and training loss by step")
-    return section("Learning curves", f"<figure>{image}</figure>")
+    return section(
+        "Learning curves", _pictures(learning_curves(rows), "Validation errors and training loss by step")
+    )
 
 
 def _parity(pairs: Mapping[str, Pairs], tests: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for number, (name, values) in enumerate(pairs.items()):
         figure = parity_figure(values, errors=tests.get(name))
-        image = picture(figure, f"Predicted against reference values, {name}", narrow=len(values) < 3)
+        image = _pictures(figure, f"Predicted against reference values, {name}", narrow=len(values) < 3)
         state = " open" if number == 0 else ""
-        parts.append(f"<details{state}><summary>{escape(name)}</summary><figure>{image}</figure></details>")
+        parts.append(f"<details{state}><summary>{escape(name)}</summary>{image}</details>")
     return section("Predicted against reference", "".join(parts))
 
 
@@ -206,10 +213,16 @@ def _physics(physics: Mapping[str, Any]) -> str:
     head = ["property", "value", "unit", "reference", "error"]
     for name, part in physics.get("structures", {}).items():
         rows = physics_rows(part)
+        compared = any(row[3:] != ["–", "–"] for row in rows)
+        shown = [
+            [breakable(row[0]), *row[1:]] if compared else [breakable(row[0]), *row[1:3]] for row in rows
+        ]
         figure = physics_figure(part)
-        image = f"<figure>{picture(figure, f'Curves of {name}')}</figure>" if figure is not None else ""
+        image = _pictures(figure, f"Curves of {name}") if figure is not None else ""
         text = "".join(f'<p class="note">{line}</p>' for line in physics_text(part))
-        parts.append(f"<h3>{escape(name)}</h3>" + (table(head, rows) if rows else "") + image + text)
+        parts.append(
+            f"<h3>{escape(name)}</h3>" + (table(head[: len(shown[0])], shown) if rows else "") + image + text
+        )
     return section("Properties", "".join(parts))
 
 
@@ -243,7 +256,7 @@ def _configuration(data: ReportData) -> str:
     body = ""
     if data.changed:
         rows = [
-            [f"<code>{escape(key)}</code>", escape(_short(value)), escape(_short(default))]
+            [f"<code>{breakable(key)}</code>", breakable(_short(value)), breakable(_short(default))]
             for key, (value, default) in data.changed.items()
         ]
         body = table(["option", "this run", "default"], rows, text=True)
@@ -288,21 +301,17 @@ def _milli(errors: Mapping[str, float] | None, kind: str) -> str:
     return f"{1e3 * errors[kind]:.2f}" if errors else "–"
 
 
+def breakable(text: str) -> str:
+    """A name as HTML that may go on in the next line after ``_``, ``/``, ``:``, ``@`` and a dot between letters."""
+    return re.sub(r"([_/:@]|(?<=[a-z])\.(?=[a-z]))", r"\1<wbr>", escape(text))
+
+
 def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
+    text = (
+        "none"
+        if value is None
+        else ", ".join(map(str, value)) or "none"
+        if isinstance(value, list)
+        else str(value)
+    )
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def picture(figure: Figure, alternative: str, *, narrow: bool = False) -> str:
-    """A picture inside the file.
-
-    Args:
-        figure: of matplotlib.
-        alternative: what it shows, for those who do not see it.
-        narrow: leave space beside it.
-    """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", dpi=180, transparent=True, metadata={"Date": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    kind = ' class="narrow"' if narrow else ""
-    return f'<img{kind} alt="{escape(alternative, quote=True)}" src="data:image/svg+xml;base64,{data}">'

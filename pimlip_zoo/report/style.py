@@ -10,10 +10,6 @@ CSS = """
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--wash); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", sans-serif; }
-@media (max-width: 640px) { main { padding: 24px 12px 40px !important; } section { padding: 16px 16px !important; }
-  h1 { font-size: 23px !important; } table, .facts dd { font-size: 14px; }
-  th, td { padding: 7px 12px 7px 0 !important; } th:first-child, td:first-child { position: sticky; left: 0;
-  background: var(--paper); min-width: 5.5em !important; max-width: 9em; } }
 main { max-width: 1020px; margin: 0 auto; padding: 40px 24px 64px; }
 header { margin-bottom: 28px; }
 header .kind { color: var(--accent); font-size: 13px; font-weight: 600; letter-spacing: .04em; }
@@ -26,7 +22,9 @@ h3 { font-size: 14px; font-weight: 600; margin: 20px 0 6px; color: var(--quiet);
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 14px 22px; margin: 0; }
 .facts dt { color: var(--quiet); font-size: 12.5px; }
 .facts dd { margin: 1px 0 0; font-size: 16px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background:
+  linear-gradient(to left, var(--paper) 20px, transparent 28px) right / 28px 100% no-repeat local,
+  linear-gradient(to left, #1c273322, transparent) right / 16px 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px 6px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
@@ -34,12 +32,13 @@ th { color: var(--quiet); font-weight: 500; font-size: 12.5px; vertical-align: b
 th small { display: block; font-weight: 400; }
 th:first-child, td:first-child { text-align: left; padding-right: 24px; white-space: normal;
   min-width: 8em; overflow-wrap: break-word; }
-td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+td small { display: block; color: var(--quiet); font-size: 12.5px; white-space: nowrap; }
+td.text { text-align: left; white-space: normal; overflow-wrap: break-word; }
 th.text { text-align: left; }
 td.strong { font-weight: 620; }
-figure { margin: 0; overflow-x: auto; }
-figure img { display: block; width: 100%; min-width: 560px; height: auto; }
-figure img.narrow { max-width: 760px; margin: 10px auto 0; }
+figure { margin: 0; display: flex; flex-wrap: wrap; align-items: flex-end; gap: 10px 1%; }
+figure img { display: block; height: auto; }
+figure.narrow { max-width: 760px; margin: 10px auto 0; }
 details { border-top: 1px solid var(--line); padding: 10px 0 2px; margin-top: 10px; }
 details:first-of-type { border-top: 0; margin-top: 0; }
 summary { cursor: pointer; font-weight: 560; }
@@ -52,4 +51,9 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", mon
 footer { color: var(--quiet); font-size: 12.5px; margin-top: 26px; }
 @media print { body { background: #fff; } main { padding: 0; max-width: none; }
   section { break-inside: avoid; border: 0; padding: 8px 0; } }
+@media (max-width: 640px) { main { padding: 24px 12px 40px; } section { padding: 16px; } h1 { font-size: 23px; }
+  table, .facts dd { font-size: 14px; } th, td { padding: 7px 12px 7px 0; } th { white-space: normal; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); min-width: 5.5em;
+    max-width: 11em; padding-right: 12px; }
+  figure img { width: 100% !important; } }
 """

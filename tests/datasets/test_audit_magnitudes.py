@@ -11,7 +11,7 @@ from ase.collections import g2
 from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from pimlip_zoo.datasets.audit import audit_surveys, survey_frames, survey_sample
-from pimlip_zoo.datasets.audit.magnitudes import quick_agreement, stiffness_of_hydrogen
+from pimlip_zoo.datasets.audit.magnitudes import quick_agreement, stiffness_of_hydrogen, stress_agreement
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
 
@@ -151,3 +151,52 @@ def test_findings_of_a_sample_name_the_structures_of_the_set(mixture):
     )
     found = audit_surveys([survey_sample("train", many, atoms=500)])
     assert {f.frames for f in found.findings if f.code == "force-outliers"} == {(int(places[7]),)}
+
+
+@pytest.fixture(scope="module")
+def strained():
+    """Nickel and silver in any proportion, strained and displaced: no two are near each other."""
+    from ase.build import bulk
+    from ase.calculators.emt import EMT
+
+    rng, frames = np.random.default_rng(3), []
+    for _ in range(16):
+        atoms = bulk("Ni", cubic=True, a=rng.uniform(3.4, 3.8)) * (2, 2, 1)
+        atoms.numbers[rng.random(len(atoms)) < rng.random()] = 47
+        strain = rng.normal(0, 0.02, (3, 3))
+        atoms.set_cell(atoms.cell @ (np.eye(3) + strain + strain.T), scale_atoms=True)
+        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
+        atoms.calc = EMT()
+        frames.append(
+            Frame(
+                atoms.numbers,
+                atoms.positions,
+                cell=np.array(atoms.cell),
+                pbc=np.ones(3, dtype=bool),
+                energy=atoms.get_potential_energy(),
+                forces=atoms.get_forces(),
+                stress=atoms.get_stress(voigt=False),
+            )
+        )
+    return frames
+
+
+def test_stress_with_the_other_sign_is_found_without_near_structures(strained):
+    assert stress_agreement(strained) > 0.9
+    assert not refused(strained)
+    turned = [replace(frame, stress=-frame.stress) for frame in strained]
+    assert stress_agreement(turned) == pytest.approx(-stress_agreement(strained), abs=1e-12)
+    found = refused(turned)
+    assert list(found) == ["stress-sign"]
+    assert "wrong sign" in found["stress-sign"]
+
+
+def test_few_structures_molecules_and_no_stress_at_all_say_nothing(strained, mixture):
+    assert stress_agreement(strained[:11]) is None
+    assert stress_agreement(mixture) is None
+    assert stress_agreement([replace(frame, stress=np.zeros((3, 3))) for frame in strained]) is None
+
+
+def test_the_stress_of_the_alloy_that_comes_with_the_package_has_its_sign():
+    frames = [frame for frame in load_builtin("cual-emt/train") if len(frame.numbers) > 1][:60]
+    assert stress_agreement(frames) > 0.9

@@ -31,7 +31,7 @@ def test_the_page_shows_the_errors_of_all_runs_with_the_best_in_bold():
 
 def test_only_options_that_differ_between_the_runs_are_listed():
     page = render_comparison([run("first", 0.02), run("second", 0.01)])
-    assert "<code>optimizer.lr</code>" in page
+    assert "<code>optimizer.<wbr>lr</code>" in page
     assert "<code>seed</code>" not in page
     page = render_comparison([run("first", 0.02), run("second", 0.02, changed={})])
     assert re.search(r"<code>seed</code></td><td[^>]*>1</td><td[^>]*>0</td>", page)

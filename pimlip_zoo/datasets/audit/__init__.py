@@ -124,6 +124,8 @@ def _compare(survey: Survey) -> list[Finding]:
         return pairs
     doubtful = not certain or any(finding.code == "force-inconsistent" for finding in of_forces)
     sizes = list(check_magnitudes(survey, compared=not doubtful))
+    if any(finding.code.startswith("stress") for finding in pairs):
+        sizes = [finding for finding in sizes if finding.code != "stress-sign"]
     stronger = {"force-unit", "force-sign"} if certain else {"force-unit", "force-sign", "force-agrees"}
     if any(finding.code in stronger for finding in sizes):
         pairs = [finding for finding in pairs if finding not in of_forces]  # what they say is the weaker word
