@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pimlip_zoo.report.html import page, picture, section, table
+from pimlip_zoo.report.html import page, section, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def render_rounds(
         stories: of the same rounds.
         plot: error against labels.
     """
-    figure = f"<figure>{picture(plot, 'Errors against labels')}</figure>" if plot is not None else ""
+    figure = _drawn(plot) if plot is not None else ""
     return page(
         name,
         "pimlip-zoo rounds",
@@ -115,3 +115,9 @@ def _milli(value: float | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form).replace("-", "−")
+
+
+def _drawn(plot: Figure) -> str:
+    from pimlip_zoo.report.pictures import pictures
+
+    return pictures(plot, "Errors against labels")
