@@ -1,7 +1,7 @@
 """The study of foundation models: zero shot, from scratch, fine-tuned, distilled; resumable, a line a run.
 
-    python benchmarks/weak/foundation_study.py run tio2 --model runs/7net-0 --root data --sizes 50 --ways zero-shot,finetune
-    python benchmarks/weak/foundation_study.py run tio2 ... --ways rate --option optimizer.lr=1e-3     (a way of one's own)
+    python benchmarks/weak/foundation_study.py run tio2 --model runs/7net-0 --root data
+    python benchmarks/weak/foundation_study.py run tio2 ... --ways rate --option optimizer.lr=1e-3   (a way of one's own)
     python benchmarks/weak/foundation_study.py show                                          (what is there)
     python benchmarks/weak/foundation_study.py docs                (the tables of docs/results/foundation-study.md)
 
@@ -30,7 +30,7 @@ WAYS = {
     "lora-4": {"finetune.lora": 4},
     "lora-16": {"finetune.lora": 16},
 }
-"""Settings beside the defaults of `train`; zero-shot re-fits the energy references to the labels, and trains nothing."""
+"""Settings beside the defaults of `train`; zero-shot re-fits the energy references, and trains nothing."""
 
 
 def placed(args, data):

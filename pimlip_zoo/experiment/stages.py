@@ -33,6 +33,7 @@ from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.training.present import cut_down
 from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
 from pimlip_zoo.weak_labels.offsets import fit_offset, shift_energies
@@ -259,7 +260,8 @@ class Run:
     def take_weights(self, name: str) -> None:
         """Let the run start from the weights of a stage."""
         potential = self.experiment.potential
-        potential.load_state_dict({**potential.state_dict(), **self.trained(name).state_dict()})
+        trained, _ = cut_down(self.trained(name), potential.species)
+        potential.load_state_dict({**potential.state_dict(), **trained.state_dict()})
 
     def scale_to(self, frames: Sequence[Frame]) -> None:
         """Scale the potential to forces of these structures where the reference labels say nothing of them."""
