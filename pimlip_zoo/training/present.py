@@ -45,9 +45,9 @@ class Whole:
             weights: its state, or averages of it, by name.
         """
         result = {}
-        for name, before in self.potential.state_dict().items():
+        for name, saved in self.potential.state_dict().items():
             value, factor = weights[name], _factor(small, self.potential, name)
-            before = before.detach().to(value.device, copy=True)
+            before = saved.detach().to(value.device, copy=True)
             axis = _axis(tuple(before.shape), tuple(value.shape))
             place = torch.tensor(self.rows, device=value.device)
             rows = before if axis is None else before.index_select(axis, place)
