@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pimlip_zoo.config import RunConfig
+from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.consistency.build import list_skin
 from pimlip_zoo.consistency.config import WeakConfig
 from pimlip_zoo.datasets.dataset import MadeSamples
@@ -245,6 +245,30 @@ class Run:
         settings = config.model_dump() | {"weak": {"labels": labels}}
         split = (self.experiment.frames, self.experiment.valid_frames)
         return prepare_run(RunConfig.model_validate(settings), split=split)
+
+    def fine_tuning(self, foundation: str, options: Mapping[str, Any]) -> Experiment:
+        """A stage that fine-tunes another run on the labels of this one, by the training recipe for that.
+
+        Args:
+            foundation: the run folder or checkpoint that it starts from.
+            options: by dotted key, those that are not left to the recipe; None stands for what is.
+        """
+        config, split = self.experiment.config, (self.experiment.frames, self.experiment.valid_frames)
+        trainer = config.trainer.model_dump(include={"device", "devices", "nodes", "threads", "products"})
+        settings = [
+            ("finetune.run", foundation),
+            ("seed", config.seed),
+            ("data.train", config.data.train),
+            ("data.labels", list(self.experiment.labels)),
+            ("data.check_references", config.data.check_references),
+            *((f"trainer.{key}", value) for key, value in trainer.items()),
+            *((key, value) for key, value in options.items() if value is not None),
+        ]
+        return prepare(load_config(None, settings), split=split)
+
+    def taught_by(self, name: str) -> list[Frame]:
+        """Structures sampled around the training set, and labelled, by the potential of a stage."""
+        return self._sampled(find_supervisor(f"run:{self.folder / name}", load_run=_load_run))
 
     def trained(self, name: str, *, difference: bool = False) -> Potential:
         """The potential that a stage left.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment import Experiment, Outcome
     from pimlip_zoo.experiment.stages import Run
 
-__all__ = ["LABEL_SHARE", "Distill", "DistillOptions", "teach"]
+__all__ = ["LABEL_SHARE", "Distill", "DistillOptions", "teach", "with_taught"]
 
 LABEL_SHARE = 0.3
 """Of what a distilled student sees, how much are reference labels; they are repeated to reach it."""
@@ -69,14 +69,14 @@ class Distill(Recipe[DistillOptions]):
             teachers.append(run.trained(name, difference=True))
         taught = self._taught(run, teachers, run.pool(shift=False))
         for number in range(1, self.options.iterations):
-            name, student = f"student-{number}", self._student(run, taught)
+            name, student = f"student-{number}", with_taught(run, self.options, taught)
             config = run.stage_config(self.options, len(student.train))
             outcome = run.stage(name, replace(student, config=config, weak=()))
             if outcome.signal is not None:
                 return outcome
             run.take_weights(name)
             taught += self._taught(run, teachers, run.pool_of(name))
-        return run.train(self._student(run, taught))
+        return run.train(with_taught(run, self.options, taught))
 
     def steps_before(self) -> int:
         """Those of teachers and earlier students."""
@@ -85,15 +85,22 @@ class Distill(Recipe[DistillOptions]):
     def _taught(self, run: Run, teachers: Sequence[PotentialLike], pool: Sequence[Frame]) -> list[Frame]:
         return run.once(lambda: teach(teachers, pool, self.options.agreement))
 
-    def _student(self, run: Run, taught: Sequence[Frame]) -> Experiment:
-        """The run with the taught structures beside the labelled ones, which are repeated to have their share."""
-        experiment = run.experiment
-        samples = run.samples(taught)
-        repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(samples) / len(experiment.train)))
-        run.scale_to(taught)
-        mixed = MadeSamples([*samples, *(list(experiment.train) * repeats)])
-        learnt = tuple(sorted({*experiment.labels, *run.learnt(self.options, taught)}))
-        return replace(experiment, config=run.config_for(len(mixed), learnt), train=mixed, labels=learnt)
+
+def with_taught(run: Run, options: StressOptions, taught: Sequence[Frame]) -> Experiment:
+    """The run with taught structures beside the labelled ones, which are repeated to have their share.
+
+    Args:
+        run: of the student.
+        options: of the recipe: whether stress is learnt.
+        taught: labelled by a teacher at the level of the reference labels.
+    """
+    experiment = run.experiment
+    samples = run.samples(taught)
+    repeats = max(1, round(LABEL_SHARE / (1.0 - LABEL_SHARE) * len(samples) / len(experiment.train)))
+    run.scale_to(taught)
+    mixed = MadeSamples([*samples, *(list(experiment.train) * repeats)])
+    learnt = tuple(sorted({*experiment.labels, *run.learnt(options, taught)}))
+    return replace(experiment, config=run.config_for(len(mixed), learnt), train=mixed, labels=learnt)
 
 
 def teach(

@@ -125,7 +125,10 @@ class RecipeInfo:
 RECIPES: Registry[RecipeInfo] = Registry(
     "recipe for weak labels",
     "pimlip_zoo.recipes",
-    tuple(f"pimlip_zoo.weak_labels.{name}" for name in ("pretrain", "delta", "distill", "shared_head")),
+    tuple(
+        f"pimlip_zoo.weak_labels.{name}"
+        for name in ("pretrain", "delta", "distill", "shared_head", "foundation_distill")
+    ),
     left={"second_head": "it is a baseline of the study now: pip install benchmarks/weak/baselines"},
 )
 

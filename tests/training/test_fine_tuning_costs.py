@@ -216,7 +216,8 @@ def test_a_run_with_low_rank_updates_moves_maps_by_their_rank_and_nothing_else(b
         change = (current[f"potential.model.{key}"] - base).double()
         change = change.transpose(0, 1) if change.dim() == 3 else change.unsqueeze(0)
         singular = torch.linalg.svdvals(change)
-        assert bool((singular[:, 2:] < 1e-5 * (singular[:, :1] + 1e-3)).all()), key
+        assert bool((singular[:, 2:] < 1e-6).all()), key  # rounding of weights of size one
+        assert float(singular.max()) > 1e-4, key
 
 
 @pytest.mark.parametrize(
@@ -271,6 +272,6 @@ def test_what_is_replayed_is_zero_at_the_start_and_keeps_what_was_known(bases, t
     for name, more in (("with", ("finetune.replay=4", "finetune.replay_weight=100")), ("without", ())):
         train(bases["mace"], tmp_path / name, rate, *more)
         small, _ = cut_down(load_potential(tmp_path / name, which="last"), PRESENT)
-        forces = torch.cat([small(sample.graph).forces for sample in term.samples])
+        forces = torch.cat([small(sample.graph).forces.detach() for sample in term.samples])
         errors[name] = float((forces - term.forces).square().mean())
     assert errors["with"] < errors["without"]
