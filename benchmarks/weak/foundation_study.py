@@ -1,7 +1,7 @@
 """The study of foundation models: zero shot, from scratch, fine-tuned, distilled; resumable, a line a run.
 
     python benchmarks/weak/foundation_study.py run tio2 --model runs/7net-0 --root data
-    python benchmarks/weak/foundation_study.py run tio2 ... --ways rate --option optimizer.lr=1e-3   (a way of one's own)
+    python benchmarks/weak/foundation_study.py run tio2 ... --ways rate --option optimizer.lr=1e-3
     python benchmarks/weak/foundation_study.py show                                          (what is there)
     python benchmarks/weak/foundation_study.py docs                (the tables of docs/results/foundation-study.md)
 
@@ -11,6 +11,8 @@ of the training, settings. A line that is there is not computed again, and an in
 """
 
 import argparse
+import csv
+import io
 import json
 import shutil
 import sys
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sets import SETS
 
 RESULTS = Path(__file__).parent / "results" / "foundation-study.jsonl"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "foundation-study.md"
 ZERO_SHOT, SCRATCH = "zero-shot", "scratch"
 WAYS = {
     ZERO_SHOT: {},
@@ -136,7 +139,7 @@ def read(file):
 
 
 def line_of(row):
-    energy, forces, stress = (row[f"{name}_mae"] for name in ("energy_per_atom", "forces", "stress"))
+    energy, forces, stress = (row[f"{name}_rmse"] for name in ("energy_per_atom", "forces", "stress"))
     return (
         f"{row['set']:13s} {row['size']:4d} seed {row['seed']} {row['way']:24s} "
         f"E {1000 * energy:7.2f} meV/atom  F {1000 * forces:7.1f} meV/Å"
@@ -151,6 +154,75 @@ def show(args):
     return 0
 
 
+def docs(args):
+    """Write the tables into the page, between the marks of each set."""
+    page, rows = args.page.read_text(), read(args.out)
+    for name in SETS:
+        begin, end = (f"<!-- foundation study {name}: {word} -->" for word in ("begin", "end"))
+        if begin in page:
+            before, rest = page.split(begin)
+            table = "\n".join(table_of(name, [row for row in rows if row["set"] == name]))
+            page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    args.page.write_text(page)
+    return 0
+
+
+def table_of(name, rows):
+    """Mean over seeds; runs from scratch of the study of weak supervision beside them."""
+    lines = [
+        "| labels | training | settings | E meV/atom | F meV/Å | stress meV/Å³ | steps | CPU s | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["size"], row["way"]), []).append(row)
+    for row in elsewhere(name):
+        groups.setdefault((row["size"], row["way"]), []).append(row)
+    for (size, way), members in sorted(groups.items()):
+        settings = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in shown(members[0]["settings"]))
+        values = [mean([row[key] for row in members], 1000) for key in ERRORS]
+        spent = [mean([row[key] for row in members]) for key in ("steps", "cpu_seconds")]
+        cells = [
+            size,
+            way,
+            settings,
+            *map(number, values),
+            f"{spent[0]:,.0f}",
+            f"{spent[1]:.0f}",
+            len(members),
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+ERRORS = ("energy_per_atom_rmse", "forces_rmse", "stress_rmse")
+
+
+def shown(settings):
+    return [
+        (k, v) for k, v in settings.items() if k.split(".")[0] in ("optimizer", "finetune", "data", "weak")
+    ]
+
+
+def mean(values, factor=1.0):
+    known = [factor * float(value) for value in values if value not in (None, "")]
+    return sum(known) / len(known) if known else None
+
+
+def number(value):
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def elsewhere(name):
+    """Plain runs of the study of weak supervision: a MACE of 38,000 parameters, and its errors on the same test."""
+    for tag, text in (("", "from scratch, MACE"), ("-12000", "from scratch, MACE, 12,000 steps")):
+        file = RESULTS.parent / f"conservative-{name}-mace{tag}.csv"
+        with file.open(newline="") if file.exists() else io.StringIO("") as stream:
+            for row in csv.DictReader(stream):
+                if row["weak"] == "plain":
+                    yield {**row, "size": int(row["size"]), "way": text, "settings": {}}
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,6 +231,10 @@ def main():
     shown = commands.add_parser("show")
     shown.set_defaults(function=show)
     shown.add_argument("--out", type=Path, default=RESULTS)
+    written = commands.add_parser("docs")
+    written.set_defaults(function=docs)
+    written.add_argument("--out", type=Path, default=RESULTS)
+    written.add_argument("--page", type=Path, default=PAGE)
     command = commands.add_parser("run")
     command.add_argument("--out", type=Path, default=RESULTS, help="the file of the results")
     command.set_defaults(function=run)
