@@ -25,6 +25,7 @@ from sets import SETS
 
 RESULTS = Path(__file__).parent / "results" / "foundation-study.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "foundation-study.md"
+DISTILLED = "distilled"
 ZERO_SHOT, SCRATCH = "zero-shot", "scratch"
 WAYS = {
     ZERO_SHOT: {},
@@ -32,6 +33,12 @@ WAYS = {
     "finetune": {},
     "lora-4": {"finetune.lora": 4},
     "lora-16": {"finetune.lora": 16},
+    DISTILLED: {
+        "weak.preset": "foundation-distill",
+        "weak.labels.pool.structures": 300,
+        "weak.labels.pool.method": "displaced",
+        "weak.labels.pool.amplitudes": [0.05, 0.15],
+    },
 }
 """Settings beside the defaults of `train`; zero-shot re-fits the energy references, and trains nothing."""
 
@@ -48,7 +55,7 @@ def settings_of(args, study, way):
     settings = [("data.train", placed(args, study.train))]
     if study.valid is not None:
         settings.append(("data.valid", placed(args, study.valid)))
-    if way == SCRATCH:
+    if way == SCRATCH or way.startswith(DISTILLED):
         settings += [("model.name", "nequip"), ("data.energy_references", "least_squares")]
     else:
         settings.append(("finetune.run", args.model))
@@ -58,7 +65,7 @@ def settings_of(args, study, way):
 def own(args, way):
     """What is particular to a way."""
     given = {key: json.loads(value) for key, _, value in (item.partition("=") for item in args.options)}
-    return {**WAYS.get(way, {}), **given}
+    return {**WAYS.get(DISTILLED if way.startswith(DISTILLED) else way, {}), **given}
 
 
 def zero_shot(args, study, size, seed):
@@ -87,14 +94,49 @@ def trained(args, study, way, size, seed):
 
     point, name = Point(size, way, seed), f"{args.set}-{way}"
     runs, options = Path(args.runs) / args.set, list(own(args, way).items())
+    if way.startswith(DISTILLED):
+        options.append(("weak.labels.calculator", f"run:{args.model}"))
     tests = [placed(args, test) for test in study.tests]
     if run_point(point, settings_of(args, study, way), tests, runs, variants={way: options}) is not None:
         return None
     result = json.loads((runs / point.name / "result.json").read_text())
+    further = beside_teacher(runs / point.name, tests[0]) if way.startswith(DISTILLED) else {}
     if not args.keep_runs:
         shutil.rmtree(runs / point.name)
     result["tests"] = {spec.removeprefix(f"{args.root}/"): errors for spec, errors in result["tests"].items()}
-    return {"name": name, **{key: result[key] for key in ("cpu_seconds", "steps", "tests")}}
+    return {
+        "name": name,
+        "further": further,
+        **{key: result[key] for key in ("cpu_seconds", "steps", "tests")},
+    }
+
+
+def beside_teacher(folder, test):
+    """Errors of the fine-tuned model that taught, and what a single point of the larger test structures costs both."""
+    import numpy as np
+
+    import pimlip_zoo
+    from pimlip_zoo.datasets.frame import frame_to_atoms
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    errors = evaluate(load_potential(folder / "teacher"), test).summary
+    found = {
+        f"teacher_{quantity}_rmse": (errors.get(quantity) or {}).get("rmse")
+        for quantity in ("energy_per_atom", "forces", "stress")
+    }
+    frame = max(load_frames(test), key=lambda frame: len(frame.numbers))
+    for name, run in (("ms", folder), ("teacher_ms", folder / "teacher")):
+        atoms, times = frame_to_atoms(frame), []
+        atoms.calc = pimlip_zoo.calculator(run)
+        for _ in range(12):
+            atoms.rattle(1e-3, rng=np.random.default_rng(0))
+            started = time.process_time()
+            atoms.get_forces()
+            times.append(time.process_time() - started)
+        found[name] = round(1e3 * float(np.median(times[2:])), 2)
+    return {**found, "atoms_timed": len(frame.numbers)}
 
 
 def run(args):
@@ -121,6 +163,7 @@ def run(args):
                     "settings": own(args, way),
                     "steps": result["steps"],
                     "cpu_seconds": result["cpu_seconds"],
+                    **result.get("further", {}),
                     **{
                         f"{quantity}_{kind}": (errors.get(quantity) or {}).get(kind)
                         for quantity in ("energy_per_atom", "forces", "stress")
