@@ -8,7 +8,7 @@ __all__: list[str] = []
 
 _ATOMS_OF_A_STEP, _MOST = 100, 8
 _FEW = 25
-_PASSES, _SHORTEST, _LONGEST = 40, 500, 20_000
+_STEPS_OF_EACH, _SHORTEST, _LONGEST = 40, 500, 20_000
 
 
 def _batch(facts: RunFacts) -> int:
@@ -24,7 +24,7 @@ def _steps(facts: RunFacts) -> int:
     """Forty for each structure, so that each is seen some 150 times in batches of four."""
     if facts.steps is not None:
         return facts.steps
-    return min(max(_PASSES * facts.structures, _SHORTEST), _LONGEST)
+    return min(max(_STEPS_OF_EACH * facts.structures, _SHORTEST), _LONGEST)
 
 
 def _rate(facts: RunFacts) -> float:
@@ -34,7 +34,7 @@ def _rate(facts: RunFacts) -> float:
 
 def _reasons(facts: RunFacts) -> dict[str, str]:
     return {
-        "optimizer.lr": f"rate {_rate(facts):g} for {facts.structures:,} structures ",
+        "optimizer.lr": f"rate {_rate(facts):g} for {facts.structures:,} structures",
         "trainer.max_steps": f"{_steps(facts):,} steps for {facts.structures:,} structures",
         "data.batch_size": f"batches of {_batch(facts)} for {facts.atoms / max(facts.structures, 1):.0f} atoms each",
     }
@@ -44,8 +44,8 @@ def _reasons(facts: RunFacts) -> dict[str, str]:
 def _finetune(facts: RunFacts) -> Settings:
     """AdamW at a rate for trained weights, cosine; rate, steps and batches follow the number and size of structures.
 
-    Nothing is frozen: all weights and low-rank updates of rank 8 were equally good for 10 and 50 labels of TiO2, and for
-    50 of silicon all weights were a little better (docs/results/foundation-study.md).
+    Nothing is frozen: all weights and low-rank updates of rank 8 were equally good for 10 and 50 labels of TiO2, and
+    for 50 of silicon all weights were a little better (docs/results/foundation-study.md).
     """
     return {
         "optimizer.name": "adamw",
