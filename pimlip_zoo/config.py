@@ -344,7 +344,8 @@ class RecipeSection(Section):
     """The training recipe: it fills in whatever is not given of optimiser, schedule, losses, averaging."""
 
     name: str = DEFAULT_RECIPE
-    """default, mace-torch, nequip, or one that another package registers."""
+    """default, finetune (what a run with --from has where none is named), mace-torch, nequip, or one that another
+    package registers."""
     version: PositiveInt | None = None
     """None: the newest. A run's ``config.yaml`` has the one that it used."""
     filled: list[str] = Field(default_factory=list)
