@@ -21,6 +21,7 @@ from pimlip_zoo.testing import as_graph, structure
 from pimlip_zoo.training.checkpoint import KEY, describe, load_potential
 from pimlip_zoo.training.low_rank import Adapters
 from pimlip_zoo.training.present import cut_down
+from pimlip_zoo.training.recipes import RunFacts, get_recipe
 
 SPECIES = ("He", "H", "C", "N", "O", "F", "Si")
 PRESENT = ("H", "C", "O")
@@ -275,3 +276,36 @@ def test_what_is_replayed_is_zero_at_the_start_and_keeps_what_was_known(bases, t
         forces = torch.cat([small(sample.graph).forces.detach() for sample in term.samples])
         errors[name] = float((forces - term.forces).square().mean())
     assert errors["with"] < errors["without"]
+
+
+# ---- the recipe
+
+
+def test_a_run_that_starts_from_another_has_the_recipe_for_that(bases, caplog):
+    with caplog.at_level(logging.INFO, logger="pimlip_zoo"):
+        config = prepared(bases["mace"]).config
+    assert (config.recipe.name, config.recipe.version) == ("finetune", 1)
+    assert config.optimizer.lr == pytest.approx(1e-3)
+    assert "rate 0.001 for 12 structures" in caplog.text
+    assert prepared(bases["mace"], "recipe.name=default").config.recipe.name == "default"
+    assert prepared(bases["mace"], "optimizer.lr=2e-4").config.optimizer.lr == pytest.approx(2e-4)
+
+
+@pytest.mark.parametrize(
+    ("structures", "steps", "rate", "batch"),
+    [(10, 500, 1e-3, 4), (50, 2_000, 3e-3, 4), (10_000, 20_000, 3e-3, 4)],
+)
+def test_steps_and_rate_follow_the_number_of_structures(structures, steps, rate, batch):
+    facts = RunFacts(
+        "nequip",
+        frozenset(),
+        direct=False,
+        structures=structures,
+        labels=("forces",),
+        passes=1.0,
+        atoms=24 * structures,
+    )
+    settings = get_recipe("finetune").settings(facts)
+    assert settings["trainer.max_steps"] == steps
+    assert settings["optimizer.lr"] == pytest.approx(rate)
+    assert settings["data.batch_size"] == batch
