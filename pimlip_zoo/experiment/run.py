@@ -183,7 +183,12 @@ def training_module(
     adapters = None
     if config.finetune.lora is not None:
         adapters = Adapters(experiment.potential, config.finetune.lora, config.seed)
-        log.info("low-rank updates of %d maps: %d numbers are trained", len(adapters.maps), adapters.count)
+        log.info(
+            "low-rank updates of %d maps: %d numbers are trained in the place of %d weights",
+            len(adapters.maps),
+            adapters.count,
+            sum(weight.numel() for weight in experiment.potential.model.parameters()),
+        )
     return PotentialTraining(
         experiment.potential,
         terms,
