@@ -315,14 +315,30 @@ class FineTuneSection(Section):
     """Move the energy references to the zero of energy of the new data; false: keep the run's."""
     extend_species: bool = False
     """Allow species that the run does not know: they start as the mean of the known ones."""
+    lora: PositiveInt | None = None
+    """Rank of updates of the linear maps, the only ones that are trained then; None: the weights themselves are."""
+    replay: PositiveInt | str | None = None
+    """Against forgetting: structures on which the run's own energies and forces are kept, a file, or how many displaced
+    copies of the training structures."""
+    replay_weight: PositiveFloat = 1.0
+    """Factor of the loss on them."""
+    replay_batch: PositiveInt = 2
+    """How many of them a step looks at."""
 
     @model_validator(mode="after")
     def _has_a_run(self) -> FineTuneSection:
         fields = type(self).model_fields
-        for key in ("freeze", "learning_rates", "refit_references", "extend_species"):
+        for key in (name for name in fields if name != "run"):
             if self.run is None and getattr(self, key) != fields[key].get_default(call_default_factory=True):
                 raise InputError(
                     "there is nothing to fine-tune", key=f"finetune.{key}", mend="give --from RUN"
+                )
+        for key in ("replay_weight", "replay_batch"):
+            if self.replay is None and getattr(self, key) != fields[key].default:
+                raise InputError(
+                    "nothing is replayed",
+                    key=f"finetune.{key}",
+                    mend="give finetune.replay, a file or a number",
                 )
         return self
 
@@ -331,7 +347,8 @@ class RecipeSection(Section):
     """The training recipe: it fills in whatever is not given of optimiser, schedule, losses, averaging."""
 
     name: str = DEFAULT_RECIPE
-    """default, mace-torch, nequip, or one that another package registers."""
+    """default, finetune (what a run with --from has where none is named), mace-torch, nequip, or one that another
+    package registers."""
     version: PositiveInt | None = None
     """None: the newest. A run's ``config.yaml`` has the one that it used."""
     filled: list[str] = Field(default_factory=list)

@@ -119,7 +119,7 @@ def train(
         ("trainer.patience", patience),
     ]
     options = [(key, value) for key, value in given if value is not None]
-    options += parse_settings(settings or [])
+    options += [(key, _by_name(key, value)) for key, value in parse_settings(settings or [])]
     if resume and start is not None:
         raise InputError(
             "--from starts a run, --resume goes on with one", key="--resume", mend="give one of them"
@@ -140,6 +140,14 @@ def train(
         from_rank_zero(lambda: _take_up(folder, run_config, held))
         # A run that ended before its first checkpoint goes on from the start.
         _run(run_config, lambda: folder, rank, resumes=folder)
+
+
+def _by_name(key: str, value: Any) -> Any:
+    """A published model that gives weak labels may be named, as after --from."""
+    from pimlip_zoo.cli.import_ import run_of
+
+    named = key == "weak.labels.calculator" and isinstance(value, str) and value.startswith("run:")
+    return f"run:{run_of(value.removeprefix('run:'))}" if named else value
 
 
 def _run(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | None = None) -> None:

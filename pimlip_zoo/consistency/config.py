@@ -234,6 +234,10 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "a difference model labels sampled structures for a student that needs no cheap calculator",
         {"labels": {"method": "distill", "pool": {"structures": 3000}}},
     ),
+    "foundation-distill": (
+        "fine-tune a foundation model on the labels; it samples and labels a pool for a small student",
+        {"labels": {"method": "foundation_distill", "pool": {"structures": 1000}}},
+    ),
     "shared-head": (
         "baseline: train on both levels together, two readouts on the same features",
         {"labels": {"method": "shared_head"}},

@@ -36,11 +36,14 @@ from pimlip_zoo.training.finetune import (
     set_references,
     start_from,
 )
+from pimlip_zoo.training.present import Whole, cut_down
+from pimlip_zoo.training.replay import Replay, displaced_copies
 
 __all__ = [
     "fine_tuned_potential",
     "loss_terms",
     "new_potential",
+    "replay_term",
     "samples_of",
     "unlabelled_frames",
     "weak_terms",
@@ -139,24 +142,28 @@ def fine_tuned_potential(
     found: Sequence[str],
     atoms: dict[str, float],
     checkpoint: Path | None,
-) -> tuple[Potential, Samples, EnergyReferences]:
-    """The potential of the run that is fine-tuned, with what the configuration changes about it."""
+) -> tuple[Potential, Samples, EnergyReferences, Whole | None]:
+    """The potential of the run that is fine-tuned, with what the configuration changes about it.
+
+    It has the species of the data alone; what is needed to put the others back comes with it.
+    """
     section, given = config.finetune, config.data.energy_references
     assert section.run is not None
-    potential = start_from(
+    whole = start_from(
         checkpoint or section.run,
         found,
         extend=section.extend_species,
         dtype=getattr(torch, config.trainer.dtype),
         trainable_scale=config.potential.trainable_scale,
     )
-    if config.model.configure() != potential.model.config:
+    if config.model.configure() != whole.model.config:
         raise InputError(
             "the options of the model are not those of the run",
             file=section.run,
             key="model",
             mend="let load_config take them from there",
         )
+    potential, absent = cut_down(whole, _wanted(config, found))
     skin = list_skin(config.weak, potential.species, potential.cutoff, direct=potential.is_direct)
     samples = samples_of(frames, potential.species, potential.cutoff + skin, config.data)
     new = [
@@ -195,13 +202,75 @@ def fine_tuned_potential(
         "fine-tuning %s: energy references: %s; %d species known, %d in the data; %d of %d weights frozen",
         section.run,
         references.source,
-        len(potential.species),
-        len(set(found) & set(potential.species)),
+        len(whole.species),
+        len(set(found) & set(whole.species)),
         frozen,
         sum(parameter.numel() for parameter in potential.model.parameters()),
     )
+    if absent is not None:
+        log.info(
+            "the other %d species keep their %d weights, and cost nothing",
+            len(whole.species) - len(potential.species),
+            _weights(whole) - _weights(potential),
+        )
+    if section.lora is not None and config.optimizer.name == "muon":
+        raise InputError(
+            "muon moves matrices, and with low-rank updates their factors are trained",
+            key="finetune.lora",
+            mend="--set optimizer.name=adamw",
+        )
     parameter_groups(potential, 1.0, section.learning_rates)  # complains of patterns that match nothing
-    return potential, samples, references
+    return potential, samples, references, absent
+
+
+def _weights(potential: Potential) -> int:
+    return sum(parameter.numel() for parameter in potential.model.parameters())
+
+
+def _wanted(config: RunConfig, found: Sequence[str]) -> set[str]:
+    """The species of all structures that the run looks at."""
+    from ase.data import chemical_symbols
+
+    files = [config.weak.unlabelled, config.finetune.replay]
+    further = [frame for file in files if isinstance(file, str) for frame in load_frames(file)]
+    return {
+        *found,
+        *(chemical_symbols[number] for frame in further for number in set(frame.numbers.tolist())),
+    }
+
+
+def replay_term(config: RunConfig, potential: Potential, frames: Sequence[Frame]) -> LossTerm:
+    """The loss that keeps what the run said, see ``finetune.replay``.
+
+    Args:
+        config: of the run.
+        potential: before its first step.
+        frames: training structures.
+    """
+    section, loss = config.finetune, config.loss
+    chosen = (
+        load_frames(section.replay)
+        if isinstance(section.replay, str)
+        else displaced_copies(frames, section.replay or 0, config.seed)
+    )
+    samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in chosen]
+    log.info(
+        "replay: %d structures (%s) keep the energies and forces of %s: weight %g, %d in a step",
+        len(samples),
+        section.replay if isinstance(section.replay, str) else "displaced copies of the training structures",
+        section.run,
+        section.replay_weight,
+        min(section.replay_batch, len(samples)),
+    )
+    return Replay(
+        potential,
+        samples,
+        batch_size=section.replay_batch,
+        energy_weight=loss.energy_per_atom.weight,
+        force_weight=loss.forces.weight,
+        weight=section.replay_weight,
+        seed=config.seed,
+    )
 
 
 def unlabelled_frames(weak: WeakConfig, species: Sequence[str]) -> list[Frame]:

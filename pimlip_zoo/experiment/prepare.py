@@ -22,6 +22,7 @@ from pimlip_zoo.experiment.build import (
     fine_tuned_potential,
     loss_terms,
     new_potential,
+    replay_term,
     samples_of,
     weak_terms,
 )
@@ -40,6 +41,7 @@ from pimlip_zoo.experiment.recipe import complete
 from pimlip_zoo.experiment.record import DataRecord
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.training.present import Whole
 
 __all__ = ["Experiment", "prepare"]
 
@@ -74,6 +76,8 @@ class Experiment:
     """The calculator, and its version, that the potential is a difference to; None: it stands alone."""
     data: DataRecord | None = None
     """Of the structures as they were read; None: not compared when the run is resumed."""
+    whole: Whole | None = None
+    """What the potential was cut down from, to the species of the data; None: it has all of its species."""
 
 
 def prepare(
@@ -111,16 +115,32 @@ def prepare(
     if several is not None:
         log.warning("%s", several)
     species = species_of(train, valid)
+    whole = None
     if config.finetune.run is None:
         references = from_rank_zero(lambda: energy_references_of(config, train, species, atoms))
         if data.check_references:
             check_references(train, species, references)
         potential, samples = new_potential(config, train, species, references)
     else:
-        potential, samples, references = fine_tuned_potential(config, train, species, atoms, checkpoint)
+        potential, samples, references, whole = fine_tuned_potential(
+            config, train, species, atoms, checkpoint
+        )
         species = potential.species
         if data.check_references:
             check_references(train, species, references)
     valid_samples = samples_of(valid, species, potential.cutoff, data)
     weak = weak_terms(config, potential, labels, samples)
-    return Experiment(config, potential, references, labels, samples, valid_samples, weak, (), train, valid)
+    further = () if config.finetune.replay is None else (replay_term(config, potential, train),)
+    return Experiment(
+        config,
+        potential,
+        references,
+        labels,
+        samples,
+        valid_samples,
+        weak,
+        further,
+        train,
+        valid,
+        whole=whole,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from pimlip_zoo.training.data import (
 from pimlip_zoo.training.finetune import (
     parameter_groups,
 )
+from pimlip_zoo.training.low_rank import Adapters
 from pimlip_zoo.training.schedule import RunClock, learning_rate_factor
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     from pimlip_zoo.training.module import PotentialTraining
 
 __all__ = ["Outcome", "steps_done", "train", "training_module"]
+
+
+log = logging.getLogger("pimlip_zoo")
 
 
 @dataclass(frozen=True)
@@ -184,11 +189,22 @@ def training_module(
         return decay(step) * (late.rate if phase is not None and phase.begun(step) else 1.0)
 
     terms = [*loss_terms(config, experiment.labels), *experiment.extra_terms, *experiment.weak]
+    adapters = None
+    if config.finetune.lora is not None:
+        adapters = Adapters(experiment.potential, config.finetune.lora, config.seed)
+        log.info(
+            "low-rank updates of %d maps: %d numbers are trained in the place of %d weights",
+            len(adapters.maps),
+            adapters.count,
+            sum(weight.numel() for weight in experiment.potential.model.parameters()),
+        )
     return PotentialTraining(
         experiment.potential,
         terms,
-        optimizer or partial(_optimizer, experiment),
+        optimizer or partial(_optimizer, experiment, adapters),
         factor,
+        adapters=adapters,
+        whole=experiment.whole,
         late=phase,
         forces="forces" in experiment.labels,
         virial="stress" in experiment.labels,
@@ -213,7 +229,7 @@ def run_clock(config: RunConfig) -> RunClock:
     return RunClock(config.trainer.max_steps, start=config.schedule.warmup_steps)
 
 
-def _optimizer(experiment: Experiment, module: Potential) -> torch.optim.Optimizer:
+def _optimizer(experiment: Experiment, adapters: Adapters | None, module: Potential) -> torch.optim.Optimizer:
     """The one that the configuration names."""
     from pimlip_zoo.training.muon import Muon, linear_maps
 
@@ -221,7 +237,8 @@ def _optimizer(experiment: Experiment, module: Potential) -> torch.optim.Optimiz
     rate = section.lr
     if labels is not None:
         rate *= labels.recipe().learning_rate_factor(experiment.labels)
-    groups = parameter_groups(module, rate, experiment.config.finetune.learning_rates)
+    factors = experiment.config.finetune.learning_rates
+    groups = parameter_groups(module, rate, factors, None if adapters is None else adapters.factors)
     options: dict[str, Any] = {
         "lr": rate,
         "betas": section.betas,

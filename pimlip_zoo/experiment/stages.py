@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pimlip_zoo.config import RunConfig
+from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.consistency.build import list_skin
 from pimlip_zoo.consistency.config import WeakConfig
 from pimlip_zoo.datasets.dataset import MadeSamples
@@ -34,6 +34,7 @@ from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.training.present import cut_down
 from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
 from pimlip_zoo.weak_labels.offsets import fit_offset, shift_energies
@@ -251,6 +252,30 @@ class Run:
         split = (self.experiment.frames, self.experiment.valid_frames)
         return prepare_run(RunConfig.model_validate(settings), split=split)
 
+    def fine_tuning(self, foundation: str, options: Mapping[str, Any]) -> Experiment:
+        """A stage that fine-tunes another run on the labels of this one, by the training recipe for that.
+
+        Args:
+            foundation: the run folder or checkpoint that it starts from.
+            options: by dotted key, those that are not left to the recipe; None stands for what is.
+        """
+        config, split = self.experiment.config, (self.experiment.frames, self.experiment.valid_frames)
+        trainer = config.trainer.model_dump(include={"device", "devices", "nodes", "threads", "products"})
+        settings = [
+            ("finetune.run", foundation),
+            ("seed", config.seed),
+            ("data.train", config.data.train),
+            ("data.labels", list(self.experiment.labels)),
+            ("data.check_references", config.data.check_references),
+            *((f"trainer.{key}", value) for key, value in trainer.items()),
+            *((key, value) for key, value in options.items() if value is not None),
+        ]
+        return prepare(load_config(None, settings), split=split)
+
+    def taught_by(self, name: str) -> list[Frame]:
+        """Structures sampled around the training set, and labelled, by the potential of a stage."""
+        return self._sampled(find_supervisor(f"run:{self.folder / name}", load_run=_load_run))
+
     def trained(self, name: str, *, difference: bool = False) -> Potential:
         """The potential that a stage left.
 
@@ -265,7 +290,8 @@ class Run:
     def take_weights(self, name: str) -> None:
         """Let the run start from the weights of a stage."""
         potential = self.experiment.potential
-        potential.load_state_dict({**potential.state_dict(), **self.trained(name).state_dict()})
+        trained, _ = cut_down(self.trained(name), potential.species)
+        potential.load_state_dict({**potential.state_dict(), **trained.state_dict()})
 
     def scale_to(self, frames: Sequence[Frame]) -> None:
         """Scale the potential to forces of these structures where the reference labels say nothing of them."""

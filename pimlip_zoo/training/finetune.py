@@ -29,6 +29,7 @@ from pimlip_zoo.training.checkpoint import (
 )
 
 __all__ = [
+    "cluster",
     "freeze",
     "inherit_options",
     "parameter_groups",
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 log = logging.getLogger("pimlip_zoo")
+
+FINE_TUNING = "finetune"
+"""The training recipe of runs that start from another one, unless they name theirs."""
 
 EXTENSION_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 """Relative, by the precision of the weights: how well an extended model has to repeat the energies of the old one."""
@@ -69,6 +73,7 @@ def inherit_options(content: Mapping[str, Any], run: str) -> dict[str, Any]:
     trainer = result.setdefault("trainer", {})
     if isinstance(trainer, dict):
         trainer.setdefault("dtype", description["dtype"])
+    result.setdefault("recipe", {"name": FINE_TUNING})
     return result
 
 
@@ -188,7 +193,7 @@ def description_of(potential: Potential) -> str:
 
 def _check_extension(old: Potential, new: Potential, path: object) -> None:
     """Compare energies in float64 on a cluster of the known species."""
-    graph = _cluster(old)
+    graph = cluster(old)
     energies = []
     for potential in (old, new):
         double = copy.deepcopy(potential).set_dtype(torch.float64).eval()
@@ -206,7 +211,7 @@ def _check_extension(old: Potential, new: Potential, path: object) -> None:
         )
 
 
-def _cluster(potential: Potential) -> AtomGraph:
+def cluster(potential: Potential) -> AtomGraph:
     """Every known species among others, at bonding distances."""
     from ase.data import atomic_numbers
 
@@ -309,13 +314,19 @@ def freeze(potential: Potential, patterns: Sequence[str]) -> int:
     return sum(parameters[name].numel() for name in frozen)
 
 
-def parameter_groups(potential: Potential, lr: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+def parameter_groups(
+    potential: Potential,
+    lr: float,
+    factors: Mapping[str, float],
+    instead: Mapping[str, Sequence[nn.Parameter]] | None = None,
+) -> list[dict[str, Any]]:
     """What an optimiser takes: the trainable parameters with their learning rates, the common rate first.
 
     Args:
         potential: whose parameters.
         lr: the learning rate.
         factors: of the learning rate, by pattern as in :func:`freeze`; the last pattern that matches counts.
+        instead: parameters that are trained in the place of one of the architecture's, by its name.
 
     Raises:
         InputError: for a pattern that matches nothing.
@@ -325,10 +336,12 @@ def parameter_groups(potential: Potential, lr: float, factors: Mapping[str, floa
     for pattern, factor in factors.items():
         of_name.update(dict.fromkeys(_matching(pattern, parameters, "finetune.learning_rates"), factor))
     of_parameter = {id(parameters[name]): factor for name, factor in of_name.items()}
+    others = {id(parameters[name]): members for name, members in (instead or {}).items()}
     groups: dict[float, list[nn.Parameter]] = {1.0: []}
     for parameter in potential.parameters():
         if parameter.requires_grad:
-            groups.setdefault(of_parameter.get(id(parameter), 1.0), []).append(parameter)
+            members = others.get(id(parameter), [parameter])
+            groups.setdefault(of_parameter.get(id(parameter), 1.0), []).extend(members)
     return [{"params": members, "lr": lr * factor} for factor, members in groups.items() if members]
 
 

@@ -18,9 +18,14 @@ from pimlip_zoo.losses.base import LossTerm, LossValue, Step
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.callbacks import columns_of
 from pimlip_zoo.training.checkpoint import KEY, describe
+from pimlip_zoo.training.low_rank import Adapters
 from pimlip_zoo.training.metrics import ErrorStatistics
+from pimlip_zoo.training.present import Whole
 
 __all__ = ["LOGGED_EVERY", "LatePhase", "PotentialTraining"]
+
+POTENTIAL, WORKING, ADAPTERS = "potential.", "working_state", "low_rank_updates"
+"""Of the names of a checkpoint: weights of the potential, the potential as it is trained, updates of its maps."""
 
 LOGGED_EVERY = 50
 """Steps between the losses that loggers get."""
@@ -55,6 +60,8 @@ class PotentialTraining(pl.LightningModule):
         optimizer: from the trainable parameters.
         learning_rate_factor: by step, multiplies the optimiser's learning rates.
         late: other weights of the terms for the end of the run.
+        adapters: of the potential's maps, which are trained in their place.
+        whole: what the potential was cut down from: checkpoints have all of its species.
         forces: some term needs forces.
         virial: some term needs the virial.
         link: makes the neighbour lists of batches that come without them.
@@ -69,6 +76,8 @@ class PotentialTraining(pl.LightningModule):
         learning_rate_factor: Callable[[int], float],
         *,
         late: LatePhase | None = None,
+        adapters: Adapters | None = None,
+        whole: Whole | None = None,
         forces: bool = True,
         virial: bool = False,
         link: Callable[[BatchWithoutEdges], Batch] | None = None,
@@ -80,6 +89,7 @@ class PotentialTraining(pl.LightningModule):
         self._optimizer = optimizer
         self._factor = learning_rate_factor
         self._late = late
+        self._adapters, self._whole = adapters, whole
         self._forces, self._virial = forces, virial
         self._link = link
         self._summary = summary or {}
@@ -93,6 +103,8 @@ class PotentialTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser, its learning rate scheduled by step."""
+        if self._adapters is not None:
+            self._adapters.to(self.device)
         optimizer = self._optimizer(self.potential)
         of_terms = [parameter for parameter in self.terms.parameters() if parameter.requires_grad]
         if of_terms:
@@ -204,8 +216,30 @@ class PotentialTraining(pl.LightningModule):
             score += {"energy": 1.0, "forces": 1.0, "stress": 1.0}[short] * errors["rmse"]
         self.log("valid_score", score, sync_dist=True)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before gradients are clipped: those of maps become those of their factors."""
+        if self._adapters is not None:
+            self._adapters.project()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's; the factors that it moved are put into the potential."""
+        super().optimizer_step(*args, **kwargs)
+        if self._adapters is not None:
+            self._adapters.merge()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what was written with other losses, or by a version that kept them in another way."""
+        if WORKING in checkpoint:
+            others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(POTENTIAL)}
+            checkpoint["state_dict"] = {**checkpoint[WORKING], **others}
+        if (self._adapters is None) != (ADAPTERS not in checkpoint):
+            raise InputError(
+                "the checkpoint was written with another choice of low-rank updates",
+                key="finetune.lora",
+                mend="resume with that of the run",
+            )
+        if self._adapters is not None:
+            self._adapters.load(checkpoint[ADAPTERS])
         own = {f"terms.{key}" for key in self.terms.state_dict()}
         written = {key for key in checkpoint["state_dict"] if key.split(".", 1)[0] == "terms"}
         for key in {key for key in written - own if key.endswith("._extra_state")}:
@@ -219,5 +253,19 @@ class PotentialTraining(pl.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put what makes the potential into the file."""
-        checkpoint[KEY] = {**describe(self.potential), "summary": self._summary}
+        """Put what makes the potential into the file: with all of its species, and the updates of its maps merged."""
+        potential = self.potential
+        if self._whole is not None:
+            potential, state = self._whole.potential, checkpoint["state_dict"]
+            # As it was, too: what is multiplied and divided again by a factor is not the same to the last bit.
+            working = {name: value for name, value in state.items() if name.startswith(POTENTIAL)}
+            weights = {name.removeprefix(POTENTIAL): value for name, value in working.items()}
+            merged = self._whole.weights(self.potential, weights)
+            checkpoint[WORKING] = working
+            checkpoint["state_dict"] = {
+                **state,
+                **{POTENTIAL + name: value for name, value in merged.items()},
+            }
+        if self._adapters is not None:
+            checkpoint[ADAPTERS] = self._adapters.state()
+        checkpoint[KEY] = {**describe(potential), "summary": self._summary}

@@ -68,7 +68,9 @@ class Recipe:
 
 
 _recipes: dict[tuple[str, int], Recipe] = {}
-_elsewhere: Registry[Recipe] = Registry("training recipe", "pimlip_zoo.training_recipes")
+_elsewhere: Registry[Recipe] = Registry(
+    "training recipe", "pimlip_zoo.training_recipes", ("pimlip_zoo.training.fine_tuning",)
+)
 """Other packages' are registered when this is asked for all of its own, which are none."""
 
 SettingsOf = Callable[[RunFacts], Settings]

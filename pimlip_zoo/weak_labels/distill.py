@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment import Experiment, Outcome
     from pimlip_zoo.experiment.stages import Run
 
-__all__ = ["LABEL_SHARE", "Distill", "DistillOptions", "teach"]
+__all__ = ["LABEL_SHARE", "Distill", "DistillOptions", "teach", "with_taught"]
 
 LABEL_SHARE = 0.3
 """Of what a distilled student sees, how much are reference labels."""
@@ -90,19 +90,41 @@ class Distill(Recipe[DistillOptions]):
         return run.once(lambda: teach(teachers, pool, self.options.agreement))
 
     def _student(self, run: Run, taught: Sequence[Frame]) -> Experiment:
-        """The run with the taught structures beside the labelled ones, which are repeated to have their share."""
-        experiment = run.experiment
-        samples, share = run.samples(taught), self.options.label_share
-        repeats = max(1, round(share / (1.0 - share) * len(samples) / len(experiment.train)))
-        run.scale_to(taught)
-        mixed = MadeSamples([*samples, *(list(experiment.train) * repeats)])
-        learnt = tuple(sorted({*experiment.labels, *run.learnt(self.options, taught)}))
-        config = run.config_for(len(mixed), learnt)
-        if self.options.energy_weight is not None:
-            settings = config.model_dump()
-            settings["loss"]["energy_per_atom"]["weight"] = self.options.energy_weight
-            config = type(config).model_validate(settings)
-        return replace(experiment, config=config, train=mixed, labels=learnt)
+        options = self.options
+        return with_taught(
+            run, options, taught, share=options.label_share, energy_weight=options.energy_weight
+        )
+
+
+def with_taught(
+    run: Run,
+    options: StressOptions,
+    taught: Sequence[Frame],
+    *,
+    share: float = LABEL_SHARE,
+    energy_weight: float | None = None,
+) -> Experiment:
+    """The run with taught structures beside the labelled ones, which are repeated to have their share.
+
+    Args:
+        run: of the student.
+        options: of the recipe: whether stress is learnt.
+        taught: labelled by a teacher at the level of the reference labels.
+        share: of what the student sees, how much are reference labels.
+        energy_weight: of energies in its loss; None: that of the run.
+    """
+    experiment = run.experiment
+    samples = run.samples(taught)
+    repeats = max(1, round(share / (1.0 - share) * len(samples) / len(experiment.train)))
+    run.scale_to(taught)
+    mixed = MadeSamples([*samples, *(list(experiment.train) * repeats)])
+    learnt = tuple(sorted({*experiment.labels, *run.learnt(options, taught)}))
+    config = run.config_for(len(mixed), learnt)
+    if energy_weight is not None:
+        settings = config.model_dump()
+        settings["loss"]["energy_per_atom"]["weight"] = energy_weight
+        config = type(config).model_validate(settings)
+    return replace(experiment, config=config, train=mixed, labels=learnt)
 
 
 def teach(

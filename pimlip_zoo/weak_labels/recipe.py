@@ -129,7 +129,7 @@ RECIPES: Registry[RecipeInfo] = Registry(
     "pimlip_zoo.recipes",
     tuple(
         f"pimlip_zoo.weak_labels.{name}"
-        for name in ("pretrain", "delta", "distill", "shared_head", "curriculum")
+        for name in ("pretrain", "delta", "distill", "shared_head", "curriculum", "foundation_distill")
     ),
     left={"second_head": BASELINE},
 )

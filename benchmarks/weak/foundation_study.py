@@ -1,0 +1,301 @@
+"""The study of foundation models: zero shot, from scratch, fine-tuned, distilled; resumable, a line a run.
+
+    python benchmarks/weak/foundation_study.py run tio2 --model runs/7net-0 --root data
+    python benchmarks/weak/foundation_study.py run tio2 ... --ways rate --option optimizer.lr=1e-3
+    python benchmarks/weak/foundation_study.py show                                          (what is there)
+    python benchmarks/weak/foundation_study.py docs                (the tables of docs/results/foundation-study.md)
+
+`pimlip-zoo import sevennet 7net-0 -o runs/7net-0` makes the model. The data sets are those of sets.py; of N labels the
+seed draws which. Every run appends a line to results/foundation-study.jsonl: errors on the test structures, CPU seconds
+of the training, settings. A line that is there is not computed again, and an interrupted run goes on.
+"""
+
+import argparse
+import csv
+import io
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from sets import SETS
+
+RESULTS = Path(__file__).parent / "results" / "foundation-study.jsonl"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "foundation-study.md"
+DISTILLED = "distilled"
+ZERO_SHOT, SCRATCH = "zero-shot", "scratch"
+WAYS = {
+    ZERO_SHOT: {},
+    SCRATCH: {},
+    "finetune": {},
+    "lora-4": {"finetune.lora": 4},
+    "lora-16": {"finetune.lora": 16},
+    DISTILLED: {
+        "weak.preset": "foundation-distill",
+        "weak.labels.pool.structures": 300,
+        "weak.labels.pool.method": "displaced",
+        "weak.labels.pool.amplitudes": [0.05, 0.15],
+    },
+}
+"""Settings beside the defaults of `train`; zero-shot re-fits the energy references, and trains nothing."""
+
+
+def placed(args, data):
+    """Where the data are: below --root, unless built in."""
+    return (
+        data if data.startswith("builtin:") else ",".join(f"{args.root}/{part}" for part in data.split(","))
+    )
+
+
+def settings_of(args, study, way):
+    """(dotted key, value) of a run."""
+    settings = [("data.train", placed(args, study.train))]
+    if study.valid is not None:
+        settings.append(("data.valid", placed(args, study.valid)))
+    if way == SCRATCH or way.startswith(DISTILLED):
+        settings += [("model.name", "nequip"), ("data.energy_references", "least_squares")]
+    else:
+        settings.append(("finetune.run", args.model))
+    return settings
+
+
+def own(args, way):
+    """What is particular to a way."""
+    given = {key: json.loads(value) for key, _, value in (item.partition("=") for item in args.options)}
+    return {**WAYS.get(DISTILLED if way.startswith(DISTILLED) else way, {}), **given}
+
+
+def zero_shot(args, study, size, seed):
+    """Errors of the model itself, its energy references re-fitted to the labels."""
+    from pimlip_zoo.config import load_config
+    from pimlip_zoo.datasets.neighbours import frame_to_sample
+    from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.experiment import load_split
+    from pimlip_zoo.experiment.curve import subset
+    from pimlip_zoo.training.checkpoint import load_potential
+    from pimlip_zoo.training.finetune import refit_references
+
+    config = load_config(None, [*settings_of(args, study, ZERO_SHOT), ("seed", seed)])
+    frames = subset(load_split(config)[0], size, seed)
+    potential = load_potential(args.model)
+    started = time.process_time()
+    refit_references(potential, [frame_to_sample(f, potential.species, potential.cutoff) for f in frames])
+    spent = time.process_time() - started
+    tests = {test: evaluate(potential, placed(args, test)).summary for test in study.tests}
+    return {"cpu_seconds": round(spent, 2), "steps": 0, "tests": tests}
+
+
+def trained(args, study, way, size, seed):
+    """Errors of a run; None when a signal ended it."""
+    from pimlip_zoo.experiment.curve import Point, run_point
+
+    point, name = Point(size, way, seed), f"{args.set}-{way}"
+    runs, options = Path(args.runs) / args.set, list(own(args, way).items())
+    if way.startswith(DISTILLED):
+        options.append(("weak.labels.calculator", f"run:{args.model}"))
+    tests = [placed(args, test) for test in study.tests]
+    if run_point(point, settings_of(args, study, way), tests, runs, variants={way: options}) is not None:
+        return None
+    result = json.loads((runs / point.name / "result.json").read_text())
+    further = beside_teacher(runs / point.name, tests[0]) if way.startswith(DISTILLED) else {}
+    if not args.keep_runs:
+        shutil.rmtree(runs / point.name)
+    result["tests"] = {spec.removeprefix(f"{args.root}/"): errors for spec, errors in result["tests"].items()}
+    return {
+        "name": name,
+        "further": further,
+        **{key: result[key] for key in ("cpu_seconds", "steps", "tests")},
+    }
+
+
+def beside_teacher(folder, test):
+    """Errors of the fine-tuned model that taught, and what a single point of the larger test structures costs both."""
+    import numpy as np
+
+    import pimlip_zoo
+    from pimlip_zoo.datasets.frame import frame_to_atoms
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    errors = evaluate(load_potential(folder / "teacher"), test).summary
+    found = {
+        f"teacher_{quantity}_rmse": (errors.get(quantity) or {}).get("rmse")
+        for quantity in ("energy_per_atom", "forces", "stress")
+    }
+    frame = max(load_frames(test), key=lambda frame: len(frame.numbers))
+    for name, run in (("ms", folder), ("teacher_ms", folder / "teacher")):
+        atoms, times = frame_to_atoms(frame), []
+        atoms.calc = pimlip_zoo.calculator(run)
+        for _ in range(12):
+            atoms.rattle(1e-3, rng=np.random.default_rng(0))
+            started = time.process_time()
+            atoms.get_forces()
+            times.append(time.process_time() - started)
+        found[name] = round(1e3 * float(np.median(times[2:])), 2)
+    return {**found, "atoms_timed": len(frame.numbers)}
+
+
+def run(args):
+    """Compute what is not there yet."""
+    from pimlip_zoo.cli.console import log_to_screen
+
+    log_to_screen()
+    study = SETS[args.set]
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for size in map(int, args.sizes.split(",")):
+            for way in args.ways.split(","):
+                key = {"set": args.set, "way": way, "size": size, "seed": seed}
+                if any(all(row[k] == v for k, v in key.items()) for row in read(args.out)):
+                    continue
+                print(key, flush=True)
+                make = zero_shot if way == ZERO_SHOT else None
+                result = make(args, study, size, seed) if make else trained(args, study, way, size, seed)
+                if result is None:
+                    return 130
+                errors = next(iter(result["tests"].values()))
+                row = {
+                    **key,
+                    "model": "" if way == SCRATCH else Path(args.model).name,
+                    "settings": own(args, way),
+                    "steps": result["steps"],
+                    "cpu_seconds": result["cpu_seconds"],
+                    **result.get("further", {}),
+                    **{
+                        f"{quantity}_{kind}": (errors.get(quantity) or {}).get(kind)
+                        for quantity in ("energy_per_atom", "forces", "stress")
+                        for kind in ("mae", "rmse")
+                    },
+                }
+                with args.out.open("a") as stream:
+                    stream.write(json.dumps(row) + "\n")
+                print(line_of(row), flush=True)
+    return 0
+
+
+def read(file):
+    """The rows that are there."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def line_of(row):
+    energy, forces, stress = (row[f"{name}_rmse"] for name in ("energy_per_atom", "forces", "stress"))
+    return (
+        f"{row['set']:13s} {row['size']:4d} seed {row['seed']} {row['way']:24s} "
+        f"E {1000 * energy:7.2f} meV/atom  F {1000 * forces:7.1f} meV/Å"
+        + ("" if stress is None else f"  S {1000 * stress:6.2f} meV/Å³")
+        + f"  {row['steps']:5d} steps {row['cpu_seconds']:6.0f} s"
+    )
+
+
+def show(args):
+    for row in sorted(read(args.out), key=lambda row: (row["set"], row["size"], row["way"], row["seed"])):
+        print(line_of(row))
+    return 0
+
+
+def docs(args):
+    """Write the tables into the page, between the marks of each set."""
+    page, rows = args.page.read_text(), read(args.out)
+    for name in SETS:
+        begin, end = (f"<!-- foundation study {name}: {word} -->" for word in ("begin", "end"))
+        if begin in page:
+            before, rest = page.split(begin)
+            table = "\n".join(table_of(name, [row for row in rows if row["set"] == name]))
+            page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    args.page.write_text(page)
+    return 0
+
+
+def table_of(name, rows):
+    """Mean over seeds; runs from scratch of the study of weak supervision beside them."""
+    lines = [
+        "| labels | training | settings | E meV/atom | F meV/Å | stress meV/Å³ | steps | CPU s | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["size"], row["way"]), []).append(row)
+    for row in elsewhere(name):
+        groups.setdefault((row["size"], row["way"]), []).append(row)
+    for (size, way), members in sorted(groups.items()):
+        settings = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in shown(members[0]["settings"]))
+        values = [mean([row[key] for row in members], 1000) for key in ERRORS]
+        spent = [mean([row[key] for row in members]) for key in ("steps", "cpu_seconds")]
+        cells = [
+            size,
+            way,
+            settings,
+            *map(number, values),
+            f"{spent[0]:,.0f}",
+            f"{spent[1]:.0f}",
+            len(members),
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+ERRORS = ("energy_per_atom_rmse", "forces_rmse", "stress_rmse")
+
+
+def shown(settings):
+    return [
+        (k, v) for k, v in settings.items() if k.split(".")[0] in ("optimizer", "finetune", "data", "weak")
+    ]
+
+
+def mean(values, factor=1.0):
+    known = [factor * float(value) for value in values if value not in (None, "")]
+    return sum(known) / len(known) if known else None
+
+
+def number(value):
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def elsewhere(name):
+    """Plain runs of the study of weak supervision: a MACE of 38,000 parameters, and its errors on the same test."""
+    for tag, text in (("", "from scratch, MACE"), ("-12000", "from scratch, MACE, 12,000 steps")):
+        file = RESULTS.parent / f"conservative-{name}-mace{tag}.csv"
+        with file.open(newline="") if file.exists() else io.StringIO("") as stream:
+            for row in csv.DictReader(stream):
+                if row["weak"] == "plain":
+                    yield {**row, "size": int(row["size"]), "way": text, "settings": {}}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    shown = commands.add_parser("show")
+    shown.set_defaults(function=show)
+    shown.add_argument("--out", type=Path, default=RESULTS)
+    written = commands.add_parser("docs")
+    written.set_defaults(function=docs)
+    written.add_argument("--out", type=Path, default=RESULTS)
+    written.add_argument("--page", type=Path, default=PAGE)
+    command = commands.add_parser("run")
+    command.add_argument("--out", type=Path, default=RESULTS, help="the file of the results")
+    command.set_defaults(function=run)
+    command.add_argument("set", choices=list(SETS))
+    command.add_argument("--model", default="runs/7net-0", help="run folder of the foundation model")
+    command.add_argument("--sizes", default="10,50")
+    command.add_argument("--ways", default="zero-shot,scratch,finetune")
+    command.add_argument(
+        "--option", action="append", default=[], dest="options", help="such as optimizer.lr=1e-3"
+    )
+    command.add_argument("--seeds", type=int, default=1)
+    command.add_argument("--first-seed", type=int, default=0)
+    command.add_argument("--root", default="data")
+    command.add_argument("--runs", default="runs/foundation", help="where the run folders are")
+    command.add_argument("--keep-runs", action="store_true")
+    args = parser.parse_args()
+    sys.exit(args.function(args))
+
+
+if __name__ == "__main__":
+    main()
