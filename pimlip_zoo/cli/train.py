@@ -224,13 +224,8 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     named = (experiment.baseline or {}).get("calculator")  # by the configuration: the training has called it
     errors = evaluate_run(folder, tests, valid, trusted=named)
     say(screen, errors_table(errors))
-    planned = config.trainer.max_steps
-    if config.trainer.max_time is not None and outcome.steps < planned and config.trainer.patience is None:
-        left = outcome.seconds * planned / max(outcome.steps, 1)
-        say(
-            screen,
-            f"--max-time ended the run at {outcome.steps:,} of {planned:,} steps, which take about {duration(left)}",
-        )
+    if cut := _cut_short(config, outcome):
+        say(screen, cut)
     for sentence in verdict_on(read_metrics(folder / "metrics.csv"), errors):
         say(screen, f"[bold]{sentence}[/bold]")
     say(screen, f"report: {write_run_report(folder)} (open it in a browser)")
@@ -240,6 +235,17 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
         f"      pimlip-zoo md {folder} --structure FILE --ensemble nvt --temperature 300 --steps 10000",
     )
     say(screen, f"      pimlip-zoo report {folder} OTHER_RUN -o comparison.html")
+
+
+def _cut_short(config: Any, outcome: Any) -> str:
+    """How much of the planned run ``--max-time`` left; empty where it was not what ended it."""
+    planned = config.trainer.max_steps
+    if config.trainer.max_time is None or outcome.steps >= planned or config.trainer.patience is not None:
+        return ""
+    from pimlip_zoo.training.progress import duration
+
+    left = outcome.seconds * planned / max(outcome.steps, 1)
+    return f"--max-time ended the run at {outcome.steps:,} of {planned:,} steps, which take about {duration(left)}"
 
 
 def _length(config: Any) -> str:
