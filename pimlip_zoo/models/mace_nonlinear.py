@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -262,9 +263,11 @@ class MACENonlinear(AtomicEnergyModel):
         edges = min(channels, config.edge_channels or channels)
         widths = (*config.radial_hidden, degrees * edges)
         radial = (config.num_bessel + 2 * len(species)) * widths[0]
-        radial += sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+        radial += sum(a * b for a, b in itertools.pairwise(widths))
         linear = (degrees + 2) * channels**2
-        states = (2 * config.max_charge + 1 + config.max_multiplicity) * channels if config.embed_charge else 0
+        states = (
+            (2 * config.max_charge + 1 + config.max_multiplicity) * channels if config.embed_charge else 0
+        )
         return len(species) * channels + states + config.num_interactions * (radial + linear)
 
     def forward(self, graph: AtomGraph, vectors: Tensor) -> Tensor:
@@ -286,7 +289,7 @@ class MACENonlinear(AtomicEnergyModel):
         index = self.first_readout
         for readout in self.readouts:
             energies = energies + readout(features[index][:, 0]).squeeze(-1)
-            index += 1  # noqa: SIM113  (TorchScript does not enumerate a ModuleList)
+            index += 1
         return energies
 
     def species_factor(self, name: str) -> float:

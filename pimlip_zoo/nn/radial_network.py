@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ class RadialNetwork(nn.Module):
         widths = (*hidden, num_out)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden)
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(a, b)) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Parameter(torch.randn(a, b)) for a, b in itertools.pairwise(widths)
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in widths[1:])
         self.scales = [1.0 / math.sqrt(width) for width in hidden]

@@ -69,6 +69,40 @@ def test_a_layout_of_the_published_models_computes_what_the_package_computed(
     assert_agrees(potential, reference, "crystal", 1e-5)
 
 
+@pytest.fixture(scope="module")
+def unpacked_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of models with nonlinear interactions."""
+    folder = tmp_path_factory.mktemp("layouts")
+    return {name: unpacked(f"mace_layout_{name}", folder) for name in ("mh", "omol")}
+
+
+@pytest.mark.parametrize(("index", "head"), enumerate(("omat_pbe", "omol", "spice_wB97M")))
+def test_a_head_of_mace_mh_computes_what_the_package_computed(
+    index: int, head: str, unpacked_files: dict[str, Path]
+) -> None:
+    potential = import_potential(unpacked_files["mh"], head=head)
+    assert type(potential.model).__name__ == "MACENonlinear"
+    assert potential.repulsion is not None
+    reference = case("mace_layout_mh", index)
+    for structure in STRUCTURES:
+        assert_agrees(potential, reference, structure)
+    potential.set_dtype(torch.float32)
+    assert_agrees(potential, reference, "crystal", 1e-4)
+
+
+@pytest.mark.parametrize(("index", "charge", "multiplicity"), [(0, 0, 1), (1, -2, 3)])
+def test_a_state_of_mace_omol_computes_what_the_package_computed(
+    index: int, charge: int, multiplicity: int, unpacked_files: dict[str, Path]
+) -> None:
+    potential = import_potential(unpacked_files["omol"])
+    reference = case("mace_layout_omol", index)
+    for structure in STRUCTURES:
+        assert_agrees(potential, reference, structure, electrons=(charge, multiplicity))
+    assert_agrees(potential.with_electrons(charge, multiplicity), reference, "acetamide")
+    if index == 0:
+        assert_agrees(potential, reference, "acetamide")  # neutral and a singlet unless something is said
+
+
 LATER = {
     "": (
         *("heads", "apply_cutoff", "edge_irreps", "use_reduced_cg", "use_agnostic_product", "use_so3"),
