@@ -93,17 +93,17 @@ class ElectronTables(StateEmbedding):
         """
         for charge, unpaired in electrons.tolist():
             if abs(charge) > self.max_charge:
-                raise InputError(
-                    f"a structure has the charge {charge:+g}, and the model knows -{self.max_charge} to {self.max_charge}",
-                    key="charge",
-                    mend="leave the structure out",
-                )
+                self._refuse("charge", f"{charge:+g}", f"-{self.max_charge} to {self.max_charge}")
             if not 0 <= unpaired < self.max_multiplicity:
-                raise InputError(
-                    f"a structure has the multiplicity {unpaired + 1:g}, and the model knows 1 to {self.max_multiplicity}",
-                    key="multiplicity",
-                    mend="leave the structure out",
-                )
+                self._refuse("multiplicity", f"{unpaired + 1:g}", f"1 to {self.max_multiplicity}")
+
+    @staticmethod
+    def _refuse(key: str, given: str, known: str) -> None:
+        raise InputError(
+            f"a structure has the {key} {given}, and the model knows {known}",
+            key=key,
+            mend="leave the structure out",
+        )
 
 
 class FixedElectrons(nn.Module):

@@ -100,8 +100,9 @@ def blocks_of(name: str, linear: EquivariantLinear | SpeciesLinear, flat: Tensor
 
 
 def radial_columns(spec: ConvolutionSpec, weight: Tensor) -> Tensor:
-    """(rows, paths times channels) in our order: their paths are sorted by the irrep that they end in, and their
-    edges point to the centre.
+    """(rows, paths times channels) of theirs in our order.
+
+    Their paths are sorted by the irrep that they end in, and their edges point to the centre.
     """
     order = sorted(range(len(spec.paths)), key=lambda path: spec.paths[path][2])
     columns = weight.reshape(weight.shape[0], len(order), -1)
