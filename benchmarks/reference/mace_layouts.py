@@ -276,7 +276,8 @@ def compare(folder: Path, name: str, layout: dict[str, Any]) -> None:
     count = 0
     try:
         for index, case in enumerate(layout.get("cases", [{}])):
-            potential = import_potential(folder / f"{name}.model", **case)
+            potential = import_potential(folder / f"{name}.model", head=case.get("head"))
+            states = (case["charge"], case["spin"] - 1) if "charge" in case else None
             count = sum(parameter.numel() for parameter in potential.model.parameters())
             for dtype in tuple(worst):
                 potential.set_dtype(getattr(torch, dtype))
@@ -284,7 +285,10 @@ def compare(folder: Path, name: str, layout: dict[str, Any]) -> None:
                     keys = ("numbers", "positions", "cell", "pbc")
                     frame = Frame(**{key: stored[f"{structure}/{key}"] for key in keys})
                     graph = frame_to_sample(frame, potential.species, potential.cutoff).graph
-                    result = potential(graph)
+                    if states is not None:
+                        graph = graph._replace(electrons=torch.tensor([states], dtype=torch.float64))
+                    with torch.no_grad():
+                        result = potential(graph)
                     apart = float(potential.energy_references[graph.species].sum())
                     ours = {"energy": result.energy[0] - apart, "forces": result.forces}
                     prefix = f"{dtype}/{index}/{structure}/"

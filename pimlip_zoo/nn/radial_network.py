@@ -11,7 +11,32 @@ from torch import Tensor, nn
 
 from pimlip_zoo.graph import AtomGraph
 
-__all__ = ["RadialNetwork"]
+__all__ = ["LAYER_NORM_EPS", "LayerNorm", "RadialNetwork"]
+
+LAYER_NORM_EPS = 1e-5
+"""Added to the variance."""
+
+
+class LayerNorm(nn.Module):
+    """``w (x - mean) / sqrt(variance + eps) + b`` over the last axis (Ba et al., arXiv:1607.06450).
+
+    In sums and products, of which native models are made, too.
+
+    Args:
+        width: H.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.per_row, self.eps = 1.0 / width, LAYER_NORM_EPS
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, H) -> (rows, H)."""
+        x = x - x.sum(1, keepdim=True) * self.per_row
+        variance = (x * x).sum(1, keepdim=True) * self.per_row
+        return x * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
 class RadialNetwork(nn.Module):
@@ -35,7 +60,7 @@ class RadialNetwork(nn.Module):
         self.neighbour = nn.Parameter(torch.randn(num_species, hidden[0]))
         self.scale_in = 1.0 / math.sqrt(num_basis + 2)
         widths = (*hidden, num_out)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden)
+        self.norms = nn.ModuleList(LayerNorm(width) for width in hidden)
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(a, b)) for a, b in itertools.pairwise(widths)
         )

@@ -28,6 +28,7 @@ from pimlip_zoo.foundation.mace_torch.options import (
 from pimlip_zoo.foundation.mace_torch.sizes import check_count, check_most
 from pimlip_zoo.foundation.unpickle import Named, Record
 from pimlip_zoo.models.mace_nonlinear import DENSITY_WIDTH, MACENonlinear, MACENonlinearConfig
+from pimlip_zoo.nn.radial_network import LAYER_NORM_EPS
 
 __all__ = ["NONLINEAR", "import_nonlinear", "is_nonlinear"]
 
@@ -186,8 +187,10 @@ def _hidden(network: Any) -> tuple[int, ...]:
             f"has a radial MLP of {', '.join(kinds)[:80]}", mend="Linear, LayerNorm and SiLU are known"
         )
     for norm in layers[1::3]:
-        if norm["eps"] != 1e-5:
-            raise InputError(f"has a layer norm with eps = {plain(norm['eps'])}", mend="only 1e-5 is known")
+        if norm["eps"] != LAYER_NORM_EPS:
+            raise InputError(
+                f"has a layer norm with eps = {plain(norm['eps'])}", mend=f"{LAYER_NORM_EPS} is known"
+            )
     return tuple(int(norm["weight"].numel()) for norm in layers[1::3])
 
 
