@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from pimlip_zoo.cli.import_ import write_run
 from pimlip_zoo.compiled.kernels import use_kernels
 from pimlip_zoo.compiled.sweeps.trace import trace_model
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frames_to_batch
+from pimlip_zoo.deploy.native.export import export_native
 from pimlip_zoo.deploy.torchscript import export_torchscript
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.models.mace_nonlinear import MACENonlinear, MACENonlinearConfig
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.nn.radial_network import LayerNorm
+from pimlip_zoo.training.finetune import start_from
 
 SPECIES = ("C", "H")
 SMALL = {
@@ -95,7 +101,31 @@ def test_the_embedding_readout_adds_a_constant_of_species_and_state(graph: AtomG
     torch.testing.assert_close(a.forces, b.forces, rtol=0, atol=1e-12)
 
 
-def test_torchscript_carries_one_state(tmp_path) -> None:
+def test_the_layer_norm_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    ours, theirs = LayerNorm(5).double(), torch.nn.LayerNorm(5).double()
+    ours.weight.data.normal_()
+    ours.bias.data.normal_()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(7, 5, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+
+
+def test_more_species_leave_the_known_ones_as_they_are(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(potential(), run, {})
+    more = start_from(run, ["C", "O"], extend=True)
+    assert more.species == ("C", "H", "O")
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_a_native_model_carries_one_state(tmp_path: Path) -> None:
+    fixed = open_potential().with_electrons(1, 2).set_dtype(torch.float32)
+    assert export_native(fixed, tmp_path / "a.pimlip").deviation < 1e-4
+
+
+def test_torchscript_carries_one_state(tmp_path: Path) -> None:
     exported = export_torchscript(open_potential().with_electrons(1, 2), tmp_path / "a.nequip.pth")
     assert exported.deviation < 1e-10
 
