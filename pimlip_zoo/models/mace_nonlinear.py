@@ -185,8 +185,9 @@ class NonlinearLayer(nn.Module):
         density = sum_by_centre(of_edge, graph.edge_index[0], x.shape[0])
         message = message / (self.alpha + self.beta * density).unsqueeze(-1)
         basis = self.linear_basis(self.gate(message + self.linear_self(gathered)))
-        update: Tensor = self.linear_update(self.contraction(basis, torch.zeros_like(graph.species)))
-        return update + self.skip(x)
+        products = self.contraction(basis, torch.zeros_like(graph.species))
+        out: Tensor = self.linear_update(products) + self.skip(x)
+        return out
 
 
 @register_model(

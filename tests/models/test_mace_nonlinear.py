@@ -33,6 +33,7 @@ SMALL = {
     "num_bessel": 3,
     "readout_width": 3,
 }
+OPEN = {"embed_charge": True, "max_charge": 2, "max_multiplicity": 3, "embedding_readout": True}
 STATES = ({}, {"charge": 1}, {"charge": -1}, {"charge": -1, "multiplicity": 3})
 
 
@@ -42,7 +43,7 @@ def potential(**options: object) -> Potential:
 
 
 def open_potential() -> Potential:
-    return potential(embed_charge=True, max_charge=2, max_multiplicity=3, embedding_readout=True)
+    return potential(**OPEN)
 
 
 def methyl(**info: int) -> Frame:
@@ -131,14 +132,15 @@ def test_torchscript_carries_one_state(tmp_path: Path) -> None:
 
 
 def test_the_model_is_traced_for_the_compiled_sweeps() -> None:
-    assert trace_model(potential().model) is not None
+    for options in ({}, {"l_max": 3, "distance_transform": "agnesi", "species_cutoffs": (("H", "H", 3.0),)}):
+        assert trace_model(potential(**options).model) is not None
     assert trace_model(open_potential().model) is not None
 
 
 @pytest.mark.compiler
 @pytest.mark.slow
 def test_compiled_sweeps_learn_what_autograd_learns(graph: AtomGraph) -> None:
-    model, found, forces = open_potential(), {}, {}
+    model, found, forces = potential(l_max=2, distance_transform="agnesi", **OPEN), {}, {}
     for backend in ("reference", "cpu"):
         with use_kernels(backend):
             predictions = model(graph)

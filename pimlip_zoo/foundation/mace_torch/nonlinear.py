@@ -77,7 +77,9 @@ def import_nonlinear(
         raise InputError("has an embedding readout and the scale 0")
     model = MACENonlinear(config, species).to(torch.float64)
     model.load_state_dict(
-        convert_nonlinear(model, weights, head, len(heads_of(record)), scale, states and states.order)
+        convert_nonlinear(
+            model, weights, head, len(heads_of(record)), scale, None if states is None else states.order
+        )
     )
     return model
 
@@ -159,7 +161,8 @@ def _config(
         last_readout_only=count > 1 and len(record["readouts"]) == 1,
         embedding_readout=record["embedding_readout"] is not None,
         embed_charge=states is not None,
-        **({"max_charge": states.max_charge, "max_multiplicity": states.max_multiplicity} if states else {}),
+        max_charge=states.max_charge if states else 0,
+        max_multiplicity=states.max_multiplicity if states else 1,
     )
 
 

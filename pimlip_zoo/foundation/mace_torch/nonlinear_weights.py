@@ -78,7 +78,8 @@ def convert_nonlinear(
 def _states(config: MACENonlinearConfig, theirs: Weights, order: tuple[str, ...]) -> dict[str, Tensor]:
     """Their layer after the joined embeddings, applied to each table by itself: it has no bias."""
     tables = [theirs[f"joint_embedding.embedders.{name}.weight"] for name in order]
-    parts = theirs["joint_embedding.project.0.weight"].split([table.shape[1] for table in tables], dim=1)
+    project = theirs["joint_embedding.project.0.weight"]
+    parts = torch.split(project, [table.shape[1] for table in tables], dim=1)
     made = {name: table @ part.T for name, table, part in zip(order, tables, parts, strict=True)}
     return {
         "electrons.of_charge": made["total_charge"],
@@ -118,7 +119,7 @@ def _network(
     )
     channels = source.shape[1]
     first = theirs[f"{prefix}0.weight"].T
-    radial, of_source, of_target = first.split([first.shape[0] - 2 * channels, channels, channels])
+    radial, of_source, of_target = torch.split(first, [first.shape[0] - 2 * channels, channels, channels])
     ours = {
         "radial": radial / network.scale_in,
         "neighbour": source @ of_source / network.scale_in,
