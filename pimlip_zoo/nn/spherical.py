@@ -67,7 +67,7 @@ class SphericalHarmonics(ExactBuffers):
             parts.append(y1)
             y = y1
             start = 0
-            couplings = self._coupling.to(y1.dtype)  # type: ignore[operator]
+            couplings: Tensor = self._coupling.to(y1.dtype)  # type: ignore[assignment]
             for degree in range(2, self.l_max + 1):
                 width = 3 * (2 * degree - 1)
                 size = width * (2 * degree + 1)
