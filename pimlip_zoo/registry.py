@@ -182,7 +182,12 @@ class ModelInfo:
 MODELS: Registry[ModelInfo] = Registry(
     "architecture",
     ENTRY_POINT_GROUP,
-    ("pimlip_zoo.models.nequip", "pimlip_zoo.models.allegro", "pimlip_zoo.models.mace"),
+    (
+        "pimlip_zoo.models.nequip",
+        "pimlip_zoo.models.allegro",
+        "pimlip_zoo.models.mace",
+        "pimlip_zoo.models.mace_nonlinear",
+    ),
 )
 
 

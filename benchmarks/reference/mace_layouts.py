@@ -134,18 +134,24 @@ FIXTURES: dict[str, dict[str, Any]] = {
         "channels": 4,
         "scale": 40.0,
         "edge_irreps": "3x0e + 3x1o",
+        "radial_MLP": [12, 8],
+        "MLP_irreps": "5x0e",
         "heads": ["omol", "spice_wB97M", "omat_pbe"],
-        "elements": ORGANIC,
+        "cases": [{"head": "omat_pbe"}, {"head": "omol"}, {"head": "spice_wB97M"}],
+        "elements": [1, 6, 7, 8, 14],
     },
     "mace_layout_omol": {
         **LAYOUTS["omol-0-extra-large"],
         "channels": 4,
         "scale": 40.0,
         "edge_irreps": "3x0e + 3x1o + 3x2e",
-        "elements": ORGANIC,
+        "radial_MLP": [12, 8],
+        "MLP_irreps": "5x0e",
+        "max_ell": 2,
+        "elements": [1, 6, 7, 8, 14],
         "embedding_specs": {
-            "total_spin": {**GRAPH, "emb_dim": 3, "num_classes": 101, "offset": 0},
-            "total_charge": {**GRAPH, "emb_dim": 5, "num_classes": 201, "offset": 100},
+            "total_spin": {**GRAPH, "emb_dim": 3, "num_classes": 7, "offset": 0},
+            "total_charge": {**GRAPH, "emb_dim": 5, "num_classes": 9, "offset": 4},
         },
     },
 }
@@ -270,7 +276,8 @@ def compare(folder: Path, name: str, layout: dict[str, Any]) -> None:
     count = 0
     try:
         for index, case in enumerate(layout.get("cases", [{}])):
-            potential = import_potential(folder / f"{name}.model", **case)
+            potential = import_potential(folder / f"{name}.model", head=case.get("head"))
+            states = (case["charge"], case["spin"] - 1) if "charge" in case else None
             count = sum(parameter.numel() for parameter in potential.model.parameters())
             for dtype in tuple(worst):
                 potential.set_dtype(getattr(torch, dtype))
@@ -278,7 +285,10 @@ def compare(folder: Path, name: str, layout: dict[str, Any]) -> None:
                     keys = ("numbers", "positions", "cell", "pbc")
                     frame = Frame(**{key: stored[f"{structure}/{key}"] for key in keys})
                     graph = frame_to_sample(frame, potential.species, potential.cutoff).graph
-                    result = potential(graph)
+                    if states is not None:
+                        graph = graph._replace(electrons=torch.tensor([states], dtype=torch.float64))
+                    with torch.no_grad():
+                        result = potential(graph)
                     apart = float(potential.energy_references[graph.species].sum())
                     ours = {"energy": result.energy[0] - apart, "forces": result.forces}
                     prefix = f"{dtype}/{index}/{structure}/"

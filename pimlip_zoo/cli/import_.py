@@ -32,7 +32,7 @@ def mace_command(
 ) -> None:
     """Convert a model of mace-torch; energies, forces and stress stay the same.
 
-    The package need not be installed, and nothing of the file is executed.
+    Such as MACE-MP, MPA, OMAT, OFF, MH or OMOL. The package need not be installed, and nothing of the file is executed.
     """
     from pimlip_zoo.foundation.mace_torch import import_potential
 
@@ -72,6 +72,13 @@ def _report(potential: Potential, folder: Path) -> None:
         f"{folder}: {describe(potential)['model']}, {count} parameters, {potential.model.dtype}, "
         f"cutoff {potential.cutoff:g} Å, {len(potential.species)} elements: {', '.join(potential.species)}"
     )
+    if potential.model.electrons_are_open:
+        config = describe(potential)["config"]
+        screen.print(
+            f"it sees charges, {-config['max_charge']} to {config['max_charge']}, and multiplicities, 1 to "
+            f"{config['max_multiplicity']}: those that structures state, otherwise 0 and the lowest possible; "
+            "export one with --charge and --multiplicity"
+        )
     screen.print(
         f"next: pimlip-zoo eval {folder} --data DATA, pimlip-zoo export {folder} --format native, "
         f"or pimlip-zoo train --from {folder} --data DATA"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.nn.electrons import ElectronEmbedding
+from pimlip_zoo.nn.electrons import StateEmbedding
 from pimlip_zoo.nn.elements import atomic_numbers
 
 __all__ = ["AtomicEnergyModel", "Count", "ForceHead", "ModelConfig", "PositiveNumber", "Widths"]
@@ -109,7 +109,7 @@ class AtomicEnergyModel(nn.Module):
             raise InputError(
                 f"{type(self).__name__} does not embed charge and multiplicity",
                 key="model.embed_charge",
-                mend="use nequip, mace or allegro",
+                mend="use nequip, mace, mace-nonlinear or allegro",
             )
         self.config = config
         self.species = tuple(species)
@@ -173,13 +173,24 @@ class AtomicEnergyModel(nn.Module):
         """Put one charge and multiplicity in the place of the embedding of any, for good."""
         for parent in list(self.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, ElectronEmbedding):
+                if isinstance(child, StateEmbedding):
                     setattr(parent, name, child.fixed(charge, multiplicity, len(self.species)))
 
     @property
     def electrons_are_open(self) -> bool:
         """Whether charge and multiplicity of each structure enter."""
-        return any(isinstance(module, ElectronEmbedding) for module in self.modules())
+        return any(isinstance(module, StateEmbedding) for module in self.modules())
+
+    def check_electrons(self, graph: AtomGraph) -> None:
+        """Refuse structures with a charge or multiplicity that the model has no features for.
+
+        Raises:
+            InputError: naming the first.
+        """
+        if graph.electrons is not None:
+            for module in self.modules():
+                if isinstance(module, StateEmbedding):
+                    module.check(graph.electrons)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -102,8 +102,10 @@ class Potential(PhysicsWeakMixin, nn.Module):
         Returns:
             Predictions, empty where a quantity was not asked for.
         """
-        if graph.electrons is None and self.model.electrons_are_open:
-            graph = graph._replace(electrons=graph.cell.new_zeros((graph.num_graphs, 2)))
+        if self.model.electrons_are_open:
+            if graph.electrons is None:
+                graph = graph._replace(electrons=graph.cell.new_zeros((graph.num_graphs, 2)))
+            self.model.check_electrons(graph)
         sweeps = self._sweeps(graph)
         if sweeps is None:
             return self._by_autograd(graph, forces=forces, virial=virial)

@@ -89,11 +89,17 @@ class EdgeEmbedding(ExactBuffers):
 
     def reference(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
         """The same in plain torch."""
+        radial, envelope, harmonics = self.apart(vectors, graph)
+        return radial * envelope, harmonics
+
+    @torch.jit.export
+    def apart(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor]:
+        """Radial functions (E, B) without the cutoff, the cutoff (E, 1), harmonics."""
         length = torch.linalg.vector_norm(vectors, dim=1)
         x = self.reduced_length(length, graph)
         seen = x if self.transform is None else self.transform(length, graph) * (1.0 / self.cutoff)
-        radial = self.basis(seen) * self.envelope(x).unsqueeze(-1)
-        return radial, self.harmonics(vectors if self.solid else vectors / length.unsqueeze(-1))
+        harmonics = self.harmonics(vectors if self.solid else vectors / length.unsqueeze(-1))
+        return self.basis(seen), self.envelope(x).unsqueeze(-1), harmonics
 
     @torch.jit.export
     def reduced_length(self, length: Tensor, graph: AtomGraph) -> Tensor:

@@ -27,6 +27,7 @@ class Gate(nn.Module):
             there are as many gates.
         gate_irrep: the scalar that gates; ``0o`` where no even scalar can be made.
         activations: by parity of the scalar; even functions may not act on odd scalars.
+        gate_activation: that of the gates; None: as of a scalar of their parity.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Gate(nn.Module):
         irreps_out: o3.Irreps,
         gate_irrep: o3.Irrep | str = "0e",
         activations: Mapping[int, str] | None = None,
+        gate_activation: str | None = None,
     ) -> None:
         super().__init__()
         activations = activations or _BY_PARITY
@@ -60,8 +62,9 @@ class Gate(nn.Module):
         self.scalar_activations = nn.ModuleList(
             ScaledActivation(activations[irrep.p]) for _, irrep in scalars
         )
-        self.gate_activation = ScaledActivation(activations[gate_irrep.p])
-        self.form = self._kernel_form(scalars, gated, gate_irrep, activations)
+        of_gates = gate_activation or activations[gate_irrep.p]
+        self.gate_activation = ScaledActivation(of_gates)
+        self.form = self._kernel_form(scalars, gated, of_gates, activations)
         expand: list[int] = []
         gate = 0
         for n, irrep in gated:
@@ -73,18 +76,18 @@ class Gate(nn.Module):
         self,
         scalars: list[tuple[int, o3.Irrep]],
         gated: list[tuple[int, o3.Irrep]],
-        gate_irrep: o3.Irrep,
+        of_gates: str,
         activations: Mapping[int, str],
     ) -> GateForm | None:
         """What the compiled gate has to know; None where it does not know an activation."""
-        if any(activations[irrep.p] not in FUNCTIONS for irrep in [*(ir for _, ir in scalars), gate_irrep]):
+        if any(name not in FUNCTIONS for name in [*(activations[ir.p] for _, ir in scalars), of_gates]):
             return None
         entries, target = [], 0
         for (n, irrep), position in zip(scalars, self._scalar_positions, strict=True):
             name = activations[irrep.p]
             entries.append(GatedScalar(name, ScaledActivation(name).constant, position, target, width=n))
             target += n
-        name, begin, gate = activations[gate_irrep.p], self._first_gated, self._first_gate
+        name, begin, gate = of_gates, self._first_gated, self._first_gate
         constant = self.gate_activation.constant
         for n, irrep in gated:
             components = tuple(range(begin, begin + n * irrep.dim, n))

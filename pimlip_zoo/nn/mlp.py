@@ -20,6 +20,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "gelu": nn.GELU,
     "mish": nn.Mish,
+    "sigmoid": nn.Sigmoid,
     "softplus": nn.Softplus,
     "identity": nn.Identity,
 }

@@ -1,14 +1,18 @@
-"""Forces from a head of their own, instead of as a derivative."""
+"""What turns features into energies and forces: readouts beside the plain MLP."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from e3nn import o3
 from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.nn.linear import EquivariantLinear, irrep_slices
+from pimlip_zoo.nn.mlp import ScaledActivation
 
-__all__ = ["DirectForces"]
+__all__ = ["BiasedReadout", "DirectForces"]
 
 
 class DirectForces(nn.Module):
@@ -37,3 +41,29 @@ class DirectForces(nn.Module):
         """(N, K, C) -> (N, 3), components x, y, z."""
         vectors: Tensor = self.linear(features[:, self._start : self._end]).squeeze(-1)
         return vectors
+
+
+class BiasedReadout(nn.Module):
+    """Scalars -> one number: an MLP whose layers after the first have biases.
+
+    Args:
+        channels: C.
+        width: of both hidden layers.
+        nonlinearity: activation, of unit second moment.
+    """
+
+    def __init__(self, channels: int, width: int, nonlinearity: str = "silu") -> None:
+        super().__init__()
+        self.into = nn.Parameter(torch.randn(channels, width))
+        self.middle = nn.Parameter(torch.randn(width, width))
+        self.middle_bias = nn.Parameter(torch.zeros(width))
+        self.out = nn.Parameter(torch.randn(width, 1))
+        self.out_bias = nn.Parameter(torch.zeros(1))
+        self.act = ScaledActivation(nonlinearity)
+        self.scale_in, self.scale = 1.0 / math.sqrt(channels), 1.0 / math.sqrt(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) -> (N, 1)."""
+        x = self.act(torch.mm(x, self.into * self.scale_in))
+        x = self.act(torch.mm(x, self.middle * self.scale) + self.middle_bias)
+        return torch.mm(x, self.out * self.scale) + self.out_bias

@@ -67,10 +67,11 @@ class SphericalHarmonics(ExactBuffers):
             parts.append(y1)
             y = y1
             start = 0
+            couplings: Tensor = self._coupling.to(y1.dtype)  # type: ignore[assignment]
             for degree in range(2, self.l_max + 1):
                 width = 3 * (2 * degree - 1)
                 size = width * (2 * degree + 1)
-                coupling = self._coupling[start : start + size].view(width, 2 * degree + 1).to(y.dtype)  # type: ignore[index]
+                coupling = couplings[start : start + size].view(width, 2 * degree + 1)
                 y = (y.unsqueeze(2) * y1.unsqueeze(1)).reshape(rows, width) @ coupling
                 parts.append(y)
                 start += size

@@ -213,9 +213,14 @@ class ArchitectureContract:
     def test_an_isolated_atom_has_its_reference_energy(self) -> None:
         for potential, tolerance in self.precisions(1e-12):
             for index, symbol in enumerate(self.species):
-                result = self.predict(potential, structure("atom", [symbol]))
-                _close(result.energy, potential.energy_references[index : index + 1], tolerance)
+                frame = structure("atom", [symbol])
+                result = self.predict(potential, frame)
                 _close(result.forces, torch.zeros_like(result.forces), 0.0)
+                if self.atoms_apart_have_reference_energies:
+                    _close(result.energy, potential.energy_references[index : index + 1], tolerance)
+                else:
+                    moved = self.predict(potential, replace(frame, positions=frame.positions + 1.3))
+                    _close(result.energy, moved.energy, 0.0)
 
     def test_a_supercell_has_the_energy_of_its_cells(self) -> None:
         from ase import Atoms
@@ -363,6 +368,9 @@ class ArchitectureContract:
 
     offers_direct_head: ClassVar[bool] = True
     """Whether ``force_head="direct"`` is an option of the architecture."""
+
+    atoms_apart_have_reference_energies: ClassVar[bool] = True
+    """Whether an atom without neighbours has its reference energy; if not, another one of its species alone."""
 
     def potential(
         self, *, dtype: torch.dtype = torch.float64, train: bool = False, **options: Any

@@ -64,9 +64,21 @@ def pair_cutoffs(reference: Reference) -> tuple[tuple[str, str, float], ...]:
     return tuple(pairs)
 
 
-def assert_agrees(potential: Potential, reference: Reference, structure: str, relative: float = 1e-8) -> None:
-    """Energy, forces, stress equal those of the package, relative to the largest value of each."""
+def assert_agrees(
+    potential: Potential,
+    reference: Reference,
+    structure: str,
+    relative: float = 1e-8,
+    electrons: tuple[int, int] | None = None,
+) -> None:
+    """Energy, forces, stress equal those of the package, relative to the largest value of each.
+
+    Charge and multiplicity, if given, need not be possible for the structure.
+    """
     graph = reference.graph(structure, potential.cutoff)
+    if electrons is not None:
+        state = torch.tensor([[electrons[0], electrons[1] - 1]], dtype=torch.float64)
+        graph = graph._replace(electrons=state)
     predictions = potential(graph)
     values = {"energy": predictions.energy, "forces": predictions.forces}
     if f"{structure}/stress" in reference.arrays:

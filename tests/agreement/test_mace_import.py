@@ -69,6 +69,40 @@ def test_a_layout_of_the_published_models_computes_what_the_package_computed(
     assert_agrees(potential, reference, "crystal", 1e-5)
 
 
+@pytest.fixture(scope="module")
+def unpacked_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of models with nonlinear interactions."""
+    folder = tmp_path_factory.mktemp("layouts")
+    return {name: unpacked(f"mace_layout_{name}", folder) for name in ("mh", "omol")}
+
+
+@pytest.mark.parametrize(("index", "head"), enumerate(("omat_pbe", "omol", "spice_wB97M")))
+def test_a_head_of_mace_mh_computes_what_the_package_computed(
+    index: int, head: str, unpacked_files: dict[str, Path]
+) -> None:
+    potential = import_potential(unpacked_files["mh"], head=head)
+    assert type(potential.model).__name__ == "MACENonlinear"
+    assert potential.repulsion is not None
+    reference = case("mace_layout_mh", index)
+    for structure in STRUCTURES:
+        assert_agrees(potential, reference, structure)
+    potential.set_dtype(torch.float32)
+    assert_agrees(potential, reference, "crystal", 1e-4)
+
+
+@pytest.mark.parametrize(("index", "charge", "multiplicity"), [(0, 0, 1), (1, -2, 3)])
+def test_a_state_of_mace_omol_computes_what_the_package_computed(
+    index: int, charge: int, multiplicity: int, unpacked_files: dict[str, Path]
+) -> None:
+    potential = import_potential(unpacked_files["omol"])
+    reference = case("mace_layout_omol", index)
+    for structure in STRUCTURES:
+        assert_agrees(potential, reference, structure, electrons=(charge, multiplicity))
+    assert_agrees(potential.with_electrons(charge, multiplicity), reference, "acetamide")
+    if index == 0:
+        assert_agrees(potential, reference, "acetamide")  # neutral and a singlet unless something is said
+
+
 LATER = {
     "": (
         *("heads", "apply_cutoff", "edge_irreps", "use_reduced_cg", "use_agnostic_product", "use_so3"),
@@ -206,7 +240,7 @@ def _fill(path: str, value: float):
         (_set("edge_irreps", "64x0e"), "edge_irreps"),
         (_set("apply_cutoff", False), "apply_cutoff"),
         (_rename("interactions.1", "RealAgnosticAttResidualInteractionBlock"), "AttResidual"),
-        (_rename("interactions.0", "RealAgnosticResidualNonLinearInteractionBlock"), "MACE-MH"),
+        (_rename("interactions.0", "RealAgnosticResidualNonLinearInteractionBlock"), "mixture"),
         (_embed({"total_spin": {}, "total_charge": {}}), "total_spin and total_charge .*MACE-OMOL"),
         (_rename("interactions.1", "RealAgnosticInteractionBlock"), "mixture"),
         (_rename("readouts.1", "NonLinearBiasReadoutBlock"), "NonLinearBias"),
@@ -239,6 +273,72 @@ def test_a_variant_that_is_not_supported_is_refused(
     with pytest.raises(InputError, match=text) as error:
         import_potential(MODEL, head="small")
     assert "mace_heads.model" in str(error.value)
+
+
+def _edge_channels(record: Record) -> None:
+    """2x1o of what the second layer gathers, and 3x0e."""
+    part = record["interactions.1.edge_irreps"].arguments[0][1]
+    part.arguments = ((2, part.arguments[0][1]),)
+
+
+def _spec(name: str, key: str, value: object):
+    def change(record: Record) -> None:
+        record["joint_embedding.specs"][name][key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        ("mh", _set("use_so3", True), "use_so3"),
+        ("mh", _set("use_agnostic_product", False), "use_agnostic_product = False"),
+        ("mh", _set("products.1.use_agnostic_product", False), "use_agnostic_product = False"),
+        ("mh", _set("products.1.use_sc", False), "use_sc = False"),
+        ("mh", _set("apply_cutoff", True), "apply_cutoff = True"),
+        ("mh", _set("radial_embedding.apply_cutoff", True), "apply_cutoff = True"),
+        ("mh", _rename("interactions.1", "RealAgnosticResidualInteractionBlock"), "mixture"),
+        ("mh", _rename("readouts.1", "NonLinearReadoutBlock"), "NonLinearReadoutBlock after"),
+        ("mh", _set("readouts.1.non_linearity.acts.0.cst", 1.0), "multiplied by 1, and here by 1.679"),
+        ("mh", _set("use_last_readout_only", True), "2 readouts"),
+        ("mh", _set("interactions.0.equivariant_nonlin._act_gate", Named("torch", "tanh")), "only sigmoid"),
+        ("mh", _set("interactions.1.equivariant_nonlin._gate_cst", 1.0), "multiplied by 1, and here"),
+        ("mh", _edge_channels, r"edge_irreps 3x0e\+2x1o"),
+        ("mh", _set("interactions.1.conv_tp_weights.net.1.eps", 1e-3), "eps = 0.001"),
+        ("mh", _rename("interactions.1.conv_tp_weights.net.2", "GELU"), "Linear, LayerNorm, GELU"),
+        ("mh", _fill("interactions.1.linear_res.weight", float("nan")), "not finite"),
+        ("omol", _spec("total_charge", "type", "continuous"), "total_charge as continuous"),
+        ("omol", _spec("total_charge", "offset", 3), "9 charges from -3"),
+        ("omol", _spec("total_spin", "offset", 7), "multiplicities with the offset 7"),
+        ("omol", _spec("total_spin", "num_classes", 5000), "embedders.total_spin.weight has 21"),
+        ("omol", _embed({"temperature": {}, "total_charge": {}}), "embeds temperature and total_charge"),
+        ("omol", _rename("embedding_readout", "NonLinearReadoutBlock"), "the embedding readout NonLinear"),
+        ("omol", _fill("scale_shift.scale", 0.0), "scale 0"),
+    ],
+)
+def test_a_variant_of_nonlinear_interactions_that_is_not_supported_is_refused(
+    name: str, change, text: str, unpacked_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = read_records(unpacked_files[name])
+    change(record)
+    monkeypatch.setattr(module, "read_records", lambda _: record)
+    with pytest.raises(InputError, match=text) as error:
+        import_potential(unpacked_files[name], head="omol")
+    assert f"mace_layout_{name}.model" in str(error.value)
+
+
+def test_a_file_of_mace_omol_becomes_a_run(unpacked_files: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = CliRunner().invoke(app, ["mace", str(unpacked_files["omol"]), "--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "mace-nonlinear" in said
+    assert "charge" in said
+    assert "-4 to 4" in said
+    reference = case("mace_layout_omol", 1)
+    assert_agrees(load_potential(folder), reference, "acetamide", electrons=(-2, 3))
+    config = load_config(folder / "config.yaml", complete=True)
+    assert config.model.configure().max_multiplicity == 6
 
 
 def test_bessel_frequencies_that_were_trained_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:

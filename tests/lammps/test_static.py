@@ -19,7 +19,7 @@ from pimlip_zoo.registry import available_models
 
 ARCHITECTURES = sorted(available_models())
 FORMATS = ("torchscript", "native")
-NATIVE = ("allegro", "mace", "nequip")
+NATIVE = ("allegro", "mace", "mace-nonlinear", "nequip")
 TOYS = ["pairs", "messages2", "messages3"]
 
 

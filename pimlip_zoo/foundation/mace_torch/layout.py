@@ -14,11 +14,12 @@ from torch import Tensor
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.foundation.unpickle import Record
 from pimlip_zoo.models.mace import MACEConfig
+from pimlip_zoo.models.mace_nonlinear import MACENonlinearConfig
 
-__all__ = ["check_layout"]
+__all__ = ["check_layout", "parts_of"]
 
 
-def check_layout(record: Record, config: MACEConfig) -> None:
+def check_layout(record: Record, config: MACEConfig | MACENonlinearConfig) -> None:
     """Compare what a file says of its layers with the model that its weights are given to.
 
     Attributes that a file does not have, as those of older versions, are not compared.
@@ -34,7 +35,7 @@ def check_layout(record: Record, config: MACEConfig) -> None:
             f"products.{n}", "features", record[f"products.{n}.symmetric_contractions.irreps_out"], features
         )
         _check(f"interactions.{n}", "harmonics", record[f"interactions.{n}.edge_attrs_irreps"], edges)
-        residual = n > 0 or config.residual_first
+        residual = n > 0 or isinstance(config, MACENonlinearConfig) or config.residual_first
         if record[f"products.{n}.use_sc"] not in (None, residual):
             raise InputError(f"products.{n} has use_sc = {not residual}, which is not supported here")
     _check("spherical_harmonics", "harmonics", record["spherical_harmonics.irreps_out"], edges)
@@ -60,11 +61,16 @@ def _check(place: str, what: str, irreps: Any, expected: str) -> None:
         raise InputError(f"{place} has the {what} {given[:80]}", mend=f"only {expected} can be converted")
 
 
-def _text(irreps: Record) -> str:
-    """Irreps of e3nn, written as there: tuples of a multiplicity and of a degree with a parity."""
+def parts_of(irreps: Record) -> list[tuple[int, int, int]]:
+    """(multiplicity, degree, parity) of irreps of e3nn."""
     parts = []
     for part in irreps.arguments[0]:
         multiplicity, irrep = part.arguments[0]
         degree, parity = irrep.arguments[0]
-        parts.append(f"{int(multiplicity)}x{int(degree)}{'e' if parity == 1 else 'o'}")
-    return "+".join(parts)
+        parts.append((int(multiplicity), int(degree), int(parity)))
+    return parts
+
+
+def _text(irreps: Record) -> str:
+    """Irreps of e3nn, written as there: tuples of a multiplicity and of a degree with a parity."""
+    return "+".join(f"{n}x{degree}{'e' if parity == 1 else 'o'}" for n, degree, parity in parts_of(irreps))

@@ -13,15 +13,26 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.foundation.mace_torch.layout import check_layout
+from pimlip_zoo.foundation.mace_torch.nonlinear import NONLINEAR, import_nonlinear, is_nonlinear
+from pimlip_zoo.foundation.mace_torch.options import (
+    activation_name,
+    bessel_moved,
+    check_attribute,
+    check_radii,
+    correlation_of,
+    heads_of,
+    readout_gate,
+    same,
+    transform_of,
+)
 from pimlip_zoo.foundation.mace_torch.records import read_records, state_of
 from pimlip_zoo.foundation.mace_torch.sizes import check_sizes
 from pimlip_zoo.foundation.mace_torch.weights import convert_weights
 from pimlip_zoo.foundation.objects import check_finite, laid_out_as
-from pimlip_zoo.foundation.unpickle import Named, Record
+from pimlip_zoo.foundation.unpickle import Record
 from pimlip_zoo.models.mace import MACE, MACEConfig
+from pimlip_zoo.models.mace_nonlinear import MACENonlinear
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.nn.elements import covalent_radii
-from pimlip_zoo.nn.mlp import ACTIVATIONS, ScaledActivation
 from pimlip_zoo.nn.zbl import ZBL
 
 __all__ = ["import_potential"]
@@ -34,19 +45,17 @@ _INTERACTIONS = {
 }
 """How an interaction block divides its sums, and whether it passes the features on beside them."""
 
-_NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
+_FIXED = {"use_so3": False, "keep_last_layer_irreps": False, "lora_rank": None}
+"""Attributes of any model that have to have this value, or to be absent."""
 
-_UNSUPPORTED = {
-    "use_so3": False,
+_PLAIN = {
     "use_agnostic_product": False,
     "use_last_readout_only": False,
     "edge_irreps": None,
     "apply_cutoff": True,
-    "keep_last_layer_irreps": False,
     "embedding_readout": None,
-    "lora_rank": None,
 }
-"""Attributes of a model that have to have this value, or to be absent."""
+"""The same of models without nonlinear interactions."""
 
 
 def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
@@ -72,22 +81,19 @@ def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
 
 
 def _check_options(record: Record) -> None:
-    embedding = record["joint_embedding"]
-    if isinstance(embedding, Record):
-        specs = embedding["specs"]
-        names = " and ".join(map(str, specs)) if isinstance(specs, dict) else "more"
-        raise InputError(
-            f"embeds {names[:80]} of a structure beside its species, as MACE-OMOL does",
-            mend="only models of positions and species can be converted",
-        )
-    if any(layer.name == _NONLINEAR for layer in record["interactions"]):
-        raise InputError(
-            f"has a {_NONLINEAR}, as MACE-MH does", mend=f"supported are {', '.join(_INTERACTIONS)}"
-        )
-    for name, expected in _UNSUPPORTED.items():
-        value = record[name]
-        if value is not None and (isinstance(value, Tensor) or value != expected):
-            raise InputError(f"was built with {name} = {_plain(value)}, which is not supported")
+    expected: dict[str, Any] = _FIXED
+    if not is_nonlinear(record):
+        embedding = record["joint_embedding"]
+        if isinstance(embedding, Record):
+            specs = embedding["specs"]
+            names = " and ".join(map(str, specs)) if isinstance(specs, dict) else "more"
+            raise InputError(
+                f"embeds {names[:80]} of a structure beside its species, without the layers of MACE-OMOL",
+                mend="only models of positions and species can be converted, and those with MACE-OMOL's layers",
+            )
+        expected = _FIXED | _PLAIN
+    for name, value in expected.items():
+        check_attribute(record, name, value)
 
 
 def _potential(record: Record, head: str | None) -> Potential:
@@ -99,13 +105,17 @@ def _potential(record: Record, head: str | None) -> Potential:
     if not all(0 < number < len(chemical_symbols) for number in numbers) or len(set(numbers)) < len(numbers):
         raise InputError(f"is for the atomic numbers {reprlib.repr(numbers)}, which cannot be")
     species = [chemical_symbols[number] for number in numbers]
-    index = _head(_heads(record), head)
-    config = _config(record, weights, species)
-    check_sizes(config, weights, len(species))
-    check_layout(record, config)
-    model = MACE(config, species).to(torch.float64)
-    model.load_state_dict(convert_weights(model, weights, head=index))
+    index = _head(heads_of(record), head)
     scale, shift = (_of_head(weights[f"scale_shift.{name}"], index) for name in ("scale", "shift"))
+    model: MACE | MACENonlinear
+    if is_nonlinear(record):
+        model = import_nonlinear(record, weights, species, head=index, scale=float(scale))
+    else:
+        config = _config(record, weights, species)
+        check_sizes(config, weights, len(species))
+        check_layout(record, config)
+        model = MACE(config, species).to(torch.float64)
+        model.load_state_dict(convert_weights(model, weights, head=index))
     energies = weights["atomic_energies_fn.atomic_energies"].to(torch.float64)
     energies = energies.reshape(-1, len(species))
     references = energies[min(index, len(energies) - 1)] + shift
@@ -122,7 +132,8 @@ def _config(record: Record, weights: dict[str, Tensor], species: Sequence[str]) 
     layers = [layer.name for layer in record["interactions"]]
     for name in layers:
         if name not in _INTERACTIONS:
-            raise InputError(f"has a {name}", mend=f"supported are {', '.join(_INTERACTIONS)}")
+            supported = ", ".join((*_INTERACTIONS, NONLINEAR))
+            raise InputError(f"has a {name}", mend=f"supported are {supported}")
     kinds = [_INTERACTIONS[name] for name in layers]
     if len({kind for kind, _ in kinds}) > 1 or not all(residual for _, residual in kinds[1:]):
         raise InputError(f"has the layers {', '.join(layers)}, a mixture that is not supported")
@@ -136,33 +147,24 @@ def _config(record: Record, weights: dict[str, Tensor], species: Sequence[str]) 
     cutoff = float(weights["r_max"])
     return MACEConfig(
         cutoff=cutoff,
-        avg_num_neighbors=_same(
+        avg_num_neighbors=same(
             "avg_num_neighbors", [float(x["avg_num_neighbors"]) for x in record["interactions"]]
         ),
         num_interactions=len(layers),
         l_max=math.isqrt(weights["products.0.symmetric_contractions.contractions.0.U_matrix_1"].shape[0]) - 1,
         hidden_l_max=len(contractions) - 1 if len(layers) > 1 else 0,
         channels=weights["node_embedding.linear.weight"].numel() // len(species),
-        correlation=_same("correlation", [_correlation(product) for product in record["products"]]),
+        correlation=same("correlation", [correlation_of(product) for product in record["products"]]),
         radial_hidden=tuple(widths[1:]),
         num_bessel=widths[0],
-        bessel_trainable=_bessel_moved(embedding, weights, cutoff),
+        bessel_trainable=bessel_moved(embedding, weights, cutoff),
         cutoff_order=float(weights["radial_embedding.cutoff_fn.p"]),
-        distance_transform=_transform(embedding, weights, species),
+        distance_transform=transform_of(embedding, weights, species),
         normalization="density" if kinds[0][0] == "density" else "neighbors",
         residual_first=kinds[0][1],
         readout_hidden=_readout_hidden(record, weights),
-        readout_gate=_readout_gate(record),
+        readout_gate=readout_gate(record),
     )
-
-
-def _heads(record: Record) -> list[str]:
-    heads = record["heads"]
-    if heads is None:
-        return ["Default"]
-    if not isinstance(heads, list | tuple) or not heads or not all(isinstance(name, str) for name in heads):
-        raise InputError(f"has the heads {_plain(heads)}, which are no names")
-    return list(heads)
 
 
 def _head(heads: Sequence[str], wanted: str | None) -> int:
@@ -180,50 +182,6 @@ def _of_head(value: Tensor, index: int) -> Tensor:
     return values[min(index, len(values) - 1)]
 
 
-def _same(name: str, values: Sequence[Any]) -> Any:
-    if any(value != values[0] for value in values[1:]):
-        raise InputError(f"has a {name} that differs between layers: {', '.join(map(str, values))}")
-    return values[0]
-
-
-def _correlation(product: Record) -> int:
-    return 1 + sum(
-        name.startswith("weights.") for name in state_of(product["symmetric_contractions.contractions.0"])
-    )
-
-
-def _bessel_moved(embedding: Record, weights: dict[str, Tensor], cutoff: float) -> bool:
-    if embedding["bessel_fn"].name != "BesselBasis":
-        raise InputError(
-            f"has the radial functions {embedding['bessel_fn'].name}", mend="only BesselBasis is known"
-        )
-    given = (
-        weights["radial_embedding.bessel_fn.bessel_weights"].to(torch.float64).reshape(-1) * cutoff / math.pi
-    )
-    return not torch.allclose(
-        given, torch.arange(1.0, len(given) + 1, dtype=torch.float64), rtol=1e-5, atol=0
-    )
-
-
-def _transform(embedding: Record, weights: dict[str, Tensor], species: Sequence[str]) -> Any:
-    transform = embedding["distance_transform"]
-    if transform is None:
-        return "none"
-    prefix = "radial_embedding.distance_transform."
-    constants = (
-        [float(weights[prefix + name]) for name in ("q", "p", "a")]
-        if transform.name == "AgnesiTransform"
-        else []
-    )
-    if (
-        not all(abs(x - y) < 1e-6 for x, y in zip(constants, (0.9183, 4.5791, 1.0805), strict=False))
-        or not constants
-    ):
-        raise InputError(f"transforms distances by {transform.name} {constants}, which is not supported")
-    _check_radii(weights[f"{prefix}covalent_radii"], weights["atomic_numbers"], species)
-    return "agnesi"
-
-
 def _check_zbl(weights: dict[str, Tensor], species: Sequence[str]) -> None:
     given = torch.cat(
         [
@@ -234,12 +192,7 @@ def _check_zbl(weights: dict[str, Tensor], species: Sequence[str]) -> None:
     usual = torch.tensor([0.1818, 0.5099, 0.2802, 0.02817, 0.300, 0.4543], dtype=torch.float64)
     if not torch.allclose(given, usual, rtol=1e-6, atol=0):
         raise InputError(f"has a pair repulsion with the constants {given.tolist()}, which is not supported")
-    _check_radii(weights["pair_repulsion_fn.covalent_radii"], weights["atomic_numbers"], species)
-
-
-def _check_radii(radii: Tensor, numbers: Tensor, species: Sequence[str]) -> None:
-    if not torch.allclose(radii[numbers].to(torch.float64), covalent_radii(species), rtol=1e-6, atol=0):
-        raise InputError("has other covalent radii than ase.data")
+    check_radii(weights["pair_repulsion_fn.covalent_radii"], weights["atomic_numbers"], species)
 
 
 def _readout_hidden(record: Record, weights: dict[str, Tensor]) -> tuple[int, ...]:
@@ -254,40 +207,14 @@ def _readout_hidden(record: Record, weights: dict[str, Tensor]) -> tuple[int, ..
             f"has the readout {kinds[-1]}", mend="supported are Linear- and NonLinearReadoutBlock"
         )
     hidden = weights[f"readouts.{last}.linear_1.output_mask"].numel()
-    return (hidden // len(_heads(record)),)
-
-
-def _readout_gate(record: Record) -> str:
-    last = list(record["readouts"])[-1]
-    return (
-        "silu" if last.name == "LinearReadoutBlock" else _activation(last["non_linearity.acts.0"], "readout")
-    )
+    return (hidden // len(heads_of(record)),)
 
 
 def _check_radial(record: Record) -> None:
     """The package has no option for it; somebody may have changed it all the same."""
     for layer in record["interactions"]:
         for linear in list(layer["conv_tp_weights"])[:-1]:
-            if (name := _activation(linear["act"], "radial MLP")) != "silu":
+            if (name := activation_name(linear["act"], "radial MLP")) != "silu":
                 raise InputError(
                     f"has a radial MLP with the activation {name}", mend="only silu is supported"
                 )
-
-
-def _activation(act: Any, place: str) -> str:
-    """The name of an activation that is divided by its second moment; e3nn leaves out both where there is none."""
-    if act is None:
-        return "identity"
-    name = act["f"].name if isinstance(act["f"], Named | Record) else _plain(act["f"])
-    if name not in ACTIVATIONS:
-        raise InputError(f"has a {place} with the activation {name}", mend=f"known: {', '.join(ACTIVATIONS)}")
-    constant, ours = float(act["cst"]), ScaledActivation(name).constant
-    if abs(constant - ours) > 1e-4:  # e3nn's, from random numbers in single precision, agree to 1e-6
-        raise InputError(
-            f"has a {place} whose activation {name} is multiplied by {constant:g}, and here by {ours:g}"
-        )
-    return name
-
-
-def _plain(value: Any) -> str:
-    return value.name if isinstance(value, Record | Named) else reprlib.repr(value)

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.mace import MACE, MACEConfig, MACELayer
+from pimlip_zoo.nn.convolution import ConvolutionSpec
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 from pimlip_zoo.nn.symmetric_contraction import SymmetricContraction, SymmetricContractionSpec, WeightBlock
 
-__all__ = ["convert_weights"]
+__all__ = ["Weights", "blocks_of", "checked", "contraction_of", "convert_weights", "radial_columns"]
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, Tensor]
@@ -47,6 +48,15 @@ def convert_weights(model: MACE, theirs: Weights, *, head: int = 0) -> dict[str,
         converted = _layer(layer, theirs, f"interactions.{index}.", f"products.{index}.")
         ours |= {f"layers.{index}.{name}": value for name, value in converted.items()}
         ours |= _readout(config, theirs, index, head)
+    return checked(model, ours)
+
+
+def checked(model: nn.Module, ours: Weights) -> dict[str, Tensor]:
+    """The weights in float64, each of the shape that the model has.
+
+    Raises:
+        InputError: naming the first that is missing or has another shape.
+    """
     ours = {name: value.to(torch.float64).contiguous() for name, value in ours.items()}
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     for name, shape in expected.items():
@@ -64,18 +74,20 @@ def _layer(layer: MACELayer, theirs: Weights, interaction: str, product: str) ->
         ("skip", layer.skip, f"{interaction}skip_tp"),
         ("linear_update", layer.linear_update, f"{product}linear"),
     ):
-        ours |= _blocks(name, linear, theirs[f"{their_name}.weight"])
+        ours |= blocks_of(name, linear, theirs[f"{their_name}.weight"])
     for index in range(len(layer.radial.weights)):
         ours[f"radial.weights.{index}"] = theirs[f"{interaction}conv_tp_weights.layer{index}.weight"]
     last = f"radial.weights.{len(layer.radial.weights) - 1}"
-    ours[last] = _radial_columns(layer, ours[last])
+    ours[last] = radial_columns(layer.convolution.spec, ours[last])
     if layer.density is not None:
         ours["density.weights.0"] = theirs[f"{interaction}density_fn.layer0.weight"]
-    ours["contraction.weights"] = _contraction(layer.contraction, theirs, f"{product}symmetric_contractions.")
+    ours["contraction.weights"] = contraction_of(
+        layer.contraction, theirs, f"{product}symmetric_contractions."
+    )
     return ours
 
 
-def _blocks(name: str, linear: EquivariantLinear | SpeciesLinear, flat: Tensor) -> dict[str, Tensor]:
+def blocks_of(name: str, linear: EquivariantLinear | SpeciesLinear, flat: Tensor) -> dict[str, Tensor]:
     """e3nn keeps one vector, a matrix after the other in the order of the irreps."""
     expected = sum(weight.numel() for weight in linear.weights)
     if flat.numel() != expected:
@@ -87,11 +99,13 @@ def _blocks(name: str, linear: EquivariantLinear | SpeciesLinear, flat: Tensor) 
     return ours
 
 
-def _radial_columns(layer: MACELayer, weight: Tensor) -> Tensor:
-    """Their paths are sorted by the irrep that they end in, and their edges point to the centre."""
-    spec = layer.convolution.spec
+def radial_columns(spec: ConvolutionSpec, weight: Tensor) -> Tensor:
+    """(rows, paths times channels) of theirs in our order.
+
+    Their paths are sorted by the irrep that they end in, and their edges point to the centre.
+    """
     order = sorted(range(len(spec.paths)), key=lambda path: spec.paths[path][2])
-    columns = weight.reshape(weight.shape[0], len(order), layer.channels)
+    columns = weight.reshape(weight.shape[0], len(order), -1)
     ours = torch.empty_like(columns)
     for place, path in enumerate(order):
         degree = spec.irreps_edge[spec.paths[path][1]].ir.l
@@ -113,7 +127,7 @@ def _readout(config: MACEConfig, theirs: Weights, index: int, head: int) -> dict
     return {f"{name}.0": first[:, units], f"{name}.1": second[units, head : head + 1] / heads**0.5}
 
 
-def _contraction(contraction: SymmetricContraction, theirs: Weights, prefix: str) -> Tensor:
+def contraction_of(contraction: SymmetricContraction, theirs: Weights, prefix: str) -> Tensor:
     """Their weights stand for polynomials ``U w``; ours are those that make the same polynomials."""
     spec = contraction.spec
     ours = torch.zeros(contraction.weights.shape, dtype=torch.float64)
