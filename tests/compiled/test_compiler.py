@@ -12,7 +12,7 @@ from pimlip_zoo.compiled import compiler
 def test_a_refused_source_gives_the_compiler_s_own_words(tmp_path):
     source = tmp_path / "wrong.c"
     source.write_text("int answer(void) { return 6 * seven; }")
-    with pytest.raises(compiler.CompilerError, match="failed: .*error.*seven"):
+    with pytest.raises(compiler.CompilerError, match=r"failed: .*error.*seven"):
         compiler.compile_library(source, tmp_path / "wrong.so", flags=())
     assert not (tmp_path / "wrong.so").exists()
 
