@@ -62,10 +62,10 @@ def train(
     file = None if config is None else Path(config)
     began = any(True for depth in ("", "*/") for _ in folder.glob(f"{depth}checkpoints/last.ckpt"))
     if began and not resume:
-        raise InputError("the folder holds a run already", file=folder, mend="resume it, or give another out")
+        raise InputError("the folder holds a run already", file=folder, hint="resume it, or give another out")
     onto = folder / "config.yaml"
     if resume and not onto.exists():
-        raise InputError("there is no run to resume", file=folder, mend="it has no config.yaml")
+        raise InputError("there is no run to resume", file=folder, hint="it has no config.yaml")
     run_config = load_config(file, list(settings.items()), onto=onto if resume else None)
     last = folder / "checkpoints" / "last.ckpt"
     if resume:
@@ -139,7 +139,7 @@ def calculator(
         raise InputError(
             "the run is a correction to a cheap calculator, which has to know it, too",
             key=min(electrons),
-            mend="state it in atoms.info instead",
+            hint="state it in atoms.info instead",
         )
     if len(members) == 1:
         return with_baseline(members[0], baselines, trust=trust)
@@ -164,7 +164,7 @@ def _uncertain(
         raise InputError(
             "the uncertainty is that of one run or checkpoint, on the CPU",
             key="uncertainty",
-            mend="several runs are a committee, whose spread is in energy_std and forces_std",
+            hint="several runs are a committee, whose spread is in energy_std and forces_std",
         )
     potential = load(runs[0], **options)
     return UncertainCalculator(potential, posterior_of(runs[0]), skin=skin, **electrons)
@@ -180,10 +180,10 @@ def _native(
         raise InputError(
             f"a native model computes on the CPU, not on {device}",
             file=path,
-            mend="use the run, or --format aot",
+            hint="use the run, or --format aot",
         )
     if options:
         raise InputError(
-            f"a native model has no option {min(options)}", file=path, mend="export it as it should be"
+            f"a native model has no option {min(options)}", file=path, hint="export it as it should be"
         )
     return NativeCalculator(path, skin=skin, uncertainty=uncertainty)

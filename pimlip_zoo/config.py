@@ -77,7 +77,7 @@ class ModelSection(BaseModel):
         for key, value in {**(self.__pydantic_extra__ or {}), **more}.items():
             if key not in known:
                 raise InputError(
-                    f"{self.name} has no option {key!r}", key=f"model.{key}", mend=did_you_mean(key, known)
+                    f"{self.name} has no option {key!r}", key=f"model.{key}", hint=did_you_mean(key, known)
                 )
             options[key] = _coerce(f"model.{key}", value, hints[key])
         preset = self.preset if self.preset is None or info.presets else None
@@ -136,7 +136,7 @@ def _further(section: type[BaseModel], values: Mapping[str, Any], key: str) -> l
     for name in further:
         if name not in LOSSES.all():
             known = {*section.model_fields, *LOSSES.all()}
-            raise InputError("no such option", key=f"{key}.{name}", mend=did_you_mean(name, known))
+            raise InputError("no such option", key=f"{key}.{name}", hint=did_you_mean(name, known))
     return further
 
 
@@ -207,7 +207,7 @@ class LossSection(Section):
             if isinstance(given, BaseModel):
                 continue
             if not isinstance(given, Mapping):
-                raise InputError("is a section", key=key, mend=f"give {key}.weight")
+                raise InputError("is a section", key=key, hint=f"give {key}.weight")
             read[name] = parse_options(LOSSES.get(name).options, given, key)
         return read
 
@@ -331,14 +331,14 @@ class FineTuneSection(Section):
         for key in (name for name in fields if name != "run"):
             if self.run is None and getattr(self, key) != fields[key].get_default(call_default_factory=True):
                 raise InputError(
-                    "there is nothing to fine-tune", key=f"finetune.{key}", mend="give --from RUN"
+                    "there is nothing to fine-tune", key=f"finetune.{key}", hint="give --from RUN"
                 )
         for key in ("replay_weight", "replay_batch"):
             if self.replay is None and getattr(self, key) != fields[key].default:
                 raise InputError(
                     "nothing is replayed",
                     key=f"finetune.{key}",
-                    mend="give finetune.replay, a file or a number",
+                    hint="give finetune.replay, a file or a number",
                 )
         return self
 
@@ -380,7 +380,7 @@ class RunConfig(Section):
     def _bf16_is_for_float32(self) -> RunConfig:
         if self.trainer.products == "bf16" and self.trainer.dtype != "float32":
             raise InputError(
-                "products in bf16 are for weights in float32", key="trainer.products", mend="--dtype float32"
+                "products in bf16 are for weights in float32", key="trainer.products", hint="--dtype float32"
             )
         return self
 
@@ -421,7 +421,7 @@ def load_config(
     if not complete and isinstance(section, dict) and isinstance(section.get("run"), str):
         content = inherit_options(content, section["run"])
         if not (isinstance(content.get("data"), dict) and "train" in content["data"]):
-            raise InputError("fine-tuning needs data", file=file, key="data.train", mend="give --data")
+            raise InputError("fine-tuning needs data", file=file, key="data.train", hint="give --data")
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
@@ -474,7 +474,7 @@ def parse_settings(settings: Sequence[str]) -> list[tuple[str, Any]]:
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key:
-            raise InputError(f"--set {setting}", mend="write --set key=value, such as optimizer.lr=0.01")
+            raise InputError(f"--set {setting}", hint="write --set key=value, such as optimizer.lr=0.01")
         result.append((key.strip(), _number(parse_yaml(value, key=key.strip()))))
     return result
 
@@ -495,7 +495,7 @@ def _insert(content: dict[str, Any], key: str, value: Any) -> None:
     for name in parents:
         inner = place.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise InputError(f"{name} is a single value", key=key, mend="it has no keys of its own")
+            raise InputError(f"{name} is a single value", key=key, hint="it has no keys of its own")
         place = inner
     place[last] = value
 
@@ -506,7 +506,7 @@ def _explain(error: ValidationError, file: Path | None) -> InputError:
     if first["type"] == "extra_forbidden":
         fields = _fields_at(path[:-1])
         return InputError(
-            "no such option", file=file, key=".".join(path), mend=did_you_mean(path[-1], fields)
+            "no such option", file=file, key=".".join(path), hint=did_you_mean(path[-1], fields)
         )
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):

@@ -26,7 +26,7 @@ class InputError(ValueError):
         file: the file concerned.
         frame: index of the structure in that file, counted from 0.
         key: the label, option or field concerned.
-        mend: what to do about it.
+        hint: what to do about it.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class InputError(ValueError):
         file: object | None = None,
         frame: int | None = None,
         key: str | None = None,
-        mend: str | None = None,
+        hint: str | None = None,
     ) -> None:
         place = [str(file)] if file is not None else []
         if frame is not None:
@@ -44,11 +44,11 @@ class InputError(ValueError):
         if key is not None:
             place.append(key)
         text = f"{', '.join(place)}: {message}" if place else message
-        super().__init__(" ".join((f"{text} ({mend})" if mend else text).splitlines()))
-        self.message, self.file, self.frame, self.key, self.mend = message, file, frame, key, mend
+        super().__init__(" ".join((f"{text} ({hint})" if hint else text).splitlines()))
+        self.message, self.file, self.frame, self.key, self.hint = message, file, frame, key, hint
 
     def at(
-        self, *, file: object | None = None, frame: int | None = None, mend: str | None = None
+        self, *, file: object | None = None, frame: int | None = None, hint: str | None = None
     ) -> InputError:
         """The same error, of this file and frame."""
         return InputError(
@@ -56,7 +56,7 @@ class InputError(ValueError):
             file=self.file if file is None else file,
             frame=self.frame if frame is None else frame,
             key=self.key,
-            mend=mend or self.mend,
+            hint=hint or self.hint,
         )
 
 
@@ -78,10 +78,10 @@ def no_such_file(path: str | PathLike[str]) -> InputError:
     """What to raise for a file that is not there: it names files of its folder whose names are near."""
     folder = Path(path).parent
     if folder.is_dir():
-        mend = _nearest(Path(path).name, sorted(entry.name for entry in folder.iterdir()))
+        hint = _nearest(Path(path).name, sorted(entry.name for entry in folder.iterdir()))
     else:
-        mend = f"the folder {folder} is not there"
-    return InputError("no such file", file=path, mend=mend)
+        hint = f"the folder {folder} is not there"
+    return InputError("no such file", file=path, hint=hint)
 
 
 def reason_of(error: BaseException) -> str:
@@ -119,7 +119,7 @@ def reading(file: object) -> Iterator[None]:
     except OSError as error:
         few = error.errno in (errno.EMFILE, errno.ENFILE)
         raise InputError(
-            f"cannot be read: {reason_of(error)}", file=file, mend="raise `ulimit -n`" if few else None
+            f"cannot be read: {reason_of(error)}", file=file, hint="raise `ulimit -n`" if few else None
         ) from error
     except Exception as error:
         raise InputError(f"cannot be read: {reason_of(error)}", file=file) from error

@@ -25,7 +25,7 @@ from pimlip_zoo.report.parity import save_pairs
 from pimlip_zoo.report.remarks import remarks_on
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.training.metrics import ErrorStatistics
-from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.offsets import subtract_labels
 from pimlip_zoo.weak_labels.pool import cached_labels
 
@@ -79,7 +79,7 @@ def evaluate(
     """
     frames = _labelled_frames(spec)
     if baseline is not None:
-        frames = subtract_labels(frames, cached_labels(frames, find_supervisor(baseline, trust=trust)))
+        frames = subtract_labels(frames, cached_labels(frames, find_cheap_calculator(baseline, trust=trust)))
     return evaluate_frames(potential, frames, batch_size=batch_size, model=model, source=spec)
 
 
@@ -163,7 +163,7 @@ def check_labelled(potential: Potential, spec: str) -> None:
 def _labelled_frames(spec: str) -> list[Frame]:
     frames = load_frames(spec)
     if all(f.energy is None and f.forces is None and f.stress is None for f in frames):
-        raise InputError("no structure has a label", file=spec, mend="name the keys with ?energy_key=...")
+        raise InputError("no structure has a label", file=spec, hint="name the keys with ?energy_key=...")
     return frames
 
 

@@ -97,13 +97,13 @@ def read_json(path: str | Path, kind: type[_T]) -> _T:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"is damaged: {reason_of(error)}", file=path, mend="remove it, and it is made anew"
+            f"is damaged: {reason_of(error)}", file=path, hint="remove it, and it is made anew"
         ) from error
     if not isinstance(content, kind):
         raise InputError(
             f"holds a {type(content).__name__}, not a {kind.__name__}",
             file=path,
-            mend="remove it, and it is made anew",
+            hint="remove it, and it is made anew",
         )
     return content
 
@@ -117,7 +117,7 @@ def expansion_limit(path: str | Path) -> int:
 
 
 def check_archive(
-    path: str | os.PathLike[str], wrong: str = "not a readable archive", *, mend: str = "is it truncated?"
+    path: str | os.PathLike[str], wrong: str = "not a readable archive", *, hint: str = "is it truncated?"
 ) -> None:
     """Compare every entry of a zip archive with the checksum that its writer put beside it.
 
@@ -126,7 +126,7 @@ def check_archive(
     Args:
         path: the file.
         wrong: what the message says of such a file.
-        mend: what to do about it.
+        hint: what to do about it.
 
     Raises:
         InputError: for a file that is missing, that is no archive, or that has changed since it was written.
@@ -143,7 +143,7 @@ def check_archive(
     except FileNotFoundError as error:
         raise no_such_file(path) from error
     except Exception as error:
-        raise InputError(f"{wrong}: {reason_of(error)}", file=path, mend=mend) from error
+        raise InputError(f"{wrong}: {reason_of(error)}", file=path, hint=hint) from error
 
 
 @contextmanager

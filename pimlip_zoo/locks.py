@@ -137,7 +137,7 @@ def claimed(folder: Path) -> Iterator[Path]:
             raise InputError(
                 f"{_holder(folder / LOCK_NAME)} is writing to it",
                 file=folder,
-                mend="wait until it is done, or name another folder",
+                hint="wait until it is done, or name another folder",
             )
         held.callback(lock.release)
         if not lock.sure:

@@ -307,7 +307,7 @@ def serve(prepare: Callable[[dict[str, Any]], tuple[dict[str, Any], Reply]]) -> 
 
 def refusal(error: InputError) -> dict[str, Any]:
     """An answer that ends all work with this error."""
-    told = {"message": error.message, "frame": error.frame, "key": error.key, "mend": error.mend}
+    told = {"message": error.message, "frame": error.frame, "key": error.key, "hint": error.hint}
     return {"refused": told}
 
 

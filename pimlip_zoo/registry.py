@@ -78,7 +78,7 @@ class Registry(Generic[T]):
         if other is not None and other[1] != origin:
             raise InputError(
                 f"two {self.kind}s are called {name!r}: {other[1]} and {origin}",
-                mend="register one of them under another name",
+                hint="register one of them under another name",
             )
         self._items[name] = (item, origin)
 
@@ -111,8 +111,8 @@ class Registry(Generic[T]):
         """
         known = self.all()
         if name not in known:
-            mend = self.left.get(name) or did_you_mean(name, known)
-            raise InputError(f"no {self.kind} is called {name!r}", key=key, mend=mend)
+            hint = self.left.get(name) or did_you_mean(name, known)
+            raise InputError(f"no {self.kind} is called {name!r}", key=key, hint=hint)
         return known[name]
 
     def all(self) -> dict[str, T]:
@@ -131,7 +131,7 @@ class Registry(Generic[T]):
                     raise InputError(
                         f"the entry point {point.name!r} ({point.value}) of group {self.group} "
                         f"does not load: {error}",
-                        mend="mend or uninstall that package",
+                        hint="mend or uninstall that package",
                     ) from error
                 self._loaded.add(point.value)
         return {name: item for name, (item, _) in self._items.items()}
@@ -171,11 +171,11 @@ class ModelInfo:
             InputError: for an unknown preset or option, with the nearest known names.
         """
         if preset is not None and preset not in self.presets:
-            raise InputError(f"{self.name} has no preset {preset!r}", mend=did_you_mean(preset, self.presets))
+            raise InputError(f"{self.name} has no preset {preset!r}", hint=did_you_mean(preset, self.presets))
         known = [f.name for f in fields(self.config)]
         for key in options:
             if key not in known:
-                raise InputError(f"{self.name} has no option {key!r}", mend=did_you_mean(key, known))
+                raise InputError(f"{self.name} has no option {key!r}", hint=did_you_mean(key, known))
         return self.config(**{**(self.presets[preset] if preset else {}), **options})
 
 

@@ -37,7 +37,7 @@ from pimlip_zoo.locks import claimed
 from pimlip_zoo.report.rounds import Bought, RoundStory
 from pimlip_zoo.run_posterior import posterior_of
 from pimlip_zoo.training.checkpoint import load_potential
-from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, labelled_pool
 from pimlip_zoo.yaml_file import read_yaml
 
@@ -165,11 +165,11 @@ def load_rounds(file: Path) -> Rounds:
         raise InputError(message, file=file, key=key) from error
     if rounds.sample.pool is None and rounds.sample.start is None:
         raise InputError(
-            "needs start or pool", file=file, key="sample", mend="start: molecule.xyz, or pool: DATA"
+            "needs start or pool", file=file, key="sample", hint="start: molecule.xyz, or pool: DATA"
         )
     if rounds.sample.strain and rounds.sample.start is None:
         raise InputError(
-            "strains are for sampled structures", file=file, key="sample.strain", mend="give start, too"
+            "strains are for sampled structures", file=file, key="sample.strain", hint="give start, too"
         )
     for key, name in (("select.first", rounds.select.first), ("select.later", rounds.select.later)):
         ACQUISITIONS.get(name, key=key)
@@ -284,7 +284,7 @@ def _sampled(rounds: Rounds, number: int, folder: Path) -> list[Frame]:
             stride=sample.stride,
             seed=rounds.seed + number,
         )
-        supervisor = find_supervisor(name, trust=True, load_run=_calculator)
+        supervisor = find_cheap_calculator(name, trust=True, load_run=_calculator)
         parts = folder / "sampling"  # trajectories are kept one by one
         frames = labelled_pool(starts, supervisor, options, parts)
         write_frames(path, frames)
@@ -315,7 +315,7 @@ def _strained(frames: Sequence[Frame], largest: float, rng: np.random.Generator)
             )
     if len(found) == len(frames):
         raise InputError(
-            "no structure is periodic in three directions", key="sample.strain", mend="leave it out"
+            "no structure is periodic in three directions", key="sample.strain", hint="leave it out"
         )
     return found
 
@@ -328,7 +328,7 @@ def _uncertainty(rounds: Rounds, run: Path, pool: Sequence[Frame]) -> float | No
             raise InputError(
                 "a potential with direct forces does not know how certain it is",
                 key="stop.uncertainty",
-                mend="train conservative forces, or leave it out",
+                hint="train conservative forces, or leave it out",
             )
         return None
     posterior = posterior_of(run, trust=True)
@@ -506,7 +506,7 @@ def _check_same(rounds: Rounds) -> None:
                 f"it began with {before.get(changed[0])}, given is {now[changed[0]]}",
                 file=rounds.out,
                 key=changed[0],
-                mend="name another folder with out:, or put the old option back",
+                hint="name another folder with out:, or put the old option back",
             )
         return
     write_json(path, now)

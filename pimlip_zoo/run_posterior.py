@@ -16,7 +16,7 @@ from pimlip_zoo.experiment.data import load_split
 from pimlip_zoo.labelling.committee import CommitteeUncertainty
 from pimlip_zoo.labelling.uncertainty import Posterior, fit_posterior, load_posterior, save_posterior
 from pimlip_zoo.training.checkpoint import baseline_of, checkpoint_path, load_potential
-from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.offsets import subtract_labels
 from pimlip_zoo.weak_labels.pool import cached_labels
 
@@ -92,13 +92,13 @@ def _data_of(run: str | Path, *, trust: bool) -> tuple[Sequence[Frame], Sequence
         raise InputError(
             "the data that it was trained on are not known",
             file=run,
-            mend="give the run folder, not a checkpoint",
+            hint="give the run folder, not a checkpoint",
         )
     train, valid = load_split(load_config(config, complete=True))
     baseline = baseline_of(run)
     if baseline is None:
         return train, valid
-    supervisor = find_supervisor(baseline, trust=trust)
+    supervisor = find_cheap_calculator(baseline, trust=trust)
     first, second = (
         subtract_labels(list(part), cached_labels(list(part), supervisor)) for part in (train, valid)
     )

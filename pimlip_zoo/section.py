@@ -62,7 +62,7 @@ def parse_options(kind: type[Options], options: Mapping[str, Any], key: str) -> 
     for name in options:
         if name not in kind.model_fields:
             raise InputError(
-                "there is no such option", key=f"{key}.{name}", mend=did_you_mean(name, kind.model_fields)
+                "there is no such option", key=f"{key}.{name}", hint=did_you_mean(name, kind.model_fields)
             )
     try:
         return kind.model_validate(dict(options))

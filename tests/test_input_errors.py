@@ -4,7 +4,7 @@ from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
 
 
 def test_the_message_names_file_frame_key_and_mend():
-    error = InputError("is NaN", file="a.xyz", frame=3, key="forces", mend="leave it out")
+    error = InputError("is NaN", file="a.xyz", frame=3, key="forces", hint="leave it out")
     assert str(error) == "a.xyz, frame 3, forces: is NaN (leave it out)"
     assert str(InputError("is NaN")) == "is NaN"
 

@@ -26,7 +26,7 @@ def prepare(about):
         if job["do"] == "hang":
             time.sleep(60)
         if job["do"] == "refuse":
-            raise InputError("not this one", frame=7, mend="another")
+            raise InputError("not this one", frame=7, hint="another")
         print("what is printed is no answer")
         return {"twice": 2 * job["number"], "process": os.getpid()}
     return {"is": about["name"], "process": os.getpid()}, reply
@@ -53,7 +53,7 @@ def test_what_is_refused_ends_all_work_with_its_reason():
         pytest.raises(InputError, match="not this one") as caught,
     ):
         list(processes.run([(0, {"do": "refuse"})]))
-    assert (caught.value.frame, caught.value.mend) == (7, "another")
+    assert (caught.value.frame, caught.value.hint) == (7, "another")
 
 
 def test_processes_end_with_whoever_started_them():

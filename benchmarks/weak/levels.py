@@ -34,11 +34,11 @@ def compare(frames, calculator):
 
     from pimlip_zoo.datasets.statistics import species_of
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.weak_labels.calculators import find_supervisor
+    from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
     from pimlip_zoo.weak_labels.offsets import fit_offset
     from pimlip_zoo.weak_labels.pool import label_frames
 
-    supervisor, kept, cheap, failed = find_supervisor(calculator, trust=True), [], [], 0
+    supervisor, kept, cheap, failed = find_cheap_calculator(calculator, trust=True), [], [], 0
     started = time.process_time()
     for frame in frames:
         try:

@@ -107,7 +107,7 @@ def curve(
         raise InputError(
             f"{stability} ps at {stability_temperature} K is not possible",
             key="--stability",
-            mend="more than 0",
+            hint="more than 0",
         )
     judge = _judge(physics, reference, properties, out, screen)
     variants = _plain_steps(options, _presets(weak), config) if equal_time else None
@@ -155,7 +155,7 @@ def _judge(
     if not structures:
         for name, given in (("--reference", reference), ("--properties", properties)):
             if given:
-                raise InputError("is of --physics", key=name, mend="add --physics bulk:Cu, for one")
+                raise InputError("is of --physics", key=name, hint="add --physics bulk:Cu, for one")
         return None
     request = request_of(structures=structures, properties=properties, settings=None, reference=reference)
     check_request(request)
@@ -276,7 +276,7 @@ def _tests(data: str | None, test: str | None) -> list[str]:
         return test.split(",")
     if data in (None, "builtin:ethanol-gfn2"):
         return [f"builtin:ethanol-gfn2/test_{temperature}K" for temperature in (300, 600)]
-    raise InputError("there is nothing to measure errors on", key="--test", mend="give --test DATA")
+    raise InputError("there is nothing to measure errors on", key="--test", hint="give --test DATA")
 
 
 def _sizes(text: str) -> list[int]:
@@ -285,9 +285,9 @@ def _sizes(text: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise InputError(f"{text!r} is no list of numbers", key="--sizes", mend="write 25,50,100") from error
+        raise InputError(f"{text!r} is no list of numbers", key="--sizes", hint="write 25,50,100") from error
     if min(numbers) < 1:
-        raise InputError(f"{min(numbers)} structures", key="--sizes", mend="give numbers >= 1")
+        raise InputError(f"{min(numbers)} structures", key="--sizes", hint="give numbers >= 1")
     return numbers
 
 

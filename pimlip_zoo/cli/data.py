@@ -175,7 +175,7 @@ def split_command(
         raise InputError(
             "a split is of one file or store as a whole",
             key=f"data {data!r}",
-            mend="put the structures together first: pimlip-zoo data convert DATA -o ALL.lmdb",
+            hint="put the structures together first: pimlip-zoo data convert DATA -o ALL.lmdb",
         )
     groups: list[str] = []
 
@@ -238,7 +238,7 @@ def get_command(
         raise InputError(
             "no checksum of this file is known",
             key=name,
-            mend="give one with --checksum sha256:..., or take it as it comes with --unverified",
+            hint="give one with --checksum sha256:..., or take it as it comes with --unverified",
         )
     if not yes:
         typer.confirm("Fetch it?", abort=True)
@@ -258,7 +258,7 @@ def _labels(text: str | None) -> list[str]:
             raise InputError(
                 f"{name!r} is no label",
                 key="--labels",
-                mend=did_you_mean(name, ("energy", "forces", "stress")),
+                hint=did_you_mean(name, ("energy", "forces", "stress")),
             )
     return names
 

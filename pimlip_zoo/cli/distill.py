@@ -40,20 +40,20 @@ def distill(
     from pimlip_zoo.datasets.lmdb import write_store
     from pimlip_zoo.datasets.readers import load_frames
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.weak_labels.calculators import Supervisor
+    from pimlip_zoo.weak_labels.calculators import CheapCalculator
     from pimlip_zoo.weak_labels.ensemble import ensemble_labels
     from pimlip_zoo.weak_labels.pool import PoolOptions, sample_pool
 
     if sample not in ("md", "displaced", "both", "none"):
         raise InputError(
-            f"{sample!r} is no way to sample", key="--sample", mend="md, displaced, both or none"
+            f"{sample!r} is no way to sample", key="--sample", hint="md, displaced, both or none"
         )
     if out.exists():
-        raise InputError("the file is there already", file=out, mend="give another --out")
+        raise InputError("the file is there already", file=out, hint="give another --out")
     potentials = [pimlip_zoo.load(run) for run in runs]
     frames = load_frames(data)
     if sample != "none":
-        supervisor = Supervisor("runs", "", lambda: pimlip_zoo.calculator(*runs))
+        supervisor = CheapCalculator("runs", "", lambda: pimlip_zoo.calculator(*runs))
         options = PoolOptions(
             structures=structures,
             method=sample,
@@ -64,7 +64,7 @@ def distill(
         frames = sample_pool(frames, supervisor, options)
     labelled = ensemble_labels(potentials, frames, scale=scale)
     if out.exists():
-        raise InputError("another process wrote the file meanwhile", file=out, mend="give another --out")
+        raise InputError("another process wrote the file meanwhile", file=out, hint="give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_store(out, labelled, meta={"supervisor": " ".join(runs), "scale_eV_per_angstrom": scale})
     spread = np.array([frame.info["force_spread"] for frame in labelled])
@@ -80,7 +80,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"{text!r} is no list of numbers", key=option, mend="write 300,600") from error
+        raise InputError(f"{text!r} is no list of numbers", key=option, hint="write 300,600") from error
     if not values or min(values) <= 0:
         raise InputError(f"{text!r} has a number that is not positive", key=option)
     return values

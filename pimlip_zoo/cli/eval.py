@@ -77,13 +77,13 @@ def evaluate_command(
     from pimlip_zoo.errors import InputError, no_such_file
 
     if dtype not in (None, "float32", "float64"):
-        raise InputError(f"{dtype!r} is no precision", key="--dtype", mend="float32 or float64")
+        raise InputError(f"{dtype!r} is no precision", key="--dtype", hint="float32 or float64")
     if not physics:
         only = {"--structure": structure, "--to": end, "--reference": reference, "--properties": properties}
         _refuse("is of --physics", "add --physics", only | {"--kind": kind, "--set": settings})
         if data is None:
             raise InputError(
-                "there is nothing to evaluate on", key="--data", mend="give --data DATA, or --physics"
+                "there is nothing to evaluate on", key="--data", hint="give --data DATA, or --physics"
             )
     elif data is None:
         _refuse(
@@ -123,12 +123,12 @@ def evaluate_command(
         _physics(run, request, summary, json_file)
 
 
-def _refuse(message: str, mend: str, options: Mapping[str, Any]) -> None:
+def _refuse(message: str, hint: str, options: Mapping[str, Any]) -> None:
     from pimlip_zoo.errors import InputError
 
     for name, given in options.items():
         if given:
-            raise InputError(message, key=name, mend=mend)
+            raise InputError(message, key=name, hint=hint)
 
 
 def _errors(
@@ -213,7 +213,7 @@ def _uncertainty(run: Path, data: str, plot: Path | None, *, trust: bool) -> dic
     from pimlip_zoo.evaluation import uncertainty_summary
     from pimlip_zoo.run_posterior import posterior_of
     from pimlip_zoo.training.checkpoint import baseline_of, load_potential
-    from pimlip_zoo.weak_labels.calculators import find_supervisor
+    from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
     from pimlip_zoo.weak_labels.offsets import subtract_labels
     from pimlip_zoo.weak_labels.pool import cached_labels
 
@@ -222,7 +222,7 @@ def _uncertainty(run: Path, data: str, plot: Path | None, *, trust: bool) -> dic
     frames = load_frames(data)
     baseline = baseline_of(run)
     if baseline is not None:
-        frames = subtract_labels(frames, cached_labels(frames, find_supervisor(baseline, trust=trust)))
+        frames = subtract_labels(frames, cached_labels(frames, find_cheap_calculator(baseline, trust=trust)))
     summary = uncertainty_summary(load_potential(run, difference=True), posterior, frames)
     for name, unit in (("energy", "meV"), ("forces", "meV/Å")):
         if name not in summary:

@@ -151,10 +151,10 @@ def _of_electrons(
     if charge is None and multiplicity is None:
         return potential
     if format is ExportFormat.checkpoint:
-        raise InputError("a checkpoint keeps every charge", key="--charge", mend="leave it out")
+        raise InputError("a checkpoint keeps every charge", key="--charge", hint="leave it out")
     if charge is None or multiplicity is None:
         missing = "--charge" if charge is None else "--multiplicity"
-        raise InputError("is missing", key=missing, mend="give both: one file is for one of each")
+        raise InputError("is missing", key=missing, hint="give both: one file is for one of each")
     return potential.with_electrons(charge, multiplicity)
 
 
@@ -167,7 +167,7 @@ def _directions(run: Path, format: ExportFormat, *, trust: bool) -> Directions: 
         raise InputError(
             f"a {format.value} file has no uncertainty",
             key="--uncertainty",
-            mend="add --format native, or leave it out",
+            hint="add --format native, or leave it out",
         )
     posterior = posterior_of(run, trust=trust)
     found = posterior.forces
@@ -204,7 +204,7 @@ def export_potential(
 
     if table is not None and format is not ExportFormat.native:
         raise InputError(
-            f"a {format.value} file has no tables", key="--table", mend="add --format native, or leave it out"
+            f"a {format.value} file has no tables", key="--table", hint="add --format native, or leave it out"
         )
     wanted = None if dtype is None else getattr(torch, dtype)
     names = [name for name, info in available_models().items() if info.model is type(potential.model)]
@@ -226,7 +226,7 @@ def export_potential(
         raise InputError(
             "a native model is no checkpoint",
             file=target,
-            mend="end the name in .pimlip, or use --format checkpoint",
+            hint="end the name in .pimlip, or use --format checkpoint",
         )
     if format is ExportFormat.native:
         from pimlip_zoo.deploy.native.export import export_native

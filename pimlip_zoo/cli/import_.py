@@ -113,7 +113,7 @@ def sevennet_command(
 
     dtypes = {"float32": torch.float32, "float64": torch.float64}
     if dtype not in dtypes:
-        raise InputError(f"{dtype!r} is no precision", key="dtype", mend=did_you_mean(dtype, dtypes))
+        raise InputError(f"{dtype!r} is no precision", key="dtype", hint=did_you_mean(dtype, dtypes))
     file = find_file(model)
     potential = import_potential(file, level=level, dtype=dtypes[dtype])
     name = Path(model).stem if Path(model).exists() else model
@@ -187,7 +187,7 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
 
     target = folder / "checkpoints" / "best.ckpt"
     if target.exists() or (folder / "config.yaml").exists():
-        raise InputError("there is a run in this folder", file=folder, mend="give another one with --out")
+        raise InputError("there is a run in this folder", file=folder, hint="give another one with --out")
     description = describe(potential)
     scales = potential.scale.unique().tolist()
     references = dict(zip(potential.species, potential.energy_references.tolist(), strict=True))

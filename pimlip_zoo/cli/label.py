@@ -93,7 +93,7 @@ def label_command(
         screen.print(f"then: sbatch {write_inputs}/array.slurm", soft_wrap=True)
         return
     if out is None:
-        raise InputError("is missing", key="--out", mend="name the file of labels: -o labels.lmdb")
+        raise InputError("is missing", key="--out", hint="name the file of labels: -o labels.lmdb")
     structures = load_structures(data)
     if read_outputs is not None:
         from pimlip_zoo.labelling.cluster import read_folders
@@ -144,7 +144,7 @@ def amount(text: str | None, units: dict[str, float], key: str) -> float | None:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in units or float(match[1]) <= 0:
         known = ", ".join(unit for unit in units if unit)
-        raise InputError(f"{text!r} is no amount", key=key, mend=f"a number with one of {known}")
+        raise InputError(f"{text!r} is no amount", key=key, hint=f"a number with one of {known}")
     return float(match[1]) * units[match[2].lower()]
 
 

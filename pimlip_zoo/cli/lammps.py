@@ -77,7 +77,7 @@ def write_input(
     from pimlip_zoo.locks import making
 
     if timestep is not None and not timestep > 0:
-        raise InputError(f"timestep is {timestep}", key="timestep", mend="give a time > 0 in fs")
+        raise InputError(f"timestep is {timestep}", key="timestep", hint="give a time > 0 in fs")
     settings = MDSettings(
         ensemble=ensemble.value,
         temperature=temperature,
@@ -121,7 +121,7 @@ def check(
 
     words = ranks.split(",")
     if not all(word.strip().isdigit() and int(word) > 0 for word in words):
-        raise InputError(f"{ranks!r} is no list of numbers from 1 on", key="ranks", mend="such as 1,2")
+        raise InputError(f"{ranks!r} is no list of numbers from 1 on", key="ranks", hint="such as 1,2")
     counts = [int(word) for word in words]
     atoms = None if structure is None else read_structure(structure)
     with tempfile.TemporaryDirectory(prefix="pimlip-check-") as scratch:

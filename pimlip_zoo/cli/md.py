@@ -159,7 +159,7 @@ def _calculator(runs: list[Path], device: str, dtype: Precision | None, *, trust
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:120]
         raise InputError(
-            f"{device!r} cannot be used: {reason}", key="--device", mend="--device cpu"
+            f"{device!r} cannot be used: {reason}", key="--device", hint="--device cpu"
         ) from error
     options = {"dtype": getattr(torch, dtype.value)} if dtype is not None else {}
     return pimlip_zoo.calculator(*runs, device=device, trust=trust, **options)

@@ -83,7 +83,7 @@ def _trace(name: str | None, preset: str | None, *, json_output: bool) -> None:
 
     if name is None:
         raise InputError(
-            "whose steps?", key="--trace", mend="name an architecture: pimlip-zoo models NAME --trace"
+            "whose steps?", key="--trace", hint="name an architecture: pimlip-zoo models NAME --trace"
         )
     info = get_model(name)
     model = info.model(info.configure(preset, avg_num_neighbors=10.0), ("H", "C", "N", "O"))

@@ -345,12 +345,12 @@ def _subjects(request: PhysicsRequest, training: Any) -> list[Subject]:
         raise InputError(
             f"no kind of structure is called {request.kind!r}",
             key="--kind",
-            mend=did_you_mean(request.kind, KINDS),
+            hint=did_you_mean(request.kind, KINDS),
         )
     found: dict[str, Atoms] = {}
     for spec in request.structures:
         if spec in found:
-            raise InputError("is given twice", key=f"--structure {spec}", mend="name each structure once")
+            raise InputError("is given twice", key=f"--structure {spec}", hint="name each structure once")
         found[spec] = read_structure(spec)
     if not found:
         found = _typical(request, training)
@@ -358,7 +358,7 @@ def _subjects(request: PhysicsRequest, training: Any) -> list[Subject]:
         raise InputError(
             f"a path has one start, there are {len(found)}: {', '.join(found)}",
             key="--to",
-            mend="give one --structure",
+            hint="give one --structure",
         )
     end = None if request.end is None else read_structure(request.end)
     kind: Any = request.kind
@@ -369,14 +369,14 @@ def _typical(request: PhysicsRequest, training: Any) -> dict[str, Atoms]:
     from pimlip_zoo.datasets.readers import load_frames
     from pimlip_zoo.physics.choose import typical_structures
 
-    mend = "give --structure FILE, --structure bulk:Cu or --structure molecule:CH3CH2OH"
+    hint = "give --structure FILE, --structure bulk:Cu or --structure molecule:CH3CH2OH"
     frames = load_frames(request.data) if request.data is not None else training
     if isinstance(frames, str):
-        raise InputError(f"there is no structure to measure: {frames}", key="--structure", mend=mend)
+        raise InputError(f"there is no structure to measure: {frames}", key="--structure", hint=hint)
     found = typical_structures(frames)
     if not found:
         raise InputError(
-            "the data have no crystal, liquid or molecule to measure", key="--structure", mend=mend
+            "the data have no crystal, liquid or molecule to measure", key="--structure", hint=hint
         )
     return found
 
@@ -387,7 +387,7 @@ def _reference(request: PhysicsRequest, structures: Sequence[str]) -> tuple[Any,
     if given is None:
         return {}, None
     from pimlip_zoo.physics.reference import read_reference
-    from pimlip_zoo.weak_labels.calculators import find_supervisor
+    from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 
     path = Path(given)
     if path.suffix in (".yaml", ".yml", ".json"):
@@ -397,17 +397,17 @@ def _reference(request: PhysicsRequest, structures: Sequence[str]) -> tuple[Any,
 
         return {}, pimlip_zoo.calculator(path, trust=request.trust)
     try:
-        return {}, find_supervisor(given, trust=True).make()
+        return {}, find_cheap_calculator(given, trust=True).make()
     except InputError as error:
-        mend = (
-            error.mend
+        hint = (
+            error.hint
             if error.message.endswith("installed")
             else "a .yaml or .json file, a run, gfn2, emt or MODULE:FACTORY"
         )
         raise InputError(
             error.message.replace("no cheap calculator is called", "is no reference:"),
             key="--reference",
-            mend=mend,
+            hint=hint,
         ) from error
 
 

@@ -60,7 +60,7 @@ def _gather(run: Path) -> ReportData:
     from pimlip_zoo.yaml_file import parse_yaml
 
     if not run.is_dir():
-        raise InputError("is no run folder", file=run, mend="give the folder that `pimlip-zoo train` made")
+        raise InputError("is no run folder", file=run, hint="give the folder that `pimlip-zoo train` made")
     path = checkpoint_path(run)
     best = read_checkpoint(path)
     last = read_checkpoint(checkpoint_path(run, "last"))

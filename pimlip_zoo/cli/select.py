@@ -71,9 +71,9 @@ def select_command(
             screen.print(f"[bold]{name}[/bold]{need}: {way.description}", soft_wrap=True)
         return
     if out.suffix not in (".extxyz", ".xyz", ".lmdb"):
-        raise InputError("is no format for structures", file=out, mend="name it .extxyz, .xyz or .lmdb")
+        raise InputError("is no format for structures", file=out, hint="name it .extxyz, .xyz or .lmdb")
     if out.exists() and not overwrite:
-        raise InputError("is there already", file=out, mend="name another file, or give --overwrite")
+        raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
     name = acquisition or (NEXT if run is not None else FIRST)
     ACQUISITIONS.get(name, key="--acquisition")
     frames = load_frames(pool)

@@ -122,7 +122,7 @@ def train(
     options += [(key, _by_name(key, value)) for key, value in parse_settings(settings or [])]
     if resume and start is not None:
         raise InputError(
-            "--from starts a run, --resume goes on with one", key="--resume", mend="give one of them"
+            "--from starts a run, --resume goes on with one", key="--resume", hint="give one of them"
         )
     if not resume:
         run_config = load_config(config, options)
@@ -133,7 +133,7 @@ def train(
         return
     folder = out or _newest_run()
     if not (folder / "config.yaml").exists():
-        raise InputError("there is no run to resume", file=folder, mend="it has no config.yaml")
+        raise InputError("there is no run to resume", file=folder, hint="it has no config.yaml")
     run_config = load_config(config, options, onto=folder / "config.yaml")
     rank = join_ranks(run_config)
     with ExitStack() as held:
@@ -270,10 +270,10 @@ def _check_new(out: Path) -> None:
     from pimlip_zoo.errors import InputError
 
     if out.exists() and not out.is_dir():
-        raise InputError("is a file, no folder for a run", file=out, mend="give another --out")
+        raise InputError("is a file, no folder for a run", file=out, hint="give another --out")
     if _has_checkpoint(out):
         raise InputError(
-            "the folder holds a run already", file=out, mend="--resume it, or give another --out"
+            "the folder holds a run already", file=out, hint="--resume it, or give another --out"
         )
 
 
@@ -310,5 +310,5 @@ def _newest_run() -> Path:
         if path.exists()
     ]
     if not found:
-        raise InputError("there is no run to resume under runs/", key="--resume", mend="name it with --out")
+        raise InputError("there is no run to resume under runs/", key="--resume", hint="name it with --out")
     return max(found)[1]

@@ -61,7 +61,7 @@ def advise(
     from pimlip_zoo.registry import get_model
 
     if labels not in (None, "energy", "energy,forces"):
-        raise InputError(f"{labels!r} is not possible", key="--labels", mend="energy, or leave it out")
+        raise InputError(f"{labels!r} is not possible", key="--labels", hint="energy, or leave it out")
     get_model(model)
     frames = load_frames(data)
     if labels == "energy":

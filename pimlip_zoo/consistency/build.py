@@ -56,7 +56,7 @@ def build_displacements(config: PerturbationConfig, species: Sequence[str]) -> D
                 raise InputError(
                     f"the model has no {symbol}",
                     key="weak.perturbation.species",
-                    mend=did_you_mean(symbol, species),
+                    hint=did_you_mean(symbol, species),
                 )
         inner = SpeciesScaled(inner, [config.species.get(symbol, 1.0) for symbol in species])
     return inner if config.local_radius is None else LocalMask(inner, config.local_radius)
@@ -117,7 +117,7 @@ def check_weak(
         raise InputError(
             "such displacements need force labels, and the training data have none",
             key="weak.perturbation.name",
-            mend="use uniform, gaussian or sphere",
+            hint="use uniform, gaussian or sphere",
         )
     shortest = _shortest_bond(samples)
     if displacements.max_displacement > 0.5 * shortest:
@@ -125,7 +125,7 @@ def check_weak(
             f"atoms would move by up to {displacements.max_displacement:.3g} Å, more than half of the "
             f"shortest bond ({shortest:.3g} Å)",
             key="weak.perturbation.amplitude",
-            mend="lower it",
+            hint="lower it",
         )
 
 
@@ -192,7 +192,7 @@ def _check_term(residual: Residual, labels: Sequence[str], samples: Sequence[Bat
     key, reads = f"weak.terms.{residual.name}", residual.reads
     if reads.force_label and "forces" not in labels:
         raise InputError(
-            "needs force labels, and the training data have none", key=key, mend="leave the term out"
+            "needs force labels, and the training data have none", key=key, hint="leave the term out"
         )
     if (reads.energy_label or reads.force_label) and "energy" not in labels:
         raise InputError("needs energy labels, and the training data have none", key=key)
@@ -200,7 +200,7 @@ def _check_term(residual: Residual, labels: Sequence[str], samples: Sequence[Bat
         raise InputError(
             "forces are the gradient of an energy and have no curl",
             key=key,
-            mend="leave the term out, or train with --forces direct",
+            hint="leave the term out, or train with --forces direct",
         )
     if reads.strained:
         _refuse_molecules(samples, key)
@@ -212,7 +212,7 @@ def _refuse_molecules(samples: Sequence[Batch], key: str) -> None:
             raise InputError(
                 f"structure {index} is a molecule, which has no cell to strain",
                 key=key,
-                mend="leave the term out, or train on periodic structures only",
+                hint="leave the term out, or train on periodic structures only",
             )
 
 

@@ -50,7 +50,7 @@ def _without_left(values: Any, left: _Left, place: str) -> Any:
         return values
     for key, (said_nothing, hint) in left.items():
         if key in values and values[key] not in said_nothing:
-            raise InputError("this option has left the package", key=f"{place}.{key}", mend=hint)
+            raise InputError("this option has left the package", key=f"{place}.{key}", hint=hint)
     return {key: value for key, value in values.items() if key not in left}
 
 
@@ -169,7 +169,7 @@ class WeakConfig(Section):
                 raise InputError(
                     f"{name} has no target side that a teacher could take",
                     key="weak.teacher",
-                    mend="set weak.teacher=none, or leave the term out",
+                    hint="set weak.teacher=none, or leave the term out",
                 )
         return self
 
@@ -182,7 +182,7 @@ class WeakConfig(Section):
             raise InputError(
                 "there are no unlabelled structures",
                 key="weak.labels.pool.method",
-                mend="add --unlabelled DATA",
+                hint="add --unlabelled DATA",
             )
         return self
 
@@ -263,8 +263,8 @@ def weak_preset(name: str) -> dict[str, Any]:
         InputError: for an unknown name.
     """
     if name not in PRESETS:
-        mend = _PRESETS_LEFT.get(name) or did_you_mean(name, PRESETS)
-        raise InputError(f"no weak preset is called {name!r}", key="weak.preset", mend=mend)
+        hint = _PRESETS_LEFT.get(name) or did_you_mean(name, PRESETS)
+        raise InputError(f"no weak preset is called {name!r}", key="weak.preset", hint=hint)
     return merge_tables({}, PRESETS[name][1])
 
 

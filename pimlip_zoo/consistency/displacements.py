@@ -71,7 +71,7 @@ class Displacement:
             raise InputError(
                 f"the amplitude of the displacements is {amplitude}",
                 key="amplitude",
-                mend="give a length > 0 in Å",
+                hint="give a length > 0 in Å",
             )
         self.amplitude = float(amplitude)
         self.max_displacement = float(max_displacement)
@@ -240,7 +240,7 @@ class SpeciesScaled(Displacement):
             raise InputError(
                 f"the species' factors are {list(factors)}",
                 key="weak.perturbation.species",
-                mend="give numbers >= 0",
+                hint="give numbers >= 0",
             )
         largest = max(factors)
         super().__init__(inner.amplitude * largest, inner.max_displacement * largest)
@@ -267,7 +267,7 @@ class LocalMask(Displacement):
 
     def __init__(self, inner: Displacement, radius: float) -> None:
         if not radius > 0:
-            raise InputError(f"the radius is {radius}", key="radius", mend="give a length > 0 in Å")
+            raise InputError(f"the radius is {radius}", key="radius", hint="give a length > 0 in Å")
         super().__init__(inner.amplitude, 2.0 * inner.max_displacement)
         self.inner, self.radius = inner, float(radius)
         self.needs_force_labels = inner.needs_force_labels
@@ -297,7 +297,7 @@ class RandomStrain:
     def __init__(self, amplitude: float) -> None:
         if not 0 < amplitude < 0.2:
             raise InputError(
-                f"the strain amplitude is {amplitude}", key="strain", mend="give a number in (0, 0.2)"
+                f"the strain amplitude is {amplitude}", key="strain", hint="give a number in (0, 0.2)"
             )
         self.amplitude = float(amplitude)
 

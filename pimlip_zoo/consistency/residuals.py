@@ -71,7 +71,7 @@ class Residual:
         key = f"weak.terms.{self.name}.options"
         if self.options is None:
             for name in options or {}:
-                raise InputError(f"{self.name} has no option {name!r}", key=key, mend="leave it out")
+                raise InputError(f"{self.name} has no option {name!r}", key=key, hint="leave it out")
             return self.function
         return partial(self.function, options=parse_options(self.options, options or {}, key))
 
@@ -145,7 +145,7 @@ def evaluate_residuals(
             raise InputError(
                 f"{one.name} has no target side that a teacher could take",
                 key="teacher",
-                mend="use it without a teacher",
+                hint="use it without a teacher",
             )
         reads = reads | one.reads
     surface.evaluate(reads)

@@ -35,7 +35,7 @@ class WarmUp(Schedule):
 
     def __init__(self, steps: int, start: int = 0) -> None:
         if steps < 0 or start < 0:
-            raise InputError(f"a warm-up of {steps} steps from step {start}", mend="give numbers >= 0")
+            raise InputError(f"a warm-up of {steps} steps from step {start}", hint="give numbers >= 0")
         self.steps, self.start = steps, start
 
     def factor(self, step: int) -> float:
@@ -57,10 +57,10 @@ class Decay(Schedule):
     def __init__(self, steps: int, start: int = 0, last: float = 0.0) -> None:
         if steps < 1 or start < 0:
             raise InputError(
-                f"a decay over {steps} steps from step {start}", mend="give steps >= 1, start >= 0"
+                f"a decay over {steps} steps from step {start}", hint="give steps >= 1, start >= 0"
             )
         if not 0.0 <= last <= 1.0:
-            raise InputError(f"a decay to {last}", mend="give a factor between 0 and 1")
+            raise InputError(f"a decay to {last}", hint="give a factor between 0 and 1")
         self.steps, self.start, self.last = steps, start, last
 
     def factor(self, step: int) -> float:

@@ -346,7 +346,7 @@ class Surface:
             raise InputError(
                 "forces are the gradient of an energy and have no curl",
                 key="curl",
-                mend="leave the term out, or use a direct force head",
+                hint="leave the term out, or use a direct force head",
             )
         if self._direction is None:
             raise InputError("a curl was given no direction", key="direction")
@@ -389,7 +389,7 @@ def refuse_molecules(graph: AtomGraph) -> None:
         raise InputError(
             f"structure {without[0]} of the batch is a molecule, which has no cell to strain",
             key="strain",
-            mend="leave the strain term out, or train on periodic structures only",
+            hint="leave the strain term out, or train on periodic structures only",
         )
 
 
@@ -489,7 +489,7 @@ def reads_of(function: Callable[[Surface], Tensor]) -> Reads:
     if value.shape != (1,):
         raise InputError(
             f"{getattr(function, '__name__', 'a residual')} gives {tuple(value.shape)} for one structure",
-            mend="return one number for each structure",
+            hint="return one number for each structure",
         )
     own, target = (
         Points(*(frozenset(asked.get(f"{side} {what}", ())) for what in ("energies", "forces", "virials")))

@@ -58,7 +58,7 @@ def load_builtin(spec: str) -> list[Frame]:
         raise InputError(
             f"the built-in set {name} has no split {split!r}",
             key=f"builtin:{name}/{split}",
-            mend=did_you_mean(split, splits),
+            hint=did_you_mean(split, splits),
         )
     return list(splits[split])
 
@@ -83,7 +83,7 @@ def builtin_provenance(name: str) -> dict[str, Any]:
 
 def _check_name(name: str) -> None:
     if name not in _NAMES:
-        raise InputError(f"no built-in data set is called {name!r}", mend=did_you_mean(name, _NAMES))
+        raise InputError(f"no built-in data set is called {name!r}", hint=did_you_mean(name, _NAMES))
 
 
 def _load(name: str) -> PackedSet:

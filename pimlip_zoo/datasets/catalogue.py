@@ -144,6 +144,6 @@ def known_set(name: str) -> KnownSet:
     """
     if name not in KNOWN_SETS:
         raise InputError(
-            f"no known data set is called {name!r}", key="name", mend=did_you_mean(name, KNOWN_SETS)
+            f"no known data set is called {name!r}", key="name", hint=did_you_mean(name, KNOWN_SETS)
         )
     return KNOWN_SETS[name]

@@ -112,7 +112,7 @@ def convert(
     """
     out = Path(out)
     if out.exists() and not overwrite:
-        raise InputError("is there already", file=out, mend="name another file, or give --overwrite")
+        raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
     if shard_frames < 1 or workers < 1:
         raise InputError("must be at least 1", key="shard_frames" if shard_frames < 1 else "workers")
     folder = partial_path(out)
@@ -172,14 +172,14 @@ def _plan(folder: Path, settings: _Settings, shard_frames: int) -> list[list[_Pi
         raise InputError(
             "holds what another conversion left",
             file=folder,
-            mend="remove it, or give --restart",
+            hint="remove it, or give --restart",
         )
     tasks = _cut(sources, shard_frames)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot be made: {error.strerror}", file=folder, mend="name a place where you may write"
+            f"cannot be made: {error.strerror}", file=folder, hint="name a place where you may write"
         ) from error
     content = {"fingerprint": fingerprint, "tasks": [[asdict(p) for p in task] for task in tasks]}
     write_text(plan, json.dumps(content))
@@ -251,7 +251,7 @@ def _run(
             raise InputError(
                 "a worker was killed (out of memory?)",
                 file=settings.spec,
-                mend="run the same command again: it goes on where it stopped",
+                hint="run the same command again: it goes on where it stopped",
             ) from error
         finally:
             stop.set()

@@ -81,6 +81,6 @@ def isolated_atom_energies(frames: Iterable[Frame]) -> dict[str, float]:
                 f"isolated {symbol} has energy {frame.energy:.8g} eV, an earlier frame says {known:.8g} eV",
                 frame=index,
                 key="energy",
-                mend="keep one of them",
+                hint="keep one of them",
             )
     return energies

@@ -88,11 +88,11 @@ def check_linker(name: str) -> None:
         raise InputError(
             f"no neighbour list is called {name!r}",
             key="data.neighbours",
-            mend=did_you_mean(name, ["workers", *packages]),
+            hint=did_you_mean(name, ["workers", *packages]),
         )
-    module, mend = packages[name]
+    module, hint = packages[name]
     if importlib.util.find_spec(module) is None:
-        raise InputError(f"needs {module}, which is not installed", key="data.neighbours", mend=mend)
+        raise InputError(f"needs {module}, which is not installed", key="data.neighbours", hint=hint)
 
 
 def _nvalchemi(batch: BatchWithoutEdges, reach: float) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ def _torch_cluster(batch: BatchWithoutEdges, reach: float) -> tuple[Tensor, Tens
         raise InputError(
             "torch-cluster knows no periodic structures",
             key="data.neighbours",
-            mend="workers or nvalchemi",
+            hint="workers or nvalchemi",
         )
     graph, room = batch.batch.graph, _ROOM
     while True:

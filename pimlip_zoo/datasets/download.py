@@ -24,7 +24,7 @@ def parse_checksum(text: str) -> tuple[str, str]:
     """
     algorithm, _, digest = text.strip().lower().partition(":")
     if _LENGTHS.get(algorithm) != len(digest) or not re.fullmatch(r"[0-9a-f]+", digest):
-        raise InputError(f"{text!r} is no checksum", key="checksum", mend="write sha256:... or md5:...")
+        raise InputError(f"{text!r} is no checksum", key="checksum", hint="write sha256:... or md5:...")
     return algorithm, digest
 
 
@@ -37,7 +37,7 @@ def check_installed() -> None:
     try:
         import pooch  # noqa: F401
     except ImportError as error:
-        raise InputError("pooch is not installed", mend="pip install 'pimlip-zoo[download]'") from error
+        raise InputError("pooch is not installed", hint="pip install 'pimlip-zoo[download]'") from error
 
 
 def download(
@@ -73,7 +73,7 @@ def download(
         raise InputError(f"{address!r} is no http address", key="address")
     expected = parse_checksum(checksum) if checksum else None
     if target.exists():
-        raise InputError("is there already", file=target, mend="remove it, or name another file")
+        raise InputError("is there already", file=target, hint="remove it, or name another file")
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -82,7 +82,7 @@ def download(
         raise InputError(
             f"cannot be fetched: {reason_of(error)}",
             file=address,
-            mend="run again: it goes on where it stopped",
+            hint="run again: it goes on where it stopped",
         ) from error
     if expected is not None and (found := file_hash(str(part), expected[0])) != expected[1]:
         part.unlink()
@@ -90,7 +90,7 @@ def download(
             f"the {expected[0]} is {found}, expected {expected[1]}: the file was thrown away",
             file=address,
             key="checksum",
-            mend="a changed or damaged file; try again or ask its authors",
+            hint="a changed or damaged file; try again or ask its authors",
         )
     part.replace(target)
     return content_hash(target)

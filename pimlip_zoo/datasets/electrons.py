@@ -92,7 +92,7 @@ def electrons_of(numbers: NDArray[Any], info: Mapping[str, Any]) -> Electrons:
         raise InputError(
             f"the multiplicity {multiplicity} is impossible with {electrons} electrons",
             key=MULTIPLICITY,
-            mend=f"it is 2S + 1: {lowest}, {lowest + 2}, ...",
+            hint=f"it is 2S + 1: {lowest}, {lowest + 2}, ...",
         )
     return Electrons(charge, multiplicity)
 
@@ -186,5 +186,5 @@ def whole(info: Mapping[str, Any], key: str) -> int | None:
     except (TypeError, ValueError) as error:
         raise InputError(f"{value!r} is no whole number", key=key) from error
     if not number.is_integer():
-        raise InputError(f"{value!r} is no whole number", key=key, mend="give the total of the structure")
+        raise InputError(f"{value!r} is no whole number", key=key, hint="give the total of the structure")
     return int(number)

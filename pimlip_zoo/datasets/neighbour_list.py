@@ -69,7 +69,7 @@ def _check_images(box: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: floa
             f"{images:.1e} images of the cell lie within {cutoff:g} Å: its thinnest direction has "
             f"{heights[pbc].min():.2g} Å",
             key="cell",
-            mend="is it the right cell, and the right unit? a reduced cell of the same lattice may be thicker",
+            hint="is it the right cell, and the right unit? a reduced cell of the same lattice may be thicker",
         )
 
 
@@ -105,7 +105,7 @@ def species_indices(numbers: NDArray[np.int64], species: Sequence[str]) -> NDArr
         raise InputError(
             f"the model does not know {names}",
             key="species",
-            mend=f"it was trained on {', '.join(species)}",
+            hint=f"it was trained on {', '.join(species)}",
         )
     return indices
 
@@ -144,7 +144,7 @@ def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[
             raise InputError(
                 f"direction {'abc'[axis]} is periodic but has no cell vector",
                 key="cell",
-                mend="give the lattice vector or set pbc to F there",
+                hint="give the lattice vector or set pbc to F there",
             )
     periodic = [axis for axis in range(3) if pbc[axis]]
     if periodic and np.linalg.matrix_rank(box[periodic] / lengths[periodic, None], tol=1e-8) < len(periodic):

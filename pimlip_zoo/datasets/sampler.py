@@ -93,7 +93,7 @@ class BudgetSampler(Sampler[list[int]]):
                 raise InputError(
                     f"structure {largest} alone has {values[largest]}, the budget is {limit}",
                     key=key,
-                    mend=f"raise {key}, or leave the structure out",
+                    hint=f"raise {key}, or leave the structure out",
                 )
 
     def __iter__(self) -> Iterator[list[int]]:

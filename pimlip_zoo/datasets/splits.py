@@ -63,7 +63,7 @@ def part_sizes(text: str, count: int) -> list[int]:
         values = [float(value) for value in text.split(",")]
     except ValueError as error:
         raise InputError(
-            f"{text!r} are no sizes", key="sizes", mend="write 0.8,0.1,0.1 or 800,100,100"
+            f"{text!r} are no sizes", key="sizes", hint="write 0.8,0.1,0.1 or 800,100,100"
         ) from error
     if not 1 <= len(values) <= len(NAMES) or min(values) <= 0:
         raise InputError(f"{text!r}: one to three positive sizes are needed", key="sizes")
@@ -100,9 +100,9 @@ def make_split(
         InputError: for an unknown method, sizes that do not fit, or a part that would be empty.
     """
     if method not in METHODS:
-        raise InputError(f"no split is called {method!r}", key="method", mend=did_you_mean(method, METHODS))
+        raise InputError(f"no split is called {method!r}", key="method", hint=did_you_mean(method, METHODS))
     if method == "group" and groups is None:
-        raise InputError("needs the key that tells groups apart", key="method", mend="--by config_type")
+        raise InputError("needs the key that tells groups apart", key="method", hint="--by config_type")
     wanted = part_sizes(sizes, len(survey))
     request = _Request(survey, groups, wanted, np.random.default_rng(seed), gap, blocks)
     parts = METHODS[method](request)

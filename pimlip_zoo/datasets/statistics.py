@@ -101,7 +101,7 @@ def references_from_atoms(
         raise InputError(
             f"no energy reference for {', '.join(missing)}",
             key="energy_references",
-            mend="give all species, or least_squares",
+            hint="give all species, or least_squares",
         )
     return EnergyReferences(np.array([float(energies[symbol]) for symbol in species]), source, len(species))
 
@@ -121,7 +121,7 @@ def check_references(frames: Sequence[Frame], species: Sequence[str], references
             f"the energy is {error[wrong[0]]:.1f} eV per atom from the references ({references.source})",
             frame=int(wrong[0]),
             key="energy",
-            mend="mend units or references, or set data.check_references=false",
+            hint="mend units or references, or set data.check_references=false",
         )
 
 

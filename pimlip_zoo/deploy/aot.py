@@ -65,17 +65,17 @@ def export_aot(
     started = time.perf_counter()
     path = Path(path)
     if path.suffix != ".pt2":
-        raise InputError("a compiled model ends in .pt2", file=path, mend="give -o NAME.pimlip.pt2")
+        raise InputError("a compiled model ends in .pt2", file=path, hint="give -o NAME.pimlip.pt2")
     if path.name.endswith(".nequip.pt2"):
         raise InputError(
             "pair_style nequip and allegro take .nequip.pt2 for a file of nequip-compile, and abort on this one",
             file=path,
-            mend="give -o NAME.pimlip.pt2 for pair_style pimlip, or --format torchscript for theirs",
+            hint="give -o NAME.pimlip.pt2 for pair_style pimlip, or --format torchscript for theirs",
         )
     if not path.parent.is_dir():
-        raise InputError("there is no such folder", file=path.parent, mend="make it, or give another path")
+        raise InputError("there is no such folder", file=path.parent, hint="make it, or give another path")
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
-        raise InputError("there is no C++ compiler", key="format", mend="install g++, or use torchscript")
+        raise InputError("there is no C++ compiler", key="format", hint="install g++, or use torchscript")
     ready = prepared(potential, dtype)
     metadata = export_metadata(
         ready, name=name or type(potential.model).__name__, dtype=ready.model.dtype, training=training or {}
@@ -101,13 +101,13 @@ def load_compiled(path: str | os.PathLike[str]) -> Callable[[dict[str, Tensor]],
     written, here = metadata["torch_version"], torch_version()
     if written.rpartition(".")[0] != here.rpartition(".")[0]:  # compiled code is bound to its torch
         raise InputError(
-            f"compiled with torch {written}, and this is torch {here}", file=path, mend="export it again"
+            f"compiled with torch {written}, and this is torch {here}", file=path, hint="export it again"
         )
     try:
         module = load_package(str(path), AOT_ENTRY)
     except RuntimeError as error:
         reason = str(error).strip().split("\n", 1)[0]
-        raise InputError(f"cannot be loaded: {reason}", file=path, mend="export it again") from error
+        raise InputError(f"cannot be loaded: {reason}", file=path, hint="export it again") from error
     cutoff = float(metadata["r_max"])
 
     def evaluate(data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -175,7 +175,7 @@ def _compile(
             raise InputError(
                 f"{type(potential.model).__name__} cannot be compiled ahead of time: {reason}",
                 key="format",
-                mend="use --format torchscript",
+                hint="use --format torchscript",
             ) from error
     path.write_bytes(package.getbuffer())
 

@@ -97,7 +97,7 @@ class PimlipCalculator(Calculator):
             raise InputError(
                 "the model does not know charge and multiplicity",
                 key=min(self.electrons),
-                mend="leave it out, or train with model.embed_charge=true",
+                hint="leave it out, or train with model.embed_charge=true",
             )
         self.device = torch.device(device)
         self.potential = potential.to(self.device).eval()

@@ -45,7 +45,7 @@ class CommitteeCalculator(Calculator):
         self.members = list(members)
         if len(self.members) < 2:
             raise InputError(
-                f"a committee of {len(self.members)} has no spread", mend="give two or more trained runs"
+                f"a committee of {len(self.members)} has no spread", hint="give two or more trained runs"
             )
         allowed = common_numbers(self.members)
         if allowed is not None:

@@ -35,7 +35,7 @@ def held_coordinates(atoms: Atoms) -> NDArray[np.bool_]:
             raise InputError(
                 f"its constraint {type(constraint).__name__} cannot be kept here",
                 key="structure",
-                mend="FixAtoms and FixCartesian can; remove it, or use ASE itself",
+                hint="FixAtoms and FixCartesian can; remove it, or use ASE itself",
             )
     return held
 

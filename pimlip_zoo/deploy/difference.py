@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pimlip_zoo.deploy.properties import common_numbers
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -32,14 +32,14 @@ def with_baseline(
     if len(different) > 1:
         names = ", ".join(sorted(str(name) for name in different))
         raise InputError(
-            f"the runs are corrections to different levels: {names}", mend="use runs of one kind"
+            f"the runs are corrections to different levels: {names}", hint="use runs of one kind"
         )
     (baseline,) = different
     if baseline is None:
         return calculator
     from ase.calculators.mixing import SumCalculator
 
-    parts = [find_supervisor(baseline, trust=trust).make(), calculator]
+    parts = [find_cheap_calculator(baseline, trust=trust).make(), calculator]
     total = SumCalculator(parts)
     allowed = common_numbers(parts)
     if allowed is not None:

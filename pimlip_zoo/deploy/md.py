@@ -72,8 +72,8 @@ class MDSettings:
 
     def __post_init__(self) -> None:
         if self.ensemble not in ENSEMBLES:
-            mend = did_you_mean(self.ensemble, ENSEMBLES)
-            raise InputError(f"there is no ensemble {self.ensemble!r}", key="ensemble", mend=mend)
+            hint = did_you_mean(self.ensemble, ENSEMBLES)
+            raise InputError(f"there is no ensemble {self.ensemble!r}", key="ensemble", hint=hint)
         for name, least in (
             ("steps", 0),
             ("interval", 1),
@@ -83,9 +83,9 @@ class MDSettings:
         ):
             value = getattr(self, name)
             if not (np.isfinite(value) and value >= least):
-                raise InputError(f"{value} is not possible", key=name, mend=f"at least {least}")
+                raise InputError(f"{value} is not possible", key=name, hint=f"at least {least}")
         if not (np.isfinite(self.timestep) and self.timestep > 0):
-            raise InputError(f"{self.timestep} fs is not possible", key="timestep", mend="more than 0")
+            raise InputError(f"{self.timestep} fs is not possible", key="timestep", hint="more than 0")
         if not np.isfinite(self.pressure):
             raise InputError(f"{self.pressure} GPa is not possible", key="pressure")
 
@@ -220,24 +220,24 @@ def _check_structure(atoms: Atoms, settings: MDSettings) -> None:
         raise InputError("the structure has no atoms", key="structure")
     if settings.ensemble == "npt" and not (atoms.pbc.all() and atoms.cell.rank == 3):
         raise InputError(
-            "NPT needs a cell that is periodic in all three directions", key="ensemble", mend="take nvt"
+            "NPT needs a cell that is periodic in all three directions", key="ensemble", hint="take nvt"
         )
     if settings.keep_velocities and not atoms.has("momenta"):
         raise InputError(
             "the structure has no velocities to keep",
             key="structure",
-            mend="continue from the final.extxyz of a simulation, or let velocities be drawn",
+            hint="continue from the final.extxyz of a simulation, or let velocities be drawn",
         )
     held_coordinates(atoms)  # what final.extxyz can say, so that whoever goes on from it holds the same
     if atoms.constraints and settings.ensemble == "npt":
-        raise InputError("NPT cannot hold atoms fixed", key="structure", mend="remove the constraints")
+        raise InputError("NPT cannot hold atoms fixed", key="structure", hint="remove the constraints")
 
 
 def _check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError("is a file, a folder is needed", file=out)
     if (out / "trajectory.extxyz").exists():
-        raise InputError("holds a simulation already", file=out, mend="name another folder")
+        raise InputError("holds a simulation already", file=out, hint="name another folder")
 
 
 def _generator(atoms: Atoms, settings: MDSettings) -> np.random.Generator:
@@ -283,7 +283,7 @@ def _dynamics(atoms: Atoms, settings: MDSettings, generator: np.random.Generator
         from ase.md.nose_hoover_chain import IsotropicMTKNPT
     except ImportError as error:
         raise InputError(
-            "this version of ASE has no Martyna-Tobias-Klein NPT", mend="pip install -U ase"
+            "this version of ASE has no Martyna-Tobias-Klein NPT", hint="pip install -U ase"
         ) from error
     return IsotropicMTKNPT(
         atoms,

@@ -123,21 +123,21 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         InputError: when the file is missing, truncated, changed, not ours, or of another format version.
     """
     regular_file(os.fspath(path))
-    check_archive(path, "not a complete exported model", mend="write it with `pimlip-zoo export`")
+    check_archive(path, "not a complete exported model", hint="write it with `pimlip-zoo export`")
     with reading(path), zipfile.ZipFile(path) as archive:
         found = _metadata_entries(archive)
     version = found.get("pimlip_format", "")
     if not version:
-        raise InputError("has no metadata of pimlip-zoo", file=path, mend="write it with `pimlip-zoo export`")
+        raise InputError("has no metadata of pimlip-zoo", file=path, hint="write it with `pimlip-zoo export`")
     if version != str(FORMAT_VERSION):
         raise InputError(
             f"its format is version {version}, this is a pimlip-zoo for version {FORMAT_VERSION}",
             file=path,
-            mend="export it again",
+            hint="export it again",
         )
     missing = [key for key in REQUIRED_KEYS if key not in found]
     if missing:
-        raise InputError(f"its metadata lack {', '.join(missing)}", file=path, mend="export it again")
+        raise InputError(f"its metadata lack {', '.join(missing)}", file=path, hint="export it again")
     return found
 
 

@@ -145,16 +145,16 @@ def export_mliap(
         raise InputError(
             f"pair_style mliap hands over direct neighbours, this model passes messages over {depth} hops",
             key="format",
-            mend="use --format torchscript or aot with pair_style pimlip",
+            hint="use --format torchscript or aot with pair_style pimlip",
         )
     if potential.is_direct:
         raise InputError("pair_style mliap takes pair forces, not a direct force head", key="format")
     if path.suffix in (".pt", ".pth"):
         raise InputError(
-            "LAMMPS takes this ending for a file of torch.save", file=path, mend="use .mliap.pkl"
+            "LAMMPS takes this ending for a file of torch.save", file=path, hint="use .mliap.pkl"
         )
     if not path.parent.is_dir():
-        raise InputError("there is no such folder", file=path.parent, mend="make it, or give another path")
+        raise InputError("there is no such folder", file=path.parent, hint="make it, or give another path")
     with replacing(path) as scratch:
         inner = scratch.with_name("model.nequip.pth")
         export_torchscript(potential, inner, name=name, dtype=dtype, training=training)

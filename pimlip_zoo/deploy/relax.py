@@ -70,8 +70,8 @@ def relax(
     import ase.optimize
 
     if optimiser not in OPTIMISERS:
-        mend = did_you_mean(optimiser, OPTIMISERS)
-        raise InputError(f"there is no optimiser {optimiser!r}", key="optimiser", mend=mend)
+        hint = did_you_mean(optimiser, OPTIMISERS)
+        raise InputError(f"there is no optimiser {optimiser!r}", key="optimiser", hint=hint)
     if len(atoms) == 0:
         raise InputError("the structure has no atoms", key="structure")
     target: Any = _cell_filter(atoms, pressure, keep_shape=keep_shape) if cell else atoms
@@ -96,7 +96,7 @@ def _cell_filter(atoms: Atoms, pressure: float, *, keep_shape: bool) -> Any:
 
     if not atoms.pbc.any() or atoms.cell.rank < 3:
         raise InputError(
-            "has no cell to relax", key="structure", mend="give a periodic structure with three cell vectors"
+            "has no cell to relax", key="structure", hint="give a periodic structure with three cell vectors"
         )
     if keep_shape and not atoms.pbc.all():
         raise InputError("a cell open in a direction cannot keep its shape", key="keep_shape")

@@ -28,7 +28,7 @@ class SkinnedPairs:
 
     def __init__(self, cutoff: float, skin: float = 0.5) -> None:
         if not skin >= 0:
-            raise InputError(f"the skin is {skin}", key="skin", mend="give a length >= 0 in Å")
+            raise InputError(f"the skin is {skin}", key="skin", hint="give a length >= 0 in Å")
         self.cutoff, self.skin = cutoff, skin
         self.builds = 0
         """How many lists were built."""

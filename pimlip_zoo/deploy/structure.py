@@ -53,10 +53,10 @@ def _bulk(spec: str) -> Atoms:
         raise InputError(
             f"ASE cannot build it: {reason_of(error)}",
             file=spec,
-            mend="write bulk:Cu, bulk:NaCl:rocksalt:5.64",
+            hint="write bulk:Cu, bulk:NaCl:rocksalt:5.64",
         ) from error
     if len(rest) > 2:
-        raise InputError("has too many parts", file=spec, mend="write bulk:Cu, bulk:NaCl:rocksalt:5.64")
+        raise InputError("has too many parts", file=spec, hint="write bulk:Cu, bulk:NaCl:rocksalt:5.64")
     return crystal
 
 
@@ -66,7 +66,7 @@ def _molecule(spec: str) -> Atoms:
 
     name = spec.removeprefix("molecule:")
     if name not in g2.names:
-        raise InputError("ASE has no such molecule", file=spec, mend=did_you_mean(name, g2.names))
+        raise InputError("ASE has no such molecule", file=spec, hint=did_you_mean(name, g2.names))
     return molecule(name)
 
 

@@ -73,7 +73,7 @@ def export_torchscript(
     )
     scripted = _script(ready)
     if not path.parent.is_dir():
-        raise InputError("there is no such folder", file=path.parent, mend="make it, or give another path")
+        raise InputError("there is no such folder", file=path.parent, hint="make it, or give another path")
     with replacing(path) as scratch:
         # Not into the file itself: where that is full, torch's writer ends the process.
         package = BytesIO()
@@ -99,12 +99,12 @@ def prepared(potential: Potential, dtype: torch.dtype | None = None, *, electron
         InputError: for another precision than float32 or float64.
     """
     if dtype not in (None, torch.float32, torch.float64):
-        raise InputError(f"cannot export to {dtype}", key="dtype", mend="float32 or float64")
+        raise InputError(f"cannot export to {dtype}", key="dtype", hint="float32 or float64")
     if potential.model.electrons_are_open and not electrons:
         raise InputError(
             "the model was trained on charges and multiplicities, and a file is for one of each",
             key="charge",
-            mend="--charge Q --multiplicity M, 0 and 1 of neutral molecules without unpaired electrons",
+            hint="--charge Q --multiplicity M, 0 and 1 of neutral molecules without unpaired electrons",
         )
     ready: Potential = copy.deepcopy(potential).cpu().eval()
     return ready.set_dtype(dtype or potential.model.dtype)
@@ -119,17 +119,17 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]
     extra: dict[str, Any] = dict.fromkeys(REQUIRED_KEYS, "")
     if not Path(path).is_file():
         raise no_such_file(path)
-    check_archive(path, "not a complete TorchScript file", mend="export it again")
+    check_archive(path, "not a complete TorchScript file", hint="export it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n", 1)[0].split(". This is an internal")[0]
-        raise InputError(f"{_what_is_wrong(path)}: {reason}", file=path, mend="export it again") from error
+        raise InputError(f"{_what_is_wrong(path)}: {reason}", file=path, hint="export it again") from error
     metadata = {key: text.decode() if isinstance(text, bytes) else str(text) for key, text in extra.items()}
     if not metadata["pimlip_format"]:
-        raise InputError("has no metadata of pimlip-zoo", file=path, mend="write it with `pimlip-zoo export`")
+        raise InputError("has no metadata of pimlip-zoo", file=path, hint="write it with `pimlip-zoo export`")
 
     def evaluate(data: dict[str, Tensor]) -> dict[str, Tensor]:
         # Freezing takes detach() out of the module.
@@ -160,7 +160,7 @@ def _script(potential: Potential) -> Any:
         raise InputError(
             f"{type(potential.model).__name__} cannot be converted to TorchScript: {reason}",
             key="format",
-            mend="make its forward scriptable, or use --format aot",
+            hint="make its forward scriptable, or use --format aot",
         ) from error
     # Freezing takes it away, and who freezes what he loads, as nequip does, asks it whether he may.
     frozen._c._register_attribute("training", torch._C.BoolType.get(), False)  # noqa: SLF001

@@ -19,7 +19,7 @@ from pimlip_zoo.graph import AtomGraph, graph_to, stress_from_virial
 try:
     from torch_sim.models.interface import ModelInterface
 except ImportError as error:
-    raise InputError("torch-sim is not installed", mend="pip install torch-sim-atomistic") from error
+    raise InputError("torch-sim is not installed", hint="pip install torch-sim-atomistic") from error
 
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
@@ -54,7 +54,7 @@ class TorchSimModel(ModelInterface):
             raise InputError(
                 "torch-sim states no charges",
                 key="charge",
-                mend="give potential.with_electrons(charge, multiplicity)",
+                hint="give potential.with_electrons(charge, multiplicity)",
             )
         self._device = torch.device(device)
         self._dtype = dtype

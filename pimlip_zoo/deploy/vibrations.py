@@ -49,7 +49,7 @@ def hessian(atoms: Atoms, *, step: float | None = None) -> NDArray[np.float64]:
         return exact_hessian(atoms.calc.potential, graph_to(graph, atoms.calc.device))
     step = 0.005 if step is None else step
     if not step > 0:
-        raise InputError(f"{step} Å is not possible", key="step", mend="more than 0")
+        raise InputError(f"{step} Å is not possible", key="step", hint="more than 0")
     count = 3 * len(atoms)
     rows = np.zeros((count, count))
     moved = atoms.copy()
@@ -76,10 +76,10 @@ def exact_hessian(potential: Potential, graph: AtomGraph) -> NDArray[np.float64]
         InputError: for several structures, or a direct force head, whose forces are no energy's derivative.
     """
     if graph.num_graphs != 1:
-        raise InputError(f"{graph.num_graphs} structures have no common Hessian", mend="give one")
+        raise InputError(f"{graph.num_graphs} structures have no common Hessian", hint="give one")
     if potential.is_direct:
         raise InputError(
-            "a potential with direct forces has no Hessian of its own", mend="use differences of its forces"
+            "a potential with direct forces has no Hessian of its own", hint="use differences of its forces"
         )
     # The energy is differentiated by the positions themselves, so that the potential's own derivative by edge
     # vectors stays inside of the graph that is differentiated again.
@@ -118,11 +118,11 @@ def vibrations(atoms: Atoms, *, step: float | None = None) -> VibrationsData:
         raise InputError(
             "modes of atoms of which single coordinates are held are not defined here",
             key="structure",
-            mend="hold whole atoms with FixAtoms, or take the constraint away",
+            hint="hold whole atoms with FixAtoms, or take the constraint away",
         )
     free = np.flatnonzero(~held.all(axis=1))
     if len(free) == 0:
-        raise InputError("no atom is free to vibrate", key="structure", mend="take constraints away")
+        raise InputError("no atom is free to vibrate", key="structure", hint="take constraints away")
     count = len(atoms)
     plain = atoms.copy()
     plain.set_constraint()
@@ -152,7 +152,7 @@ def phonons(
     if not (atoms.pbc.all() and atoms.cell.rank == 3):
         raise InputError("phonons need a cell that is periodic in all directions", key="structure")
     if atoms.constraints:
-        raise InputError("phonons are of atoms that all move", key="structure", mend="remove the constraints")
+        raise InputError("phonons are of atoms that all move", key="structure", hint="remove the constraints")
     with tempfile.TemporaryDirectory(prefix="pimlip-phonons-") as folder:
         result: Phonons = Phonons(
             atoms, atoms.calc, supercell=tuple(supercell), delta=step, name=str(Path(folder, "phonon"))

@@ -27,7 +27,7 @@ from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import composition_matrix, species_of
 from pimlip_zoo.errors import InputError, no_such_file
 from pimlip_zoo.experiment import prepare, train
-from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.ensemble import predict_labels
 from pimlip_zoo.weak_labels.offsets import fit_offset, subtract_labels
 from pimlip_zoo.weak_labels.pool import cached_labels
@@ -158,7 +158,7 @@ def labels_of_level(
     if not path.is_file():
         if ":" not in name and path.suffix:
             raise no_such_file(path)
-        return cached_labels(frames, find_supervisor(name, trust=True, load_run=load_run))
+        return cached_labels(frames, find_cheap_calculator(name, trust=True, load_run=load_run))
     labelled = load_frames(name)
     known: dict[bytes, list[Frame]] = {}
     for frame in labelled:
@@ -175,7 +175,7 @@ def labels_of_level(
             raise InputError(
                 f"has no structure like the one with index {index} of the labelled ones",
                 file=name,
-                mend="label the same structures, elements in the same order",
+                hint="label the same structures, elements in the same order",
             )
         found.append(replace(same[0], positions=frame.positions, cell=frame.cell, info=frame.info))
     return found
@@ -210,13 +210,13 @@ def advise(
         raise InputError(
             f"{len(kept)} structures are too few to say anything",
             key="--data",
-            mend=f"give {LEAST} or more; without, the table of docs/guide/weak-supervision.md is the best guess",
+            hint=f"give {LEAST} or more; without, the table of docs/guide/weak-supervision.md is the best guess",
         )
     chosen = [replace(frames[index], stress=None) for index in kept]
     by_forces = all(frame.forces is not None for frame in chosen)
     if not by_forces and any(frame.energy is None for frame in chosen):
         raise InputError(
-            "some structures have neither energy nor forces", key="--data", mend="leave them out"
+            "some structures have neither energy nor forces", key="--data", hint="leave them out"
         )
     if not by_forces:
         chosen = [replace(frame, forces=None) for frame in chosen]

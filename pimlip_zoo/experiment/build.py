@@ -70,10 +70,10 @@ def loss_terms(config: RunConfig, labels: Sequence[str]) -> list[LossTerm]:
             raise InputError(
                 f"{name} needs {info.label}, which is not trained on",
                 key=f"loss.{name}",
-                mend=f"give structures with {info.label}, or leave the loss out",
+                hint=f"give structures with {info.label}, or leave the loss out",
             )
     if not terms:
-        raise InputError("every loss has weight 0", key="loss", mend="give one a positive weight")
+        raise InputError("every loss has weight 0", key="loss", hint="give one a positive weight")
     return terms
 
 
@@ -105,7 +105,7 @@ def new_potential(
     """
     section = config.potential
     if section.scale == "run":
-        raise InputError("there is no run to take it from", key="potential.scale", mend="give --from RUN")
+        raise InputError("there is no run to take it from", key="potential.scale", hint="give --from RUN")
     options: dict[str, Any] = {}
     cutoff, direct = config.model.configure().cutoff, config.model.configure().force_head == "direct"
     skin = list_skin(config.weak, species, cutoff, direct=direct)
@@ -161,7 +161,7 @@ def fine_tuned_potential(
             "the options of the model are not those of the run",
             file=section.run,
             key="model",
-            mend="let load_config take them from there",
+            hint="let load_config take them from there",
         )
     potential, absent = cut_down(whole, _wanted(config, found))
     skin = list_skin(config.weak, potential.species, potential.cutoff, direct=potential.is_direct)
@@ -174,7 +174,7 @@ def fine_tuned_potential(
             "the data have no species that the run does not know",
             file=section.run,
             key="finetune.extend_species",
-            mend="leave it out",
+            hint="leave it out",
         )
     if checkpoint is not None:
         references = set_references(potential, {}, "the checkpoint")
@@ -195,7 +195,7 @@ def fine_tuned_potential(
         raise InputError(
             f"no energy reference for {', '.join(missing)}",
             key="data.energy_references",
-            mend="give a table, isolated atoms, or refit_references: true",
+            hint="give a table, isolated atoms, or refit_references: true",
         )
     frozen = freeze(potential, section.freeze)
     log.info(
@@ -217,7 +217,7 @@ def fine_tuned_potential(
         raise InputError(
             "muon moves matrices, and with low-rank updates their factors are trained",
             key="finetune.lora",
-            mend="--set optimizer.name=adamw",
+            hint="--set optimizer.name=adamw",
         )
     parameter_groups(potential, 1.0, section.learning_rates)  # complains of patterns that match nothing
     return potential, samples, references, absent
@@ -290,7 +290,7 @@ def unlabelled_frames(weak: WeakConfig, species: Sequence[str]) -> list[Frame]:
                 file=weak.unlabelled,
                 frame=index,
                 key="species",
-                mend="leave it out, or add structures with it to the labelled ones",
+                hint="leave it out, or add structures with it to the labelled ones",
             )
     return frames
 
@@ -307,7 +307,7 @@ def weak_terms(
         raise InputError(
             "no loss looks at unlabelled structures",
             key="weak.unlabelled",
-            mend="choose one with --weak or --set weak.terms.NAME.weight=...",
+            hint="choose one with --weak or --set weak.terms.NAME.weight=...",
         )
     if weak.unlabelled is not None and chosen:
         reach = potential.cutoff + list_skin(weak, species, potential.cutoff, direct=direct)

@@ -61,7 +61,7 @@ def _check(config: RunConfig, structures: Sequence[Frame], tests: Mapping[str, s
     found = _look(config, structures, specs)
     for finding in [finding for finding in found.findings if finding.severity == "warning"][:_SHOWN]:
         log.warning(
-            "%s: %s%s", specs[finding.data], finding.message, f" ({finding.mend})" if finding.mend else ""
+            "%s: %s%s", specs[finding.data], finding.message, f" ({finding.hint})" if finding.hint else ""
         )
     refused = [finding for finding in found.findings if finding.severity == "refused"]
     if refused:
@@ -71,7 +71,7 @@ def _check(config: RunConfig, structures: Sequence[Frame], tests: Mapping[str, s
             f"{first.message}{further}",
             file=specs[first.data],
             frame=first.frames[0] if first.frames else None,
-            mend=f"{first.mend}; {_INSIST}" if first.mend else _INSIST,
+            hint=f"{first.hint}; {_INSIST}" if first.hint else _INSIST,
         )
     sampled = [survey for survey in found.surveys if survey.places is not None]
     some = "".join(f"; {survey.name}: {len(survey):,} of {survey.total:,} structures" for survey in sampled)

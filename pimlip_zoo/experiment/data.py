@@ -60,7 +60,7 @@ def load_split(config: RunConfig, structures: Sequence[Frame] | None = None) -> 
     free = [i for i in range(len(train)) if i not in atoms] or list(range(len(train)))
     if len(free) < 2:
         raise InputError(
-            "one structure cannot be split", file=data.train, key="data.valid", mend="give --valid DATA"
+            "one structure cannot be split", file=data.train, key="data.valid", hint="give --valid DATA"
         )
     count = held_out(len(free), data)
     held = np.zeros(len(train), dtype=bool)
@@ -149,7 +149,7 @@ def chosen_labels(data: DataSection, frames: Sequence[Frame]) -> tuple[str, ...]
                 f"no training structure has {' or '.join(missing)}",
                 file=data.train,
                 key="data.labels",
-                mend=f"the data have {', '.join(present) or 'no labels'}; name the keys with ?energy_key=...",
+                hint=f"the data have {', '.join(present) or 'no labels'}; name the keys with ?energy_key=...",
             )
         return tuple(data.labels)
     if "energy" not in present and "forces" not in present:
@@ -157,7 +157,7 @@ def chosen_labels(data: DataSection, frames: Sequence[Frame]) -> tuple[str, ...]
             "no training structure has an energy or forces",
             file=data.train,
             key="energy",
-            mend="name the keys with ?energy_key=...&forces_key=...",
+            hint="name the keys with ?energy_key=...&forces_key=...",
         )
     return tuple(present)
 

@@ -29,7 +29,7 @@ class LoggerKind:
     """How to get it."""
     make: Callable[[Path], Any]
     """From the run folder."""
-    mend: str = "train without it"
+    hint: str = "train without it"
     """What to do when it cannot be opened."""
 
 
@@ -101,7 +101,7 @@ def check_loggers(names: Sequence[str]) -> None:
         kind = LOGGERS.get(name)
         if not any(find_spec(package) for package in kind.packages):
             raise InputError(
-                f"{' or '.join(kind.packages)} is not installed", key="trainer.loggers", mend=kind.install
+                f"{' or '.join(kind.packages)} is not installed", key="trainer.loggers", hint=kind.install
             )
 
 
@@ -120,7 +120,7 @@ def make_loggers(config: RunConfig, folder: Path) -> list[Any]:
                 logger.log_hyperparams(config.model_dump(mode="json"))
         except Exception as error:  # of any package that is used here
             raise InputError(
-                f"{name} cannot be opened: {reason_of(error)}", key="trainer.loggers", mend=kind.mend
+                f"{name} cannot be opened: {reason_of(error)}", key="trainer.loggers", hint=kind.hint
             ) from error
         made.append(logger)
     return made

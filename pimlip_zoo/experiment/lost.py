@@ -46,7 +46,7 @@ def check_open_files(workers: int) -> None:
         raise InputError(
             f"the system allows {limit} open files, and a training with {workers} processes that load data needs "
             f"{needed}",
-            mend=f"raise `ulimit -n`{', or lower data.num_workers' if workers else ''}",
+            hint=f"raise `ulimit -n`{', or lower data.num_workers' if workers else ''}",
         )
 
 
@@ -66,9 +66,9 @@ def lost_processes(folder: Path | None) -> Iterator[None]:
         what = _what_was_lost(error)
         if what is None:
             raise
-        message, mend = what
+        message, hint = what
         reason = _PLACE.sub("", reason_of(error)).partition(". This is")[0]
-        raise InputError(f"{message}: {reason}", file=folder, mend=mend) from error
+        raise InputError(f"{message}: {reason}", file=folder, hint=hint) from error
 
 
 def _what_was_lost(error: Exception) -> tuple[str, str] | None:

@@ -111,7 +111,7 @@ def check_data(folder: Path, record: DataRecord) -> None:
             f"the {part} structures are not those of the run: {_described(old)} then, {_described(new)} now",
             file=folder,
             key=key,
-            mend="put the old ones back, or start from the run with --from",
+            hint="put the old ones back, or start from the run with --from",
         )
 
 
@@ -124,7 +124,7 @@ def _kept(path: Path) -> DataRecord | None:
         for part in content.values():
             _described(part)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("is damaged", file=path, mend="without it the data are not compared") from error
+        raise InputError("is damaged", file=path, hint="without it the data are not compared") from error
     return dict(content)
 
 
@@ -152,14 +152,14 @@ def check_settings(folder: Path, given: RunConfig) -> None:
             f"the run has {_shown(old.get(key))}, given is {_shown(new.get(key))}{more}",
             file=folder,
             key=key,
-            mend="a run keeps what it began with: give that, or start another run",
+            hint="a run keeps what it began with: give that, or start another run",
         )
     if given.trainer.max_steps < done:
         raise InputError(
             f"the run has done {done} steps, given are {given.trainer.max_steps}",
             file=folder,
             key="trainer.max_steps",
-            mend=f"give at least {done}",
+            hint=f"give at least {done}",
         )
 
 

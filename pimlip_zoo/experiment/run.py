@@ -83,7 +83,7 @@ def train(
     config = experiment.config
     last = folder / "checkpoints" / "last.ckpt"
     if resume and not last.exists():
-        raise InputError("there is nothing to resume", file=last, mend="train without --resume")
+        raise InputError("there is nothing to resume", file=last, hint="train without --resume")
     with switches(config.trainer):
         return _train(experiment, folder, last if resume else None, optimizer)
 

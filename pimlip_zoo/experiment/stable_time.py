@@ -49,7 +49,7 @@ def measure_stability(
     from pimlip_zoo.deploy.md import MDSettings, run_md
 
     if not ps > 0:
-        raise InputError(f"{ps} ps is no time", key="--stability", mend="give a number > 0")
+        raise InputError(f"{ps} ps is no time", key="--stability", hint="give a number > 0")
     settings = {"ps": ps, "temperature": temperature, "timestep": timestep}
     known = _read(run)
     times = dict(known.get("times", {})) if known.get("settings") == settings else {}

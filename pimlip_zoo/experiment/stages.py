@@ -35,7 +35,7 @@ from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.present import cut_down
-from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
+from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
 from pimlip_zoo.weak_labels.offsets import fit_offset, shift_energies
 from pimlip_zoo.weak_labels.pool import cached_labels, labelled_pool
@@ -96,7 +96,7 @@ def train_run(experiment: Experiment, folder: Path, *, resume: bool = False) -> 
     labels = experiment.config.weak.labels
     begun = [folder, *(folder.iterdir() if folder.is_dir() and labels is not None else ())]
     if resume and not any(_last(stage).exists() for stage in begun):
-        raise InputError("there is nothing to resume", file=_last(folder), mend="train without --resume")
+        raise InputError("there is nothing to resume", file=_last(folder), hint="train without --resume")
     from_rank_zero(lambda: write_record(folder, experiment.config, experiment.data))
     if labels is None:
         return train(experiment, folder, resume=resume)
@@ -117,7 +117,7 @@ class Preparation:
     """Of the same run, when it is resumed."""
 
     @property
-    def calculator(self) -> Supervisor:
+    def calculator(self) -> CheapCalculator:
         """What gives the weak labels."""
         return _calculator_of(self.labels)
 
@@ -230,7 +230,7 @@ class Run:
             raise InputError(
                 f"{self.labels.calculator} gives no stress of these structures",
                 key="weak.labels.stress",
-                mend="leave it out: only structures that are periodic in all directions have one, and not every "
+                hint="leave it out: only structures that are periodic in all directions have one, and not every "
                 "calculator gives it",
             )
         wanted = "stress" in self.experiment.labels if options.stress is None else options.stress
@@ -274,7 +274,7 @@ class Run:
 
     def taught_by(self, name: str) -> list[Frame]:
         """Structures sampled around the training set, and labelled, by the potential of a stage."""
-        return self._sampled(find_supervisor(f"run:{self.folder / name}", load_run=_load_run))
+        return self._sampled(find_cheap_calculator(f"run:{self.folder / name}", load_run=_load_run))
 
     def trained(self, name: str, *, difference: bool = False) -> Potential:
         """The potential that a stage left.
@@ -334,7 +334,7 @@ class Run:
 
     def pool_of(self, name: str) -> list[Frame]:
         """Structures sampled with the potential of a stage, with the cheap calculator's labels."""
-        stage = find_supervisor(f"run:{self.folder / name}", load_run=_load_run)
+        stage = find_cheap_calculator(f"run:{self.folder / name}", load_run=_load_run)
         return self.cheap_labels(self._sampled(stage))
 
     def cheap_labels(self, frames: Sequence[Frame]) -> list[Frame]:
@@ -345,7 +345,7 @@ class Run:
         """What a function returns; of several ranks the first calls it, and the others get what it has."""
         return from_rank_zero(make)
 
-    def _sampled(self, calculator: Supervisor) -> list[Frame]:
+    def _sampled(self, calculator: CheapCalculator) -> list[Frame]:
         frames, cache = list(self.experiment.frames), _cache(self.labels)
         unlabelled = unlabelled_frames(self.experiment.config.weak, self.experiment.potential.species)
         return from_rank_zero(
@@ -353,8 +353,8 @@ class Run:
         )
 
 
-def _calculator_of(labels: WeakLabelsConfig) -> Supervisor:
-    return find_supervisor(labels.calculator, trust=True, load_run=_load_run)
+def _calculator_of(labels: WeakLabelsConfig) -> CheapCalculator:
+    return find_cheap_calculator(labels.calculator, trust=True, load_run=_load_run)
 
 
 def _load_run(run: str) -> Calculator:

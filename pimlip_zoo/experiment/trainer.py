@@ -33,14 +33,14 @@ def parse_duration(text: str) -> datetime.timedelta:
     """
     if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
         raise InputError(
-            f"{text!r} is not a time", key="trainer.max_time", mend="write 90s, 10m, 2h or 1d12h"
+            f"{text!r} is not a time", key="trainer.max_time", hint="write 90s, 10m, 2h or 1d12h"
         )
     units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
     parts = {units[unit]: float(number) for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text)}
     duration = datetime.timedelta(**parts)
     if not duration:
         raise InputError(
-            f"{text!r} is no time at all", key="trainer.max_time", mend="write 90s, 10m, 2h or 1d12h"
+            f"{text!r} is no time at all", key="trainer.max_time", hint="write 90s, 10m, 2h or 1d12h"
         )
     return duration
 
@@ -58,11 +58,11 @@ def check_trainer(config: RunConfig) -> None:
     known = {"auto", "gpu", *AcceleratorRegistry.available_accelerators()}
     if device not in known:
         raise InputError(
-            f"no device is called {device!r}", key="trainer.device", mend=did_you_mean(device, known)
+            f"no device is called {device!r}", key="trainer.device", hint=did_you_mean(device, known)
         )
     accelerator = "cuda" if device == "gpu" and not torch.backends.mps.is_available() else device
     if accelerator in AcceleratorRegistry and not AcceleratorRegistry.get(accelerator).is_available():
-        raise InputError(f"this machine has no {device}", key="trainer.device", mend="give auto or cpu")
+        raise InputError(f"this machine has no {device}", key="trainer.device", hint="give auto or cpu")
 
 
 @contextmanager

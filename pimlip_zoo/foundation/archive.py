@@ -107,7 +107,7 @@ class TorchArchive:
                 raise InputError(
                     "a TorchScript file is a program, and has no options to read",
                     file=self.path,
-                    mend="give the file that torch.save wrote, not the compiled one",
+                    hint="give the file that torch.save wrote, not the compiled one",
                 )
             if method != 0 or packed != size or flags & ~(_DESCRIPTOR | _UTF8):
                 raise self._refusal(f"its entry {name[:60]!r} is compressed or encrypted")
@@ -172,5 +172,5 @@ class TorchArchive:
 
     def _refusal(self, reason: str) -> InputError:
         return InputError(
-            f"not a file that torch.save wrote: {reason}", file=self.path, mend="is it complete, and a model?"
+            f"not a file that torch.save wrote: {reason}", file=self.path, hint="is it complete, and a model?"
         )

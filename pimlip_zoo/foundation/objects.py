@@ -55,7 +55,7 @@ def archive_objects(archive: TorchArchive, storages: str = "data/{}") -> object:
     try:
         return unpickle(bytes(archive.read(archive.pickle)), storage)
     except InputError as error:
-        raise error.at(file=archive.path, mend="is it a model?") from error
+        raise error.at(file=archive.path, hint="is it a model?") from error
 
 
 @contextmanager

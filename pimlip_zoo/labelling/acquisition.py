@@ -79,7 +79,7 @@ class Candidates:
             InputError: when there is none.
         """
         if self.potential is None:
-            raise InputError(f"{what} needs a trained potential", key="--acquisition", mend="give --run RUN")
+            raise InputError(f"{what} needs a trained potential", key="--acquisition", hint="give --run RUN")
         return self.potential
 
     @cached_property
@@ -204,7 +204,7 @@ def choose_by_variance(candidates: Candidates, count: int, rng: np.random.Genera
     potential = candidates.require("variance")
     posterior = candidates.posterior
     if posterior is None:
-        raise InputError("variance needs a posterior", key="--acquisition", mend="give --run RUN")
+        raise InputError("variance needs a posterior", key="--acquisition", hint="give --run RUN")
     information = force_information(potential, candidates.frames)
     sizes = np.array([len(frame.numbers) for frame in candidates.frames], dtype=np.float64)
     pool = np.tensordot(sizes, information, axes=1) / sizes.sum()
@@ -232,7 +232,7 @@ def choose_by_difference(candidates: Candidates, count: int, rng: np.random.Gene
     candidates.unit = "difference of its forces to the cheap level, eV/Å"
     if candidates.difference is None:
         raise InputError(
-            "difference needs forces of a cheap level", key="--acquisition", mend="give --cheap gfn2"
+            "difference needs forces of a cheap level", key="--acquisition", hint="give --cheap gfn2"
         )
     points, known = candidates.means
     weights = candidates.difference / max(float(np.mean(candidates.difference)), 1e-12)

@@ -77,7 +77,7 @@ def extrapolation(small: str, large: str) -> Extrapolation:
         for k in range(2)
     ]
     raise InputError(
-        f"no exponents are known for {small} and {large}", key="basis", mend=f"known: {', '.join(known)}"
+        f"no exponents are known for {small} and {large}", key="basis", hint=f"known: {', '.join(known)}"
     )
 
 

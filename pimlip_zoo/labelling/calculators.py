@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pimlip_zoo.errors import InputError, reason_of
-from pimlip_zoo.weak_labels.calculators import find_supervisor, package_version
+from pimlip_zoo.weak_labels.calculators import find_cheap_calculator, package_version
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -55,12 +55,12 @@ def find_labeller(name: str, *, memory: float | None = None) -> Labeller:
     if ":" in name and not name.startswith("run:"):
         return _imported(name)
     try:
-        found = find_supervisor(name, trust=True)
+        found = find_cheap_calculator(name, trust=True)
     except InputError as error:
-        mend = error.mend
+        hint = error.hint
         if name not in _LEVELS:
-            mend = "gfn2, gfn1, emt, pyscf:METHOD/BASIS, or MODULE:FACTORY of an ASE calculator"
-        raise InputError(error.message.replace("cheap ", ""), key=KEY, mend=mend) from error
+            hint = "gfn2, gfn1, emt, pyscf:METHOD/BASIS, or MODULE:FACTORY of an ASE calculator"
+        raise InputError(error.message.replace("cheap ", ""), key=KEY, hint=hint) from error
     level = _LEVELS.get(name, name)
     one = found.make()
     return Labeller(name, found.version, level, lambda _: one, known=True, takes_charge=found.charged)
@@ -71,7 +71,7 @@ def _quantum(name: str, memory: float | None) -> Labeller:
 
     level = parse_level(name.removeprefix(_PYSCF))
     if importlib.util.find_spec("pyscf") is None:
-        raise InputError("pyscf is not installed", key=KEY, mend="pip install 'pimlip-zoo[pyscf]'")
+        raise InputError("pyscf is not installed", key=KEY, hint="pip install 'pimlip-zoo[pyscf]'")
     one = PySCFCalculator(level, memory)
     return Labeller(name, package_version("pyscf"), str(level), lambda _: one, known=True, takes_charge=True)
 
@@ -83,11 +83,11 @@ def _imported(name: str) -> Labeller:
         for part in path.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(reason_of(error), key=KEY, mend=f"is {name} importable from here?") from error
+        raise InputError(reason_of(error), key=KEY, hint=f"is {name} importable from here?") from error
     except Exception as error:
         raise InputError(f"{module} cannot be imported: {reason_of(error)}", key=KEY) from error
     if not callable(found):
-        raise InputError(f"{name} is no function", key=KEY, mend="it has to return an ASE calculator")
+        raise InputError(f"{name} is no function", key=KEY, hint="it has to return an ASE calculator")
     takes = _takes_structure(found)
 
     def make(atoms: Atoms) -> Calculator:

@@ -77,7 +77,7 @@ def write_folders(
     from ase.io import write
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError("holds something already", file=folder, key="--write-inputs", mend="name another")
+        raise InputError("holds something already", file=folder, key="--write-inputs", hint="name another")
     with _importing_from_here():
         labeller = find_labeller(calculator, memory=memory)
         unique = {structure.key(): structure for structure in structures}

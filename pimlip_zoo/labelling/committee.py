@@ -38,10 +38,10 @@ class CommitteeUncertainty:
     def __init__(self, potentials: Sequence[Potential], valid: Sequence[Frame]) -> None:
         self.potentials = list(potentials)
         if len(self.potentials) < 2:
-            raise InputError("one potential has no spread", mend="give two or more runs")
+            raise InputError("one potential has no spread", hint="give two or more runs")
         first = self.potentials[0]
         if any(p.species != first.species or p.cutoff != first.cutoff for p in self.potentials):
-            raise InputError("the members have other species or another cutoff", mend="train them alike")
+            raise InputError("the members have other species or another cutoff", hint="train them alike")
         energies: list[Tensor] = []
         forces: list[Tensor] = []
         for start in range(0, len(valid), _BATCH):

@@ -62,7 +62,7 @@ class Journal:
             begin
         ):  # no journal: what else is in it may have no end
             raise InputError(
-                "is damaged", file=self.path, mend="move it away, and everything is computed anew"
+                "is damaged", file=self.path, hint="move it away, and everything is computed anew"
             )
         with replacing(self.path) as temporary:
             temporary.write_text(self._head, encoding="utf-8")
@@ -88,7 +88,7 @@ class Journal:
             raise
         except Exception as error:
             raise InputError(
-                "is damaged", file=self.path, mend="move it away, and everything is computed anew"
+                "is damaged", file=self.path, hint="move it away, and everything is computed anew"
             ) from error
         different = any(calculator.get(name) != value for name, value in head["calculator"].items())
         if different and self.empty:  # such as a misspelt basis set: there is nothing to mix with
@@ -100,7 +100,7 @@ class Journal:
                 raise InputError(
                     f"its labels have {name} {value}, given is {calculator.get(name)}",
                     file=self.path,
-                    mend="labels of two kinds do not belong in one file: name another with -o",
+                    hint="labels of two kinds do not belong in one file: name another with -o",
                 )
 
 
@@ -121,7 +121,7 @@ def opened_journal(out: Path, calculator: dict[str, str]) -> Iterator[Journal]:
                 f"cannot be made: {(error.strerror or str(error)).lower()}", file=path
             ) from error
         if lock is None:
-            raise InputError("another process is labelling into it", file=out, mend="wait until it is done")
+            raise InputError("another process is labelling into it", file=out, hint="wait until it is done")
         held.callback(lock.release)
         journal = Journal(path, calculator)
         try:

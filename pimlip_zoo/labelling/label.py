@@ -94,7 +94,7 @@ def label(
     check_output(out, overwrite=overwrite)
     scratch = out.with_name(out.name + ".scratch")
     if executor is not None and limits not in (None, Limits()):
-        raise InputError("are the executor's business", key="limits", mend="set them where it is configured")
+        raise InputError("are the executor's business", key="limits", hint="set them where it is configured")
     with (
         Pool(calculator, workers=workers, limits=limits, folder=scratch)
         if executor is None
@@ -136,11 +136,11 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
         InputError: for another format, or a file that no labelling wrote.
     """
     if out.suffix not in _FORMATS:
-        raise InputError("is no format for labels", file=out, mend=f"name it {', '.join(_FORMATS)}")
+        raise InputError("is no format for labels", file=out, hint=f"name it {', '.join(_FORMATS)}")
     if out.is_dir():
-        raise InputError("is a folder", file=out, mend="name a file")
+        raise InputError("is a folder", file=out, hint="name a file")
     if out.exists() and not overwrite and not journal_path(out).exists():
-        raise InputError("is there already", file=out, mend="name another file, or give --overwrite")
+        raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
 
 
 def labelled_frame(structure: Structure, result: dict[str, Any], about: dict[str, str]) -> Frame:
@@ -195,7 +195,7 @@ def _keep(journal: Journal, key: str, outcome: Outcome) -> bool:
             raise InputError(
                 f"energies change by {factor:.4g} of what the forces say: the units do not belong together",
                 key="--calculator",
-                mend="ASE calculators return eV and eV/Å; --no-compare if you know better",
+                hint="ASE calculators return eV and eV/Å; --no-compare if you know better",
             )
         entry["force_factor"] = round(factor, 5)
     journal.add(key, {"result": outcome.result, **entry})

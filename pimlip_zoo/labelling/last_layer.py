@@ -37,7 +37,7 @@ class LastLayer:
             raise InputError(
                 "forces from a head of their own are not linear in what the energies are made of",
                 key="force_head",
-                mend="take a committee of runs for its uncertainty",
+                hint="take a committee of runs for its uncertainty",
             )
         self.potential = copy.deepcopy(potential).eval().requires_grad_(False)
         self._readouts = readout_perceptrons(self.potential.model)

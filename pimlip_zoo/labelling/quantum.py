@@ -95,19 +95,19 @@ def parse_level(text: str) -> QuantumLevel:
         raise InputError(
             f"{text!r} is no level of theory",
             key="pyscf",
-            mend="write METHOD/BASIS, as pyscf:PBE/def2-svp or 'pyscf:CCSD(T)/cc-pvtz:cc-pvqz:cc-pvdz'",
+            hint="write METHOD/BASIS, as pyscf:PBE/def2-svp or 'pyscf:CCSD(T)/cc-pvtz:cc-pvqz:cc-pvdz'",
         )
     level = replace(QuantumLevel(method.lower(), bases), **_options(query))
     if level.method in ("rhf", "uhf"):
         level = replace(level, method="hf")
     if len(bases) > 3 or (len(bases) == 3 and level.method != "ccsd(t)"):
         raise InputError(
-            f"{len(bases)} basis sets", key="pyscf", mend="one, two to extrapolate, a third with CCSD(T)"
+            f"{len(bases)} basis sets", key="pyscf", hint="one, two to extrapolate, a third with CCSD(T)"
         )
     if len(bases) > 1:
         if not level.correlated and level.method != "hf":
             raise InputError(
-                f"{method} is not extrapolated", key="pyscf", mend="a density functional takes one basis set"
+                f"{method} is not extrapolated", key="pyscf", hint="a density functional takes one basis set"
             )
         extrapolation(*bases[:2])
     return level
@@ -119,7 +119,7 @@ def _options(query: str) -> dict[str, Any]:
     for item in filter(None, query.split("&")):
         name, _, value = item.partition("=")
         if name not in known:
-            raise InputError(f"pyscf has no option {name!r}", key="pyscf", mend=did_you_mean(name, known))
+            raise InputError(f"pyscf has no option {name!r}", key="pyscf", hint=did_you_mean(name, known))
         given[name] = _value(name, value)
     return given
 
@@ -128,14 +128,14 @@ def _value(name: str, text: str) -> Any:
     choices = {"fitting": ("yes", "no"), "frozen": ("yes", "no"), "forces": ("auto", "numerical", "none")}
     if name in choices:
         if text not in choices[name]:
-            raise InputError(f"{text!r} is not possible", key=name, mend=" or ".join(choices[name]))
+            raise InputError(f"{text!r} is not possible", key=name, hint=" or ".join(choices[name]))
         return text if name == "forces" else text == "yes"
     try:
         value = int(text) if name == "grid" else float(text)
     except ValueError:
         value = -1
     if not 0 < value < 10:
-        raise InputError(f"{text!r} is not possible", key=name, mend="give a number")
+        raise InputError(f"{text!r} is not possible", key=name, hint="give a number")
     return value
 
 
@@ -326,6 +326,6 @@ def _pyscf() -> Any:
         from pyscf import dft, gto, scf  # noqa: F401 - they add the methods of molecules
     except ImportError as error:
         raise InputError(
-            "pyscf is not installed", key="--calculator", mend="pip install 'pimlip-zoo[pyscf]'"
+            "pyscf is not installed", key="--calculator", hint="pip install 'pimlip-zoo[pyscf]'"
         ) from error
     return pyscf

@@ -17,7 +17,7 @@ from pimlip_zoo.labelling.acquisition import ACQUISITIONS, Candidates, Choice
 from pimlip_zoo.labelling.screening import LeftOut, screen
 from pimlip_zoo.labelling.uncertainty import Posterior
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import cached_labels
 
 __all__ = ["Selection", "predicted_forces", "select"]
@@ -74,10 +74,10 @@ def select(
     way = ACQUISITIONS.get(acquisition, key="--acquisition")
     if way.needs_run and potential is None:
         raise InputError(
-            f"{acquisition} needs a trained potential", key="--acquisition", mend="give --run RUN"
+            f"{acquisition} needs a trained potential", key="--acquisition", hint="give --run RUN"
         )
     if count < 1:
-        raise InputError(f"{count} structures", key="-n", mend="at least 1")
+        raise InputError(f"{count} structures", key="-n", hint="at least 1")
     forces = None if potential is None else predicted_forces(potential, pool)
     usable, left = screen(pool, known, forces, max_force=max_force)
     if not usable:
@@ -88,7 +88,7 @@ def select(
             f"{count} are wanted, {len(usable)} of {len(pool)} structures can be used",
             file=source,
             key="-n",
-            mend="ask for fewer, or sample a larger pool",
+            hint="ask for fewer, or sample a larger pool",
         )
     frames = [pool[index] for index in usable]
     difference = None
@@ -122,7 +122,7 @@ def predicted_forces(potential: Potential, frames: Sequence[Frame]) -> list[NDAr
 def _differences(
     frames: Sequence[Frame], forces: Sequence[NDArray[np.float64]], cheap: str
 ) -> NDArray[np.float64]:
-    labels = cached_labels(frames, find_supervisor(cheap, trust=True))
+    labels = cached_labels(frames, find_cheap_calculator(cheap, trust=True))
     return np.array(
         [
             float(np.sqrt(np.mean((mine - other.forces) ** 2))) if other.forces is not None else 0.0

@@ -317,7 +317,7 @@ def load_posterior(potential: Potential, checkpoint: Path) -> Posterior | None:
             raise InputError("has values that are not finite")
     posterior = Posterior(potential, root, energy, forces)
     if root.shape != (len(posterior.layer),) * 2:
-        raise InputError("does not fit the potential", file=path, mend="remove it, and it is made anew")
+        raise InputError("does not fit the potential", file=path, hint="remove it, and it is made anew")
     return posterior
 
 

@@ -45,7 +45,7 @@ class UncertaintyWatch:
     ) -> None:
         for name, value in (("--stop-at-uncertainty", stop), ("--collect", collect)):
             if value is not None and not value > 0:
-                raise InputError(f"{value} eV/Å is not possible", key=name, mend="more than 0")
+                raise InputError(f"{value} eV/Å is not possible", key=name, hint="more than 0")
         self.uncertainty, self.folder, self.stop, self.collect = uncertainty, folder, stop, collect
         self.largest, self.kept = 0.0, 0
         self._last: int | None = None

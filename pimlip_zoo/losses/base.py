@@ -119,7 +119,7 @@ class LossTerm(nn.Module):
     def __init__(self, name: str, weight: float = 1.0) -> None:
         super().__init__()
         if not weight >= 0:
-            raise InputError(f"the weight is {weight}", key=f"loss.{name}.weight", mend="give a number >= 0")
+            raise InputError(f"the weight is {weight}", key=f"loss.{name}.weight", hint="give a number >= 0")
         self.name = name
         self.weight = float(weight)
 

@@ -103,9 +103,9 @@ class SupervisedTerm(LossTerm):
     ) -> None:
         super().__init__(quantity, weight)
         if distance not in ("mse", "mae", "huber"):
-            raise InputError(f"no distance is called {distance!r}", mend="mse, mae or huber")
+            raise InputError(f"no distance is called {distance!r}", hint="mse, mae or huber")
         if not delta > 0:
-            raise InputError(f"delta is {delta}", key=f"loss.{quantity}.delta", mend="give a number > 0")
+            raise InputError(f"delta is {delta}", key=f"loss.{quantity}.delta", hint="give a number > 0")
         self.quantity: Quantity = quantity
         self.distance: Distance = distance
         self.delta = float(delta)

@@ -69,7 +69,7 @@ class AllegroConfig(ModelConfig):
         super().__post_init__()
         if self.force_head == "direct" and self.l_max < 1:
             raise InputError(
-                "a direct force head needs vectors, and l_max 0 has none", key="l_max", mend="give l_max >= 1"
+                "a direct force head needs vectors, and l_max 0 has none", key="l_max", hint="give l_max >= 1"
             )
 
     def mlp(self, inputs: int, hidden: tuple[int, ...], outputs: int) -> ScalarMLP:

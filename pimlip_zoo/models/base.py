@@ -55,7 +55,7 @@ class ModelConfig:
         _check_types(self)
         if not _SHORTEST < self.cutoff < math.inf:
             raise InputError(
-                f"cutoff is {self.cutoff}", key="cutoff", mend=f"give a length > {_SHORTEST} in Å"
+                f"cutoff is {self.cutoff}", key="cutoff", hint=f"give a length > {_SHORTEST} in Å"
             )
 
 
@@ -70,7 +70,7 @@ def _check_types(config: ModelConfig) -> None:
             reason = error.errors()[0]["msg"].removeprefix("Input should be ")
             for words, sign in _SIGNS.items():
                 reason = reason.replace(words, sign)
-            raise InputError(f"{option.name} is {value!r}", key=option.name, mend=f"give {reason}") from error
+            raise InputError(f"{option.name} is {value!r}", key=option.name, hint=f"give {reason}") from error
 
 
 class AtomicEnergyModel(nn.Module):
@@ -104,12 +104,12 @@ class AtomicEnergyModel(nn.Module):
         atomic_numbers(species)  # refuses what is no element
         twice = sorted(symbol for symbol, count in Counter(species).items() if count > 1)
         if twice:
-            raise InputError(f"{', '.join(twice)} is named twice", key="species", mend="name each once")
+            raise InputError(f"{', '.join(twice)} is named twice", key="species", hint="name each once")
         if config.embed_charge and not self.can_embed_charge:
             raise InputError(
                 f"{type(self).__name__} does not embed charge and multiplicity",
                 key="model.embed_charge",
-                mend="use nequip, mace, mace-nonlinear or allegro",
+                hint="use nequip, mace, mace-nonlinear or allegro",
             )
         self.config = config
         self.species = tuple(species)
@@ -131,7 +131,7 @@ class AtomicEnergyModel(nn.Module):
     def energies_and_forces(self, graph: AtomGraph, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (N,) and directly predicted forces (N, 3), for ``force_head="direct"``."""
         raise InputError(
-            f"{type(self).__name__} offers no direct force head", key="force_head", mend="use conservative"
+            f"{type(self).__name__} offers no direct force head", key="force_head", hint="use conservative"
         )
 
     @classmethod

@@ -42,12 +42,12 @@ def check_extent(
         raise InputError(
             f"the model that it describes has at least {least} weights, and it holds {found}",
             key="config",
-            mend="is it the checkpoint of another model?",
+            hint="is it the checkpoint of another model?",
         )
     seconds = model.seconds_to_build(config)
     if seconds > _PATIENCE + found / _WEIGHTS_A_SECOND:
         raise InputError(
             f"the model that it describes takes some {seconds:.0f} s to build, and it holds {found} weights",
             key="config",
-            mend="fewer layers, or a lower degree",
+            hint="fewer layers, or a lower degree",
         )

@@ -78,7 +78,7 @@ class MACEConfig(ModelConfig):
         self._require("readout_gate", self.readout_gate in ACTIVATIONS, ", ".join(ACTIVATIONS))
         if self.force_head == "direct" and self.l_max < 1:
             raise InputError(
-                "a direct force head needs vectors, and l_max 0 has none", key="l_max", mend="give l_max >= 1"
+                "a direct force head needs vectors, and l_max 0 has none", key="l_max", hint="give l_max >= 1"
             )
         least, most = int(self.force_head == "direct"), self.l_max * self.correlation
         allowed = f"{least} to {most}, what l_max {self.l_max}, correlation {self.correlation} and the force head allow"
@@ -86,7 +86,7 @@ class MACEConfig(ModelConfig):
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise InputError(f"{name} is {getattr(self, name)!r}", key=name, mend=f"give {allowed}")
+            raise InputError(f"{name} is {getattr(self, name)!r}", key=name, hint=f"give {allowed}")
 
 
 class MACELayer(nn.Module):

@@ -118,12 +118,12 @@ class MACENonlinearConfig(ModelConfig):
         )
         if self.force_head == "direct":
             raise InputError(
-                "mace-nonlinear offers no direct force head", key="force_head", mend="use conservative"
+                "mace-nonlinear offers no direct force head", key="force_head", hint="use conservative"
             )
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise InputError(f"{name} is {getattr(self, name)!r}", key=name, mend=f"give {allowed}")
+            raise InputError(f"{name} is {getattr(self, name)!r}", key=name, hint=f"give {allowed}")
 
 
 class NonlinearLayer(nn.Module):

@@ -86,11 +86,11 @@ class NequIPConfig(ModelConfig):
             raise InputError(
                 "a direct force head needs polar vectors, and without reflections there are none",
                 key="force_head",
-                mend="use conservative, or reflections=true",
+                hint="use conservative, or reflections=true",
             )
         if self.force_head == "direct" and self.l_max < 1:
             raise InputError(
-                "a direct force head needs vectors, and l_max 0 has none", key="l_max", mend="give l_max >= 1"
+                "a direct force head needs vectors, and l_max 0 has none", key="l_max", hint="give l_max >= 1"
             )
 
     def _check_lengths(self) -> None:
@@ -103,7 +103,7 @@ class NequIPConfig(ModelConfig):
             values = getattr(self, name)
             if values and len(values) != count:
                 raise InputError(
-                    f"{name} has {len(values)} values for {count}", key=name, mend=f"give one for each {each}"
+                    f"{name} has {len(values)} values for {count}", key=name, hint=f"give one for each {each}"
                 )
 
     @property

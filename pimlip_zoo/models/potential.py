@@ -170,10 +170,10 @@ class Potential(PhysicsWeakMixin, nn.Module):
             raise InputError(
                 "the model does not know charge and multiplicity",
                 key="charge",
-                mend="leave them out, or train with model.embed_charge=true",
+                hint="leave them out, or train with model.embed_charge=true",
             )
         if multiplicity < 1:
-            raise InputError(f"it is {multiplicity}", key="multiplicity", mend="give 2S + 1, at least 1")
+            raise InputError(f"it is {multiplicity}", key="multiplicity", hint="give 2S + 1, at least 1")
         fixed: Potential = copy.deepcopy(self)
         fixed.model.fix_electrons(charge, multiplicity)
         return fixed

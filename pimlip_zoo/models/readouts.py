@@ -33,7 +33,7 @@ def readout_perceptrons(model: AtomicEnergyModel) -> list[ScalarMLP]:
     if not found:
         raise InputError(
             f"the readouts of {type(model).__name__} are not known",
-            mend="name them in readout_modules; they have to be ScalarMLP",
+            hint="name them in readout_modules; they have to be ScalarMLP",
         )
     return found
 

@@ -130,13 +130,13 @@ def pair_cutoffs(
                 raise InputError(
                     f"a cutoff is given for {symbol}, which the model does not have",
                     key="species_cutoffs",
-                    mend=did_you_mean(symbol, species),
+                    hint=did_you_mean(symbol, species),
                 )
         if not 0 < value <= cutoff:
             raise InputError(
                 f"the cutoff of {centre}-{neighbour} is {value}",
                 key="species_cutoffs",
-                mend=f"give a length in (0, {cutoff}] Å",
+                hint=f"give a length in (0, {cutoff}] Å",
             )
         rows, columns = (
             slice(None) if symbol == "*" else list(species).index(symbol) for symbol in (centre, neighbour)

@@ -102,7 +102,7 @@ class ElectronTables(StateEmbedding):
         raise InputError(
             f"a structure has the {key} {given}, and the model knows {known}",
             key=key,
-            mend="leave the structure out",
+            hint="leave the structure out",
         )
 
 

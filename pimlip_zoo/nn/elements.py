@@ -24,7 +24,7 @@ def atomic_numbers(species: Sequence[str]) -> Tensor:
         if known.get(symbol, 0) < 1:
             elements = [name for name, number in known.items() if number > 0]
             raise InputError(
-                f"{symbol!r} is not a chemical element", key="species", mend=did_you_mean(symbol, elements)
+                f"{symbol!r} is not a chemical element", key="species", hint=did_you_mean(symbol, elements)
             )
     return torch.tensor([known[symbol] for symbol in species], dtype=torch.int64)
 

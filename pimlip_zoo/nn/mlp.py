@@ -36,7 +36,7 @@ def activation(name: str) -> nn.Module:
     """
     if name not in _ACTIVATIONS:
         raise InputError(
-            f"no activation is called {name!r}", key="nonlinearity", mend=f"known: {', '.join(_ACTIVATIONS)}"
+            f"no activation is called {name!r}", key="nonlinearity", hint=f"known: {', '.join(_ACTIVATIONS)}"
         )
     return _ACTIVATIONS[name]()
 
@@ -98,7 +98,7 @@ class ScalarMLP(nn.Module):
     ) -> None:
         super().__init__()
         if len(sizes) < 2 or min(sizes) < 1:
-            raise InputError(f"an MLP of widths {list(sizes)} cannot be built", mend="give widths >= 1")
+            raise InputError(f"an MLP of widths {list(sizes)} cannot be built", hint="give widths >= 1")
         self.sizes = tuple(int(size) for size in sizes)
         self.weights = nn.ParameterList(
             nn.Parameter(torch.empty(a, b).uniform_(-math.sqrt(3.0), math.sqrt(3.0)))

@@ -31,7 +31,7 @@ class PairEmbedding(nn.Module):
             raise InputError(
                 f"an embedding of pairs of species cannot have {channels} channels: half belong to each",
                 key="embed_channels",
-                mend="give an even number >= 2",
+                hint="give an even number >= 2",
             )
         self.centre = nn.Parameter(torch.randn(num_species, channels // 2))
         self.neighbour = nn.Parameter(torch.randn(num_species, channels // 2))

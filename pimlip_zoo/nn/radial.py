@@ -37,14 +37,14 @@ class BesselBasis(ExactBuffers):
     ) -> None:
         super().__init__()
         if num_basis < 1:
-            raise InputError(f"num_basis is {num_basis}", key="num_basis", mend="give an integer >= 1")
+            raise InputError(f"num_basis is {num_basis}", key="num_basis", hint="give an integer >= 1")
         self.num_basis = num_basis
         self.prefactor = prefactor
         if frequencies and len(frequencies) != num_basis:
             raise InputError(
                 f"{len(frequencies)} frequencies are given for {num_basis} functions",
                 key="bessel_frequencies",
-                mend="give one for each, or none",
+                hint="give one for each, or none",
             )
         turns = torch.tensor([float(k) for k in frequencies or range(1, num_basis + 1)], dtype=torch.float64)
         if trainable:
@@ -72,7 +72,7 @@ class PolynomialCutoff(nn.Module):
         super().__init__()
         if not p >= 2:
             raise InputError(
-                f"the order of the polynomial cutoff is {p}", key="cutoff_order", mend="give a number >= 2"
+                f"the order of the polynomial cutoff is {p}", key="cutoff_order", hint="give a number >= 2"
             )
         self.p = float(p)
 
@@ -104,7 +104,7 @@ class XplorCutoff(nn.Module):
             raise InputError(
                 f"the XPLOR cutoff begins at {onset} of the cutoff",
                 key="cutoff_onset",
-                mend="give a number between 0 and 1",
+                hint="give a number between 0 and 1",
             )
         self.onset = float(onset)
 

@@ -29,7 +29,7 @@ class DirectForces(nn.Module):
             raise InputError(
                 f"a direct force head needs vectors (1o), the features are {irreps}",
                 key="force_head",
-                mend="give l_max >= 1, or force_head conservative",
+                hint="give l_max >= 1, or force_head conservative",
             )
         self._start, copies = next(
             (start, copies) for irrep, start, copies in irrep_slices(irreps) if irrep == o3.Irrep("1o")

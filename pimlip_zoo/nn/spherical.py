@@ -27,7 +27,7 @@ class SphericalHarmonics(ExactBuffers):
     def __init__(self, l_max: int) -> None:
         super().__init__()
         if not 0 <= l_max <= 11:
-            raise InputError(f"l_max is {l_max}", key="l_max", mend="0 to 11")
+            raise InputError(f"l_max is {l_max}", key="l_max", hint="0 to 11")
         self.l_max = l_max
         self.irreps = o3.Irreps.spherical_harmonics(l_max)
         probe = torch.tensor([[0.3, -0.5, 0.8]], dtype=torch.float64)

@@ -106,9 +106,9 @@ def symmetric_contraction_spec(
         InputError: for a correlation out of range, an unknown basis, or more couplings than a computer can hold.
     """
     if correlation not in range(1, 5):
-        raise InputError(f"correlation is {correlation}", key="correlation", mend="give 1, 2, 3 or 4")
+        raise InputError(f"correlation is {correlation}", key="correlation", hint="give 1, 2, 3 or 4")
     if basis not in get_args(CouplingBasis):
-        raise InputError(f"the basis of couplings is {basis!r}", key="basis", mend="paths or reduced")
+        raise InputError(f"the basis of couplings is {basis!r}", key="basis", hint="paths or reduced")
     needed = sum(
         math.comb(irreps_in.dim + order - 1, order) * irrep.dim * _num_paths(irreps_in, irrep, order)
         for _, irrep in irreps_out
@@ -118,7 +118,7 @@ def symmetric_contraction_spec(
         raise InputError(
             f"the couplings of {correlation} factors of degree up to {irreps_in.lmax} are up to {needed} numbers",
             key="correlation",
-            mend="take a lower correlation or l_max",
+            hint="take a lower correlation or l_max",
         )
     polynomials: list[tuple[Term, int, float]] = []
     blocks: list[WeightBlock] = []

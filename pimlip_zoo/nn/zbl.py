@@ -48,10 +48,10 @@ class ZBL(ExactBuffers):
         super().__init__()
         if not cutoff_order >= 2:
             raise InputError(
-                f"the order of ZBL's cutoff is {cutoff_order}", key="cutoff_order", mend="give a number >= 2"
+                f"the order of ZBL's cutoff is {cutoff_order}", key="cutoff_order", hint="give a number >= 2"
             )
         if not strength > 0:
-            raise InputError(f"the strength of ZBL is {strength}", key="strength", mend="give a number > 0")
+            raise InputError(f"the strength of ZBL is {strength}", key="strength", hint="give a number > 0")
         self.num_species = len(species)
         charge = atomic_numbers(species).to(torch.float64)
         radius = covalent_radii(species)
@@ -64,7 +64,7 @@ class ZBL(ExactBuffers):
             raise InputError(
                 f"the cutoff is {cutoff} Å, but ZBL repels up to {self.max_reach:.2f} Å",
                 key="cutoff",
-                mend="give a larger cutoff, or no ZBL",
+                hint="give a larger cutoff, or no ZBL",
             )
         self._charges = nn.Buffer(
             (_COULOMB * charge[:, None] * charge[None, :]).reshape(-1), persistent=False

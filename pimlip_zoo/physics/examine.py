@@ -86,10 +86,10 @@ def select(
         name, dot, option = key.partition(".")
         PROPERTIES.get(name, key="--set")
         if not dot:
-            raise InputError("names no option", key=f"--set {key}", mend=f"write --set {key}.OPTION=VALUE")
+            raise InputError("names no option", key=f"--set {key}", hint=f"write --set {key}.OPTION=VALUE")
         if names is not None and name not in names:
             raise InputError(
-                f"{name} is not measured", key=f"--set {key}", mend=f"add {name} to --properties"
+                f"{name} is not measured", key=f"--set {key}", hint=f"add {name} to --properties"
             )
         given.setdefault(name, {})[option] = value
     chosen = {name: PROPERTIES.get(name, key="--properties") for name in names or PROPERTIES.all()}
@@ -275,17 +275,17 @@ def _check(subject: Subject, calculator: Calculator) -> None:
             raise InputError(
                 f"has {', '.join(unknown)}, which the potential does not know",
                 file=subject.name,
-                mend=f"it knows {known}",
+                hint=f"it knows {known}",
             )
     end = subject.end
     if end is not None and (len(end) != len(atoms) or (end.numbers != atoms.numbers).any()):
         raise InputError(
             f"has other atoms, or another order, than {subject.name}",
             key="--to",
-            mend="give the same atoms in the same order",
+            hint="give the same atoms in the same order",
         )
     if end is not None and not np.allclose(end.cell.array, atoms.cell.array, atol=1e-4):
-        raise InputError(f"has another cell than {subject.name}", key="--to", mend="give both in one cell")
+        raise InputError(f"has another cell than {subject.name}", key="--to", hint="give both in one cell")
 
 
 def _plain(value: Any) -> Any:

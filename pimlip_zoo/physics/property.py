@@ -129,7 +129,7 @@ class Property:
                 raise InputError(
                     "there is no such option",
                     key=f"{self.name}.{name}",
-                    mend=did_you_mean(name, self.options.model_fields),
+                    hint=did_you_mean(name, self.options.model_fields),
                 )
         try:
             return self.options.model_validate(dict(options))

@@ -54,7 +54,7 @@ def read_reference(path: str | Path, structures: Sequence[str]) -> Reference:
     """
     content = read_yaml(path)
     if not isinstance(content, Mapping) or not content:
-        raise InputError("has no reference values", file=path, mend="write lattice: {a: 3.61}, for one")
+        raise InputError("has no reference values", file=path, hint="write lattice: {a: 3.61}, for one")
     if isinstance(content.get("structures"), Mapping):
         return reference_of_result(content, source=str(path), structures=structures)
     known = PROPERTIES.all()
@@ -65,13 +65,13 @@ def read_reference(path: str | Path, structures: Sequence[str]) -> Reference:
         named = isinstance(inner, Mapping) and any(str(key).split(".")[0] in known for key in inner)
         if not named and (name not in structures or not isinstance(inner, Mapping)):
             near = did_you_mean(str(name), [*known, *structures])
-            raise InputError("is neither a property nor a structure", file=path, key=str(name), mend=near)
+            raise InputError("is neither a property nor a structure", file=path, key=str(name), hint=near)
         tables[str(name)] = _properties(inner, path, f"{name}.")
     if not set(tables) & set(structures):
         raise InputError(
             f"has values of {', '.join(tables)}, and none of {', '.join(structures)}",
             file=path,
-            mend=did_you_mean(next(iter(tables)), [*structures, *known]),
+            hint=did_you_mean(next(iter(tables)), [*structures, *known]),
         )
     return tables
 
@@ -104,7 +104,7 @@ def reference_of_result(
         raise InputError(
             f"has values of {', '.join(tables)}, and none of {', '.join(structures)}",
             file=source,
-            mend="give the same --structure",
+            hint="give the same --structure",
         )
     return tables
 
@@ -176,7 +176,7 @@ def _properties(content: Mapping[str, Any], path: str | Path, place: str) -> dic
         name, dot, value = str(key).partition(".")
         if name not in known:
             raise InputError(
-                "is no property", file=path, key=f"{place}{name}", mend=did_you_mean(name, known)
+                "is no property", file=path, key=f"{place}{name}", hint=did_you_mean(name, known)
             )
         entries = {value: inner} if dot else inner
         if not isinstance(entries, Mapping):
@@ -184,7 +184,7 @@ def _properties(content: Mapping[str, Any], path: str | Path, place: str) -> dic
                 "has no values by name",
                 file=path,
                 key=f"{place}{name}",
-                mend="write lattice: {a: 3.61}, for one",
+                hint="write lattice: {a: 3.61}, for one",
             )
         table = tables.setdefault(name, {})
         for entry, given in entries.items():
@@ -197,7 +197,7 @@ def _expected(given: Any, path: str | Path, key: str) -> Expected:
     for name in entry:
         if name not in _KEYS:
             raise InputError(
-                "is unknown", file=path, key=f"{key}.{name}", mend=did_you_mean(str(name), _KEYS)
+                "is unknown", file=path, key=f"{key}.{name}", hint=did_you_mean(str(name), _KEYS)
             )
     value = entry.get("value")
     numbers = (

@@ -25,6 +25,6 @@ def save_figure(figure: Figure, file: Path) -> None:
         InputError: for a file type that cannot be drawn, or a place that cannot be written.
     """
     if file.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"cannot draw {file.suffix or 'this'}", file=file, mend="use .png, .pdf or .svg")
+        raise InputError(f"cannot draw {file.suffix or 'this'}", file=file, hint="use .png, .pdf or .svg")
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=150)

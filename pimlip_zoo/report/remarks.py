@@ -25,12 +25,12 @@ def remarks_on(pairs: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64
         pairs: (labels, predictions) of energy_per_atom, forces and stress, flat, in eV and Å.
     """
     said = []
-    for name, units, mend in (
+    for name, units, hint in (
         ("forces", FORCE_FACTORS, "?energy=...&length=...&forces=..."),
         ("stress", STRESS_FACTORS, "?stress=..."),
     ):
         if name in pairs:
-            said += _size(name, *pairs[name], units, mend)
+            said += _size(name, *pairs[name], units, hint)
     if "energy_per_atom" in pairs:
         said += _zero(*pairs["energy_per_atom"])
     return said
@@ -41,7 +41,7 @@ def _size(
     labels: NDArray[np.float64],
     predicted: NDArray[np.float64],
     units: Mapping[str, float],
-    mend: str,
+    hint: str,
 ) -> list[str]:
     labelled, told = float(np.sqrt(np.mean(labels**2))), float(np.sqrt(np.mean(predicted**2)))
     if len(labels) < _FEW or min(labelled, told) == 0.0 or not math.isfinite(labelled * told):
@@ -52,7 +52,7 @@ def _size(
         names = looks_like(1.0 / ratio, units, within=1.6)
         like = f", as if they were in {' or '.join(names[:2])}" if names and abs(along) > 0.5 else ""
         text = f"the labelled {name} are typically {ratio:.3g} times what the potential says{like}"
-        return [f"{text} (name the units: {mend})"]
+        return [f"{text} (name the units: {hint})"]
     if along < -0.5:
         return [f"the labelled {name} point against what the potential says: their sign is another one"]
     return []

@@ -93,7 +93,7 @@ def build_potential(description: Mapping[str, Any], weights: Mapping[str, Tensor
     """
     description = _migrate(dict(description))
     if description["dtype"] not in _DTYPES:
-        raise InputError(f"{description['dtype']!r} is no precision", key="dtype", mend="float32 or float64")
+        raise InputError(f"{description['dtype']!r} is no precision", key="dtype", hint="float32 or float64")
     info = get_model(description["model"])
     config = info.configure(**_tuples(description["config"]))
     species = tuple(description["species"])
@@ -104,7 +104,7 @@ def build_potential(description: Mapping[str, Any], weights: Mapping[str, Tensor
     if description["repulsion"] is not None:
         if description["repulsion"] != "zbl":
             raise InputError(
-                f"no repulsion is called {description['repulsion']!r}", key="repulsion", mend="zbl"
+                f"no repulsion is called {description['repulsion']!r}", key="repulsion", hint="zbl"
             )
         from pimlip_zoo.nn.zbl import ZBL
 
@@ -123,7 +123,7 @@ def checkpoint_path(run: str | Path, which: str = "best") -> Path:
     if run.is_file():
         return run
     if not run.exists():
-        raise InputError("no such run", file=run, mend="give a run folder or a .ckpt file")
+        raise InputError("no such run", file=run, hint="give a run folder or a .ckpt file")
     for name in dict.fromkeys((which, "best", "last")):
         path = run / "checkpoints" / f"{name}.ckpt"
         if path.exists():
@@ -147,12 +147,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise InputError(
                 "is an exported file, and no checkpoint",
                 file=path,
-                mend="give the run's folder; in Python, torch.jit.load or the calculator of nequip reads this one",
+                hint="give the run's folder; in Python, torch.jit.load or the calculator of nequip reads this one",
             ) from error
         raise InputError(
             f"not a readable checkpoint: {reason[:120]}",
             file=path,
-            mend="is it truncated?",
+            hint="is it truncated?",
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get(KEY), dict):
         raise InputError("not a checkpoint of pimlip-zoo", file=path)
@@ -204,7 +204,7 @@ def load_potential(
         raise InputError(
             f"the run is a correction to {baseline}, no potential by itself",
             file=path,
-            mend="use it through pimlip_zoo.calculator, or train a standalone one with --weak distill",
+            hint="use it through pimlip_zoo.calculator, or train a standalone one with --weak distill",
         )
     with reading(path):
         potential = build_potential(content[KEY], content["state_dict"])
@@ -278,7 +278,7 @@ def _check_weights(weights: Any, size: int) -> None:
             raise InputError(
                 "the weights are NaN or infinite",
                 key=name,
-                mend="the training diverged, or the file was changed: take another checkpoint",
+                hint="the training diverged, or the file was changed: take another checkpoint",
             )
 
 
@@ -287,7 +287,7 @@ def _registered_name(model: AtomicEnergyModel) -> str:
         if info.model is type(model):
             return name
     raise InputError(
-        f"{type(model).__name__} is not registered", mend="decorate it with @register_model to save it"
+        f"{type(model).__name__} is not registered", hint="decorate it with @register_model to save it"
     )
 
 
@@ -297,7 +297,7 @@ def _migrate(description: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(version, int) or isinstance(version, bool) or not first <= version <= FORMAT_VERSION:
         raise InputError(
             f"the checkpoint has format version {version}, this package reads up to {FORMAT_VERSION}",
-            mend="update pimlip-zoo",
+            hint="update pimlip-zoo",
         )
     while version < FORMAT_VERSION:
         description = _MIGRATIONS[version](description)

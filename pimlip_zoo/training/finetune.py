@@ -96,7 +96,7 @@ def _agree(key: str, given: object, found: object, path: object) -> None:
             f"{given!r} contradicts the run that is fine-tuned, which has {found!r}",
             file=path,
             key=key,
-            mend="leave it out: it comes from the run",
+            hint="leave it out: it comes from the run",
         )
 
 
@@ -138,7 +138,7 @@ def start_from(
             f"the data have {', '.join(added)}, and the potential to fine-tune knows {', '.join(old.species)} only",
             file=path,
             key="finetune.extend_species",
-            mend="leave those structures out, or set it to true: new species then start as the mean of the known ones",
+            hint="leave those structures out, or set it to true: new species then start as the mean of the known ones",
         )
     description = {
         **read_checkpoint(path)[KEY],
@@ -176,7 +176,7 @@ def _extended_weights(old: Potential, new: Potential, path: object) -> dict[str,
                 f"{len(new.species)}: no rows by species that could be added",
                 file=path,
                 key="finetune.extend_species",
-                mend=f"train a {description_of(new)} model on all species from the start",
+                hint=f"train a {description_of(new)} model on all species from the start",
             )
         if axes:
             mean = weight.mean(dim=axes[0], keepdim=True)
@@ -207,7 +207,7 @@ def _check_extension(old: Potential, new: Potential, path: object) -> None:
             f"{description_of(new)} depends on the number of species",
             file=path,
             key="finetune.extend_species",
-            mend="give the architecture a species_factor method, or train on all species from the start",
+            hint="give the architecture a species_factor method, or train on all species from the start",
         )
 
 
@@ -309,7 +309,7 @@ def freeze(potential: Potential, patterns: Sequence[str]) -> int:
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in potential.parameters()):
         raise InputError(
-            "everything is frozen, nothing is left to train", key="finetune.freeze", mend="name fewer parts"
+            "everything is frozen, nothing is left to train", key="finetune.freeze", hint="name fewer parts"
         )
     return sum(parameters[name].numel() for name in frozen)
 
@@ -356,7 +356,7 @@ def _matching(pattern: str, parameters: Mapping[str, object], key: str) -> list[
         near = did_you_mean(pattern.removesuffix(".*"), parts)
         if near.startswith("known"):
             near = f"parts: {', '.join(sorted({name.split('.')[0] for name in parameters}))}"
-        raise InputError(f"no parameter is called {pattern!r}", key=key, mend=near)
+        raise InputError(f"no parameter is called {pattern!r}", key=key, hint=near)
     return found
 
 

@@ -52,7 +52,7 @@ class Adapters:
         self.maps = adapted_maps(potential)
         if not self.maps:
             raise InputError(
-                "no linear map is left to adapt", key="finetune.lora", mend="freeze less, or leave it out"
+                "no linear map is left to adapt", key="finetune.lora", hint="freeze less, or leave it out"
             )
         for parameter in potential.model.parameters():
             if all(parameter is not weight for weight in self.maps.values()):
@@ -120,7 +120,7 @@ class Adapters:
                 raise InputError(
                     f"the checkpoint has other low-rank updates of {name}",
                     key="finetune.lora",
-                    mend="resume with the rank of the run",
+                    hint="resume with the rank of the run",
                 )
             for old, new in zip(own, found, strict=True):
                 assert new is not None

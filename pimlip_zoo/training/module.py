@@ -170,7 +170,7 @@ class PotentialTraining(pl.LightningModule):
         if not torch.isfinite(total):
             raise InputError(
                 f"the loss became {float(total.detach())} at step {self.global_step}",
-                mend="lower optimizer.lr, or look for outliers with `pimlip-zoo data check`",
+                hint="lower optimizer.lr, or look for outliers with `pimlip-zoo data check`",
             )
         shown: dict[str, Tensor] = {"loss": total.detach()}
         for name, part in parts.items():
@@ -236,7 +236,7 @@ class PotentialTraining(pl.LightningModule):
             raise InputError(
                 "the checkpoint was written with another choice of low-rank updates",
                 key="finetune.lora",
-                mend="resume with that of the run",
+                hint="resume with that of the run",
             )
         if self._adapters is not None:
             self._adapters.load(checkpoint[ADAPTERS])
@@ -249,7 +249,7 @@ class PotentialTraining(pl.LightningModule):
             raise InputError(
                 "the checkpoint was written with other losses, or by an earlier version",
                 key="weak",
-                mend="resume with the losses of the run, or begin a run from its weights with --from RUN",
+                hint="resume with the losses of the run, or begin a run from its weights with --from RUN",
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def register_recipe(
     def register(function: SettingsOf) -> SettingsOf:
         other = _recipes.get((name, version))
         if other is not None and other.settings.__qualname__ != function.__qualname__:
-            raise InputError(f"two recipes are called {name!r}, version {version}", mend="rename one of them")
+            raise InputError(f"two recipes are called {name!r}, version {version}", hint="rename one of them")
         summary = (function.__doc__ or "").strip().split("\n", 1)[0]
         _recipes[name, version] = Recipe(name, version, summary, function, reasons)
         return function
@@ -114,13 +114,13 @@ def get_recipe(name: str, version: int | None = None) -> Recipe:
         raise InputError(
             f"no recipe is called {name!r}",
             key="recipe.name",
-            mend=did_you_mean(name, sorted({n for n, _ in _recipes})),
+            hint=did_you_mean(name, sorted({n for n, _ in _recipes})),
         )
     if version is not None and version not in versions:
         raise InputError(
             f"recipe {name!r} has no version {version}",
             key="recipe.version",
-            mend=f"there is {', '.join(map(str, sorted(versions)))}",
+            hint=f"there is {', '.join(map(str, sorted(versions)))}",
         )
     return versions[max(versions) if version is None else version]
 

@@ -29,9 +29,9 @@ __all__ = [
     "CALCULATORS",
     "CalculatorInfo",
     "CalculatorOptions",
-    "Supervisor",
+    "CheapCalculator",
     "calculator",
-    "find_supervisor",
+    "find_cheap_calculator",
     "package_version",
 ]
 
@@ -157,7 +157,7 @@ def emt() -> Calculator:
     return EMT()
 
 
-class Supervisor(NamedTuple):
+class CheapCalculator(NamedTuple):
     """A cheap calculator, and what it is called in records of where labels come from."""
 
     name: str
@@ -170,9 +170,9 @@ class Supervisor(NamedTuple):
     """Whether it may take charge and multiplicity into account; False: ions are refused."""
 
 
-def find_supervisor(
+def find_cheap_calculator(
     name: str, *, trust: bool = False, load_run: Callable[[str], Calculator] | None = None
-) -> Supervisor:
+) -> CheapCalculator:
     """The calculator of that name.
 
     Args:
@@ -189,45 +189,45 @@ def find_supervisor(
         run = name.removeprefix("run:")
         if load_run is None:
             raise InputError(f"{name} cannot be used here", key=KEY)
-        return Supervisor(name, _content_version(run), lambda: load_run(run))
+        return CheapCalculator(name, _content_version(run), lambda: load_run(run))
     if not re.fullmatch(r"[\w.]+:[\w.]+", name):
         return _registered(name)
     if not trust:
         raise InputError(
             f"the model names the function {name}, which would be imported and called",
-            mend="if you trust whoever made the file: --trust of eval and md, or trust=True in Python",
+            hint="if you trust whoever made the file: --trust of eval and md, or trust=True in Python",
         )
-    return Supervisor(
+    return CheapCalculator(
         name,
         package_version(name.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0]),
         lambda: _imported(name),
     )
 
 
-def _registered(text: str) -> Supervisor:
+def _registered(text: str) -> CheapCalculator:
     name, _, given = text.partition("?")
     known = CALCULATORS.all()
     if name not in known:
         raise InputError(
             f"no calculator is called {name!r}",
             key=KEY,
-            mend=f"{did_you_mean(name, known)}; further ones are run:RUN, and MODULE:FACTORY of an ASE calculator",
+            hint=f"{did_you_mean(name, known)}; further ones are run:RUN, and MODULE:FACTORY of an ASE calculator",
         )
     info = known[name]
     values: dict[str, Any] = {}
     for part in given.split("&") if given else ():
         option, separator, value = part.partition("=")
         if not separator:
-            raise InputError(f"{part!r} is no option", key=KEY, mend=f"write {name}?OPTION=VALUE")
+            raise InputError(f"{part!r} is no option", key=KEY, hint=f"write {name}?OPTION=VALUE")
         values[option] = parse_yaml(value, key=KEY)
     options = parse_options(info.options, values, KEY)
     if importlib.util.find_spec(info.package.replace("-", "_")) is None and not _is_installed(info.package):
-        raise InputError(f"{info.package} is not installed", key=KEY, mend=info.install)
+        raise InputError(f"{info.package} is not installed", key=KEY, hint=info.install)
     chosen = {
         key: value for key, value in options.model_dump(mode="json").items() if _differs(info, key, value)
     }
     full = "&".join(f"{key}={value}" for key, value in sorted(chosen.items()))
-    return Supervisor(
+    return CheapCalculator(
         f"{name}?{full}" if full else name,
         package_version(info.package),
         lambda: info.make(**options.model_dump()),
@@ -246,14 +246,14 @@ def _imported(name: str) -> Calculator:
         for part in factory.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise InputError(str(error), key=KEY, mend=f"is {name} importable?") from error
+        raise InputError(str(error), key=KEY, hint=f"is {name} importable?") from error
     try:
         made = cast("Calculator", found())  # type: ignore[operator]
     except Exception as error:
         raise InputError(
             f"{name} fails: {reason_of(error)}",
             key=KEY,
-            mend="it has to be a function without arguments that returns an ASE calculator",
+            hint="it has to be a function without arguments that returns an ASE calculator",
         ) from error
     if not hasattr(made, "get_potential_energy"):
         raise InputError(f"{name} returns {type(made).__name__}, which is no ASE calculator", key=KEY)

@@ -71,6 +71,6 @@ def _leave_out(key: str, value: Any, method: str, known: list[str]) -> None:
         if key in info.options.model_fields
     }
     if not owners:
-        raise InputError("there is no such option", key=f"{KEY}.{key}", mend=did_you_mean(key, known))
+        raise InputError("there is no such option", key=f"{KEY}.{key}", hint=did_you_mean(key, known))
     if all(value != field.get_default(call_default_factory=True) for field in owners.values()):
         log.warning("%s.%s is an option of %s, not of %s: ignored", KEY, key, ", ".join(owners), method)

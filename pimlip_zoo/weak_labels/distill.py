@@ -57,7 +57,7 @@ class Distill(Recipe[DistillOptions]):
             raise InputError(
                 "further rounds sample with a student, and given structures are not sampled",
                 key="weak.labels.iterations",
-                mend="choose weak.labels.pool.method=md, displaced or both",
+                hint="choose weak.labels.pool.method=md, displaced or both",
             )
 
     def train(self, run: Run) -> Outcome:

@@ -45,7 +45,7 @@ def ensemble_labels(
     if not potentials:
         raise InputError("there is no potential to ask", key="runs")
     if scale is not None and not scale > 0:
-        raise InputError(f"the scale is {scale}", key="--scale", mend="give a number > 0 in eV/Å")
+        raise InputError(f"the scale is {scale}", key="--scale", hint="give a number > 0 in eV/Å")
     members = [predict_labels(potential, frames, batch_size) for potential in potentials]
     labelled = []
     for index, frame in enumerate(frames):

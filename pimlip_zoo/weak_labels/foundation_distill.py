@@ -66,6 +66,6 @@ def _foundation(calculator: str) -> str:
         raise InputError(
             f"{calculator} is no potential that could be fine-tuned",
             key=KEY,
-            mend="give run:RUN, a run folder such as `pimlip-zoo import` makes one of a foundation model",
+            hint="give run:RUN, a run folder such as `pimlip-zoo import` makes one of a foundation model",
         )
     return calculator.removeprefix("run:")

@@ -22,7 +22,7 @@ from pimlip_zoo.datasets.frames import electrons_bytes, geometry_bytes
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.processes import Reply, cores, serve
 from pimlip_zoo.section import Section
-from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
+from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.pool_work import Part, answer_parts, do_parts, forget, told_duration
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ _WORTH_SHARING = 30.0
 
 
 def label_frames(
-    frames: Sequence[Frame], supervisor: Supervisor, progress: Progress | None = None
+    frames: Sequence[Frame], supervisor: CheapCalculator, progress: Progress | None = None
 ) -> list[Frame]:
     """The same structures with the calculator's energies and forces, and stress where they are crystals and it has it.
 
@@ -98,7 +98,7 @@ def label_frames(
 
 def sample_pool(
     frames: Sequence[Frame],
-    supervisor: Supervisor,
+    supervisor: CheapCalculator,
     options: PoolOptions,
     progress: Progress | None = None,
     unlabelled: Sequence[Frame] = (),
@@ -127,7 +127,7 @@ def sample_pool(
 
 def labelled_pool(
     frames: Sequence[Frame],
-    supervisor: Supervisor,
+    supervisor: CheapCalculator,
     options: PoolOptions,
     folder: Path | None = None,
     progress: Progress | None = None,
@@ -160,7 +160,7 @@ def labelled_pool(
 
 def cached_labels(
     frames: Sequence[Frame],
-    supervisor: Supervisor,
+    supervisor: CheapCalculator,
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Frame]:
@@ -174,7 +174,7 @@ def cached_labels(
 
 
 def _cached(
-    folder: Path | None, supervisor: Supervisor, key: str, make: Callable[[Path], list[Frame]]
+    folder: Path | None, supervisor: CheapCalculator, key: str, make: Callable[[Path], list[Frame]]
 ) -> list[Frame]:
     """The frames of a key; ``make`` is given the folder where it may keep parts of them meanwhile."""
     from pimlip_zoo.datasets.lmdb import FrameStore, write_store
@@ -217,7 +217,7 @@ def _atoms(frame: Frame) -> Atoms:
     return atoms
 
 
-def _check_electrons(frames: Sequence[Frame], supervisor: Supervisor) -> None:
+def _check_electrons(frames: Sequence[Frame], supervisor: CheapCalculator) -> None:
     """Refuse ions where the calculator would label them as neutral without a word."""
     if supervisor.charged:
         return
@@ -228,7 +228,7 @@ def _check_electrons(frames: Sequence[Frame], supervisor: Supervisor) -> None:
                 f"{supervisor.name} knows nothing of {said}",
                 frame=index,
                 key="weak.labels.calculator",
-                mend="use one that does, such as gfn2, or leave these structures out",
+                hint="use one that does, such as gfn2, or leave these structures out",
             )
 
 
@@ -249,7 +249,7 @@ def _state(atoms: Atoms) -> _State:
     return _State(energy, forces, stress)
 
 
-def _labelled(frame: Frame, state: _State, supervisor: Supervisor, **info: Any) -> Frame:
+def _labelled(frame: Frame, state: _State, supervisor: CheapCalculator, **info: Any) -> Frame:
     return replace(
         frame,
         energy=state.energy,
@@ -279,7 +279,7 @@ class _Work:
     def __init__(
         self,
         starts: Sequence[Frame],
-        supervisor: Supervisor,
+        supervisor: CheapCalculator,
         options: PoolOptions,
         progress: Progress | None,
         parts: Path | None = None,
@@ -418,12 +418,12 @@ class _Work:
         )
 
 
-def _elsewhere(supervisor: Supervisor) -> bool:
+def _elsewhere(supervisor: CheapCalculator) -> bool:
     """Whether another process can make this calculator from its name."""
     if supervisor.name.startswith("run:"):
         return False
     try:
-        return find_supervisor(supervisor.name, trust=True).version == supervisor.version
+        return find_cheap_calculator(supervisor.name, trust=True).version == supervisor.version
     except InputError:
         return False
 
@@ -436,7 +436,7 @@ def start_worker() -> None:
         folder = Path(about["folder"])
         job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         # The process that started this one has called the function already, where the name is that of one.
-        supervisor = find_supervisor(job["supervisor"], trust=True)
+        supervisor = find_cheap_calculator(job["supervisor"], trust=True)
         work = _Work(
             list(FrameStore(folder / "starts.lmdb")), supervisor, PoolOptions(**job["options"]), None
         )
@@ -447,7 +447,7 @@ def start_worker() -> None:
 
 def _labels(
     frames: Sequence[Frame],
-    supervisor: Supervisor,
+    supervisor: CheapCalculator,
     indices: Sequence[int],
     report: Callable[[int], None],
     calculator: Calculator,
@@ -468,7 +468,7 @@ def _labels(
 
 def _given(
     frames: Sequence[Frame],
-    supervisor: Supervisor,
+    supervisor: CheapCalculator,
     options: PoolOptions,
     indices: Sequence[int],
     report: Callable[[int], None],
@@ -488,7 +488,7 @@ def _given(
 
 def _displaced(
     frames: Sequence[Frame],
-    supervisor: Supervisor,
+    supervisor: CheapCalculator,
     options: PoolOptions,
     places: Sequence[int],
     rng: np.random.Generator,
@@ -516,7 +516,7 @@ def _displaced(
 
 def _dynamics(
     frames: Sequence[Frame],
-    supervisor: Supervisor,
+    supervisor: CheapCalculator,
     options: PoolOptions,
     temperature: float,
     count: int,
@@ -581,16 +581,16 @@ def _evaluate(atoms: Atoms, max_force: float) -> _State | None:
     return state if finite and largest <= max_force else None
 
 
-def _give_up(failures: int, count: int, supervisor: Supervisor) -> None:
+def _give_up(failures: int, count: int, supervisor: CheapCalculator) -> None:
     if failures > 50 + 20 * count:
         raise InputError(
             f"{supervisor.name} finds hardly any structure with forces below the limit",
             key="weak.labels.pool",
-            mend="lower the temperatures or amplitudes, raise max_force, or check that it knows the elements",
+            hint="lower the temperatures or amplitudes, raise max_force, or check that it knows the elements",
         )
 
 
-def _key(frames: Sequence[Frame], supervisor: Supervisor, what: Any) -> str:
+def _key(frames: Sequence[Frame], supervisor: CheapCalculator, what: Any) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps([supervisor.name, supervisor.version, what], sort_keys=True).encode())
     if any(frame.pbc.all() for frame in frames):

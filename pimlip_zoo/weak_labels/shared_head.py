@@ -152,7 +152,7 @@ class SharedFeatures(SecondHead):
             raise InputError(
                 f"{type(model).__name__} does not say which of its modules are readouts",
                 key="weak.labels.method",
-                mend="set readout_modules in the architecture, or choose another recipe",
+                hint="set readout_modules in the architecture, or choose another recipe",
             )
         for name, parameter in potential.named_parameters():
             if name not in self.names:

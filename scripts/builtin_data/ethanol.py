@@ -201,7 +201,7 @@ def _calculator(**options: object) -> Any:
         from tblite.ase import TBLite
     except ImportError as error:
         raise InputError(
-            "GFN2-xTB labels need tblite, which is not installed", mend="pip install 'pimlip-zoo[xtb]'"
+            "GFN2-xTB labels need tblite, which is not installed", hint="pip install 'pimlip-zoo[xtb]'"
         ) from error
     return TBLite(method="GFN2-xTB", verbosity=0, **options)
 

@@ -52,9 +52,9 @@ def make_builtin(
             be written.
     """
     if name not in MAKERS:
-        raise InputError(f"no built-in data set is called {name!r}", mend=did_you_mean(name, MAKERS))
+        raise InputError(f"no built-in data set is called {name!r}", hint=did_you_mean(name, MAKERS))
     if out.suffix != ".npz" and out.exists() and not out.is_dir():
-        raise InputError("is a file, not a folder", file=out, mend="name a folder, or a file ending in .npz")
+        raise InputError("is a file, not a folder", file=out, hint="name a folder, or a file ending in .npz")
     options: dict[str, Any] = {"progress": progress} | ({} if seed is None else {"seed": seed})
     data = MAKERS[name](**options)
     with writing(out):

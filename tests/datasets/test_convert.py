@@ -206,10 +206,10 @@ def test_a_place_where_nobody_may_write_is_named_and_mended(data):
 
 
 @pytest.mark.parametrize(
-    ("number", "mend"),
+    ("number", "hint"),
     [(errno.ENOSPC, "make room"), (errno.EROFS, "name a place"), (errno.EPERM, "may write")],
 )
-def test_what_the_system_refuses_is_one_line_with_the_mend(monkeypatch, capsys, number, mend):
+def test_what_the_system_refuses_is_one_line_with_the_mend(monkeypatch, capsys, number, hint):
     from pimlip_zoo import cli
 
     def refuse():
@@ -221,7 +221,7 @@ def test_what_the_system_refuses_is_one_line_with_the_mend(monkeypatch, capsys, 
     said = capsys.readouterr().err
     assert end.value.code == 2
     assert said.startswith("pimlip-zoo: a.lmdb: ")
-    assert mend in said
+    assert hint in said
     assert said.count("\n") == 1
 
 

@@ -23,7 +23,7 @@ from pimlip_zoo.experiment.record import data_record
 from pimlip_zoo.graph import collate
 from pimlip_zoo.training.packed_batch import pack, unpack
 from pimlip_zoo.weak_labels import pool
-from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
+from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, cached_labels, label_frames, labelled_pool, sample_pool
 
 OH = np.array([8, 1])
@@ -181,18 +181,18 @@ def test_gfn2_labels_the_ion_and_not_the_radical():
     for frame in (hydroxide(charge=-1), hydroxide(charge=1, multiplicity=3), hydroxide()):
         electrons = electrons_of(frame.numbers, frame.info)
         direct = Atoms(OH, PLACES, calculator=TBLite(method="GFN2-xTB", verbosity=0, **electrons._asdict()))
-        (labelled,) = label_frames([frame], find_supervisor("gfn2"))
+        (labelled,) = label_frames([frame], find_cheap_calculator("gfn2"))
         assert labelled.energy == pytest.approx(direct.get_potential_energy(), abs=1e-7)
         np.testing.assert_allclose(labelled.forces, direct.get_forces(), atol=1e-6)
         assert stated(labelled) == stated(frame)
     # As part of a difference model the calculator gets atoms of users, who state the charge in `info`.
     ion = atoms(charge=-1)
-    ion.calc = find_supervisor("gfn2").make()
-    (labelled,) = label_frames([hydroxide(charge=-1)], find_supervisor("gfn2"))
+    ion.calc = find_cheap_calculator("gfn2").make()
+    (labelled,) = label_frames([hydroxide(charge=-1)], find_cheap_calculator("gfn2"))
     assert ion.get_potential_energy() == pytest.approx(labelled.energy, abs=1e-7)
     ion.info["charge"] = 0
     assert ion.get_potential_energy() == pytest.approx(
-        label_frames([hydroxide()], find_supervisor("gfn2"))[0].energy, abs=1e-6
+        label_frames([hydroxide()], find_cheap_calculator("gfn2"))[0].energy, abs=1e-6
     )
 
 
@@ -217,7 +217,7 @@ class Counting:
 
 
 def test_the_cache_knows_ions_apart_and_the_pool_keeps_what_its_structures_are(tmp_path):
-    charges = Supervisor("charges", "1", Counting.make)
+    charges = CheapCalculator("charges", "1", Counting.make)
     for info, energy in (({}, 0.0), ({"charge": -1}, 9.0), ({"charge": 1, "multiplicity": 3}, 31.0)):
         assert cached_labels([hydroxide(**info)], charges, tmp_path)[0].energy == energy
     assert len(list(tmp_path.glob("*.lmdb"))) == 3
@@ -233,7 +233,7 @@ def test_further_processes_label_ions_as_ions(tmp_path, monkeypatch):
     pytest.importorskip("tblite")
     monkeypatch.setattr(pool, "_WORTH_SHARING", 0.0)
     monkeypatch.setattr(pool, "cores", lambda: 2)
-    gfn2, frames = find_supervisor("gfn2"), [hydroxide(charge=-1)] * 60
+    gfn2, frames = find_cheap_calculator("gfn2"), [hydroxide(charge=-1)] * 60
 
     def for_the_estimate_alone():
         calculator, times = gfn2.make(), []
@@ -254,7 +254,7 @@ def test_further_processes_label_ions_as_ions(tmp_path, monkeypatch):
 
 
 def test_given_and_sampled_structures_keep_what_they_are():
-    charges = Supervisor("charges", "1", Counting.make)
+    charges = CheapCalculator("charges", "1", Counting.make)
     ions = [hydroxide(charge=-1)] * 3
     given = sample_pool([hydroxide()], charges, PoolOptions(structures=3, method="given"), unlabelled=ions)
     assert [frame.energy for frame in given] == [9.0] * 3
@@ -262,7 +262,7 @@ def test_given_and_sampled_structures_keep_what_they_are():
 
 
 def test_a_calculator_without_charges_refuses_ions(tmp_path):
-    emt = find_supervisor("emt")
+    emt = find_cheap_calculator("emt")
     frames = [hydroxide(), hydroxide(charge=-1)]
     with pytest.raises(InputError, match="emt knows nothing of charge -1") as caught:
         label_frames(frames, emt)

@@ -14,7 +14,7 @@ from pimlip_zoo.evaluation import evaluate_run
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.training.checkpoint import KEY, baseline_of, describe, load_potential
-from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 
 MODULE = """
 from pathlib import Path
@@ -107,7 +107,7 @@ def test_the_calculators_of_the_package_need_no_trust(tmp_path):
 @pytest.mark.parametrize("name", ["os:getcwd", "pimlip_zoo.weak_labels.calculators:_emt", "emt:make", "EMT"])
 def test_no_other_name_passes_for_a_calculator_of_the_package(name):
     with pytest.raises(InputError):
-        find_supervisor(name)
+        find_cheap_calculator(name)
 
 
 @pytest.mark.parametrize("baseline", ["emt", {"version": "1"}, {"calculator": ["emt"]}, 3])

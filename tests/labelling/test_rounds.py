@@ -91,13 +91,13 @@ def test_structures_are_sampled_from_a_start_with_the_cheap_level_and_then_the_p
     tmp_path, monkeypatch
 ):
     used = []
-    true = module.find_supervisor
+    true = module.find_cheap_calculator
 
     def seen(name, **options):
         used.append(name)
         return true("emt")
 
-    monkeypatch.setattr(module, "find_supervisor", seen)
+    monkeypatch.setattr(module, "find_cheap_calculator", seen)
     sample = "{start: 'builtin:cual-emt/train@30', calculator: emt, structures: 8, temperatures: [100, 200], stride: 2}"
     run_rounds(load_rounds(written(tmp_path, sample)))
     assert used[0] == "emt"

@@ -9,10 +9,10 @@ from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.weak_labels import pool
-from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
+from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, cached_labels, labelled_pool
 
-EMT = find_supervisor("emt")
+EMT = find_cheap_calculator("emt")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def counted(evaluated, stop=None):
         calculator.calculate = calculate
         return calculator
 
-    return Supervisor("emt", EMT.version, make)
+    return CheapCalculator("emt", EMT.version, make)
 
 
 def test_what_was_labelled_before_an_interruption_is_not_labelled_again(crystals, tmp_path, caplog):

@@ -20,7 +20,7 @@ from pimlip_zoo.experiment.curve import Point, collect, run_points, subset, summ
 from pimlip_zoo.experiment.stages import Run, prepare_run, train_run
 from pimlip_zoo.report.curve import curve_plot
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
-from pimlip_zoo.weak_labels.calculators import find_supervisor
+from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
 from pimlip_zoo.weak_labels.ensemble import ensemble_labels, predict_labels
 from pimlip_zoo.weak_labels.pool import label_frames
@@ -182,7 +182,7 @@ def test_pre_training_brings_cheap_energies_to_the_level_of_the_labels(tmp_path)
     experiment = prepare_run(load_config(None, settings(tmp_path, "pretrain")))
     run_of = Run(experiment, experiment.config.weak.labels, tmp_path)
     raw, shifted = run_of.pool(shift=False), run_of.pool(shift=True)
-    cheap = label_frames(experiment.frames, find_supervisor("emt"))
+    cheap = label_frames(experiment.frames, find_cheap_calculator("emt"))
     offset = np.mean([a.energy - b.energy for a, b in zip(experiment.frames, cheap, strict=True)])
     for a, b in zip(raw, shifted, strict=True):
         assert b.energy - a.energy == pytest.approx(offset, abs=1e-6)  # one composition
@@ -266,7 +266,7 @@ def test_a_difference_is_learnt_evaluated_and_used_with_its_baseline(tmp_path):
     folder = tmp_path / "run"
     assert baseline_of(folder) == "emt"
     frames = load_builtin("ethanol-gfn2")[:8]
-    cheap = label_frames(frames, find_supervisor("emt"))
+    cheap = label_frames(frames, find_cheap_calculator("emt"))
     assert experiment.frames[0].energy == pytest.approx(frames[0].energy - cheap[0].energy, abs=1e-9)
     with pytest.raises(InputError, match="correction to emt"):
         load_potential(folder)

@@ -7,7 +7,7 @@ from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.weak_labels.calculators import Supervisor, find_supervisor
+from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.offsets import add_labels, fit_offset, shift_energies, subtract_labels
 from pimlip_zoo.weak_labels.pool import (
     PoolOptions,
@@ -18,7 +18,7 @@ from pimlip_zoo.weak_labels.pool import (
     sample_pool,
 )
 
-EMT = find_supervisor("emt")
+EMT = find_cheap_calculator("emt")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_pool_is_sampled_once_and_again_when_anything_changes(crystals, tmp_pa
         calls.append(1)
         return EMT.make()
 
-    counting = Supervisor("emt", EMT.version, make)
+    counting = CheapCalculator("emt", EMT.version, make)
     options = PoolOptions(structures=4, method="displaced")
     first = labelled_pool(crystals, counting, options, tmp_path)
     second = labelled_pool(crystals, counting, options, tmp_path)
@@ -161,16 +161,16 @@ def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
 
 def test_calculators_are_found_by_name(tmp_path):
     pytest.importorskip("tblite")
-    assert find_supervisor("gfn2").version.startswith("tblite ")
+    assert find_cheap_calculator("gfn2").version.startswith("tblite ")
     methane = Frame(
         numbers=np.array([6, 1, 1, 1, 1]),
         positions=np.array(
             [[0, 0, 0], [0.63, 0.63, 0.63], [-0.63, -0.63, 0.63], [-0.63, 0.63, -0.63], [0.63, -0.63, -0.63]]
         ),
     )
-    (labelled,) = label_frames([methane], find_supervisor("gfn2"))
+    (labelled,) = label_frames([methane], find_cheap_calculator("gfn2"))
     assert labelled.energy == pytest.approx(-4.175218 * 27.211386, abs=0.02)  # GFN2-xTB methane, Hartree
-    user = find_supervisor("ase.calculators.lj:LennardJones", trust=True)
+    user = find_cheap_calculator("ase.calculators.lj:LennardJones", trust=True)
     assert label_frames([methane], user)[0].forces.shape == (5, 3)
 
 
@@ -191,7 +191,7 @@ def test_calculators_are_found_by_name(tmp_path):
 )
 def test_unknown_calculators_are_refused(name, match):
     with pytest.raises(InputError, match=match):
-        find_supervisor(name, trust=True).make()
+        find_cheap_calculator(name, trust=True).make()
 
 
 def test_a_calculator_that_fails_is_reported_with_the_structure(crystals):
@@ -256,8 +256,8 @@ def test_differences_and_sums_of_labels_are_inverse(crystals):
 def test_a_calculator_has_options_that_are_part_of_its_name_where_they_are_not_the_default(tmp_path):
     pytest.importorskip("tblite")
     rough, same = (
-        find_supervisor("gfn2?accuracy=100&max_iterations=250"),
-        find_supervisor("gfn2?accuracy=1.0"),
+        find_cheap_calculator("gfn2?accuracy=100&max_iterations=250"),
+        find_cheap_calculator("gfn2?accuracy=1.0"),
     )
     assert (rough.name, same.name) == ("gfn2?accuracy=100.0", "gfn2")
     molecule = load_builtin("ethanol-gfn2")[:1]
@@ -268,5 +268,8 @@ def test_a_calculator_has_options_that_are_part_of_its_name_where_they_are_not_t
 
     fine, coarse = (cached_labels(molecule, counted(one), tmp_path)[0] for one in (same, rough))
     assert 0 < abs(fine.energy - coarse.energy) < 1e-2
-    assert cached_labels(molecule, counted(find_supervisor(rough.name)), tmp_path)[0].energy == coarse.energy
+    assert (
+        cached_labels(molecule, counted(find_cheap_calculator(rough.name)), tmp_path)[0].energy
+        == coarse.energy
+    )
     assert calls == ["gfn2", "gfn2?accuracy=100.0"]

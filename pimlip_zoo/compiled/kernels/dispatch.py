@@ -291,11 +291,11 @@ def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tup
 
 def _checked(name: str, key: str) -> str:
     if name not in BACKENDS:
-        raise InputError(f"no kernel backend is called {name!r}", key=key, mend=did_you_mean(name, BACKENDS))
+        raise InputError(f"no kernel backend is called {name!r}", key=key, hint=did_you_mean(name, BACKENDS))
     if name in ("scatter", "triton", "cueq") and not (text := available_backends()[name]).startswith(
         "available"
     ):
-        raise InputError(f"{name} is {text}", key=key, mend="use auto")
+        raise InputError(f"{name} is {text}", key=key, hint="use auto")
     return name
 
 
@@ -311,7 +311,7 @@ def _backend(*tensors: Tensor, covered: Sequence[str]) -> str:
         raise InputError(
             "triton computes on GPUs and got a tensor on the CPU",
             key=ENVIRONMENT,
-            mend="move the model to the GPU, use auto, or set TRITON_INTERPRET=1 to test",
+            hint="move the model to the GPU, use auto, or set TRITON_INTERPRET=1 to test",
         )
     if name == "cueq" and any(t.numel() == 0 for t in tensors):
         return "reference"  # its fallback knows no empty operands
@@ -354,7 +354,7 @@ def or_reference(make: Callable[[], Kernels], *, required: bool | None = None) -
             raise InputError(
                 f"the compiled kernels cannot be built: {error}",
                 key=ENVIRONMENT,
-                mend="install a C compiler, or use auto",
+                hint="install a C compiler, or use auto",
             ) from error
         _failed.append(str(error))
         _log.warning("kernels run in plain torch, many times slower: %s", error)

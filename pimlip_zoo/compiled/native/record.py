@@ -171,7 +171,7 @@ class _Sample:
                     parts = zip(("first", "row", "slot"), made.__dict__[name], strict=True)
                     found.update({f"{part}_{key}": tensor for part, tensor in parts})
             if found.pop("slot_c", None) is not None:
-                raise InputError("edges that are not sorted by centre have no native form", mend=MEND)
+                raise InputError("edges that are not sorted by centre have no native form", hint=MEND)
             found.pop("row_c", None)  # the neighbours themselves
         else:
             found = {"first": made.first, "order": made.order, "species": made.species}
@@ -188,11 +188,11 @@ class _Merge:
         self.first = samples[0]
         names = [call.name for call in self.first.calls]
         if any([call.name for call in sample.calls] != names for sample in samples):
-            raise InputError("what the model does depends on the structure", key="format", mend=MEND)
+            raise InputError("what the model does depends on the structure", key="format", hint=MEND)
         self.count = len(self.first.by_number)
         numbers = [[[s.number(t) for t in (*c.reads, *c.writes)] for c in s.calls] for s in samples]
         if any(each != numbers[0] for each in numbers):
-            raise InputError("how the model uses memory depends on the structure", key="format", mend=MEND)
+            raise InputError("how the model uses memory depends on the structure", key="format", hint=MEND)
         self.reads = [{self.first.number(t) for t in c.reads} for c in self.first.calls]
         self.writes = [{self.first.number(t) for t in c.writes} for c in self.first.calls]
         self.of_lists = {
@@ -307,7 +307,7 @@ class _Merge:
         if any(value != first for value in values) and all(isinstance(value, int) for value in values):
             return self._fit(values)
         if any(value != first for value in values):
-            raise InputError("a number in the model depends on the structure", key="format", mend=MEND)
+            raise InputError("a number in the model depends on the structure", key="format", hint=MEND)
         return first
 
     def _view(self, tensors: Sequence[Tensor]) -> View:
@@ -330,7 +330,7 @@ class _Merge:
     def _content(self, number: int) -> Tensor:
         contents = [_flat(sample.by_number[number]) for sample in self.samples]
         if not all(torch.equal(contents[0], other) for other in contents[1:]):
-            raise InputError("a constant of the model depends on the structure", key="format", mend=MEND)
+            raise InputError("a constant of the model depends on the structure", key="format", hint=MEND)
         return contents[0].clone()
 
     def _fit(self, values: Sequence[int]) -> Size:
@@ -345,7 +345,7 @@ class _Merge:
         checked = size.constant + sum(f * n for f, n in zip(factors, others[-1], strict=True))
         if any(rests) or checked != values[-1]:
             raise InputError(
-                "a size in the model is not a sum of atoms, edges and pairs", key="format", mend=MEND
+                "a size in the model is not a sum of atoms, edges and pairs", key="format", hint=MEND
             )
         return size
 

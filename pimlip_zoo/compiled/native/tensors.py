@@ -103,7 +103,7 @@ def tensor_lines(op: TensorOp) -> Lines:
     raise InputError(
         f"the operation {op.name} of this model has no native form",
         key="format",
-        mend="use --format torchscript or aot",
+        hint="use --format torchscript or aot",
     )
 
 

@@ -102,21 +102,21 @@ def _verdict(survey: Survey, what: str, label: str, slope: _Slope, units: dict[s
         names = " or ".join(name for name in near if abs(np.log(size / units[name])) < best)
         sign = ", with the opposite sign" if factor < 0 else ""
         text = f"energies change by {factor:.4g} of what the {label} say: it looks like {names}{sign}"
-        mend = f"name the units: ?energy=...&length=...&{label}=..."
-        return Finding(f"{what}-unit", "refused", text, count=len(survey), mend=mend, **rest)
+        hint = f"name the units: ?energy=...&length=...&{label}=..."
+        return Finding(f"{what}-unit", "refused", text, count=len(survey), hint=hint, **rest)
     if slope.significant and factor < 0 and not far:
         text = f"{label} have the wrong sign: energies change by {factor:.3f} of what they say"
-        mend = (
+        hint = (
             "gradients? name them with ?gradient_key=..." if what == "force" else "stress is +dE/dε / V here"
         )
-        return Finding(f"{what}-sign", "refused", text, count=len(survey), mend=mend, **rest)
+        return Finding(f"{what}-sign", "refused", text, count=len(survey), hint=hint, **rest)
     if slope.significant and abs(factor - 1) < (_DEVIATION if slope.certain else 0.6):
         text = f"{label} and energies belong together: factor {factor:.2f} over {slope.pairs} pairs of structures"
         return Finding(f"{what}-consistent", "note", text, **rest)
     if slope.significant and slope.certain:
         text = f"energies change by {factor:.3g} of what the {label} say"
-        mend = "another method or unit, or energies that include what the forces do not?"
-        return Finding(f"{what}-inconsistent", "warning", text, mend=mend, **rest)
+        hint = "another method or unit, or energies that include what the forces do not?"
+        return Finding(f"{what}-inconsistent", "warning", text, hint=hint, **rest)
     text = f"pairs of structures are too far apart to compare {label} with energies"
     return Finding(
         "consistency-unknown" if what == "force" else "stress-consistency-unknown", "note", text, **rest

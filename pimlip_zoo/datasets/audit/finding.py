@@ -29,7 +29,7 @@ class Finding:
     """How many frames are concerned."""
     frames: tuple[int, ...] = ()
     """Some of them."""
-    mend: str = ""
+    hint: str = ""
     values: dict[str, Any] = field(default_factory=dict)
     """Numbers behind the message."""
 
@@ -42,7 +42,7 @@ class Finding:
             "data": self.data,
             "count": self.count,
             "frames": list(self.frames),
-            "mend": self.mend,
+            "hint": self.hint,
             "values": self.values,
         }
 

@@ -31,7 +31,7 @@ def check_geometry(survey: Survey, cutoff: float) -> Iterator[Finding]:
             f"{float(facts['closest'].min()):.2f} of it",
             survey.name,
             **frames_of(close),
-            mend="wrong unit of length, or a structure that fell apart?",
+            hint="wrong unit of length, or a structure that fell apart?",
         )
     lonely = facts["lonely"] > 0
     if lonely.any():
@@ -41,7 +41,7 @@ def check_geometry(survey: Survey, cutoff: float) -> Iterator[Finding]:
             f"{int(lonely.sum())} structures have atoms without a neighbour within {cutoff:g} Å",
             survey.name,
             **frames_of(lonely),
-            mend="such atoms get no force: is the cutoff too small?",
+            hint="such atoms get no force: is the cutoff too small?",
         )
     thin = facts["thinnest"] < cutoff
     if thin.any():
@@ -81,7 +81,7 @@ def check_duplicates(survey: Survey) -> Iterator[Finding]:
             f"{len(differ)} of them have another energy, by up to {float(np.nanmax(difference)):.4g} eV",
             survey.name,
             **frames_of(differ),
-            mend="same geometry, two labels: several methods or charges in one set?",
+            hint="same geometry, two labels: several methods or charges in one set?",
         )
 
 
@@ -98,7 +98,7 @@ def check_leakage(surveys: Sequence[Survey]) -> Iterator[Finding]:
                     f"{int(equal.sum())} of {len(mine)} structures are also in {earlier.name}",
                     later.name,
                     **frames_of(equal),
-                    mend="leave them out of one of the two: errors on them say nothing",
+                    hint="leave them out of one of the two: errors on them say nothing",
                 )
             near = _near(earlier, later, np.flatnonzero(~np.isin(later.facts["digest"], theirs)))
             if near:
@@ -109,7 +109,7 @@ def check_leakage(surveys: Sequence[Survey]) -> Iterator[Finding]:
                         f"{len(near)} of {len(later)} structures are within {_NEAR} Å of one in {earlier.name}",
                         later.name,
                         **frames_of([pair[1] for pair in near]),
-                        mend="neighbouring frames of a trajectory? split by blocks of time",
+                        hint="neighbouring frames of a trajectory? split by blocks of time",
                         values={"pairs": [list(pair) for pair in near[:20]]},
                     )
                 )

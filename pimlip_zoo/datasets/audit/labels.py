@@ -55,7 +55,7 @@ def check_coverage(survey: Survey, labels: Sequence[str]) -> Iterator[Finding]:
             "no structure has energy, forces or stress",
             survey.name,
             len(survey),
-            mend="name the keys: ?energy_key=...&forces_key=...",
+            hint="name the keys: ?energy_key=...&forces_key=...",
         )
         return
     for name, present in have.items():
@@ -70,7 +70,7 @@ def check_coverage(survey: Survey, labels: Sequence[str]) -> Iterator[Finding]:
                     f"no structure has {name}",
                     survey.name,
                     len(survey),
-                    mend=f"name the key with ?{name}_key=..., or train on other labels with --labels",
+                    hint=f"name the key with ?{name}_key=..., or train on other labels with --labels",
                 )
         elif absent.any():
             single = survey.facts["natoms"] == 1
@@ -99,7 +99,7 @@ def check_energies(survey: Survey, atom_energies: Mapping[str, float] | None) ->
             f"compositions determine {fit.rank} of {len(fit.energies)} atomic energies: "
             "a fit cannot tell them apart",
             survey.name,
-            mend="give energies of isolated atoms, if the potential is to be used for other compositions",
+            hint="give energies of isolated atoms, if the potential is to be used for other compositions",
             values={"rank": fit.rank, "elements": len(fit.energies)},
         )
     bulk = known & (facts["natoms"] > 1)
@@ -147,7 +147,7 @@ def _check_references(survey: Survey, atom_energies: Mapping[str, float]) -> Ite
             "strongest bonds are 9",
             survey.name,
             count=len(survey),
-            mend="both must come from the same method and have the same unit",
+            hint="both must come from the same method and have the same unit",
             values={"typical": typical},
         )
     far = np.abs(away) > _MAX_REFERENCE
@@ -159,7 +159,7 @@ def _check_references(survey: Survey, atom_energies: Mapping[str, float]) -> Ite
             f"energies of isolated atoms, up to {float(np.nanmax(np.abs(away))):.4g}",
             survey.name,
             **frames_of(far),
-            mend="both must come from the same method and have the same unit",
+            hint="both must come from the same method and have the same unit",
         )
 
 
@@ -181,7 +181,7 @@ def check_forces(survey: Survey) -> Iterator[Finding]:
             f"the median of the largest is {typical:.3g}",
             survey.name,
             **frames_of(far),
-            mend="leave them out, or train with the Huber loss",
+            hint="leave them out, or train with the Huber loss",
             values={"typical": typical},
         )
     zero = labelled & (largest == 0.0)
@@ -192,7 +192,7 @@ def check_forces(survey: Survey) -> Iterator[Finding]:
             f"all forces of {int(zero.sum())} structures are exactly zero",
             survey.name,
             **frames_of(zero),
-            mend="zero is a label: leave forces out where they were not computed",
+            hint="zero is a label: leave forces out where they were not computed",
         )
     rms = np.sqrt(facts["force_square"] / np.maximum(facts["force_atoms"], 1))
     net = np.isfinite(facts["force_net"]) & labelled
@@ -207,7 +207,7 @@ def check_forces(survey: Survey) -> Iterator[Finding]:
             f"{float(facts['force_net'][large].max()):.3g} eV/Å",
             survey.name,
             **frames_of(large),
-            mend="external fields, fixed atoms or coarse grids do this; a potential cannot learn it",
+            hint="external fields, fixed atoms or coarse grids do this; a potential cannot learn it",
         )
 
 
@@ -225,7 +225,7 @@ def check_stress(survey: Survey) -> Iterator[Finding]:
             f"stress is typically {typical:.3g} eV/Å³, that is {160.2177 * typical:.4g} GPa: it looks like GPa or kbar",
             survey.name,
             **frames_of(known),
-            mend="name its unit: ?stress=GPa or ?stress=kbar",
+            hint="name its unit: ?stress=GPa or ?stress=kbar",
             values={"typical": typical},
         )
 

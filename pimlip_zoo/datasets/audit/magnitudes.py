@@ -73,8 +73,8 @@ def _stress(survey: Survey, frames: Sequence[Frame]) -> Iterator[Finding]:
         return
     text = "stress has the wrong sign: structures are strained the other way by a quick model of the forces"
     values = {"correlation": correlation}
-    mend = "stress is +dE/dε / V here: turn it, or name ?virial_key=... where it is a virial"
-    yield Finding("stress-sign", "refused", text, survey.name, len(survey), mend=mend, values=values)
+    hint = "stress is +dE/dε / V here: turn it, or name ?virial_key=... where it is a virial"
+    yield Finding("stress-sign", "refused", text, survey.name, len(survey), hint=hint, values=values)
 
 
 def _some(survey: Survey) -> list[Frame]:
@@ -146,7 +146,7 @@ def _hydrogen(survey: Survey, stiffness: float | None) -> Iterator[Finding]:
             "forces have the wrong sign: they push hydrogen out of bonds that are stretched",
             survey.name,
             count=len(survey),
-            mend="gradients? name them with ?gradient_key=...",
+            hint="gradients? name them with ?gradient_key=...",
             values={"stiffness": stiffness},
         )
         return
@@ -160,7 +160,7 @@ def _hydrogen(survey: Survey, stiffness: float | None) -> Iterator[Finding]:
         f"possible{like}",
         survey.name,
         count=len(survey),
-        mend=_NAME_UNITS,
+        hint=_NAME_UNITS,
         values={"stiffness": stiffness},
     )
 
@@ -183,7 +183,7 @@ def _sizes(survey: Survey) -> Iterator[Finding]:
         f"forces are typically {typical:.3g} eV/Å in structures without close atoms; near 300 K they are 0.1 to 2",
         survey.name,
         count=int(sound.sum()),
-        mend=f"{_NAME_UNITS}, or leave out what is not physical",
+        hint=f"{_NAME_UNITS}, or leave out what is not physical",
         values={"typical": typical},
     )
 
@@ -350,18 +350,18 @@ def _agreement(survey: Survey, frames: Sequence[Frame]) -> Iterator[Finding]:
             f"{' or '.join(names[:3])}{sign}"
         )
         yield Finding(
-            "force-unit", "refused", text, survey.name, len(survey), mend=_NAME_UNITS, values=values
+            "force-unit", "refused", text, survey.name, len(survey), hint=_NAME_UNITS, values=values
         )
     elif found.ratio < 0 and abs(found.correlation) > 0.8:
         text = (
             "forces have the wrong sign: energies rise where a quick model of the forces says that they fall"
         )
-        mend = "gradients? name them with ?gradient_key=..."
-        yield Finding("force-sign", "refused", text, survey.name, len(survey), mend=mend, values=values)
+        hint = "gradients? name them with ?gradient_key=..."
+        yield Finding("force-sign", "refused", text, survey.name, len(survey), hint=hint, values=values)
     elif found.ratio > 0 and not 1 / _APART < size < _APART:
         text = f"energies change by about {size:.3g} of what a quick model of the forces says"
-        mend = "another unit or method, or energies that include what the forces do not?"
-        yield Finding("force-inconsistent", "warning", text, survey.name, mend=mend, values=values)
+        hint = "another unit or method, or energies that include what the forces do not?"
+        yield Finding("force-inconsistent", "warning", text, survey.name, hint=hint, values=values)
     elif found.ratio > 0:
         text = (
             f"forces and energies are of one unit: factor {found.ratio:.2f} by a quick model, "

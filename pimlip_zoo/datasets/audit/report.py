@@ -102,10 +102,10 @@ def finding_table(audit: Audit) -> Table:
     table.add_column("what")
     table.add_column("structures")
     for finding in audit.findings:
-        mend = f" [dim]({finding.mend})[/dim]" if finding.mend else ""
+        hint = f" [dim]({finding.hint})[/dim]" if finding.hint else ""
         frames = " ".join(map(str, finding.frames[:5])) + (" ..." if finding.count > 5 else "")
         colour = colours[finding.severity]
-        table.add_row(f"[{colour}]{finding.severity}[/]", finding.data, finding.message + mend, frames)
+        table.add_row(f"[{colour}]{finding.severity}[/]", finding.data, finding.message + hint, frames)
     return table
 
 
@@ -117,7 +117,7 @@ def as_html(audit: Audit) -> str:
         (
             finding.severity,
             finding.data,
-            f"{finding.message}. {finding.mend}",
+            f"{finding.message}. {finding.hint}",
             " ".join(map(str, finding.frames)),
         )
         for finding in audit.findings

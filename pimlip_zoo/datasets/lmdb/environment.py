@@ -75,7 +75,7 @@ class _Meta:
                 raise InputError(
                     f"is truncated: {size} bytes, its header needs {(meta[20] + 1) * self.page_size}",
                     file=path,
-                    mend="copy it again, or convert the data again",
+                    hint="copy it again, or convert the data again",
                 )
 
 
@@ -175,7 +175,7 @@ class _PageWalk:
 
     def _damaged(self, what: str) -> InputError:
         return InputError(
-            f"is damaged: {what}", file=self.path, mend="copy it again, or convert the data again"
+            f"is damaged: {what}", file=self.path, hint="copy it again, or convert the data again"
         )
 
 

@@ -84,7 +84,7 @@ def load_meta(raw: bytes | None, *, file: object) -> dict[str, Any]:
         raise InputError(
             "is no store of pimlip-zoo",
             file=file,
-            mend="convert it: pimlip-zoo data convert DATA -o NEW.lmdb",
+            hint="convert it: pimlip-zoo data convert DATA -o NEW.lmdb",
         )
     try:
         meta = json.loads(raw)
@@ -98,7 +98,7 @@ def load_meta(raw: bytes | None, *, file: object) -> dict[str, Any]:
         raise InputError(
             f"has version {version!r} of the format, this package knows {VERSION}",
             file=file,
-            mend="update pimlip-zoo" if newer else "convert the data again",
+            hint="update pimlip-zoo" if newer else "convert the data again",
         )
     for key in ("count", "compositions"):
         value = meta.get(key)

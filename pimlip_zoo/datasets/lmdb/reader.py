@@ -252,7 +252,7 @@ class _Shard:
             raise InputError(
                 f"claims {self.count} frames, and has {path.stat().st_size} bytes",
                 file=path,
-                mend="copy it again, or convert the data again",
+                hint="copy it again, or convert the data again",
             )
 
     def load_index(self) -> NDArray[Any]:

@@ -284,8 +284,8 @@ class StoreWriter:
         with suppress(OSError):  # LMDB calls the last page that half fits an input/output error
             if "Input/output" in text and shutil.disk_usage(self.path.parent).free < _LITTLE_ROOM:
                 text = "no space left on device"
-        mend = "make room and run the same command again" if "space" in text.lower() else None
-        return InputError(f"cannot be written: {text}", file=self.path, mend=mend)
+        hint = "make room and run the same command again" if "space" in text.lower() else None
+        return InputError(f"cannot be written: {text}", file=self.path, hint=hint)
 
 
 def _claim(path: Path) -> int:

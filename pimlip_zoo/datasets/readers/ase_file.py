@@ -63,7 +63,7 @@ class AseFile:
             raise
         except UnknownFileTypeError as error:
             raise InputError(
-                "is of no known format", file=self.path, mend="name it with ?format=, as ASE calls it"
+                "is of no known format", file=self.path, hint="name it with ?format=, as ASE calls it"
             ) from error
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__

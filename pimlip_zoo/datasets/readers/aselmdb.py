@@ -109,7 +109,7 @@ class AseLmdbFile:
                 raise InputError(  # noqa: TRY301
                     f"has a row {name} that it says is not there",
                     file=file,
-                    mend="is it what was written last?",
+                    hint="is it what was written last?",
                 )
             return [i for i in range(1, min(last, entries + len(gone) + 1)) if i not in gone]
         except InputError:

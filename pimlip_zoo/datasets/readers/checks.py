@@ -38,7 +38,7 @@ def check_frame(frame: Frame, *, file: object, index: int, nan: str = "error") -
     _check_geometry(frame, place)
     for key, weight in (("weight", frame.weight), *zip(LABELS, frame.label_weights, strict=True)):
         if not 0 <= weight < math.inf:
-            raise InputError(f"the weight is {weight}", **place, key=key, mend="give a number >= 0")
+            raise InputError(f"the weight is {weight}", **place, key=key, hint="give a number >= 0")
     frame = _without_nan_labels(frame) if nan == "missing" else frame
     for key in LABELS:
         label = getattr(frame, key)
@@ -50,7 +50,7 @@ def check_frame(frame: Frame, *, file: object, index: int, nan: str = "error") -
             f"{_first_bad(np.asarray(label), key)} is NaN or infinite",
             **place,
             key=key,
-            mend="leave missing labels out, or read with ?nan=missing",
+            hint="leave missing labels out, or read with ?nan=missing",
         )
     pair = coinciding_atoms(frame.positions, frame.cell, frame.pbc)
     if pair:

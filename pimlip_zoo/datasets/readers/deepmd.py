@@ -79,7 +79,7 @@ class DeepmdFolder:
         }
         others = [path.stem for path in folder.glob("*.npy") if path.stem not in _READ]
         if periodic and "box" not in data:
-            raise InputError("has no box.npy", file=folder, mend="a file nopbc beside type.raw says open")
+            raise InputError("has no box.npy", file=folder, hint="a file nopbc beside type.raw says open")
         positions = _shaped(folder / "coord.npy", (m, n, 3))
         for i in range(m):
             if offset + i not in window:
@@ -126,7 +126,7 @@ class DeepmdFolder:
                 "does not say which elements its types are",
                 file=system,
                 key="species",
-                mend="name them in order, as in ?species=O+H",
+                hint="name them in order, as in ?species=O+H",
             )
         try:
             return np.array([atomic_numbers[symbol] for symbol in symbols])
@@ -156,7 +156,7 @@ def _find_systems(path: Path) -> list[Path]:
             continue
         for name in sorted(name for name in inside if name.startswith("set.")):
             if any((Path(folder) / name).glob("*.npy")):
-                raise InputError(f"has {name} and no type.raw", file=folder, mend="is it complete?")
+                raise InputError(f"has {name} and no type.raw", file=folder, hint="is it complete?")
     if not systems:
         raise InputError("has no type.raw", file=path)
     return sorted(systems)
@@ -169,7 +169,7 @@ def _sets(system: Path) -> list[Path]:
     for folder in found:
         if not (folder / "coord.npy").exists():
             raise InputError(
-                "has no coord.npy", file=folder, mend="is it complete? remove it if it is not meant"
+                "has no coord.npy", file=folder, hint="is it complete? remove it if it is not meant"
             )
     return found
 

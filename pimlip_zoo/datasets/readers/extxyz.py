@@ -189,7 +189,7 @@ def check_expansion(path: str | Path) -> None:
         raise InputError(
             f"holds more than {limit} bytes in {path.stat().st_size}, which structures do not",
             file=path,
-            mend="decompress it first if it is what you think",
+            hint="decompress it first if it is what you think",
         )
 
 

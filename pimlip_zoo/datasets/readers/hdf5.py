@@ -92,7 +92,7 @@ class Hdf5File:
             raise InputError(
                 "is of no known layout",
                 file=path,
-                mend=f"its groups hold {', '.join(sorted(names)[:12])}" if names else "it holds no groups",
+                hint=f"its groups hold {', '.join(sorted(names)[:12])}" if names else "it holds no groups",
             )
         self.finder = LabelFinder(
             options,
@@ -246,7 +246,7 @@ class Hdf5File:
             key = getattr(options, option)
             if key is not None and key not in names:
                 raise InputError(
-                    f"no group has {key!r}", file=self.path, key=option, mend=did_you_mean(key, names)
+                    f"no group has {key!r}", file=self.path, key=option, hint=did_you_mean(key, names)
                 )
         energy = options.energy_key or _first(self._layout.energy, names)
         forces = options.forces_key
@@ -291,7 +291,7 @@ class Hdf5File:
         try:
             import h5py
         except ImportError as error:
-            raise InputError("needs h5py", file=self.path, mend="pip install 'pimlip-zoo[hdf5]'") from error
+            raise InputError("needs h5py", file=self.path, hint="pip install 'pimlip-zoo[hdf5]'") from error
         try:
             return h5py.File(self.path, "r")
         except OSError as error:

@@ -94,7 +94,7 @@ class LabelFinder:
                     f"the file does not say its unit of {name}",
                     file=file,
                     key=name,
-                    mend=f"name it, as in {file}?energy=kcal/mol&length=Å",
+                    hint=f"name it, as in {file}?energy=kcal/mol&length=Å",
                 )
         assert energy_name is not None
         assert length_name is not None
@@ -134,7 +134,7 @@ class LabelFinder:
                 "the unit of stress is not named",
                 file=self.file,
                 key="stress",
-                mend="add stress=eV/Å^3, stress=GPa or whatever it is",
+                hint="add stress=eV/Å^3, stress=GPa or whatever it is",
             )
         return 1.0
 
@@ -290,7 +290,7 @@ class LabelFinder:
                     f"no frame has {key!r}",
                     file=self.file,
                     key=f"{kind}_key",
-                    mend=did_you_mean(key, self.keys_seen) if self.keys_seen else "the file holds no labels",
+                    hint=did_you_mean(key, self.keys_seen) if self.keys_seen else "the file holds no labels",
                 )
 
     def _kind(self, key: str) -> str | None:
@@ -332,7 +332,7 @@ class LabelFinder:
                     file=self.file,
                     frame=index,
                     key=kind,
-                    mend=f"say which one: ?{kind}_key=..." if kind in _NAMED else "keep one of them",
+                    hint=f"say which one: ?{kind}_key=..." if kind in _NAMED else "keep one of them",
                 )
             if value is None:
                 value, where = array, place
@@ -374,7 +374,7 @@ class LabelFinder:
                     file=self.file,
                     frame=index,
                     key="stress",
-                    mend="say which one: ?stress_key=... or ?virial_key=...",
+                    hint="say which one: ?stress_key=... or ?virial_key=...",
                 )
         return values[0][1] if values else None
 

@@ -72,7 +72,7 @@ class N2p2File:
                 f"has a line that begins with {unknown[0][:40]!a}",
                 file=self.path,
                 frame=index,
-                mend=did_you_mean(unknown[0][:40], sorted(_KNOWN)),
+                hint=did_you_mean(unknown[0][:40], sorted(_KNOWN)),
             )
         atoms = [words for words in lines if words[0] == "atom"]
         lattice = [words[1:4] for words in lines if words[0] == "lattice"]

@@ -45,7 +45,7 @@ class NpzFile:
                 "says that its atoms are periodic; archives of this kind are read as molecules",
                 file=path,
                 key=periodic[0],
-                mend="write them with ASE as extxyz",
+                hint="write them with ASE as extxyz",
             )
         energy, length = self._units(options)
         self.finder = LabelFinder(options, file=path, energy=energy, length=length)
@@ -126,7 +126,7 @@ class NpzFile:
                     f"the file says that its unit is {said}, you say {named}",
                     file=self.path,
                     key=key,
-                    mend=f"leave out {key}=, or mend the file",
+                    hint=f"leave out {key}=, or mend the file",
                 )
         return energy, length
 
@@ -136,7 +136,7 @@ class NpzFile:
         value = self._archive[key].item()
         return value.decode() if isinstance(value, bytes) else str(value)
 
-    def _one(self, names: tuple[str, ...], mend: str) -> str | None:
+    def _one(self, names: tuple[str, ...], hint: str) -> str | None:
         """The one of these names that the archive has; None where it has none.
 
         Raises:
@@ -146,7 +146,7 @@ class NpzFile:
         for name in found[1:]:
             if not np.array_equal(self._archive[found[0]], self._archive[name]):
                 raise InputError(
-                    f"holds {found[0]} and {name}, which differ", file=self.path, key=name, mend=mend
+                    f"holds {found[0]} and {name}, which differ", file=self.path, key=name, hint=hint
                 )
         return found[0] if found else None
 
@@ -158,7 +158,7 @@ class NpzFile:
             f"holds no {what}",
             file=self.path,
             key=" or ".join(names),
-            mend=f"it holds {', '.join(self._names)}",
+            hint=f"it holds {', '.join(self._names)}",
         )
 
     def _optional(self, label: str, names: tuple[str, ...], key: str | None) -> NDArray[np.float64] | None:
@@ -166,7 +166,7 @@ class NpzFile:
             names = (key,)
             if key not in self._names:
                 raise InputError(
-                    f"holds no {key!r}", file=self.path, mend=f"it holds {', '.join(self._names)}"
+                    f"holds no {key!r}", file=self.path, hint=f"it holds {', '.join(self._names)}"
                 )
             with np.load(self.path, allow_pickle=False) as archive:
                 return self._floats(archive[key], key)

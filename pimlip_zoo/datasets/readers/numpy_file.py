@@ -50,7 +50,7 @@ def check_npz(path: str | Path) -> None:
             raise InputError(
                 f"holds more than {limit} bytes in {Path(path).stat().st_size}, which structures do not",
                 file=path,
-                mend="store it without compression if it is what you think",
+                hint="store it without compression if it is what you think",
             )
         for entry in entries:
             if entry.filename.endswith(".npy"):

@@ -110,13 +110,13 @@ def check_chosen(source: DataSource, count: int, window: range = ALL_FRAMES) -> 
         raise InputError(
             f"the split names frame {last}, there are {count}",
             file=source.path,
-            mend="the data are not those that were split: split them again",
+            hint="the data are not those that were split: split them again",
         )
     if window is ALL_FRAMES and source.whole is not None and source.whole != count:
         raise InputError(
             f"the split is of {source.whole} frames, there are {count}",
             file=source.path,
-            mend="the data are not those that were split: split them again",
+            hint="the data are not those that were split: split them again",
         )
 
 
@@ -142,5 +142,5 @@ def _guess_folder(path: Path) -> str:
     raise InputError(
         "is a folder of no known layout",
         file=path,
-        mend=f"it holds {', '.join(names[:5])}" if names else "it is empty; " + did_you_mean("", _READERS),
+        hint=f"it holds {', '.join(names[:5])}" if names else "it is empty; " + did_you_mean("", _READERS),
     )

@@ -50,7 +50,7 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         if self.nan not in ("error", "missing"):
-            raise InputError(f"{self.nan!r} is not possible", key="nan", mend="error or missing")
+            raise InputError(f"{self.nan!r} is not possible", key="nan", hint="error or missing")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def parse_spec(spec: str) -> list[DataSource]:
     sources: list[DataSource] = []
     for part in spec.split(","):
         if not part.strip():
-            raise InputError("a name is missing", key=f"data {spec!r}", mend="write A,B without empty parts")
+            raise InputError("a name is missing", key=f"data {spec!r}", hint="write A,B without empty parts")
         sources += _parse_part(part.strip())
     return sources
 
@@ -136,7 +136,7 @@ def _parse_slice(text: str, part: str) -> slice:
     match = _SLICE.fullmatch(text)
     if not text or match is None:
         raise InputError(
-            f"{text!r} is no slice", key=f"data {part!r}", mend="write @START:STOP:STEP, or @INDEX"
+            f"{text!r} is no slice", key=f"data {part!r}", hint="write @START:STOP:STEP, or @INDEX"
         )
     start, rest, stop, _, step = match.groups()
     if rest is None:
@@ -158,7 +158,7 @@ def _parse_split(text: str, part: str) -> tuple[slice, frozenset[int], int]:
             f"the split has no part {name!r}",
             file=file,
             key=f"data {part!r}",
-            mend=did_you_mean(name, split.parts),
+            hint=did_you_mean(name, split.parts),
         )
     if not len(split.parts[name]):
         raise InputError(f"the part {name} is empty", file=file, key=f"data {part!r}")
@@ -181,7 +181,7 @@ def _check_names(given: dict[str, Any], place: str) -> None:
     known = [option.name for option in fields(ReadOptions)]
     for name in given:
         if name not in known:
-            raise InputError(f"unknown option {name!r}", key=place, mend=did_you_mean(name, known))
+            raise InputError(f"unknown option {name!r}", key=place, hint=did_you_mean(name, known))
 
 
 def _with_sidecar(source: DataSource, given: dict[str, Any] | None = None) -> DataSource:

@@ -72,7 +72,7 @@ def forces_unit(name: str, *, file: object = None) -> float:
     energy, slash, length = name.rpartition("/")
     if not slash or energy in ("kcal", "kJ"):
         raise InputError(
-            f"{name!r} is no unit of force", file=file, key="forces", mend="write ENERGY/LENGTH, as in eV/Å"
+            f"{name!r} is no unit of force", file=file, key="forces", hint="write ENERGY/LENGTH, as in eV/Å"
         )
     return _find("energy", energy, file) / _find("length", length, file)
 
@@ -96,6 +96,6 @@ def _find(kind: str, name: str, file: object) -> float:
     value = known.get(name.strip().casefold())
     if value is None:
         raise InputError(
-            f"{name!r} is no unit of {kind}", file=file, key=kind, mend=did_you_mean(name, table)
+            f"{name!r} is no unit of {kind}", file=file, key=kind, hint=did_you_mean(name, table)
         )
     return value

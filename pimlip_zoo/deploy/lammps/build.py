@@ -211,7 +211,7 @@ def _compile(command: list[str], library: Path) -> None:
         raise InputError(
             f"cannot write: {error.strerror}",
             file=library.parent,
-            mend="set XDG_CACHE_HOME to another folder",
+            hint="set XDG_CACHE_HOME to another folder",
         ) from error
     with scratch_folder(library.parent, "build") as scratch:
         built = scratch / library.name
@@ -223,7 +223,7 @@ def _compile(command: list[str], library: Path) -> None:
             reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-300:])
             raise InputError(
                 f"the LAMMPS plugin does not compile: {reason.strip()}",
-                mend=f"the whole output is in {library.parent / 'build.log'}",
+                hint=f"the whole output is in {library.parent / 'build.log'}",
             )
         built.replace(library)
         seal(library)

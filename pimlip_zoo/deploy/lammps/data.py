@@ -81,7 +81,7 @@ def in_lammps_axes(atoms: Atoms) -> Atoms:
         raise InputError(
             f"single coordinates of atom {int(partly.argmax())} are held, and LAMMPS needs the cell turned",
             key="structure",
-            mend="turn the structure so that the first lattice vector is along x and the second in the xy plane",
+            hint="turn the structure so that the first lattice vector is along x and the second in the xy plane",
         )
     result.set_constraint(atoms.constraints)
     return result
@@ -113,7 +113,7 @@ def atom_types(atoms: Atoms, species: Sequence[str]) -> AtomTypes:
         raise InputError(
             f"the model does not know {', '.join(unknown)}",
             key="species",
-            mend="train on data that have them",
+            hint="train on data that have them",
         )
     if not (np.isfinite(masses) & (masses > 0)).all():
         raise InputError("a mass is no positive number", key="masses")

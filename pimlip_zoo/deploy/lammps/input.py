@@ -54,13 +54,13 @@ class MDSettings:
     def __post_init__(self) -> None:
         if self.ensemble not in ("nve", "nvt", "npt"):
             raise InputError(
-                f"there is no ensemble {self.ensemble!r}", key="ensemble", mend="nve, nvt or npt"
+                f"there is no ensemble {self.ensemble!r}", key="ensemble", hint="nve, nvt or npt"
             )
         for key, low in (("temperature", 0.0), ("steps", 0), ("every", 1), ("chunk", 0), ("seed", 1)):
             if not getattr(self, key) >= low:
-                raise InputError(f"{key} is {getattr(self, key)}", key=key, mend=f"give a number >= {low:g}")
+                raise InputError(f"{key} is {getattr(self, key)}", key=key, hint=f"give a number >= {low:g}")
         if self.timestep is not None and not self.timestep > 0:
-            raise InputError(f"timestep is {self.timestep}", key="timestep", mend="give a time > 0 in ps")
+            raise InputError(f"timestep is {self.timestep}", key="timestep", hint="give a time > 0 in ps")
 
 
 def input_script(
@@ -100,13 +100,13 @@ def input_script(
     temperature, pressure = f"{settings.temperature:g}", f"{settings.pressure:g}"
     thermostat = f"temp {temperature} {temperature} {100 * timestep:g}"
     if settings.ensemble == "npt" and not any(periodic):
-        raise InputError("npt needs a periodic direction", key="ensemble", mend="use nvt")
+        raise InputError("npt needs a periodic direction", key="ensemble", hint="use nvt")
     if settings.ensemble == "npt" and held is not None and held.any():
         raise InputError(
-            "NPT cannot hold atoms fixed", key="structure", mend="use nvt, or remove the constraints"
+            "NPT cannot hold atoms fixed", key="structure", hint="use nvt, or remove the constraints"
         )
     if held is not None and held.all():
-        raise InputError("all atoms are held fixed", key="structure", mend="remove the constraints")
+        raise InputError("all atoms are held fixed", key="structure", hint="remove the constraints")
     target = f"{pressure} {pressure} {1000 * timestep:g}"
     axes = "".join(f" {axis} {target}" for axis, free in zip("xyz", periodic, strict=True) if free)
     barostat = f" iso {target}" if all(periodic) else axes

@@ -30,5 +30,5 @@ def lammps_word(path: str | os.PathLike[str]) -> str:
     raise InputError(
         "LAMMPS reads no paths with letters beyond ASCII, line breaks, or both kinds of quotes",
         file=text,
-        mend="rename it, or take a place without them",
+        hint="rename it, or take a place without them",
     )

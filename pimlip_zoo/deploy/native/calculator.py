@@ -60,7 +60,7 @@ class NativeCalculator(Calculator):
             raise InputError(
                 "does not know how certain it is",
                 file=path,
-                mend="export it again with --uncertainty",
+                hint="export it again with --uncertainty",
             )
 
     @property

@@ -30,11 +30,11 @@ def steps_of(potential: Potential) -> Trace:
         InputError: when it cannot be taken apart.
     """
     if potential.is_direct:
-        raise InputError("a direct force head has no native form", key="format", mend=MEND)
+        raise InputError("a direct force head has no native form", key="format", hint=MEND)
     trace = trace_model(potential.model)
     if trace is None:
         raise InputError(
-            f"{type(potential.model).__name__} cannot be taken apart into steps", key="format", mend=MEND
+            f"{type(potential.model).__name__} cannot be taken apart into steps", key="format", hint=MEND
         )
     share_radial(trace)
     keep_slopes(trace)
@@ -54,7 +54,7 @@ def evaluation(potential: Potential, trace: Trace) -> Evaluate:
         raise InputError(
             f"a native model needs a C compiler: {error}",
             key="format",
-            mend="install gcc or clang, or use torchscript",
+            hint="install gcc or clang, or use torchscript",
         ) from error
     scales, references = potential.scale.detach(), potential.energy_references.detach()
 

@@ -67,7 +67,7 @@ def export_native(
     started = time.perf_counter()
     path = Path(path)
     if not path.parent.is_dir():
-        raise InputError("there is no such folder", file=path.parent, mend="make it, or give another path")
+        raise InputError("there is no such folder", file=path.parent, hint="make it, or give another path")
     ready = prepared(potential, dtype)
     metadata = export_metadata(
         ready, name=name or type(potential.model).__name__, dtype=ready.model.dtype, training=training or {}
@@ -113,7 +113,7 @@ def _statement(potential: Potential, written: Evaluate, made: Tabulated, allowed
             f"with tables it is off by {errors.energy:.1e} eV and {errors.force:.1e} eV/Å, {allowed:g} was allowed; "
             "most of that is rounding",
             key="table",
-            mend=f"give {2 * errors.largest:.0e}" + (", or --dtype float64" if single else ""),
+            hint=f"give {2 * errors.largest:.0e}" + (", or --dtype float64" if single else ""),
         )
     return json.dumps(
         {

@@ -114,7 +114,7 @@ class NativeModel:
         level = level or machine_level()
         self._library = _load(content.sources[_LEVELS[level][0]], level, path)
         if len(content.weights) != ctypes.c_int64.in_dll(self._library, "pimlip_weight_bytes").value:
-            raise InputError("its weights are not complete", file=path, mend="export it again")
+            raise InputError("its weights are not complete", file=path, hint="export it again")
         self._weights = _aligned(len(content.weights))
         self._weights[:] = np.frombuffer(content.weights, np.uint8)
         self._memory = threading.local()
@@ -236,7 +236,7 @@ class NativeModel:
         others = self._content.others
         if others is None:
             raise InputError(
-                "does not know how certain it is", file=self._path, mend="export it with --uncertainty"
+                "does not know how certain it is", file=self._path, hint="export it with --uncertainty"
             )
         other = self.__copy__()
         other._weights = _aligned(len(self._weights))  # noqa: SLF001 - its own
@@ -302,7 +302,7 @@ def _compile(source: str, flags: tuple[str, ...], library: Path, path: str | os.
         raise InputError(
             f"{error}, and a native model is compiled where it is used",
             file=path,
-            mend="install gcc or clang, or use a machine with one and the same cache folder "
+            hint="install gcc or clang, or use a machine with one and the same cache folder "
             f"({library.parent}) first",
         ) from error
     with scratch_folder(library.parent, "build") as scratch:
@@ -311,6 +311,6 @@ def _compile(source: str, flags: tuple[str, ...], library: Path, path: str | os.
         try:
             compile_library(text, built, flags=(*_FLAGS, *flags))
         except CompilerError as error:
-            raise InputError(str(error), file=path, mend="give another compiler as CC=...") from error
+            raise InputError(str(error), file=path, hint="give another compiler as CC=...") from error
         built.replace(library)
         seal(library)

@@ -80,7 +80,7 @@ def tabulated(potential: Potential, tolerance: float) -> Tabulated:
     """
     if not tolerance > 0:
         raise InputError(
-            f"a table with an error of {tolerance} cannot be made", key="table", mend="1e-4, say"
+            f"a table with an error of {tolerance} cannot be made", key="table", hint="1e-4, say"
         )
     trace = steps_of(potential)
     exact = copy.deepcopy(potential).set_dtype(torch.float64)
@@ -89,7 +89,7 @@ def tabulated(potential: Potential, tolerance: float) -> Tabulated:
         raise InputError(
             "nothing in this model is a function of distances alone",
             key="table",
-            mend="export without --table",
+            hint="export without --table",
         )
     expected = by_steps(exact, steps_of(exact))
     ends = _ends(exact, functions)
@@ -105,7 +105,7 @@ def tabulated(potential: Potential, tolerance: float) -> Tabulated:
             raise InputError(
                 f"tables of {intervals} intervals are off by {errors.energy:.1e} eV and {errors.force:.1e} eV/Å",
                 key="table",
-                mend=f"give {3 * errors.largest:.0e}, or export without --table",
+                hint=f"give {3 * errors.largest:.0e}, or export without --table",
             )
         intervals *= 2
     dtype = potential.model.dtype
@@ -164,7 +164,7 @@ def _refuse_large(functions: LengthFunctions, pairs: int, intervals: int, dtype:
         raise InputError(
             f"tables for {pairs} pairs of species would take {size / 1e9:.1f} GB",
             key="table",
-            mend="ask for less precision, or export without --table",
+            hint="ask for less precision, or export without --table",
         )
 
 

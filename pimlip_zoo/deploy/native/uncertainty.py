@@ -86,9 +86,9 @@ class OtherWeights:
             whole = len(content) == (int(count) + 1) * made.row_bytes > 0
             inside = all(first >= 0 and 0 < size <= weights - first for first, size in places)
         except ValueError as error:
-            raise InputError("what it says of its uncertainty is damaged", mend="export it again") from error
+            raise InputError("what it says of its uncertainty is damaged", hint="export it again") from error
         if not (whole and inside and np.isfinite([made.factor, made.exponent, made.quantile]).all()):
-            raise InputError("what it says of its uncertainty is damaged", mend="export it again")
+            raise InputError("what it says of its uncertainty is damaged", hint="export it again")
         return made
 
     def apply(self, weights: NDArray[np.uint8], row: int) -> None:

@@ -58,7 +58,7 @@ def _natural(channels: int, l_max: int) -> str:
 
 def _check(place: str, what: str, irreps: Any, expected: str) -> None:
     if isinstance(irreps, Record) and (given := _text(irreps)) != expected:
-        raise InputError(f"{place} has the {what} {given[:80]}", mend=f"only {expected} can be converted")
+        raise InputError(f"{place} has the {what} {given[:80]}", hint=f"only {expected} can be converted")
 
 
 def parts_of(irreps: Record) -> list[tuple[int, int, int]]:

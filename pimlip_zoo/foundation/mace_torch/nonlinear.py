@@ -105,19 +105,19 @@ def _states(record: Record) -> _States | None:
         names = " and ".join(map(str, specs)) if isinstance(specs, dict) else plain(specs)
         raise InputError(
             f"embeds {names[:80]} of a structure",
-            mend=f"only {_CHARGE} and {_SPIN}, as MACE-OMOL does, are known",
+            hint=f"only {_CHARGE} and {_SPIN}, as MACE-OMOL does, are known",
         )
     for name, spec in specs.items():
         kind = (spec["type"], spec["per"])
         if kind != ("categorical", "graph"):
             raise InputError(
-                f"embeds {name} as {' per '.join(map(str, kind))}", mend="only categorical per graph is known"
+                f"embeds {name} as {' per '.join(map(str, kind))}", hint="only categorical per graph is known"
             )
     rows = {name: int(spec["num_classes"]) for name, spec in specs.items()}
     first = {name: int(spec.get("offset", 0)) for name, spec in specs.items()}
     if rows[_CHARGE] != 2 * first[_CHARGE] + 1:
         raise InputError(
-            f"knows {rows[_CHARGE]} charges from {-first[_CHARGE]} on", mend="as many of each sign are known"
+            f"knows {rows[_CHARGE]} charges from {-first[_CHARGE]} on", hint="as many of each sign are known"
         )
     most = rows[_SPIN] - 1 - first[_SPIN]
     if first[_SPIN] < -1 or most < 1:
@@ -174,7 +174,7 @@ def _edges(record: Record, layer: int) -> tuple[int, int]:
         given = "+".join(f"{n}x{degree}{'e' if parity == 1 else 'o'}" for n, degree, parity in parts)
         raise InputError(
             f"interactions.{layer} has the edge_irreps {given[:80]}",
-            mend="only equal channels of natural parity are known",
+            hint="only equal channels of natural parity are known",
         )
     return parts[0][0], len(parts) - 1
 
@@ -187,12 +187,12 @@ def _hidden(network: Any) -> tuple[int, ...]:
     kinds = [layer.name for layer in layers]
     if kinds != ["Linear", "LayerNorm", "SiLU"] * (len(layers) // 3) + ["Linear"]:
         raise InputError(
-            f"has a radial MLP of {', '.join(kinds)[:80]}", mend="Linear, LayerNorm and SiLU are known"
+            f"has a radial MLP of {', '.join(kinds)[:80]}", hint="Linear, LayerNorm and SiLU are known"
         )
     for norm in layers[1::3]:
         if norm["eps"] != LAYER_NORM_EPS:
             raise InputError(
-                f"has a layer norm with eps = {plain(norm['eps'])}", mend=f"{LAYER_NORM_EPS} is known"
+                f"has a layer norm with eps = {plain(norm['eps'])}", hint=f"{LAYER_NORM_EPS} is known"
             )
     return tuple(int(norm["weight"].numel()) for norm in layers[1::3])
 
@@ -206,13 +206,13 @@ def _readout_width(record: Record, weights: Mapping[str, Tensor]) -> int:
         raise InputError(f"has the readouts {', '.join(kinds)}, which are not supported")
     if kinds[-1] != "NonLinearBiasReadoutBlock":
         raise InputError(
-            f"has the readout {kinds[-1]} after {NONLINEAR}", mend="NonLinearBiasReadoutBlock is known"
+            f"has the readout {kinds[-1]} after {NONLINEAR}", hint="NonLinearBiasReadoutBlock is known"
         )
     if record["use_last_readout_only"] not in (None, last_only):
         raise InputError(f"has {len(kinds)} readouts and use_last_readout_only = {not last_only}")
     embedded = record["embedding_readout"]
     if embedded is not None and (embedded.name != "LinearReadoutBlock" or record["joint_embedding"] is None):
-        raise InputError(f"has the embedding readout {embedded.name}", mend="LinearReadoutBlock is known")
+        raise InputError(f"has the embedding readout {embedded.name}", hint="LinearReadoutBlock is known")
     return weights[f"readouts.{len(kinds) - 1}.linear_mid.bias"].numel() // len(heads_of(record))
 
 
@@ -254,7 +254,7 @@ def _check_blocks(record: Record) -> None:
         for (function, constant), expected in zip(found, ("silu", "sigmoid"), strict=True):
             if not isinstance(function, Record | Named) or function.name != expected:
                 raise InputError(
-                    f"has a {place} with {plain(function)}", mend=f"only {expected} is known there"
+                    f"has a {place} with {plain(function)}", hint=f"only {expected} is known there"
                 )
             check_activation(function, constant, place)
         check_attribute(record[f"products.{n}"], "use_agnostic_product", expected=True)

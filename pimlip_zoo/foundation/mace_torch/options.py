@@ -66,7 +66,7 @@ def bessel_moved(embedding: Record, weights: dict[str, Tensor], cutoff: float) -
     """Whether the frequencies of the basis are others than those it began with."""
     if embedding["bessel_fn"].name != "BesselBasis":
         raise InputError(
-            f"has the radial functions {embedding['bessel_fn'].name}", mend="only BesselBasis is known"
+            f"has the radial functions {embedding['bessel_fn'].name}", hint="only BesselBasis is known"
         )
     given = (
         weights["radial_embedding.bessel_fn.bessel_weights"].to(torch.float64).reshape(-1) * cutoff / math.pi
@@ -123,7 +123,7 @@ def check_activation(function: Any, constant: Any, place: str) -> str:
     """The name of an activation, whose recorded constant has to be ours."""
     name = function.name if isinstance(function, Named | Record) else plain(function)
     if name not in ACTIVATIONS:
-        raise InputError(f"has a {place} with the activation {name}", mend=f"known: {', '.join(ACTIVATIONS)}")
+        raise InputError(f"has a {place} with the activation {name}", hint=f"known: {', '.join(ACTIVATIONS)}")
     ours = ScaledActivation(name).constant
     if abs(float(constant) - ours) > 1e-4:  # e3nn's, from random numbers in single precision, agree to 1e-6
         raise InputError(

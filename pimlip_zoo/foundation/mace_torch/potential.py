@@ -74,7 +74,7 @@ def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
     file = Path(file)
     record = read_records(file)
     if record.name != "ScaleShiftMACE":
-        raise InputError(f"holds a {record.name}", file=file, mend="only ScaleShiftMACE can be converted")
+        raise InputError(f"holds a {record.name}", file=file, hint="only ScaleShiftMACE can be converted")
     with laid_out_as("mace-torch 0.3", file):
         _check_options(record)
         return _potential(record, head)
@@ -89,7 +89,7 @@ def _check_options(record: Record) -> None:
             names = " and ".join(map(str, specs)) if isinstance(specs, dict) else "more"
             raise InputError(
                 f"embeds {names[:80]} of a structure beside its species, without the layers of MACE-OMOL",
-                mend="only models of positions and species can be converted, and those with MACE-OMOL's layers",
+                hint="only models of positions and species can be converted, and those with MACE-OMOL's layers",
             )
         expected = _FIXED | _PLAIN
     for name, value in expected.items():
@@ -133,7 +133,7 @@ def _config(record: Record, weights: dict[str, Tensor], species: Sequence[str]) 
     for name in layers:
         if name not in _INTERACTIONS:
             supported = ", ".join((*_INTERACTIONS, NONLINEAR))
-            raise InputError(f"has a {name}", mend=f"supported are {supported}")
+            raise InputError(f"has a {name}", hint=f"supported are {supported}")
     kinds = [_INTERACTIONS[name] for name in layers]
     if len({kind for kind, _ in kinds}) > 1 or not all(residual for _, residual in kinds[1:]):
         raise InputError(f"has the layers {', '.join(layers)}, a mixture that is not supported")
@@ -171,9 +171,9 @@ def _head(heads: Sequence[str], wanted: str | None) -> int:
     if wanted is None and len(heads) == 1:
         return 0
     if wanted is None:
-        raise InputError(f"has the heads {', '.join(heads)}", key="head", mend="choose one with --head")
+        raise InputError(f"has the heads {', '.join(heads)}", key="head", hint="choose one with --head")
     if wanted not in heads:
-        raise InputError(f"has no head {wanted!r}", key="head", mend=did_you_mean(wanted, heads))
+        raise InputError(f"has no head {wanted!r}", key="head", hint=did_you_mean(wanted, heads))
     return list(heads).index(wanted)
 
 
@@ -204,7 +204,7 @@ def _readout_hidden(record: Record, weights: dict[str, Tensor]) -> tuple[int, ..
         return ()
     if kinds[-1] != "NonLinearReadoutBlock":
         raise InputError(
-            f"has the readout {kinds[-1]}", mend="supported are Linear- and NonLinearReadoutBlock"
+            f"has the readout {kinds[-1]}", hint="supported are Linear- and NonLinearReadoutBlock"
         )
     hidden = weights[f"readouts.{last}.linear_1.output_mask"].numel()
     return (hidden // len(heads_of(record)),)
@@ -216,5 +216,5 @@ def _check_radial(record: Record) -> None:
         for linear in list(layer["conv_tp_weights"])[:-1]:
             if (name := activation_name(linear["act"], "radial MLP")) != "silu":
                 raise InputError(
-                    f"has a radial MLP with the activation {name}", mend="only silu is supported"
+                    f"has a radial MLP with the activation {name}", hint="only silu is supported"
                 )

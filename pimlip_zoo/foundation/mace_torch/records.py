@@ -22,6 +22,6 @@ def read_records(path: str | Path) -> Record:
         raise InputError(
             f"holds a {type(content).__name__}, not a model",
             file=path,
-            mend="give the .model file of mace-torch",
+            hint="give the .model file of mace-torch",
         )
     return content

@@ -50,7 +50,7 @@ def check_most(config: MACEConfig | MACENonlinearConfig, weights: Mapping[str, T
         ("correlation", config.correlation, _HIGHEST_ORDER),
     ):
         if value > most:
-            raise InputError(f"has {name} = {value}", mend=f"at most {most} can be converted")
+            raise InputError(f"has {name} = {value}", hint=f"at most {most} can be converted")
     components = (config.l_max + 1) ** 2
     for layer in range(config.num_interactions):
         for order in range(1, config.correlation + 1):

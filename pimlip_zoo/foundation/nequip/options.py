@@ -58,7 +58,7 @@ def configure(options: Mapping[str, Any], species: Sequence[str]) -> NequIPConfi
     if builder not in BUILDERS:
         raise InputError(
             f"its model was made by {str(builder)[:80]}",
-            mend=f"those of {' and '.join(BUILDERS)} can be read",
+            hint=f"those of {' and '.join(BUILDERS)} can be read",
         )
     reader = _Reader(options)
     config = _nequip(reader, species) if builder == BUILDERS[0] else _allegro(reader, species)

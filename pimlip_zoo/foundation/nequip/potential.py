@@ -50,7 +50,7 @@ def _potential(stored: StoredModel) -> Potential:
     config = configure(stored.options, species)
     for name, most in _MOST.items():
         if getattr(config, name) > most:
-            raise InputError(f"has {name} = {getattr(config, name)}", mend=f"at most {most} can be converted")
+            raise InputError(f"has {name} = {getattr(config, name)}", hint=f"at most {most} can be converted")
     model: NequIP | Allegro
     check_extent(
         NequIP if isinstance(config, NequIPConfig) else Allegro, config, species, stored.weights.values()

@@ -58,7 +58,7 @@ def _from_checkpoint(content: object) -> StoredModel:
         kind = content.name if isinstance(content, Record) else type(content).__name__
         raise InputError(
             f"holds a {kind} and no training of nequip",
-            mend="give a .ckpt of nequip-train or a .nequip.zip of nequip-package",
+            hint="give a .ckpt of nequip-train or a .nequip.zip of nequip-package",
         )
     info = given.get("info_dict")
     _check_versions(info.get("versions") if isinstance(info, dict) else None)
@@ -77,14 +77,14 @@ def _from_package(archive: TorchArchive) -> StoredModel:
     if type(facts.get("package_version_id")) is not int or facts["package_version_id"] > _PACKAGE_VERSION:
         raise InputError(
             f"is a package of the version {facts.get('package_version_id')!r}",
-            mend=f"versions up to {_PACKAGE_VERSION}, of nequip 0.19, can be read; give the checkpoint",
+            hint=f"versions up to {_PACKAGE_VERSION}, of nequip 0.19, can be read; give the checkpoint",
         )
     _check_versions(facts.get("versions"))
     training = _text(archive, "model/config.yaml").get("training_module")
     options = training.get("model") if isinstance(training, dict) else None
     if not isinstance(options, dict):
         raise InputError(
-            "does not say which model it holds", mend="give the checkpoint that it was made from"
+            "does not say which model it holds", hint="give the checkpoint that it was made from"
         )
     record = archive_objects(archive, ".data/{}.storage")
     if not isinstance(record, Record):
@@ -113,7 +113,7 @@ def _check_versions(versions: object) -> None:
         if numbers is not None and (int(numbers[1]), int(numbers[2])) > known:
             raise InputError(
                 f"was written by {package} {found}",
-                mend=f"what {package} {known[0]}.{known[1]} and older write can be read",
+                hint=f"what {package} {known[0]}.{known[1]} and older write can be read",
             )
 
 
@@ -122,7 +122,7 @@ def _of_one_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {name.partition(".")[0] for name in state}
     if len(names) != 1:
         found = f"the models {', '.join(sorted(names))}" if names else "no model"
-        raise InputError(f"holds {found}", mend="give a file with one model")
+        raise InputError(f"holds {found}", hint="give a file with one model")
     prefix = f"{names.pop()}.{_IN_MODEL}"
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 

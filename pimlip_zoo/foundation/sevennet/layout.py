@@ -68,7 +68,7 @@ def read_layout(config: Mapping[str, Any], species: Sequence[str], levels: Seque
         raise InputError(f"has {count} layers and degrees up to {l_max}, which cannot be converted")
     if edge not in (-1, 0, l_max) or node not in (-1, 0, l_max):
         raise InputError(
-            f"has harmonics up to degree {edge} and features up to {node}", mend="both have to be lmax"
+            f"has harmonics up to degree {edge} and features up to {node}", hint="both have to be lmax"
         )
     reflections = bool(config.get("is_parity", True))
     sign = -1 if reflections else 1
@@ -78,7 +78,7 @@ def read_layout(config: Mapping[str, Any], species: Sequence[str], levels: Seque
     channels = _integer(config, "channel")
     here = wanted[0] if wanted else o3.Irreps(f"{channels}x0e")
     if len(here) != 1 or here[0].ir != o3.Irrep("0e"):
-        raise InputError(f"begins with the features {here}", mend="only scalars (0e) can be converted")
+        raise InputError(f"begins with the features {here}", hint="only scalars (0e) can be converted")
     layers = []
     for index in range(count):
         last = index == count - 1

@@ -36,11 +36,11 @@ def find_file(name: str | Path) -> Path:
         folder = _package()
         if folder is None:
             raise InputError(
-                f"{text} is in the package sevenn, which is not installed", key="sevennet", mend=_INSTALL
+                f"{text} is in the package sevenn, which is not installed", key="sevennet", hint=_INSTALL
             )
         file = folder / "pretrained_potentials" / known[text.lower()]
         if not file.is_file():
-            raise InputError("the installed sevenn has no such file", file=file, mend=_INSTALL)
+            raise InputError("the installed sevenn has no such file", file=file, hint=_INSTALL)
         return file
     if Path(text).exists():
         return Path(text)
@@ -48,15 +48,15 @@ def find_file(name: str | Path) -> Path:
         raise InputError(
             f"the weights of {text} are not inside the package sevenn, which downloads them",
             key="sevennet",
-            mend="download the checkpoint as its pages say, and give the file",
+            hint="download the checkpoint as its pages say, and give the file",
         )
     looks_like_path = text.endswith((".pth", ".pt")) or "/" in text
-    mend = "give a checkpoint of sevenn" if looks_like_path else did_you_mean(text, NAMES)
+    hint = "give a checkpoint of sevenn" if looks_like_path else did_you_mean(text, NAMES)
     raise InputError(
         "no such file" if looks_like_path else f"no model is called {text!r}",
         file=text if looks_like_path else None,
         key=None if looks_like_path else "sevennet",
-        mend=mend,
+        hint=hint,
     )
 
 

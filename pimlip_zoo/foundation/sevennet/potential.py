@@ -64,12 +64,12 @@ def _potential(content: object, level: str | None, dtype: torch.dtype | None) ->
         kind = f"a {content.name}" if hasattr(content, "name") else f"a {type(content).__name__}"
         raise InputError(
             f"holds {kind}, not a checkpoint of sevenn",
-            mend="give the .pth file that sevenn trained or published",
+            hint="give the .pth file that sevenn trained or published",
         )
     config, state = content["config"], content["model_state_dict"]
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise InputError(
-            "has no options or no weights", mend="give the .pth file that sevenn trained or published"
+            "has no options or no weights", hint="give the .pth file that sevenn trained or published"
         )
     version = _version(config)
     _check_options(config)
@@ -104,7 +104,7 @@ def _version(config: Mapping[str, Any]) -> tuple[int, int]:
     if version > NEWEST:
         raise InputError(
             f"was written by sevenn {text[:20]}, and versions up to {NEWEST[0]}.{NEWEST[1]} are known",
-            mend="update pimlip-zoo, or write the checkpoint with an earlier version",
+            hint="update pimlip-zoo, or write the checkpoint with an earlier version",
         )
     if version == (0, 11) and "dev" in text:
         version = (0, 10)
@@ -116,7 +116,7 @@ def _check_options(config: Mapping[str, Any]) -> None:
         value = config.get(name, default)
         if value != expected:
             raise InputError(
-                f"was built with {name} = {reprlib.repr(value)}", mend=f"only {expected!r} can be converted"
+                f"was built with {name} = {reprlib.repr(value)}", hint=f"only {expected!r} can be converted"
             )
 
 
@@ -144,15 +144,15 @@ def _levels(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _level(levels: tuple[str, ...], wanted: str | None) -> int | None:
     if not levels:
         if wanted is not None:
-            raise InputError("has a single level of theory", key="level", mend="leave out --level")
+            raise InputError("has a single level of theory", key="level", hint="leave out --level")
         return None
     if wanted is None:
         if len(levels) == 1:
             return 0
-        raise InputError(f"has the levels {', '.join(levels)}", key="level", mend="choose one with --level")
+        raise InputError(f"has the levels {', '.join(levels)}", key="level", hint="choose one with --level")
     by_name = {name.lower(): number for number, name in enumerate(levels)}
     if wanted.lower() not in by_name:
-        raise InputError(f"has no level {wanted!r}", key="level", mend=did_you_mean(wanted, levels))
+        raise InputError(f"has no level {wanted!r}", key="level", hint=did_you_mean(wanted, levels))
     return by_name[wanted.lower()]
 
 
@@ -161,10 +161,10 @@ def _options(config: Mapping[str, Any], layout: Layout, theirs: Mapping[str, Ten
     envelope = config["cutoff_function"]
     name = envelope["cutoff_function_name"]
     if name not in ("poly_cut", "XPLOR"):
-        raise InputError(f"has the cutoff {reprlib.repr(name)}", mend="known: poly_cut, XPLOR")
+        raise InputError(f"has the cutoff {reprlib.repr(name)}", hint="known: poly_cut, XPLOR")
     if config["radial_basis"]["radial_basis_name"] != "bessel":
         raise InputError(
-            f"has the radial functions {reprlib.repr(config['radial_basis'])}", mend="known: bessel"
+            f"has the radial functions {reprlib.repr(config['radial_basis'])}", hint="known: bessel"
         )
     hidden = [
         int(theirs[f"0_convolution.weight_nn.layer{n}.weight"].shape[0])
@@ -175,7 +175,7 @@ def _options(config: Mapping[str, Any], layout: Layout, theirs: Mapping[str, Ten
     kinds = [kinds] * len(layout.layers) if isinstance(kinds, str) else list(kinds)
     if len(set(kinds)) > 1 or kinds[0] not in ("nequip", "linear", "none"):
         raise InputError(
-            f"has the self-connections {reprlib.repr(kinds)}", mend="known: nequip or linear, in all layers"
+            f"has the self-connections {reprlib.repr(kinds)}", hint="known: nequip or linear, in all layers"
         )
     channels = _channels(layout)
     norms = tuple(
@@ -244,7 +244,7 @@ def _check_irreps(model: NequIP, layout: Layout) -> None:
         if ours != wanted:
             raise InputError(
                 f"layer {index} makes the features {its.irreps_out}",
-                mend="channels of a degree have to be the same in all layers",
+                hint="channels of a degree have to be the same in all layers",
             )
 
 

@@ -32,7 +32,7 @@ class PaiNNConfig(ModelConfig):
         super().__post_init__()
         for name in ("channels", "num_layers", "num_basis"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}", key=name, mend="give an integer >= 1")
+                raise InputError(f"{name} is {getattr(self, name)}", key=name, hint="give an integer >= 1")
 
 
 def thirds(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
