@@ -34,6 +34,7 @@ def main() -> int:
     )
     parser.add_argument("--peer", type=Path, help="a Python that has mace-torch")
     parser.add_argument("--file", type=Path, help="a model of mace-torch")
+    parser.add_argument("--head", help="which head, of a model with several")
     parser.add_argument(
         "--work", type=Path, help="folder for the converted models; those that are there are used"
     )
@@ -44,7 +45,7 @@ def main() -> int:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return work(options.worker, options.file)
+        return work(options.worker, options.file, options.head)
     if options.file is None or options.work is None or options.peer is None:
         parser.error("give --peer, --file and --work")
     models = prepare(options)
@@ -58,9 +59,10 @@ def prepare(options: argparse.Namespace) -> dict[str, Path]:
     command = [sys.executable, "-m", "pimlip_zoo"]
     models = {"mace": options.work / "single.model", "ase": options.work / "run"}
     models["native"] = options.work / "model.pimlip"
+    head = ["--head", options.head] if options.head else []
     steps = {
         "mace": [str(options.peer), "-W", "ignore", "-c", CAST, str(options.file), str(models["mace"])],
-        "ase": [*command, "import", "mace", str(models["mace"]), "-o", str(models["ase"])],
+        "ase": [*command, "import", "mace", str(models["mace"]), *head, "-o", str(models["ase"])],
         "native": [*command, "export", str(models["ase"]), "--format", "native", "-o", str(models["native"])],
     }
     for name, step in steps.items():
@@ -79,7 +81,7 @@ def environment(engine: str) -> dict[str, str]:
 def measure(models: dict[str, Path], options: argparse.Namespace) -> list[str]:
     """The rows of the table."""
     python = {name: str(options.peer) if name == "mace" else sys.executable for name in ENGINES}
-    workers = {name: Worker(python[name], name, models[name]) for name in ENGINES}
+    workers = {name: Worker(python[name], name, models[name], options.head) for name in ENGINES}
     times: dict[tuple[str, int], list[float]] = {}
     for round_ in range(options.rounds):
         for cells in options.sizes:
@@ -108,9 +110,10 @@ def measure(models: dict[str, Path], options: argparse.Namespace) -> list[str]:
 class Worker:
     """A process that evaluates when it is told to."""
 
-    def __init__(self, python: str, engine: str, model: Path) -> None:
+    def __init__(self, python: str, engine: str, model: Path, head: str | None) -> None:
+        of_head = ["--head", head] if head else []
         self.process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), "--worker", engine, "--file", str(model)],
+            [python, str(Path(__file__).resolve()), "--worker", engine, "--file", str(model), *of_head],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(engine),
@@ -133,7 +136,7 @@ class Worker:
         self.process.communicate()
 
 
-def work(engine: str, model: Path) -> int:
+def work(engine: str, model: Path, head: str | None) -> int:
     """Take orders until there are none."""
     from ase.build import bulk
 
@@ -146,7 +149,7 @@ def work(engine: str, model: Path) -> int:
 
             found = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
         else:
-            calculator = calculator or calculator_of(engine, model)
+            calculator = calculator or calculator_of(engine, model, head)
             atoms = bulk("Si", cubic=True) * (cells, cells, cells)
             for seed in range(repeats):
                 atoms.rattle(0.01, seed=seed)
@@ -159,7 +162,7 @@ def work(engine: str, model: Path) -> int:
     return 0
 
 
-def calculator_of(engine: str, model: Path) -> Any:
+def calculator_of(engine: str, model: Path, head: str | None) -> Any:
     """The ASE calculator of an engine."""
     if engine == "native":
         from pimlip_zoo.deploy.native.calculator import NativeCalculator
@@ -171,7 +174,8 @@ def calculator_of(engine: str, model: Path) -> Any:
     if engine == "mace":
         from mace.calculators import MACECalculator
 
-        return MACECalculator(model_paths=str(model), device="cpu", default_dtype="float32")
+        of_head = {"head": head} if head else {}
+        return MACECalculator(model_paths=str(model), device="cpu", default_dtype="float32", **of_head)
     from pimlip_zoo.deploy.ase import PimlipCalculator
     from pimlip_zoo.training.checkpoint import load_potential
 
