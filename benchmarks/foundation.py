@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, help="folder for the converted models; those that are there are used"
     )
+    parser.add_argument("--head", help="which head, of a model of mace-torch with several")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4], help="cubic cells along each side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--per-round", type=int, default=2, help="evaluations in a row")
@@ -60,7 +61,7 @@ def main() -> int:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return work(options.package, options.worker, options.file)
+        return work(options.package, options.worker, options.file, options.head)
     if options.work is None:
         parser.error("give --work")
     engines = [name for name in options.engines if name != "peer" or options.peer is not None]
@@ -99,6 +100,7 @@ def prepare(engines: list[str], options: argparse.Namespace) -> dict[str, Path]:
         "import",
         IMPORTS[options.package],
         str(models["peer"]),
+        *(["--head", options.head] if options.head else []),
         "-o",
         str(models["ase"]),
     ]
@@ -122,7 +124,7 @@ def environment(engine: str) -> dict[str, str]:
 def measure(engines: list[str], models: dict[str, Path], options: argparse.Namespace) -> list[str]:
     """The rows of the table."""
     python = {name: str(options.peer) if name == "peer" else sys.executable for name in engines}
-    start = lambda name: Worker(python[name], options.package, name, models[name])  # noqa: E731
+    start = lambda name: Worker(python[name], options.package, name, models[name], options.head)  # noqa: E731
     trains = options.package == "sevenn"
     workers = {name: start(name) for name in engines}
     times: dict[tuple[str, str], list[float]] = {}
@@ -181,9 +183,19 @@ def cell(times: dict[tuple[str, str], list[float]], name: str, what: str, base: 
 class Worker:
     """A process that evaluates when it is told to."""
 
-    def __init__(self, python: str, package: str, engine: str, model: Path) -> None:
+    def __init__(self, python: str, package: str, engine: str, model: Path, head: str | None) -> None:
+        of_head = ["--head", head] if head else []
         self.process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), package, "--worker", engine, "--file", str(model)],
+            [
+                python,
+                str(Path(__file__).resolve()),
+                package,
+                "--worker",
+                engine,
+                "--file",
+                str(model),
+                *of_head,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -207,7 +219,7 @@ class Worker:
         self.process.communicate()
 
 
-def work(package: str, engine: str, model: Path) -> int:
+def work(package: str, engine: str, model: Path, head: str | None) -> int:
     """Take orders until there are none."""
     calculator, step = None, None
     for line in sys.stdin:
@@ -221,7 +233,7 @@ def work(package: str, engine: str, model: Path) -> int:
             step = step or (train_peer if engine == "peer" else train_here)(model)
             found = [cpu(step) for _ in range(repeats)]
         else:
-            calculator = calculator or calculator_of(package if engine == "peer" else engine, model)
+            calculator = calculator or calculator_of(package if engine == "peer" else engine, model, head)
             atoms = silicon(cells)
             for seed in range(repeats):
                 atoms.rattle(0.01, seed=seed)
@@ -248,7 +260,7 @@ def silicon(cells: int) -> Any:
     return bulk("Si", cubic=True) * (cells, cells, cells)
 
 
-def calculator_of(engine: str, model: Path) -> Any:
+def calculator_of(engine: str, model: Path, head: str | None) -> Any:
     """The ASE calculator of an engine."""
     if engine.startswith("native"):
         from pimlip_zoo.deploy.native.calculator import NativeCalculator
@@ -264,7 +276,8 @@ def calculator_of(engine: str, model: Path) -> Any:
     if engine == "mace":
         from mace.calculators import MACECalculator
 
-        return MACECalculator(model_paths=str(model), device="cpu", default_dtype="float32")
+        of_head = {"head": head} if head else {}
+        return MACECalculator(model_paths=str(model), device="cpu", default_dtype="float32", **of_head)
     from pimlip_zoo.deploy.ase import PimlipCalculator
     from pimlip_zoo.training.checkpoint import load_potential
 
