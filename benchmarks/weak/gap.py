@@ -2,8 +2,8 @@
 
     python benchmarks/weak/gap.py RUN --root DATA --set acac --pool POOL.lmdb -n 60
 
-RUN is a run of ``distill`` or ``curriculum`` with its folder ``teacher``; POOL the labelled pool that it was given, which the
-first lines of the run name. Root mean squares, meV and meV/Å; the cheap level is GFN2-xTB.
+RUN is a run of ``distill`` or ``curriculum`` with its folder ``teacher``; POOL the labelled pool that it was given,
+which the first lines of the run name. Root mean squares, meV and meV/Å; the cheap level is GFN2-xTB.
 """
 
 from __future__ import annotations
