@@ -52,6 +52,8 @@ def test_the_rate_falls_with_the_root_of_the_passes():
     )
     assert get_recipe("default", 4).settings(facts)["optimizer.lr"] == 0.009  # 0.09 / sqrt(100)
     assert get_recipe("default", 3).settings(facts)["optimizer.lr"] == 0.005
+    of_mace = get_recipe("default", 4).settings(replace(facts, model="mace"))
+    assert of_mace["optimizer.lr"] == 0.005
     short, long = replace(facts, steps=10), replace(facts, steps=100_000)
     assert get_recipe("default", 4).settings(short)["optimizer.lr"] == 0.02
     assert get_recipe("default", 4).settings(long)["optimizer.lr"] == 0.002
