@@ -1,9 +1,8 @@
 """How many structures are held out for validation, and whether they are enough to choose weights by.
 
-Both follow a measurement, docs/results/holdout.md. With few structures each one that is held out costs more in training
-than a better choice of weights is worth, and a choice by one to four of them is on average worse than none: the weights
-of the last step, where the rate has decayed, are as good. With very many, validation beyond some hundred structures
-says nothing that fewer do not say.
+The first measurements are in docs/results/holdout.md. Of few structures each one that is held out costs more in training
+than a better choice of weights is worth, and from ten on a choice by one to four of them is on average no better than the
+weights of the last step, where the rate has decayed. That a thousand are the most is a judgement.
 """
 
 from __future__ import annotations
