@@ -1,8 +1,8 @@
 """How many structures are held out for validation, and whether they are enough to choose weights by.
 
-The first measurements are in docs/results/holdout.md. Of few structures each one that is held out costs more in training
-than a better choice of weights is worth, and from ten on a choice by one to four of them is on average no better than the
-weights of the last step, where the rate has decayed. That a thousand are the most is a judgement.
+The first measurements are in docs/results/holdout.md. Of few structures each one that is held out costs more in
+training than a better choice of weights is worth, and from ten on a choice by one to four of them is on average no
+better than the weights of the last step, where the rate has decayed. That a thousand are the most is a judgement.
 """
 
 from __future__ import annotations
