@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from pimlip_zoo import __version__
 from pimlip_zoo.cli import architectures
 from pimlip_zoo.registry import MODELS
 
@@ -96,3 +97,53 @@ def test_what_is_said_of_architectures_of_other_packages_is_kept(tmp_path, monke
     assert again.stdout == first.stdout
     file.write_text("{")
     assert called("models").stdout == first.stdout
+
+
+FIRST = """
+import sys
+said, before = [], []
+
+class Watched:
+    def __init__(self, stream): self.stream = stream
+    def write(self, text):
+        said.append(text)
+        return self.stream.write(text)
+    def __getattr__(self, name): return getattr(self.stream, name)
+
+def watch(event, arguments):
+    if said: return
+    heavy = ("torch", "lightning", "e3nn", "ase", "numpy", "scipy")
+    if event == "import" and arguments[0] in heavy: before.append(arguments[0])
+    if event == "open" and str(arguments[0]).endswith("few.extxyz"): before.append("the data")
+
+sys.stdout = Watched(sys.stdout)
+sys.addaudithook(watch)
+sys.argv = ["pimlip-zoo", "train", "--data", "few.extxyz"]
+from pimlip_zoo.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print(before, file=sys.stderr)
+print(said[0].strip(), file=sys.stderr)
+"""
+
+
+def test_training_says_something_before_it_imports_or_reads_what_takes_long(tmp_path):
+    (tmp_path / "few.extxyz").write_text("1\n\nH 0 0 0\n")
+    command = [sys.executable, "-c", FIRST]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    *_, before, first = result.stderr.splitlines()
+    assert before == "[]", before
+    assert first == f"pimlip-zoo {__version__}: loading PyTorch"
+    assert "reading few.extxyz" in result.stdout
+
+
+def test_only_the_first_rank_says_it(tmp_path):
+    environment = {**os.environ, "RANK": "1"}
+    command = [sys.executable, "-m", "pimlip_zoo", "train", "--from", "nothing", "--resume"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
