@@ -154,15 +154,9 @@ def _calculator(runs: list[Path], device: str, dtype: Precision | None, *, trust
     import torch
 
     import pimlip_zoo
-    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.deploy.ase import check_device
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(
-            f"{device!r} cannot be used: {reason}", key="--device", hint="--device cpu"
-        ) from error
+    check_device(device, key="--device")
     options = {"dtype": getattr(torch, dtype.value)} if dtype is not None else {}
     return pimlip_zoo.calculator(*runs, device=device, trust=trust, **options)
 
