@@ -66,11 +66,11 @@ def _mlflow(folder: Path) -> Any:
     waits = " (a server that does not answer is tried for some minutes)" if place.startswith("http") else ""
     log.info("mlflow: %s%s", place, waits)
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "pimlip-zoo")
-    logger = loggers.MLFlowLogger(
-        experiment_name=experiment, run_name=folder.resolve().name, tracking_uri=place
-    )
     with _folders_allowed(place):
-        _ = logger.experiment  # opens the store, which is the only time that MLflow asks
+        logger = loggers.MLFlowLogger(
+            experiment_name=experiment, run_name=folder.resolve().name, tracking_uri=place
+        )
+        _ = logger.experiment  # opens the store and the run; MLflow does not ask later
     return logger
 
 
