@@ -49,7 +49,9 @@ def test_an_example_runs(example, tmp_path):
     needed = NEEDS.get(example.stem)
     if needed is not None and importlib.util.find_spec(needed) is None:
         pytest.skip(f"{needed} is not installed")
-    assert SAYS[example.stem] in run(example, tmp_path, *SHORT.get(example.stem, []))
+    said = run(example, tmp_path, *SHORT.get(example.stem, []), "--out", "elsewhere/first")
+    assert SAYS[example.stem] in said
+    assert not (tmp_path / "runs").exists(), "all of it is where --out says"
 
 
 def test_there_are_eight_examples_numbered_from_one():
