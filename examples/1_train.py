@@ -14,17 +14,19 @@ from pimlip_zoo.evaluation import evaluate
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=6000)
-steps = parser.parse_args().steps
+parser.add_argument("--out", default="runs/example-1", help="a folder without a run")
+options = parser.parse_args()
+steps, out = options.steps, options.out
 
 potential = pz.train(
     {"model.name": "nequip", "data.train": "builtin:ethanol-gfn2", "trainer.max_steps": steps},
-    out="runs/example-1",
+    out=out,
 )
 errors = evaluate(potential, "builtin:ethanol-gfn2/test_300K").summary
 print(f"forces at 300 K: {1e3 * errors['forces']['mae']:.1f} meV/Å (mean absolute error)")
 
 atoms = ase.build.molecule("CH3CH2OH")
-atoms.calc = pz.calculator("runs/example-1")  # energy in eV, forces in eV/Å
+atoms.calc = pz.calculator(out)  # energy in eV, forces in eV/Å
 print(f"energy: {atoms.get_potential_energy():.4f} eV")
 Langevin(atoms, 0.5 * units.fs, temperature_K=300, friction=0.01 / units.fs, fixcm=False).run(20)
 print(f"after 10 fs: {atoms.get_potential_energy():.4f} eV")

@@ -17,7 +17,9 @@ import pimlip_zoo as pz
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=2000)
-steps = parser.parse_args().steps
+parser.add_argument("--out", default="runs/example-2", help="a folder without a run")
+options = parser.parse_args()
+steps, out = options.steps, options.out
 
 random = np.random.default_rng(0)
 structures = []
@@ -32,9 +34,9 @@ for _ in range(40):
 ase.io.write("copper.extxyz", structures)
 
 # A part is held out for validation; batches, model size and cutoff follow the structures.
-pz.train({"data.train": "copper.extxyz", "trainer.max_steps": steps}, out="runs/example-2")
+pz.train({"data.train": "copper.extxyz", "trainer.max_steps": steps}, out=out)
 
 cell = ase.build.bulk("Cu", cubic=True)
-cell.calc = pz.calculator("runs/example-2")
+cell.calc = pz.calculator(out)
 BFGS(FrechetCellFilter(cell), logfile=None).run(fmax=0.01, steps=50)
 print(f"lattice constant: {cell.cell.lengths()[0]:.3f} Å (EMT: 3.589)")

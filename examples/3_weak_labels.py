@@ -11,6 +11,7 @@ from pimlip_zoo.evaluation import evaluate
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=2000)
 parser.add_argument("--pool", type=int, default=300, help="structures that GFN1 labels")
+parser.add_argument("--out", default="runs/example-3", help="a folder without a run")
 options = parser.parse_args()
 
 plain = {"data.train": "builtin:ethanol-gfn2@:50", "trainer.max_steps": options.steps}
@@ -22,6 +23,6 @@ weak = {
     "weak.labels.pool.structures": options.pool,
 }
 for name, settings in (("plain", plain), ("pretrained", weak)):
-    potential = pz.train(settings, out=f"runs/example-3-{name}")
+    potential = pz.train(settings, out=f"{options.out}-{name}")
     errors = evaluate(potential, "builtin:ethanol-gfn2/test_600K").summary
     print(f"{name}: forces at 600 K {1e3 * errors['forces']['rmse']:.0f} meV/Å (root mean square)")

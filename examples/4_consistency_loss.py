@@ -14,7 +14,9 @@ from pimlip_zoo.datasets.readers import load_frames
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=1000)
-steps = parser.parse_args().steps
+parser.add_argument("--out", default="runs/example-4", help="a folder without a run")
+options = parser.parse_args()
+steps, out = options.steps, options.out
 
 
 @residual("simpson_central", order=5, equation="E(r+d) - E(r-d) + <d, (F(r-d) + 4 F(r) + F(r+d))/3>")
@@ -30,7 +32,7 @@ settings = {
     "weak.terms.simpson_central.weight": 0.1,
     "weak.perturbation.amplitude": 0.02,
 }
-potential = pz.train(settings, out="runs/example-4")
+potential = pz.train(settings, out=out)
 
 frames = load_frames("builtin:ethanol-gfn2/test_300K@:4")
 graph = frames_to_batch(frames, potential.species, cutoff=potential.cutoff + 0.2).graph

@@ -51,9 +51,11 @@ class Pairs(pz.AtomicEnergyModel):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=2000)
-steps = parser.parse_args().steps
+parser.add_argument("--out", default="runs/example-5", help="a folder without a run")
+options = parser.parse_args()
+steps, out = options.steps, options.out
 pz.train(
     {"model.name": "pairs", "data.train": "builtin:ethanol-gfn2@:200", "trainer.max_steps": steps},
-    out="runs/example-5",
+    out=out,
 )
 print("the contract that every architecture keeps: docs/guide/new-architecture.md")

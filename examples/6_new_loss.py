@@ -33,12 +33,14 @@ class NetForce(LossTerm):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=1000)
-steps = parser.parse_args().steps
+parser.add_argument("--out", default="runs/example-6", help="a folder without a run")
+options = parser.parse_args()
+steps, out = options.steps, options.out
 settings = {
     "model.force_head": "direct",
     "data.train": "builtin:ethanol-gfn2@:100",
     "trainer.max_steps": steps,
     "loss.net_force.weight": 0.1,
 }
-pz.train(settings, out="runs/example-6")
-print("its value at every validation: column loss_net_force of runs/example-6/metrics.csv")
+pz.train(settings, out=out)
+print(f"its value at every validation: column loss_net_force of {out}/metrics.csv")

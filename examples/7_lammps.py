@@ -17,7 +17,9 @@ import pimlip_zoo as pz
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=2000)
-steps = parser.parse_args().steps
+parser.add_argument("--out", default="runs/example-7", help="a folder without a run")
+options = parser.parse_args()
+steps, out = options.steps, options.out
 
 
 def command(*words: str) -> None:
@@ -25,10 +27,10 @@ def command(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "pimlip_zoo", *words], check=True)
 
 
-pz.train({"data.train": "builtin:ethanol-gfn2", "trainer.max_steps": steps}, out="runs/example-7")
+pz.train({"data.train": "builtin:ethanol-gfn2", "trainer.max_steps": steps}, out=out)
 atoms = ase.build.molecule("CH3CH2OH", vacuum=6.0)
 ase.io.write("ethanol.xyz", atoms)
-command("export", "runs/example-7", "--format", "native", "-o", "ethanol.pimlip")
+command("export", out, "--format", "native", "-o", "ethanol.pimlip")
 command("lammps", "build")
 command(
     *("lammps", "input", "ethanol.pimlip", "--structure", "ethanol.xyz"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ def train(
     from pimlip_zoo.experiment.stages import prepare_run, train_run
     from pimlip_zoo.locks import claimed
 
+    given = _checked_settings(settings)
     folder = Path(out)
     file = None if config is None else Path(config)
     began = any(True for depth in ("", "*/") for _ in folder.glob(f"{depth}checkpoints/last.ckpt"))
@@ -66,7 +68,7 @@ def train(
     onto = folder / "config.yaml"
     if resume and not onto.exists():
         raise InputError("there is no run to resume", file=folder, hint="it has no config.yaml")
-    run_config = load_config(file, list(settings.items()), onto=onto if resume else None)
+    run_config = load_config(file, list(given.items()), onto=onto if resume else None)
     last = folder / "checkpoints" / "last.ckpt"
     if resume:
         check_settings(folder, run_config)
@@ -82,6 +84,26 @@ def train(
     if outcome.signal is not None:
         raise KeyboardInterrupt(f"stopped after step {outcome.steps}; resume=True goes on")
     return load(folder)
+
+
+def _checked_settings(settings: Any) -> dict[str, Any]:
+    """Options by dotted key; paths among the values become text."""
+    from pimlip_zoo.errors import InputError
+
+    if not isinstance(settings, Mapping):
+        raise InputError(
+            f"settings are a mapping of options, not {settings!r}",
+            key="settings",
+            hint='write {"data.train": "few.extxyz"}; a configuration file goes to config=',
+        )
+    for key in settings:
+        if not isinstance(key, str):
+            raise InputError(
+                f"options have names, {key!r} is none", key="settings", hint='such as "data.train"'
+            )
+    return {
+        key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in settings.items()
+    }
 
 
 def calculator(
@@ -111,9 +133,13 @@ def calculator(
             that stands alone, on the CPU; the posterior is fitted to the run's data when it is first asked for. Of a
             native model that was exported with it, ``results["forces_uncertainty"]`` alone.
         options: of :func:`load`.
+
+    Raises:
+        InputError: for what is no run, or a device that cannot be used.
     """
     from pimlip_zoo.deploy.native.archive import SUFFIX
 
+    _check_runs(runs)
     electrons = {
         key: value for key, value in (("charge", charge), ("multiplicity", multiplicity)) if value is not None
     }
@@ -123,11 +149,12 @@ def calculator(
     if native:  # needs no torch, and imports none
         given = {**options, **electrons}
         return _native(runs[0], device=device, skin=skin, options=given, uncertainty=uncertainty)
-    from pimlip_zoo.deploy.ase import PimlipCalculator
+    from pimlip_zoo.deploy.ase import PimlipCalculator, check_device
     from pimlip_zoo.deploy.difference import with_baseline
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.training.checkpoint import baseline_of
 
+    check_device(device)
     members = [
         _native(run, device=device, skin=skin, options={**options, **electrons})
         if str(run).endswith(SUFFIX)
@@ -146,6 +173,20 @@ def calculator(
     from pimlip_zoo.deploy.committee import CommitteeCalculator
 
     return with_baseline(CommitteeCalculator(members), baselines, trust=trust)
+
+
+def _check_runs(runs: tuple[Any, ...]) -> None:
+    from pimlip_zoo.errors import InputError
+
+    if not runs:
+        raise InputError("of which run?", key="runs", hint='write calculator("runs/nequip-1")')
+    for run in runs:
+        if not isinstance(run, (str, os.PathLike)):
+            raise InputError(
+                f"a run is named by its folder, not by {type(run).__name__}",
+                key="runs",
+                hint='several runs are several arguments: calculator("runs/a", "runs/b")',
+            )
 
 
 def _uncertain(

@@ -49,7 +49,9 @@ def test_an_example_runs(example, tmp_path):
     needed = NEEDS.get(example.stem)
     if needed is not None and importlib.util.find_spec(needed) is None:
         pytest.skip(f"{needed} is not installed")
-    assert SAYS[example.stem] in run(example, tmp_path, *SHORT.get(example.stem, []))
+    said = run(example, tmp_path, *SHORT.get(example.stem, []), "--out", "elsewhere/first")
+    assert SAYS[example.stem] in said
+    assert not (tmp_path / "runs").exists(), "all of it is where --out says"
 
 
 def test_there_are_eight_examples_numbered_from_one():
@@ -82,3 +84,48 @@ def test_a_training_from_python_refuses_in_one_line_and_writes_nothing(tmp_path)
     with pytest.raises(InputError, match="no run to resume"):
         pz.train({}, out=tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("run.yaml", r"settings are a mapping of options, not 'run.yaml' .*config="),
+        (["seed=1"], "settings are a mapping of options"),
+        ({3: 1}, "options have names, 3 is none"),
+        ({"data.train": Path("nothing.extxyz")}, "nothing.extxyz: no such file"),
+    ],
+)
+def test_settings_that_are_none_are_refused_in_one_line(tmp_path, monkeypatch, settings, words):
+    import pimlip_zoo as pz
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        pz.train(settings, out="run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("runs", "options", "words"),
+    [
+        ((), {}, "of which run"),
+        ((["a", "b"],), {}, r"not by list .*several arguments"),
+        (("a",), {"device": "abacus"}, "device: 'abacus' cannot be used"),
+    ],
+)
+def test_calculators_of_nothing_are_refused_in_one_line(runs, options, words):
+    import pimlip_zoo as pz
+
+    with pytest.raises(InputError, match=words):
+        pz.calculator(*runs, **options)
+
+
+def test_a_training_from_python_is_silent(tmp_path):
+    program = (
+        "import pimlip_zoo\n"
+        "settings = {'data.train': 'builtin:ethanol-gfn2@:20', 'trainer.max_steps': 2, 'model.channels': 4}\n"
+        "pimlip_zoo.train(settings, out='run')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert result.stdout + result.stderr == ""

@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
 
     from pimlip_zoo.deploy.md import MDResult
@@ -106,6 +107,7 @@ def md_command(
     atoms = read_structure(structure)
     drawn = atoms.has("momenta") and not keep_velocities
     atoms.calc = _calculator(runs, device, dtype, trust=trust)
+    _check_elements(atoms, structure)
     uncertainty = None
     if stop_at_uncertainty is not None or collect is not None:
         from pimlip_zoo.run_posterior import uncertainty_function
@@ -152,17 +154,25 @@ def _calculator(runs: list[Path], device: str, dtype: Precision | None, *, trust
     import torch
 
     import pimlip_zoo
-    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.deploy.ase import check_device
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(
-            f"{device!r} cannot be used: {reason}", key="--device", hint="--device cpu"
-        ) from error
+    check_device(device, key="--device")
     options = {"dtype": getattr(torch, dtype.value)} if dtype is not None else {}
     return pimlip_zoo.calculator(*runs, device=device, trust=trust, **options)
+
+
+def _check_elements(atoms: Atoms, structure: str) -> None:
+    """Refuse a structure with elements that the model does not know, before anything is said or written."""
+    from ase.data import chemical_symbols
+
+    from pimlip_zoo.deploy.properties import common_numbers
+    from pimlip_zoo.errors import InputError
+
+    known = common_numbers([atoms.calc])
+    unknown = set(atoms.numbers.tolist()) - known if known is not None else set()
+    if known is not None and unknown:
+        lacks, has = (", ".join(chemical_symbols[z] for z in sorted(these)) for these in (unknown, known))
+        raise InputError(f"the model does not know {lacks}", file=structure, hint=f"it was trained on {has}")
 
 
 @contextmanager

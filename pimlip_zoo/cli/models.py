@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -56,13 +55,14 @@ def models(
         _weak_presets(json_output=json_output)
         return
 
+    from pimlip_zoo.cli.architectures import all_described, describe
     from pimlip_zoo.cli.console import console
 
-    everything = _all_described()
+    everything = all_described()
     if name is not None and name not in everything:
         from pimlip_zoo.registry import get_model
 
-        everything[name] = _describe(get_model(name))  # complains of a name that nobody registered
+        everything[name] = describe(get_model(name))  # complains of a name that nobody registered
     described = [everything[name]] if name else list(everything.values())
     if json_output:
         typer.echo(json.dumps(described[0] if name else described, indent=1))
@@ -110,55 +110,6 @@ def _trace(name: str | None, preset: str | None, *, json_output: bool) -> None:
         f"{len(steps)} steps: {counts['block']} compiled, {counts['autograd']} left to autograd, {counts['plain']} as "
         "they are (neither geometry nor parameters enter)"
     )
-
-
-def _all_described() -> dict[str, dict[str, Any]]:
-    """What is known of every architecture, by name.
-
-    Counting parameters builds every model, which takes torch and seconds: what was found is kept in the cache until
-    this package, or one that offers architectures, changes.
-    """
-    import json
-    import logging
-
-    from pimlip_zoo.errors import InputError
-    from pimlip_zoo.files import read_text, write_text
-
-    file = _kept_in()
-    try:
-        return dict(json.loads(read_text(file)))
-    except (OSError, ValueError, InputError):
-        pass
-    from pimlip_zoo.registry import available_models
-
-    text = json.dumps({name: _describe(info) for name, info in available_models().items()})
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, text)
-    except (OSError, ValueError) as error:  # a cache that cannot be written costs time and nothing else
-        logging.getLogger("pimlip_zoo").debug("%s", error)
-    return dict(json.loads(text))
-
-
-def _kept_in() -> Path:
-    """The file, named by a hash of all that the descriptions depend on."""
-    import hashlib
-    from importlib.metadata import entry_points
-
-    import pimlip_zoo
-    from pimlip_zoo.registry import ENTRY_POINT_GROUP
-    from pimlip_zoo.weak_labels.pool import cache_folder
-
-    digest = hashlib.sha256(pimlip_zoo.__version__.encode())
-    own = Path(pimlip_zoo.__file__).parent
-    sources = (*own.glob("models/*.py"), *own.glob("nn/*.py"), own / "cli" / "models.py", own / "registry.py")
-    for path in sorted(sources):
-        status = path.stat()
-        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
-        version = "" if point.dist is None else f"{point.dist.name} {point.dist.version}"
-        digest.update(f"{point.name} {point.value} {version}".encode())
-    return cache_folder() / f"models-{digest.hexdigest()[:20]}.json"
 
 
 def _recipes(*, json_output: bool) -> None:
@@ -319,62 +270,6 @@ def _dotted(key: str, value: Any) -> list[str]:
     if isinstance(value, dict):
         return [line for name, inner in value.items() for line in _dotted(f"{key}.{name}", inner)]
     return [f"{key}={value}"]
-
-
-def _describe(info: Any) -> dict[str, Any]:
-    import dataclasses
-
-    presets = {}
-    for preset in info.presets:
-        presets[preset] = {**info.presets[preset], "parameters": _count(info, preset)}
-    return {
-        "name": info.name,
-        "description": info.description,
-        "presets": presets,
-        "parameters": None if info.presets else _count(info, None),
-        "options": {
-            field.name: {
-                "type": str(field.type),
-                "default": _default(field),
-                "help": _help(info.config, field.name),
-            }
-            for field in dataclasses.fields(info.config)
-        },
-    }
-
-
-def _count(info: Any, preset: str | None) -> int:
-    model = info.model(info.configure(preset, avg_num_neighbors=10.0), ("H", "C", "N", "O"))
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _default(field: Any) -> Any:
-    import dataclasses
-
-    return None if field.default is dataclasses.MISSING else field.default
-
-
-def _help(config: type, name: str) -> str:
-    """The string below a field of a dataclass, from its source."""
-    import ast
-    import inspect
-    import textwrap
-    from itertools import pairwise
-
-    for cls in config.__mro__[:-1]:
-        try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-        except (OSError, TypeError):
-            continue
-        for node, following in pairwise(body):
-            if (
-                isinstance(node, ast.AnnAssign)
-                and getattr(node.target, "id", None) == name
-                and isinstance(following, ast.Expr)
-                and isinstance(following.value, ast.Constant)
-            ):
-                return " ".join(str(following.value.value).split())
-    return ""
 
 
 def _overview(described: list[dict[str, Any]]) -> Any:

@@ -90,6 +90,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a potential and leave everything in a run folder."""
+    _say_first()
     from pimlip_zoo.cli.import_ import run_of
     from pimlip_zoo.config import load_config, parse_settings
     from pimlip_zoo.errors import InputError
@@ -142,6 +143,21 @@ def train(
         _run(run_config, lambda: folder, rank, resumes=folder)
 
 
+def _say_first() -> None:
+    """A line at once: PyTorch and Lightning take seconds to import, on a busy machine half a minute.
+
+    Ranks are not connected yet; what starts them (torchrun, SLURM, Lightning) tells each by a variable which it is.
+    """
+    import os
+
+    from pimlip_zoo import __version__
+    from pimlip_zoo.cli.console import log_to_screen
+
+    told = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
+    log_to_screen(quiet=next(told, "0") != "0")
+    logging.getLogger("pimlip_zoo").info("pimlip-zoo %s: loading PyTorch", __version__)
+
+
 def _by_name(key: str, value: Any) -> Any:
     """A published model that gives weak labels may be named, as after --from."""
     from pimlip_zoo.cli.import_ import run_of
@@ -169,7 +185,7 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     """
     from rich.panel import Panel
 
-    from pimlip_zoo.cli.console import console, errors_table, log_to, log_to_screen, say
+    from pimlip_zoo.cli.console import console, errors_table, log_to, say
     from pimlip_zoo.cli.report import read_metrics, write_run_report
     from pimlip_zoo.evaluation import check_labelled, evaluate_run, some_frames, tests_of
     from pimlip_zoo.experiment import checked_structures, from_rank_zero, load_split
@@ -180,8 +196,8 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
 
     check_open_files(config.data.num_workers)
     screen = console(quiet=rank > 0)  # one rank speaks, writes the log, evaluates and reports
-    log_to_screen(quiet=rank > 0)
     log = logging.getLogger("pimlip_zoo")
+    log.setLevel(logging.ERROR if rank > 0 else logging.INFO)
     log.info("reading %s", config.data.train)
     last = resumes / "checkpoints" / "last.ckpt" if resumes is not None else None
     checkpoint = last if last is not None and last.exists() else None

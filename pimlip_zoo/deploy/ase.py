@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-__all__ = ["PimlipCalculator", "SkinnedNeighbours"]
+__all__ = ["PimlipCalculator", "SkinnedNeighbours", "check_device"]
 
 
 class SkinnedNeighbours(SkinnedPairs):
@@ -59,6 +59,23 @@ class SkinnedNeighbours(SkinnedPairs):
             return graph
         near = edge_vectors(graph).square().sum(dim=1) < self.cutoff**2
         return graph._replace(edge_index=graph.edge_index[:, near], edge_shift=graph.edge_shift[near])
+
+
+def check_device(device: str | torch.device, *, key: str = "device") -> None:
+    """Refuse a device that PyTorch does not have here.
+
+    Args:
+        device: cpu, cuda, cuda:1, ...
+        key: of the option, for the message.
+
+    Raises:
+        InputError: for one that cannot be used.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"{str(device)!r} cannot be used: {reason}", key=key, hint="give cpu") from error
 
 
 class PimlipCalculator(Calculator):

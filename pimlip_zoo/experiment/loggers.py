@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,13 +63,29 @@ def _mlflow(folder: Path) -> Any:
     place = os.environ.get("MLFLOW_TRACKING_URI")
     if not place:
         place = f"file:{folder.resolve().parent / 'mlruns'}"
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     waits = " (a server that does not answer is tried for some minutes)" if place.startswith("http") else ""
     log.info("mlflow: %s%s", place, waits)
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "pimlip-zoo")
-    return loggers.MLFlowLogger(
-        experiment_name=experiment, run_name=folder.resolve().name, tracking_uri=place
-    )
+    with _folders_allowed(place):
+        logger = loggers.MLFlowLogger(
+            experiment_name=experiment, run_name=folder.resolve().name, tracking_uri=place
+        )
+        _ = logger.experiment  # opens the store and the run; MLflow does not ask later
+    return logger
+
+
+@contextmanager
+def _folders_allowed(place: str) -> Iterator[None]:
+    """MLflow's word for it, where it is needed and the user has not decided; what was there before comes back."""
+    name = "MLFLOW_ALLOW_FILE_STORE"
+    if not place.startswith("file:") or name in os.environ:
+        yield
+        return
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 for _name, _kind in {

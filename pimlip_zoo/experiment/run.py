@@ -84,6 +84,10 @@ def train(
     last = folder / "checkpoints" / "last.ckpt"
     if resume and not last.exists():
         raise InputError("there is nothing to resume", file=last, hint="train without --resume")
+    if config.trainer.device == "cpu" or (
+        config.trainer.device == "auto" and not torch.accelerator.is_available()
+    ):
+        experiment.potential.compile_ahead()  # while Lightning is imported, which takes as long
     with switches(config.trainer):
         return _train(experiment, folder, last if resume else None, optimizer)
 
@@ -96,10 +100,6 @@ def _train(
 ) -> Outcome:
     """Train on from the checkpoint ``last``, or from the beginning."""
     config = experiment.config
-    if config.trainer.device == "cpu" or (
-        config.trainer.device == "auto" and not torch.accelerator.is_available()
-    ):
-        experiment.potential.compile_ahead()  # while Lightning is imported, which takes as long
     from pimlip_zoo.training.callbacks import Interrupted
 
     clock = run_clock(config)

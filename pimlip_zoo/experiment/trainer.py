@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -68,6 +69,8 @@ def check_trainer(config: RunConfig) -> None:
 @contextmanager
 def switches(section: TrainerSection) -> Iterator[None]:
     """What a training sets in the whole process: its threads, how floats are multiplied, how much Lightning says."""
+    import lightning.pytorch  # noqa: F401  # its first import sets the level of its log
+
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     log = logging.getLogger("lightning.pytorch")
     level = log.level
@@ -77,7 +80,9 @@ def switches(section: TrainerSection) -> Iterator[None]:
         torch.set_float32_matmul_precision("high" if section.products == "tf32" else "highest")
         # Chatter about accelerators and defaults is not the user's business.
         log.setLevel(logging.WARNING)
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)

@@ -177,3 +177,16 @@ def test_an_index_picks_the_frame_and_the_last_is_the_default(tmp_path):
     (tmp_path / "README.md").write_text("# No structure\n")
     with pytest.raises(InputError, match="there is no structure in it"):
         read_structure(str(tmp_path / "README.md"))
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_the_file_with_an_unknown_element_is_named_and_nothing_is_written(tmp_path, members):
+    runs = [save_run(tmp_path / f"run-{k}", seed=k) for k in range(members)]
+    write(tmp_path / "salt.xyz", Atoms("NaClCH", [[0, 0, 0], [2.4, 0, 0], [0, 3, 0], [0, 4, 0]]))
+    before = sorted(tmp_path.rglob("*"))
+    result = md(*runs, "--structure", tmp_path / "salt.xyz")
+    assert isinstance(result.exception, InputError)
+    message = f"{tmp_path / 'salt.xyz'}: the model does not know Na, Cl (it was trained on H, C, O)"
+    assert str(result.exception) == message
+    assert result.output == ""
+    assert sorted(tmp_path.rglob("*")) == before

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -506,3 +507,18 @@ def test_a_disk_that_is_really_full(tmp_path):
         assert not list((disk / "run" / "checkpoints").iterdir())
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_the_log_holds_every_line_that_was_printed(cli, tmp_path):
+    arguments = ("--data", "builtin:ethanol-gfn2/train@:12", "--test", "builtin:ethanol-gfn2/test_300K@:3")
+    small = ("--set", "model.channels=4", "--max-steps", 4, "--set", "trainer.valid_every=2")
+    result = cli("train", *arguments, *small, "--out", tmp_path / "run")
+    assert result.code == 0, result
+    written = []
+    for line in (tmp_path / "run" / "log.txt").read_text().splitlines():
+        stamp = re.match(r"[-0-9]{10} [:0-9]{8},[0-9]{3} (?P<level>[A-Z]+) (?P<text>.*)", line)
+        warned = stamp is not None and stamp["level"] != "INFO"
+        written.append(line if stamp is None else f"{'warning: ' if warned else ''}{stamp['text']}")
+    printed = [line.rstrip() for line in result.out.splitlines()]
+    assert len(printed) > 20
+    assert written == printed

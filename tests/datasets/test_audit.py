@@ -301,3 +301,50 @@ def test_reports_hold_what_was_found(ethanol):
     assert finding_table(found).row_count == len(found.findings)
     assert survey_tables(found.surveys[0])
     assert describe(survey_frames("none", []))["structures"] == 0
+
+
+def liquid(pbc, vacuum=0.0, skew=0.0, outside=False):
+    """Atoms on a shaken lattice that fill a cell, and then so much vacuum along the third direction."""
+    rng = np.random.default_rng(5)
+    sites = np.stack(np.meshgrid(*[np.arange(4.0)] * 3), axis=-1).reshape(-1, 3) * 2.6 + 1.3
+    positions = sites + rng.uniform(-0.3, 0.3, sites.shape)
+    cell = 10.4 * np.eye(3)
+    cell[2, 2] += vacuum
+    cell[1, 0] = skew
+    positions[:, 0] += positions[:, 1] / 10.4 * skew
+    if outside:  # as trajectories have them that are not wrapped
+        positions += rng.integers(-1, 2, positions.shape) @ cell
+    numbers = np.full(len(positions), 18)
+    return Frame(numbers, positions, cell, np.array(pbc), energy=0.0, forces=np.zeros((64, 3)))
+
+
+@pytest.mark.parametrize("options", [{}, {"skew": 4.0}, {"vacuum": 0.5}])
+def test_a_filled_cell_without_periodicity_is_warned_of(options):
+    (finding,) = [
+        finding
+        for finding in audit_surveys([survey_frames("train", [liquid([False] * 3, **options)] * 2)]).findings
+        if finding.code == "open-cells"
+    ]
+    assert finding.severity == "warning"
+    assert finding.count == 2
+    assert "pbc" in finding.hint
+
+
+def test_a_filled_cell_that_is_not_wrapped_is_warned_of():
+    assert "open-cells" in codes([liquid([True, True, False], outside=True)])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        liquid([True] * 3),
+        liquid([True, True, False], vacuum=10.0),
+        liquid([False] * 3, vacuum=10.0),
+        replace(liquid([False] * 3), cell=np.zeros((3, 3))),
+        replace(liquid([False] * 3), cell=np.eye(3)),
+        replace(molecule(), cell=20.0 * np.eye(3)),
+    ],
+    ids=["periodic", "slab", "slab without periodicity", "cluster", "cell of 1 Å", "molecule in a box"],
+)
+def test_cells_that_end_in_vacuum_are_not(frame):
+    assert "open-cells" not in codes([frame])

@@ -200,3 +200,45 @@ def test_few_structures_molecules_and_no_stress_at_all_say_nothing(strained, mix
 def test_the_stress_of_the_alloy_that_comes_with_the_package_has_its_sign():
     frames = [frame for frame in load_builtin("cual-emt/train") if len(frame.numbers) > 1][:60]
     assert stress_agreement(frames) > 0.9
+
+
+def argon(widths, energy=1.0, forces=1.0):
+    """Lennard-Jones crystals, each shaken by another width between the two: steep walls, pairs far apart."""
+    rng = np.random.default_rng(0)
+    sites = np.stack(np.meshgrid(*[np.arange(2.0)] * 3), axis=-1).reshape(-1, 3)
+    basis = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    sites = 5.3 * (sites[:, None] + basis).reshape(-1, 3)
+    frames = []
+    for _ in range(50):
+        atoms = Atoms("Ar32", sites, cell=[10.6] * 3, pbc=True)
+        atoms.positions += rng.uniform(*widths) * rng.normal(size=(32, 3))
+        atoms.calc = LennardJones(sigma=3.4, epsilon=0.0104, rc=5.0 if widths[0] < widths[1] else 8.5)
+        frames.append(
+            Frame(
+                atoms.numbers,
+                atoms.positions,
+                np.array(atoms.cell),
+                atoms.pbc,
+                energy=energy * float(atoms.get_potential_energy()),
+                forces=forces * atoms.get_forces(),
+            )
+        )
+    return frames
+
+
+@pytest.mark.parametrize("widths", [(0.05, 0.5), (0.5, 0.5)])
+def test_a_lennard_jones_crystal_with_steep_walls_raises_no_false_alarm(widths):
+    """Its pairs of structures say 0.4 and 0.07 of the work: the forces bend too strongly between them."""
+    codes = {finding.code for finding in audit_surveys([survey_frames("train", argon(widths))]).findings}
+    assert "force-agrees" in codes
+    assert not {"force-inconsistent", "force-unit", "force-sign"} & codes
+
+
+@pytest.mark.parametrize(
+    ("energy", "forces"), [(1.0, 0.0194469), (23.06, 1.0), (1.0, 23.06), (1.0, -1.0), (0.0367, 1.0)]
+)
+def test_wrong_units_and_signs_of_the_same_crystal_are_found(energy, forces):
+    frames = argon((0.05, 0.5), energy, forces)
+    found = audit_surveys([survey_frames("train", frames)]).findings
+    refused = {finding.code for finding in found if finding.severity == "refused"}
+    assert {"force-unit", "force-sign"} & refused, found

@@ -1,6 +1,7 @@
 """The loggers' own packages, where they are installed: a training arrives there whole."""
 
 import math
+import os
 
 import pytest
 
@@ -42,6 +43,8 @@ def test_mlflow_keeps_them_in_a_folder_beside_the_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # so that it is what it was after the test
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
     trained(tmp_path / "run", "mlflow", monkeypatch)
+    assert "MLFLOW_ALLOW_FILE_STORE" not in os.environ, "of the training alone"
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # for the reading below
     client = mlflow.MlflowClient(f"file:{tmp_path / 'mlruns'}")
     (run,) = client.search_runs([client.get_experiment_by_name("pimlip-zoo").experiment_id])
     assert (run.info.run_name, run.info.status) == ("run", "FINISHED")

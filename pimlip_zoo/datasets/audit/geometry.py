@@ -43,6 +43,17 @@ def check_geometry(survey: Survey, cutoff: float) -> Iterator[Finding]:
             **frames_of(lonely),
             hint="such atoms get no force: is the cutoff too small?",
         )
+    cut = facts["cut"] > 0
+    if cut.any():
+        yield Finding(
+            "open-cells",
+            "warning",
+            f"{int(cut.sum())} structures have a cell that their atoms fill, but pbc is off where it ends: atoms at "
+            "its faces have no neighbours beyond them",
+            survey.name,
+            **frames_of(cut),
+            hint='a liquid or crystal? write pbc="T T T" into the file; a cluster needs no cell',
+        )
     thin = facts["thinnest"] < cutoff
     if thin.any():
         yield Finding(

@@ -20,7 +20,14 @@ from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbour_list import neighbour_list
 
-__all__ = ["Agreement", "check_magnitudes", "quick_agreement", "stiffness_of_hydrogen", "stress_agreement"]
+__all__ = [
+    "Agreement",
+    "check_magnitudes",
+    "close_agreement",
+    "quick_agreement",
+    "stiffness_of_hydrogen",
+    "stress_agreement",
+]
 
 _ATOMS = 4_000
 """Atoms of the sample that are looked at."""
@@ -40,6 +47,8 @@ _RIDGE = 1e-6
 _MIN_COMPARED = 12
 _CORRELATED = 0.6
 _APART = 5.0
+_EXACT, _EQUAL = 0.95, 1.3
+"""Correlation and factor of a quick model that is as good as right."""
 _OPPOSITE = 0.4
 
 _UNITS = {
@@ -334,6 +343,21 @@ def _pair_sums(frames: Sequence[Frame]) -> tuple[NDArray[np.float64], NDArray[np
             np.add.at(force[:, where], rows, pushed)
         gradients.append(force)
     return energies, np.concatenate(gradients)
+
+
+def close_agreement(survey: Survey) -> Finding | None:
+    """The word of a quick model, where it is exact and says that forces and energies are of one unit; else None.
+
+    Noble gases, ions and other matter of pair forces are described by it at any distance between structures.
+
+    Args:
+        survey: of the set.
+    """
+    for finding in _agreement(survey, _some(survey)):
+        ratio, correlation = finding.values["ratio"], finding.values["correlation"]
+        if finding.code == "force-agrees" and correlation > _EXACT and 1 / _EQUAL < ratio < _EQUAL:
+            return finding
+    return None
 
 
 def _agreement(survey: Survey, frames: Sequence[Frame]) -> Iterator[Finding]:
