@@ -68,6 +68,9 @@ def check_trainer(config: RunConfig) -> None:
 @contextmanager
 def switches(section: TrainerSection) -> Iterator[None]:
     """What a training sets in the whole process: its threads, how floats are multiplied, how much Lightning says."""
+    # Its import sets the level that is lowered here, so it comes first.
+    import lightning.pytorch  # noqa: F401
+
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     log = logging.getLogger("lightning.pytorch")
     level = log.level
