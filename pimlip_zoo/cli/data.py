@@ -98,7 +98,10 @@ def check_command(
     if found.refused:
         screen.print("[bold red]Training on these data would be refused.[/bold red]")
         raise typer.Exit(3)
-    screen.print("[green]Nothing speaks against training on these data.[/green]")
+    if any(finding.severity == "warning" for finding in found.findings):
+        screen.print("[yellow]Nothing forbids training on these data; look at the warnings first.[/yellow]")
+    else:
+        screen.print("[green]Nothing speaks against training on these data.[/green]")
 
 
 @app.command(

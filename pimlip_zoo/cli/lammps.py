@@ -72,7 +72,7 @@ def write_input(
     from pimlip_zoo.deploy.lammps.data import left_out
     from pimlip_zoo.deploy.lammps.input import MDSettings, write_run
     from pimlip_zoo.deploy.metadata import read_metadata
-    from pimlip_zoo.deploy.structure import read_structure
+    from pimlip_zoo.deploy.structure import holds_several, read_structure
     from pimlip_zoo.files import writing
     from pimlip_zoo.locks import making
 
@@ -89,6 +89,8 @@ def write_input(
         chunk=chunk,
     )
     atoms = read_structure(structure)
+    if holds_several(structure):
+        typer.echo(f"from the last structure of {structure} ({structure}@0 is the first)")
     with writing(output), making(output):
         model = _exported(run, output)
         try:

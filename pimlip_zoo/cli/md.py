@@ -91,7 +91,7 @@ def md_command(
     from pimlip_zoo.cli.signals import collected_signals
     from pimlip_zoo.deploy.md import MDSettings, run_md
     from pimlip_zoo.deploy.stability import StabilityLimits
-    from pimlip_zoo.deploy.structure import read_structure
+    from pimlip_zoo.deploy.structure import holds_several, read_structure
 
     settings = MDSettings(
         ensemble=ensemble.value,
@@ -105,6 +105,10 @@ def md_command(
         keep_velocities=keep_velocities,
     )
     atoms = read_structure(structure)
+    if holds_several(structure):
+        console().print(
+            f"from the last structure of {structure} ({structure}@0 is the first)", soft_wrap=True
+        )
     drawn = atoms.has("momenta") and not keep_velocities
     atoms.calc = _calculator(runs, device, dtype, trust=trust)
     _check_elements(atoms, structure)

@@ -50,7 +50,7 @@ def advise(
     A short training on the labels and one on their difference to each level, measured on structures that neither saw.
     The numbers are what was measured; the bounds of the verdict are fitted to the few sets of the study.
     """
-    import logging
+    import warnings
 
     from pimlip_zoo.cli.console import console
     from pimlip_zoo.config import parse_settings
@@ -70,7 +70,7 @@ def advise(
         frames = [dataclasses.replace(frame, forces=None) for frame in frames]
     names, skipped = (list(dict.fromkeys(calculator)), {}) if calculator else known_levels(frames)
     screen = console()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
     levels: dict[str, Any] = {}
     for name in names:
         screen.print(f"labelling {len(frames)} structures: {name}", style="dim")
@@ -127,7 +127,7 @@ def _show(screen: Any, advice: Advice, data: str) -> None:
     screen.print(table)
     for name, reason in advice.skipped.items():
         screen.print(f"not looked at: {name}: {reason}", style="dim")
-    screen.print(f"advice: {advice.sentence}", style="bold", highlight=False)
+    screen.print(f"advice: {advice.sentence}", style="bold", highlight=False, soft_wrap=True)
     best = advice.best
     if best is not None and not Path(best.level).is_file():
         screen.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from pimlip_zoo.errors import InputError, did_you_mean, reason_of
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["read_structure"]
+__all__ = ["holds_several", "read_structure"]
 
 _INDEXED = re.compile(r"(?P<path>.+)@(?P<index>-?\d+)")
 
@@ -41,6 +42,22 @@ def read_structure(spec: str) -> Atoms:
     if match is not None and not Path(spec).exists():
         path, index = match["path"], int(match["index"])
     return _builtin(path, index) if path.startswith("builtin:") else _from_file(path, index)
+
+
+def holds_several(spec: str) -> bool:
+    """Whether a file without an index has more structures than the last one, which is read.
+
+    Args:
+        spec: as of :func:`read_structure`.
+    """
+    import ase.io
+
+    if not Path(spec).is_file():
+        return False
+    # Readers of formats of one structure say in their own ways that there is no second.
+    with suppress(Exception):
+        return not isinstance(ase.io.read(spec, index=1, do_not_split_by_at_sign=True), list)
+    return False
 
 
 def _bulk(spec: str) -> Atoms:

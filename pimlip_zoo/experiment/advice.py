@@ -47,6 +47,9 @@ SMOOTH, ROUGH = 1.0, 3.0
 learn the surface better, and a rough difference hardly."""
 CLOSE = 0.2
 """Difference over the error of the short training on the labels, below which a level is as good as the labels."""
+SAME = 1e-4
+"""Difference over the surface, below which the labels are of this level itself."""
+_ITSELF = "is what these were labelled with, so labels cost little: label more structures and train on them"
 LEAST = 10
 """Structures, fewer of which cannot be divided into what is learnt and what is measured."""
 COVERED = 0.9
@@ -104,8 +107,16 @@ class Advice:
     """Levels that could not be looked at, and why."""
 
     @property
+    def same(self) -> Finding | None:
+        """The level that the labels are of themselves, if one is: no recipe is worth anything then."""
+        alike = (finding for finding in self.findings if finding.reason == _ITSELF)
+        return next(alike, None)
+
+    @property
     def best(self) -> Finding | None:
         """The finding to follow; None: train without a recipe."""
+        if self.same is not None:
+            return None
         useful = [finding for finding in self.findings if finding.recipe is not None]
         return min(useful, key=lambda finding: finding.ratio) if useful else None
 
@@ -115,7 +126,7 @@ class Advice:
         if not self.findings:
             return "no cheap level could be looked at: train without a recipe"
         if self.best is None:
-            closest = min(self.findings, key=lambda finding: finding.ratio)
+            closest = self.same or min(self.findings, key=lambda finding: finding.ratio)
             return f"no recipe: {closest.level} {closest.reason}"
         return f"{self.best.recipe} with {self.best.level}: it {self.best.reason}"
 
@@ -355,6 +366,8 @@ def _finding(
     roughness = (of_left / max(of_size, tiny)) / max(of_plain / max(of_surface, tiny), tiny)
     # Of what is closer than labels teach, roughness does not matter.
     counted = 0.0 if of_size <= CLOSE * of_plain else float(roughness)
+    if of_size <= SAME * of_surface:
+        return Finding(name, size, left.errors, ratio, low, high, float(roughness), None, _ITSELF)
     recipe, reason = _verdict(ratio, high, counted, by_forces=by_forces)
     return Finding(name, size, left.errors, ratio, low, high, float(roughness), recipe, reason)
 

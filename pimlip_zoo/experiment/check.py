@@ -59,7 +59,8 @@ def _check(config: RunConfig, structures: Sequence[Frame], tests: Mapping[str, s
         log.warning("the structures were not checked (--no-check)")
         return
     found = _look(config, structures, specs)
-    for finding in [finding for finding in found.findings if finding.severity == "warning"][:_SHOWN]:
+    warned = [finding for finding in found.findings if finding.severity == "warning"]
+    for finding in warned[:_SHOWN]:
         log.warning(
             "%s: %s%s", specs[finding.data], finding.message, f" ({finding.hint})" if finding.hint else ""
         )
@@ -75,7 +76,10 @@ def _check(config: RunConfig, structures: Sequence[Frame], tests: Mapping[str, s
         )
     sampled = [survey for survey in found.surveys if survey.places is not None]
     some = "".join(f"; {survey.name}: {len(survey):,} of {survey.total:,} structures" for survey in sampled)
-    log.info("checked: nothing speaks against training on these data%s", some)
+    if warned:
+        log.info("checked: warnings, see `pimlip-zoo data check`; nothing that forbids training%s", some)
+    else:
+        log.info("checked: nothing speaks against training on these data%s", some)
 
 
 def _look(config: RunConfig, structures: Sequence[Frame], specs: Mapping[str, str]) -> Audit:

@@ -22,7 +22,7 @@ import pimlip_zoo
 from pimlip_zoo.cli import app
 from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.committee import CommitteeCalculator
-from pimlip_zoo.deploy.structure import read_structure
+from pimlip_zoo.deploy.structure import holds_several, read_structure
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
@@ -190,3 +190,15 @@ def test_the_file_with_an_unknown_element_is_named_and_nothing_is_written(tmp_pa
     assert str(result.exception) == message
     assert result.output == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_it_is_said_when_a_file_has_more_than_the_structure_that_is_taken(run, tmp_path):
+    atoms = read_structure(ETHANOL)
+    write(tmp_path / "one.xyz", atoms)
+    write(tmp_path / "two.xyz", [atoms, atoms])
+    assert holds_several(str(tmp_path / "two.xyz"))
+    assert not holds_several(str(tmp_path / "one.xyz"))
+    assert not holds_several(f"{tmp_path}/two.xyz@0")
+    assert not holds_several(ETHANOL)
+    result = md(run, "--structure", tmp_path / "two.xyz", "--steps", 2)
+    assert "from the last structure of" in result.output

@@ -8,6 +8,7 @@ from example_frames import crystal, molecule
 
 from pimlip_zoo.datasets.audit import audit, audit_surveys, survey_frames
 from pimlip_zoo.datasets.audit.alignment import displacement
+from pimlip_zoo.datasets.audit.consistency import _Slope, _verdict
 from pimlip_zoo.datasets.audit.references import fit_atom_energies
 from pimlip_zoo.datasets.audit.report import as_html, as_json, describe, finding_table, survey_tables
 from pimlip_zoo.datasets.builtin import load_builtin
@@ -348,3 +349,17 @@ def test_a_filled_cell_that_is_not_wrapped_is_warned_of():
 )
 def test_cells_that_end_in_vacuum_are_not(frame):
     assert "open-cells" not in codes([frame])
+
+
+@pytest.mark.parametrize(
+    ("factor", "error", "severity"), [(1.37, 0.09, "note"), (1.37, 0.005, "warning"), (1.9, 0.09, "warning")]
+)
+def test_a_factor_is_warned_of_where_its_error_does_not_explain_it(ethanol, factor, error, severity):
+    survey = survey_frames("train", ethanol[:20])
+    found = _verdict(survey, "stress", "stress", _Slope(factor, error, 0.84, 41), {})
+    assert found.severity == severity
+
+
+def test_the_last_word_does_not_contradict_warnings(ethanol):
+    twice = audit_surveys([survey_frames("train", [*ethanol[:20], ethanol[0]])])
+    assert "look at the warnings" in as_html(twice)

@@ -143,3 +143,15 @@ def test_too_few_structures_are_refused_and_a_failing_level_is_skipped(ethanol):
     assert found.skipped == {"broken": "it fails"}
     assert found.sentence == "no cheap level could be looked at: train without a recipe"
     assert isinstance(found, Advice)
+
+
+def test_a_level_that_the_labels_are_of_is_named_and_no_other_is_advised():
+    squares = [_Squares(np.full(12, 27.0 * v**2), np.full(12, 27.0), np.ones(12)) for v in (200, 50)]
+    other = _finding("other", Errors(2.0, 0.1), Errors(1.0, 0.1), *squares, 0, by_forces=True)
+    assert other.recipe == "pretrain"
+    squares[1] = _Squares(np.full(12, 1e-9), np.full(12, 27.0), np.ones(12))
+    itself = _finding("itself", Errors(2.0, 0.1), Errors(1e-7, 1e-9), *squares, 0, by_forces=True)
+    assert itself.recipe is None
+    advice = Advice(40, 40, 500, 10, 20, Errors(2.0, 0.1), Errors(0.1, 0.1), (other, itself), {})
+    assert advice.best is None
+    assert "itself is what these were labelled with" in advice.sentence

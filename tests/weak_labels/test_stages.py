@@ -702,7 +702,7 @@ def test_frames_keep_only_what_is_trained_on(tmp_path):
 
 def test_the_configuration_of_a_run_has_every_option_of_its_recipe_and_none_of_another(tmp_path):
     for method, own in (
-        ("pretrain", {"steps", "learning_rate", "rate_after", "terms", "stress"}),
+        ("pretrain", {"steps", "learning_rate", "rate_after", "terms", "stress", "reuse"}),
         ("delta", set()),
         ("distill", {"steps", "learning_rate", "teachers", "agreement", "iterations", "stress"}),
         ("shared_head", {"weight", "batch_size", "stress"}),
@@ -722,7 +722,7 @@ def test_a_configuration_that_an_earlier_version_wrote_keeps_its_meaning(caplog)
         assert old == WeakLabelsConfig(method=method, calculator="emt")
     assert caplog.text == ""
     WeakLabelsConfig.model_validate({"method": "pretrain", "teachers": 3})
-    assert "weak.labels.teachers is an option of distill, not of pretrain: ignored" in caplog.text
+    assert "weak.labels.teachers is an option of distill, curriculum, not of pretrain: ignored" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def _verdict(survey: Survey, what: str, label: str, slope: _Slope, units: dict[s
     if slope.significant and abs(factor - 1) < (_DEVIATION if slope.certain else 0.6):
         text = f"{label} and energies belong together: factor {factor:.2f} over {slope.pairs} pairs of structures"
         return Finding(f"{what}-consistent", "note", text, **rest)
-    if slope.significant and slope.certain:
+    if slope.significant and slope.certain and abs(factor - 1) - 2.0 * slope.error > _DEVIATION:
         text = f"energies change by {factor:.3g} of what the {label} say"
         hint = "another method or unit, or energies that include what the forces do not?"
         return Finding(f"{what}-inconsistent", "warning", text, hint=hint, **rest)

@@ -111,7 +111,13 @@ def finding_table(audit: Audit) -> Table:
 
 def as_html(audit: Audit) -> str:
     """One file that can be sent to a colleague."""
-    verdict = "Training on these data is refused." if audit.refused else "Nothing speaks against training."
+    warned = any(finding.severity == "warning" for finding in audit.findings)
+    allowed = (
+        "Nothing forbids training; look at the warnings first."
+        if warned
+        else "Nothing speaks against training."
+    )
+    verdict = "Training on these data is refused." if audit.refused else allowed
     parts = [f"<h1>Data audit</h1><p class={'bad' if audit.refused else 'good'}>{verdict}</p>"]
     rows = [
         (
