@@ -704,7 +704,11 @@ def test_the_configuration_of_a_run_has_every_option_of_its_recipe_and_none_of_a
     for method, own in (
         ("pretrain", {"steps", "learning_rate", "rate_after", "terms", "stress", "reuse"}),
         ("delta", set()),
-        ("distill", {"steps", "learning_rate", "teachers", "agreement", "iterations", "stress"}),
+        (
+            "distill",
+            {"steps", "learning_rate", "teachers", "agreement", "iterations", "stress"}
+            | {"reuse", "energy_weight", "label_share"},
+        ),
         ("shared_head", {"weight", "batch_size", "stress"}),
     ):
         config = load_config(None, settings(tmp_path, method))
