@@ -107,7 +107,8 @@ RECIPES: dict[str, dict[str, object]] = {
     "linear-beta0.95": {**LINEAR, "optimizer.betas": [0.9, 0.95]},
     "linear-beta0.99": {**LINEAR, "optimizer.betas": [0.9, 0.99]},
     "linear-mae": {**LINEAR, "loss.forces.distance": "mae"},
-    **{f"recipe-{name}": {"recipe.name": name} for name in ("default", "mace-torch", "nequip")},
+    **{f"default-{version}": {"recipe.name": "default", "recipe.version": version} for version in (3, 4)},
+    **{f"recipe-{name}": {"recipe.name": name} for name in ("mace-torch", "nequip")},
 }
 
 LAWS = tuple(itertools.product((0.05, 0.07, 0.09, 0.13), (0.02, 0.03, 0.04)))
