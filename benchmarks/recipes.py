@@ -420,7 +420,7 @@ TESTS = {
 }
 PAGE = ROOT / "docs" / "results" / "recipes.md"
 BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
-DRAWN = ("adamw", "muon", "muon-residual", "recipe-default", "recipe-mace-torch", "recipe-nequip", "soap")
+DRAWN = ("adamw", "muon", "muon-residual", "default-3", "default-4", "recipe-mace-torch", "recipe-nequip")
 """Recipes whose learning curves are drawn, where they ran."""
 
 
