@@ -247,7 +247,7 @@ def _passes(facts: RunFacts) -> float:
 
 
 _CONSTANTS = {"nequip": 0.09}
-"""Of the rate, by architecture; of others 0.05. MACE is worse with more: Cu-Al by a third."""
+"""Of the rate, by architecture; of others 0.05. MACE and Allegro are worse with more, on Cu-Al by a sixth to a third."""
 
 
 @register_recipe(DEFAULT_RECIPE, version=4, reasons=_reasons)
@@ -255,7 +255,7 @@ def _by_architecture(facts: RunFacts) -> Settings:
     """Muon, its rate by architecture and passes, decaying linearly to zero; lengths and sizes follow the data.
 
     Version 3, and NequIP with a rate nearly twice as high: its forces are 0 to 9 % better on molecules and Cu-Al, and
-    as good on other solids; those of MACE would be worse (docs/results/recipes.md, three seeds of both on two sets).
+    as good on other solids; those of MACE and Allegro would be worse (docs/results/recipes.md).
     """
     constant = _CONSTANTS.get(facts.model, 0.05)
     return {**_following(facts), "optimizer.lr": _rate(constant, _passes(facts))}
