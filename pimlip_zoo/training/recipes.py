@@ -247,7 +247,7 @@ def _passes(facts: RunFacts) -> float:
 
 
 _CONSTANTS = {"nequip": 0.09}
-"""Of the rate, by architecture; of others 0.05. MACE and Allegro are worse with more, on Cu-Al by a sixth to a third."""
+"""Of the rate, by architecture; of others 0.05. With more MACE and Allegro are worse on Cu-Al."""
 
 
 @register_recipe(DEFAULT_RECIPE, version=4, reasons=_reasons)
