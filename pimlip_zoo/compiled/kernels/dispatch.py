@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
 import torch
@@ -46,7 +46,7 @@ BACKENDS = ("auto", "reference", "scatter", "cpu", "triton", "cueq")
 _IN_TORCH = ("reference", "scatter")
 
 _log = logging.getLogger("pimlip_zoo.kernels")
-_override: ContextVar[str | None] = ContextVar("pimlip_zoo_kernels", default=None)
+_override = threading.local()  # and no ContextVar, which torch.compile cannot read without leaving its graph
 _failed: list[str] = []  # why there are no compiled kernels, once that is known
 
 Kernels = TypeVar("Kernels")
@@ -110,11 +110,12 @@ def use_kernels(name: str) -> Iterator[None]:
     Raises:
         InputError: for an unknown name, or a backend that does not work here.
     """
-    before = _override.set(_checked(name, "use_kernels"))
+    before = getattr(_override, "name", None)
+    _override.name = _checked(name, "use_kernels")
     try:
         yield
     finally:
-        _override.reset(before)
+        _override.name = before
 
 
 def chosen_backend() -> str:
@@ -123,7 +124,8 @@ def chosen_backend() -> str:
     Raises:
         InputError: when the environment names a backend that does not exist or does not work here.
     """
-    if (chosen := _override.get()) is not None:
+    chosen: str | None = getattr(_override, "name", None)
+    if chosen is not None:
         return chosen
     name = os.environ.get(ENVIRONMENT)
     return "auto" if not name or name == "auto" else _checked(name, ENVIRONMENT)
