@@ -147,10 +147,20 @@ def test_weak_advise_says_what_helps_and_how_to_begin(cli, tmp_path):
     assert done.code == 0, done.err
     assert "324 force components" in done.out
     content = json.loads((tmp_path / "a.json").read_text())
-    # The labels are GFN2's own: nothing is left.
-    assert (content["recipe"], content["level"]) == ("pretrain", "gfn2")
+    # The labels are GFN2's own: nothing is left to be learnt from it.
+    assert (content["recipe"], content["level"]) == (None, None)
     assert content["findings"][0]["difference"]["forces"] < 1e-4
-    assert "--set weak.labels.calculator=gfn2" in done.out
+    assert "gfn2 is what these were labelled with" in " ".join(done.out.split())
+
+
+def test_weak_advise_says_how_to_begin_with_the_level_that_helps(cli):
+    pytest.importorskip("tblite")
+    done = cli(
+        *("weak", "advise", "--data=builtin:ethanol-gfn2@0:12", "--calculator=gfn1", "--model=nequip"),
+        *("--steps=10", "--set=model.channels=4", "--set=model.l_max=1", "--set=trainer.device=cpu"),
+    )
+    assert done.code == 0, done.err
+    assert "--set weak.labels.calculator=gfn1" in done.out
 
 
 @pytest.mark.parametrize(
