@@ -35,6 +35,7 @@ ENGINES = ("peer", "ase", "native", "native-table")
 NAMES = {"ase": "here, ASE", "native": "here, native", "native-table": "here, native, tables"}
 IMPORTS = {"sevenn": "sevennet", "mace": "mace"}
 """Package -> how ``pimlip-zoo import`` calls its models."""
+# Run by the package that the model is of, which has no other reader for its whole modules.
 CAST = "import sys, torch; torch.save(torch.load(sys.argv[1], weights_only=False).float(), sys.argv[2])"
 
 

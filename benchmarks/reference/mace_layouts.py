@@ -248,7 +248,7 @@ def write(folder: Path, name: str, layout: dict[str, Any], seed: int, *, fixture
             arrays[f"{structure}/{key}"] = getattr(atoms, key)
         arrays[f"{structure}/cell"] = atoms.cell.array
     for dtype in ("float64",) if fixture else ("float64", "float32"):
-        torch.set_default_dtype(getattr(torch, dtype))
+        torch.set_default_dtype(getattr(torch, dtype))  # mace-torch computes and makes its modules in it
         model = model.to(getattr(torch, dtype))
         for index, case in enumerate(layout.get("cases", [{}])):
             for structure, atoms in structures().items():
@@ -326,5 +326,5 @@ if __name__ == "__main__":
         import mace  # noqa: F401  (before e3nn: it lets that load its constants)
         import torch
 
-        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(torch.float64)  # mace-torch makes its modules in it
     main()

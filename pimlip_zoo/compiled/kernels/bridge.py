@@ -39,7 +39,7 @@ class Operation:
         """Derivatives by these x will be asked for: the kernels for them may be compiled together."""
 
     def forward(self, *x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Z."""
+        """z: what the operation computes, without derivatives; subclasses have these methods."""
         raise NotImplementedError
 
     def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Wanted) -> Tensors:

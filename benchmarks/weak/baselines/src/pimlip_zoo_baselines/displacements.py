@@ -114,7 +114,7 @@ class AlongModes(Displacement):
         return self.amplitude * self._filtered(v, context.potential, graph)
 
     def _filtered(self, v: Tensor, potential: PotentialLike, graph: AtomGraph) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # of the two modes, below
 
     def _hessian(self, potential: PotentialLike, graph: AtomGraph, v: Tensor) -> Tensor:
         # No pair may change by more than the list was widened for.
