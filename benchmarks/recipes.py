@@ -108,6 +108,14 @@ RECIPES: dict[str, dict[str, object]] = {
     "linear-beta0.99": {**LINEAR, "optimizer.betas": [0.9, 0.99]},
     "linear-mae": {**LINEAR, "loss.forces.distance": "mae"},
     **{f"default-{version}": {"recipe.name": "default", "recipe.version": version} for version in (3, 4)},
+    **{
+        f"default-4-decay{decay}": {
+            "recipe.name": "default",
+            "recipe.version": 4,
+            "optimizer.weight_decay": decay,
+        }
+        for decay in (0.03, 0.1, 0.3)
+    },
     **{f"recipe-{name}": {"recipe.name": name} for name in ("mace-torch", "nequip")},
 }
 
