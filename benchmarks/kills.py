@@ -201,7 +201,7 @@ PHASES = ("sample", "select", "label", "train", "test")
 DEADLY = """
 import os, signal, sys, threading
 sys.path.insert(0, {home!r})
-from pimlip_zoo import rounds
+from pimlip_zoo.rounds import run as rounds
 at, delay = {at!r}, {delay!r}
 now = [0]
 

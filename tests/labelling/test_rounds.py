@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pimlip_zoo import rounds as module
 from pimlip_zoo.cli import app
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.rounds import load_rounds, read_table, run_rounds
+from pimlip_zoo.rounds import run as module
 
 YAML = """
 out: {out}

@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pimlip_zoo.config import RunConfig, load_config
+from pimlip_zoo.config import RunConfig
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.neighbours import frame_to_sample
@@ -26,113 +25,28 @@ from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment.stages import prepare_run, train_run
-from pimlip_zoo.files import read_json, write_json, write_text
-from pimlip_zoo.labelling.acquisition import ACQUISITIONS
+from pimlip_zoo.files import read_json, write_json
 from pimlip_zoo.labelling.label import label
 from pimlip_zoo.labelling.processes import Limits
 from pimlip_zoo.labelling.screening import screen
 from pimlip_zoo.labelling.select import select
 from pimlip_zoo.labelling.structures import structure_of
 from pimlip_zoo.locks import claimed
-from pimlip_zoo.report.rounds import Bought, RoundStory
+from pimlip_zoo.rounds.options import Rounds, lasting_options, training_config
+from pimlip_zoo.rounds.story import TABLE, write_rounds_report
 from pimlip_zoo.run_posterior import posterior_of
 from pimlip_zoo.training.checkpoint import load_potential
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, labelled_pool
-from pimlip_zoo.yaml_file import read_yaml
 
-__all__ = [
-    "Rounds",
-    "StoppedError",
-    "curve_point",
-    "load_rounds",
-    "read_table",
-    "run_rounds",
-    "write_rounds_report",
-]
+__all__ = ["StoppedError", "run_rounds"]
 
 log = logging.getLogger("pimlip_zoo")
 
-TABLE = "rounds.json"
-REPORT = "report.html"
 _STRAINED = 8
 """Strained cells of each crystal where sampling starts."""
 _LOOKED_AT = 200
 """Structures of a pool whose uncertainty is computed."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Sampling(_Section):
-    """Where structures come from."""
-
-    pool: str | None = None
-    """DATA of structures to choose from, the same in all rounds."""
-    start: str | None = None
-    """DATA of structures where dynamics start; what these find is chosen from, together with a pool if there is one."""
-    calculator: str = "gfn2"
-    """The cheap level, of the dynamics of the first round; later ones use the potential of the round before."""
-    structures: int = Field(200, gt=0)
-    """Sampled in a round."""
-    temperatures: tuple[float, ...] = (300.0, 600.0, 900.0)
-    """K. The first round has all; the potential begins with the lowest and gets one more in each round."""
-    timestep: float = Field(0.5, gt=0)
-    stride: int = Field(20, gt=0)
-    strain: float = Field(0.0, ge=0, lt=0.5)
-    """Dynamics of crystals start in cells with strains of up to this much in each component."""
-
-
-class Labels(_Section):
-    """Who computes them."""
-
-    calculator: str
-    """As ``label --calculator``."""
-    level: str | None = None
-    workers: int = Field(1, gt=0)
-    seconds: float | None = None
-    """Limit of a calculation."""
-    memory: float | None = None
-    """MB, limit of a calculation."""
-
-
-class Choosing(_Section):
-    """How structures are chosen."""
-
-    first: str = "coverage"
-    later: str = "variance"
-    number: int = Field(20, gt=0)
-    """In a round."""
-    valid: int = Field(10, gt=0)
-    """Structures that are labelled in the first round to choose the weights by; drawn at random."""
-
-
-class Stop(_Section):
-    """When it is enough; the first that is met."""
-
-    rounds: int = Field(3, gt=0)
-    labels: int | None = None
-    """Training structures."""
-    forces: float | None = None
-    """eV/Å, root mean square error on the tests, or else on the validation structures."""
-    uncertainty: float | None = None
-    """eV/Å, root mean square uncertainty of the forces in the pool of the round: what is left to be learnt there."""
-
-
-class Rounds(_Section):
-    """What ``rounds.yaml`` says."""
-
-    out: Path = Path("rounds")
-    sample: Sampling
-    label: Labels
-    select: Choosing = Choosing()
-    train: dict[str, Any] = {}
-    """Options of the training, as in a configuration of ``train``."""
-    test: str | None = None
-    """DATA with labels."""
-    stop: Stop = Stop()
-    seed: int = 0
 
 
 class StoppedError(Exception):
@@ -147,43 +61,11 @@ class StoppedError(Exception):
         self.number = number
 
 
-def load_rounds(file: Path) -> Rounds:
-    """Read the file.
-
-    Raises:
-        InputError: for a file that cannot be read, an unknown key or a value that is not possible.
-    """
-    content = read_yaml(file)
-    if not isinstance(content, dict):
-        raise InputError("is no table of options", file=file)
-    try:
-        rounds = Rounds.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        message = "no such option" if first["type"] == "extra_forbidden" else first["msg"]
-        raise InputError(message, file=file, key=key) from error
-    if rounds.sample.pool is None and rounds.sample.start is None:
-        raise InputError(
-            "needs start or pool", file=file, key="sample", hint="start: molecule.xyz, or pool: DATA"
-        )
-    if rounds.sample.strain and rounds.sample.start is None:
-        raise InputError(
-            "strains are for sampled structures", file=file, key="sample.strain", hint="give start, too"
-        )
-    for key, name in (("select.first", rounds.select.first), ("select.later", rounds.select.later)):
-        ACQUISITIONS.get(name, key=key)
-    if ACQUISITIONS.get(rounds.select.first).needs_run:
-        raise InputError(f"{rounds.select.first} needs a trained potential", file=file, key="select.first")
-    _config(rounds, "given", "given", 1)  # what the training does not know is said now
-    return rounds
-
-
 def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
     """Do what is not done yet.
 
     Returns:
-        A row for each round: see :func:`read_table`.
+        A row for each round: see :func:`~pimlip_zoo.rounds.read_table`.
 
     Raises:
         InputError: when something cannot be used; all that was done stays.
@@ -218,16 +100,6 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
         return rows
 
 
-def read_table(out: Path) -> list[dict[str, Any]]:
-    """The rounds that are done.
-
-    Each has round, labels, failures, energy (eV/atom), forces (eV/Å), test, uncertainty (eV/Å, of the forces in the
-    pool; None where the potential has no posterior), acquisition and run.
-    """
-    path = out / TABLE
-    return read_json(path, list) if path.exists() else []
-
-
 def _round(rounds: Rounds, number: int) -> dict[str, Any]:
     folder = rounds.out / f"round-{number}"
     done = folder / "result.json"
@@ -240,7 +112,7 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
     train = ",".join(str(rounds.out / f"round-{k}" / "labels.lmdb") for k in range(1, number + 1))
     valid = str(rounds.out / "round-1" / "valid-labels.lmdb")
     run = folder / "run"
-    _train(_config(rounds, train, valid, number), run)
+    _train(training_config(rounds, train, valid, number), run)
     test = rounds.test or valid
     summary = evaluate(load_potential(run), test).summary
     row = {
@@ -384,67 +256,6 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
     write_frames(path, made.frames)
 
 
-def write_rounds_report(out: Path) -> Path:
-    """What was bought, why, and what it brought, as one HTML file; of the rounds that are done."""
-    from pimlip_zoo.report.curve import curve_figure
-    from pimlip_zoo.report.rounds import render_rounds
-
-    rows = read_table(out)
-    stories = [_story(out / f"round-{row['round']}", row) for row in rows]
-    path = out / REPORT
-    plot = curve_figure([curve_point(row) for row in rows]) if len(rows) > 1 else None
-    write_text(path, render_rounds(out.name, rows, stories, plot))
-    return path
-
-
-def curve_point(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the table as a point of error against labels."""
-    return {
-        "test": row["test"],
-        "weak": "rounds",
-        "size": row["labels"],
-        "energy_per_atom_rmse": row["energy"],
-        "energy_per_atom_rmse_std": None,
-        "forces_rmse": row["forces"],
-        "forces_rmse_std": None,
-    }
-
-
-def _story(folder: Path, row: Mapping[str, Any]) -> RoundStory:
-    from ase.formula import Formula
-    from ase.symbols import Symbols
-
-    why: dict[str, Any] = {}
-    if (folder / "choice.json").exists():
-        why = read_json(folder / "choice.json", dict)
-    labels = {frame.info.get("selected_rank"): frame for frame in FrameStore(folder / "labels.lmdb")}
-    bought = []
-    for frame in FrameStore(folder / "chosen.lmdb"):
-        found = labels.get(frame.info["selected_rank"])
-        forces = None if found is None else found.forces
-        said = [f"{frame.info[key]}" for key in ("config_type", "trajectory") if key in frame.info]
-        said += [f"{frame.info['temperature']:g} K"] if "temperature" in frame.info else []
-        bought.append(
-            Bought(
-                formula=Formula(str(Symbols(frame.numbers))).format("hill"),
-                origin=", ".join([*said, f"number {frame.info['pool_index']} of the pool"]),
-                gain=frame.info.get("selected_gain"),
-                energy=None if found is None else found.energy,
-                largest=None if forces is None else float(np.linalg.norm(forces, axis=1).max()),
-                failure="" if found is not None else "failed, see labels.lmdb.failed.extxyz",
-            )
-        )
-    return RoundStory(
-        number=int(row["round"]),
-        acquisition=str(row["acquisition"]),
-        unit=str(why.get("unit", "")),
-        pool=int(why.get("pool", 0)),
-        usable=int(why.get("usable", 0)),
-        left_out=why.get("left_out", {}),
-        bought=bought,
-    )
-
-
 def _labelled(rounds: Rounds, number: int, folder: Path) -> int:
     """Labels of the chosen structures; how many have none."""
     parts = [("chosen", "labels")] + ([("valid", "valid-labels")] if number == 1 else [])
@@ -474,12 +285,6 @@ def _labelled(rounds: Rounds, number: int, folder: Path) -> int:
     return failures
 
 
-def _config(rounds: Rounds, train: str, valid: str, number: int) -> RunConfig:
-    settings = [("seed", rounds.seed + number), ("data.energy_references", "least_squares")]
-    flat = [*settings, *_flat(rounds.train), ("data.train", train), ("data.valid", valid)]
-    return load_config(None, flat)
-
-
 def _train(config: RunConfig, run: Path) -> None:
     if (run / "trained").exists():
         return
@@ -497,9 +302,9 @@ def _train(config: RunConfig, run: Path) -> None:
 def _check_same(rounds: Rounds) -> None:
     """Refuse to go on with other options than the rounds began with; when to stop, and limits, may change."""
     path = rounds.out / "rounds-began-with.json"
-    now = _lasting(rounds)
+    now = lasting_options(rounds)
     if path.exists():  # options that are newer than the file have their defaults there
-        before = _lasting(Rounds.model_validate(read_json(path, dict)))
+        before = lasting_options(Rounds.model_validate(read_json(path, dict)))
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise InputError(
@@ -510,22 +315,6 @@ def _check_same(rounds: Rounds) -> None:
             )
         return
     write_json(path, now)
-
-
-def _lasting(rounds: Rounds) -> dict[str, Any]:
-    """The options that may not change on the way."""
-    passing: Any = {"out": True, "stop": True, "label": {"workers", "seconds", "memory"}}
-    return rounds.model_dump(mode="json", exclude=passing)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", value))
-    return found
 
 
 def _calculator(run: str) -> Any:

@@ -1,0 +1,149 @@
+"""What ``rounds.yaml`` says, and the training that it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pimlip_zoo.config import RunConfig, load_config
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.labelling.acquisition import ACQUISITIONS
+from pimlip_zoo.yaml_file import read_yaml
+
+__all__ = ["Rounds", "lasting_options", "load_rounds", "training_config"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Sampling(_Section):
+    """Where structures come from."""
+
+    pool: str | None = None
+    """DATA of structures to choose from, the same in all rounds."""
+    start: str | None = None
+    """DATA of structures where dynamics start; what these find is chosen from, together with a pool if there is one."""
+    calculator: str = "gfn2"
+    """The cheap level, of the dynamics of the first round; later ones use the potential of the round before."""
+    structures: int = Field(200, gt=0)
+    """Sampled in a round."""
+    temperatures: tuple[float, ...] = (300.0, 600.0, 900.0)
+    """K. The first round has all; the potential begins with the lowest and gets one more in each round."""
+    timestep: float = Field(0.5, gt=0)
+    stride: int = Field(20, gt=0)
+    strain: float = Field(0.0, ge=0, lt=0.5)
+    """Dynamics of crystals start in cells with strains of up to this much in each component."""
+
+
+class Labels(_Section):
+    """Who computes them."""
+
+    calculator: str
+    """As ``label --calculator``."""
+    level: str | None = None
+    workers: int = Field(1, gt=0)
+    seconds: float | None = None
+    """Limit of a calculation."""
+    memory: float | None = None
+    """MB, limit of a calculation."""
+
+
+class Choosing(_Section):
+    """How structures are chosen."""
+
+    first: str = "coverage"
+    later: str = "variance"
+    number: int = Field(20, gt=0)
+    """In a round."""
+    valid: int = Field(10, gt=0)
+    """Structures that are labelled in the first round to choose the weights by; drawn at random."""
+
+
+class Stop(_Section):
+    """When it is enough; the first that is met."""
+
+    rounds: int = Field(3, gt=0)
+    labels: int | None = None
+    """Training structures."""
+    forces: float | None = None
+    """eV/Å, root mean square error on the tests, or else on the validation structures."""
+    uncertainty: float | None = None
+    """eV/Å, root mean square uncertainty of the forces in the pool of the round: what is left to be learnt there."""
+
+
+class Rounds(_Section):
+    """What ``rounds.yaml`` says."""
+
+    out: Path = Path("rounds")
+    sample: Sampling
+    label: Labels
+    select: Choosing = Choosing()
+    train: dict[str, Any] = {}
+    """Options of the training, as in a configuration of ``train``."""
+    test: str | None = None
+    """DATA with labels."""
+    stop: Stop = Stop()
+    seed: int = 0
+
+
+def load_rounds(file: Path) -> Rounds:
+    """Read the file.
+
+    Raises:
+        InputError: for a file that cannot be read, an unknown key or a value that is not possible.
+    """
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise InputError("is no table of options", file=file)
+    try:
+        rounds = Rounds.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        message = "no such option" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(message, file=file, key=key) from error
+    if rounds.sample.pool is None and rounds.sample.start is None:
+        raise InputError(
+            "needs start or pool", file=file, key="sample", hint="start: molecule.xyz, or pool: DATA"
+        )
+    if rounds.sample.strain and rounds.sample.start is None:
+        raise InputError(
+            "strains are for sampled structures", file=file, key="sample.strain", hint="give start, too"
+        )
+    for key, name in (("select.first", rounds.select.first), ("select.later", rounds.select.later)):
+        ACQUISITIONS.get(name, key=key)
+    if ACQUISITIONS.get(rounds.select.first).needs_run:
+        raise InputError(f"{rounds.select.first} needs a trained potential", file=file, key="select.first")
+    training_config(rounds, "given", "given", 1)  # what the training does not know is said now
+    return rounds
+
+
+def training_config(rounds: Rounds, train: str, valid: str, number: int) -> RunConfig:
+    """The configuration of a round's training, on these labels.
+
+    Raises:
+        InputError: for an option that the training does not have.
+    """
+    settings = [("seed", rounds.seed + number), ("data.energy_references", "least_squares")]
+    flat = [*settings, *_flat(rounds.train), ("data.train", train), ("data.valid", valid)]
+    return load_config(None, flat)
+
+
+def lasting_options(rounds: Rounds) -> dict[str, Any]:
+    """The options that may not change on the way."""
+    passing: Any = {"out": True, "stop": True, "label": {"workers", "seconds", "memory"}}
+    return rounds.model_dump(mode="json", exclude=passing)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
