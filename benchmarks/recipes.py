@@ -116,6 +116,12 @@ RECIPES: dict[str, dict[str, object]] = {
         }
         for decay in (0.03, 0.1, 0.3)
     },
+    "default-4-outputs": {
+        "recipe.name": "default",
+        "recipe.version": 4,
+        "optimizer.equal_outputs": True,
+    },
+    "soap-lr0.03": {**LINEAR, "optimizer.lr": 0.03},
     **{f"recipe-{name}": {"recipe.name": name} for name in ("mace-torch", "nequip")},
 }
 
@@ -212,6 +218,7 @@ def split(potential: Potential) -> torch.optim.Optimizer:
 OPTIMIZERS: dict[str, Callable[[Potential], torch.optim.Optimizer]] = {
     "soap-lr0.003": soap(0.003),
     "soap-lr0.01": soap(0.01),
+    "soap-lr0.03": soap(0.03),
     "schedule-free": schedule_free,
     "linear-split": split,
     "linear-momentum0.9": functools.partial(muon, momentum=0.9),

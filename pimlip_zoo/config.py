@@ -231,6 +231,8 @@ class OptimizerSection(Section):
     """Of AdamW: how long gradients and their squares are averaged."""
     amsgrad: bool = False
     """Of AdamW: divide by the largest average of squares so far."""
+    equal_outputs: bool = False
+    """Of muon: all outputs of a matrix take steps of one size."""
 
 
 class ScheduleSection(Section):

@@ -247,7 +247,7 @@ def _optimizer(experiment: Experiment, adapters: Adapters | None, module: Potent
         "foreach": True,
     }
     if section.name == "muon":
-        return Muon(groups, linear_maps(module.model), **options)
+        return Muon(groups, linear_maps(module.model), equal_outputs=section.equal_outputs, **options)
     return torch.optim.AdamW(groups, **options)
 
 

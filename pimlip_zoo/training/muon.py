@@ -32,6 +32,8 @@ def linear_maps(module: nn.Module) -> list[Tensor]:
 
 EPS = 1e-10
 """Size of entries of the momentum below which a step is damped."""
+LEAST_OUTPUT = 1e-3
+"""Of the usual size of a step; outputs that move less, such as those that symmetry keeps at zero, are left behind."""
 
 
 class Muon(torch.optim.AdamW):
@@ -48,6 +50,8 @@ class Muon(torch.optim.AdamW):
         params: parameters or groups of them, as for AdamW.
         matrices: those of them that are matrices, see :func:`linear_maps`.
         momentum: of the matrices.
+        equal_outputs: outputs of a matrix take steps of one size, by a running mean of the squares of their steps (Li
+            et al., 2025, "NorMuon"); the step as a whole keeps its size.
         options: of AdamW, for all other parameters; ``weight_decay`` acts on both.
     """
 
@@ -57,9 +61,11 @@ class Muon(torch.optim.AdamW):
         matrices: Sequence[Tensor],
         *,
         momentum: float = 0.95,
+        equal_outputs: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(params, **options)
+        self._equal_outputs = equal_outputs
         self._matrices = {id(matrix) for matrix in matrices}
         self._momentum = momentum
 
@@ -94,19 +100,32 @@ class Muon(torch.optim.AdamW):
         torch._foreach_lerp_(momenta, gradients, 1.0 - self._momentum)
         # Nesterov's: a step ahead along the gradient.
         ahead = [g.lerp(m, self._momentum) for g, m in zip(gradients, momenta, strict=True)]
-        shapes: dict[tuple[object, ...], list[tuple[Tensor, Tensor]]] = {}
+        alike: dict[tuple[object, ...], list[tuple[Tensor, Tensor]]] = {}
         for parameter, update in zip(matrices, ahead, strict=True):
-            wide = _stack(update)
-            shapes.setdefault((wide.shape[1:], wide.dtype, wide.device), []).append((parameter, wide))
-        for together in shapes.values():
-            polar = orthogonalised(torch.cat([wide for _, wide in together]))
-            polar = polar * math.sqrt(max(polar.shape[1:]))
-            for (parameter, _), step in zip(
-                together, polar.split([len(w) for _, w in together]), strict=True
-            ):
+            wide, outputs = _stack(update)
+            kind = (wide.shape[1:], outputs, wide.dtype, wide.device)
+            alike.setdefault(kind, []).append((parameter, wide))
+        for (shape, outputs, *_), together in alike.items():
+            parameters = [parameter for parameter, _ in together]
+            polar = orthogonalised(torch.cat([wide for _, wide in together])) * math.sqrt(max(shape))
+            if self._equal_outputs:
+                polar = self._equalised(parameters, polar, outputs)
+            steps = polar.split([len(wide) for _, wide in together])
+            for parameter, step in zip(parameters, steps, strict=True):
                 if weight_decay:
                     parameter.mul_(1.0 - lr * weight_decay)
                 parameter.add_(_unstack(step, parameter), alpha=-lr)
+
+    def _equalised(self, parameters: Sequence[Tensor], steps: Tensor, outputs: int) -> Tensor:
+        """Steps (B, m, n) of some parameters, each output (along axis 1 or 2) divided by its usual size."""
+        squares = steps.square().mean(dim=3 - outputs)
+        counts = [_stack(p)[0].shape[0] for p in parameters]
+        for parameter, square in zip(parameters, squares.split(counts), strict=True):
+            state = self.state[parameter]
+            state["squares"] = torch.lerp(state["squares"], square, 0.05) if "squares" in state else square
+        usual = torch.cat([self.state[p]["squares"] for p in parameters]).sqrt().unsqueeze(3 - outputs)
+        equal = steps / (usual + LEAST_OUTPUT)
+        return equal * (steps.norm(dim=(1, 2), keepdim=True) / (equal.norm(dim=(1, 2), keepdim=True) + EPS))
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -125,10 +144,10 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     return x
 
 
-def _stack(update: Tensor) -> Tensor:
-    """(in, out) or (in, species, out) as wide matrices (B, m, n)."""
+def _stack(update: Tensor) -> tuple[Tensor, int]:
+    """(in, out) or (in, species, out) as wide matrices (B, m, n), and the axis of the outputs: 1 or 2."""
     stack = update.transpose(0, 1) if update.dim() == 3 else update.unsqueeze(0)
-    return stack.mT if stack.shape[1] > stack.shape[2] else stack
+    return (stack.mT, 1) if stack.shape[1] > stack.shape[2] else (stack, 2)
 
 
 def _unstack(stack: Tensor, parameter: Tensor) -> Tensor:
