@@ -99,7 +99,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "schedule-free": {**ADAMW, "schedule.name": "constant"},
     "muon-constant-ema0.998": {**MUON, "schedule.name": "constant", "trainer.ema_decay": 0.998},
     "linear-momentum0.9": LINEAR,
-    "linear-rows": LINEAR,
+    "linear-outputs": {**LINEAR, "optimizer.equal_outputs": True},
     "linear-energy3": {**LINEAR, "loss.energy_per_atom.weight": 3.0},
     "linear-ema0.9": {**LINEAR, "trainer.ema_decay": 0.9},
     "linear-ema0.998": {**LINEAR, "trainer.ema_decay": 0.998},
@@ -107,7 +107,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "linear-beta0.95": {**LINEAR, "optimizer.betas": [0.9, 0.95]},
     "linear-beta0.99": {**LINEAR, "optimizer.betas": [0.9, 0.99]},
     "linear-mae": {**LINEAR, "loss.forces.distance": "mae"},
-    **{f"default-{version}": {"recipe.name": "default", "recipe.version": version} for version in (3, 4)},
+    **{f"default-{version}": {"recipe.name": "default", "recipe.version": version} for version in (3, 4, 5)},
     **{
         f"default-4-decay{decay}": {
             "recipe.name": "default",
@@ -122,6 +122,7 @@ RECIPES: dict[str, dict[str, object]] = {
         "optimizer.equal_outputs": True,
     },
     "soap-lr0.03": {**LINEAR, "optimizer.lr": 0.03},
+    "soap-lr0.06": {**LINEAR, "optimizer.lr": 0.06},
     **{f"recipe-{name}": {"recipe.name": name} for name in ("mace-torch", "nequip")},
 }
 
@@ -179,31 +180,6 @@ def muon(potential: Potential, **options: float) -> torch.optim.Optimizer:
     return Muon(members, matrices, lr=0.02, betas=(0.9, 0.999), weight_decay=0.0, foreach=True, **options)
 
 
-def rows(potential: Potential) -> torch.optim.Optimizer:
-    """Muon at 0.02 with steps of one size for all outputs of a matrix (NorMuon, Li et al., 2025)."""
-    import torch
-
-    from pimlip_zoo.training.muon import Muon, linear_maps
-
-    class ByRow(Muon):
-        @torch.no_grad()
-        def _move(self, matrices: Sequence[torch.Tensor], lr: float, weight_decay: float) -> None:
-            before = [p.clone() for p in matrices]
-            super()._move(matrices, lr, weight_decay)
-            for p, old in zip(matrices, before, strict=True):
-                step = p - old
-                size = step.square().mean(dim=0, keepdim=True) / lr**2
-                state = self.state[p]
-                state["rows"] = torch.lerp(state.get("rows", size), size, 0.05)
-                scaled = step / (state["rows"].sqrt() + 1e-8)
-                norm = scaled.norm() + 1e-12
-                p.copy_(old + scaled * (step.norm() / norm))
-
-    members = [p for p in potential.parameters() if p.requires_grad]
-    matrices = linear_maps(potential.model)
-    return ByRow(members, matrices, lr=0.02, betas=(0.9, 0.999), weight_decay=0.0, foreach=True)
-
-
 def split(potential: Potential) -> torch.optim.Optimizer:
     """Muon at 0.02 for matrices, AdamW at 0.005 for embeddings and couplings."""
     from pimlip_zoo.training.muon import Muon, linear_maps
@@ -211,7 +187,7 @@ def split(potential: Potential) -> torch.optim.Optimizer:
     matrices = linear_maps(potential.model)
     known = {id(matrix) for matrix in matrices}
     others = [p for p in potential.parameters() if p.requires_grad and id(p) not in known]
-    groups = [{"params": matrices, "lr": 0.02}, {"params": others, "lr": 0.005}]
+    groups = [{"params": list(matrices), "lr": 0.02}, {"params": others, "lr": 0.005}]
     return Muon(groups, matrices, lr=0.02, betas=(0.9, 0.999), weight_decay=0.0, foreach=True)
 
 
@@ -219,10 +195,10 @@ OPTIMIZERS: dict[str, Callable[[Potential], torch.optim.Optimizer]] = {
     "soap-lr0.003": soap(0.003),
     "soap-lr0.01": soap(0.01),
     "soap-lr0.03": soap(0.03),
+    "soap-lr0.06": soap(0.06),
     "schedule-free": schedule_free,
     "linear-split": split,
     "linear-momentum0.9": functools.partial(muon, momentum=0.9),
-    "linear-rows": rows,
 }
 """Those that are not the package's own: pip install pytorch-optimizer."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +15,36 @@ NARROWEST = 4
 """Maps to or from fewer channels are left to Adam: they are vectors rather than matrices."""
 
 
-def linear_maps(module: nn.Module) -> list[Tensor]:
-    """The parameters of a module that are matrices applied to features.
+def linear_maps(module: nn.Module) -> dict[Tensor, int]:
+    """The parameters of a module that are matrices applied to features, and the axis of each along which outputs lie.
 
     Embeddings, coefficients of tensor products and biases are not among them. A species-dependent map
-    (in, species, out) counts as one matrix per species. A module says ``weights_are_maps = True`` of its ``weights``.
+    (in, species, out) counts as one matrix per species. A module says ``weights_are_maps = True`` of its ``weights``
+    (in, out); those of ``torch.nn.Linear`` are (out, in).
     """
-    found: list[Tensor] = []
+    found: dict[Tensor, int] = {}
     for part in module.modules():
         if getattr(part, "weights_are_maps", False):
-            found += list(cast("Iterable[Tensor]", part.weights))
+            found |= dict.fromkeys(cast("Iterable[Tensor]", part.weights), -1)
         elif isinstance(part, nn.Linear):
-            found.append(part.weight)
-    return [weight for weight in found if min(weight.shape[0], weight.shape[-1]) >= NARROWEST]
+            found[part.weight] = 0
+    return {w: axis for w, axis in found.items() if min(w.shape[0], w.shape[-1]) >= NARROWEST}
 
 
 EPS = 1e-10
 """Size of entries of the momentum below which a step is damped."""
 LEAST_OUTPUT = 1e-3
 """Of the usual size of a step; outputs that move less, such as those that symmetry keeps at zero, are left behind."""
+
+
+class Kind(NamedTuple):
+    """Of matrices that are orthogonalised together."""
+
+    shape: torch.Size
+    outputs: int
+    """Their axis in a stack of matrices, 1 or 2."""
+    dtype: torch.dtype
+    device: torch.device
 
 
 class Muon(torch.optim.AdamW):
@@ -48,7 +59,7 @@ class Muon(torch.optim.AdamW):
 
     Args:
         params: parameters or groups of them, as for AdamW.
-        matrices: those of them that are matrices, see :func:`linear_maps`.
+        matrices: those of them that are matrices, and the axis of their outputs, see :func:`linear_maps`.
         momentum: of the matrices.
         equal_outputs: outputs of a matrix take steps of one size, by a running mean of the squares of their steps (Li
             et al., 2025, "NorMuon"); the step as a whole keeps its size.
@@ -58,7 +69,7 @@ class Muon(torch.optim.AdamW):
     def __init__(
         self,
         params: Iterable[Any],
-        matrices: Sequence[Tensor],
+        matrices: Mapping[Tensor, int],
         *,
         momentum: float = 0.95,
         equal_outputs: bool = False,
@@ -66,7 +77,7 @@ class Muon(torch.optim.AdamW):
     ) -> None:
         super().__init__(params, **options)
         self._equal_outputs = equal_outputs
-        self._matrices = {id(matrix) for matrix in matrices}
+        self._outputs = {id(matrix): axis for matrix, axis in matrices.items()}
         self._momentum = momentum
 
     @torch.no_grad()
@@ -78,7 +89,7 @@ class Muon(torch.optim.AdamW):
                 result = closure()
         held: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
-            members = [p for p in group["params"] if id(p) in self._matrices and p.grad is not None]
+            members = [p for p in group["params"] if id(p) in self._outputs and p.grad is not None]
             if members:
                 self._move(members, float(group["lr"]), group["weight_decay"])
             held += [(p, p.grad) for p in members if p.grad is not None]
@@ -100,16 +111,16 @@ class Muon(torch.optim.AdamW):
         torch._foreach_lerp_(momenta, gradients, 1.0 - self._momentum)
         # Nesterov's: a step ahead along the gradient.
         ahead = [g.lerp(m, self._momentum) for g, m in zip(gradients, momenta, strict=True)]
-        alike: dict[tuple[object, ...], list[tuple[Tensor, Tensor]]] = {}
+        alike: dict[Kind, list[tuple[Tensor, Tensor]]] = {}
         for parameter, update in zip(matrices, ahead, strict=True):
-            wide, outputs = _stack(update)
-            kind = (wide.shape[1:], outputs, wide.dtype, wide.device)
+            wide, outputs = _stack(update, self._outputs[id(parameter)])
+            kind = Kind(wide.shape[1:], outputs, wide.dtype, wide.device)
             alike.setdefault(kind, []).append((parameter, wide))
-        for (shape, outputs, *_), together in alike.items():
+        for kind, together in alike.items():
             parameters = [parameter for parameter, _ in together]
-            polar = orthogonalised(torch.cat([wide for _, wide in together])) * math.sqrt(max(shape))
+            polar = orthogonalised(torch.cat([wide for _, wide in together])) * math.sqrt(max(kind.shape))
             if self._equal_outputs:
-                polar = self._equalised(parameters, polar, outputs)
+                polar = self._equalised(parameters, polar, kind.outputs)
             steps = polar.split([len(wide) for _, wide in together])
             for parameter, step in zip(parameters, steps, strict=True):
                 if weight_decay:
@@ -119,7 +130,7 @@ class Muon(torch.optim.AdamW):
     def _equalised(self, parameters: Sequence[Tensor], steps: Tensor, outputs: int) -> Tensor:
         """Steps (B, m, n) of some parameters, each output (along axis 1 or 2) divided by its usual size."""
         squares = steps.square().mean(dim=3 - outputs)
-        counts = [_stack(p)[0].shape[0] for p in parameters]
+        counts = [p.shape[1] if p.dim() == 3 else 1 for p in parameters]
         for parameter, square in zip(parameters, squares.split(counts), strict=True):
             state = self.state[parameter]
             state["squares"] = torch.lerp(state["squares"], square, 0.05) if "squares" in state else square
@@ -144,10 +155,11 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     return x
 
 
-def _stack(update: Tensor) -> tuple[Tensor, int]:
-    """(in, out) or (in, species, out) as wide matrices (B, m, n), and the axis of the outputs: 1 or 2."""
+def _stack(update: Tensor, outputs: int) -> tuple[Tensor, int]:
+    """(in, out), (out, in) or (in, species, out) as wide matrices (B, m, n), and the axis of the outputs: 1 or 2."""
     stack = update.transpose(0, 1) if update.dim() == 3 else update.unsqueeze(0)
-    return (stack.mT, 1) if stack.shape[1] > stack.shape[2] else (stack, 2)
+    axis = 2 if outputs == -1 else 1
+    return (stack.mT, 3 - axis) if stack.shape[1] > stack.shape[2] else (stack, axis)
 
 
 def _unstack(stack: Tensor, parameter: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def parameters() -> list[nn.Parameter]:
 def test_matrices_take_orthogonal_steps_of_the_size_of_the_learning_rate() -> None:
     given = parameters()
     before = [p.detach().clone() for p in given]
-    Muon(given, given[:5] + given[6:], lr=0.01, weight_decay=0.0).step()
+    Muon(given, dict.fromkeys(given[:5] + given[6:], -1), lr=0.01, weight_decay=0.0).step()
     for parameter, old in zip(given[:5], before, strict=False):
         step = parameter.detach() - old
         by_species = step.transpose(0, 1) if step.dim() == 3 else step.unsqueeze(0)
@@ -54,7 +54,7 @@ def test_matrices_take_orthogonal_steps_of_the_size_of_the_learning_rate() -> No
 
 def test_all_else_moves_as_with_adamw() -> None:
     ours, theirs = parameters(), parameters()
-    optimizer = Muon(ours, ours[:5], lr=0.01, weight_decay=0.1)
+    optimizer = Muon(ours, dict.fromkeys(ours[:5], -1), lr=0.01, weight_decay=0.1)
     reference = torch.optim.AdamW(theirs[5:], lr=0.01, weight_decay=0.1)
     for _ in range(3):
         optimizer.step()
@@ -63,14 +63,15 @@ def test_all_else_moves_as_with_adamw() -> None:
     assert all(p.grad is not None for p in ours[:6])  # as they were, for whoever looks at them
 
 
-def test_a_saved_state_goes_on_exactly() -> None:
+@pytest.mark.parametrize("equal_outputs", [False, True])
+def test_a_saved_state_goes_on_exactly(equal_outputs: bool) -> None:
     first = parameters()
-    optimizer = Muon(first, first[:5], lr=0.01)
+    optimizer = Muon(first, dict.fromkeys(first[:5], -1), lr=0.01, equal_outputs=equal_outputs)
     optimizer.step()
     second = [nn.Parameter(p.detach().clone()) for p in first]
     for copied, original in zip(second, first, strict=True):
         copied.grad = original.grad
-    resumed = Muon(second, second[:5], lr=0.01)
+    resumed = Muon(second, dict.fromkeys(second[:5], -1), lr=0.01, equal_outputs=equal_outputs)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     optimizer.step()
     resumed.step()
@@ -96,9 +97,53 @@ def test_gradients_of_rounding_alone_move_nothing_far(size, dtype):
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(8, 6, dtype=dtype))
     weight.grad = size * torch.randn(8, 6, dtype=dtype)
-    Muon([weight], [weight], lr=1.0).step()
+    Muon([weight], {weight: -1}, lr=1.0).step()
     assert torch.isfinite(weight).all()
     assert weight.abs().max() < 0.5 if size > 1e-20 else weight.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(6, 12), (8, 8), (6, 3, 12)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_that_move_less_than_others_are_given_steps_of_one_size(shape, dtype):
+    """One has small gradients; the polar factor of a matrix with more outputs than inputs leaves its step small."""
+    torch.manual_seed(0)
+    spread = {}
+    for equal_outputs in (False, True):
+        weight = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+        weight.grad = torch.randn(shape, dtype=dtype)
+        weight.grad[..., 0] *= 0.01
+        optimizer = Muon([weight], {weight: -1}, lr=1.0, weight_decay=0.0, equal_outputs=equal_outputs)
+        optimizer.step()
+        sizes = weight.detach().square().mean(dim=0).sqrt()  # ([species,] outputs)
+        spread[equal_outputs] = (sizes.amax(-1) / sizes.amin(-1)).max()
+        assert 0.6 < weight.detach().square().mean().sqrt() < 1.3  # as a whole it keeps its size
+    assert spread[True] < 1.15
+    assert spread[False] > 1.3
+
+
+def test_outputs_of_a_linear_layer_of_torch_lie_along_its_first_axis():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(6, 12, bias=False)
+    assert linear_maps(layer) == {layer.weight: 0}
+    mine = torch.nn.Parameter(layer.weight.detach().T.clone())
+    layer.weight.grad = torch.randn(12, 6)
+    mine.grad = layer.weight.grad.T.clone()
+    Muon([layer.weight], linear_maps(layer), lr=1.0, equal_outputs=True).step()
+    Muon([mine], {mine: -1}, lr=1.0, equal_outputs=True).step()
+    torch.testing.assert_close(layer.weight.detach().T, mine.detach(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_that_symmetry_keeps_at_zero_stay_there(dtype):
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(8, 6, dtype=dtype))
+    optimizer = Muon([weight], {weight: -1}, lr=1.0, weight_decay=0.0, equal_outputs=True)
+    for _ in range(20):
+        weight.grad = torch.randn(8, 6, dtype=dtype)
+        weight.grad[:, 2] *= 1e-7  # rounding of single precision
+        optimizer.step()
+    assert weight[:, 2].abs().max() < 0.1 * weight[:, [0, 1, 3, 4, 5]].abs().max()
+    assert torch.isfinite(weight).all()
 
 
 def test_gradients_of_any_usual_size_make_steps_of_one_size():
@@ -108,7 +153,7 @@ def test_gradients_of_any_usual_size_make_steps_of_one_size():
     for size in (1e-5, 1.0, 1e5):
         weight = torch.nn.Parameter(torch.zeros(8, 6))
         weight.grad = size * gradient
-        Muon([weight], [weight], lr=1.0).step()
+        Muon([weight], {weight: -1}, lr=1.0).step()
         steps.append(weight.detach().clone())
     assert torch.allclose(steps[0], steps[1], rtol=1e-2, atol=1e-2)
     assert torch.allclose(steps[1], steps[2], rtol=1e-5, atol=1e-6)
