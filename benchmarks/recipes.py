@@ -116,11 +116,7 @@ RECIPES: dict[str, dict[str, object]] = {
         }
         for decay in (0.03, 0.1, 0.3)
     },
-    "default-4-outputs": {
-        "recipe.name": "default",
-        "recipe.version": 4,
-        "optimizer.equal_outputs": True,
-    },
+    "default-3-outputs": {"recipe.name": "default", "recipe.version": 3, "optimizer.equal_outputs": True},
     "soap-lr0.03": {**LINEAR, "optimizer.lr": 0.03},
     "soap-lr0.06": {**LINEAR, "optimizer.lr": 0.06},
     **{f"recipe-{name}": {"recipe.name": name} for name in ("mace-torch", "nequip")},
