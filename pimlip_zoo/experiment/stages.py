@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.consistency.build import list_skin
 from pimlip_zoo.consistency.config import WeakConfig
-from pimlip_zoo.datasets.coverage import isolated_atom_energies
 from pimlip_zoo.datasets.dataset import MadeSamples, Samples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.frames import Frames
@@ -354,8 +353,8 @@ class Run:
         """
         return _cheap_labels(frames, self.labels, calculator)
 
-    def structures(self, spec: str) -> tuple[Frames, dict[str, float]]:
-        """Structures of DATA that somebody labelled before, and the energies of isolated atoms among them.
+    def structures(self, spec: str) -> Frames:
+        """Structures of DATA that somebody labelled before, without isolated atoms.
 
         Args:
             spec: DATA; a store stays where it is.
@@ -364,7 +363,7 @@ class Run:
             InputError: when it cannot be read, or has an element that the potential does not know.
         """
         data = self.experiment.config.data
-        frames, atoms = without_isolated_atoms(counting(structures_of(spec, data), spec))
+        frames, _ = without_isolated_atoms(counting(structures_of(spec, data), spec))
         strange = sorted({*species_of(frames)} - {*self.experiment.potential.species})
         if strange:
             raise InputError(
@@ -373,7 +372,7 @@ class Run:
                 key="species",
                 hint="leave such structures out, or add reference labels of some",
             )
-        return frames, isolated_atom_energies(atoms)
+        return frames
 
     def samples_of(self, frames: Sequence[Frame]) -> Samples:
         """Samples for the run's potential, made when they are asked for where the structures are in a store."""

@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
 from pimlip_zoo.datasets.frame import LABELS, Frame
 from pimlip_zoo.datasets.frames import Frames, as_frames
-from pimlip_zoo.datasets.statistics import EnergyReferences, fit_references, references_from_atoms
+from pimlip_zoo.datasets.statistics import fit_references
 from pimlip_zoo.datasets.summary import facts_of
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import Batch, Labels, graph_to
@@ -140,8 +142,8 @@ class Level:
     """Structures with those of its labels that are learnt."""
     labels: tuple[str, ...]
     """Which these are."""
-    references: EnergyReferences | None
-    """Of its energies; None: it has none, and its energies are on the zero of the reference level."""
+    references: NDArray[np.float64] | None
+    """(S,) eV, of its energies; None: it has none, and its energies are on the zero of the reference level."""
 
 
 @recipe("levels", options=LevelsOptions)
@@ -202,7 +204,7 @@ class Levels(Recipe[LevelsOptions]):
             "level %s: %d structures, of which it learns %s; its readout is kept, and chosen with --level %s",
             *(level.name, len(level.frames), ", ".join(level.labels), level.name),
         )
-        references = None if level.references is None else torch.tensor(level.references.energies)
+        references = None if level.references is None else torch.as_tensor(level.references)
         return LevelTerm(
             level.name,
             Pool(cast("Sequence[Batch]", samples), option.batch_size),
@@ -216,27 +218,19 @@ class Levels(Recipe[LevelsOptions]):
 
 def _labelled(run: Run, option: LevelOptions) -> Level:
     """A level with its labels and its zero of energy."""
-    name, species, atoms = option.called, run.experiment.potential.species, dict[str, float]()
     if option.calculator is not None:
         frames: Frames = as_frames(run.pool(shift=False, calculator=option.calculator))
     else:
-        frames, atoms = run.structures(str(option.data))
+        frames = run.structures(str(option.data))
     labels = _learnt(run, option, frames)
     references = None
-    if "energy" in labels and option.calculator is not None:
-        references = _references(run, option.calculator)
-    elif "energy" in labels:
-        complete = atoms.keys() >= set(species)
-        references = (
-            references_from_atoms(atoms, species, "isolated atoms")
-            if complete
-            else fit_references(frames, species)
-        )
-    return Level(name, frames.with_labels(labels), labels, references)
+    if "energy" in labels:
+        references = _moved(run, frames) if option.calculator is None else _offset(run, option.calculator)
+    return Level(option.called, frames.with_labels(labels), labels, references)
 
 
-def _references(run: Run, calculator: str) -> EnergyReferences:
-    """Energies of atoms at a calculator's level, from its single points of the labelled structures.
+def _offset(run: Run, calculator: str) -> NDArray[np.float64]:
+    """(S,) eV, energies of atoms at a calculator's level, from its single points of the labelled structures.
 
     The sampled ones are hotter: what the levels differ in would become part of the offset.
     """
@@ -244,12 +238,26 @@ def _references(run: Run, calculator: str) -> EnergyReferences:
     species, frames = experiment.potential.species, list(experiment.frames)
     cheap = run.cheap_labels(frames, calculator)
     if "energy" not in experiment.labels:
-        return fit_references(cheap, species)
+        return fit_references(cheap, species).energies
     offset = fit_offset(frames, cheap, species)
     spread = 1e3 * offset.spread
     log.info("%s differs by %.1f meV per structure beside the offset of the species", calculator, spread)
-    own = experiment.potential.energy_references.detach().cpu().numpy() - offset.energies
-    return EnergyReferences(own, f"those of the run, and an offset to {calculator}", len(species))
+    own: NDArray[np.float64] = experiment.potential.energy_references.detach().cpu().numpy() - offset.energies
+    return own
+
+
+def _moved(run: Run, frames: Frames) -> NDArray[np.float64]:
+    """(S,) eV, energies of atoms at the level of a file: those of the run, moved by what fits of both differ in.
+
+    Readouts then start from energies of one size, whether the run's references are isolated atoms or a fit.
+    """
+    experiment = run.experiment
+    species = experiment.potential.species
+    own = fit_references(frames, species).energies
+    if "energy" not in experiment.labels:
+        return own
+    reference = experiment.potential.energy_references.detach().cpu().numpy()
+    return own + reference - fit_references(experiment.frames, species).energies
 
 
 def _learnt(run: Run, option: LevelOptions, frames: Sequence[Frame]) -> tuple[str, ...]:
