@@ -22,15 +22,10 @@ from pimlip_zoo.datasets.dataset import MadeSamples, Samples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.frames import Frames
 from pimlip_zoo.datasets.neighbours import frame_to_sample
-from pimlip_zoo.datasets.statistics import force_rms, species_of
+from pimlip_zoo.datasets.statistics import force_rms
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.build import samples_of, unlabelled_frames, weak_terms
-from pimlip_zoo.experiment.data import (
-    counting,
-    load_split,
-    structures_of,
-    without_isolated_atoms,
-)
+from pimlip_zoo.experiment.data import load_split, other_structures
 from pimlip_zoo.experiment.prepare import Experiment, prepare
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import for_stage
@@ -130,6 +125,15 @@ class Preparation:
     def cheap_labels(self, frames: Sequence[Frame]) -> list[Frame]:
         """The structures with the cheap calculator's labels, from the cache where they are there."""
         return _cheap_labels(frames, self.labels)
+
+    def structures(self, spec: str, species: Sequence[str]) -> Frames:
+        """Structures of DATA that somebody labelled before; see :meth:`Run.structures`.
+
+        Args:
+            spec: DATA.
+            species: of the potential.
+        """
+        return other_structures(spec, self.config.data, species)
 
     def prepare(self, *, split: Split | None = None, data: Mapping[str, Any] | None = None) -> Experiment:
         """The run as it would be without weak labels.
@@ -362,17 +366,7 @@ class Run:
         Raises:
             InputError: when it cannot be read, or has an element that the potential does not know.
         """
-        data = self.experiment.config.data
-        frames, _ = without_isolated_atoms(counting(structures_of(spec, data), spec))
-        strange = sorted({*species_of(frames)} - {*self.experiment.potential.species})
-        if strange:
-            raise InputError(
-                f"no structure with reference labels has {', '.join(strange)}",
-                file=spec,
-                key="species",
-                hint="leave such structures out, or add reference labels of some",
-            )
-        return frames
+        return other_structures(spec, self.experiment.config.data, self.experiment.potential.species)
 
     def samples_of(self, frames: Sequence[Frame]) -> Samples:
         """Samples for the run's potential, made when they are asked for where the structures are in a store."""

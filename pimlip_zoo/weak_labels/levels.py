@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
 from pimlip_zoo.datasets.frame import LABELS, Frame
@@ -34,8 +34,8 @@ from pimlip_zoo.weak_labels.recipe import Recipe, RecipeOptions, recipe
 from pimlip_zoo.weak_labels.twin import readout_names, twin_of
 
 if TYPE_CHECKING:
-    from pimlip_zoo.experiment import Outcome
-    from pimlip_zoo.experiment.stages import Run
+    from pimlip_zoo.experiment import Experiment, Outcome
+    from pimlip_zoo.experiment.stages import Preparation, Run
     from pimlip_zoo.models.potential import Potential
     from pimlip_zoo.weak_labels.pool import PoolOptions
 
@@ -120,7 +120,7 @@ def _short(calculator: str | None, data: str | None) -> str:
 class LevelsOptions(RecipeOptions):
     """Options of training on several levels."""
 
-    levels: list[LevelOptions] = Field(default_factory=list)
+    levels: tuple[LevelOptions, ...] = ()
     """The levels beside that of the reference labels; ``weak.levels`` is short for it."""
 
     @model_validator(mode="before")
@@ -172,6 +172,17 @@ class Levels(Recipe[LevelsOptions]):
         """Those of the levels."""
         return {level.called: level.data for level in self.active if level.data is not None}
 
+    def prepare(self, run: Preparation) -> Experiment:
+        """The run as it is; files and architectures that cannot be used are refused here, before it begins."""
+        experiment = run.prepare()
+        if self.active:
+            readout_names(experiment.potential)
+        for option in self.active:
+            if option.data is not None:
+                frames = run.structures(option.data, experiment.potential.species)
+                _learnt(option, frames, experiment.labels)
+        return experiment
+
     def train(self, run: Run) -> Outcome:
         """The run with a loss for each level beside its own."""
         found = {
@@ -222,7 +233,7 @@ def _labelled(run: Run, option: LevelOptions) -> Level:
         frames: Frames = as_frames(run.pool(shift=False, calculator=option.calculator))
     else:
         frames = run.structures(str(option.data))
-    labels = _learnt(run, option, frames)
+    labels = _learnt(option, frames, run.experiment.labels)
     references = None
     if "energy" in labels:
         references = _moved(run, frames) if option.calculator is None else _offset(run, option.calculator)
@@ -260,8 +271,13 @@ def _moved(run: Run, frames: Frames) -> NDArray[np.float64]:
     return own + reference - fit_references(experiment.frames, species).energies
 
 
-def _learnt(run: Run, option: LevelOptions, frames: Sequence[Frame]) -> tuple[str, ...]:
+def _learnt(option: LevelOptions, frames: Sequence[Frame], reference: Sequence[str]) -> tuple[str, ...]:
     """Which labels of a level are learnt.
+
+    Args:
+        option: of the level.
+        frames: its structures.
+        reference: which reference labels the run learns.
 
     Raises:
         InputError: when one that was asked for is nowhere, or there is none.
@@ -269,7 +285,7 @@ def _learnt(run: Run, option: LevelOptions, frames: Sequence[Frame]) -> tuple[st
     facts, source = facts_of(frames), option.data or option.calculator
     present = [label for label in LABELS if facts.count(label)]
     if option.quantities == "auto":
-        learnt = [label for label in present if label != "stress" or "stress" in run.experiment.labels]
+        learnt = [label for label in present if label != "stress" or "stress" in reference]
         if learnt:
             return tuple(learnt)
         raise InputError(
