@@ -364,4 +364,8 @@ class LevelTerm(LossTerm):
         total = predictions.energy.new_zeros(())
         for loss in losses:
             total = total + loss.weight * loss(inner).mean()
+        # Weights of a direct head whose forces are not learnt are not used, and ranks wait for every gradient.
+        for parameter in self.own:
+            if parameter.requires_grad:
+                total = total + 0.0 * parameter.sum()
         return LossValue(total, torch.ones_like(total))
