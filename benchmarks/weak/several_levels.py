@@ -1,10 +1,10 @@
 """Reference energies alone, and GFN2 as a second level of theory with a readout of its own: what it teaches.
 
-    python benchmarks/weak/several_levels.py --root data --out runs/levels      (50 energies of acetylacetone)
+    python benchmarks/weak/several_levels.py --root data --out runs/levels      (50 labels of acetylacetone)
+    python benchmarks/weak/several_levels.py --out runs/levels --docs           (what is there, into the documentation)
 
-`--root` is the folder of `sets.py`. Each run is done once: a second call goes on, and ends with the table, which is
-also written to `--table` where one is given. Errors are those of the reference level's readout, unless the row says
-that it is GFN2's.
+`--root` is the folder of `sets.py`. Each run is done once: a second call goes on. Errors are those of the reference
+level's readout.
 """
 
 import argparse
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from sets import SETS
 
+DOCS = Path(__file__).parents[2] / "docs" / "results" / "weak-supervision.md"
 ENERGIES = {"data.labels": ["energy"]}
 
 
@@ -58,12 +59,17 @@ def settings_of(chosen, args, way):
     }
 
 
+def folder_of(args, name):
+    """Of a row's run."""
+    return Path(args.out) / name.replace(" ", "-").replace(",", "")
+
+
 def carry_out(chosen, args, name, way):
     """One run and its errors; it is not repeated when they are there."""
     import pimlip_zoo
     from pimlip_zoo.evaluation import evaluate
 
-    folder = Path(args.out) / name.replace(" ", "-").replace(",", "")
+    folder = folder_of(args, name)
     file = folder / "errors.json"
     if file.exists():
         return json.loads(file.read_text())
@@ -85,11 +91,11 @@ def carry_out(chosen, args, name, way):
 def table(results, tests):
     """In Markdown."""
     short = [Path(test).stem.removeprefix("test_MD_") for test in tests]
-    heads = [f"{quantity} {name}" for name in short for quantity in ("E", "F")]
-    lines = [f"| labels | {' | '.join(heads)} | CPU s |"]
-    lines.append("|---" * (len(heads) + 2) + "|")
+    heads = [f"{head}, {name}" for name in short for head in ("E meV per atom", "F meV/Å")]
+    lines = [f"| training | {' | '.join(heads)} | CPU s |", "|---" * (len(heads) + 2) + "|"]
     for name, result in results.items():
-        numbers = [f"{value:.0f}" for test in tests for value in result["errors"][Path(test).stem]]
+        errors = [result["errors"][Path(test).stem] for test in tests]
+        numbers = [cell for energy, forces in errors for cell in (f"{energy:.1f}", f"{forces:.0f}")]
         seconds = "" if result["seconds"] is None else f"{result['seconds']:.0f}"
         lines.append(f"| {name} | {' | '.join(numbers)} | {seconds} |")
     return "\n".join(lines) + "\n"
@@ -107,18 +113,23 @@ def main():
     parser.add_argument("--every", type=int, default=3, help="every how manieth test structure")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the rows, from 0")
-    parser.add_argument("--table", type=Path)
+    parser.add_argument("--docs", action="store_true", help="train nothing; write the table of what is there")
     args = parser.parse_args()
 
     chosen, results = SETS[args.set], {}
     for number, (name, way) in enumerate(ways(args.steps, chosen.cheap).items()):
-        if args.only is None or number in args.only:
+        wanted = args.only is None or number in args.only
+        if args.docs and not (folder_of(args, name) / "errors.json").exists():
+            continue
+        if wanted:
             results[name] = carry_out(chosen, args, name, way)
-            print(name, results[name], flush=True)
     text = table(results, chosen.tests)
     print(text)
-    if args.table is not None:
-        args.table.write_text(text)
+    if args.docs:
+        begin, end = (f"<!-- levels {args.set}: {side} -->" for side in ("begin", "end"))
+        before, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
+        after = rest.partition(end)[2]
+        DOCS.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
