@@ -79,8 +79,8 @@ def options_of(model: type[BaseModel], prefix: str = "") -> Iterator[Option]:
             if isinstance(part, type) and issubclass(part, BaseModel)
         ]
         if inner:
-            table = typing.get_origin(field.annotation) is dict
-            yield from options_of(inner[0], f"{key}.NAME." if table else f"{key}.")
+            member = {dict: ".NAME.", tuple: "[]."}.get(typing.get_origin(field.annotation), ".")
+            yield from options_of(inner[0], key + member)
             continue
         default = field.get_default(call_default_factory=True)
         shown = "required" if default is PydanticUndefined else _plain(default)

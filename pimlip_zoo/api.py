@@ -20,7 +20,8 @@ def load(run: str | Path, **options: Any) -> Potential:
 
     Args:
         run: run folder or checkpoint.
-        options: of :func:`pimlip_zoo.training.checkpoint.load_potential`: dtype, which.
+        options: of :func:`pimlip_zoo.training.checkpoint.load_potential`: dtype, which, and level, of a run on several
+            levels of theory.
     """
     from pimlip_zoo.training.checkpoint import load_potential
 
@@ -114,6 +115,7 @@ def calculator(
     charge: int | None = None,
     multiplicity: int | None = None,
     uncertainty: bool = False,
+    level: str | None = None,
     **options: Any,
 ) -> Calculator:
     """An ASE calculator of a run folder, checkpoint or native model; of several, their mean with its spread.
@@ -132,6 +134,7 @@ def calculator(
         uncertainty: ``results["energy_uncertainty"]`` and ``["forces_uncertainty"]`` with every evaluation, of one run
             that stands alone, on the CPU; the posterior is fitted to the run's data when it is first asked for. Of a
             native model that was exported with it, ``results["forces_uncertainty"]`` alone.
+        level: of a run on several levels of theory; None: that of the reference labels.
         options: of :func:`load`.
 
     Raises:
@@ -140,6 +143,8 @@ def calculator(
     from pimlip_zoo.deploy.native.archive import SUFFIX
 
     _check_runs(runs)
+    if level is not None:
+        options["level"] = level
     electrons = {
         key: value for key, value in (("charge", charge), ("multiplicity", multiplicity)) if value is not None
     }
@@ -206,6 +211,10 @@ def _uncertain(
             "the uncertainty is that of one run or checkpoint, on the CPU",
             key="uncertainty",
             hint="several runs are a committee, whose spread is in energy_std and forces_std",
+        )
+    if options.get("level") is not None:
+        raise InputError(
+            "the uncertainty is that of the reference level", key="level", hint="leave out one of the two"
         )
     potential = load(runs[0], **options)
     return UncertainCalculator(potential, posterior_of(runs[0]), skin=skin, **electrons)

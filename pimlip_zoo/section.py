@@ -68,5 +68,7 @@ def parse_options(kind: type[Options], options: Mapping[str, Any], key: str) -> 
         return kind.model_validate(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
+        if isinstance(cause := first.get("ctx", {}).get("error"), InputError):
+            raise cause from error
         place = ".".join([key, *map(str, first["loc"])])
         raise InputError(first["msg"], key=place) from error

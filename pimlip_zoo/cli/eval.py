@@ -72,6 +72,12 @@ def evaluate_command(
         list[str] | None, typer.Option("--set", help="Of --physics: an option, as phonons.width=15.")
     ] = None,
     device: Annotated[str, typer.Option(help="Of --physics: cpu, cuda, ...")] = "cpu",
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a run on several levels of theory: which; that of the reference labels if not given."
+        ),
+    ] = None,
 ) -> None:
     """Errors of a trained potential on labelled structures, and with --physics the properties it predicts."""
     from pimlip_zoo.errors import InputError, no_such_file
@@ -96,11 +102,16 @@ def evaluate_command(
                 "--calibration-plot": calibration_plot,
             },
         )
+    _refuse(
+        "looks at the reference level, not at --level",
+        f"export --format checkpoint --level {level} makes a run of the other one",
+        {"--physics": physics and level, "--uncertainty": (uncertainty or calibration_plot) and level},
+    )
     if physics and not run.exists():
         raise no_such_file(run)
     summary = None
     if data is not None:
-        summary = _errors(run, data, dtype, batch_size, plot, stability=stability, trust=trust)
+        summary = _errors(run, data, dtype, batch_size, plot, stability=stability, trust=trust, level=level)
         if uncertainty or calibration_plot is not None:
             summary["uncertainty"] = _uncertainty(run, data, calibration_plot, trust=trust)
         if json_file is not None and not physics:
@@ -140,6 +151,7 @@ def _errors(
     *,
     stability: bool,
     trust: bool,
+    level: str | None,
 ) -> dict[str, Any]:
     import torch
 
@@ -148,16 +160,18 @@ def _errors(
     from pimlip_zoo.report.remarks import remarks_on
     from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
-    potential = load_potential(run, dtype=getattr(torch, dtype) if dtype else None, difference=True)
+    precision = getattr(torch, dtype) if dtype else None
+    potential = load_potential(run, dtype=precision, difference=True, level=level)
+    model = str(run) if level is None else f"{run}, level {level}"
     result = evaluate(
-        potential, data, batch_size=batch_size, model=str(run), baseline=baseline_of(run), trust=trust
+        potential, data, batch_size=batch_size, model=model, baseline=baseline_of(run), trust=trust
     )
     screen = console()
     screen.print(errors_table({data: result.summary}))
     for sentence in remarks_on(result.pairs):
         screen.print(f"[yellow]warning:[/yellow] {sentence}")
     if stability:
-        _stability(run, data, screen, trust=trust)
+        _stability(run, data, screen, trust=trust, level=level)
     if plot is not None:
         from pimlip_zoo.report.parity import parity_plot
 
@@ -243,7 +257,7 @@ def _uncertainty(run: Path, data: str, plot: Path | None, *, trust: bool) -> dic
     return summary
 
 
-def _stability(run: Path, data: str, screen: Any, *, trust: bool) -> None:
+def _stability(run: Path, data: str, screen: Any, *, trust: bool, level: str | None) -> None:
     """What errors on test structures do not tell: see :mod:`pimlip_zoo.deploy.gate`."""
     from pimlip_zoo.api import calculator
     from pimlip_zoo.datasets.frame import frame_to_atoms
@@ -251,7 +265,7 @@ def _stability(run: Path, data: str, screen: Any, *, trust: bool) -> None:
     from pimlip_zoo.deploy.gate import stability_gate
 
     atoms = frame_to_atoms(load_frames(data)[0])
-    atoms.calc = calculator(run, trust=trust)
+    atoms.calc = calculator(run, trust=trust, level=level)
     result = stability_gate(atoms)
     screen.print("stable" if result.passed else "[bold red]not stable[/bold red]")
     for sentence in result.sentences:

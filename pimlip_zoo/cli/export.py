@@ -94,6 +94,12 @@ def export_command(
         int | None, typer.Option(help="Of a model with model.embed_charge: that of the systems in the run.")
     ] = None,
     multiplicity: Annotated[int | None, typer.Option(help="2S + 1, beside --charge.")] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a run on several levels of theory: which; that of the reference labels if not given."
+        ),
+    ] = None,
 ) -> None:
     """Write a trained potential as one file; it is read back and compared before it gets its name."""
     import json
@@ -102,14 +108,19 @@ def export_command(
 
     from pimlip_zoo.training.checkpoint import load_potential
 
-    potential = _of_electrons(load_potential(run), charge, multiplicity, format)
-    target = output or _default_output(run, format)
+    if level is not None and uncertainty:
+        raise InputError(
+            "the uncertainty is that of the reference level", key="--level", hint="leave out one of the two"
+        )
+    potential = _of_electrons(load_potential(run, level=level), charge, multiplicity, format)
+    target = output or _default_output(run, format, level)
     report = export_potential(
         potential,
         target,
         format=format,
         dtype=dtype.value if dtype else None,
         source=run,
+        level=level,
         table=table,
         uncertainty=_directions(run, format, trust=trust) if uncertainty else None,
     )
@@ -181,6 +192,7 @@ def export_potential(
     format: ExportFormat,  # noqa: A002
     dtype: str | None = None,
     source: Path | None = None,
+    level: str | None = None,
     table: float | None = None,
     uncertainty: Directions | None = None,
 ) -> ExportReport:
@@ -192,6 +204,7 @@ def export_potential(
         format: of the file.
         dtype: float32 or float64; the potential's by default.
         source: the run, for the file's metadata.
+        level: of theory, likewise.
         table: of a native model, the error that tables may make, in eV and eV/Å.
         uncertainty: of a native model, the posterior of its last layer.
 
@@ -210,6 +223,8 @@ def export_potential(
     names = [name for name, info in available_models().items() if info.model is type(potential.model)]
     name = names[0] if names else type(potential.model).__name__
     training: dict[str, object] = {"run": str(source.resolve())} if source is not None else {}
+    if level is not None:
+        training["level"] = level
     if format is ExportFormat.torchscript:
         from pimlip_zoo.deploy.torchscript import export_torchscript
 
@@ -263,8 +278,9 @@ def _export_checkpoint(potential: Potential, target: Path, *, dtype: torch.dtype
     return ExportReport(target, time.perf_counter() - started, 0.0, {})
 
 
-def _default_output(run: Path, format: ExportFormat) -> Path:  # noqa: A002
+def _default_output(run: Path, format: ExportFormat, level: str | None = None) -> Path:  # noqa: A002
     if not run.exists():
         raise InputError("there is no such run", file=run)
     stem = run.resolve().name if run.is_dir() else run.stem
+    stem = stem if level is None else f"{stem}-{level}"
     return (run if run.is_dir() else run.parent) / f"{stem}{_SUFFIX[format]}"

@@ -74,6 +74,7 @@ def md_command(
     reactive: Annotated[bool, typer.Option("--reactive", help="Bonds may break.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[Precision | None, typer.Option(help="As trained if not given.")] = None,
+    level: Annotated[str | None, typer.Option(help="Of a run on several levels of theory: which.")] = None,
     stop_at_uncertainty: Annotated[
         float | None,
         typer.Option(help="eV/Å: stop where a force is less certain; stopped.extxyz keeps the structure."),
@@ -92,6 +93,7 @@ def md_command(
     from pimlip_zoo.deploy.md import MDSettings, run_md
     from pimlip_zoo.deploy.stability import StabilityLimits
     from pimlip_zoo.deploy.structure import holds_several, read_structure
+    from pimlip_zoo.errors import InputError
 
     settings = MDSettings(
         ensemble=ensemble.value,
@@ -110,10 +112,16 @@ def md_command(
             f"from the last structure of {structure} ({structure}@0 is the first)", soft_wrap=True
         )
     drawn = atoms.has("momenta") and not keep_velocities
-    atoms.calc = _calculator(runs, device, dtype, trust=trust)
+    atoms.calc = _calculator(runs, device, dtype, level, trust=trust)
     _check_elements(atoms, structure)
     uncertainty = None
     if stop_at_uncertainty is not None or collect is not None:
+        if level is not None:
+            raise InputError(
+                "the uncertainty is that of the reference level",
+                key="--level",
+                hint="leave out one of the two",
+            )
         from pimlip_zoo.run_posterior import uncertainty_function
 
         uncertainty = uncertainty_function(runs, atoms.calc, trust=trust)
@@ -154,7 +162,9 @@ def md_command(
         raise typer.Exit(1)
 
 
-def _calculator(runs: list[Path], device: str, dtype: Precision | None, *, trust: bool) -> Calculator:
+def _calculator(
+    runs: list[Path], device: str, dtype: Precision | None, level: str | None, *, trust: bool
+) -> Calculator:
     import torch
 
     import pimlip_zoo
@@ -162,6 +172,8 @@ def _calculator(runs: list[Path], device: str, dtype: Precision | None, *, trust
 
     check_device(device, key="--device")
     options = {"dtype": getattr(torch, dtype.value)} if dtype is not None else {}
+    if level is not None:
+        options["level"] = level
     return pimlip_zoo.calculator(*runs, device=device, trust=trust, **options)
 
 

@@ -54,6 +54,23 @@ def _without_left(values: Any, left: _Left, place: str) -> Any:
     return {key: value for key, value in values.items() if key not in left}
 
 
+def _with_levels(values: Any) -> Any:
+    """The table with ``levels`` where it belongs: it is short for the recipe of that name."""
+    if not isinstance(values, Mapping) or "levels" not in values:
+        return values
+    others = {key: value for key, value in values.items() if key != "levels"}
+    labels = values.get("labels") or {}
+    if not isinstance(labels, Mapping):
+        return values
+    if labels.get("method", "levels") != "levels":
+        raise InputError(
+            f"levels are a recipe of their own, and {labels['method']} is another",
+            key="weak.levels",
+            hint="leave out weak.levels, or --weak and weak.labels.method",
+        )
+    return {**others, "labels": {**labels, "method": "levels", "levels": values["levels"]}}
+
+
 class ScheduleConfig(Section):
     """How a weight changes; see :mod:`pimlip_zoo.consistency.schedules`."""
 
@@ -157,7 +174,7 @@ class WeakConfig(Section):
     def _fill_from_preset(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("preset"), str):
             values = merge_tables(weak_preset(values["preset"]), values)
-        return _without_left(values, _LEFT, "weak")
+        return _without_left(_with_levels(values), _LEFT, "weak")
 
     @model_validator(mode="after")
     def _terms_exist(self) -> WeakConfig:

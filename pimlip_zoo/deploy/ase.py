@@ -127,6 +127,11 @@ class PimlipCalculator(Calculator):
         """Of the elements that the potential knows."""
         return numbers_of(self.potential.species)
 
+    @property
+    def sees_electrons(self) -> bool:
+        """Whether charge and multiplicity of a structure enter."""
+        return self.neighbours.electrons
+
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last evaluation; ASE does not look at what ``info`` states."""
         changes: list[str] = super().check_state(atoms, tol)

@@ -19,6 +19,7 @@ from pimlip_zoo.datasets.statistics import (
     EnergyReferences,
     fit_references,
     references_from_atoms,
+    species_of,
 )
 from pimlip_zoo.datasets.store_frames import open_frames
 from pimlip_zoo.datasets.summary import facts_of
@@ -31,6 +32,7 @@ __all__ = [
     "describe_labels",
     "energy_references_of",
     "load_split",
+    "other_structures",
     "reference_frames",
     "several_electrons",
     "structures_of",
@@ -117,6 +119,29 @@ def without_isolated_atoms(frames: Frames, *, keep: bool = False) -> tuple[Frame
     others = np.ones(len(frames), dtype=bool)
     others[labelled] = False
     return frames.subset(np.flatnonzero(others)), atoms
+
+
+def other_structures(spec: str, data: DataSection, species: Sequence[str]) -> Frames:
+    """Structures with labels of another level than the run's, without isolated atoms.
+
+    Args:
+        spec: DATA; a store stays where it is.
+        data: of the run: whether stores are streamed.
+        species: that the potential knows.
+
+    Raises:
+        InputError: when it cannot be read, or has another element.
+    """
+    frames, _ = without_isolated_atoms(counting(structures_of(spec, data), spec))
+    strange = sorted({*species_of(frames)} - {*species})
+    if strange:
+        raise InputError(
+            f"no structure with reference labels has {', '.join(strange)}",
+            file=spec,
+            key="species",
+            hint="leave such structures out, or add reference labels of some",
+        )
+    return frames
 
 
 def reference_frames(data: DataSection) -> list[Frame]:

@@ -16,6 +16,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.data import structures_of
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.files import read_text, write_text
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
@@ -33,6 +34,8 @@ __all__ = [
 log = logging.getLogger("pimlip_zoo")
 
 CONFIG, DATA = "config.yaml", "data.json"
+LEVEL = "level "
+"""Of the name of a part with labels of another level."""
 
 DataRecord = dict[str, dict[str, Any]]
 """By part (training, validation, unlabelled): the DATA specification, how many structures, and their hash."""
@@ -86,6 +89,9 @@ def data_record(config: RunConfig, split: tuple[Sequence[Frame], Sequence[Frame]
     }
     if config.weak.unlabelled is not None:
         parts["unlabelled"] = (config.weak.unlabelled, load_frames(config.weak.unlabelled))
+    if config.weak.labels is not None:
+        for name, spec in config.weak.labels.recipe().files().items():
+            parts[f"{LEVEL}{name}"] = (spec, structures_of(spec, config.data))
     return {
         name: {"data": spec, "structures": len(frames), "sha256": as_frames(frames).fingerprint()}
         for name, (spec, frames) in parts.items()
@@ -99,6 +105,7 @@ def check_data(folder: Path, record: DataRecord) -> None:
         InputError: naming what differs.
     """
     keys = {"training": "data.train", "validation": "data.valid", "unlabelled": "weak.unlabelled"}
+    keys |= {part: "weak.levels" for part in record if part.startswith(LEVEL)}
     kept = from_rank_zero(lambda: _kept(folder / DATA))
     if kept is None:
         log.warning("%s has no %s: whether its data are still the same is not known", folder, DATA)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.consistency.build import list_skin
 from pimlip_zoo.consistency.config import WeakConfig
-from pimlip_zoo.datasets.dataset import MadeSamples
+from pimlip_zoo.datasets.dataset import MadeSamples, Samples
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frames import Frames
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.statistics import force_rms
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.experiment.build import unlabelled_frames, weak_terms
-from pimlip_zoo.experiment.data import load_split
+from pimlip_zoo.experiment.build import samples_of, unlabelled_frames, weak_terms
+from pimlip_zoo.experiment.data import load_split, other_structures
 from pimlip_zoo.experiment.prepare import Experiment, prepare
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import for_stage
@@ -32,7 +33,7 @@ from pimlip_zoo.experiment.record import check_data, data_record, write_record
 from pimlip_zoo.experiment.reuse import keep_stage, stage_key, take_stage
 from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.graph import Batch
-from pimlip_zoo.losses.base import LossTerm
+from pimlip_zoo.losses.base import LOSSES, LossTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.present import cut_down
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
@@ -75,8 +76,8 @@ def prepare_run(
     """
     join_ranks(config)
     labels = config.weak.labels
-    if labels is not None:
-        _calculator_of(labels).make()  # what cannot be used is said here, before anything is done
+    for name in labels.recipe().calculators(labels.calculator) if labels is not None else ():
+        _found(name).make()  # what cannot be used is said here, before anything is done
     split = split or load_split(config)
     data = data_record(config, split)
     if resumes is not None:
@@ -124,6 +125,15 @@ class Preparation:
     def cheap_labels(self, frames: Sequence[Frame]) -> list[Frame]:
         """The structures with the cheap calculator's labels, from the cache where they are there."""
         return _cheap_labels(frames, self.labels)
+
+    def structures(self, spec: str, species: Sequence[str]) -> Frames:
+        """Structures of DATA that somebody labelled before; see :meth:`Run.structures`.
+
+        Args:
+            spec: DATA.
+            species: of the potential.
+        """
+        return other_structures(spec, self.config.data, species)
 
     def prepare(self, *, split: Split | None = None, data: Mapping[str, Any] | None = None) -> Experiment:
         """The run as it would be without weak labels.
@@ -316,18 +326,19 @@ class Run:
         """The consistency losses of a stage, checked against its samples."""
         return weak_terms(config, self.experiment.potential, labels, MadeSamples(samples))
 
-    def pool(self, *, shift: bool) -> list[Frame]:
+    def pool(self, *, shift: bool, calculator: str | None = None) -> list[Frame]:
         """Structures sampled around the training set with the cheap calculator's labels.
 
         Args:
+            calculator: another one than that of ``weak.labels.calculator``.
             shift: bring the energies to the reference level, by an offset for each species that is fitted on single
                 points of the labelled structures.
         """
         frames = list(self.experiment.frames)
-        pool = self._sampled(_calculator_of(self.labels))
+        pool = self._sampled(_found(calculator or self.labels.calculator))
         if not shift:
             return pool
-        offset = fit_offset(frames, self.cheap_labels(frames), self.experiment.potential.species)
+        offset = fit_offset(frames, self.cheap_labels(frames, calculator), self.experiment.potential.species)
         spread = 1e3 * offset.spread
         log.info("the levels differ by %.1f meV per structure beside the offset of the species", spread)
         return shift_energies(pool, offset)
@@ -337,9 +348,41 @@ class Run:
         stage = find_cheap_calculator(f"run:{self.folder / name}", load_run=_load_run)
         return self.cheap_labels(self._sampled(stage))
 
-    def cheap_labels(self, frames: Sequence[Frame]) -> list[Frame]:
-        """The structures with the cheap calculator's labels, from the cache where they are there."""
-        return _cheap_labels(frames, self.labels)
+    def cheap_labels(self, frames: Sequence[Frame], calculator: str | None = None) -> list[Frame]:
+        """The structures with the cheap calculator's labels, from the cache where they are there.
+
+        Args:
+            frames: the structures.
+            calculator: another one than that of ``weak.labels.calculator``.
+        """
+        return _cheap_labels(frames, self.labels, calculator)
+
+    def structures(self, spec: str) -> Frames:
+        """Structures of DATA that somebody labelled before, without isolated atoms.
+
+        Args:
+            spec: DATA; a store stays where it is.
+
+        Raises:
+            InputError: when it cannot be read, or has an element that the potential does not know.
+        """
+        return other_structures(spec, self.experiment.config.data, self.experiment.potential.species)
+
+    def samples_of(self, frames: Sequence[Frame]) -> Samples:
+        """Samples for the run's potential, made when they are asked for where the structures are in a store."""
+        potential, data = self.experiment.potential, self.experiment.config.data
+        return samples_of(frames, potential.species, potential.cutoff, data)
+
+    def losses(self, labels: Sequence[str]) -> list[LossTerm]:
+        """The run's supervised losses on these labels, whatever the run itself is trained on."""
+        terms = self.experiment.config.loss.terms.items()
+        found = {name: (LOSSES.get(name), options) for name, options in terms if options.weight > 0}
+        made = [info.make(**dict(options)) for info, options in found.values() if info.label in labels]
+        if not made:
+            raise InputError(
+                f"every loss on {' and '.join(labels)} has weight 0", key="loss", hint="give one a weight"
+            )
+        return made
 
     def once(self, make: Callable[[], T]) -> T:
         """What a function returns; of several ranks the first calls it, and the others get what it has."""
@@ -354,7 +397,11 @@ class Run:
 
 
 def _calculator_of(labels: WeakLabelsConfig) -> CheapCalculator:
-    return find_cheap_calculator(labels.calculator, trust=True, load_run=_load_run)
+    return _found(labels.calculator)
+
+
+def _found(name: str) -> CheapCalculator:
+    return find_cheap_calculator(name, trust=True, load_run=_load_run)
 
 
 def _load_run(run: str) -> Calculator:
@@ -363,9 +410,11 @@ def _load_run(run: str) -> Calculator:
     return pimlip_zoo.calculator(run)
 
 
-def _cheap_labels(frames: Sequence[Frame], labels: WeakLabelsConfig) -> list[Frame]:
-    calculator = _calculator_of(labels)
-    return from_rank_zero(lambda: cached_labels(frames, calculator, _cache(labels), _progress()))
+def _cheap_labels(
+    frames: Sequence[Frame], labels: WeakLabelsConfig, calculator: str | None = None
+) -> list[Frame]:
+    found = _found(calculator or labels.calculator)
+    return from_rank_zero(lambda: cached_labels(frames, found, _cache(labels), _progress()))
 
 
 def _last(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from pimlip_zoo.registry import Registry, first_line
 from pimlip_zoo.section import Section
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pimlip_zoo.consistency.sampling import Sampling
     from pimlip_zoo.consistency.surface import Reads, Surface
@@ -130,6 +130,15 @@ class LossTerm(nn.Module):
     def factor(self, step: Step) -> float:  # noqa: ARG002
         """What the weight is multiplied by at a step."""
         return 1.0
+
+    def levels(self) -> Mapping[str, Mapping[str, str]]:
+        """Levels of theory beside the potential's that the term teaches, by name; the run keeps them.
+
+        Returns:
+            For each level, which of the potential's parameters it has of its own: their names, and those of the
+            term's values that stand for them.
+        """
+        return {}
 
     def forward(self, evaluated: Evaluated) -> LossValue:
         """The term's value on a batch, without weight and factor.

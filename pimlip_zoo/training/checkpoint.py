@@ -20,10 +20,13 @@ from pimlip_zoo.registry import available_models, get_model
 __all__ = [
     "FORMAT_VERSION",
     "KEY",
+    "LEVELS",
+    "REFERENCE",
     "baseline_of",
     "build_potential",
     "checkpoint_path",
     "describe",
+    "levels_of",
     "load_potential",
     "read_checkpoint",
     "save_potential",
@@ -32,6 +35,12 @@ __all__ = [
 FORMAT_VERSION = 1
 KEY = "pimlip_zoo"
 """Where a checkpoint keeps the description of its potential."""
+
+LEVELS = "levels"
+"""Where a checkpoint keeps what further levels of theory have of their own: weights by level and name."""
+
+REFERENCE = "reference"
+"""The level of the reference labels, which is taken where none is named."""
 
 # From version k to k + 1: takes and returns a description; see tests/training/test_checkpoint.py.
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -162,6 +171,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         _check_fields(content[KEY], _FIELDS, KEY)
         _check_fields(content[KEY].get("summary") or {}, _SUMMARY, f"{KEY}.summary", optional=True)
         _check_weights(content.get("state_dict"), Path(path).stat().st_size)
+        _check_levels(content.get(LEVELS, {}), Path(path).stat().st_size)
     return content
 
 
@@ -181,8 +191,18 @@ def _baseline(content: Mapping[str, Any], path: Path) -> str | None:
     return str(baseline["calculator"])
 
 
+def levels_of(run: str | Path, which: str = "best") -> tuple[str, ...]:
+    """The levels of theory of a run, that of the reference labels first."""
+    return (REFERENCE, *read_checkpoint(checkpoint_path(run, which)).get(LEVELS, {}))
+
+
 def load_potential(
-    run: str | Path, *, dtype: torch.dtype | None = None, which: str = "best", difference: bool = False
+    run: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    which: str = "best",
+    difference: bool = False,
+    level: str | None = None,
 ) -> Potential:
     """The trained potential of a run folder or checkpoint file, ready for prediction.
 
@@ -193,9 +213,11 @@ def load_potential(
         dtype: precision of the model; as trained if not given.
         which: best or last.
         difference: accept a potential that is only a difference to a cheap calculator.
+        level: of a run on several levels of theory; None: that of the reference labels.
 
     Raises:
-        InputError: when there is nothing to load, it does not fit, or it is a difference unasked for.
+        InputError: when there is nothing to load, it does not fit, it is a difference unasked for, or
+            there is no such level.
     """
     path = checkpoint_path(run, which)
     content = read_checkpoint(path)
@@ -213,6 +235,7 @@ def load_potential(
         for name, value in content["state_dict"].items()
         if name.startswith(_OURS)
     }
+    weights |= _of_level(content, level, path)
     try:
         potential.load_state_dict(weights)
     except RuntimeError as error:
@@ -222,6 +245,23 @@ def load_potential(
     if dtype is not None:
         potential.set_dtype(dtype)
     return potential.eval().requires_grad_(False)
+
+
+def _of_level(content: Mapping[str, Any], level: str | None, path: Path) -> dict[str, Tensor]:
+    """What a level has of its own; nothing of that of the reference labels."""
+    if level is None or level == REFERENCE:
+        return {}
+    levels: Mapping[str, dict[str, Tensor]] = content.get(LEVELS, {})
+    if not levels:
+        raise InputError("has a single level of theory", file=path, key="level", hint="leave out the level")
+    if level not in levels:
+        raise InputError(
+            f"has no level {level!r}",
+            file=path,
+            key="level",
+            hint=f"it has {', '.join((REFERENCE, *levels))}",
+        )
+    return levels[level]
 
 
 def _check_fields(
@@ -280,6 +320,16 @@ def _check_weights(weights: Any, size: int) -> None:
                 key=name,
                 hint="the training diverged, or the file was changed: take another checkpoint",
             )
+
+
+def _check_levels(levels: Any, size: int) -> None:
+    """Refuse levels of theory that are not tables of finite weights."""
+    if not isinstance(levels, dict) or not all(isinstance(name, str) for name in levels):
+        raise InputError("the checkpoint has no table there", key=LEVELS)
+    for level, weights in levels.items():
+        if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+            raise InputError("the checkpoint has no table there", key=f"{LEVELS}.{level}"[:100])
+        _check_weights({_OURS + name: value for name, value in weights.items()}, size)
 
 
 def _registered_name(model: AtomicEnergyModel) -> str:

@@ -17,7 +17,7 @@ from pimlip_zoo.graph import Batch, Predictions
 from pimlip_zoo.losses.base import LossTerm, LossValue, Step
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.callbacks import columns_of
-from pimlip_zoo.training.checkpoint import KEY, describe
+from pimlip_zoo.training.checkpoint import KEY, LEVELS, describe
 from pimlip_zoo.training.low_rank import Adapters
 from pimlip_zoo.training.metrics import ErrorStatistics
 from pimlip_zoo.training.present import Whole
@@ -266,6 +266,21 @@ class PotentialTraining(pl.LightningModule):
                 **state,
                 **{POTENTIAL + name: value for name, value in merged.items()},
             }
+        if levels := self._levels(checkpoint["state_dict"]):
+            checkpoint[LEVELS] = levels
         if self._adapters is not None:
             checkpoint[ADAPTERS] = self._adapters.state()
         checkpoint[KEY] = {**describe(potential), "summary": self._summary}
+
+    def _levels(self, state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+        """What further levels of theory have of their own, by the names of the potential's parameters."""
+        found = {}
+        for place, term in enumerate(self.losses):
+            for level, names in term.levels().items():
+                weights = {name: state[f"terms.{place}.{own}"] for name, own in names.items()}
+                if self._whole is not None:  # what is saved has all of its species
+                    others = self.potential.state_dict()
+                    merged = self._whole.weights(self.potential, {**others, **weights})
+                    weights = {name: merged[name] for name in names}
+                found[level] = weights
+        return found

@@ -168,6 +168,8 @@ class CheapCalculator(NamedTuple):
     """A fresh ASE calculator."""
     charged: bool = True
     """Whether it may take charge and multiplicity into account; False: ions are refused."""
+    known: bool = True
+    """Whether that is known; False: it is said where structures state them."""
 
 
 def find_cheap_calculator(
@@ -189,7 +191,7 @@ def find_cheap_calculator(
         run = name.removeprefix("run:")
         if load_run is None:
             raise InputError(f"{name} cannot be used here", key=KEY)
-        return CheapCalculator(name, _content_version(run), lambda: load_run(run))
+        return CheapCalculator(name, _content_version(run), lambda: load_run(run), known=False)
     if not re.fullmatch(r"[\w.]+:[\w.]+", name):
         return _registered(name)
     if not trust:
@@ -201,6 +203,7 @@ def find_cheap_calculator(
         name,
         package_version(name.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0]),
         lambda: _imported(name),
+        known=False,
     )
 
 

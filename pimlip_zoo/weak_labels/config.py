@@ -50,7 +50,15 @@ class WeakLabelsConfig(Section):
 
     @model_validator(mode="after")
     def _can_work(self) -> WeakLabelsConfig:
-        self.recipe().check(self.pool)
+        recipe = self.recipe()
+        recipe.check(self.pool)
+        default = type(self).model_fields["calculator"].default
+        if self.calculator != default and self.calculator not in recipe.calculators(self.calculator):
+            raise InputError(
+                f"the recipe {self.method} does not ask {self.calculator}",
+                key=f"{KEY}.calculator",
+                hint="name it in weak.levels",
+            )
         return self
 
     def recipe(self) -> Recipe[RecipeOptions]:

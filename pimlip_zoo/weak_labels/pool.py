@@ -218,18 +218,33 @@ def _atoms(frame: Frame) -> Atoms:
 
 
 def _check_electrons(frames: Sequence[Frame], supervisor: CheapCalculator) -> None:
-    """Refuse ions where the calculator would label them as neutral without a word."""
-    if supervisor.charged:
+    """Refuse ions where the calculator would label them as neutral without a word; say where it may."""
+    found = next(((index, electrons) for index, f in enumerate(frames) if (electrons := stated(f))), None)
+    if found is None:
         return
-    for index, frame in enumerate(frames):
-        if electrons := stated(frame):
-            said = ", ".join(f"{key} {value}" for key, value in electrons.items())
-            raise InputError(
-                f"{supervisor.name} knows nothing of {said}",
-                frame=index,
-                key="weak.labels.calculator",
-                hint="use one that does, such as gfn2, or leave these structures out",
-            )
+    index, electrons = found
+    said = ", ".join(f"{key} {value}" for key, value in electrons.items())
+    if not supervisor.charged:
+        raise InputError(
+            f"{supervisor.name} knows nothing of {said}",
+            frame=index,
+            key="weak.labels.calculator",
+            hint="use one that does, such as gfn2, or leave these structures out",
+        )
+    if supervisor.known:
+        return
+    sees = getattr(supervisor.make(), "sees_electrons", None)
+    if sees is None:
+        log.warning(
+            "a structure states %s: whether %s takes it into account is its own matter (it finds it in atoms.info, and "
+            "as initial charges and moments)",
+            *(said, supervisor.name),
+        )
+    elif not sees:
+        log.warning(
+            "a structure states %s: the model of %s does not see it, and labels the geometry alone",
+            *(said, supervisor.name),
+        )
 
 
 class _State(NamedTuple):

@@ -7,9 +7,9 @@ likes. Whoever wants another one writes a class, in this package or in another o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -38,7 +38,7 @@ class Recipe(Generic[Options]):
         options: of the type that it was registered with.
     """
 
-    samples: ClassVar[bool] = True
+    samples: bool = True
     """Whether structures are sampled and labelled; the sampling looks at ``weak.unlabelled``, too."""
 
     def __init__(self, options: Options) -> None:
@@ -53,6 +53,18 @@ class Recipe(Generic[Options]):
         Raises:
             InputError: for options that contradict each other.
         """
+
+    def calculators(self, given: str) -> Sequence[str]:
+        """Which calculators it asks; they are looked up before anything is read.
+
+        Args:
+            given: that of ``weak.labels.calculator``.
+        """
+        return (given,)
+
+    def files(self) -> Mapping[str, str]:
+        """DATA with weak labels that it reads, by a name; a resumed run has to find the same structures there."""
+        return {}
 
     def prepare(self, run: Preparation) -> Experiment:
         """The run before its first step: other labels, another configuration, or as it is.
@@ -129,7 +141,15 @@ RECIPES: Registry[RecipeInfo] = Registry(
     "pimlip_zoo.recipes",
     tuple(
         f"pimlip_zoo.weak_labels.{name}"
-        for name in ("pretrain", "delta", "distill", "shared_head", "curriculum", "foundation_distill")
+        for name in (
+            "pretrain",
+            "delta",
+            "distill",
+            "shared_head",
+            "levels",
+            "curriculum",
+            "foundation_distill",
+        )
     ),
     left={"second_head": BASELINE},
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,12 +10,12 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from pimlip_zoo.datasets.neighbours import frame_to_sample
-from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions, graph_to, stress_from_virial
 from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, PotentialLike
 from pimlip_zoo.losses.pool import Pool, step_generator
 from pimlip_zoo.losses.supervised import atom_counts
 from pimlip_zoo.weak_labels.recipe import Recipe, StressOptions, recipe
+from pimlip_zoo.weak_labels.twin import readout_names, twin_of
 
 if TYPE_CHECKING:
     from pimlip_zoo.experiment import Outcome
@@ -144,20 +143,8 @@ class SharedFeatures(SecondHead):
 
     def __init__(self, pool: Pool, potential: nn.Module, **options: Any) -> None:
         super().__init__(pool, **options)
-        model = cast("nn.Module", potential.model)
-        prefixes = tuple(f"model.{name}." for name in cast("tuple[str, ...]", model.readout_modules))
-        twin = copy.deepcopy(potential)
-        self.names = tuple(name for name, _ in potential.named_parameters() if name.startswith(prefixes))
-        if not self.names:
-            raise InputError(
-                f"{type(model).__name__} does not say which of its modules are readouts",
-                key="weak.labels.method",
-                hint="set readout_modules in the architecture, or choose another recipe",
-            )
-        for name, parameter in potential.named_parameters():
-            if name not in self.names:
-                parent, _, leaf = name.rpartition(".")
-                twin.get_submodule(parent).register_parameter(leaf, parameter)
+        self.names = readout_names(potential)
+        twin = twin_of(potential, self.names)
         self.readouts = nn.ParameterList(twin.get_parameter(name) for name in self.names)
         self._twin = (twin,)  # no submodule: what it shares is the potential's
 

@@ -275,6 +275,25 @@ def test_a_calculator_without_charges_refuses_ions(tmp_path):
         labelled_pool(frames, emt, PoolOptions(structures=1), tmp_path)
 
 
+def test_a_calculator_of_which_it_is_not_known_what_it_does_with_ions_labels_them_and_that_is_said(caplog):
+    def with_sight(sees):
+        calculator = Counting.make()
+        if sees is not None:
+            calculator.sees_electrons = sees
+        return calculator
+
+    for sees, said in ((None, "is its own matter"), (False, "does not see it"), (True, None)):
+        caplog.clear()
+        unknown = CheapCalculator("mine:make", "1", lambda sees=sees: with_sight(sees), known=False)
+        label_frames([hydroxide(charge=-1)], unknown)
+        assert (said is None and not caplog.text) or ("charge -1" in caplog.text and said in caplog.text)
+        caplog.clear()
+        label_frames([hydroxide()], unknown)
+        assert not caplog.text
+    assert not find_cheap_calculator("ase.calculators.lj:LennardJones", trust=True).known
+    assert find_cheap_calculator("emt").known
+
+
 def test_an_ion_apart_is_no_energy_reference():
     proton = Frame(np.array([1]), np.zeros((1, 3)), energy=0.0, info={"charge": 1})
     atom = dataclasses.replace(proton, energy=-13.6, info={})

@@ -56,6 +56,10 @@ def settings(tmp_path, method=None, **options):
             values["weak.labels.pretrain_steps"] = 3
         if method == "shared_head":
             values["weak.labels.batch_size"] = 2
+        if method == "levels":
+            del values["weak.labels.calculator"]
+            other = {"data": "builtin:ethanol-gfn2@20:28", "name": "file", "weight": 0.5}
+            values["weak.labels.levels"] = [{"calculator": "emt", "batch_size": 2}, other]
     return list((values | options).items())
 
 
@@ -115,6 +119,7 @@ def interrupted_in(stage, step, monkeypatch):
         ("curriculum", "run", {}),
         ("delta", "run", {}),
         ("shared_head", "run", {}),
+        ("levels", "run", {}),
     ],
 )
 def test_a_run_stopped_in_any_stage_goes_on_from_its_folder_alone(
