@@ -55,7 +55,7 @@ def settings_of(args, study, way):
     settings = [("data.train", placed(args, study.train))]
     if study.valid is not None:
         settings.append(("data.valid", placed(args, study.valid)))
-    if way == SCRATCH or way.startswith(DISTILLED):
+    if way.startswith((SCRATCH, DISTILLED)):
         settings += [("model.name", "nequip"), ("data.energy_references", "least_squares")]
     else:
         settings.append(("finetune.run", args.model))
@@ -159,7 +159,7 @@ def run(args):
                 errors = next(iter(result["tests"].values()))
                 row = {
                     **key,
-                    "model": "" if way == SCRATCH else Path(args.model).name,
+                    "model": "" if way.startswith(SCRATCH) else Path(args.model).name,
                     "settings": own(args, way),
                     "steps": result["steps"],
                     "cpu_seconds": result["cpu_seconds"],
