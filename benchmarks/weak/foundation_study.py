@@ -88,9 +88,24 @@ def own(args, way):
 
 def zero_shot(args, study, size, seed):
     """Errors of the model itself, its energy references re-fitted to the labels."""
+    from pimlip_zoo.evaluation import evaluate
+
+    started = time.process_time()
+    potential = referenced(args, study, args.model, size, seed)
+    spent = time.process_time() - started
+    tests = {test: evaluate(potential, placed(args, test)).summary for test in study.tests}
+    return {
+        "cpu_seconds": round(spent, 2),
+        "steps": 0,
+        "tests": tests,
+        "further": forgotten(args, args.model, seed),
+    }
+
+
+def referenced(args, study, run, size, seed):
+    """The potential of a run, its energy references re-fitted to labels of a set."""
     from pimlip_zoo.config import load_config
     from pimlip_zoo.datasets.neighbours import frame_to_sample
-    from pimlip_zoo.evaluation import evaluate
     from pimlip_zoo.experiment import load_split
     from pimlip_zoo.experiment.curve import subset
     from pimlip_zoo.training.checkpoint import load_potential
@@ -98,12 +113,24 @@ def zero_shot(args, study, size, seed):
 
     config = load_config(None, [*settings_of(args, study, ZERO_SHOT, size, seed), ("seed", seed)])
     frames = subset(load_split(config)[0], size, seed)
-    potential = load_potential(args.model)
-    started = time.process_time()
+    potential = load_potential(run)
     refit_references(potential, [frame_to_sample(f, potential.species, potential.cutoff) for f in frames])
-    spent = time.process_time() - started
-    tests = {test: evaluate(potential, placed(args, test)).summary for test in study.tests}
-    return {"cpu_seconds": round(spent, 2), "steps": 0, "tests": tests}
+    return potential
+
+
+def forgotten(args, run, seed, size=50):
+    """Force errors of a run, and of the model that it started from, on sets that it was not trained on."""
+    from pimlip_zoo.evaluation import evaluate
+
+    found = {}
+    for name in filter(None, args.elsewhere.split(",")):
+        study = SETS[name]
+        potential = referenced(args, study, run, size, seed)
+        errors = evaluate(potential, placed(args, study.tests[0])).summary
+        found[name] = {
+            f"{quantity}_rmse": errors[quantity]["rmse"] for quantity in ("energy_per_atom", "forces")
+        }
+    return {"elsewhere": found} if found else {}
 
 
 def trained(args, study, way, size, seed):
@@ -122,6 +149,7 @@ def trained(args, study, way, size, seed):
         return None
     result = json.loads((runs / point.name / "result.json").read_text())
     further = beside_teacher(runs / point.name, tests[0]) if way.startswith(DISTILLED) else {}
+    further |= forgotten(args, runs / point.name, seed)
     if not args.keep_runs:
         shutil.rmtree(runs / point.name)
     result["tests"] = {spec.removeprefix(f"{args.root}/"): errors for spec, errors in result["tests"].items()}
@@ -305,6 +333,9 @@ def main():
         "--option", action="append", default=[], dest="options", help="such as optimizer.lr=1e-3"
     )
     command.add_argument("--choose", help="an acquisition: it chooses the labels, not the seed")
+    command.add_argument(
+        "--elsewhere", default="", help="sets on which errors are taken, too: what was forgotten"
+    )
     command.add_argument("--seeds", type=int, default=1)
     command.add_argument("--first-seed", type=int, default=0)
     command.add_argument("--root", default="data")
