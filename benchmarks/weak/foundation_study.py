@@ -13,6 +13,8 @@ that is there is not computed again, and an interrupted run goes on.
 """
 
 import argparse
+import csv
+import io
 import json
 import shutil
 import sys
@@ -254,7 +256,7 @@ def docs(args):
         begin, end = (f"<!-- foundation study {name}: {word} -->" for word in ("begin", "end"))
         if begin in page:
             before, rest = page.split(begin)
-            table = "\n".join(table_of([row for row in rows if row["set"] == name]))
+            table = "\n".join(table_of([*(row for row in rows if row["set"] == name), *elsewhere(name)]))
             page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
     args.page.write_text(page)
     return 0
@@ -277,7 +279,7 @@ def table_of(rows):
         spent = [mean([row[key] for row in members]) for key in ("steps", "cpu_seconds")]
         cells = [
             size,
-            "from scratch" if way.startswith(SCRATCH) else way,
+            "from " + way.removesuffix("-12000") if way.startswith(SCRATCH) else way,
             model or "NequIP `small`",
             ", ".join(shown(members[0])),
             *map(number, values),
@@ -308,6 +310,18 @@ def mean(values, factor=1.0):
 
 def number(value):
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def elsewhere(name):
+    """Plain runs of the study of weak supervision, of the former recipe, and their errors on the same test."""
+    for tag in ("", "-12000"):
+        file = RESULTS.parent / f"conservative-{name}-mace{tag}.csv"
+        with file.open(newline="") if file.exists() else io.StringIO("") as stream:
+            for row in csv.DictReader(stream):
+                if row["weak"] == "plain":
+                    way = f"{SCRATCH}, former recipe{tag}"
+                    model = "MACE, 16 channels"
+                    yield {**row, "size": int(row["size"]), "way": way, "model": model, "settings": {}}
 
 
 def main():
