@@ -140,7 +140,7 @@ def trained(args, study, way, size, seed):
     from pimlip_zoo.experiment.curve import Point, run_point
 
     point, name = Point(size, way, seed), f"{args.set}-{way}"
-    runs, options = Path(args.runs) / args.set, list(own(args, way).items())
+    runs, options = Path(args.runs) / args.set / Path(args.model).name, list(own(args, way).items())
     if way.startswith(DISTILLED):
         options.append(("weak.labels.calculator", f"run:{args.model}"))
     tests = [placed(args, test) for test in study.tests]
@@ -199,7 +199,8 @@ def run(args):
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for size in map(int, args.sizes.split(",")):
             for way in args.ways.split(","):
-                key = {"set": args.set, "way": way, "size": size, "seed": seed}
+                model = "" if way.startswith(SCRATCH) else Path(args.model).name
+                key = {"set": args.set, "way": way, "size": size, "seed": seed, "model": model}
                 if any(all(row[k] == v for k, v in key.items()) for row in read(args.out)):
                     continue
                 print(key, flush=True)
@@ -210,7 +211,6 @@ def run(args):
                 errors = next(iter(result["tests"].values()))
                 row = {
                     **key,
-                    "model": "" if way.startswith(SCRATCH) else Path(args.model).name,
                     "chosen": args.choose or "at random",
                     "settings": own(args, way),
                     "steps": result["steps"],
