@@ -2,12 +2,14 @@
 
     python benchmarks/weak/foundation_study.py run tio2 --model runs/7net-0 --root data
     python benchmarks/weak/foundation_study.py run tio2 ... --ways rate --option optimizer.lr=1e-3
+    python benchmarks/weak/foundation_study.py run tio2 ... --sizes 50 --ways chosen --choose coverage
     python benchmarks/weak/foundation_study.py show                                          (what is there)
     python benchmarks/weak/foundation_study.py docs                (the tables of docs/results/foundation-study.md)
 
 `pimlip-zoo import sevennet 7net-0 -o runs/7net-0` makes the model. The data sets are those of sets.py; of N labels the
-seed draws which. Every run appends a line to results/foundation-study.jsonl: errors on the test structures, CPU seconds
-of the training, settings. A line that is there is not computed again, and an interrupted run goes on.
+seed draws which, or with --choose an acquisition chooses them by features of the foundation model. Every run appends a
+line to results/foundation-study.jsonl: errors on the test structures, CPU seconds of the training, settings. A line
+that is there is not computed again, and an interrupted run goes on.
 """
 
 import argparse
@@ -50,16 +52,34 @@ def placed(args, data):
     )
 
 
-def settings_of(args, study, way):
+def settings_of(args, study, way, size, seed):
     """(dotted key, value) of a run."""
-    settings = [("data.train", placed(args, study.train))]
+    train = placed(args, study.train) if args.choose is None else chosen(args, study, size, seed)
+    settings = [("data.train", train)]
     if study.valid is not None:
         settings.append(("data.valid", placed(args, study.valid)))
-    if way == SCRATCH or way.startswith(DISTILLED):
+    if way.startswith((SCRATCH, DISTILLED)):
         settings += [("model.name", "nequip"), ("data.energy_references", "least_squares")]
     else:
         settings.append(("finetune.run", args.model))
     return settings
+
+
+def chosen(args, study, size, seed):
+    """A file of the structures that an acquisition chooses, with their labels; it sees none of these."""
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.datasets.writing import write_frames
+    from pimlip_zoo.labelling.select import select
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    file = Path(args.runs) / f"{args.set}-{args.choose}-{Path(args.model).name}-{size}-{seed}.extxyz"
+    if not file.exists():
+        pool = load_frames(placed(args, study.train))
+        eyes = load_potential(args.model)
+        choices = select(pool, size, acquisition=args.choose, eyes=eyes, seed=seed).choices
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_frames(file, [pool[choice.index] for choice in choices])
+    return str(file)
 
 
 def own(args, way):
@@ -70,22 +90,49 @@ def own(args, way):
 
 def zero_shot(args, study, size, seed):
     """Errors of the model itself, its energy references re-fitted to the labels."""
+    from pimlip_zoo.evaluation import evaluate
+
+    started = time.process_time()
+    potential = referenced(args, study, args.model, size, seed)
+    spent = time.process_time() - started
+    tests = {test: evaluate(potential, placed(args, test)).summary for test in study.tests}
+    return {
+        "cpu_seconds": round(spent, 2),
+        "steps": 0,
+        "tests": tests,
+        "further": forgotten(args, args.model, seed),
+    }
+
+
+def referenced(args, study, run, size, seed):
+    """The potential of a run, its energy references re-fitted to labels of a set."""
     from pimlip_zoo.config import load_config
     from pimlip_zoo.datasets.neighbours import frame_to_sample
-    from pimlip_zoo.evaluation import evaluate
     from pimlip_zoo.experiment import load_split
     from pimlip_zoo.experiment.curve import subset
     from pimlip_zoo.training.checkpoint import load_potential
     from pimlip_zoo.training.finetune import refit_references
 
-    config = load_config(None, [*settings_of(args, study, ZERO_SHOT), ("seed", seed)])
+    config = load_config(None, [*settings_of(args, study, ZERO_SHOT, size, seed), ("seed", seed)])
     frames = subset(load_split(config)[0], size, seed)
-    potential = load_potential(args.model)
-    started = time.process_time()
+    potential = load_potential(run)
     refit_references(potential, [frame_to_sample(f, potential.species, potential.cutoff) for f in frames])
-    spent = time.process_time() - started
-    tests = {test: evaluate(potential, placed(args, test)).summary for test in study.tests}
-    return {"cpu_seconds": round(spent, 2), "steps": 0, "tests": tests}
+    return potential
+
+
+def forgotten(args, run, seed, size=50):
+    """Force errors of a run, and of the model that it started from, on sets that it was not trained on."""
+    from pimlip_zoo.evaluation import evaluate
+
+    found = {}
+    for name in filter(None, args.elsewhere.split(",")):
+        study = SETS[name]
+        potential = referenced(args, study, run, size, seed)
+        errors = evaluate(potential, placed(args, study.tests[0])).summary
+        found[name] = {
+            f"{quantity}_rmse": errors[quantity]["rmse"] for quantity in ("energy_per_atom", "forces")
+        }
+    return {"elsewhere": found} if found else {}
 
 
 def trained(args, study, way, size, seed):
@@ -93,14 +140,18 @@ def trained(args, study, way, size, seed):
     from pimlip_zoo.experiment.curve import Point, run_point
 
     point, name = Point(size, way, seed), f"{args.set}-{way}"
-    runs, options = Path(args.runs) / args.set, list(own(args, way).items())
+    runs, options = Path(args.runs) / args.set / Path(args.model).name, list(own(args, way).items())
     if way.startswith(DISTILLED):
         options.append(("weak.labels.calculator", f"run:{args.model}"))
     tests = [placed(args, test) for test in study.tests]
-    if run_point(point, settings_of(args, study, way), tests, runs, variants={way: options}) is not None:
+    if (
+        run_point(point, settings_of(args, study, way, size, seed), tests, runs, variants={way: options})
+        is not None
+    ):
         return None
     result = json.loads((runs / point.name / "result.json").read_text())
     further = beside_teacher(runs / point.name, tests[0]) if way.startswith(DISTILLED) else {}
+    further |= forgotten(args, runs / point.name, seed)
     if not args.keep_runs:
         shutil.rmtree(runs / point.name)
     result["tests"] = {spec.removeprefix(f"{args.root}/"): errors for spec, errors in result["tests"].items()}
@@ -148,7 +199,8 @@ def run(args):
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for size in map(int, args.sizes.split(",")):
             for way in args.ways.split(","):
-                key = {"set": args.set, "way": way, "size": size, "seed": seed}
+                model = "" if way.startswith(SCRATCH) else Path(args.model).name
+                key = {"set": args.set, "way": way, "size": size, "seed": seed, "model": model}
                 if any(all(row[k] == v for k, v in key.items()) for row in read(args.out)):
                     continue
                 print(key, flush=True)
@@ -159,7 +211,7 @@ def run(args):
                 errors = next(iter(result["tests"].values()))
                 row = {
                     **key,
-                    "model": "" if way == SCRATCH else Path(args.model).name,
+                    "chosen": args.choose or "at random",
                     "settings": own(args, way),
                     "steps": result["steps"],
                     "cpu_seconds": result["cpu_seconds"],
@@ -204,31 +256,32 @@ def docs(args):
         begin, end = (f"<!-- foundation study {name}: {word} -->" for word in ("begin", "end"))
         if begin in page:
             before, rest = page.split(begin)
-            table = "\n".join(table_of(name, [row for row in rows if row["set"] == name]))
+            table = "\n".join(table_of([*(row for row in rows if row["set"] == name), *elsewhere(name)]))
             page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
     args.page.write_text(page)
     return 0
 
 
-def table_of(name, rows):
-    """Mean over seeds; runs from scratch of the study of weak supervision beside them."""
+def table_of(rows):
+    """Means over seeds, by the number of labels and the force error."""
     lines = [
-        "| labels | training | settings | E meV/atom | F meV/Å | stress meV/Å³ | steps | CPU s | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| labels | training | start | settings | E meV/atom | F meV/Å | stress meV/Å³ | steps | CPU s | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups = {}
     for row in rows:
-        groups.setdefault((row["size"], row["way"]), []).append(row)
-    for row in elsewhere(name):
-        groups.setdefault((row["size"], row["way"]), []).append(row)
-    for (size, way), members in sorted(groups.items()):
-        settings = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in shown(members[0]["settings"]))
+        groups.setdefault((row["size"], row["way"], row["model"]), []).append(row)
+    force = ERRORS[1]
+    for (size, way, model), members in sorted(
+        groups.items(), key=lambda item: (item[0][0], mean([row[force] for row in item[1]]))
+    ):
         values = [mean([row[key] for row in members], 1000) for key in ERRORS]
         spent = [mean([row[key] for row in members]) for key in ("steps", "cpu_seconds")]
         cells = [
             size,
-            way,
-            settings,
+            "from " + way.removesuffix("-12000") if way.startswith(SCRATCH) else way,
+            model or "NequIP `small`",
+            ", ".join(shown(members[0])),
             *map(number, values),
             f"{spent[0]:,.0f}",
             f"{spent[1]:.0f}",
@@ -241,10 +294,13 @@ def table_of(name, rows):
 ERRORS = ("energy_per_atom_rmse", "forces_rmse", "stress_rmse")
 
 
-def shown(settings):
-    return [
-        (k, v) for k, v in settings.items() if k.split(".")[0] in ("optimizer", "finetune", "data", "weak")
-    ]
+def shown(row):
+    """What a row's table says of its settings."""
+    if row.get("chosen", "at random") != "at random":
+        yield f"labels chosen by {row['chosen']}"
+    for key, value in row["settings"].items():
+        if key.split(".")[0] not in ("trainer", "schedule"):
+            yield f"{key.split('.')[-1]} {value}"
 
 
 def mean(values, factor=1.0):
@@ -257,13 +313,15 @@ def number(value):
 
 
 def elsewhere(name):
-    """Plain runs of the study of weak supervision: a MACE of 38,000 parameters, and its errors on the same test."""
-    for tag, text in (("", "from scratch, MACE"), ("-12000", "from scratch, MACE, 12,000 steps")):
+    """Plain runs of the study of weak supervision, of the former recipe, and their errors on the same test."""
+    for tag in ("", "-12000"):
         file = RESULTS.parent / f"conservative-{name}-mace{tag}.csv"
         with file.open(newline="") if file.exists() else io.StringIO("") as stream:
             for row in csv.DictReader(stream):
                 if row["weak"] == "plain":
-                    yield {**row, "size": int(row["size"]), "way": text, "settings": {}}
+                    way = f"{SCRATCH}, former recipe{tag}"
+                    model = "MACE, 16 channels"
+                    yield {**row, "size": int(row["size"]), "way": way, "model": model, "settings": {}}
 
 
 def main():
@@ -287,6 +345,10 @@ def main():
     command.add_argument("--ways", default="zero-shot,scratch,finetune")
     command.add_argument(
         "--option", action="append", default=[], dest="options", help="such as optimizer.lr=1e-3"
+    )
+    command.add_argument("--choose", help="an acquisition: it chooses the labels, not the seed")
+    command.add_argument(
+        "--elsewhere", default="", help="sets on which errors are taken, too: what was forgotten"
     )
     command.add_argument("--seeds", type=int, default=1)
     command.add_argument("--first-seed", type=int, default=0)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.linear import TILE
 from pimlip_zoo.compiled.kernels.unit import Unit
+from pimlip_zoo.compiled.native.matrices import is_product, product_call, product_source
 from pimlip_zoo.compiled.native.memory import Plan, plan_memory
-from pimlip_zoo.compiled.native.program import KernelOp, ListsOp, Operation, Program, Size, View
+from pimlip_zoo.compiled.native.program import KernelOp, ListsOp, Operation, Program, Size, TensorOp, View
 from pimlip_zoo.compiled.native.tensors import C_TYPES, pointer, tensor_lines
 
 __all__ = ["ALIGNMENT", "constant_offsets", "model_source"]
@@ -46,7 +49,7 @@ def model_source(program: Program, vector_bytes: int, registers: int) -> str:
         InputError: for an operation that has no C.
     """
     scalar = "float" if program.dtype.itemsize == 4 else "double"
-    kernels = _Kernels(Target(scalar, vector_bytes, registers))
+    kernels = _Kernels(Target(scalar, vector_bytes, registers), program.dtype)
     body = [line for op in program.operations for line in _lines(op, kernels)]
     plan = plan_memory(program)
     runtime = (Path(__file__).parent / "runtime.c").read_text()
@@ -59,10 +62,11 @@ def model_source(program: Program, vector_bytes: int, registers: int) -> str:
 class _Kernels:
     """The kernels that a program calls."""
 
-    def __init__(self, machine: Target) -> None:
-        self.machine = machine
+    def __init__(self, machine: Target, dtype: torch.dtype) -> None:
+        self.machine, self.dtype = machine, dtype
         self.unit = Unit("static __attribute__((noinline))")
         self._names: dict[tuple[int, object], str] = {}
+        self._product = ""
 
     def name(self, op: KernelOp) -> str:
         """The function of a kernel, its source added when it is first asked for."""
@@ -71,6 +75,13 @@ class _Kernels:
             self._names[key] = f"kernel{len(self._names)}"
             self.unit.add(op.library.source(op.kernel, self.machine), self._names[key])
         return self._names[key]
+
+    def product(self) -> str:
+        """The function of products of matrices, likewise."""
+        if not self._product:
+            self._product = "native_product"
+            self.unit.add(product_source(self.machine), self._product)
+        return self._product
 
 
 def _lines(op: Operation, kernels: _Kernels) -> list[str]:
@@ -81,6 +92,8 @@ def _lines(op: Operation, kernels: _Kernels) -> list[str]:
         return [f"{kernels.name(op)}({rows}, {threads}, {views});"]
     if isinstance(op, ListsOp):
         return _lists(op)
+    if isinstance(op, TensorOp) and is_product(op, kernels.dtype):
+        return [product_call(op, kernels.product(), _SMALL)]
     return tensor_lines(op)
 
 
