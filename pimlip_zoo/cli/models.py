@@ -71,6 +71,15 @@ def models(
     screen.print(_options_table(described[0]) if name else _overview(described))
     if name:
         screen.print("set them with --set model.OPTION=VALUE")
+        return
+    from pimlip_zoo.training.shipped import PREFIX, STARTS
+
+    for start, what in STARTS.items():
+        screen.print(
+            f"train --from {PREFIX}{start} starts from one that comes with the package "
+            f"({', '.join(what.checksums)}): {what.summary}",
+            highlight=False,
+        )
 
 
 def _trace(name: str | None, preset: str | None, *, json_output: bool) -> None:

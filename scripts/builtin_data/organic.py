@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SEED = 2026
-SPLITS = {"train": 1200, "valid": 50, "test": 80}
+SPLITS = {"test": 80, "valid": 50, "train": 1200}
 """Molecules."""
 LABELLED = (0, 6, 14)
 """Steps of the dynamics with GFN2, after which a frame is labelled."""
@@ -350,8 +350,9 @@ def _shake(
     return velocities
 
 
-def make(folder: Path, splits: dict[str, int], seed: int) -> None:
-    """Write one file for each split."""
+def make(folder: Path, splits: dict[str, int], seed: int, minutes: float | None = None) -> None:
+    """Write one file for each split; the last has fewer molecules where the time is over before."""
+    end = time.monotonic() + 60 * minutes if minutes is not None else np.inf
     folder.mkdir(parents=True, exist_ok=True)
     molecules = smiles(np.random.default_rng([seed, 0]))
     small = [
@@ -362,7 +363,7 @@ def make(folder: Path, splits: dict[str, int], seed: int) -> None:
         texts = itertools.chain(small if name == "train" else (), molecules)
         number = 0
         for text in texts:
-            if number == count:
+            if number == count or time.monotonic() > end:
                 break
             if name != "train" and text in small:
                 continue  # in the training set
@@ -394,6 +395,12 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--molecules", type=int, help="of the training set; the others in proportion")
+    parser.add_argument("--minutes", type=float, help="then no molecule is added any more")
     given = parser.parse_args()
     share = 1.0 if given.molecules is None else given.molecules / SPLITS["train"]
-    make(given.folder, {name: max(1, round(count * share)) for name, count in SPLITS.items()}, given.seed)
+    make(
+        given.folder,
+        {name: max(1, round(count * share)) for name, count in SPLITS.items()},
+        given.seed,
+        given.minutes,
+    )
