@@ -37,7 +37,7 @@ STARTS: dict[str, Start] = {
         summary="molecules of H, C, N, O with up to 16 heavy atoms, energies and forces of GFN2-xTB",
         species=("H", "C", "N", "O"),
         checksums={
-            "nequip": "",
+            "nequip": "20eacb845d35e17031c0fff5c87057acf47a2ffd42639a49eb80b2aee5394167",
         },
     ),
 }
@@ -73,7 +73,7 @@ def full_name(run: str, model: str | None = None) -> str:
     architecture = given or model or next(iter(known))
     if architecture not in known:
         raise InputError(
-            f"{PREFIX}{name} has no {architecture!r}",
+            f"it has no {architecture!r}",
             key=run,
             hint=f"there is {', '.join(known)}; train another architecture from the start, with --weak gfn2, say",
         )
