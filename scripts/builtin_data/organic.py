@@ -57,7 +57,7 @@ CORES = tuple(
     O=C1C=CC(=O)C=C1 c1ccccc1 c1ccncc1 c1ccncn1 c1cnccn1 c1cc[nH]c1 c1ccoc1 c1c[nH]cn1 c1cocn1 c1cn[nH]c1
     c1ccc2[nH]ccc2c1 c1ccc2ncccc2c1 c1ccc2occc2c1 c1ccc2ccccc2c1 O=c1cc[nH]cc1 O=c1ccocc1 O=c1cc[nH]c(=O)[nH]1
     c1ccccc1O c1ccccc1N c1ccccc1C=O c1ccccc1C(=O)O c1ccccc1OC NC(=O)N NCC(=O)O OCCO NN ON OO
-    """.split()
+    """.split()  # noqa: SIM905  (a list literal has a line for each)
 )
 """What a molecule begins with."""
 GROUPS = tuple(
@@ -65,7 +65,7 @@ GROUPS = tuple(
     C C C CC C(C)C C=C C#C O O OC OC N N NC N(C)C C=O C(C)=O C(=O)O C(=O)OC OC(C)=O C(N)=O NC(C)=O C#N
     [N+](=O)[O-] CO CN COC C=NO NO NC=O OC=O CC(C)=O CC(=O)O C=CC=O C1CC1 C1CCCC1 C1CCCCC1 C1CCNCC1 N1CCOCC1
     N1CCCC1 C1CCCO1 c1ccccc1 c1ccccc1 Cc1ccccc1 Oc1ccccc1 OCc1ccccc1 c1ccncc1 c1ccccn1 c1ccco1 c1ccc[nH]1
-    """.split()
+    """.split()  # noqa: SIM905  (a list literal has a line for each)
 )
 """What takes the place of a hydrogen; the first atom is bonded."""
 SMALL = (
