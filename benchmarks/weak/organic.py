@@ -3,7 +3,7 @@
     python benchmarks/weak/organic.py run --root data [--sets acac,ethanol] [--ways scratch,start]
     python benchmarks/weak/organic.py docs                                (docs/results/organic-start.md)
 
-NequIP, preset small, the same 50 structures and as many steps on them for every way of a set; `pretrain` takes as many
+Preset small, the same 50 structures and as many steps on them for every way of a set; `pretrain` takes as many
 steps on GFN2's labels of the molecule itself before. Errors of the weights that validated best, on structures that were
 neither trained nor validated on. Where the sets are from says `sets.py`; ethanol is that of sGDML, CCSD(T).
 """
@@ -21,9 +21,10 @@ from sets import SETS, StudySet
 from tables import keep, read
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "weak" / "results" / "organic-start-nequip.csv"
+RESULTS = ROOT / "benchmarks" / "weak" / "results"
 PAGE = ROOT / "docs" / "results" / "organic-start.md"
-START = "builtin:organic-gfn2/nequip"
+START = "builtin:organic-gfn2"
+MODELS = ("nequip", "mace", "allegro")
 LABELS = 50
 
 ETHANOL = StudySet(
@@ -59,6 +60,11 @@ WAYS = {
 """What it is, and its settings."""
 
 
+def results_of(model):
+    """The rows of an architecture."""
+    return RESULTS / f"organic-start-{model}.csv"
+
+
 def run(args):
     """Train and evaluate what is not there yet."""
     from pimlip_zoo.cli.console import log_to_screen
@@ -70,11 +76,11 @@ def run(args):
         for way in ways:
             point, (_, study) = Point(args.labels, way, args.seed), STUDY[name]
             tests = [f"{args.root}/{test}" for test in study.tests]
-            if any(is_of(row, name, args.labels, way, args.seed) for row in read(RESULTS)):
+            if any(is_of(row, name, args.labels, way, args.seed) for row in read(results_of(args.model))):
                 continue
             print(name, point.name, flush=True)
             settings = [
-                ("model.name", "nequip"),
+                ("model.name", args.model),
                 *([] if way.startswith("start") else [("model.preset", "small")]),
                 ("data.train", ",".join(f"{args.root}/{part}" for part in study.train.split(","))),
                 ("data.valid", f"{args.root}/{study.valid}"),
@@ -88,15 +94,17 @@ def run(args):
                 own += [("weak.labels.pool.timestep", 1.0), ("weak.labels.pool.stride", 10)]
             if args.start and way.startswith("start"):
                 own = [(key, args.start if key == "finetune.run" else value) for key, value in own]
-            signal = run_point(point, settings, tests, Path(args.runs) / name, variants={way: own})
+            signal = run_point(
+                point, settings, tests, Path(args.runs) / args.model / name, variants={way: own}
+            )
             if signal is not None:
                 return 128 + signal
-            folder = Path(args.runs) / name / point.name
+            folder = Path(args.runs) / args.model / name / point.name
             result = json.loads((folder / "result.json").read_text())
             result["tests"] = {
                 spec.removeprefix(f"{args.root}/"): summary for spec, summary in result["tests"].items()
             }
-            keep({**result, "total_steps": args.steps}, RESULTS)
+            keep({**result, "total_steps": args.steps}, results_of(args.model))
             shutil.rmtree(folder)
     return 0
 
@@ -113,21 +121,25 @@ def is_of(row, name, labels, way, seed):
 def table():
     """Lines of Markdown."""
     lines = [
-        "| molecule | test | training | E meV | F meV/Å | steps on labels | CPU s |",
-        "|---|---|---|---|---|---|---|",
+        "| molecule | test | model | training | E meV | F meV/Å | steps on labels | CPU s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    rows = read(RESULTS)
-    for text, study in STUDY.values():
-        for test in study.tests:
-            for way, (meaning, _) in WAYS.items():
-                for row in rows:
-                    if (row["test"], row["weak"]) == (test, way):
-                        energy, forces = (1e3 * row[f"{name}_rmse"] for name in ("energy", "forces"))
-                        where = Path(test.split("@")[0]).stem
-                        lines.append(
-                            f"| {text} | {where} | {meaning} | {energy:.3g} | {forces:.3g} | {row['steps']:,} "
-                            f"| {row['cpu_seconds']:.0f} |"
-                        )
+    cases = (
+        (text, test, model, way, meaning)
+        for text, study in STUDY.values()
+        for test in study.tests
+        for model in MODELS
+        for way, (meaning, _) in WAYS.items()
+    )
+    for text, test, model, way, meaning in cases:
+        for row in read(results_of(model)):
+            if (row["test"], row["weak"]) == (test, way):
+                energy, forces = (1e3 * row[f"{name}_rmse"] for name in ("energy", "forces"))
+                where = Path(test.split("@")[0]).stem
+                lines.append(
+                    f"| {text} | {where} | {model} | {meaning} | {energy:.3g} | {forces:.3g} | {row['steps']:,} "
+                    f"| {row['cpu_seconds']:.0f} |"
+                )
     return lines
 
 
@@ -152,6 +164,7 @@ def main():
     command.set_defaults(function=run)
     command.add_argument("--root", default="data")
     command.add_argument("--runs", default="runs/organic-start")
+    command.add_argument("--model", default="nequip", choices=MODELS)
     command.add_argument("--sets")
     command.add_argument("--ways")
     command.add_argument("--labels", type=int, default=LABELS)
