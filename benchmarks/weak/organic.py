@@ -52,6 +52,10 @@ WAYS = {
         "from the start, default recipe",
         [("finetune.run", START), ("recipe.name", "default")],
     ),
+    "start-slow": (
+        "from the start, default recipe at half its rate",
+        [("finetune.run", START), ("recipe.name", "default"), ("optimizer.lr", 0.0032)],
+    ),
     "pretrain": (
         "pre-trained on GFN2 of the molecule itself",
         [("weak.labels.method", "pretrain"), ("weak.labels.calculator", "gfn2")],

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["PREFIX", "STARTS", "Start", "full_name", "is_shipped", "shipped_file"]
+__all__ = ["PREFIX", "STARTS", "Start", "full_name", "is_shipped", "recipe_of", "shipped_file"]
 
 PREFIX = "builtin:"
 _FOLDER = Path(__file__).parent / "weights"
@@ -30,14 +30,17 @@ class Start:
     """Elements that it knows."""
     checksums: Mapping[str, str]
     """SHA-256 of the file of each architecture; the first is the default one."""
+    recipe: str
+    """The training recipe of runs that start from it, unless they name theirs."""
 
 
 STARTS: dict[str, Start] = {
     "organic-gfn2": Start(
         summary="molecules of H, C, N, O with up to 16 heavy atoms, energies and forces of GFN2-xTB",
         species=("H", "C", "N", "O"),
+        recipe="default",  # lower errors than with that of fine-tuning: docs/results/organic-start.md
         checksums={
-            "nequip": "20eacb845d35e17031c0fff5c87057acf47a2ffd42639a49eb80b2aee5394167",
+            "nequip": "83e049ce6513e23de56fdbbc46087dc335138e9ebf9a1f1e6acab2f893179ecd",
         },
     ),
 }
@@ -78,6 +81,15 @@ def full_name(run: str, model: str | None = None) -> str:
             hint=f"there is {', '.join(known)}; train another architecture from the start, with --weak gfn2, say",
         )
     return f"{PREFIX}{name}/{architecture}"
+
+
+def recipe_of(run: str) -> str:
+    """The training recipe of runs that start from it.
+
+    Args:
+        run: ``builtin:NAME`` or ``builtin:NAME/ARCHITECTURE``.
+    """
+    return STARTS[full_name(run).removeprefix(PREFIX).partition("/")[0]].recipe
 
 
 def shipped_file(run: str) -> Path:

@@ -47,7 +47,7 @@ def test_the_one_of_the_chosen_architecture_is_taken(model):
     config = load_config(None, [*options, ("data.train", "builtin:ethanol-gfn2")])
     assert config.finetune.run == f"builtin:organic-gfn2/{model}"
     assert config.model.name == model
-    assert config.recipe.name == "finetune"
+    assert config.recipe.name == "default"
 
 
 @pytest.mark.parametrize(
