@@ -40,7 +40,7 @@ STARTS: dict[str, Start] = {
         species=("H", "C", "N", "O"),
         recipe="default",  # lower errors than with that of fine-tuning: docs/results/organic-start.md
         checksums={
-            "nequip": "83e049ce6513e23de56fdbbc46087dc335138e9ebf9a1f1e6acab2f893179ecd",
+            "nequip": "a0f4eda61a9e1a8d860013fa82b8c58aa130e46d37bc74e1b0cb310be34c0914",
         },
     ),
 }

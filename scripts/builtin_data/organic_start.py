@@ -1,9 +1,10 @@
-"""Pack trained runs as ``builtin:organic-gfn2``: weights alone, float32, with what they learnt and how well.
+r"""Pack trained runs as ``builtin:organic-gfn2``: weights alone, float32, with what they learnt and how well.
 
 ::
 
     python scripts/builtin_data/organic.py FOLDER
-    pimlip-zoo train --model nequip --preset small --data FOLDER/train.extxyz --valid FOLDER/valid.extxyz --out RUN
+    pimlip-zoo train --model nequip --preset small --data FOLDER/train.extxyz --valid FOLDER/valid.extxyz --out RUN \
+        --max-steps 20000 --max-time 310s --set trainer.valid_every=2000
     python scripts/builtin_data/organic_start.py RUN --test FOLDER/test.extxyz
 
 writes ``pimlip_zoo/training/weights/organic-gfn2-nequip.ckpt`` and prints its checksum, which belongs into
@@ -39,13 +40,14 @@ def pack(run: Path, test: Path) -> Path:
 
     potential = load_potential(run, dtype=torch.float32)
     errors = evaluate(potential, str(test)).summary
-    content = read_checkpoint(checkpoint_path(run))[KEY]
-    config = (content.get("summary") or {}).get("config") or {}
+    content = read_checkpoint(checkpoint_path(run))
+    config = (content[KEY].get("summary") or {}).get("config") or {}
     learnt = {
         "level_of_theory": "GFN2-xTB",
         "made_by": "scripts/builtin_data/organic.py, organic_start.py",
         "licence": "MIT, as the package",
-        "steps": (config.get("trainer") or {}).get("max_steps"),
+        "steps": content.get("global_step"),
+        "recipe": config.get("recipe"),
         "errors_of_other_molecules": {
             "forces_rmse_eV_A": errors["forces"]["rmse"],
             "energy_rmse_eV_atom": errors["energy_per_atom"]["rmse"],
