@@ -4,8 +4,8 @@ Trainings on the labels and on their difference to the cheap level, equally long
 on structures that neither saw. Where the difference is learnt better than the surface, the cheap level knows what the
 labels do not say; where it is no smoother than the surface, recipes do harm, however small the difference is to begin
 with. A short training does not tell the two apart, for at first the errors are as the sizes are: a difference is small,
-and little of it is learnt. So there are two lengths, and what counts is the ratio of the errors that they lead to at
-the length of a whole run (``docs/guide/weak-supervision.md``).
+and little of it is learnt. So there are two lengths, and what counts is the ratio of the errors that they lead to in
+a longer run (``docs/guide/weak-supervision.md``).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Finding:
     early: float
     """The same of trainings that are :data:`SHORTER` times shorter."""
     expected: float
-    """The same at the length of a whole run, by the power of the length that both lead to; never below ``ratio``."""
+    """The same at :attr:`Advice.length`, by the power of the length that both lead to; never below ``ratio``."""
     low: float
     """Of the interval of ``expected`` by bootstrap over the measured structures."""
     high: float
@@ -109,7 +109,7 @@ class Advice:
     steps: int
     """Of the longer trainings."""
     length: int
-    """Steps of a whole run, which ``expected`` is for."""
+    """Steps that ``expected`` is for: a whole run's, or :data:`SHORTER` times ``steps`` where that is less."""
     surface: Errors
     """Size of the labels, energies after an offset for each species."""
     plain: Errors
@@ -282,8 +282,9 @@ def advise(
     tested = [chosen[i] for i in measured]
     surface = _size(_leveled(chosen, chosen, measured))
     plain = pair(chosen, "labels")
-    length = _whole_run(model, chosen)
-    power = max(math.log(length / lengths[1]), 0.0) / math.log(lengths[1] / lengths[0])
+    # Carried on no further than the two lengths are apart: early ratios of smooth differences grow, too, and then stay.
+    length = max(min(_whole_run(model, chosen), SHORTER * steps), steps)
+    power = math.log(length / lengths[1]) / math.log(lengths[1] / lengths[0])
     findings, skipped = [], {}
     for name, cheap in levels.items():
         if isinstance(cheap, InputError):
@@ -432,8 +433,8 @@ def _finding(
         size: of their difference to it.
         plain: what trainings on the labels reach.
         left: those on the difference.
-        power: logarithm of the whole run's length over the longer training's, over that of this one's over the
-            shorter one's.
+        power: how far the ratio is carried on, 0 to 1, in logarithms of the length; 1 is as far as the two trainings
+            are apart.
         seed: of the bootstrap.
         by_forces: they are compared, and not energies.
     """
@@ -484,9 +485,9 @@ def _finding(
 
 
 def _verdict(ratio: float, high: float, roughness: float, *, by_forces: bool) -> tuple[str | None, str]:
-    """What to do at a ratio that is expected of a whole run."""
+    """What to do at a ratio that is expected of a longer run."""
     if ratio >= 1.0:
-        return None, "leaves a difference that a whole run learns no better than the surface itself"
+        return None, "leaves a difference that longer runs learn no better than the surface itself"
     if high >= HELPS:
         return None, "gains too little to be told from chance"
     if not by_forces:

@@ -14,6 +14,7 @@ from pimlip_zoo.experiment.advice import (
     _finding,
     _Pair,
     _Squares,
+    _whole_run,
     advise,
     known_levels,
     labels_of_level,
@@ -107,7 +108,7 @@ def test_the_verdict_is_the_outcome_of_the_study_on_its_converged_pairs(
     ("early", "expected", "recipe"),
     [(1.0, 0.6, "pretrain"), (0.7, 0.857, "delta"), (0.5, 1.2, None), (2.0, 0.6, "pretrain")],
 )
-def test_a_ratio_that_grows_with_the_length_is_judged_by_what_a_whole_run_makes_of_it(
+def test_a_ratio_that_grows_with_the_length_is_judged_by_what_a_longer_run_makes_of_it(
     early, expected, recipe
 ):
     """Over as many times the length again it grows as often again; that it shrinks is not counted on."""
@@ -117,13 +118,12 @@ def test_a_ratio_that_grows_with_the_length_is_judged_by_what_a_whole_run_makes_
     assert found.recipe == recipe
 
 
-def test_the_length_of_a_whole_run_is_that_of_the_default_recipe(ethanol):
+def test_the_ratio_is_carried_on_as_far_as_the_lengths_are_apart_and_the_time_left_is_said(ethanol):
     told = []
     found = advise(
         ethanol, {"smooth": spring(ethanol)}, model="nequip", steps=20, settings=SMALL, told=told.append
     )
-    assert found.length == 4_000
-    assert found.steps == 20
+    assert (found.steps, found.length) == (20, 20 * SHORTER)
     assert [text.split(" steps")[0] for text in told] == [
         "labels: 5",
         "labels: 20",
@@ -133,8 +133,12 @@ def test_the_length_of_a_whole_run_is_that_of_the_default_recipe(ethanol):
     assert "left" not in told[0]
     assert all("left in all" in text for text in told[1:])
     (finding,) = found.findings
-    growth = max(finding.ratio / finding.early, 1.0) ** (np.log(4000 / 20) / np.log(SHORTER))
-    assert finding.expected == pytest.approx(finding.ratio * growth)
+    assert finding.expected == pytest.approx(finding.ratio * max(finding.ratio / finding.early, 1.0))
+
+
+def test_a_whole_run_is_as_long_as_the_default_recipe_makes_it(ethanol):
+    assert _whole_run("nequip", ethanol) == 4_000
+    assert _whole_run("mace", ethanol * 16) == 10_000
 
 
 def test_a_rough_difference_is_not_advised_however_small_it_is():
