@@ -34,13 +34,29 @@ ETHANOL = StudySet(
     cheap="gfn2",
     sizes=(LABELS,),
 )
+THREE_BPA = StudySet(
+    train=",".join(f"3bpa/train_300K.extxyz@{k}::10" for k in range(2, 10)),
+    valid="3bpa/train_300K.extxyz@1::10",
+    tests=("3bpa/train_300K.extxyz@::10", "3bpa/ood_mixedT_minus_train300K.extxyz"),
+    cheap="gfn2",
+    sizes=(LABELS,),
+)
 STUDY = {
     "acac": ("acetylacetone, PBE-D3", SETS["acac"]),
     "ethanol": ("ethanol, CCSD(T)", ETHANOL),
     "aspirin": ("aspirin, PBE", SETS["rmd17_aspirin"]),
-    "3bpa": ("3BPA, ωB97X", SETS["3bpa"]),
+    "3bpa": ("3BPA, ωB97X", THREE_BPA),
 }
 """What it is, and its structures."""
+NAMES = {
+    "acac/test_MD_300K.extxyz": "300 K",
+    "acac/test_MD_600K.extxyz": "600 K",
+    ETHANOL.tests[0]: "500 K",
+    SETS["rmd17_aspirin"].tests[0]: "500 K",
+    THREE_BPA.tests[0]: "300 K",
+    THREE_BPA.tests[1]: "300, 600, 1200 K",
+}
+"""Of the tests, as the table has them."""
 
 WAYS = {
     "scratch": ("from random weights, default recipe", []),
@@ -139,7 +155,7 @@ def table():
         for row in read(results_of(model)):
             if (row["test"], row["weak"]) == (test, way):
                 energy, forces = (1e3 * row[f"{name}_rmse"] for name in ("energy", "forces"))
-                where = Path(test.split("@")[0]).stem
+                where = NAMES[test]
                 lines.append(
                     f"| {text} | {where} | {model} | {meaning} | {energy:.3g} | {forces:.3g} | {row['steps']:,} "
                     f"| {row['cpu_seconds']:.0f} |"
