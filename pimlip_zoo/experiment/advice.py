@@ -109,7 +109,8 @@ class Advice:
     steps: int
     """Of the longer trainings."""
     length: int
-    """Steps that ``expected`` is for: a whole run's, or :data:`SHORTER` times ``steps`` where that is less."""
+    """Steps that ``expected`` is for: a whole run's, or :data:`SHORTER` times ``steps`` where that is less; with
+    energies alone ``steps``."""
     surface: Errors
     """Size of the labels, energies after an offset for each species."""
     plain: Errors
@@ -283,7 +284,8 @@ def advise(
     surface = _size(_leveled(chosen, chosen, measured))
     plain = pair(chosen, "labels")
     # Carried on no further than the two lengths are apart: early ratios of smooth differences grow, too, and then stay.
-    length = max(min(_whole_run(model, chosen), SHORTER * steps), steps)
+    # Energies are few, a number for each structure: their ratios at two lengths differ by chance.
+    length = max(min(_whole_run(model, chosen), SHORTER * steps), steps) if by_forces else steps
     power = math.log(length / lengths[1]) / math.log(lengths[1] / lengths[0])
     findings, skipped = [], {}
     for name, cheap in levels.items():
