@@ -35,6 +35,7 @@ from pimlip_zoo.section import Section, number_given_as_truth, parse_options
 from pimlip_zoo.training.finetune import inherit_options
 from pimlip_zoo.training.recipes import DEFAULT_RECIPE, get_recipe
 from pimlip_zoo.training.schedule import ScheduleName
+from pimlip_zoo.training.shipped import full_name, is_shipped
 from pimlip_zoo.yaml_file import parse_yaml, read_yaml
 
 __all__ = ["RunConfig", "load_config", "parse_settings", "save_config"]
@@ -308,7 +309,7 @@ class FineTuneSection(Section):
     """Starting from a trained potential; the architecture and its options come from there."""
 
     run: str | None = None
-    """Run folder or checkpoint; None: start from random weights."""
+    """Run folder, checkpoint or ``builtin:NAME``; None: start from random weights."""
     freeze: list[str] = Field(default_factory=list)
     """Parameters that stay as they are: patterns such as ``edges.*``, ``layers.0``, ``*.radial.*``."""
     learning_rates: dict[str, PositiveFloat] = Field(default_factory=dict)
@@ -421,6 +422,7 @@ def load_config(
         _insert(content, key, value)
     section = content.get("finetune")
     if not complete and isinstance(section, dict) and isinstance(section.get("run"), str):
+        section["run"] = _with_architecture(section["run"], content.get("model"))
         content = inherit_options(content, section["run"])
         if not (isinstance(content.get("data"), dict) and "train" in content["data"]):
             raise InputError("fine-tuning needs data", file=file, key="data.train", hint="give --data")
@@ -428,6 +430,12 @@ def load_config(
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise _explain(error, file) from error
+
+
+def _with_architecture(run: str, model: object) -> str:
+    """A potential that comes with the package in the architecture that was chosen; any other run as it is."""
+    chosen = model.get("name") if isinstance(model, dict) else None
+    return full_name(run, chosen if isinstance(chosen, str) else None) if is_shipped(run) else run
 
 
 def restored(content: Mapping[str, Any]) -> RunConfig:

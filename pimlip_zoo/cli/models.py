@@ -69,8 +69,18 @@ def models(
         return
     screen = console()
     screen.print(_options_table(described[0]) if name else _overview(described))
-    if name:
-        screen.print("set them with --set model.OPTION=VALUE")
+    screen.print("set them with --set model.OPTION=VALUE" if name else _starts(), highlight=False)
+
+
+def _starts() -> str:
+    """The trained potentials that come with the package."""
+    from pimlip_zoo.training.shipped import PREFIX, STARTS
+
+    return "\n".join(
+        f"train --from {PREFIX}{name} starts from one that comes with the package "
+        f"({', '.join(start.checksums)}): {start.summary}"
+        for name, start in STARTS.items()
+    )
 
 
 def _trace(name: str | None, preset: str | None, *, json_output: bool) -> None:

@@ -85,7 +85,8 @@ def train(
         str | None,
         typer.Option(
             "--from",
-            help="Fine-tune this run, or a model by name (7net-0): its architecture and weights are the start.",
+            help="Fine-tune this run, or a model by name: 7net-0, builtin:organic-gfn2 (comes with the package). Its "
+            "architecture and weights are the start.",
         ),
     ] = None,
 ) -> None:

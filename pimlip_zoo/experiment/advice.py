@@ -1,10 +1,11 @@
 """Whether a cheap level of theory can help with a set of labels, found out before anything is spent on it.
 
-Two short trainings tell it: one on the labels, one on their difference to the cheap level, equally long, on the same
-structures, both measured on structures that neither saw. Where the difference is learnt better than the surface, the
-cheap level knows what the labels do not say; where it is no smoother than the surface, recipes do harm, however small
-the difference is to begin with. What was found for the recipes of the study is what the verdicts rest on
-(``docs/guide/weak-supervision.md``).
+Trainings on the labels and on their difference to the cheap level, equally long, on the same structures, are measured
+on structures that neither saw. Where the difference is learnt better than the surface, the cheap level knows what the
+labels do not say; where it is no smoother than the surface, recipes do harm, however small the difference is to begin
+with. A short training does not tell the two apart, for at first the errors are as the sizes are: a difference is small,
+and little of it is learnt. So there are two lengths, and what counts is the ratio of the errors that they lead to in
+a longer run (``docs/guide/weak-supervision.md``).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,8 @@ from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.statistics import composition_matrix, species_of
 from pimlip_zoo.errors import InputError, no_such_file
 from pimlip_zoo.experiment import prepare, train
+from pimlip_zoo.training.progress import duration
+from pimlip_zoo.training.recipes import DEFAULT_RECIPE, RunFacts, get_recipe
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.ensemble import predict_labels
 from pimlip_zoo.weak_labels.offsets import fit_offset, subtract_labels
@@ -53,6 +57,8 @@ _ITSELF = "is what these were labelled with, so labels cost little: label more s
 LEAST = 10
 """Structures, fewer of which cannot be divided into what is learnt and what is measured."""
 COVERED = 0.9
+SHORTER = 4
+"""How many times shorter the first pair of trainings is."""
 _DRAWS = 2000
 _ATOMS_OF_A_STEP = 200
 _SAME_PLACE = 1e-4
@@ -76,9 +82,13 @@ class Finding:
     learnt: Errors
     """What a short training on the difference leaves of it."""
     ratio: float
-    """Error of the short training on the difference over that of the one on the labels: forces, or else energies."""
+    """Error of the training on the difference over that of the one on the labels: forces, or else energies."""
+    early: float
+    """The same of trainings that are :data:`SHORTER` times shorter."""
+    expected: float
+    """The same at :attr:`Advice.length`, by the power of the length that both lead to; never below ``ratio``."""
     low: float
-    """Of the interval by bootstrap over the measured structures."""
+    """Of the interval of ``expected`` by bootstrap over the measured structures."""
     high: float
     roughness: float
     """Share of the difference that is left over the share of the surface that is left; above 1 it is rougher."""
@@ -97,7 +107,10 @@ class Advice:
     measured: int
     """Structures that nothing was trained on."""
     steps: int
-    """Of each short training."""
+    """Of the longer trainings."""
+    length: int
+    """Steps that ``expected`` is for: a whole run's, or :data:`SHORTER` times ``steps`` where that is less; with
+    energies alone ``steps``."""
     surface: Errors
     """Size of the labels, energies after an offset for each species."""
     plain: Errors
@@ -118,7 +131,7 @@ class Advice:
         if self.same is not None:
             return None
         useful = [finding for finding in self.findings if finding.recipe is not None]
-        return min(useful, key=lambda finding: finding.ratio) if useful else None
+        return min(useful, key=lambda finding: finding.expected) if useful else None
 
     @property
     def sentence(self) -> str:
@@ -126,7 +139,7 @@ class Advice:
         if not self.findings:
             return "no cheap level could be looked at: train without a recipe"
         if self.best is None:
-            closest = self.same or min(self.findings, key=lambda finding: finding.ratio)
+            closest = self.same or min(self.findings, key=lambda finding: finding.expected)
             return f"no recipe: {closest.level} {closest.reason}"
         return f"{self.best.recipe} with {self.best.level}: it {self.best.reason}"
 
@@ -197,7 +210,7 @@ def advise(
     levels: dict[str, Sequence[Frame] | InputError],
     *,
     model: str = "mace",
-    steps: int = 2000,
+    steps: int = 1000,
     seed: int = 0,
     settings: Sequence[tuple[str, Any]] = (),
     told: Callable[[str], None] = lambda _: None,
@@ -207,8 +220,8 @@ def advise(
     Args:
         frames: with energies, forces or both; isolated atoms are left out.
         levels: the same frames with the labels of each level, or why there are none.
-        model: architecture of the short trainings.
-        steps: of each of them.
+        model: architecture of the trainings.
+        steps: of the longer ones; the others have a quarter.
         seed: of their weights, and of the structures that are measured.
         settings: further (dotted key, value) of these trainings.
         told: called with what is being done.
@@ -238,31 +251,42 @@ def advise(
     options = [
         ("model.name", model),
         *([("model.channels", 16)] if model in ("mace", "nequip") else []),
-        ("trainer.max_steps", steps),
-        ("trainer.valid_every", max(1, steps // 10)),
         ("data.batch_size", _batch(chosen)),
         ("seed", seed),
         ("data.train", "labels of the advice"),
         ("data.energy_references", "least_squares"),
         ("data.check_references", False),
-        *settings,
     ]
+    lengths = (max(steps // SHORTER, 1), steps)
+    clock = _Clock(
+        told, sum(lengths) * (1 + sum(not isinstance(cheap, InputError) for cheap in levels.values()))
+    )
 
-    def short_run(labels: Sequence[Frame], name: str) -> _Squares:
-        told(f"{name}: {steps} steps on {len(learnt)} structures")
+    def train_on(labels: Sequence[Frame], name: str, length: int) -> _Squares:
+        clock.begins(f"{name}: {length} steps on {len(learnt)} structures")
         split = ([labels[i] for i in learnt], [labels[i] for i in valid])
+        often = [("trainer.max_steps", length), ("trainer.valid_every", max(1, length // 10))]
         with tempfile.TemporaryDirectory(prefix="pimlip-advise-") as folder:
-            experiment = prepare(load_config(None, options), split=split)
+            experiment = prepare(load_config(None, [*options, *often, *settings]), split=split)
             train(experiment, Path(folder) / "run")
             from pimlip_zoo.training.checkpoint import load_potential
 
             potential = load_potential(Path(folder) / "run")
+        clock.ended(length)
         of_measured = [labels[i] for i in measured]
         return _squares(of_measured, predict_labels(potential, of_measured))
 
+    def pair(labels: Sequence[Frame], name: str) -> _Pair:
+        short, long = (train_on(labels, name, length) for length in lengths)
+        return _Pair(short, long)
+
     tested = [chosen[i] for i in measured]
     surface = _size(_leveled(chosen, chosen, measured))
-    plain = short_run(chosen, "labels")
+    plain = pair(chosen, "labels")
+    # Carried on no further than the two lengths are apart: early ratios of smooth differences grow, too, and then stay.
+    # Energies are few, a number for each structure: their ratios at two lengths differ by chance.
+    length = max(min(_whole_run(model, chosen), SHORTER * steps), steps) if by_forces else steps
+    power = math.log(length / lengths[1]) / math.log(lengths[1] / lengths[0])
     findings, skipped = [], {}
     for name, cheap in levels.items():
         if isinstance(cheap, InputError):
@@ -277,17 +301,18 @@ def advise(
             continue
         differences = subtract_labels(chosen, of_level)
         size = _size(_leveled(differences, chosen, measured))
-        left = short_run(differences, name)
-        findings.append(_finding(name, surface, size, plain, left, seed, by_forces=by_forces))
+        left = pair(differences, name)
+        findings.append(_finding(name, surface, size, plain, left, power, seed, by_forces=by_forces))
     return Advice(
         structures=len(chosen),
         energies=sum(frame.energy is not None for frame in chosen),
         force_components=sum(3 * len(f.numbers) for f in chosen if f.forces is not None),
         measured=len(tested),
         steps=steps,
+        length=length,
         surface=surface,
-        plain=plain.errors,
-        findings=tuple(sorted(findings, key=lambda finding: finding.ratio)),
+        plain=plain.long.errors,
+        findings=tuple(sorted(findings, key=lambda finding: finding.expected)),
         skipped=skipped,
     )
 
@@ -305,6 +330,48 @@ class _Squares:
         forces = math.sqrt(self.forces.sum() / self.components.sum()) if self.components.sum() else None
         energies = math.sqrt(self.energies.mean()) if not np.isnan(self.energies).any() else None
         return Errors(forces, energies)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Of a training and of one that is shorter."""
+
+    short: _Squares
+    long: _Squares
+
+
+class _Clock:
+    """Says what begins, and how long it is until the last training is over."""
+
+    def __init__(self, told: Callable[[str], None], steps: int) -> None:
+        self.told, self.left, self.done = told, steps, 0
+        self.started = 0.0
+        self.spent = 0.0
+
+    def begins(self, what: str) -> None:
+        known = f"; about {duration(self.left * self.spent / self.done)} left in all" if self.done else ""
+        self.told(f"{what}{known}")
+        self.started = time.monotonic()
+
+    def ended(self, steps: int) -> None:
+        self.spent += time.monotonic() - self.started
+        self.done += steps
+        self.left -= steps
+
+
+def _whole_run(model: str, frames: Sequence[Frame]) -> int:
+    """Steps that the default recipe takes for so many structures."""
+    facts = RunFacts(
+        model=model,
+        options=frozenset(),
+        direct=False,
+        structures=len(frames),
+        labels=("energy",) if frames[0].forces is None else ("energy", "forces"),
+        passes=1.0,
+        atoms=sum(len(frame.numbers) for frame in frames),
+    )
+    settings = get_recipe(DEFAULT_RECIPE).settings(facts)
+    return int(cast("int", settings["trainer.max_steps"]))
 
 
 def _squares(labels: Sequence[Frame], found: Sequence[Frame]) -> _Squares:
@@ -350,31 +417,79 @@ def _size(labels: Sequence[Frame]) -> Errors:
 
 
 def _finding(
-    name: str, surface: Errors, size: Errors, plain: _Squares, left: _Squares, seed: int, *, by_forces: bool
+    name: str,
+    surface: Errors,
+    size: Errors,
+    plain: _Pair,
+    left: _Pair,
+    power: float,
+    seed: int,
+    *,
+    by_forces: bool,
 ) -> Finding:
+    """Judge one level.
+
+    Args:
+        name: of it.
+        surface: size of the labels.
+        size: of their difference to it.
+        plain: what trainings on the labels reach.
+        left: those on the difference.
+        power: how far the ratio is carried on, 0 to 1, in logarithms of the length; 1 is as far as the two trainings
+            are apart.
+        seed: of the bootstrap.
+        by_forces: they are compared, and not energies.
+    """
     quantity = "forces" if by_forces else "energies"
-    a, b = getattr(plain, quantity), getattr(left, quantity)
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(len(a), size=(_DRAWS, len(a)))
+    count = len(getattr(plain.long, quantity))
+    draws = np.random.default_rng(seed).integers(count, size=(_DRAWS, count))
+    everyone = np.arange(count)[None]
+
+    def ratios(of: str, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+        a, b = (getattr(getattr(one, of), quantity)[chosen].sum(axis=1) for one in (plain, left))
+        return np.sqrt(np.maximum(b, tiny) / np.maximum(a, tiny))
+
+    def expected_of(chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+        later, before = ratios("long", chosen), ratios("short", chosen)
+        # A difference whose share grows will go on to; that it will go on to shrink nobody promises.
+        return later * np.maximum(later / before, 1.0) ** power
+
     tiny = np.finfo(np.float64).tiny
-    ratios = np.sqrt(b[draws].sum(axis=1) / np.maximum(a[draws].sum(axis=1), tiny))
     tail = 0.5 * (1.0 - COVERED)
-    low, high = (float(q) for q in np.quantile(ratios, [tail, 1.0 - tail]))
-    ratio = float(np.sqrt(b.sum() / max(a.sum(), tiny)))
-    of_plain, of_left = getattr(plain.errors, quantity), getattr(left.errors, quantity)
+    low, high = (float(q) for q in np.quantile(expected_of(draws), [tail, 1.0 - tail]))
+    (ratio,), (early,), (expected,) = (
+        ratios("long", everyone).tolist(),
+        ratios("short", everyone).tolist(),
+        expected_of(everyone).tolist(),
+    )
+    of_plain, of_left = getattr(plain.long.errors, quantity), getattr(left.long.errors, quantity)
     of_surface, of_size = getattr(surface, quantity), getattr(size, quantity)
     roughness = (of_left / max(of_size, tiny)) / max(of_plain / max(of_surface, tiny), tiny)
     # Of what is closer than labels teach, roughness does not matter.
     counted = 0.0 if of_size <= CLOSE * of_plain else float(roughness)
     if of_size <= SAME * of_surface:
-        return Finding(name, size, left.errors, ratio, low, high, float(roughness), None, _ITSELF)
-    recipe, reason = _verdict(ratio, high, counted, by_forces=by_forces)
-    return Finding(name, size, left.errors, ratio, low, high, float(roughness), recipe, reason)
+        recipe, reason = None, _ITSELF
+    else:
+        recipe, reason = _verdict(expected, high, counted, by_forces=by_forces)
+    return Finding(
+        level=name,
+        difference=size,
+        learnt=left.long.errors,
+        ratio=ratio,
+        early=early,
+        expected=expected,
+        low=low,
+        high=high,
+        roughness=float(roughness),
+        recipe=recipe,
+        reason=reason,
+    )
 
 
 def _verdict(ratio: float, high: float, roughness: float, *, by_forces: bool) -> tuple[str | None, str]:
+    """What to do at a ratio that is expected of a longer run."""
     if ratio >= 1.0:
-        return None, "leaves a difference that is learnt no better than the surface itself"
+        return None, "leaves a difference that longer runs learn no better than the surface itself"
     if high >= HELPS:
         return None, "gains too little to be told from chance"
     if not by_forces:

@@ -16,6 +16,7 @@ from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.extent import check_extent
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models, get_model
+from pimlip_zoo.training.shipped import is_shipped, shipped_file
 
 __all__ = [
     "FORMAT_VERSION",
@@ -125,9 +126,13 @@ def build_potential(description: Mapping[str, Any], weights: Mapping[str, Tensor
 def checkpoint_path(run: str | Path, which: str = "best") -> Path:
     """The checkpoint file of a run: a file is taken as it is, a folder's best, or else its last.
 
+    ``builtin:NAME`` is a potential that comes with the package.
+
     Raises:
         InputError: when there is none.
     """
+    if is_shipped(run):
+        return shipped_file(str(run))
     run = Path(run)
     if run.is_file():
         return run

@@ -27,6 +27,7 @@ from pimlip_zoo.training.checkpoint import (
     load_potential,
     read_checkpoint,
 )
+from pimlip_zoo.training.shipped import is_shipped, recipe_of
 
 __all__ = [
     "cluster",
@@ -42,7 +43,8 @@ __all__ = [
 log = logging.getLogger("pimlip_zoo")
 
 FINE_TUNING = "finetune"
-"""The training recipe of runs that start from another one, unless they name theirs."""
+"""The training recipe of runs that start from another one, unless they name theirs; those of shipped potentials have
+their own."""
 
 EXTENSION_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 """Relative, by the precision of the weights: how well an extended model has to repeat the energies of the old one."""
@@ -73,7 +75,7 @@ def inherit_options(content: Mapping[str, Any], run: str) -> dict[str, Any]:
     trainer = result.setdefault("trainer", {})
     if isinstance(trainer, dict):
         trainer.setdefault("dtype", description["dtype"])
-    result.setdefault("recipe", {"name": FINE_TUNING})
+    result.setdefault("recipe", {"name": recipe_of(run) if is_shipped(run) else FINE_TUNING})
     return result
 
 

@@ -8,10 +8,13 @@ from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.advice import (
+    SHORTER,
     Advice,
     Errors,
     _finding,
+    _Pair,
     _Squares,
+    _whole_run,
     advise,
     known_levels,
     labels_of_level,
@@ -40,6 +43,18 @@ def noisy(frames, size=1.5):
     return [replace(f, forces=f.forces + rng.normal(0, size, f.forces.shape)) for f in frames]
 
 
+def judged(surface, size, plain, left, *, power=0.0, early=1.0, by_forces=True):
+    """The finding for errors of single structures; the shorter trainings had a ratio so many times as high."""
+    before = replace(left, forces=left.forces * early**2, energies=left.energies * early**2)
+    return _finding(
+        "x", surface, size, _Pair(plain, plain), _Pair(before, left), power, 0, by_forces=by_forces
+    )
+
+
+def forces_of(*values):
+    return [_Squares(np.full(12, 27.0 * value**2), np.full(12, 27.0), np.ones(12)) for value in values]
+
+
 def test_a_smooth_difference_is_advised_and_a_rough_one_of_the_same_size_is_not(ethanol):
     levels = {"smooth": spring(ethanol), "rough": noisy(ethanol)}
     found = advise(ethanol, levels, model="nequip", steps=60, settings=SMALL)
@@ -64,11 +79,11 @@ def test_the_verdict_follows_the_ratio(factor, recipe):
     plain = _Squares(np.full(12, 27.0), np.full(12, 27.0), np.full(12, 1e-4))
     left = _Squares(plain.forces * factor**2, plain.components, plain.energies * factor**2)
     errors = Errors(2.0, 0.1)  # as large as the surface: roughness is the ratio
-    found = _finding("x", errors, errors, plain, left, 0, by_forces=True)
+    found = judged(errors, errors, plain, left)
     assert found.ratio == pytest.approx(factor)
     assert (found.low, found.high) == pytest.approx((factor, factor))
     assert found.recipe == recipe
-    by_energies = _finding("x", errors, errors, plain, left, 0, by_forces=False)
+    by_energies = judged(errors, errors, plain, left, by_forces=False)
     assert by_energies.recipe == ("pretrain" if recipe else None)
 
 
@@ -85,16 +100,49 @@ def test_the_verdict_is_the_outcome_of_the_study_on_its_converged_pairs(
     labels, plain, difference, left, recipe
 ):
     """Forces in meV/Å, root mean squares."""
-    squares = [
-        _Squares(np.full(12, 27.0 * value**2), np.full(12, 27.0), np.ones(12)) for value in (plain, left)
-    ]
-    found = _finding("x", Errors(labels, 1.0), Errors(difference, 1.0), *squares, 0, by_forces=True)
+    found = judged(Errors(labels, 1.0), Errors(difference, 1.0), *forces_of(plain, left))
     assert found.recipe == recipe
 
 
+@pytest.mark.parametrize(
+    ("early", "expected", "recipe"),
+    [(1.0, 0.6, "pretrain"), (0.7, 0.857, "delta"), (0.5, 1.2, None), (2.0, 0.6, "pretrain")],
+)
+def test_a_ratio_that_grows_with_the_length_is_judged_by_what_a_longer_run_makes_of_it(
+    early, expected, recipe
+):
+    """Over as many times the length again it grows as often again; that it shrinks is not counted on."""
+    found = judged(Errors(2.0, 1.0), Errors(2.0, 1.0), *forces_of(1.0, 0.6), power=1.0, early=early)
+    assert (found.ratio, found.early) == pytest.approx((0.6, 0.6 * early))
+    assert found.expected == pytest.approx(expected, abs=1e-3)
+    assert found.recipe == recipe
+
+
+def test_the_ratio_is_carried_on_as_far_as_the_lengths_are_apart_and_the_time_left_is_said(ethanol):
+    told = []
+    found = advise(
+        ethanol, {"smooth": spring(ethanol)}, model="nequip", steps=20, settings=SMALL, told=told.append
+    )
+    assert (found.steps, found.length) == (20, 20 * SHORTER)
+    assert [text.split(" steps")[0] for text in told] == [
+        "labels: 5",
+        "labels: 20",
+        "smooth: 5",
+        "smooth: 20",
+    ]
+    assert "left" not in told[0]
+    assert all("left in all" in text for text in told[1:])
+    (finding,) = found.findings
+    assert finding.expected == pytest.approx(finding.ratio * max(finding.ratio / finding.early, 1.0))
+
+
+def test_a_whole_run_is_as_long_as_the_default_recipe_makes_it(ethanol):
+    assert _whole_run("nequip", ethanol) == 4_000
+    assert _whole_run("mace", ethanol * 16) == 10_000
+
+
 def test_a_rough_difference_is_not_advised_however_small_it_is():
-    squares = [_Squares(np.full(12, 27.0 * v**2), np.full(12, 27.0), np.ones(12)) for v in (200, 100)]
-    found = _finding("x", Errors(1000, 1.0), Errors(120, 1.0), *squares, 0, by_forces=True)
+    found = judged(Errors(1000, 1.0), Errors(120, 1.0), *forces_of(200, 100))
     assert found.roughness == pytest.approx(100 / 120 / 0.2)
     assert found.recipe is None
     assert "rougher" in found.reason
@@ -104,7 +152,7 @@ def test_a_gain_by_chance_is_none():
     rng = np.random.default_rng(1)
     plain = _Squares(rng.exponential(1.0, 8), np.full(8, 27.0), np.ones(8))
     left = _Squares(0.6 * rng.exponential(1.0, 8), np.full(8, 27.0), np.ones(8))
-    found = _finding("x", Errors(1.0, 1.0), Errors(1.0, 1.0), plain, left, 0, by_forces=True)
+    found = judged(Errors(1.0, 1.0), Errors(1.0, 1.0), plain, left)
     assert found.high > found.low + 0.3
     assert found.recipe is None
 
@@ -114,7 +162,8 @@ def test_energies_alone_are_compared_by_energies(ethanol):
     found = advise(frames, {"smooth": spring(ethanol)}, model="nequip", steps=20, settings=SMALL)
     assert found.force_components == 0
     assert found.plain.forces is None
-    assert np.isfinite(found.findings[0].ratio)
+    assert found.length == found.steps
+    assert found.findings[0].expected == found.findings[0].ratio
 
 
 def test_a_file_is_a_level_whatever_its_order(ethanol, tmp_path):
@@ -146,12 +195,10 @@ def test_too_few_structures_are_refused_and_a_failing_level_is_skipped(ethanol):
 
 
 def test_a_level_that_the_labels_are_of_is_named_and_no_other_is_advised():
-    squares = [_Squares(np.full(12, 27.0 * v**2), np.full(12, 27.0), np.ones(12)) for v in (200, 50)]
-    other = _finding("other", Errors(2.0, 0.1), Errors(1.0, 0.1), *squares, 0, by_forces=True)
+    other = judged(Errors(2.0, 0.1), Errors(1.0, 0.1), *forces_of(200, 50))
     assert other.recipe == "pretrain"
-    squares[1] = _Squares(np.full(12, 1e-9), np.full(12, 27.0), np.ones(12))
-    itself = _finding("itself", Errors(2.0, 0.1), Errors(1e-7, 1e-9), *squares, 0, by_forces=True)
+    itself = replace(judged(Errors(2.0, 0.1), Errors(1e-7, 1e-9), *forces_of(200, 1e-5)), level="itself")
     assert itself.recipe is None
-    advice = Advice(40, 40, 500, 10, 20, Errors(2.0, 0.1), Errors(0.1, 0.1), (other, itself), {})
+    advice = Advice(40, 40, 500, 10, 20, 4000, Errors(2.0, 0.1), Errors(0.1, 0.1), (other, itself), {})
     assert advice.best is None
     assert "itself is what these were labelled with" in advice.sentence

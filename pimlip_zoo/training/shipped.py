@@ -1,0 +1,117 @@
+"""Small potentials that come with the package, as the start of a training: ``builtin:NAME`` wherever a run is named.
+
+Each is a checkpoint without the optimiser's state, in the package's own format, in ``weights/``;
+``scripts/builtin_data/organic_start.py`` made them. They are meant to be trained on, not to be used as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pimlip_zoo.errors import InputError, did_you_mean
+
+__all__ = ["PREFIX", "STARTS", "Start", "full_name", "is_shipped", "recipe_of", "shipped_file"]
+
+PREFIX = "builtin:"
+_FOLDER = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Start:
+    """One of them, in several architectures."""
+
+    summary: str
+    """What it learnt, in a line."""
+    species: tuple[str, ...]
+    """Elements that it knows."""
+    checksums: Mapping[str, str]
+    """SHA-256 of the file of each architecture; the first is the default one."""
+    recipe: str
+    """The training recipe of runs that start from it, unless they name theirs."""
+
+
+STARTS: dict[str, Start] = {
+    "organic-gfn2": Start(
+        summary="molecules of H, C, N, O with up to 16 heavy atoms, energies and forces of GFN2-xTB",
+        species=("H", "C", "N", "O"),
+        recipe="default",  # lower errors than with that of fine-tuning: docs/results/organic-start.md
+        checksums={
+            "nequip": "a0f4eda61a9e1a8d860013fa82b8c58aa130e46d37bc74e1b0cb310be34c0914",
+        },
+    ),
+}
+"""By name; docs/results/organic-start.md has what they are worth."""
+
+
+def is_shipped(run: object) -> bool:
+    """Whether a run is named as one of these are, known or not."""
+    return str(run).startswith(PREFIX)
+
+
+def full_name(run: str, model: str | None = None) -> str:
+    """The name with its architecture.
+
+    >>> full_name("builtin:organic-gfn2")
+    'builtin:organic-gfn2/nequip'
+
+    Args:
+        run: ``builtin:NAME`` or ``builtin:NAME/ARCHITECTURE``.
+        model: the architecture that is wanted where the name has none; None: the first there is.
+
+    Raises:
+        InputError: for an unknown name, or an architecture that it does not have.
+    """
+    name, _, given = run.removeprefix(PREFIX).partition("/")
+    if name not in STARTS:
+        raise InputError(
+            f"no potential that comes with the package is called {name!r}",
+            key=run,
+            hint=did_you_mean(name, STARTS),
+        )
+    known = STARTS[name].checksums
+    architecture = given or model or next(iter(known))
+    if architecture not in known:
+        raise InputError(
+            f"it has no {architecture!r}",
+            key=run,
+            hint=f"there is {', '.join(known)}; train another architecture from the start, with --weak gfn2, say",
+        )
+    return f"{PREFIX}{name}/{architecture}"
+
+
+def recipe_of(run: str) -> str:
+    """The training recipe of runs that start from it.
+
+    Args:
+        run: ``builtin:NAME`` or ``builtin:NAME/ARCHITECTURE``.
+    """
+    return STARTS[full_name(run).removeprefix(PREFIX).partition("/")[0]].recipe
+
+
+def shipped_file(run: str) -> Path:
+    """The checkpoint that is meant.
+
+    Args:
+        run: ``builtin:NAME`` or ``builtin:NAME/ARCHITECTURE``.
+
+    Raises:
+        InputError: for a name that is not known, or a file that is missing or not the one that was packed.
+    """
+    name, _, architecture = full_name(run).removeprefix(PREFIX).partition("/")
+    file = _FOLDER / f"{name}-{architecture}.ckpt"
+    if not file.is_file():
+        raise InputError("is missing in this installation", file=file, hint="install pimlip-zoo again")
+    if _digest(file) != STARTS[name].checksums[architecture]:
+        raise InputError(
+            "is not the file that came with the package", file=file, hint="install pimlip-zoo again"
+        )
+    return file
+
+
+@cache
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
