@@ -135,6 +135,22 @@ class Rounds(_Section):
     seed: int = 0
 
 
+class _Row(BaseModel):
+    """A round that is done, as :func:`read_table` gives it."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    round: int = Field(gt=0)
+    labels: int = Field(ge=0)
+    failures: int = Field(ge=0)
+    energy: float | None = Field(allow_inf_nan=False)
+    forces: float | None
+    test: str
+    uncertainty: float | None = Field(None, allow_inf_nan=False)
+    acquisition: str
+    run: str
+
+
 class StoppedError(Exception):
     """A signal ended a training.
 
@@ -197,10 +213,18 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
             write_json(rounds.out / TABLE, rows)
             write_rounds_report(rounds.out)
             row = rows[-1]
-            log.info(
-                "round %d: %d labels, forces %.1f meV/Å on %s",
-                *(number, row["labels"], 1e3 * row["forces"], row["test"]),
-            )
+            errors = [
+                f"{name} {1e3 * row[name]:.1f} {unit}"
+                for name, unit in (("energy", "meV/atom"), ("forces", "meV/Å"))
+                if row[name] is not None
+            ]
+            log.info("round %d: %d labels, %s on %s", number, row["labels"], ", ".join(errors), row["test"])
+            if rounds.stop.forces is not None and row["forces"] is None:
+                raise InputError(
+                    "there are no forces to compare with",
+                    key="stop.forces",
+                    hint="leave it out: the labels and tests have energies alone",
+                )
             if rounds.stop.forces is not None and row["forces"] <= rounds.stop.forces:
                 log.info("that is enough: %.1f meV/Å were asked for", 1e3 * rounds.stop.forces)
                 break
@@ -221,18 +245,40 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
 def read_table(out: Path) -> list[dict[str, Any]]:
     """The rounds that are done.
 
-    Each has round, labels, failures, energy (eV/atom), forces (eV/Å), test, uncertainty (eV/Å, of the forces in the
-    pool; None where the potential has no posterior), acquisition and run.
+    Each has round, labels, failures, energy (eV/atom) and forces (eV/Å; None where there are no labels of that kind),
+    test, uncertainty (eV/Å, of the forces in the pool; None where the potential has no posterior), acquisition and run.
+
+    Raises:
+        InputError: when the table is damaged.
     """
     path = out / TABLE
-    return read_json(path, list) if path.exists() else []
+    return [_checked_row(row, path) for row in read_json(path, list)] if path.exists() else []
+
+
+def _checked_row(content: Any, path: Path) -> dict[str, Any]:
+    try:
+        row = _Row.model_validate(content).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"is damaged: {first['msg']}",
+            file=path,
+            key=".".join(map(str, first["loc"])),
+            hint="remove it, and it is made anew",
+        ) from error
+    if row["forces"] is not None and not np.isfinite(row["forces"]):  # of versions before, for none
+        row["forces"] = None
+    return row
 
 
 def _round(rounds: Rounds, number: int) -> dict[str, Any]:
     folder = rounds.out / f"round-{number}"
     done = folder / "result.json"
     if done.exists():
-        return read_json(done, dict)
+        row = _checked_row(read_json(done, dict), done)
+        if row["round"] != number:
+            raise InputError(f"is of round {row['round']}", file=done, hint="remove it, and it is made anew")
+        return row
     folder.mkdir(exist_ok=True)
     pool = _sampled(rounds, number, folder)
     _chosen(rounds, number, folder, pool)
@@ -248,7 +294,7 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
         "labels": len(load_frames(train)),
         "failures": failures,
         "energy": summary["energy_per_atom"]["rmse"] if summary.get("energy_per_atom") else None,
-        "forces": summary["forces"]["rmse"] if summary.get("forces") else float("inf"),
+        "forces": summary["forces"]["rmse"] if summary.get("forces") else None,
         "test": rounds.test or "validation",
         "uncertainty": _uncertainty(rounds, run, pool),
         "acquisition": rounds.select.first if number == 1 else rounds.select.later,
