@@ -84,17 +84,23 @@ ATTACKS = (
     ),
     Attack(
         "damage",
-        "checkpoints, stores, exported files, journals of labels truncated, with bits flipped, with other content",
+        "checkpoints, stores, exported files truncated, with bits flipped, with other content",
         "refused in one line",
         (
             "tests/training/test_checkpoint.py",
             "tests/datasets/test_lmdb.py",
-            "tests/labelling/test_label_damage.py",
             "tests/deploy/test_export_torchscript.py",
             "tests/deploy/test_native.py",
         ),
         select="truncat or damage or flip or bit or corrupt or incomplete or others or checksum or nan or mapped",
         minutes=3,
+    ),
+    Attack(
+        "labels",
+        "journals, manifests and outputs of labelling that are damaged, odd, or of other structures",
+        "a failure of their structure, or refused in one line; never a label",
+        ("tests/labelling/test_label_damage.py",),
+        minutes=0.5,
     ),
     Attack(
         "kill-convert",
@@ -137,7 +143,7 @@ ATTACKS = (
         "calculators first used by eight threads at once, copied, pickled, sent to processes",
         "the numbers of one thread",
         ("tests/deploy/test_threads_and_copies.py",),
-        minutes=4,
+        minutes=3.5,
         side_by_side=False,
     ),
     Attack(
