@@ -124,10 +124,10 @@ def symmetric_contraction_spec(
             if basis == "reduced":
                 matrix = _reduced(matrix)
             matrix = np.where(np.abs(matrix) > _ZERO, matrix, 0.0)
-            kept = matrix.any(axis=1)
+            kept = np.flatnonzero(np.count_nonzero(matrix, axis=1))
             first = sum(block.size for block in blocks)
             blocks.append(WeightBlock(irrep, order, first, matrix.shape[1], paths))
-            found = [term for term, keep in zip(terms, kept.tolist(), strict=True) if keep]
+            found = [terms[index] for index in kept.tolist()]
             orders.append((found, matrix[kept], slice(first, first + matrix.shape[1])))
         for component in range(irrep.dim):
             for found, matrix, rows in orders:  # each sorted by component, then by monomial
