@@ -80,7 +80,7 @@ ATTACKS = (
         "small files that claim or unpack to much, pipes, devices",
         "refused within seconds",
         ("tests/test_small_files.py", "tests/training/test_checkpoint_size.py"),
-        minutes=2,
+        minutes=1.5,
     ),
     Attack(
         "damage",
@@ -92,8 +92,15 @@ ATTACKS = (
             "tests/deploy/test_export_torchscript.py",
             "tests/deploy/test_native.py",
         ),
-        select="truncat or damage or flip or bit or corrupt or incomplete or others or checksum or nan",
+        select="truncat or damage or flip or bit or corrupt or incomplete or others or checksum or nan or mapped",
         minutes=3,
+    ),
+    Attack(
+        "labels",
+        "journals, manifests and outputs of labelling that are damaged, odd, or of other structures",
+        "a failure of their structure, or refused in one line; never a label",
+        ("tests/labelling/test_label_damage.py",),
+        minutes=0.5,
     ),
     Attack(
         "kill-convert",
@@ -114,7 +121,15 @@ ATTACKS = (
         "disks that are full, writers that are killed",
         "named in one line, nothing half-written, nothing left over",
         ("tests/test_files.py",),
-        minutes=1.5,
+        minutes=1,
+    ),
+    Attack(
+        "replace",
+        "runs that begin, go on or appear where weights are",
+        "no weights are replaced",
+        ("tests/training/test_resume_settings.py",),
+        select="weights or begin or appears or killed",
+        minutes=1,
     ),
     Attack(
         "locks",
@@ -128,7 +143,7 @@ ATTACKS = (
         "calculators first used by eight threads at once, copied, pickled, sent to processes",
         "the numbers of one thread",
         ("tests/deploy/test_threads_and_copies.py",),
-        minutes=4,
+        minutes=3.5,
         side_by_side=False,
     ),
     Attack(

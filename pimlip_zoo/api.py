@@ -53,35 +53,47 @@ def train(
         InputError: for data or options that cannot be used, as on the command line; nothing is written then.
         KeyboardInterrupt: after a signal ended the training; it can be resumed.
     """
+    from contextlib import ExitStack
+
     from pimlip_zoo.config import load_config
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.evaluation import tests_of
-    from pimlip_zoo.experiment import check_settings, checked_structures, load_split
+    from pimlip_zoo.experiment import (
+        check_free,
+        check_settings,
+        checked_structures,
+        has_checkpoint,
+        load_split,
+    )
     from pimlip_zoo.experiment.stages import prepare_run, train_run
     from pimlip_zoo.locks import claimed
 
     given = _checked_settings(settings)
     folder = Path(out)
     file = None if config is None else Path(config)
-    began = any(True for depth in ("", "*/") for _ in folder.glob(f"{depth}checkpoints/last.ckpt"))
-    if began and not resume:
-        raise InputError("the folder holds a run already", file=folder, hint="resume it, or give another out")
-    onto = folder / "config.yaml"
-    if resume and not onto.exists():
+    onto, last = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    if not resume:
+        check_free(folder)
+    elif not onto.exists():
         raise InputError("there is no run to resume", file=folder, hint="it has no config.yaml")
     run_config = load_config(file, list(given.items()), onto=onto if resume else None)
-    last = folder / "checkpoints" / "last.ckpt"
-    if resume:
-        check_settings(folder, run_config)
-    split = load_split(run_config, None if resume else checked_structures(run_config, tests_of(run_config)))
-    experiment = prepare_run(
-        run_config,
-        split=split,
-        checkpoint=last if resume and last.exists() else None,
-        resumes=folder if resume else None,
-    )
-    with claimed(folder):
-        outcome = train_run(experiment, folder, resume=began)
+    with ExitStack() as held:
+        if resume:
+            held.enter_context(claimed(folder))
+            check_settings(folder, run_config)
+        split = load_split(
+            run_config, None if resume else checked_structures(run_config, tests_of(run_config))
+        )
+        experiment = prepare_run(
+            run_config,
+            split=split,
+            checkpoint=last if resume and last.exists() else None,
+            resumes=folder if resume else None,
+        )
+        if not resume:
+            held.enter_context(claimed(folder))
+            check_free(folder)  # another process may have been there since the first look
+        outcome = train_run(experiment, folder, resume=resume and has_checkpoint(folder))
     if outcome.signal is not None:
         raise KeyboardInterrupt(f"stopped after step {outcome.steps}; resume=True goes on")
     return load(folder)

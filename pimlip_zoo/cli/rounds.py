@@ -61,10 +61,11 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     lines = []
     for row in rows:
         energy = "-" if row["energy"] is None else f"{1e3 * row['energy']:.2f}"
+        forces = "-" if row["forces"] is None else f"{1e3 * row['forces']:.1f}"
         cells = (row["round"], row["acquisition"], row["labels"], row["failures"], energy)
         uncertainty = row.get("uncertainty")
         doubt = "-" if uncertainty is None else f"{1e3 * uncertainty:.1f}"
-        lines.append((*map(str, cells), f"{1e3 * row['forces']:.1f}", row["test"], doubt))
+        lines.append((*map(str, cells), forces, row["test"], doubt))
     columns = (
         *("round", "chosen by", "labels", "failed"),
         *("energy meV/atom", "forces meV/Å", "on", "uncertain by"),

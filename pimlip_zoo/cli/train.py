@@ -95,7 +95,7 @@ def train(
     from pimlip_zoo.cli.import_ import run_of
     from pimlip_zoo.config import load_config, parse_settings
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.experiment import from_rank_zero, join_ranks
+    from pimlip_zoo.experiment import check_free, from_rank_zero, join_ranks
 
     given: list[tuple[str, Any]] = [
         ("model.name", model),
@@ -129,7 +129,7 @@ def train(
     if not resume:
         run_config = load_config(config, options)
         if out is not None:
-            _check_new(out)
+            check_free(out)
         with ExitStack() as held:
             _run(run_config, lambda: _new_folder(out, run_config.model.name, held), join_ranks(run_config))
         return
@@ -189,7 +189,7 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     from pimlip_zoo.cli.console import console, errors_table, log_to, say
     from pimlip_zoo.cli.report import read_metrics, write_run_report
     from pimlip_zoo.evaluation import check_labelled, evaluate_run, some_frames, tests_of
-    from pimlip_zoo.experiment import checked_structures, from_rank_zero, load_split
+    from pimlip_zoo.experiment import checked_structures, from_rank_zero, has_checkpoint, load_split
     from pimlip_zoo.experiment.lost import check_open_files
     from pimlip_zoo.experiment.stages import prepare_run, train_run
     from pimlip_zoo.training.progress import duration, legend
@@ -224,7 +224,7 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     )
     say(screen, panel)
     say(screen, legend(len(experiment.valid_frames), averaged=config.trainer.ema_decay > 0))
-    outcome = train_run(experiment, folder, resume=resumes is not None and _has_checkpoint(folder))
+    outcome = train_run(experiment, folder, resume=resumes is not None and has_checkpoint(folder))
     if outcome.signal is not None:
         say(
             screen,
@@ -283,23 +283,13 @@ def _recipe_line(config: Any) -> str:
     )
 
 
-def _check_new(out: Path) -> None:
-    from pimlip_zoo.errors import InputError
-
-    if out.exists() and not out.is_dir():
-        raise InputError("is a file, no folder for a run", file=out, hint="give another --out")
-    if _has_checkpoint(out):
-        raise InputError(
-            "the folder holds a run already", file=out, hint="--resume it, or give another --out"
-        )
-
-
 def _new_folder(out: Path | None, model: str, held: ExitStack) -> Path:
     """The folder of a new run, claimed for this process until ``held`` is closed."""
+    from pimlip_zoo.experiment import check_free
     from pimlip_zoo.locks import claimed, numbered_folder
 
     folder = held.enter_context(claimed(out or held.enter_context(numbered_folder(Path("runs"), model))))
-    _check_new(folder)  # another process may have been there since the first look
+    check_free(folder)  # another process may have been there since the first look
     return folder
 
 
@@ -310,11 +300,6 @@ def _take_up(folder: Path, config: RunConfig, held: ExitStack) -> None:
 
     held.enter_context(claimed(folder))
     check_settings(folder, config)
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    """Whether a run, or a stage of it, has written one."""
-    return any(True for depth in ("", "*/") for _ in folder.glob(f"{depth}checkpoints/last.ckpt"))
 
 
 def _newest_run() -> Path:

@@ -139,17 +139,43 @@ def _described(part: Mapping[str, Any]) -> str:
     return f"{part['structures']} of {part['data']} (hash {part['sha256'][:8]})"
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run, or a stage of it, has written one that it can go on from."""
+    return any(True for depth in ("", "*/") for _ in folder.glob(f"{depth}checkpoints/last.ckpt"))
+
+
+def check_free(folder: Path) -> None:
+    """Refuse to begin a run where there are weights: of a run or a stage of it, or of a model that was imported.
+
+    Raises:
+        InputError: naming the folder, or what stands in its place.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError("is a file, no folder for a run", file=folder, hint="give another --out")
+    held = [path for depth in ("", "*/") for path in sorted(folder.glob(f"{depth}checkpoints/*.ckpt"))]
+    if held:
+        what = "run" if has_checkpoint(folder) else "model"
+        go_on = "--resume it, or" if what == "run" else f"to train it on: --from {folder};"
+        raise InputError(
+            f"the folder holds a {what} already: {held[0].relative_to(folder)}",
+            file=folder,
+            hint=f"{go_on} give another --out",
+        )
+
+
 def check_settings(folder: Path, given: RunConfig) -> None:
-    """Refuse to go on with an option changed that a run cannot change on its way.
+    """Refuse to go on with an option changed that a run cannot change on its way, or to replace weights by that.
 
     Args:
         folder: of the run.
         given: the configuration to go on with.
 
     Raises:
-        InputError: naming the first such key, what the run has and what was given; for fewer steps than were done.
+        InputError: naming the first such key, what the run has and what was given; for fewer steps than were done;
+            for weights without the checkpoint that a run goes on from.
     """
     kept, done = _begun_with(folder)
+    _check_weights_stay(folder, kept)
     old, new = dict(_options(kept)), dict(_options(given))
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and not _may_change(key)]
     if changed:
@@ -167,6 +193,25 @@ def check_settings(folder: Path, given: RunConfig) -> None:
             file=folder,
             key="trainer.max_steps",
             hint=f"give at least {done}",
+        )
+
+
+def _check_weights_stay(folder: Path, kept: RunConfig) -> None:
+    """A run without ``last.ckpt`` begins again, and would replace what is in ``best.ckpt``.
+
+    That is as it should be when it was killed between the two at its first validation, and not when the model was
+    imported, or somebody removed the file.
+    """
+    best, last = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    if last.exists() or not best.exists():
+        return
+    step = read_checkpoint(best).get("global_step")
+    if not isinstance(step, int) or step > kept.trainer.valid_every:
+        trained = "no training wrote it" if step is None else f"it is of step {step}"
+        raise InputError(
+            f"there is nothing to go on from, and a new start would replace its best.ckpt ({trained})",
+            file=last,
+            hint=f"--from {folder} trains its weights on, in another folder",
         )
 
 

@@ -22,7 +22,7 @@ from pimlip_zoo.files import read_text, regular_file, replacing
 from pimlip_zoo.labelling.calculators import Labeller, find_labeller
 from pimlip_zoo.labelling.evaluate import plain_result
 from pimlip_zoo.labelling.failures import CalculationError
-from pimlip_zoo.labelling.journal import journal_path, opened_journal
+from pimlip_zoo.labelling.journal import entries_of, journal_path, opened_journal
 from pimlip_zoo.labelling.label import Labelling, check_output, finish
 from pimlip_zoo.labelling.structures import Structure, as_atoms
 
@@ -153,7 +153,7 @@ def read_folders(
             if key not in places:
                 missing[key] = f"it is not among the structures of {folder}"
                 continue
-            entry = _entry(structure, key, places[key], output_file)
+            entry = _entry(structure, key, places[key], output_file, manifest)
             if entry is None:
                 missing[key] = "not computed yet"
             elif entry != journal.results.get(key):
@@ -175,22 +175,27 @@ def converged_text(content: bytes) -> bool:
     return True
 
 
-def _entry(structure: Structure, key: str, place: Path, output_file: str | None) -> dict[str, Any] | None:
-    """What a folder says of its structure; None while there is nothing."""
+def _entry(
+    structure: Structure, key: str, place: Path, output_file: str | None, manifest: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What a folder says of its structure; None while there is nothing. What is damaged is a failure."""
     journal = journal_path(place / RESULT)
-    if journal.exists():
-        found = None
-        for line in regular_file(journal).read_bytes().rpartition(b"\n")[0].split(b"\n")[1:]:
-            entry = json.loads(line)
-            if entry.pop("key") == key:
-                found = entry
-        if found is not None:
-            return found
-    if output_file is None or not (place / output_file).exists():
-        return None
     try:
-        return {"result": _from_output(structure, place / output_file), "seconds": 0.0}
-    except CalculationError as error:
+        if journal.exists():
+            calculator, entries = entries_of(journal)
+            for name, given in (("name", manifest["calculator"]), ("level", manifest["level"])):
+                if calculator.get(name) != given:
+                    raise CalculationError(  # noqa: TRY301
+                        f"{journal.name} has the {name} {calculator.get(name)}, the folders were written for {given}"
+                    )
+            if key in entries:
+                if "result" in (entry := entries[key]):
+                    plain_result(entry["result"], len(structure.frame.numbers))
+                return entry
+        if output_file is None or not (place / output_file).exists():
+            return None
+        return {"result": _from_output(structure, regular_file(place / output_file)), "seconds": 0.0}
+    except (CalculationError, InputError) as error:
         return {"failure": reason_of(error), "seconds": 0.0}
 
 
@@ -208,11 +213,26 @@ def _from_output(structure: Structure, path: Path) -> dict[str, Any]:
         raise CalculationError(f"{path.name} has {len(atoms)} atoms, not {len(frame.numbers)}")
     if (atoms.numbers != frame.numbers).any():
         raise CalculationError(f"{path.name} has other elements, or another order of them")
-    moved = atoms.positions - frame.positions
-    moved -= moved.mean(axis=0)  # programs put molecules where they like
-    if np.abs(moved).max(initial=0.0) > _MOVED and not frame.pbc.any():
-        raise CalculationError(f"the structure in {path.name} differs by {np.abs(moved).max():.3g} Å")
+    if (frame.pbc & ~atoms.pbc).any():
+        raise CalculationError(f"{path.name} is not periodic, and the structure is")
+    if (moved := _moved(atoms, structure)) > _MOVED:
+        raise CalculationError(f"the structure in {path.name} differs by {moved:.3g} Å")
     return plain_result(dict(getattr(atoms.calc, "results", None) or {}), len(atoms))
+
+
+def _moved(atoms: Any, structure: Structure) -> float:
+    """Å, how far the cell or an atom of an output is from where it should be, but for translations and images."""
+    frame = structure.frame
+    cell, periodic = frame.cell[frame.pbc], atoms.pbc & (np.abs(frame.cell).max(axis=1) > 0)
+    change = float(np.abs(atoms.cell[frame.pbc] - cell).max(initial=0.0))
+    if change > _MOVED or len(atoms) == 0:
+        return change
+    moved = atoms.positions - frame.positions
+    if periodic.any():  # atoms may have been put back into the cell, each by itself
+        moved -= moved[0]
+        moved -= np.round(moved @ np.linalg.pinv(frame.cell[periodic])) @ frame.cell[periodic]
+    moved -= moved.mean(axis=0)  # programs put molecules where they like
+    return float(np.abs(moved).max())
 
 
 def _native_inputs(structure: Structure, labeller: Labeller, place: Path) -> bool:
@@ -271,6 +291,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         content = json.loads(read_text(folder / MANIFEST, most=1 << 30))
         if content["format"] != _FORMAT or content["version"] != _VERSION:
             raise InputError("is of another version", file=folder / MANIFEST)  # noqa: TRY301
+        keys = content["keys"]
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise TypeError("the keys are no texts")  # noqa: TRY301
         return {name: content[name] for name in ("calculator", "calculator_version", "level", "keys")}
     except InputError:
         raise

@@ -89,8 +89,11 @@ def plain_result(results: dict[str, Any], count: int) -> dict[str, Any]:
         if results.get(name) is None:
             continue
         try:
-            value = np.asarray(results[name], dtype=np.float64)
-        except (TypeError, ValueError) as error:
+            value = np.asarray(results[name])
+            if value.dtype.kind not in "iuf":
+                raise TypeError(f"it is {value.dtype}")  # noqa: TRY301
+            value = value.astype(np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
             raise CalculationError(f"{name} is no number") from error
         if value.shape not in allowed:
             raise CalculationError(f"{name} has shape {value.shape}, the structure has {count} atoms")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,15 +13,59 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import append, regular_file, replacing, write_text
 from pimlip_zoo.locks import making, try_lock
 
-__all__ = ["Journal", "journal_path", "opened_journal"]
+__all__ = ["Journal", "entries_of", "journal_path", "opened_journal"]
 
 _FORMAT, _VERSION = "pimlip-zoo labels", 1
 _LONGEST_HEAD = 1 << 20  # bytes
+_SUM = "crc32"
+"""Of a line without it; lines of versions before have none."""
 
 
 def journal_path(out: Path) -> Path:
     """The journal of a file of labels."""
     return out.with_name(out.name + ".journal")
+
+
+def entries_of(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The calculator that a journal is of, and its entries by key; a last line that is not whole is none.
+
+    Raises:
+        InputError: when there is no such file, or it is damaged.
+    """
+    with regular_file(path).open("rb") as file:
+        begin = file.readline(_LONGEST_HEAD)
+        content = begin + file.read() if begin.endswith(b"\n") else b""
+    return _parsed(content.rpartition(b"\n")[0], path)
+
+
+def _parsed(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    lines, entries = content.split(b"\n"), dict[str, dict[str, Any]]()
+    try:
+        head = json.loads(lines[0])
+        if head["format"] != _FORMAT or head["version"] != _VERSION:
+            raise InputError("is no journal of this version", file=path)  # noqa: TRY301
+        calculator = dict(head["calculator"])
+        for line in lines[1:]:
+            entry = json.loads(line)
+            if (said := entry.pop(_SUM, None)) not in (None, _sum_of(entry)):
+                raise ValueError(f"a line has the checksum {said}")  # noqa: TRY301
+            key = entry.pop("key")
+            if not isinstance(key, str) or not isinstance(entry.get("result", {}), dict):
+                raise TypeError("a line has no key, or no result")  # noqa: TRY301
+            if "result" not in entry and not isinstance(entry["failure"], str):
+                raise TypeError("a failure has no reason")  # noqa: TRY301
+            entries[key] = entry
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            "is damaged", file=path, hint="move it away, and everything is computed anew"
+        ) from error
+    return calculator, entries
+
+
+def _sum_of(entry: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(entry).encode())
 
 
 class Journal:
@@ -48,7 +93,8 @@ class Journal:
 
     def add(self, key: str, entry: dict[str, Any]) -> None:
         """Write an entry down; a later one of the same key takes its place."""
-        append(self.path, json.dumps({"key": key, **entry}) + "\n")
+        line = {"key": key, **entry}
+        append(self.path, json.dumps(line | {_SUM: _sum_of(line)}) + "\n")
         self.results[key] = entry
 
     def _content(self) -> bytes:
@@ -76,26 +122,13 @@ class Journal:
         if torn:  # a line that was being written when its process was killed
             with replacing(self.path) as temporary:
                 temporary.write_bytes(whole + newline)
-        lines = whole.split(b"\n")
-        try:
-            head = json.loads(lines[0])
-            if head["format"] != _FORMAT or head["version"] != _VERSION:
-                raise InputError("is no journal of this version", file=self.path)  # noqa: TRY301
-            for line in lines[1:]:
-                entry = json.loads(line)
-                self.results[str(entry.pop("key"))] = entry
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(
-                "is damaged", file=self.path, hint="move it away, and everything is computed anew"
-            ) from error
-        different = any(calculator.get(name) != value for name, value in head["calculator"].items())
+        head, self.results = _parsed(whole, self.path)
+        different = any(calculator.get(name) != value for name, value in head.items())
         if different and self.empty:  # such as a misspelt basis set: there is nothing to mix with
             write_text(self.path, self._head)
             self.results = {}
             return
-        for name, value in head["calculator"].items():
+        for name, value in head.items():
             if calculator.get(name) != value:
                 raise InputError(
                     f"its labels have {name} {value}, given is {calculator.get(name)}",

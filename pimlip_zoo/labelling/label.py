@@ -14,8 +14,10 @@ import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.writing import write_frames
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reason_of
+from pimlip_zoo.labelling.evaluate import plain_result
 from pimlip_zoo.labelling.executor import ExecutorPool
+from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.journal import Journal, journal_path, opened_journal
 from pimlip_zoo.labelling.processes import Limits, Outcome, Pool
 from pimlip_zoo.labelling.structures import Structure
@@ -202,6 +204,19 @@ def _keep(journal: Journal, key: str, outcome: Outcome) -> bool:
     return factor is not None
 
 
+def _checked(result: dict[str, Any], structure: Structure, path: Path) -> dict[str, Any]:
+    """A result as a journal has it, when it can be one of the structure."""
+    try:
+        parts = {str(name): float(value) for name, value in (result.get("parts") or {}).items()}
+        return plain_result(result, len(structure.frame.numbers)) | ({"parts": parts} if parts else {})
+    except (CalculationError, AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"is damaged: its entry of {structure.place} is no result ({reason_of(error)})",
+            file=path,
+            hint="move it away, and everything is computed anew",
+        ) from error
+
+
 def finish(
     structures: Sequence[Structure],
     keys: Sequence[str],
@@ -228,7 +243,8 @@ def finish(
     for structure, key in zip(structures, keys, strict=True):
         entry = journal.results.get(key) or {"failure": (missing or {})[key]}
         if "result" in entry:
-            frames.append(labelled_frame(structure, entry["result"], about))
+            result = _checked(entry["result"], structure, journal.path)
+            frames.append(labelled_frame(structure, result, about))
             continue
         reason = str(entry["failure"])
         failures.append(Failure(structure.place, reason))

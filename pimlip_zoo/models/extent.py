@@ -11,7 +11,7 @@ from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 
 __all__ = ["check_extent"]
 
-_PATIENCE, _WEIGHTS_A_SECOND = 3.0, 100_000
+_PATIENCE, _WEIGHTS_A_SECOND = 2.0, 100_000
 """How long the smallest file may keep us busy, and how much larger one has to be that may do so for a second more."""
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -71,21 +72,13 @@ class SymmetricContractionSpec:
     """(component of out, ascending components of A that are multiplied), sorted by component, then by order."""
     blocks: tuple[WeightBlock, ...]
     """Which rows of the weights are what."""
-    entries: tuple[tuple[int, int, float], ...]
-    """Nonzero (term, row of the weights, coefficient), the generalised Clebsch-Gordan coefficients."""
+    table: Array = field(compare=False, repr=False)
+    """(terms, rows of the weights): the generalised Clebsch-Gordan coefficients."""
 
     @property
     def num_weights(self) -> int:
         """Rows of the weights."""
         return sum(block.size for block in self.blocks)
-
-    @cached_property
-    def table(self) -> Array:
-        """The entries as a (terms, rows of the weights) matrix."""
-        table = np.zeros((len(self.terms), self.num_weights))
-        for term, row, value in self.entries:
-            table[term, row] = value
-        return table
 
 
 @cache
@@ -120,27 +113,33 @@ def symmetric_contraction_spec(
             key="correlation",
             hint="take a lower correlation or l_max",
         )
-    polynomials: list[tuple[Term, int, float]] = []
     blocks: list[WeightBlock] = []
-    first = 0
+    terms_all: list[Term] = []
+    pieces: list[tuple[slice, slice, Array]] = []  # (terms, rows of the weights, coefficients)
     for start, (_, irrep) in zip((s.start for s in irreps_out.slices()), irreps_out, strict=True):
+        orders: list[tuple[list[Term], Array, slice]] = []
         for order in range(1, correlation + 1):
             terms, matrix = coupling_terms(irreps_in, irrep, order)
             paths = matrix.shape[1]
             if basis == "reduced":
                 matrix = _reduced(matrix)
-            for t, p in np.argwhere(np.abs(matrix) > _ZERO).tolist():
-                component, monomial = terms[t]
-                polynomials.append(((start + component, monomial), first + p, float(matrix[t, p])))
+            matrix = np.where(np.abs(matrix) > _ZERO, matrix, 0.0)
+            kept = np.flatnonzero(np.count_nonzero(matrix, axis=1))
+            first = sum(block.size for block in blocks)
             blocks.append(WeightBlock(irrep, order, first, matrix.shape[1], paths))
-            first += matrix.shape[1]
-    terms_all = sorted(
-        {term for term, _, _ in polynomials}, key=lambda term: (term[0], len(term[1]), term[1])
-    )
-    place = {term: index for index, term in enumerate(terms_all)}
-    entries = tuple((place[term], row, value) for term, row, value in polynomials)
+            found = [terms[index] for index in kept.tolist()]
+            orders.append((found, matrix[kept], slice(first, first + matrix.shape[1])))
+        for component in range(irrep.dim):
+            for found, matrix, rows in orders:  # each sorted by component, then by monomial
+                own = slice(bisect_left(found, (component,)), bisect_left(found, (component + 1,)))
+                begin = len(terms_all)
+                terms_all += [(start + component, monomial) for _, monomial in found[own]]
+                pieces.append((slice(begin, len(terms_all)), rows, matrix[own]))
+    table = np.zeros((len(terms_all), sum(block.size for block in blocks)))
+    for of_terms, rows, coefficients in pieces:
+        table[of_terms, rows] = coefficients
     return SymmetricContractionSpec(
-        irreps_in, irreps_out, correlation, tuple(terms_all), tuple(blocks), entries
+        irreps_in, irreps_out, correlation, tuple(terms_all), tuple(blocks), table
     )
 
 

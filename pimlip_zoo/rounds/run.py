@@ -33,7 +33,7 @@ from pimlip_zoo.labelling.select import select
 from pimlip_zoo.labelling.structures import structure_of
 from pimlip_zoo.locks import claimed
 from pimlip_zoo.rounds.options import Rounds, lasting_options, training_config
-from pimlip_zoo.rounds.story import TABLE, write_rounds_report
+from pimlip_zoo.rounds.story import TABLE, checked_row, write_rounds_report
 from pimlip_zoo.run_posterior import posterior_of
 from pimlip_zoo.training.checkpoint import load_potential
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
@@ -79,10 +79,18 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
             write_json(rounds.out / TABLE, rows)
             write_rounds_report(rounds.out)
             row = rows[-1]
-            log.info(
-                "round %d: %d labels, forces %.1f meV/Å on %s",
-                *(number, row["labels"], 1e3 * row["forces"], row["test"]),
-            )
+            errors = [
+                f"{name} {1e3 * row[name]:.1f} {unit}"
+                for name, unit in (("energy", "meV/atom"), ("forces", "meV/Å"))
+                if row[name] is not None
+            ]
+            log.info("round %d: %d labels, %s on %s", number, row["labels"], ", ".join(errors), row["test"])
+            if rounds.stop.forces is not None and row["forces"] is None:
+                raise InputError(
+                    "there are no forces to compare with",
+                    key="stop.forces",
+                    hint="leave it out: the labels and tests have energies alone",
+                )
             if rounds.stop.forces is not None and row["forces"] <= rounds.stop.forces:
                 log.info("that is enough: %.1f meV/Å were asked for", 1e3 * rounds.stop.forces)
                 break
@@ -104,7 +112,10 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
     folder = rounds.out / f"round-{number}"
     done = folder / "result.json"
     if done.exists():
-        return read_json(done, dict)
+        row = checked_row(read_json(done, dict), done)
+        if row["round"] != number:
+            raise InputError(f"is of round {row['round']}", file=done, hint="remove it, and it is made anew")
+        return row
     folder.mkdir(exist_ok=True)
     pool = _sampled(rounds, number, folder)
     _chosen(rounds, number, folder, pool)
@@ -120,7 +131,7 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
         "labels": len(load_frames(train)),
         "failures": failures,
         "energy": summary["energy_per_atom"]["rmse"] if summary.get("energy_per_atom") else None,
-        "forces": summary["forces"]["rmse"] if summary.get("forces") else float("inf"),
+        "forces": summary["forces"]["rmse"] if summary.get("forces") else None,
         "test": rounds.test or "validation",
         "uncertainty": _uncertainty(rounds, run, pool),
         "acquisition": rounds.select.first if number == 1 else rounds.select.later,

@@ -7,25 +7,67 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pimlip_zoo.datasets.lmdb import FrameStore
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import read_json, write_text
 from pimlip_zoo.report.rounds import Bought, RoundStory
 
-__all__ = ["REPORT", "TABLE", "curve_point", "read_table", "write_rounds_report"]
+__all__ = ["REPORT", "TABLE", "checked_row", "curve_point", "read_table", "write_rounds_report"]
 
 TABLE = "rounds.json"
 REPORT = "report.html"
 
 
+class _Row(BaseModel):
+    """A round that is done, as :func:`read_table` gives it."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    round: int = Field(gt=0)
+    labels: int = Field(ge=0)
+    failures: int = Field(ge=0)
+    energy: float | None = Field(allow_inf_nan=False)
+    forces: float | None
+    test: str
+    uncertainty: float | None = Field(None, allow_inf_nan=False)
+    acquisition: str
+    run: str
+
+
 def read_table(out: Path) -> list[dict[str, Any]]:
     """The rounds that are done.
 
-    Each has round, labels, failures, energy (eV/atom), forces (eV/Å), test, uncertainty (eV/Å, of the forces in the
-    pool; None where the potential has no posterior), acquisition and run.
+    Each has round, labels, failures, energy (eV/atom) and forces (eV/Å; None where there are no labels of that kind),
+    test, uncertainty (eV/Å, of the forces in the pool; None where the potential has no posterior), acquisition and run.
+
+    Raises:
+        InputError: when the table is damaged.
     """
     path = out / TABLE
-    return read_json(path, list) if path.exists() else []
+    return [checked_row(row, path) for row in read_json(path, list)] if path.exists() else []
+
+
+def checked_row(content: Any, path: Path) -> dict[str, Any]:
+    """A row as :func:`read_table` gives it.
+
+    Raises:
+        InputError: when it is damaged.
+    """
+    try:
+        row = _Row.model_validate(content).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"is damaged: {first['msg']}",
+            file=path,
+            key=".".join(map(str, first["loc"])),
+            hint="remove it, and it is made anew",
+        ) from error
+    if row["forces"] is not None and not np.isfinite(row["forces"]):  # of versions before, for none
+        row["forces"] = None
+    return row
 
 
 def write_rounds_report(out: Path) -> Path:

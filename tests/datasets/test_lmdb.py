@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import struct
 import sys
 from dataclasses import replace
@@ -351,6 +352,48 @@ def hammer(path, target, times=300):
         except InputError:
             noticed += 1
     return noticed
+
+
+CHANGES_WHILE_IT_IS_READ = {
+    "shortened": lambda path: os.truncate(path, 8192),
+    "emptied": lambda path: os.truncate(path, 0),
+    "emptied and made as long again": lambda path: (os.truncate(path, 0), os.truncate(path, 1 << 20)),
+    "another store copied over it": lambda path: shutil.copyfile(path.with_name("b.lmdb"), path),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_WHILE_IT_IS_READ)
+def test_a_store_that_is_changed_while_it_is_mapped_is_refused_and_ends_no_process(change, path, tmp_path):
+    shutil.copyfile(path, tmp_path / "a.lmdb")
+    write_store(tmp_path / "b.lmdb", [molecule(i, 5) for i in range(300)])
+    pid = os.fork()  # what is not there any more is touched by a child
+    if pid == 0:
+        status = 3
+        try:
+            store = FrameStore(tmp_path / "a.lmdb")
+            store[0]
+            CHANGES_WHILE_IT_IS_READ[change](tmp_path / "a.lmdb")
+            with pytest.raises(
+                InputError, match=r"a\.lmdb.*(changed while it was read|too short|truncated|no LMDB)"
+            ):
+                [store[i] for i in range(len(store))]
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_store_that_is_touched_replaced_or_removed_as_a_whole_is_read_on(path, tmp_path):
+    target = tmp_path / "a.lmdb"
+    shutil.copyfile(path, target)
+    store = FrameStore(target)
+    energies = [frame.energy for frame in FrameStore(path)]
+    os.utime(target, (0, 0))
+    assert [frame.energy for frame in store] == energies
+    write_store(tmp_path / "b.lmdb", [molecule(0, 5)]).replace(target)
+    assert [frame.energy for frame in store] == energies
+    target.unlink()
+    assert [frame.energy for frame in store] == energies
 
 
 def test_all_pages_of_an_honest_file_are_in_order(tmp_path):

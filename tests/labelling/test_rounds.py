@@ -1,6 +1,7 @@
 """``pimlip-zoo rounds``: one command does all of it, and after an interruption only what is missing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,62 @@ def test_the_command_prints_a_table_and_draws(whole, tmp_path):
     rows = json.loads((whole / "rounds.json").read_text())
     assert np.isfinite(rows[-1]["forces"])
     assert Path(rows[-1]["run"]).is_dir()
+
+
+ENERGIES = """
+from ase.calculators.emt import EMT
+
+class Energies(EMT):
+    implemented_properties = ["energy"]
+    def calculate(self, atoms=None, properties=("energy",), system_changes=("positions",)):
+        super().calculate(atoms, ["energy"], system_changes)
+        self.results = {"energy": self.results["energy"]}
+
+def make():
+    return Energies()
+"""
+
+
+def test_rounds_of_energies_alone_have_no_error_of_forces(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "energies_alone.py").write_text(ENERGIES)
+    path = written(tmp_path, POOL)
+    path.write_text(path.read_text().replace("calculator: emt", "calculator: 'energies_alone:make'"))
+    result = CliRunner().invoke(app, ["rounds", str(path), "--plot", "curve.png"], catch_exceptions=False)
+    assert result.exit_code == 0
+    rows = read_table(tmp_path / "out")
+    assert [row["forces"] for row in rows] == [None, None]
+    assert all(row["energy"] > 0 for row in rows)
+    assert (tmp_path / "curve.png").exists()
+    path.write_text(path.read_text().replace("{rounds: 2}", "{rounds: 2, forces: 0.1}"))
+    with pytest.raises(InputError, match=r"stop\.forces.*no forces to compare with"):
+        run_rounds(load_rounds(path))
+
+
+ROW = {"round": 2, "labels": 6, "failures": 0, "energy": 0.1, "forces": 0.2, "test": "validation"}
+ROW |= {"uncertainty": None, "acquisition": "variance", "run": "run"}
+ODD_ROWS = [
+    *({key: value for key, value in ROW.items() if key != name} for name in ROW if name != "uncertainty"),
+    *({**ROW, name: odd} for name in ROW for odd in (True, -1, "x", [], {}, float("nan"))),
+    {**ROW, "round": 1},
+]
+FINE = [("uncertainty", -1), ("energy", -1), ("forces", -1), ("forces", float("nan"))]
+FINE += [(name, "x") for name in ("test", "acquisition", "run")]
+
+
+@pytest.mark.parametrize("name", ["rounds.json", "round-2/result.json"])
+def test_rows_of_rounds_that_are_damaged_are_refused_in_one_line(whole, tmp_path, name):
+    shutil.copytree(whole, tmp_path / "out")
+    rounds, path = load_rounds(written(tmp_path)), tmp_path / "out" / name
+    tried = 0
+    for row in ODD_ROWS:
+        if any(key in row and str(row[key]) == str(value) for key, value in FINE):
+            continue
+        if name == "rounds.json" and row == ODD_ROWS[-1]:
+            continue
+        path.write_text(json.dumps([row] if name == "rounds.json" else row))
+        with pytest.raises(InputError, match=r"is damaged|is of round 1") as refused:
+            read_table(tmp_path / "out") if name == "rounds.json" else run_rounds(rounds)
+        assert "\n" not in str(refused.value)
+        tried += 1
+    assert tried > 40

@@ -136,6 +136,13 @@ def test_damage_is_found(models):
             OtherWeights.read(text, other, len(content.weights))
 
 
+@pytest.mark.parametrize("numbers", ["-1 1 1", "0 1 1", "1 -1 1", "1 1 0", "1 1 -2", "nan 1 1", "1 inf 1"])
+def test_an_uncertainty_that_is_negative_or_grows_with_certainty_is_refused(numbers):
+    assert OtherWeights.read("1 2.0 1.0 1.5 0:8", bytes(16), 8).factor == 2.0
+    with pytest.raises(InputError, match="uncertainty is damaged"):
+        OtherWeights.read(f"1 {numbers} 0:8", bytes(16), 8)
+
+
 def test_the_ase_calculator_of_the_file_says_the_same(models):
     posterior, path = models("mace")
     for atoms in (geometries()["a molecule in a box"], geometries()["a skewed triclinic cell"]):

@@ -82,7 +82,8 @@ def test_the_result_is_the_sum_of_the_terms_of_the_specification(
     spec, species = contraction.spec, torch.tensor([2, 0, 0, 1, 1, 2])
     x = features(l_max)
     expected = torch.zeros(6, spec.irreps_out.dim, 4, dtype=torch.float64)
-    for term, row, value in spec.entries:
+    for term, row in zip(*spec.table.nonzero(), strict=True):
+        value = float(spec.table[term, row])
         component, monomial = spec.terms[term]
         product = torch.stack([x[:, i] for i in monomial]).prod(dim=0)
         expected[:, component] += value * product * contraction.weights[species, row].detach()

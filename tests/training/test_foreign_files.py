@@ -376,6 +376,8 @@ def _mace(file: Path):
 
 MODELS = {
     "mace_heads.model": (_mace, "data.pkl"),
+    "mace_gate_none.model.xz": (import_potential, "data.pkl"),
+    "mace_layout_omol.model.xz": (import_potential, "data.pkl"),
     "sevennet_degrees.pth.xz": (import_sevennet, "data.pkl"),
     "sevennet_both.pth.xz": (import_sevennet, "data.pkl"),
     "nequip_file.ckpt.xz": (import_nequip, "data.pkl"),

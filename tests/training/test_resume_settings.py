@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from pimlip_zoo import api
+from pimlip_zoo.cli.import_ import write_run
+from pimlip_zoo.cli.train import app as train_app
 from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.lmdb import write_store
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.experiment import check_settings
+from pimlip_zoo.experiment import check_settings, stages
 from pimlip_zoo.experiment.record import data_record
 from pimlip_zoo.experiment.stages import prepare_run, train_run
+from pimlip_zoo.training.checkpoint import load_potential
 from pimlip_zoo.training.schedule import RunClock, learning_rate_factor
 
 SMALL = [
@@ -248,3 +253,73 @@ def test_a_run_without_hashes_goes_on_and_says_so(run, caplog):
 def test_hashes_that_cannot_be_read_are_named(run):
     (run / "data.json").write_text('{"training": 3}')
     refused(run, "trainer.max_steps=6", says=["data.json", "damaged"])
+
+
+# ---- weights that are there
+
+
+@pytest.fixture(params=["imported", "without last.ckpt", "a stage of it"])
+def weights(request, begun, tmp_path):
+    """A folder with weights that nobody may replace, and nothing to go on from."""
+    folder = tmp_path / "kept"
+    if request.param == "imported":
+        write_run(load_potential(begun / "run"), folder, {"imported": "somewhere"})
+    else:
+        shutil.copytree(begun / "run", folder)
+        (folder / "checkpoints" / "last.ckpt").unlink()
+    if request.param == "a stage of it":
+        (folder / "pretrain").mkdir()
+        (folder / "checkpoints").rename(folder / "pretrain" / "checkpoints")
+    return folder
+
+
+def test_a_new_run_does_not_replace_weights_that_are_there(weights, begun):
+    before = content(weights)
+    settings = {"data.train": str(begun / "data.extxyz"), "trainer.max_steps": 2, "model.channels": 4}
+    with pytest.raises(InputError, match=r"holds a (run|model) already: .*best\.ckpt.*give another"):
+        api.train(settings, out=weights)
+    options = [f"--data={settings['data.train']}", "--max-steps=2", "--set=model.channels=4"]
+    result = CliRunner().invoke(train_app, [f"--out={weights}", *options])
+    assert isinstance(result.exception, InputError)
+    assert content(weights) == before
+
+
+def test_a_run_that_would_begin_again_does_not_replace_its_weights(begun, run):
+    (run / "checkpoints" / "last.ckpt").unlink()
+    before = content(run)
+    for again in (
+        lambda: api.train({}, out=run, resume=True),
+        lambda: CliRunner().invoke(train_app, [f"--out={run}", "--resume"], catch_exceptions=False),
+    ):
+        with pytest.raises(InputError, match=r"nothing to go on from.*best\.ckpt \(it is of step 4\)"):
+            again()
+    assert content(run) == before
+    imported = run.with_name("imported")
+    write_run(load_potential(begun / "run"), imported, {"imported": "somewhere"})
+    with pytest.raises(InputError, match=r"no training wrote it.*--from .*imported"):
+        api.train({"data.train": str(begun / "data.extxyz")}, out=imported, resume=True)
+
+
+def test_a_run_that_was_killed_between_its_first_two_checkpoints_begins_again(run):
+    best = run / "checkpoints" / "best.ckpt"
+    (run / "checkpoints" / "last.ckpt").unlink()
+    saved = torch.load(best, weights_only=True)
+    torch.save({**saved, "global_step": 2}, best)
+    check_settings(run, load_config(run / "config.yaml", complete=True))
+
+
+def test_a_run_that_appears_while_another_one_is_prepared_is_not_replaced(begun, tmp_path, monkeypatch):
+    def slow(*args, **kwargs):
+        prepared = prepare_run(*args, **kwargs)
+        shutil.copytree(begun / "run", tmp_path / "run")  # another process begins later, and ends before
+        return prepared
+
+    monkeypatch.setattr(stages, "prepare_run", slow)
+    settings = {
+        **dict(parse_settings(SMALL)),
+        "data.train": str(begun / "data.extxyz"),
+        "trainer.max_steps": 2,
+    }
+    with pytest.raises(InputError, match="holds a run already"):
+        api.train(settings, out=tmp_path / "run")
+    assert content(tmp_path / "run") == content(begun / "run")

@@ -1,7 +1,8 @@
 """Opening LMDB files without trusting them.
 
 LMDB maps a file into memory and follows the page numbers in it: a truncated or damaged file can end the
-process. Headers are therefore checked before LMDB sees a file, and every page of small files.
+process. Headers are therefore checked before LMDB sees a file, and every page of small files; and a file that somebody
+shortens or writes to while it is mapped is noticed before the next look into it.
 """
 
 from __future__ import annotations
@@ -184,11 +185,17 @@ class SharedEnvironment:
 
     LMDB allows a process one opening of a file, and none to be carried through a fork: the first access in
     a child closes what it inherited and opens the file anew.
+
+    Touching a mapped page that is no longer there ends a process by SIGBUS. So length and time of the file are looked
+    at before every read, and its headers where those have changed. A file that is replaced or removed as a whole
+    stays what it was for who has it open.
     """
 
     def __init__(self, path: Path, identity: tuple[int, int]) -> None:
         self._path = path
         self._identity = identity
+        self._state = _state(path)
+        self._header = _headers(path)
         self._begin()
 
     def get(self, key: bytes) -> bytes | None:
@@ -219,6 +226,7 @@ class SharedEnvironment:
         """Look at the transaction, which is opened anew in a child process."""
         import lmdb
 
+        self._check_unchanged()
         if self._process != os.getpid():
             self._transaction.abort()
             self._environment.close()
@@ -230,6 +238,21 @@ class SharedEnvironment:
                 return look(self._transaction)
         except lmdb.Error as error:
             raise InputError(f"is damaged: {error}", file=self._path) from error
+
+    def _check_unchanged(self) -> None:
+        try:
+            state = _state(self._path)
+        except OSError:  # removed: what is mapped stays
+            return
+        if state == self._state or state[:2] != self._identity:
+            return
+        if state[2] < self._state[2] or _headers(self._path) != self._header:
+            raise InputError(
+                "was changed while it was read",
+                file=self._path,
+                hint="put another file in its place as a whole (mv, not cp or rsync --inplace), and start again",
+            )
+        self._state = state  # touched, or longer: LMDB's pages are where they were
 
     def close(self) -> None:
         """Close the file for all who read it in this process."""
@@ -278,6 +301,21 @@ def open_readonly(path: Path, *, every_page: bool = False) -> SharedEnvironment:
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
+
+
+def _state(path: Path) -> tuple[int, int, int, int]:
+    """Which file it is, how long, and when it was written to."""
+    status = os.stat(path)  # noqa: PTH116 - for every frame, and a third faster
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _headers(path: Path) -> bytes:
+    """Both headers; they name the trees, and every commit writes one."""
+    page = _Meta(path).page_size
+    with path.open("rb") as file:
+        first = file.read(_PAGE_HEADER + _META.size)
+        file.seek(page)
+        return first + file.read(_PAGE_HEADER + _META.size)
 
 
 def _open(path: Path) -> Any:

@@ -87,7 +87,9 @@ class OtherWeights:
             inside = all(first >= 0 and 0 < size <= weights - first for first, size in places)
         except ValueError as error:
             raise InputError("what it says of its uncertainty is damaged", hint="export it again") from error
-        if not (whole and inside and np.isfinite([made.factor, made.exponent, made.quantile]).all()):
+        numbers = np.isfinite([made.factor, made.exponent, made.quantile]).all()
+        possible = numbers and made.factor > 0.0 and made.exponent >= 0.0 and made.quantile > 0.0
+        if not (whole and inside and possible):
             raise InputError("what it says of its uncertainty is damaged", hint="export it again")
         return made
 

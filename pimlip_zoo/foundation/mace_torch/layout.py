@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.foundation.mace_torch.internals import check_internals
 from pimlip_zoo.foundation.unpickle import Record
 from pimlip_zoo.models.mace import MACEConfig
 from pimlip_zoo.models.mace_nonlinear import MACENonlinearConfig
@@ -27,6 +28,7 @@ def check_layout(record: Record, config: MACEConfig | MACENonlinearConfig) -> No
     Raises:
         InputError: naming the first that differs.
     """
+    check_internals(record, config)
     last = config.num_interactions - 1
     edges = _natural(1, config.l_max)
     for n in range(config.num_interactions):

@@ -250,6 +250,8 @@ def _check_blocks(record: Record) -> None:
             found = [(gate["_act_scalar"], gate["_scalar_cst"]), (gate["_act_gate"], gate["_gate_cst"])]
         else:  # e3nn's, in files of versions before 0.3.16
             acts = [gate["act_scalars.acts.0"], gate["act_gates.acts.0"]]
+            for act in acts:
+                check_attribute(act, "_is_id", expected=False)
             found = [(act["f"], act["cst"]) for act in acts]
         for (function, constant), expected in zip(found, ("silu", "sigmoid"), strict=True):
             if not isinstance(function, Record | Named) or function.name != expected:

@@ -116,7 +116,10 @@ def activation_name(act: Any, place: str) -> str:
     """The name of an activation that is divided by its second moment; e3nn leaves out both where there is none."""
     if act is None:
         return "identity"
-    return check_activation(act["f"], act["cst"], place)
+    name = check_activation(act["f"], act["cst"], place)
+    if act["_is_id"] is True and abs(float(act["cst"]) - 1.0) > 1e-4:
+        raise InputError(f"has a {place} whose activation {name} is not multiplied by {float(act['cst']):g}")
+    return name
 
 
 def check_activation(function: Any, constant: Any, place: str) -> str:
