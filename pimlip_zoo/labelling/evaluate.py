@@ -28,8 +28,8 @@ def compute(structure: Structure, labeller: Labeller, folder: Path | None = None
     Args:
         structure: with charge and spin.
         labeller: the calculator.
-        folder: where a calculator that writes files puts them, unless it has a folder of its own; removed after a
-            success, kept after a failure.
+        folder: where a calculator that writes files puts them, unless it has a folder of its own, and where one with a
+            ``progress_folder`` keeps what it has of a long calculation; removed after a success, kept after a failure.
 
     Returns:
         ``energy``, ``forces``, ``stress`` ((3, 3), where the cell has a volume) and ``parts`` of the energy, as plain
@@ -48,6 +48,8 @@ def compute(structure: Structure, labeller: Labeller, folder: Path | None = None
             assert folder is not None
             folder.mkdir(parents=True, exist_ok=True)
             calculator.directory = str(folder)
+        if hasattr(calculator, "progress_folder"):
+            calculator.progress_folder = folder
         can = tuple(getattr(calculator, "implemented_properties", ("energy", "forces")))
         wanted = [name for name in ("energy", "forces") if name in can]
         if "stress" in can and structure.frame.pbc.all():
@@ -62,7 +64,7 @@ def compute(structure: Structure, labeller: Labeller, folder: Path | None = None
         raise CalculationError("the SCF did not converge")
     parts = calculator.results.get("parts")
     result = plain_result(results, len(atoms)) | ({"parts": parts} if parts else {})
-    if own and folder is not None:
+    if folder is not None and (own or hasattr(calculator, "progress_folder")):
         shutil.rmtree(folder, ignore_errors=True)
     return result
 

@@ -18,7 +18,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from ase.build import molecule
@@ -31,6 +31,7 @@ from pimlip_zoo.datasets.builtin_format import PackedSet
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.files import replacing
+from pimlip_zoo.locks import try_lock
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -40,8 +41,9 @@ TEMPERATURES = (300.0, 500.0, 750.0, 1000.0)
 SPLITS = {"train": 500, "valid": 100, "test": 300}
 WITH_FORCES = 50
 """The first of the test structures get forces, too."""
-FIRST = (("train", 100), ("valid", 30), ("test", 60), ("train", 300), ("test_forces", 15))
-"""What is computed first: a part that is already of use."""
+FORCES = "test_forces"
+CHUNK = 5
+"""Structures with forces are labelled in parts of so many, each a file: several processes can work at them."""
 LEVEL = "pyscf:CCSD(T)/cc-pvtz:cc-pvqz:cc-pvdz"
 STEP = 0.0025
 """Å, of the central differences."""
@@ -104,36 +106,87 @@ def _write(path: Path, frames: list[Atoms]) -> None:
         write(temporary, frames, format="extxyz")
 
 
+class Part(NamedTuple):
+    """What is labelled by one command."""
+
+    split: str
+    start: int
+    stop: int
+
+    @property
+    def labels(self) -> str:
+        """Name of the file of labels, without its ending."""
+        return f"{self.split}-{self.start}" if self.split == FORCES else self.split
+
+    @property
+    def done(self) -> str:
+        """Name of the file that says that the labels are there."""
+        return f"{self.split}-{self.start}-{self.stop}.done"
+
+
+def parts() -> list[Part]:
+    """All of them, in the order in which they are of use: the first ones make a small set."""
+    forces = [Part(FORCES, start, start + CHUNK) for start in range(0, WITH_FORCES, CHUNK)]
+    first = [
+        Part("atoms", 0, len(MULTIPLICITY)),
+        Part("train", 0, 100),
+        Part("valid", 0, 30),
+        Part("test", 0, 40),
+    ]
+    later = [Part("train", 0, 300), *(Part(name, 0, count) for name, count in SPLITS.items())]
+    return [*first, *forces[:2], later[0], *forces[2:4], *later[1:], *forces[4:]]
+
+
 def label(folder: Path, minutes: float) -> bool:
     """Compute what is missing, as long as there is time.
+
+    Several processes may do so at once: what one has begun is passed over by the others.
 
     Returns:
         Whether all is there.
     """
     end = time.monotonic() + 60 * minutes
-    jobs = [("atoms", len(MULTIPLICITY)), *FIRST, *SPLITS.items(), ("test_forces", WITH_FORCES)]
-    for name, count in jobs:
-        done = folder / f"{name}-{count}.done"
-        if done.exists():
+    all_there = True
+    for part in parts():
+        if (folder / part.done).exists():
             continue
-        level = f"{LEVEL}?forces=numerical&step={STEP}" if name == "test_forces" else LEVEL
-        command = [sys.executable, "-m", "pimlip_zoo", "label", f"{folder / name}.extxyz@:{count}"]
-        command += [
-            "--calculator",
-            level,
-            "-o",
-            f"{folder / name}.lmdb",
-            "--overwrite",
-            "--time-limit",
-            "10m",
-        ]
+        all_there = False
+        lock = try_lock(folder / f"{part.labels}.busy")
+        if lock is None:
+            print(f"{part.labels}: another process is at it", flush=True)
+            continue
         try:
-            subprocess.run(  # noqa: S603
-                command, check=True, timeout=end - time.monotonic()
-            )
-        except subprocess.TimeoutExpired:
-            return False
-        done.touch()
+            if not _label_part(folder, part, end - time.monotonic()):
+                return False
+        finally:
+            lock.release()
+    return all_there or all((folder / part.done).exists() for part in parts())
+
+
+def _label_part(folder: Path, part: Part, seconds: float) -> bool:
+    """Whether it is complete in that time."""
+    level = f"{LEVEL}?forces=numerical&step={STEP}" if part.split == FORCES else LEVEL
+    command = [
+        sys.executable,
+        "-m",
+        "pimlip_zoo",
+        "label",
+        f"{folder / part.split}.extxyz@{part.start}:{part.stop}",
+    ]
+    command += [
+        "--calculator",
+        level,
+        "-o",
+        f"{folder / part.labels}.lmdb",
+        "--overwrite",
+        "--time-limit",
+        "2h",
+    ]
+    try:
+        subprocess.run(command, check=True, timeout=max(seconds, 0.0))  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return False
+    (folder / part.done).touch()
     return True
 
 
