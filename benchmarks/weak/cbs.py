@@ -1,0 +1,256 @@
+"""The study of energies alone: coupled-cluster energies train, forces of the same level judge; resumable, a line a run.
+
+    python benchmarks/weak/cbs.py run methanol --sizes 50,100
+    python benchmarks/weak/cbs.py run ethanol --root data --sizes 100,500 --ways plain,energies-only
+    python benchmarks/weak/cbs.py show                                     (what is there)
+    python benchmarks/weak/cbs.py docs                                     (the tables of docs/results/cbs.md)
+
+methanol is built in. ethanol is CCSD(T)/cc-pVTZ, the training file of sGDML (Chmiela et al., Nat. Commun. 9, 3887
+(2018)), and 1,000 structures of rMD17 (PBE) as its low level, below --root as ethanol_ccsdt/train_1000_sgdml.extxyz and
+rmd17_ethanol1000/all_1000.extxyz. No run sees a force of the high level, validation included.
+
+Of N labels the seed draws which. Every run appends a line to results/cbs.jsonl; a line that is there is not computed
+again, and an interrupted run goes on. The run on the low level comes first, once for all ways that start from it.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results" / "cbs.jsonl"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "cbs.md"
+LOW = "low"
+STEPS = 4000
+"""Of every run with energies."""
+LOW_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """Energies of a high level, a low level with forces, and what judges."""
+
+    train: str
+    valid: str
+    tests: tuple[str, ...]
+    """Energies of the first are reported, and forces of the last."""
+    low: str
+    low_valid: str
+    cheap: str = "gfn2"
+
+
+CASES = {
+    "methanol": Case(
+        train="builtin:methanol-cbs/train",
+        valid="builtin:methanol-cbs/valid",
+        tests=("builtin:methanol-cbs/test", "builtin:methanol-cbs/test_forces"),
+        low="builtin:methanol-low/train",
+        low_valid="builtin:methanol-low/valid",
+    ),
+    "ethanol": Case(
+        train="ethanol_ccsdt/train_1000_sgdml.extxyz@0:500",
+        valid="ethanol_ccsdt/train_1000_sgdml.extxyz@500:550",
+        tests=("ethanol_ccsdt/train_1000_sgdml.extxyz@550:1000",),
+        low="rmd17_ethanol1000/all_1000.extxyz@0:900",
+        low_valid="rmd17_ethanol1000/all_1000.extxyz@900:1000",
+    ),
+}
+
+
+def term(name, weight, amplitude=0.05):
+    return {f"weak.terms.{name}.weight": weight, "weak.perturbation.amplitude": amplitude}
+
+
+def start(rate, **more):
+    """From the run on the low level."""
+    return {"finetune.run": LOW, "optimizer.lr": rate, **more}
+
+
+WAYS = {
+    "plain": {},
+    "piwsl": {"weak.preset": "piwsl"},
+    "first-order-0.001": term("pitc_first_order", 0.001),
+    "first-order-0.01": term("pitc_first_order", 0.01),
+    "first-order-0.1": term("pitc_first_order", 0.1),
+    "trapezoid": term("pitc_trapezoid", 0.1),
+    "two-estimates": term("pisc_two_estimates", 0.1),
+    "anchor": term("anchor_trapezoid", 0.1),
+    "from-low": start(3e-3),
+    "from-low-1e-3": start(1e-3),
+    "from-low-3e-4": start(3e-4),
+    "from-low-1e-4": start(1e-4),
+    "from-low+first-order": start(1e-3, **term("pitc_first_order", 0.001)),
+    "from-low+trapezoid": start(1e-3, **term("pitc_trapezoid", 0.1)),
+    "delta": {"weak.preset": "delta"},
+}
+"""Settings beside the defaults of `train`."""
+
+
+def placed(args, data):
+    """Where the data are: below --root, unless built in."""
+    return data if data.startswith("builtin:") else f"{args.root}/{data}"
+
+
+def own(args, way):
+    """What is particular to a way."""
+    settings = dict(WAYS[way])
+    if settings.get("finetune.run") == LOW:
+        settings["finetune.run"] = str(low_run(args))
+    if settings.get("weak.preset") == "delta":
+        settings["weak.labels.calculator"] = CASES[args.case].cheap
+    return settings
+
+
+def low_run(args):
+    """The run on the low level, trained where it is not there yet."""
+    folder, case = Path(args.runs) / args.case / LOW, CASES[args.case]
+    if (folder / "done").exists():
+        return folder
+    begun = (folder / "checkpoints" / "last.ckpt").exists()
+    command = [sys.executable, "-m", "pimlip_zoo", "train", "--out", str(folder)]
+    command += ["--resume"] if begun else ["--model", "nequip", "--max-steps", str(LOW_STEPS)]
+    if not begun:
+        command += ["--data", placed(args, case.low), "--valid", placed(args, case.low_valid)]
+        shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(command, check=True)
+    (folder / "done").touch()
+    return folder
+
+
+def trained(args, way, size, seed):
+    """Errors of a run; None when a signal ended it."""
+    from pimlip_zoo.experiment.curve import Point, run_point
+
+    case, point = CASES[args.case], Point(size, way, seed)
+    settings = [
+        ("data.train", placed(args, case.train)),
+        ("data.valid", placed(args, case.valid)),
+        ("data.labels", ["energy"]),
+        ("trainer.max_steps", args.steps),
+    ]
+    particular = own(args, way)
+    if "finetune.run" not in particular:
+        settings.append(("model.name", "nequip"))
+    runs, tests = Path(args.runs) / args.case, [placed(args, test) for test in case.tests]
+    if run_point(point, settings, tests, runs, variants={way: list(particular.items())}) is not None:
+        return None
+    result = json.loads((runs / point.name / "result.json").read_text())
+    if not args.keep_runs:
+        shutil.rmtree(runs / point.name)
+    return result
+
+
+def run(args):
+    """Compute what is not there yet."""
+    from pimlip_zoo.cli.console import log_to_screen
+
+    log_to_screen()
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for size in map(int, args.sizes.split(",")):
+            for way in args.ways.split(",") if args.ways else WAYS:
+                key = {"case": args.case, "way": way, "size": size, "seed": seed, "steps": args.steps}
+                if any(all(row[k] == v for k, v in key.items()) for row in read(args.out)):
+                    continue
+                print(key, flush=True)
+                result = trained(args, way, size, seed)
+                if result is None:
+                    return 130
+                tests = list(result["tests"].values())
+                row = {
+                    **key,
+                    "settings": WAYS[way],
+                    "cpu_seconds": result["cpu_seconds"],
+                    "energy_rmse": tests[0]["energy"]["rmse"],
+                    "energy_mae": tests[0]["energy"]["mae"],
+                    "forces_rmse": tests[-1]["forces"]["rmse"],
+                    "forces_mae": tests[-1]["forces"]["mae"],
+                }
+                with args.out.open("a") as stream:
+                    stream.write(json.dumps(row) + "\n")
+                print(line_of(row), flush=True)
+    return 0
+
+
+def read(file):
+    """The rows that are there."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def line_of(row):
+    return (
+        f"{row['case']:9s} {row['size']:4d} seed {row['seed']} {row['way']:24s} "
+        f"E {1000 * row['energy_rmse']:7.2f} meV  F {1000 * row['forces_rmse']:7.1f} meV/Å  {row['cpu_seconds']:5.0f} s"
+    )
+
+
+def show(args):
+    for row in sorted(read(args.out), key=lambda row: (row["case"], row["size"], row["way"], row["seed"])):
+        print(line_of(row))
+    return 0
+
+
+def docs(args):
+    """Write the tables into the page, between the marks of each case."""
+    page, rows = args.page.read_text(), read(args.out)
+    for case in CASES:
+        begin, end = (f"<!-- cbs {case}: {word} -->" for word in ("begin", "end"))
+        if begin in page:
+            before, rest = page.split(begin)
+            page = f"{before}{begin}\n{table_of([row for row in rows if row['case'] == case])}\n{end}{rest.split(end)[1]}"
+    args.page.write_text(page)
+    return 0
+
+
+def table_of(rows):
+    """Mean and standard deviation over seeds."""
+    lines = ["| energies | training | E meV | F meV/Å | CPU s | seeds |", "|---|---|---|---|---|---|"]
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["size"], row["way"]), []).append(row)
+    order = list(WAYS)
+    for (size, way), members in sorted(
+        groups.items(), key=lambda item: (item[0][0], order.index(item[0][1]))
+    ):
+        cells = [size, way, *(spread(members, key) for key in ("energy_rmse", "forces_rmse"))]
+        cells += [f"{statistics.mean(row['cpu_seconds'] for row in members):.0f}", len(members)]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def spread(rows, key):
+    values = [1000 * row[key] for row in rows]
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("run", "low", "show", "docs"))
+    parser.add_argument("case", nargs="?", choices=tuple(CASES))
+    parser.add_argument("--root", default="data", help="folder of the data sets that are not built in")
+    parser.add_argument("--runs", default="runs-cbs", help="where the runs are kept while they last")
+    parser.add_argument("--sizes", default="100")
+    parser.add_argument("--ways", help=f"some of {','.join(WAYS)}; all")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--keep-runs", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    args = parser.parse_args()
+    if args.what in ("run", "low") and args.case is None:
+        parser.error("which case? methanol or ethanol")
+    if args.what == "low":
+        low_run(args)
+        return 0
+    return {"run": run, "show": show, "docs": docs}[args.what](args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
