@@ -1,7 +1,7 @@
 """The study of energies alone: coupled-cluster energies train, forces of the same level judge; resumable, a line a run.
 
     python benchmarks/weak/cbs.py run methanol --sizes 50,100
-    python benchmarks/weak/cbs.py run ethanol --root data --sizes 100,500 --ways plain,energies-only
+    python benchmarks/weak/cbs.py run ethanol --root data --sizes 100,500 --ways plain,pitc_central:1:0.15
     python benchmarks/weak/cbs.py show                                     (what is there)
     python benchmarks/weak/cbs.py docs                                     (the tables of docs/results/cbs.md)
 
@@ -61,33 +61,23 @@ CASES = {
 }
 
 
-def term(name, weight, amplitude=0.05):
-    return {f"weak.terms.{name}.weight": weight, "weak.perturbation.amplitude": amplitude}
-
-
-def start(rate, **more):
-    """From the run on the low level."""
-    return {"finetune.run": LOW, "optimizer.lr": rate, **more}
-
-
-WAYS = {
-    "plain": {},
-    "piwsl": {"weak.preset": "piwsl"},
-    "first-order-0.001": term("pitc_first_order", 0.001),
-    "first-order-0.01": term("pitc_first_order", 0.01),
-    "first-order-0.1": term("pitc_first_order", 0.1),
-    "trapezoid": term("pitc_trapezoid", 0.1),
-    "two-estimates": term("pisc_two_estimates", 0.1),
-    "anchor": term("anchor_trapezoid", 0.1),
-    "from-low": start(3e-3),
-    "from-low-1e-3": start(1e-3),
-    "from-low-3e-4": start(3e-4),
-    "from-low-1e-4": start(1e-4),
-    "from-low+first-order": start(1e-3, **term("pitc_first_order", 0.001)),
-    "from-low+trapezoid": start(1e-3, **term("pitc_trapezoid", 0.1)),
-    "delta": {"weak.preset": "delta"},
-}
-"""Settings beside the defaults of `train`."""
+WAYS = (
+    "plain",
+    "piwsl",
+    "pitc_first_order:0.001:0.05",
+    "pitc_first_order:0.01:0.05",
+    "pitc_central:1:0.05",
+    "pitc_central:1:0.15",
+    "pitc_central:10:0.1",
+    "anchor_trapezoid:1:0.1",
+    "low:3e-3",
+    "low:1e-3",
+    "low:3e-4",
+    "low:1e-3+pitc_central:1:0.1",
+    "delta",
+)
+"""``plain``; a preset; ``TERM:WEIGHT:AMPLITUDE`` is a consistency loss and its displacements in Å; ``low:RATE`` begins
+with the run on the low level, at that learning rate; several are joined by +."""
 
 
 def placed(args, data):
@@ -96,12 +86,19 @@ def placed(args, data):
 
 
 def own(args, way):
-    """What is particular to a way."""
-    settings = dict(WAYS[way])
-    if settings.get("finetune.run") == LOW:
-        settings["finetune.run"] = str(low_run(args))
-    if settings.get("weak.preset") == "delta":
-        settings["weak.labels.calculator"] = CASES[args.case].cheap
+    """The settings of a way."""
+    settings = {}
+    for part in way.split("+"):
+        name, *numbers = part.split(":")
+        if name == LOW:
+            settings |= {"finetune.run": str(low_run(args)), "optimizer.lr": float(numbers[0])}
+        elif numbers:
+            settings[f"weak.terms.{name}.weight"] = float(numbers[0])
+            settings["weak.perturbation.amplitude"] = float(numbers[1])
+        elif name != "plain":
+            settings["weak.preset"] = name
+            if name == "delta":
+                settings["weak.labels.calculator"] = CASES[args.case].cheap
     return settings
 
 
@@ -162,7 +159,6 @@ def run(args):
                 tests = list(result["tests"].values())
                 row = {
                     **key,
-                    "settings": WAYS[way],
                     "cpu_seconds": result["cpu_seconds"],
                     "energy_rmse": tests[0]["energy"]["rmse"],
                     "energy_mae": tests[0]["energy"]["mae"],
@@ -200,7 +196,8 @@ def docs(args):
         begin, end = (f"<!-- cbs {case}: {word} -->" for word in ("begin", "end"))
         if begin in page:
             before, rest = page.split(begin)
-            page = f"{before}{begin}\n{table_of([row for row in rows if row['case'] == case])}\n{end}{rest.split(end)[1]}"
+            table = table_of([row for row in rows if row["case"] == case])
+            page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
     args.page.write_text(page)
     return 0
 
@@ -221,6 +218,11 @@ def table_of(rows):
     return "\n".join(lines)
 
 
+def order_of(way):
+    """Those of the list first, in its order."""
+    return WAYS.index(way) if way in WAYS else len(WAYS), way
+
+
 def spread(rows, key):
     values = [1000 * row[key] for row in rows]
     mean = f"{statistics.mean(values):.1f}"
@@ -236,7 +238,7 @@ def main():
     parser.add_argument("--root", default="data", help="folder of the data sets that are not built in")
     parser.add_argument("--runs", default="runs-cbs", help="where the runs are kept while they last")
     parser.add_argument("--sizes", default="100")
-    parser.add_argument("--ways", help=f"some of {','.join(WAYS)}; all")
+    parser.add_argument("--ways", help=f"with commas; {','.join(WAYS)}")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
