@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,10 @@ from pimlip_zoo.labelling.calculators import Labeller
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.structures import Structure, as_atoms
 
-__all__ = ["compute", "force_factor", "plain_result"]
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["compute", "force_factor", "input_writer", "plain_result"]
 
 _STEP = 0.01
 """Å, of the structures by which energies and forces are compared."""
@@ -47,7 +52,8 @@ def compute(structure: Structure, labeller: Labeller, folder: Path | None = None
         if own:
             assert folder is not None
             folder.mkdir(parents=True, exist_ok=True)
-            calculator.directory = str(folder)
+            # FileIOCalculator makes text of it, GenericFileIOCalculator needs a Path. CP2K has little room for a name.
+            calculator.directory = folder if input_writer(calculator) else Path(os.path.relpath(folder))
         if hasattr(calculator, "progress_folder"):
             calculator.progress_folder = folder
         can = tuple(getattr(calculator, "implemented_properties", ("energy", "forces")))
@@ -136,13 +142,22 @@ def force_factor(structure: Structure, labeller: Labeller, forces: NDArray[np.fl
     return slope / said if max(abs(slope), said) > _SMALL else None
 
 
-def _writes_here(calculator: Any) -> bool:
-    """Whether a calculator writes files, and into the folder that the command was called in."""
-    from ase.calculators.calculator import FileIOCalculator
-    from ase.calculators.genericfileio import GenericFileIOCalculator
+def input_writer(calculator: Any) -> Callable[[Atoms, list[str]], None] | None:
+    """What writes the input files of a calculator's program, into its ``directory``; None where there is nothing.
 
-    writes = isinstance(calculator, FileIOCalculator | GenericFileIOCalculator)
-    return writes and Path(calculator.directory).resolve() == Path.cwd()
+    ASE has no common class: ``FileIOCalculator`` and ``Vasp`` have ``write_input``, ``GenericFileIOCalculator`` has
+    ``write_inputfiles``.
+    """
+    return getattr(calculator, "write_inputfiles", None) or getattr(calculator, "write_input", None)
+
+
+def _writes_here(calculator: Any) -> bool:
+    """Whether a calculator writes files, and into the folder that the command was called in.
+
+    One that writes no input by itself, such as CP2K through its shell, has a name for its files: the ``prefix``.
+    """
+    writes = input_writer(calculator) is not None or getattr(calculator, "prefix", None)
+    return bool(writes) and Path(getattr(calculator, "directory", "")).resolve() == Path.cwd()
 
 
 def _check_charge(structure: Structure, labeller: Labeller) -> None:
