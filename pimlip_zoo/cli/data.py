@@ -270,9 +270,10 @@ def builtin_command(
             screen.print(f"{key:18s} {escape(str(text))}")
         return
     for known in builtin_names():
-        splits = ", ".join(f"{split} {count}" for split, count in builtin_splits(known).items())
+        counts = ", ".join(f"{split} {count}" for split, count in builtin_splits(known).items())
         level = str(builtin_provenance(known)["level_of_theory"]).split(",")[0].split(" (")[0]
-        screen.print(f"builtin:{known:14s} {escape(level):44s} {splits}")
+        screen.print(f"builtin:{known:14s} {escape(level)}")
+        screen.print(f"{'':22s} {counts}")
 
 
 def _labels(text: str | None) -> list[str]:

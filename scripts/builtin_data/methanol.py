@@ -241,7 +241,10 @@ def pack(folder: Path, out: Path) -> None:
                 "largest_net_force": f"{max(noise):.1e} eV/Å, of {FORCES}: what the differences are uncertain by",
                 "convergence": "SCF 1e-10 Hartree, CCSD 1e-8 Hartree",
                 "atom_energies": "unrestricted, ground states H 2S, C 3P, O 3P",
-                "made_with": {package: _version(package) for package in ("pyscf", "tblite", "ase", "numpy")},
+                "made_with": {
+                    "pyscf": _calculator(folder / "atoms.lmdb.journal")["version"].removeprefix("pyscf "),
+                    **{package: _version(package) for package in ("tblite", "ase", "numpy")},
+                },
                 "splits": {name: {"frames": len(frames)} for name, frames in splits.items()},
                 "planned": {**SPLITS, FORCES: WITH_FORCES},
             },
@@ -289,12 +292,17 @@ def _labelled(folder: Path, split: str, files: Sequence[Path]) -> list[Frame]:
 
 def _read_journal(path: Path, calculator: str) -> dict[str, Any]:
     """Results by key; a line that is being written just now is passed over."""
-    head, *lines = path.read_text().splitlines(keepends=True)
-    name = json.loads(head)["calculator"]["name"]
+    lines = path.read_text().splitlines(keepends=True)[1:]
+    name = _calculator(path)["name"]
     if name != calculator:
         raise InputError(f"its labels are of {name}, not of {calculator}", file=path)
     entries = [json.loads(line) for line in lines if line.endswith("\n")]
     return {entry["key"]: entry["result"] for entry in entries if "result" in entry}
+
+
+def _calculator(journal: Path) -> dict[str, str]:
+    """Name, version and level of what computed it."""
+    return dict(json.loads(journal.read_text().partition("\n")[0])["calculator"])
 
 
 def _kept(frame: Frame) -> Frame:
