@@ -17,7 +17,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "results" / "cbs.md"
 LOW = "low"
 STEPS = 4000
 """Of every run with energies."""
-LOW_STEPS = 10_000
+LOW_STEPS = 5000
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,18 @@ def low_run(args):
     if (folder / "done").exists():
         return folder
     begun = (folder / "checkpoints" / "last.ckpt").exists()
-    command = [sys.executable, "-m", "pimlip_zoo", "train", "--out", str(folder)]
+    command = ["train", "--out", str(folder)]
     command += ["--resume"] if begun else ["--model", "nequip", "--max-steps", str(LOW_STEPS)]
     if not begun:
         command += ["--data", placed(args, case.low), "--valid", placed(args, case.low_valid)]
         shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run(command, check=True)
+    from pimlip_zoo.cli import app
+
+    try:
+        app(command)  # in this process, so that a signal ends it at a checkpoint
+    except SystemExit as end:
+        if end.code:
+            raise
     (folder / "done").touch()
     return folder
 
