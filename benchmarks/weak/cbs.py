@@ -24,7 +24,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "cbs.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "cbs.md"
 LOW = "low"
-STEPS = 4000
+STEPS = 2000
 """Of every run with energies."""
 LOW_STEPS = 5000
 
