@@ -76,7 +76,7 @@ WAYS = (
     "delta",
 )
 """``plain``; a preset; ``TERM:WEIGHT:AMPLITUDE`` is a consistency loss and its displacements in Å; ``low:RATE`` begins
-with the run on the low level, at that learning rate; several are joined by +."""
+with the run on the low level, at that learning rate; ``KEY=JSON`` is any option; several are joined by +."""
 
 
 def placed(args, data):
@@ -89,7 +89,10 @@ def own(args, way):
     settings = {}
     for part in way.split("+"):
         name, *numbers = part.split(":")
-        if name == LOW:
+        if "=" in part:
+            key, _, value = part.partition("=")
+            settings[key] = json.loads(value)
+        elif name == LOW:
             settings |= {"finetune.run": str(low_run(args)), "optimizer.lr": float(numbers[0])}
         elif numbers:
             settings[f"weak.terms.{name}.weight"] = float(numbers[0])
