@@ -2,6 +2,7 @@
 
     python benchmarks/weak/cbs.py run methanol --sizes 50,100
     python benchmarks/weak/cbs.py run ethanol --root data --sizes 100,500 --ways plain,pitc_central:1:0.15
+    python benchmarks/weak/cbs.py judge methanol                   (again, of runs that --keep-runs kept)
     python benchmarks/weak/cbs.py show                                     (what is there)
     python benchmarks/weak/cbs.py docs                                     (the tables of docs/results/cbs.md)
 
@@ -164,19 +165,42 @@ def run(args):
                 result = trained(args, way, size, seed)
                 if result is None:
                     return 130
-                tests = list(result["tests"].values())
-                row = {
-                    **key,
-                    "cpu_seconds": result["cpu_seconds"],
-                    "energy_rmse": tests[0]["energy"]["rmse"],
-                    "energy_mae": tests[0]["energy"]["mae"],
-                    "forces_rmse": tests[-1]["forces"]["rmse"],
-                    "forces_mae": tests[-1]["forces"]["mae"],
-                }
+                row = {**key, "cpu_seconds": result["cpu_seconds"], **errors(list(result["tests"].values()))}
                 with args.out.open("a") as stream:
                     stream.write(json.dumps(row) + "\n")
                 print(line_of(row), flush=True)
     return 0
+
+
+def judge(args):
+    """Errors of the runs that were kept, anew, such as when there are more test structures than there were."""
+    from pimlip_zoo.evaluation import evaluate
+    from pimlip_zoo.training.checkpoint import baseline_of, load_potential
+
+    rows = read(args.out)
+    for row in rows:
+        folder = Path(args.runs) / row["case"] / f"{row['way']}-{row['size']}-seed{row['seed']}"
+        if row["case"] != args.case or not (folder / "result.json").exists():
+            continue
+        if json.loads((folder / "result.json").read_text())["steps"] != row["steps"]:
+            continue
+        potential, baseline = load_potential(folder, difference=True), baseline_of(folder)
+        tests = [placed(args, test) for test in CASES[args.case].tests]
+        row.update(
+            errors([evaluate(potential, test, baseline=baseline, trust=True).summary for test in tests])
+        )
+        print(line_of(row), flush=True)
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return 0
+
+
+def errors(tests):
+    """What is reported of summaries of the test sets."""
+    return {
+        **{f"energy_{kind}": tests[0]["energy"][kind] for kind in ("rmse", "mae")},
+        **{f"forces_{kind}": tests[-1]["forces"][kind] for kind in ("rmse", "mae")},
+        "structures_with_forces": tests[-1]["n_structures"],
+    }
 
 
 def read(file):
@@ -241,7 +265,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("run", "low", "show", "docs"))
+    parser.add_argument("what", choices=("run", "low", "judge", "show", "docs"))
     parser.add_argument("case", nargs="?", choices=tuple(CASES))
     parser.add_argument("--root", default="data", help="folder of the data sets that are not built in")
     parser.add_argument("--runs", default="runs-cbs", help="where the runs are kept while they last")
@@ -254,12 +278,12 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args()
-    if args.what in ("run", "low") and args.case is None:
+    if args.what in ("run", "low", "judge") and args.case is None:
         parser.error("which case? methanol or ethanol")
     if args.what == "low":
         low_run(args)
         return 0
-    return {"run": run, "show": show, "docs": docs}[args.what](args)
+    return {"run": run, "judge": judge, "show": show, "docs": docs}[args.what](args)
 
 
 if __name__ == "__main__":
