@@ -1,7 +1,7 @@
 """The study of energies alone: coupled-cluster energies train, forces of the same level judge; resumable, a line a run.
 
     python benchmarks/weak/cbs.py run methanol --sizes 50,100
-    python benchmarks/weak/cbs.py run ethanol --root data --sizes 100,500 --ways plain,pitc_central:1:0.15
+    python benchmarks/weak/cbs.py run ethanol --root data --sizes 100,500 --ways plain,pitc_central:1:0.05
     python benchmarks/weak/cbs.py judge methanol                   (again, of runs that --keep-runs kept)
     python benchmarks/weak/cbs.py show                                     (what is there)
     python benchmarks/weak/cbs.py docs                                     (the tables of docs/results/cbs.md)
@@ -25,7 +25,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "cbs.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "cbs.md"
 LOW = "low"
-STEPS = 2000
+STEPS = 1000
 """Of every run with energies."""
 LOW_STEPS = 5000
 
@@ -64,17 +64,18 @@ CASES = {
 WAYS = (
     "plain",
     "piwsl",
-    "pitc_first_order:0.001:0.05",
-    "pitc_first_order:0.01:0.05",
     "pitc_central:1:0.05",
-    "pitc_central:1:0.15",
-    "pitc_central:10:0.1",
-    "anchor_trapezoid:1:0.1",
+    "pitc_first_order:0.001:0.05",
+    "low:1e-2",
     "low:3e-3",
     "low:1e-3",
     "low:3e-4",
-    "low:1e-3+pitc_central:1:0.1",
+    "low:3e-3+finetune.lora=4",
+    "low:3e-3+pitc_central:1:0.05",
     "delta",
+    "delta+optimizer.lr=0.003",
+    "delta+pitc_central:10:0.15",
+    "delta+pitc_first_order:0.01:0.1",
 )
 """``plain``; a preset; ``TERM:WEIGHT:AMPLITUDE`` is a consistency loss and its displacements in Å; ``low:RATE`` begins
 with the run on the low level, at that learning rate; ``KEY=JSON`` is any option; several are joined by +."""
