@@ -252,6 +252,30 @@ def get_command(
     screen.print(f"{target}{known.options}")
 
 
+@app.command("builtin", epilog="Example: pimlip-zoo data builtin methanol-cbs")
+def builtin_command(
+    name: Annotated[str | None, typer.Argument(help="A set; without a name all are listed.")] = None,
+) -> None:
+    """The sets that come with the package, for --data builtin:NAME/SPLIT; with a name how it was made."""
+    from rich.markup import escape
+
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.builtin import builtin_names, builtin_provenance, builtin_splits
+
+    screen = console()
+    if name is not None:
+        splits = builtin_splits(name)
+        for key, value in {**builtin_provenance(name), "splits": splits}.items():
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            screen.print(f"{key:18s} {escape(str(text))}")
+        return
+    for known in builtin_names():
+        counts = ", ".join(f"{split} {count}" for split, count in builtin_splits(known).items())
+        level = str(builtin_provenance(known)["level_of_theory"]).split(",")[0].split(" (")[0]
+        screen.print(f"builtin:{known:14s} {escape(level)}")
+        screen.print(f"{'':22s} {counts}")
+
+
 def _labels(text: str | None) -> list[str]:
     from pimlip_zoo.errors import InputError, did_you_mean
 

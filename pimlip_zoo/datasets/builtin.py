@@ -1,7 +1,9 @@
 """The data sets that come with the package; ``scripts/builtin_data`` makes them again.
 
 ``ethanol-gfn2`` is a molecule's dynamics with GFN2-xTB; ``cual-emt`` periodic copper and aluminium with
-the effective-medium potential. Both are small, and meant for demonstrations, tests and method studies.
+the effective-medium potential. ``methanol-cbs`` has energies of CCSD(T) at the limit of the basis set, no forces but
+for a few structures to judge by; ``methanol-low`` its structures with GFN2-xTB. All are small, and meant for
+demonstrations, tests and method studies.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ __all__ = [
     "load_builtin",
 ]
 
-_NAMES = ("ethanol-gfn2", "cual-emt")
+_NAMES = ("ethanol-gfn2", "cual-emt", "methanol-cbs", "methanol-low")
 _DEFAULT_SPLIT = "train"
 
 

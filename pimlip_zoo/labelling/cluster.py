@@ -20,7 +20,7 @@ import numpy as np
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import read_text, regular_file, replacing
 from pimlip_zoo.labelling.calculators import Labeller, find_labeller
-from pimlip_zoo.labelling.evaluate import plain_result
+from pimlip_zoo.labelling.evaluate import input_writer, plain_result
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.journal import entries_of, journal_path, opened_journal
 from pimlip_zoo.labelling.label import Labelling, check_output, finish
@@ -61,8 +61,8 @@ def write_folders(
 ) -> Written:
     """Write ``FOLDER/00000``, ``00001``, ... with ``structure.extxyz`` each, and ``array.slurm``.
 
-    Where the calculator writes input files of a program (ASE's ``FileIOCalculator`` and ``GenericFileIOCalculator``),
-    these are there, too. The script runs ``pimlip-zoo label`` in each folder.
+    Where the calculator writes input files of a program, these are there, too. The script runs ``pimlip-zoo label`` in
+    each folder.
 
     Args:
         structures: equal ones get one folder.
@@ -237,9 +237,6 @@ def _moved(atoms: Any, structure: Structure) -> float:
 
 def _native_inputs(structure: Structure, labeller: Labeller, place: Path) -> bool:
     """Write what the calculator's program reads, if it is one that reads files."""
-    from ase.calculators.calculator import FileIOCalculator
-    from ase.calculators.genericfileio import GenericFileIOCalculator
-
     atoms = as_atoms(structure)
     try:
         calculator: Any = labeller.make(atoms)
@@ -247,15 +244,12 @@ def _native_inputs(structure: Structure, labeller: Labeller, place: Path) -> boo
         raise
     except Exception as error:
         raise InputError(f"{labeller.name} fails: {reason_of(error)}", key="--calculator") from error
-    if isinstance(calculator, GenericFileIOCalculator):
-        calculator.directory = place
-        calculator.write_inputfiles(atoms, ["energy", "forces"])
-        return True
-    if isinstance(calculator, FileIOCalculator):
-        calculator.directory = str(place)
-        calculator.write_input(atoms, ["energy", "forces"])
-        return True
-    return False
+    write = input_writer(calculator)
+    if write is None:
+        return False
+    calculator.directory = place
+    write(atoms, ["energy", "forces"])
+    return True
 
 
 def _script(

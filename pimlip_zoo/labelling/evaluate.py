@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,10 @@ from pimlip_zoo.labelling.calculators import Labeller
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.structures import Structure, as_atoms
 
-__all__ = ["compute", "force_factor", "plain_result"]
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["compute", "force_factor", "input_writer", "plain_result"]
 
 _STEP = 0.01
 """Å, of the structures by which energies and forces are compared."""
@@ -28,8 +33,8 @@ def compute(structure: Structure, labeller: Labeller, folder: Path | None = None
     Args:
         structure: with charge and spin.
         labeller: the calculator.
-        folder: where a calculator that writes files puts them, unless it has a folder of its own; removed after a
-            success, kept after a failure.
+        folder: where a calculator that writes files puts them, unless it has a folder of its own, and where one with a
+            ``progress_folder`` keeps what it has of a long calculation; removed after a success, kept after a failure.
 
     Returns:
         ``energy``, ``forces``, ``stress`` ((3, 3), where the cell has a volume) and ``parts`` of the energy, as plain
@@ -47,7 +52,10 @@ def compute(structure: Structure, labeller: Labeller, folder: Path | None = None
         if own:
             assert folder is not None
             folder.mkdir(parents=True, exist_ok=True)
-            calculator.directory = str(folder)
+            # FileIOCalculator makes text of it, GenericFileIOCalculator needs a Path. CP2K has little room for a name.
+            calculator.directory = folder if input_writer(calculator) else Path(os.path.relpath(folder))
+        if hasattr(calculator, "progress_folder"):
+            calculator.progress_folder = folder
         can = tuple(getattr(calculator, "implemented_properties", ("energy", "forces")))
         wanted = [name for name in ("energy", "forces") if name in can]
         if "stress" in can and structure.frame.pbc.all():
@@ -62,7 +70,7 @@ def compute(structure: Structure, labeller: Labeller, folder: Path | None = None
         raise CalculationError("the SCF did not converge")
     parts = calculator.results.get("parts")
     result = plain_result(results, len(atoms)) | ({"parts": parts} if parts else {})
-    if own and folder is not None:
+    if folder is not None and (own or hasattr(calculator, "progress_folder")):
         shutil.rmtree(folder, ignore_errors=True)
     return result
 
@@ -137,13 +145,22 @@ def force_factor(structure: Structure, labeller: Labeller, forces: NDArray[np.fl
     return slope / said if max(abs(slope), said) > _SMALL else None
 
 
-def _writes_here(calculator: Any) -> bool:
-    """Whether a calculator writes files, and into the folder that the command was called in."""
-    from ase.calculators.calculator import FileIOCalculator
-    from ase.calculators.genericfileio import GenericFileIOCalculator
+def input_writer(calculator: Any) -> Callable[[Atoms, list[str]], None] | None:
+    """What writes the input files of a calculator's program, into its ``directory``; None where there is nothing.
 
-    writes = isinstance(calculator, FileIOCalculator | GenericFileIOCalculator)
-    return writes and Path(calculator.directory).resolve() == Path.cwd()
+    ASE has no common class: ``FileIOCalculator`` and ``Vasp`` have ``write_input``, ``GenericFileIOCalculator`` has
+    ``write_inputfiles``.
+    """
+    return getattr(calculator, "write_inputfiles", None) or getattr(calculator, "write_input", None)
+
+
+def _writes_here(calculator: Any) -> bool:
+    """Whether a calculator writes files, and into the folder that the command was called in.
+
+    One that writes no input by itself, such as CP2K through its shell, has a name for its files: the ``prefix``.
+    """
+    writes = input_writer(calculator) is not None or getattr(calculator, "prefix", None)
+    return bool(writes) and Path(getattr(calculator, "directory", "")).resolve() == Path.cwd()
 
 
 def _check_charge(structure: Structure, labeller: Labeller) -> None:

@@ -13,9 +13,11 @@ PySCF: Q. Sun et al., J. Chem. Phys. 153, 024109 (2020).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -23,6 +25,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from numpy.typing import NDArray
 
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.files import append, write_text
 from pimlip_zoo.labelling.basis_limit import extrapolation, is_basis_name
 from pimlip_zoo.labelling.failures import CalculationError
 
@@ -156,6 +159,8 @@ class PySCFCalculator(Calculator):
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
+    progress_folder: Path | None = None
+    """Where energies of central differences are kept until all are there."""
 
     def __init__(self, level: QuantumLevel, memory: float | None = None) -> None:
         super().__init__()
@@ -189,17 +194,21 @@ class PySCFCalculator(Calculator):
             self.results["forces"] = self._numerical() if forces is None else forces
 
     def _numerical(self) -> NDArray[np.float64]:
-        """(N, 3) eV/Å, central differences of the energy."""
+        """(N, 3) eV/Å, central differences of the energy; what was computed before a kill is taken from the folder."""
         from ase.units import Hartree
 
         positions, step = self.atoms.positions, self.level.step
+        known = _Displaced(self.progress_folder, self.level, self.atoms)
         forces = np.zeros_like(positions)
         for place in np.ndindex(*positions.shape):
             energies = []
-            for sign in (1.0, -1.0):
-                moved = positions.copy()
-                moved[place] += sign * step
-                energies.append(self._parts(moved, gradient=False)[0]["total"])
+            for sign in (1, -1):
+                name = f"{place[0]} {'xyz'[place[1]]} {sign:+d}"
+                if name not in known.energies:
+                    moved = positions.copy()
+                    moved[place] += sign * step
+                    known.add(name, self._parts(moved, gradient=False)[0]["total"])
+                energies.append(known.energies[name])
             forces[place] = -(energies[0] - energies[1]) * Hartree / (2 * step)
         return forces
 
@@ -305,6 +314,35 @@ class PySCFCalculator(Calculator):
         if not cluster.converged:
             raise CalculationError("the coupled-cluster equations do not converge")
         return float(cluster.e_corr) + (float(cluster.ccsd_t()) if method == "ccsd(t)" else 0.0)
+
+
+class _Displaced:
+    """Energies in Hartree of displaced structures, written down one by one where there is a folder for them."""
+
+    def __init__(self, folder: Path | None, level: QuantumLevel, atoms: Atoms) -> None:
+        self.energies: dict[str, float] = {}
+        self._path = folder / "displaced.jsonl" if folder is not None else None
+        if folder is None or self._path is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        charge, unpaired = _charge_and_spin(atoms)
+        about = [str(level), atoms.numbers.tolist(), atoms.positions.tolist(), charge, unpaired]
+        head = json.dumps(about)
+        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+        if not lines or lines[0] != head + "\n":
+            write_text(self._path, head + "\n")
+            return
+        for line in lines[1:]:
+            if line.endswith("\n"):  # else it was being written when its process was killed
+                name, energy = json.loads(line)
+                self.energies[name] = energy
+        if not lines[-1].endswith("\n"):
+            write_text(self._path, "".join(lines[:-1]))
+
+    def add(self, name: str, energy: float) -> None:
+        self.energies[name] = energy
+        if self._path is not None:
+            append(self._path, json.dumps([name, energy]) + "\n")
 
 
 def _charge_and_spin(atoms: Atoms) -> tuple[int, int]:

@@ -1,17 +1,27 @@
 """PySCF as a calculator: levels are read as written, limits are those of the formulas, energies those of PySCF."""
 
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.io import write
 from ase.units import Hartree
 
+from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.labelling.basis_limit import extrapolation
+from pimlip_zoo.labelling.calculators import find_labeller
+from pimlip_zoo.labelling.evaluate import compute
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.quantum import PySCFCalculator, parse_level
+from pimlip_zoo.labelling.structures import Structure
 
 
 def energy(atoms, text):
@@ -96,6 +106,83 @@ class TestWithPySCF:
             parse_level(text + ("&" if "?" in text else "?") + "forces=numerical&step=0.001")
         )
         assert np.allclose(atoms.get_forces(), forces, atol=3e-3 if "pbe" in text else 2e-5)
+
+    def test_central_differences_go_on_where_they_were_stopped(self, tmp_path, monkeypatch):
+        atoms = molecule("HF")
+        atoms.rattle(0.05, seed=1)
+        level = parse_level("hf/sto-3g?forces=numerical")
+        whole = PySCFCalculator(level)
+        whole.calculate(atoms, ("energy", "forces"))
+        computed, single = [], PySCFCalculator._parts
+
+        def parts(calculator, positions, *, gradient, most=5):
+            if len(computed) == most:
+                raise KeyboardInterrupt
+            computed.append(positions)
+            return single(calculator, positions, gradient=gradient)
+
+        monkeypatch.setattr(PySCFCalculator, "_parts", parts)
+        calculator = PySCFCalculator(level)
+        calculator.progress_folder = tmp_path / "kept"
+        with pytest.raises(KeyboardInterrupt):
+            calculator.calculate(atoms, ("energy", "forces"))
+        file = tmp_path / "kept" / "displaced.jsonl"
+        assert file.read_text().count("\n") == 1 + 4  # what it is of, and all but the structure itself
+        with file.open("a") as stream:
+            stream.write('["1 z -1", -9')  # the line that a kill tears
+
+        monkeypatch.setattr(
+            PySCFCalculator, "_parts", lambda *a, gradient: parts(*a, gradient=gradient, most=None)
+        )
+        computed.clear()
+        calculator.calculate(atoms, ("energy", "forces"))
+        assert len(computed) == 1 + 12 - 4
+        np.testing.assert_array_equal(calculator.results["forces"], whole.results["forces"])
+
+        atoms.rattle(0.05, seed=2)  # another structure: nothing of the first is taken
+        computed.clear()
+        calculator.calculate(atoms, ("energy", "forces"))
+        assert len(computed) == 1 + 12
+
+    def test_what_was_kept_of_a_calculation_is_gone_when_its_result_is_there(self, tmp_path):
+        structure = Structure(Frame(numbers=np.array([2]), positions=np.zeros((1, 3))))
+        labeller = find_labeller("pyscf:hf/sto-3g?forces=numerical")
+        result = compute(structure, labeller, tmp_path / "kept")
+        assert np.abs(result["forces"]).max() < 1e-6
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.slow
+    def test_a_kill_in_the_middle_of_central_differences_loses_one_energy_at_most(self, tmp_path):
+        water = molecule("H2O")
+        water.rattle(0.05, seed=1)
+        write(tmp_path / "water.extxyz", water)
+        level = "pyscf:ccsd(t)/cc-pvdz:cc-pvtz:cc-pvdz?forces=numerical"
+        command = [sys.executable, "-m", "pimlip_zoo", "label", "water.extxyz", "--calculator", level]
+        command += ["-o", "water.lmdb"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        kept, end = tmp_path / "water.lmdb.scratch", time.monotonic() + 120
+
+        def lines():
+            return sum(file.read_bytes().count(b"\n") for file in kept.glob("*/displaced.jsonl"))
+
+        while lines() < 4 and time.monotonic() < end:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.5)
+        there = lines()
+        assert 4 <= there < 19
+        time.sleep(2.0)
+        assert lines() == there  # the process that computes went with its parent
+        begun = time.monotonic()
+        first = next(kept.glob("*/displaced.jsonl")).read_text()
+        again = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        while lines() <= there and time.monotonic() < begun + 120:
+            time.sleep(0.01)
+        assert next(kept.glob("*/displaced.jsonl")).read_text().startswith(first)
+        assert again.wait(300) == 0
+        assert not kept.exists()
+        assert load_frames(str(tmp_path / "water.lmdb"))[0].forces.shape == (3, 3)
 
     def test_open_shells_and_ions_are_told_apart(self):
         hydrogen = Atoms("H")
