@@ -274,7 +274,11 @@ def _length(config: Any) -> str:
     if config.trainer.max_time is None:
         return text
     whole = " all together" if before else ""
-    pool = "" if labels is None else "\n(--max-time is that of the training: computing weak labels comes before it)"
+    pool = (
+        ""
+        if labels is None
+        else "\n(--max-time is that of the training: computing weak labels comes before it)"
+    )
     return f"{text}, or {config.trainer.max_time}{whole} if that is sooner{pool}"
 
 

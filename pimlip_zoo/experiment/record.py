@@ -17,6 +17,7 @@ from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.ranks import from_rank_zero
+from pimlip_zoo.experiment.seen import recorded_hashes
 from pimlip_zoo.files import read_text, write_text
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
 
@@ -27,6 +28,7 @@ __all__ = [
     "check_data",
     "check_settings",
     "data_record",
+    "kept_record",
     "write_record",
 ]
 
@@ -35,7 +37,8 @@ log = logging.getLogger("pimlip_zoo")
 CONFIG, DATA = "config.yaml", "data.json"
 
 DataRecord = dict[str, dict[str, Any]]
-"""By part (training, validation, unlabelled): the DATA specification, how many structures, and their hash."""
+"""By part (training, validation, unlabelled): the DATA specification, how many structures, and their hash; of the
+structures of the first two, hashes of their geometries, too."""
 
 MAY_CHANGE = (
     "data.train",  # under another name the structures have to be the same
@@ -69,8 +72,6 @@ MAY_CHANGE = (
 )
 """Options, and sections of them, that take effect when a run is resumed; all others are what the run began with."""
 
-"""Records of a store that are hashed beside its index."""
-
 
 def data_record(config: RunConfig, split: tuple[Sequence[Frame], Sequence[Frame]]) -> DataRecord:
     """What is compared when the run is resumed.
@@ -86,10 +87,13 @@ def data_record(config: RunConfig, split: tuple[Sequence[Frame], Sequence[Frame]
     }
     if config.weak.unlabelled is not None:
         parts["unlabelled"] = (config.weak.unlabelled, load_frames(config.weak.unlabelled))
-    return {
+    record: DataRecord = {
         name: {"data": spec, "structures": len(frames), "sha256": as_frames(frames).fingerprint()}
         for name, (spec, frames) in parts.items()
     }
+    for name in ("training", "validation"):
+        record[name]["geometries"] = recorded_hashes(parts[name][1])
+    return record
 
 
 def check_data(folder: Path, record: DataRecord) -> None:
@@ -113,6 +117,15 @@ def check_data(folder: Path, record: DataRecord) -> None:
             key=key,
             hint="put the old ones back, or start from the run with --from",
         )
+
+
+def kept_record(folder: Path) -> DataRecord | None:
+    """What a run folder says of its data; None: nothing.
+
+    Raises:
+        InputError: when it is damaged.
+    """
+    return _kept(folder / DATA)
 
 
 def _kept(path: Path) -> DataRecord | None:

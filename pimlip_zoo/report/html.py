@@ -210,6 +210,11 @@ def _parity(pairs: Mapping[str, Pairs], tests: Mapping[str, Mapping[str, Any]]) 
 
 def _physics(physics: Mapping[str, Any]) -> str:
     parts = []
+    if unfinished := physics.get("unfinished"):
+        text = (
+            f"Measured before the training had ended, at step {unfinished['step']:,} of {unfinished['of']:,}."
+        )
+        parts.append(f'<p class="note">{text}</p>')
     head = ["property", "value", "unit", "reference", "error"]
     for name, part in physics.get("structures", {}).items():
         rows = physics_rows(part)

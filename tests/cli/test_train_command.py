@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase.io import write
 
+from pimlip_zoo.datasets.frame import frame_to_atoms
+from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.training import callbacks
 from pimlip_zoo.training.checkpoint import load_potential, read_checkpoint
 
@@ -192,6 +195,37 @@ def test_eval_writes_what_the_documentation_says(cli, run, tmp_path):
     assert errors["model"] == str(run)
     assert errors["seconds"] > 0
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_says_how_many_of_the_structures_the_run_has_seen(cli, run, tmp_path):
+    record = json.loads((run / "data.json").read_text())
+    seen = {part: record[part]["structures"] for part in ("training", "validation")}
+    assert sum(seen.values()) == 12
+    converted = tmp_path / "same.xyz"  # another format, fewer digits
+    atoms = [frame_to_atoms(f) for f in load_frames(DATA) + load_frames("builtin:ethanol-gfn2/test_300K@:4")]
+    write(converted, atoms, format="extxyz")
+    out = tmp_path / "errors.json"
+    result = cli("eval", run, "--data", converted, "--json", out)
+    assert result.code == 0, result
+    said = f"this run has seen 12 of these 16 structures ({seen['training']} were trained on, "
+    assert said in result.out
+    assert "the errors say little of new ones" in result.out
+    assert json.loads(out.read_text())["seen"] == {"structures": 16, **seen}
+    assert "the errors say nothing of new ones" in cli("eval", run, "--data", DATA).out
+    new = cli("eval", run, "--data", "builtin:ethanol-gfn2/test_300K@:4", "--json", out)
+    assert "has seen" not in new.out
+    assert "seen" not in json.loads(out.read_text())
+
+
+def test_eval_says_that_a_training_has_not_ended(cli, run, tmp_path):
+    test, out = "builtin:ethanol-gfn2/test_300K@:2", tmp_path / "errors.json"
+    assert "has not ended" not in cli("eval", run, "--data", test).out
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("max_steps: 4", "max_steps: 9000"))
+    result = cli("eval", run, "--data", test, "--json", out)
+    assert result.code == 0, result
+    assert "the training has not ended (step 4 of 9,000)" in result.out
+    assert json.loads(out.read_text())["unfinished"] == {"step": 4, "of": 9000}
 
 
 def test_eval_takes_a_checkpoint_and_a_precision(cli, run):
