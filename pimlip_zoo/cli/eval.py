@@ -191,17 +191,12 @@ def _errors(
 def _seen(run: Path, data: str) -> tuple[dict[str, int], str] | None:
     """How many of the structures the run has seen, and what is said of it; None: none, as far as is known."""
     from pimlip_zoo.datasets.readers import load_frames
-    from pimlip_zoo.errors import InputError
-    from pimlip_zoo.experiment.record import kept_record
-    from pimlip_zoo.experiment.seen import seen_of, seen_sentence
+    from pimlip_zoo.experiment.record import seen_by
+    from pimlip_zoo.experiment.seen import seen_sentence
 
-    try:
-        record = kept_record(run if run.is_dir() else run.parent.parent)
-    except InputError:  # resuming the run says so; what is evaluated here does not depend on it
+    found = seen_by(run, load_frames(data))
+    if found is None:
         return None
-    if record is None:
-        return None
-    found = seen_of(record, load_frames(data))
     sentence = seen_sentence(found)
     return None if sentence is None else (found, sentence)
 

@@ -222,7 +222,9 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
         title_align="left",
     )
     say(screen, panel)
-    say(screen, legend(len(experiment.valid_frames), averaged=config.trainer.ema_decay > 0))
+    say(
+        screen, legend(len(experiment.valid_frames), experiment.labels, averaged=config.trainer.ema_decay > 0)
+    )
     outcome = train_run(experiment, folder, resume=resumes is not None and _has_checkpoint(folder))
     if outcome.signal is not None:
         say(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.ranks import from_rank_zero
-from pimlip_zoo.experiment.seen import recorded_hashes
+from pimlip_zoo.experiment.seen import recorded_hashes, seen_of
 from pimlip_zoo.files import read_text, write_text
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
 
@@ -28,7 +28,7 @@ __all__ = [
     "check_data",
     "check_settings",
     "data_record",
-    "kept_record",
+    "seen_by",
     "write_record",
 ]
 
@@ -119,13 +119,22 @@ def check_data(folder: Path, record: DataRecord) -> None:
         )
 
 
-def kept_record(folder: Path) -> DataRecord | None:
-    """What a run folder says of its data; None: nothing.
+def seen_by(run: Path, frames: Iterable[Frame]) -> dict[str, int] | None:
+    """How many of the structures a run has seen; see :func:`~pimlip_zoo.experiment.seen.seen_of`.
 
-    Raises:
-        InputError: when it is damaged.
+    Args:
+        run: its folder, or a checkpoint in it.
+        frames: that are looked at.
+
+    Returns:
+        None where the run does not say what it was trained on.
     """
-    return _kept(folder / DATA)
+    folder = run if run.is_dir() else run.parent.parent
+    try:
+        record = _kept(folder / DATA)
+    except InputError:  # resuming the run says so
+        return None
+    return None if record is None else seen_of(record, frames)
 
 
 def _kept(path: Path) -> DataRecord | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pimlip_zoo.errors import plain_number
+
 __all__ = ["verdict_on"]
 
 _FEWEST = 6
@@ -61,7 +63,8 @@ def _by_heart(errors: Errors) -> list[str]:
         if known["rmse"] < _BY_HEART * new["rmse"]:
             name = quantity.partition("_")[0]
             seen, unseen = factor * known["rmse"], factor * new["rmse"]
-            text = f"the RMSE of {name} is {seen:.3g} {unit} on training structures, {unseen:.3g} on others"
+            text = f"the RMSE of {name} is {plain_number(seen)} {unit} on training structures, "
+            text += f"{plain_number(unseen)} on others"
             return [f"learnt by heart: {text}; more structures or weak supervision help, more steps do not"]
         return []
     return []

@@ -174,6 +174,7 @@ def test_fine_tuning_starts_from_a_run(cli, run, tmp_path):
     result = cli("train", "--from", run, "--data", DATA, "--max-steps", 1, "--out", tmp_path / "tuned")
     assert result.code == 0, result
     assert "the run, re-fitted" in result.out
+    assert "are among those that" not in result.err + result.out  # the same file is divided as before
     config = yaml.safe_load((tmp_path / "tuned" / "config.yaml").read_text())
     assert config["finetune"]["run"] == str(run)
     assert config["model"]["channels"] == 4
@@ -195,6 +196,18 @@ def test_eval_writes_what_the_documentation_says(cli, run, tmp_path):
     assert errors["model"] == str(run)
     assert errors["seconds"] > 0
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_fine_tuning_says_that_the_run_knows_structures_which_validate(cli, run, tmp_path):
+    record = json.loads((run / "data.json").read_text())
+    assert record["training"]["structures"] == 11
+    result = cli(
+        *("train", "--from", run, "--data", "builtin:ethanol-gfn2/train@20:24", "--valid", DATA),
+        *("--max-steps", 1, "--out", tmp_path / "tuned"),
+    )
+    assert result.code == 0, result
+    said = " ".join((result.out + result.err).split())
+    assert f"11 of 12 validation structures are among those that {run} was trained on" in said
 
 
 def test_eval_says_how_many_of_the_structures_the_run_has_seen(cli, run, tmp_path):
