@@ -391,6 +391,10 @@ def _cache(labels: WeakLabelsConfig) -> Path | None:
     return None if labels.cache is None else Path(labels.cache)
 
 
+_QUICK = 2.0
+"""Seconds of labelling of which nothing is said but its end."""
+
+
 def _progress() -> Callable[[int, int], None]:
     """Says how far the labelling is and how long it takes: a bar on terminals, a line every tenth elsewhere."""
     begun, told, terminal = time.monotonic(), -1, sys.stderr.isatty()
@@ -407,7 +411,7 @@ def _progress() -> Callable[[int, int], None]:
             sys.stderr.write(f"\rweak labels [{'#' * full}{'.' * (30 - full)}] {done}/{total}{left:16s}{end}")
             sys.stderr.flush()
         tenth = 10 * done // total
-        if tenth != told:
+        if tenth != told and (done == total or time.monotonic() - begun > _QUICK):
             told = tenth
             log.info("weak labels: %d of %d structures%s", done, total, left, extra={"on_screen": terminal})
 

@@ -56,6 +56,8 @@ class ReportData:
     """Rows of ``metrics.csv``."""
     pairs: Mapping[str, Pairs] = field(default_factory=dict)
     """(reference, predicted) by data set and quantity."""
+    structures: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the training and of the validation structures: whether errors of two runs can be compared."""
     coverage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Structures, atoms and labels by split."""
     species: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -48,10 +48,18 @@ def _length(rows: Rows) -> list[str]:
         return [
             f"the validation error {what} still falls, by {100 * fall:.0f} % in the last tenth: train longer"
         ]
-    if best_step < _STILL * last:
+    if best_step < _STILL * last and not _falls_on_average(rows, quantity, best_step):
         text = f"the validation error {what} has not fallen since step {best_step:,.0f} of {last:,.0f}"
         return [f"{text}: more structures, a larger model or weak supervision may help, more steps will not"]
     return []
+
+
+def _falls_on_average(rows: Rows, quantity: str, since: float) -> bool:
+    """Whether the mean absolute error has fallen since a step: a few bad atoms can hold the RMSE where it is."""
+    column = f"valid_{quantity}_mae"
+    then = [row[column] for row in rows if column in row and row["step"] == since]
+    after = [row[column] for row in rows if column in row and row["step"] > since]
+    return bool(then and after) and min(after) < (1.0 - _FALLS) * then[0]
 
 
 def _by_heart(errors: Errors) -> list[str]:

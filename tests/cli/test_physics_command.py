@@ -60,6 +60,18 @@ def test_one_command_gives_one_json_and_a_section_of_the_report(cli, run, emt, t
     assert "it is of liquid; this is a crystal" in html
 
 
+def test_the_report_cuts_long_lists_short():
+    from pimlip_zoo.report.physics import physics_rows
+
+    values = {
+        "frequencies_X": {"value": [4.64] * 96, "unit": "THz"},
+        "frequencies_G": {"value": [1.0, 2.0], "unit": "THz"},
+    }
+    long, short = physics_rows({"properties": {"phonons": {"values": values}}})
+    assert long[1] == "4.64 4.64 4.64 4.64 4.64 4.64 … (96)"
+    assert short[1] == "1 2"
+
+
 def test_properties_of_an_unfinished_training_are_marked(cli, run, emt):
     from pimlip_zoo.training.checkpoint import read_checkpoint
 

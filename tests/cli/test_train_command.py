@@ -170,6 +170,25 @@ def test_a_run_that_was_stopped_in_a_stage_is_resumed_as_it_says(cli, tmp_path, 
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_a_limit_of_time_is_said_to_be_that_of_all_stages_and_of_no_labelling(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path / "cache"))
+    options = ["--data", DATA, *SMALL, "--max-steps", 2, "--weak", "pretrain", "--max-time", "10m"]
+    for key, value in (
+        ("calculator", "emt"),
+        ("steps", 3),
+        ("pool.structures", 6),
+        ("pool.method", "displaced"),
+    ):
+        options += ["--set", f"weak.labels.{key}={value}"]
+    result = cli("train", *options, "--out", tmp_path / "run")
+    assert result.code == 0, result
+    said = " ".join(result.out.replace("│", " ").split())
+    assert (
+        "3 steps on weak labels, then 2 steps of 10 structures, or 10m all together if that is sooner" in said
+    )
+    assert "(--max-time is that of the training: computing weak labels comes before it)" in said
+
+
 def test_fine_tuning_starts_from_a_run(cli, run, tmp_path):
     result = cli("train", "--from", run, "--data", DATA, "--max-steps", 1, "--out", tmp_path / "tuned")
     assert result.code == 0, result
