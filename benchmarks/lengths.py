@@ -61,7 +61,7 @@ def main() -> int:
     run.add_argument("--sets", default="ethanol:60,cual:60", help="NAME:STRUCTURES, ...")
     run.add_argument("--rules", default="steps,batch", help=f"of {', '.join(VARIANTS)}")
     run.add_argument("--model", default="nequip")
-    run.add_argument("--version", type=int, default=3, help="of the default recipe")
+    run.add_argument("--version", type=int, default=4, help="of the default recipe")
     run.add_argument("--seeds", default="0")
     run.add_argument("--minutes", type=float, default=13.0, help="begin no run after so long")
     commands.add_parser("show", help="print the tables").set_defaults(function=show)

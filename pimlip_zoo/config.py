@@ -272,7 +272,8 @@ class TrainerSection(Section):
     """Optimiser steps; the default recipe has more for more structures, 6,000 for a built-in set."""
     max_time: str | None = None
     """Such as 10m, 2h, 1d12h: the run ends then or at its last step, whichever comes first, and its learning rate has
-    decayed by then. Of a resumed run all its parts count."""
+    decayed by then. Of a resumed run all its parts count; stages before it (pre-training, teachers) have their share of
+    it, by their steps. Weak labels are computed before, and do not count."""
     valid_every: PositiveInt = 250
     """Steps between validations; the default recipe has a fortieth of the run."""
     gradient_clip: PositiveFloat | None = 10.0

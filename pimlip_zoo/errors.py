@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["InputError", "did_you_mean", "no_such_file", "reading", "reason_of"]
+__all__ = ["InputError", "did_you_mean", "no_such_file", "plain_number", "reading", "reason_of"]
 
 _FEW = 25
 _LONGEST = 200
@@ -128,3 +129,18 @@ def reading(file: object) -> Iterator[None]:
 def _nearest(name: str, known: list[str]) -> str | None:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else None
+
+
+def plain_number(value: float, digits: int = 3) -> str:
+    """A number for a sentence, in so many significant digits and without powers of ten.
+
+    >>> plain_number(1106.4), plain_number(0.04336), plain_number(0.0000123)
+    ('1,110', '0.0434', '0.0000123')
+    """
+    if value == 0.0 or not math.isfinite(value):
+        return f"{value:g}"
+    size = math.floor(math.log10(abs(value)))
+    rounded = round(value, digits - 1 - size)
+    if size >= digits - 1:
+        return f"{rounded:,.0f}"
+    return f"{rounded:,.{digits - 1 - size}f}".rstrip("0").rstrip(".")

@@ -109,9 +109,13 @@ def evaluate_command(
     )
     if physics and not run.exists():
         raise no_such_file(run)
+    missing = _missing(run)
     summary = None
     if data is not None:
-        summary = _errors(run, data, dtype, batch_size, plot, stability=stability, trust=trust, level=level)
+        known = {} if missing is None else {"unfinished": missing}
+        summary = known | _errors(
+            run, data, dtype, batch_size, plot, stability=stability, trust=trust, level=level
+        )
         if uncertainty or calibration_plot is not None:
             summary["uncertainty"] = _uncertainty(run, data, calibration_plot, trust=trust)
         if json_file is not None and not physics:
@@ -131,7 +135,26 @@ def evaluate_command(
             device=device,
             trust=trust,
         )
-        _physics(run, request, summary, json_file)
+        _physics(run, request, summary, json_file, missing)
+
+
+def _missing(run: Path) -> dict[str, int] | None:
+    """Where the training stands if it has not ended; said on the screen, too."""
+    if not run.is_dir():
+        return None
+    from pimlip_zoo.cli.console import console
+    from pimlip_zoo.experiment.ended import steps_missing
+
+    found = steps_missing(run)
+    if found is None:
+        return None
+    step, last = found
+    console().print(
+        f"[yellow]warning:[/yellow] the training has not ended (step {step:,} of {last:,}); go on with: "
+        f"pimlip-zoo train --out {run} --resume",
+        soft_wrap=True,
+    )
+    return {"step": step, "of": last}
 
 
 def _refuse(message: str, hint: str, options: Mapping[str, Any]) -> None:
@@ -168,8 +191,9 @@ def _errors(
     )
     screen = console()
     screen.print(errors_table({data: result.summary}))
-    for sentence in remarks_on(result.pairs):
-        screen.print(f"[yellow]warning:[/yellow] {sentence}")
+    seen = _seen(run, data)
+    for sentence in [*([seen[1]] if seen is not None else []), *remarks_on(result.pairs)]:
+        screen.print(f"[yellow]warning:[/yellow] {sentence}", soft_wrap=True)
     if stability:
         _stability(run, data, screen, trust=trust, level=level)
     if plot is not None:
@@ -177,7 +201,20 @@ def _errors(
 
         parity_plot(result.pairs, plot, title=f"{run} on {data}")
         screen.print(f"parity plot: {plot}")
-    return result.summary
+    return {**result.summary, **({} if seen is None else {"seen": seen[0]})}
+
+
+def _seen(run: Path, data: str) -> tuple[dict[str, int], str] | None:
+    """How many of the structures the run has seen, and what is said of it; None: none, as far as is known."""
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.experiment.record import seen_by
+    from pimlip_zoo.experiment.seen import seen_sentence
+
+    found = seen_by(run, load_frames(data))
+    if found is None:
+        return None
+    sentence = seen_sentence(found)
+    return None if sentence is None else (found, sentence)
 
 
 def _write(summary: Mapping[str, Any], json_file: Path) -> None:
@@ -190,7 +227,11 @@ def _write(summary: Mapping[str, Any], json_file: Path) -> None:
 
 
 def _physics(
-    run: Path, request: PhysicsRequest, summary: Mapping[str, Any] | None, json_file: Path | None
+    run: Path,
+    request: PhysicsRequest,
+    summary: Mapping[str, Any] | None,
+    json_file: Path | None,
+    missing: Mapping[str, int] | None,
 ) -> None:
     """What it predicts: see :mod:`pimlip_zoo.physics`."""
     from pimlip_zoo.cli.console import console
@@ -198,7 +239,7 @@ def _physics(
     from pimlip_zoo.physics.reference import outside_tolerance
 
     screen = console()
-    file = PhysicsFile(run, json_file, summary)
+    file = PhysicsFile(run, json_file, summary, unfinished=missing)
     result, signal = physics_of_run(run, request, screen, file.save)
     screen.print(f"properties: {', '.join(map(str, file.paths))}")
     report = run / "report.html"

@@ -130,10 +130,18 @@ class PhysicsFile:
         run: run folder, checkpoint or native model.
         named: another file; a run that is no folder then has none of its own.
         errors: on labelled structures, which the named file has, too.
+        unfinished: the step at which the training stands, and its last one, when it has not ended.
     """
 
-    def __init__(self, run: Path, named: Path | None, errors: Mapping[str, Any] | None = None) -> None:
-        self._named, self._errors = named, errors
+    def __init__(
+        self,
+        run: Path,
+        named: Path | None,
+        errors: Mapping[str, Any] | None = None,
+        *,
+        unfinished: Mapping[str, int] | None = None,
+    ) -> None:
+        self._named, self._errors, self._unfinished = named, errors, unfinished
         own = run / "physics.json" if run.is_dir() else run.with_name(f"{run.stem}-physics.json")
         self._own = own if run.is_dir() or named is None else None
         self._weights = _weights(run)
@@ -148,7 +156,8 @@ class PhysicsFile:
         """Write the result so far."""
         from pimlip_zoo.files import write_json
 
-        result = {"weights": self._weights, **result}
+        unfinished = {} if self._unfinished is None else {"unfinished": dict(self._unfinished)}
+        result = {"weights": self._weights, **unfinished, **result}
         named = result if self._errors is None else {**self._errors, "physics": result}
         for path, content in ((self._own, self._merged(result)), (self._named, named)):
             if path is not None:

@@ -96,6 +96,7 @@ def _gather(run: Path) -> ReportData:
         tests=errors,
         curve=curve,
         pairs=load_pairs(pairs) if pairs.exists() else {},
+        structures=_hashes(run),
         coverage=summary.get("coverage", {}),
         species=dict(zip(potential.species, zip(energies, scales, strict=True), strict=True)),
         references=summary.get("energy_references", ""),
@@ -105,6 +106,19 @@ def _gather(run: Path) -> ReportData:
         physics=_physics(run, notes),
         notes=[*notes, *verdict_on(curve, errors)],
     )
+
+
+def _hashes(run: Path) -> dict[str, str]:
+    """Of the training and of the validation structures, where the run folder has them."""
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.files import read_json
+
+    file = run / "data.json"
+    try:
+        content = read_json(file, dict) if file.is_file() else {}
+        return {part: str(content[part]["sha256"]) for part in ("training", "validation") if part in content}
+    except (InputError, ValueError, TypeError, KeyError):  # resuming the run says that it is damaged
+        return {}
 
 
 def _evaluate_if_needed(run: Path) -> list[str]:

@@ -57,7 +57,7 @@ def train(
     max_time: Annotated[
         str | None,
         typer.Option(
-            help="90s, 10m, 2h, ...: the run ends then or at its last step, its rate decayed either way."
+            help="90s, 10m, 2h, ...: the training ends then or at its last step, its rate decayed either way."
         ),
     ] = None,
     forces: Annotated[str | None, typer.Option(help="conservative or direct.")] = None,
@@ -223,7 +223,9 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
         title_align="left",
     )
     say(screen, panel)
-    say(screen, legend(len(experiment.valid_frames), averaged=config.trainer.ema_decay > 0))
+    say(
+        screen, legend(len(experiment.valid_frames), experiment.labels, averaged=config.trainer.ema_decay > 0)
+    )
     outcome = train_run(experiment, folder, resume=resumes is not None and has_checkpoint(folder))
     if outcome.signal is not None:
         say(
@@ -267,8 +269,20 @@ def _cut_short(config: Any, outcome: Any) -> str:
 
 def _length(config: Any) -> str:
     steps, batch = config.trainer.max_steps, config.data.batch_size * config.trainer.accumulate
-    limit = "" if config.trainer.max_time is None else f", or {config.trainer.max_time} if that is sooner"
-    return f"{steps:,} steps of {batch} structures{limit}"
+    text = f"{steps:,} steps of {batch} structures"
+    labels = config.weak.labels
+    before = 0 if labels is None else labels.recipe().steps_before()
+    if before:
+        text = f"{before:,} steps on weak labels, then {text}"
+    if config.trainer.max_time is None:
+        return text
+    whole = " all together" if before else ""
+    pool = (
+        ""
+        if labels is None
+        else "\n(--max-time is that of the training: computing weak labels comes before it)"
+    )
+    return f"{text}, or {config.trainer.max_time}{whole} if that is sooner{pool}"
 
 
 def _recipe_line(config: Any) -> str:

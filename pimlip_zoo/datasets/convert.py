@@ -22,6 +22,7 @@ from typing import Any
 from pimlip_zoo.datasets.lmdb import FrameStore, StoreWriter
 from pimlip_zoo.datasets.lmdb.writer import partial_path
 from pimlip_zoo.datasets.readers import DataSource, check_chosen, checked, open_source, parse_spec, window_of
+from pimlip_zoo.datasets.readers.source import format_by_ending
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import read_text, write_text
 
@@ -113,6 +114,12 @@ def convert(
     out = Path(out)
     if out.exists() and not overwrite:
         raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
+    if format_by_ending(out) not in (None, "lmdb"):
+        raise InputError(
+            f"a store is LMDB, and {out.suffix} would have it read as something else",
+            file=out,
+            hint=f"name it {out.with_suffix('.lmdb').name}",
+        )
     if shard_frames < 1 or workers < 1:
         raise InputError("must be at least 1", key="shard_frames" if shard_frames < 1 else "workers")
     folder = partial_path(out)

@@ -38,7 +38,7 @@ from pimlip_zoo.experiment.data import (
 )
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import complete
-from pimlip_zoo.experiment.record import DataRecord
+from pimlip_zoo.experiment.record import DataRecord, seen_by
 from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.present import Whole
@@ -128,6 +128,7 @@ def prepare(
         species = potential.species
         if data.check_references:
             check_references(train, species, references)
+        _say_if_seen(Path(config.finetune.run), valid)
     valid_samples = samples_of(valid, species, potential.cutoff, data)
     weak = weak_terms(config, potential, labels, samples)
     further = () if config.finetune.replay is None else (replay_term(config, potential, train),)
@@ -144,3 +145,14 @@ def prepare(
         valid,
         whole=whole,
     )
+
+
+def _say_if_seen(base: Path, valid: Sequence[Frame]) -> None:
+    """Say that validation structures are those that the run was trained on that is fine-tuned."""
+    found = seen_by(base, valid)
+    if found is not None and found["training"]:
+        log.warning(
+            "%d of %d validation structures are among those that %s was trained on: errors on them are too good "
+            "(give others with --valid)",
+            *(found["training"], found["structures"], base),
+        )

@@ -13,6 +13,7 @@ from pimlip_zoo.config import RunConfig
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.statistics import nearest_distance
 from pimlip_zoo.datasets.summary import facts_of
+from pimlip_zoo.errors import plain_number
 from pimlip_zoo.experiment import holdout
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.training.recipes import RunFacts, get_recipe
@@ -69,7 +70,9 @@ def complete(
         if chosen:
             log.info("chosen for these data: %s", "; ".join(chosen))
         log.info(
-            "each of %d structures is seen %.3g times", facts.structures, _passes(whole, facts.structures)
+            "each of %s structures is seen %s times",
+            f"{facts.structures:,}",
+            plain_number(_passes(whole, facts.structures)),
         )
         if config.data.train.startswith("builtin:"):  # whose length is theirs
             kept = [key for key in kept if key != "trainer.max_steps"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.data import structures_of
 from pimlip_zoo.experiment.ranks import from_rank_zero
+from pimlip_zoo.experiment.seen import recorded_hashes, seen_of
 from pimlip_zoo.files import read_text, write_text
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
 
@@ -28,6 +29,7 @@ __all__ = [
     "check_data",
     "check_settings",
     "data_record",
+    "seen_by",
     "write_record",
 ]
 
@@ -38,7 +40,8 @@ LEVEL = "level "
 """Of the name of a part with labels of another level."""
 
 DataRecord = dict[str, dict[str, Any]]
-"""By part (training, validation, unlabelled): the DATA specification, how many structures, and their hash."""
+"""By part (training, validation, unlabelled): the DATA specification, how many structures, and their hash; of the
+structures of the first two, hashes of their geometries, too."""
 
 MAY_CHANGE = (
     "data.train",  # under another name the structures have to be the same
@@ -72,8 +75,6 @@ MAY_CHANGE = (
 )
 """Options, and sections of them, that take effect when a run is resumed; all others are what the run began with."""
 
-"""Records of a store that are hashed beside its index."""
-
 
 def data_record(config: RunConfig, split: tuple[Sequence[Frame], Sequence[Frame]]) -> DataRecord:
     """What is compared when the run is resumed.
@@ -92,10 +93,13 @@ def data_record(config: RunConfig, split: tuple[Sequence[Frame], Sequence[Frame]
     if config.weak.labels is not None:
         for name, spec in config.weak.labels.recipe().files().items():
             parts[f"{LEVEL}{name}"] = (spec, structures_of(spec, config.data))
-    return {
+    record: DataRecord = {
         name: {"data": spec, "structures": len(frames), "sha256": as_frames(frames).fingerprint()}
         for name, (spec, frames) in parts.items()
     }
+    for name in ("training", "validation"):
+        record[name]["geometries"] = recorded_hashes(parts[name][1])
+    return record
 
 
 def check_data(folder: Path, record: DataRecord) -> None:
@@ -120,6 +124,24 @@ def check_data(folder: Path, record: DataRecord) -> None:
             key=key,
             hint="put the old ones back, or start from the run with --from",
         )
+
+
+def seen_by(run: Path, frames: Iterable[Frame]) -> dict[str, int] | None:
+    """How many of the structures a run has seen; see :func:`~pimlip_zoo.experiment.seen.seen_of`.
+
+    Args:
+        run: its folder, or a checkpoint in it.
+        frames: that are looked at.
+
+    Returns:
+        None where the run does not say what it was trained on.
+    """
+    folder = run if run.is_dir() else run.parent.parent
+    try:
+        record = _kept(folder / DATA)
+    except InputError:  # resuming the run says so
+        return None
+    return None if record is None else seen_of(record, frames)
 
 
 def _kept(path: Path) -> DataRecord | None:

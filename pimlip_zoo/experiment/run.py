@@ -68,6 +68,7 @@ def train(
     *,
     resume: bool = False,
     optimizer: Callable[[Potential], torch.optim.Optimizer] | None = None,
+    seconds: float | None = None,
 ) -> Outcome:
     """Train and leave everything in the run folder.
 
@@ -76,6 +77,7 @@ def train(
         folder: the run folder; made here.
         resume: go on from ``checkpoints/last.ckpt``.
         optimizer: another one than the configuration names.
+        seconds: after which it ends; None: what ``trainer.max_time`` says.
 
     Returns:
         How it ended; the weights are in ``checkpoints``.
@@ -89,7 +91,7 @@ def train(
     ):
         experiment.potential.compile_ahead()  # while Lightning is imported, which takes as long
     with switches(config.trainer):
-        return _train(experiment, folder, last if resume else None, optimizer)
+        return _train(experiment, folder, last if resume else None, optimizer, seconds)
 
 
 def _train(
@@ -97,6 +99,7 @@ def _train(
     folder: Path,
     last: Path | None,
     optimizer: Callable[[Potential], torch.optim.Optimizer] | None,
+    seconds: float | None,
 ) -> Outcome:
     """Train on from the checkpoint ``last``, or from the beginning."""
     config = experiment.config
@@ -104,7 +107,7 @@ def _train(
 
     clock = run_clock(config)
     module = training_module(experiment, clock, optimizer)
-    trainer = make_trainer(config, folder, clock)
+    trainer = make_trainer(config, folder, clock, seconds)
     sampler = _sampler(experiment, trainer, steps_done(last) if last else 0)
     if trainer.is_global_zero:
         write_record(folder, config, experiment.data)

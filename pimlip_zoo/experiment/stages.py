@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +32,7 @@ from pimlip_zoo.experiment.recipe import for_stage
 from pimlip_zoo.experiment.record import check_data, data_record, write_record
 from pimlip_zoo.experiment.reuse import keep_stage, stage_key, take_stage
 from pimlip_zoo.experiment.run import Outcome, steps_done, train
+from pimlip_zoo.experiment.trainer import parse_duration
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LOSSES, LossTerm
 from pimlip_zoo.models.potential import Potential
@@ -170,6 +171,8 @@ class Run:
     """The options of the weak labels."""
     folder: Path
     """Of the run; its stages have folders in it."""
+    stages: dict[str, int] = field(default_factory=dict)
+    """Steps of those that the recipe has come to so far, by name."""
 
     @property
     def begun(self) -> bool:
@@ -182,7 +185,17 @@ class Run:
         Args:
             experiment: the run, changed by the recipe; None: as it was prepared.
         """
-        return train(experiment or self.experiment, self.folder, resume=self.begun)
+        experiment = experiment or self.experiment
+        seconds = self._seconds(experiment.config.trainer.max_steps)
+        return train(experiment, self.folder, resume=self.begun, seconds=seconds)
+
+    def _seconds(self, steps: int) -> float | None:
+        """The part of ``trainer.max_time`` for so many of the steps that the run has with all its stages."""
+        trainer = self.experiment.config.trainer
+        if trainer.max_time is None:
+            return None
+        whole = trainer.max_steps + max(self.labels.recipe().steps_before(), sum(self.stages.values()))
+        return parse_duration(trainer.max_time).total_seconds() * min(steps / whole, 1.0)
 
     def stage(self, name: str, experiment: Experiment, *, reuse: bool = False) -> Outcome:
         """Train a stage, go on with it, or skip it when it is complete.
@@ -194,6 +207,7 @@ class Run:
         """
         folder, steps = self.folder / name, experiment.config.trainer.max_steps
         last, key, cache = _last(folder), "", _cache(self.labels)
+        self.stages[name] = steps
         if last.exists() and (done := steps_done(last)) >= steps:
             return Outcome(folder, done, 0.0, None)
         if reuse:
@@ -202,8 +216,9 @@ class Run:
                 return self.stage(name, experiment)
         log.info("%s: %d structures, %d steps", name, len(experiment.train), steps)
         # What is compared when a run is resumed are the structures of the run, not those of a stage.
-        outcome = train(replace(experiment, data=None), folder, resume=last.exists())
-        if reuse and outcome.signal is None:
+        seconds = self._seconds(steps)
+        outcome = train(replace(experiment, data=None), folder, resume=last.exists(), seconds=seconds)
+        if reuse and outcome.signal is None and outcome.steps >= steps:
             from_rank_zero(lambda: keep_stage(key, folder, cache))
         return outcome
 
@@ -425,6 +440,10 @@ def _cache(labels: WeakLabelsConfig) -> Path | None:
     return None if labels.cache is None else Path(labels.cache)
 
 
+_QUICK = 2.0
+"""Seconds of labelling of which nothing is said but its end."""
+
+
 def _progress() -> Callable[[int, int], None]:
     """Says how far the labelling is and how long it takes: a bar on terminals, a line every tenth elsewhere."""
     begun, told, terminal = time.monotonic(), -1, sys.stderr.isatty()
@@ -441,7 +460,7 @@ def _progress() -> Callable[[int, int], None]:
             sys.stderr.write(f"\rweak labels [{'#' * full}{'.' * (30 - full)}] {done}/{total}{left:16s}{end}")
             sys.stderr.flush()
         tenth = 10 * done // total
-        if tenth != told:
+        if tenth != told and (done == total or time.monotonic() - begun > _QUICK):
             told = tenth
             log.info("weak labels: %d of %d structures%s", done, total, left, extra={"on_screen": terminal})
 

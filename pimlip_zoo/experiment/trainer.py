@@ -89,13 +89,16 @@ def switches(section: TrainerSection) -> Iterator[None]:
         log.setLevel(level)
 
 
-def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer:
+def make_trainer(
+    config: RunConfig, folder: Path, clock: RunClock, seconds: float | None = None
+) -> pl.Trainer:
     """The trainer with the callbacks that write the run folder.
 
     Args:
         config: of the run.
         folder: of the run.
         clock: how far the run is; kept by a callback where time is limited, or where validations lower the rate.
+        seconds: that this training has; None: what the configuration says.
     """
     import sys
 
@@ -117,7 +120,8 @@ def make_trainer(config: RunConfig, folder: Path, clock: RunClock) -> pl.Trainer
     section = config.trainer
     last = folder / "checkpoints" / "last.ckpt"
     terminal = sys.stderr.isatty()
-    seconds = None if section.max_time is None else parse_duration(section.max_time).total_seconds()
+    if seconds is None and section.max_time is not None:
+        seconds = parse_duration(section.max_time).total_seconds()
     callbacks: list[Any] = [] if seconds is None else [TimeLimit(seconds, clock)]
     if config.schedule.name == "plateau":
         schedule = config.schedule

@@ -47,8 +47,9 @@ def vibrations(task: Task, options: Options, found: Findings) -> None:  # noqa: 
     found.add("rigid_residual", np.abs(signed[order[:rigid]]).max(), "1/cm")
     imaginary = internal[internal < 0]
     if len(imaginary):
+        word, less = ("frequency", "") if len(imaginary) == 1 else ("frequencies", " and less")
         found.doubts.append(
-            f"no minimum: {len(imaginary)} imaginary frequencies, {-imaginary.min():.0f}i 1/cm and less; no zero-point "
+            f"no minimum: {len(imaginary)} imaginary {word}, {-imaginary.min():.0f}i 1/cm{less}; no zero-point "
             "energy is given"
         )
         return

@@ -64,7 +64,8 @@ def _errors(names: Sequence[str], runs: Sequence[ReportData]) -> list[str]:
         for name, unit in shown.values():
             head += [f"{name} MAE<small>{unit}</small>", f"{name} RMSE<small>{unit}</small>"]
         columns = [(q, kind) for q in shown for kind in ("mae", "rmse")]
-        best = {key: min(values) for key in columns if (values := _known(found, *key))}
+        differ = len({run.structures[data] for run in runs if data in run.structures}) > 1
+        best = {key: min(values) for key in columns if not differ and (values := _known(found, *key))}
         rows = []
         for name, one in zip(names, found, strict=True):
             count = f"<small>{one['n_structures']:,} structures</small>" if one else ""
@@ -74,7 +75,11 @@ def _errors(names: Sequence[str], runs: Sequence[ReportData]) -> list[str]:
                 text = "–" if value is None else f"{1e3 * value:.2f}"
                 cells.append(f"<b>{text}</b>" if value is not None and value == best.get(key) else text)
             rows.append(cells)
-        parts.append(section(f"Errors on {data}", table(head, rows)))
+        text = (
+            f"The {data} structures of the runs are not the same: these errors do not compare the potentials."
+        )
+        note = f'<p class="note">{escape(text)}</p>' if differ else ""
+        parts.append(section(f"Errors on {data}", note + table(head, rows)))
     return parts
 
 

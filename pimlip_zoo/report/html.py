@@ -56,6 +56,8 @@ class ReportData:
     """Rows of ``metrics.csv``."""
     pairs: Mapping[str, Pairs] = field(default_factory=dict)
     """(reference, predicted) by data set and quantity."""
+    structures: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the training and of the validation structures: whether errors of two runs can be compared."""
     coverage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Structures, atoms and labels by split."""
     species: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -210,6 +212,11 @@ def _parity(pairs: Mapping[str, Pairs], tests: Mapping[str, Mapping[str, Any]]) 
 
 def _physics(physics: Mapping[str, Any]) -> str:
     parts = []
+    if unfinished := physics.get("unfinished"):
+        text = (
+            f"Measured before the training had ended, at step {unfinished['step']:,} of {unfinished['of']:,}."
+        )
+        parts.append(f'<p class="note">{text}</p>')
     head = ["property", "value", "unit", "reference", "error"]
     for name, part in physics.get("structures", {}).items():
         rows = physics_rows(part)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["physics_figure", "physics_rows", "physics_text"]
 
+_SHOWN = 6
+"""Of the numbers of one value, such as frequencies; all of them are in ``physics.json``."""
 Draw = Callable[[Any, Mapping[str, Any]], None]
 
 
@@ -155,5 +157,6 @@ def _number(value: Any, *, sign: bool = False) -> str:
     if value is None:
         return "–"
     if isinstance(value, list):
-        return " ".join(f"{each:.4g}" for each in value).replace("-", "−")
+        shown = " ".join(f"{each:.4g}" for each in value[:_SHOWN]).replace("-", "−")
+        return f"{shown} … ({len(value)})" if len(value) > _SHOWN else shown
     return (f"{value:+.4g}" if sign else f"{value:.5g}").replace("-", "−")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.audit.factors import ENERGY_FACTORS, FORCE_FACTORS, STRESS_FACTORS, looks_like
+from pimlip_zoo.errors import plain_number
 
 __all__ = ["remarks_on"]
 
@@ -51,7 +52,7 @@ def _size(
     if not 1 / _APART < ratio < _APART:
         names = looks_like(1.0 / ratio, units, within=1.6)
         like = f", as if they were in {' or '.join(names[:2])}" if names and abs(along) > 0.5 else ""
-        text = f"the labelled {name} are typically {ratio:.3g} times what the potential says{like}"
+        text = f"the labelled {name} are typically {plain_number(ratio)} times what the potential says{like}"
         return [f"{text} (name the units: {hint})"]
     if along < -0.5:
         return [f"the labelled {name} point against what the potential says: their sign is another one"]

@@ -199,8 +199,8 @@ class TimeLimit(Callback):
         self.clock.time_share = share
 
     def state_dict(self) -> dict[str, Any]:
-        """Time so far."""
-        return {"seconds": self.seconds}
+        """Time so far, and how much there is."""
+        return {"seconds": self.seconds, "budget": self.budget}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""

@@ -33,10 +33,11 @@ def _rate(facts: RunFacts) -> float:
 
 
 def _reasons(facts: RunFacts) -> dict[str, str]:
+    size = facts.atoms / max(facts.structures, 1)
     return {
         "optimizer.lr": f"rate {_rate(facts):g} for {facts.structures:,} structures",
         "trainer.max_steps": f"{_steps(facts):,} steps for {facts.structures:,} structures",
-        "data.batch_size": f"batches of {_batch(facts)} for {facts.atoms / max(facts.structures, 1):.0f} atoms each",
+        "data.batch_size": f"batches of {_batch(facts)} structures of {size:.0f} atoms",
     }
 
 

@@ -23,17 +23,20 @@ _FIRST_AFTER, _NEXT_AFTER = 5.0, 60.0
 """Seconds without a line before one is said between validations: at first, and later."""
 _WINDOW = 60.0
 """Seconds over which the rate is taken."""
+_LETTERS = {"energy": "E", "forces": "F", "stress": "σ"}
 
 
-def legend(structures: int, *, averaged: bool) -> str:
+def legend(structures: int, labels: Sequence[str], *, averaged: bool) -> str:
     """What the numbers of a line are.
 
     Args:
         structures: that are validated on.
+        labels: that are trained on.
         averaged: the weights that are validated are averages over steps.
     """
     of = ", averaged weights; loss: of the last batch" if averaged else "; loss: of the last batch"
-    return f"E, F, σ below: mean absolute errors (MAE) on {structures:,} validation structures{of}"
+    letters = ", ".join(letter for label, letter in _LETTERS.items() if label in labels)
+    return f"{letters} below: mean absolute errors (MAE) on {structures:,} validation structures{of}"
 
 
 class TimeLeft:

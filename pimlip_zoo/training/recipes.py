@@ -216,7 +216,7 @@ def _reasons(facts: RunFacts) -> dict[str, str]:
     size = facts.atoms / max(facts.structures, 1)
     return {
         "trainer.max_steps": f"{_steps(facts):,} steps for {facts.structures:,} structures",
-        "data.batch_size": f"batches of {_batch(facts)} for {size:.0f} atoms each",
+        "data.batch_size": f"batches of {_batch(facts)} structures of {size:.0f} atoms",
         "model.preset": f"{_preset(facts)} for {facts.labels_counted:,} labels",
         "model.cutoff": f"cutoff {_cutoff(facts)} Å for neighbours {facts.nearest:.1f} Å apart",
         "trainer.valid_every": f"{facts.validation:,} structures validated every {_valid_every(facts)} steps",

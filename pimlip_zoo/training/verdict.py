@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pimlip_zoo.errors import plain_number
+
 __all__ = ["verdict_on"]
 
 _FEWEST = 6
@@ -46,10 +48,18 @@ def _length(rows: Rows) -> list[str]:
         return [
             f"the validation error {what} still falls, by {100 * fall:.0f} % in the last tenth: train longer"
         ]
-    if best_step < _STILL * last:
+    if best_step < _STILL * last and not _falls_on_average(rows, quantity, best_step):
         text = f"the validation error {what} has not fallen since step {best_step:,.0f} of {last:,.0f}"
         return [f"{text}: more structures, a larger model or weak supervision may help, more steps will not"]
     return []
+
+
+def _falls_on_average(rows: Rows, quantity: str, since: float) -> bool:
+    """Whether the mean absolute error has fallen since a step: a few bad atoms can hold the RMSE where it is."""
+    column = f"valid_{quantity}_mae"
+    then = [row[column] for row in rows if column in row and row["step"] == since]
+    after = [row[column] for row in rows if column in row and row["step"] > since]
+    return bool(then and after) and min(after) < (1.0 - _FALLS) * then[0]
 
 
 def _by_heart(errors: Errors) -> list[str]:
@@ -61,7 +71,8 @@ def _by_heart(errors: Errors) -> list[str]:
         if known["rmse"] < _BY_HEART * new["rmse"]:
             name = quantity.partition("_")[0]
             seen, unseen = factor * known["rmse"], factor * new["rmse"]
-            text = f"the RMSE of {name} is {seen:.3g} {unit} on training structures, {unseen:.3g} on others"
+            text = f"the RMSE of {name} is {plain_number(seen)} {unit} on training structures, "
+            text += f"{plain_number(unseen)} on others"
             return [f"learnt by heart: {text}; more structures or weak supervision help, more steps do not"]
         return []
     return []

@@ -60,6 +60,33 @@ def test_one_command_gives_one_json_and_a_section_of_the_report(cli, run, emt, t
     assert "it is of liquid; this is a crystal" in html
 
 
+def test_the_report_cuts_long_lists_short():
+    from pimlip_zoo.report.physics import physics_rows
+
+    values = {
+        "frequencies_X": {"value": [4.64] * 96, "unit": "THz"},
+        "frequencies_G": {"value": [1.0, 2.0], "unit": "THz"},
+    }
+    long, short = physics_rows({"properties": {"phonons": {"values": values}}})
+    assert long[1] == "4.64 4.64 4.64 4.64 4.64 4.64 … (96)"
+    assert short[1] == "1 2"
+
+
+def test_properties_of_an_unfinished_training_are_marked(cli, run, emt):
+    from pimlip_zoo.training.checkpoint import read_checkpoint
+
+    content = read_checkpoint(run / "checkpoints" / "best.ckpt")
+    torch.save(content | {"global_step": 300}, run / "checkpoints" / "last.ckpt")
+    (run / "config.yaml").write_text("trainer:\n  max_steps: 6000\n")
+    done = cli("eval", run, *PART, "--properties=lattice")
+    assert done.code == 0, done
+    assert "the training has not ended (step 300 of 6,000)" in done.out
+    content = json.loads((run / "physics.json").read_text())
+    assert content["unfinished"] == {"step": 300, "of": 6000}
+    html = render_report(ReportData(name="x", physics=content))
+    assert "Measured before the training had ended, at step 300 of 6,000." in html
+
+
 def test_a_value_outside_of_its_tolerance_is_exit_code_1(cli, run, emt, tmp_path):
     reference = tmp_path / "reference.yaml"
     reference.write_text("lattice: {a: {value: 3.7, tolerance: 0.01}}")

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase.io import write
 
+from pimlip_zoo.datasets.frame import frame_to_atoms
+from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.training import callbacks
 from pimlip_zoo.training.checkpoint import load_potential, read_checkpoint
 
@@ -167,10 +170,30 @@ def test_a_run_that_was_stopped_in_a_stage_is_resumed_as_it_says(cli, tmp_path, 
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_a_limit_of_time_is_said_to_be_that_of_all_stages_and_of_no_labelling(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path / "cache"))
+    options = ["--data", DATA, *SMALL, "--max-steps", 2, "--weak", "pretrain", "--max-time", "10m"]
+    for key, value in (
+        ("calculator", "emt"),
+        ("steps", 3),
+        ("pool.structures", 6),
+        ("pool.method", "displaced"),
+    ):
+        options += ["--set", f"weak.labels.{key}={value}"]
+    result = cli("train", *options, "--out", tmp_path / "run")
+    assert result.code == 0, result
+    said = " ".join(result.out.replace("│", " ").split())
+    assert (
+        "3 steps on weak labels, then 2 steps of 10 structures, or 10m all together if that is sooner" in said
+    )
+    assert "(--max-time is that of the training: computing weak labels comes before it)" in said
+
+
 def test_fine_tuning_starts_from_a_run(cli, run, tmp_path):
     result = cli("train", "--from", run, "--data", DATA, "--max-steps", 1, "--out", tmp_path / "tuned")
     assert result.code == 0, result
     assert "the run, re-fitted" in result.out
+    assert "are among those that" not in result.err + result.out  # the same file is divided as before
     config = yaml.safe_load((tmp_path / "tuned" / "config.yaml").read_text())
     assert config["finetune"]["run"] == str(run)
     assert config["model"]["channels"] == 4
@@ -192,6 +215,49 @@ def test_eval_writes_what_the_documentation_says(cli, run, tmp_path):
     assert errors["model"] == str(run)
     assert errors["seconds"] > 0
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_fine_tuning_says_that_the_run_knows_structures_which_validate(cli, run, tmp_path):
+    record = json.loads((run / "data.json").read_text())
+    assert record["training"]["structures"] == 11
+    result = cli(
+        *("train", "--from", run, "--data", "builtin:ethanol-gfn2/train@20:24", "--valid", DATA),
+        *("--max-steps", 1, "--out", tmp_path / "tuned"),
+    )
+    assert result.code == 0, result
+    said = " ".join((result.out + result.err).split())
+    assert f"11 of 12 validation structures are among those that {run} was trained on" in said
+
+
+def test_eval_says_how_many_of_the_structures_the_run_has_seen(cli, run, tmp_path):
+    record = json.loads((run / "data.json").read_text())
+    seen = {part: record[part]["structures"] for part in ("training", "validation")}
+    assert sum(seen.values()) == 12
+    converted = tmp_path / "same.xyz"  # another format, fewer digits
+    atoms = [frame_to_atoms(f) for f in load_frames(DATA) + load_frames("builtin:ethanol-gfn2/test_300K@:4")]
+    write(converted, atoms, format="extxyz")
+    out = tmp_path / "errors.json"
+    result = cli("eval", run, "--data", converted, "--json", out)
+    assert result.code == 0, result
+    said = f"this run has seen 12 of these 16 structures ({seen['training']} were trained on, "
+    assert said in result.out
+    assert "the errors say little of new ones" in result.out
+    assert json.loads(out.read_text())["seen"] == {"structures": 16, **seen}
+    assert "the errors say nothing of new ones" in cli("eval", run, "--data", DATA).out
+    new = cli("eval", run, "--data", "builtin:ethanol-gfn2/test_300K@:4", "--json", out)
+    assert "has seen" not in new.out
+    assert "seen" not in json.loads(out.read_text())
+
+
+def test_eval_says_that_a_training_has_not_ended(cli, run, tmp_path):
+    test, out = "builtin:ethanol-gfn2/test_300K@:2", tmp_path / "errors.json"
+    assert "has not ended" not in cli("eval", run, "--data", test).out
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("max_steps: 4", "max_steps: 9000"))
+    result = cli("eval", run, "--data", test, "--json", out)
+    assert result.code == 0, result
+    assert "the training has not ended (step 4 of 9,000)" in result.out
+    assert json.loads(out.read_text())["unfinished"] == {"step": 4, "of": 9000}
 
 
 def test_eval_takes_a_checkpoint_and_a_precision(cli, run):

@@ -106,6 +106,19 @@ def test_a_store_that_is_there_is_not_touched_unless_told(tmp_path, data):
     assert [p.name for p in tmp_path.iterdir()] == ["a.lmdb"]
 
 
+def test_a_store_is_not_named_as_another_format(tmp_path, data):
+    with pytest.raises(InputError, match=r"a store is LMDB.*name it new\.lmdb"):
+        convert(data, tmp_path / "new.extxyz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_was_renamed_is_said_to_be_binary(tmp_path, data):
+    convert(data, tmp_path / "a.lmdb")
+    (tmp_path / "a.lmdb").rename(tmp_path / "a.extxyz")
+    with pytest.raises(InputError, match=r"is a binary file.*\?format=lmdb"):
+        load_frames(str(tmp_path / "a.extxyz"))
+
+
 def test_another_conversions_remains_are_not_mixed_in(tmp_path, data):
     spec = with_bad_frames(tmp_path)
     with pytest.raises(InputError):

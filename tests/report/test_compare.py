@@ -1,6 +1,7 @@
 """Several runs on one page: errors by data set, what differs, and their curves."""
 
 import re
+from dataclasses import replace
 
 from test_report import CURVE, Elements, errors
 
@@ -27,6 +28,17 @@ def test_the_page_shows_the_errors_of_all_runs_with_the_best_in_bold():
     assert "<b>20.00</b>" in page  # its RMSE
     assert "<td>20.00</td>" in page
     assert "width=device-width" in page
+
+
+def test_errors_on_other_structures_are_not_ranked():
+    first, second = run("first", 0.02), run("second", 0.01)
+    same = [replace(one, structures={"validation": "1"}) for one in (first, second)]
+    assert "<b>10.00</b>" in render_comparison(same)
+    others = [same[0], replace(second, structures={"validation": "2"})]
+    page = render_comparison(others)
+    Elements(page)
+    assert "<b>10.00</b>" not in page
+    assert "The validation structures of the runs are not the same" in page
 
 
 def test_only_options_that_differ_between_the_runs_are_listed():

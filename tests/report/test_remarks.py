@@ -21,6 +21,8 @@ def test_labels_in_another_unit_are_named():
     (said,) = remarks_on({"forces": (23.06 * FORCES, FORCES + ERRORS)})
     assert "22.9 times" in said
     assert "kcal/mol/Å" in said
+    (said,) = remarks_on({"forces": (1200.0 * FORCES, FORCES)})
+    assert "typically 1,200 times" in said
     (said,) = remarks_on({"stress": (160.2 * FORCES, FORCES + ERRORS)})
     assert "GPa" in said
     (said,) = remarks_on({"energy_per_atom": (23.06 * ENERGIES, ENERGIES)})

@@ -129,7 +129,7 @@ def test_a_run_says_what_was_chosen_and_why_and_keeps_it(file, caplog):
         config = experiment.prepare(load_config(None, parse_settings(settings))).config
     assert (config.trainer.max_steps, config.data.batch_size) == (4000, 6)
     assert config.model.configure().cutoff == pytest.approx(5.75, abs=0.2)
-    assert "4,000 steps for 7 structures; batches of 6 for 32 atoms each" in caplog.text
+    assert "4,000 steps for 7 structures; batches of 6 structures of 32 atoms" in caplog.text
     assert f"cutoff {config.model.configure().cutoff} Å for neighbours 3.3 Å apart" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "pimlip_zoo"):

@@ -10,6 +10,7 @@ import torch
 
 from pimlip_zoo import experiment
 from pimlip_zoo.config import load_config, parse_settings
+from pimlip_zoo.experiment.ended import steps_missing
 from pimlip_zoo.training.checkpoint import load_potential
 
 SETTINGS = [
@@ -35,6 +36,7 @@ def test_a_run_that_no_longer_improves_stops_early(tmp_path):
         "trainer.ema_decay=0",
     )
     assert outcome.steps < 30
+    assert steps_missing(tmp_path) is None  # it has ended
     assert (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 
@@ -42,6 +44,7 @@ def test_a_run_ends_when_its_time_is_over(tmp_path):
     started = time.monotonic()
     outcome = run(tmp_path, "trainer.max_time=2s", "trainer.max_steps=100000", "trainer.valid_every=20")
     assert outcome.steps < 100000
+    assert steps_missing(tmp_path) is None  # it has ended
     assert time.monotonic() - started < 60
     assert load_potential(tmp_path).species == ("H", "C", "O")
 

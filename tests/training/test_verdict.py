@@ -23,6 +23,16 @@ def test_a_run_that_has_stopped_falling_is_told_since_when():
     assert "has not fallen since step 2,250 of 5,000" in said
 
 
+def test_a_few_bad_atoms_do_not_end_a_run_whose_mean_error_falls():
+    levelled = rows(FALLING[:9] + [0.08] * 11)
+    for k, row in enumerate(levelled):
+        row["valid_forces_mae"] = 0.05 * 0.95**k
+    assert verdict_on(levelled, {}) == []
+    for row in levelled:
+        row["valid_forces_mae"] = row["valid_forces_rmse"] / 2
+    assert "has not fallen since step 2,250" in verdict_on(levelled, {})[0]
+
+
 def test_nothing_is_said_of_a_run_that_just_levels_off_or_of_a_few_validations():
     assert verdict_on(rows(FALLING + [FALLING[-1] * (1 - 0.002 * k) for k in range(5)]), {}) == []
     assert verdict_on(rows(FALLING[:4]), {}) == []

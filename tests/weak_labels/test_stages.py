@@ -17,6 +17,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, prepare
 from pimlip_zoo.experiment.curve import Point, collect, run_points, subset, summarise
+from pimlip_zoo.experiment.run import train
 from pimlip_zoo.experiment.stages import Run, prepare_run, train_run
 from pimlip_zoo.report.curve import curve_plot
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
@@ -90,8 +91,8 @@ def interrupted_in(stage, step, monkeypatch):
 
     make, told = runs.make_trainer, []
 
-    def interrupting(config, folder, clock):
-        trainer = make(config, folder, clock)
+    def interrupting(config, folder, clock, seconds):
+        trainer = make(config, folder, clock, seconds)
         if folder.name == stage and not told:
             (stop,) = [c for c in trainer.callbacks if isinstance(c, GracefulStop)]
             began = stop.on_train_batch_end
@@ -847,3 +848,29 @@ def test_the_stress_option_of_a_recipe_that_has_none_is_said_to_be_ignored(caplo
     WeakLabelsConfig.model_validate({"method": "delta", "stress": True})
     assert "weak.labels.stress is an option of" in caplog.text
     assert "not of delta: ignored" in caplog.text
+
+
+def test_stages_share_the_time_of_the_run_by_their_steps(tmp_path, monkeypatch):
+    given = []
+
+    def spy(experiment, folder, *, resume=False, seconds=None):
+        given.append((folder.name, seconds))
+        return train(experiment, folder, resume=resume, seconds=seconds)
+
+    monkeypatch.setattr("pimlip_zoo.experiment.stages.train", spy)
+    experiment, _ = run(tmp_path, "pretrain", **{"trainer.max_time": "700s"})
+    assert given == [("pretrain", 300.0), ("run", 400.0)]  # three steps, four steps
+    assert load_config(tmp_path / "run" / "config.yaml", complete=True).trainer.max_time == "700s"
+    assert experiment.config.trainer.max_time == "700s"
+
+
+def test_a_stage_that_its_time_cut_short_is_not_kept_for_other_runs(tmp_path, monkeypatch, caplog):
+    def cut(experiment, folder, *, resume=False, seconds=None):
+        return replace(train(experiment, folder, resume=resume, seconds=seconds), steps=2)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pimlip_zoo.experiment.stages.train", cut)
+        run(tmp_path, "pretrain")
+    caplog.clear()
+    train_run(prepare_run(load_config(None, settings(tmp_path, "pretrain"))), tmp_path / "again")
+    assert "trained before" not in caplog.text

@@ -20,6 +20,7 @@ from pimlip_zoo.datasets.audit.factors import ENERGY_FACTORS, FORCE_FACTORS, STR
 from pimlip_zoo.datasets.audit.finding import Finding
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.errors import plain_number
 
 __all__ = ["TRUSTED", "check_consistency"]
 
@@ -101,11 +102,13 @@ def _verdict(survey: Survey, what: str, label: str, slope: _Slope, units: dict[s
         best = abs(np.log(size / units[near[0]])) + (0.05 if slope.certain else 0.2)
         names = " or ".join(name for name in near if abs(np.log(size / units[name])) < best)
         sign = ", with the opposite sign" if factor < 0 else ""
-        text = f"energies change by {factor:.4g} of what the {label} say: it looks like {names}{sign}"
+        by = f"energies change by {plain_number(factor, 4)} of what the {label} {_says(label)}"
+        text = f"{by}: it looks like {names}{sign}"
         hint = f"name the units: ?energy=...&length=...&{label}=..."
         return Finding(f"{what}-unit", "refused", text, count=len(survey), hint=hint, **rest)
     if slope.significant and factor < 0 and not far:
-        text = f"{label} have the wrong sign: energies change by {factor:.3f} of what they say"
+        verb, they = ("has", "it says") if label == "stress" else ("have", "they say")
+        text = f"{label} {verb} the wrong sign: energies change by {factor:.3f} of what {they}"
         hint = (
             "gradients? name them with ?gradient_key=..." if what == "force" else "stress is +dE/dε / V here"
         )
@@ -114,13 +117,17 @@ def _verdict(survey: Survey, what: str, label: str, slope: _Slope, units: dict[s
         text = f"{label} and energies belong together: factor {factor:.2f} over {slope.pairs} pairs of structures"
         return Finding(f"{what}-consistent", "note", text, **rest)
     if slope.significant and slope.certain and abs(factor - 1) - 2.0 * slope.error > _DEVIATION:
-        text = f"energies change by {factor:.3g} of what the {label} say"
+        text = f"energies change by {plain_number(factor)} of what the {label} {_says(label)}"
         hint = "another method or unit, or energies that include what the forces do not?"
         return Finding(f"{what}-inconsistent", "warning", text, hint=hint, **rest)
     text = f"pairs of structures are too far apart to compare {label} with energies"
     return Finding(
         "consistency-unknown" if what == "force" else "stress-consistency-unknown", "note", text, **rest
     )
+
+
+def _says(label: str) -> str:
+    return "says" if label == "stress" else "say"
 
 
 def _fit(columns: NDArray[np.float64], rise: NDArray[np.float64]) -> list[_Slope]:

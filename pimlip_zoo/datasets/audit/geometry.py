@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.audit.alignment import displacement
 from pimlip_zoo.datasets.audit.finding import Finding, frames_of
 from pimlip_zoo.datasets.audit.survey import Survey
+from pimlip_zoo.errors import plain_number
 
 __all__ = ["check_duplicates", "check_geometry", "check_leakage"]
 
@@ -89,7 +90,7 @@ def check_duplicates(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "contradictory-duplicates",
             "warning",
-            f"{len(differ)} of them have another energy, by up to {float(np.nanmax(difference)):.4g} eV",
+            f"{len(differ)} of them have another energy, by up to {plain_number(float(np.nanmax(difference)), 4)} eV",
             survey.name,
             **frames_of(differ),
             hint="same geometry, two labels: several methods or charges in one set?",

@@ -11,6 +11,7 @@ from pimlip_zoo.datasets.audit.finding import Finding, frames_of
 from pimlip_zoo.datasets.audit.references import fit_atom_energies
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.lmdb.record import ENERGY, FORCES, STRESS
+from pimlip_zoo.errors import plain_number
 
 __all__ = ["check_coverage", "check_energies", "check_forces", "check_stress"]
 
@@ -111,7 +112,8 @@ def check_energies(survey: Survey, atom_energies: Mapping[str, float] | None) ->
         yield Finding(
             "energy-outliers",
             "warning",
-            f"{int(far.sum())} energies are more than {limit:.3g} eV/atom away from the others, up to {worst:.3g}",
+            f"{int(far.sum())} energies are more than {plain_number(limit)} eV/atom away from the others, "
+            f"up to {plain_number(worst)}",
             survey.name,
             **frames_of(far),
             values={"limit": limit, "worst": worst},
@@ -143,7 +145,8 @@ def _check_references(survey: Survey, atom_energies: Mapping[str, float]) -> Ite
         yield Finding(
             "references-wrong",
             "refused",
-            f"energies are typically {typical:.3g} eV/atom away from the sum of the energies of isolated atoms; the "
+            f"energies are typically {plain_number(typical)} eV/atom away from the sum of the energies of isolated "
+            "atoms; the "
             "strongest bonds are 9",
             survey.name,
             count=len(survey),
@@ -156,7 +159,7 @@ def _check_references(survey: Survey, atom_energies: Mapping[str, float]) -> Ite
             "references-wrong",
             "refused",
             f"{int(far.sum())} energies are more than {_MAX_REFERENCE:.0f} eV/atom away from the sum of the "
-            f"energies of isolated atoms, up to {float(np.nanmax(np.abs(away))):.4g}",
+            f"energies of isolated atoms, up to {plain_number(float(np.nanmax(np.abs(away))), 4)}",
             survey.name,
             **frames_of(far),
             hint="both must come from the same method and have the same unit",
@@ -177,8 +180,8 @@ def check_forces(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "force-outliers",
             "warning",
-            f"{int(far.sum())} structures have forces up to {float(largest[far].max()):.4g} eV/Å, "
-            f"the median of the largest is {typical:.3g}",
+            f"{int(far.sum())} structures have forces up to {plain_number(float(largest[far].max()), 4)} eV/Å, "
+            f"the median of the largest is {plain_number(typical)}",
             survey.name,
             **frames_of(far),
             hint="leave them out, or train with the Huber loss",
@@ -204,7 +207,7 @@ def check_forces(survey: Survey) -> Iterator[Finding]:
             "net-forces",
             "warning",
             f"the forces of {int(large.sum())} structures do not add up to zero, up to "
-            f"{float(facts['force_net'][large].max()):.3g} eV/Å",
+            f"{plain_number(float(facts['force_net'][large].max()))} eV/Å",
             survey.name,
             **frames_of(large),
             hint="external fields, fixed atoms or coarse grids do this; a potential cannot learn it",
@@ -222,7 +225,8 @@ def check_stress(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "stress-unit",
             "refused" if typical > _IMPOSSIBLE_STRESS else "warning",
-            f"stress is typically {typical:.3g} eV/Å³, that is {160.2177 * typical:.4g} GPa: it looks like GPa or kbar",
+            f"stress is typically {plain_number(typical)} eV/Å³, that is {plain_number(160.2177 * typical, 4)} GPa: "
+            "it looks like GPa or kbar",
             survey.name,
             **frames_of(known),
             hint="name its unit: ?stress=GPa or ?stress=kbar",

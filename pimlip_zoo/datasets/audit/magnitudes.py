@@ -19,6 +19,7 @@ from pimlip_zoo.datasets.audit.finding import Finding
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbour_list import neighbour_list
+from pimlip_zoo.errors import plain_number
 
 __all__ = [
     "Agreement",
@@ -165,7 +166,8 @@ def _hydrogen(survey: Survey, stiffness: float | None) -> Iterator[Finding]:
     yield Finding(
         "force-unit",
         "refused",
-        f"bonds to hydrogen have a stiffness of {abs(stiffness):.3g} eV/Å² by the forces, where 10 to 60 is "
+        f"bonds to hydrogen have a stiffness of {plain_number(abs(stiffness))} eV/Å² by the forces, where 10 to 60 "
+        "is "
         f"possible{like}",
         survey.name,
         count=len(survey),
@@ -189,7 +191,8 @@ def _sizes(survey: Survey) -> Iterator[Finding]:
     yield Finding(
         "force-magnitude",
         "refused" if typical > _ABSURD_FORCE else "warning",
-        f"forces are typically {typical:.3g} eV/Å in structures without close atoms; near 300 K they are 0.1 to 2",
+        f"forces are typically {plain_number(typical)} eV/Å in structures without close atoms; near 300 K they are "
+        "0.1 to 2",
         survey.name,
         count=int(sound.sum()),
         hint=f"{_NAME_UNITS}, or leave out what is not physical",
@@ -370,7 +373,8 @@ def _agreement(survey: Survey, frames: Sequence[Frame]) -> Iterator[Finding]:
     if names and not 1 / _APART < size < _APART:
         sign = ", with the opposite sign" if found.ratio < 0 else ""
         text = (
-            f"energies change by about {size:.3g} of what a quick model of the forces says: it looks like "
+            f"energies change by about {plain_number(size)} of what a quick model of the forces says: it looks "
+            "like "
             f"{' or '.join(names[:3])}{sign}"
         )
         yield Finding(
@@ -383,7 +387,7 @@ def _agreement(survey: Survey, frames: Sequence[Frame]) -> Iterator[Finding]:
         hint = "gradients? name them with ?gradient_key=..."
         yield Finding("force-sign", "refused", text, survey.name, len(survey), hint=hint, values=values)
     elif found.ratio > 0 and not 1 / _APART < size < _APART:
-        text = f"energies change by about {size:.3g} of what a quick model of the forces says"
+        text = f"energies change by about {plain_number(size)} of what a quick model of the forces says"
         hint = "another unit or method, or energies that include what the forces do not?"
         yield Finding("force-inconsistent", "warning", text, survey.name, hint=hint, values=values)
     elif found.ratio > 0:

@@ -127,6 +127,12 @@ class ExtxyzFile:
             n = -1
         if not 0 <= n <= _MAX_ATOMS:
             text = header.strip()[:40].decode(errors="replace")
+            if "\0" in text:
+                raise InputError(
+                    "is a binary file, no extended XYZ",
+                    file=self.path,
+                    hint="name its format: ?format=lmdb, or rename it",
+                )
             raise InputError(
                 f"line {line_number} should be a number of atoms, it is {text!r}",
                 file=self.path,

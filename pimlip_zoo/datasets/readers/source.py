@@ -11,7 +11,7 @@ from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean, no_such_file, reading
 from pimlip_zoo.files import regular_file
 
-__all__ = ["check_bounded", "check_chosen", "open_source", "window_of"]
+__all__ = ["check_bounded", "check_chosen", "format_by_ending", "open_source", "window_of"]
 
 
 _READERS = {
@@ -118,6 +118,11 @@ def check_chosen(source: DataSource, count: int, window: range = ALL_FRAMES) -> 
             file=source.path,
             hint="the data are not those that were split: split them again",
         )
+
+
+def format_by_ending(path: Path) -> str | None:
+    """The format that the ending of a file's name means; None: it means none."""
+    return _SUFFIXES.get(path.suffix.lower())
 
 
 def _guess(path: Path) -> str:
