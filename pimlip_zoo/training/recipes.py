@@ -265,8 +265,8 @@ def _by_architecture(facts: RunFacts) -> Settings:
 def _equal_outputs(facts: RunFacts) -> Settings:
     """Muon with equal steps of all outputs, its rate by architecture and passes, decaying linearly to zero.
 
-    Version 4 otherwise. Forces are 3 to 8 % better on acetylacetone and TiO2, energies a tenth to a quarter, with
-    MACE on Cu-Al, too; as good elsewhere (docs/results/recipes.md).
+    Version 4 otherwise. Forces are 3 to 9 % better on molecules and TiO2 and energies more, as good on other solids;
+    those of NequIP on Cu-Al scatter more (docs/results/recipes.md).
     """
     return {**_by_architecture(facts), "optimizer.equal_outputs": True}
 
