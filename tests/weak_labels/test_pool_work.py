@@ -8,6 +8,7 @@ import pytest
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment import stages
 from pimlip_zoo.weak_labels import pool
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, cached_labels, labelled_pool
@@ -146,6 +147,7 @@ def test_several_processes_give_what_one_gives(crystals, tmp_path, monkeypatch, 
         np.testing.assert_allclose(a.positions, b.positions, atol=1e-9)
         np.testing.assert_allclose(a.forces, b.forces, atol=1e-8)
     assert told[-1] == 60
+    assert told == sorted(set(told))  # nothing is counted twice
 
 
 def test_what_another_process_cannot_label_is_said(crystals, tmp_path, monkeypatch):
@@ -176,3 +178,18 @@ def test_the_size_of_a_pool_follows_the_molecules():
     assert size(1, 100) == 400
     assert size(1, 2_000) == 200
     assert PoolOptions(structures=7).for_structures([Frame(np.array([1]), np.zeros((1, 3)))]).structures == 7
+
+
+def test_the_time_left_is_that_of_labelling_alone(monkeypatch, caplog):
+    now = 0.0
+    monkeypatch.setattr(stages.time, "monotonic", lambda: now)
+    report = stages._progress()
+    now = 30.0  # other processes had to be started, and a part was there
+    with caplog.at_level(logging.INFO, "pimlip_zoo"):
+        report(10, 100)
+        now = 40.0
+        report(30, 100)
+    assert [record.getMessage() for record in caplog.records] == [
+        "weak labels: 10 of 100 structures",
+        "weak labels: 30 of 100 structures, 35 s left",
+    ]
