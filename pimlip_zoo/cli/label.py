@@ -178,13 +178,14 @@ def _progress(screen: Any) -> Iterator[Callable[[Outcome, int, int], None]]:
 
     from pimlip_zoo.weak_labels.pool_work import told_duration
 
-    begun = time.monotonic()
-    told, next_line = -1, begun + _LINE_AFTER
+    begun: float | None = None
+    told, next_line = -1, time.monotonic() + _LINE_AFTER
 
     def show(outcome: Outcome, done: int, total: int) -> None:
-        nonlocal told, next_line
+        nonlocal begun, told, next_line
         bar.update(task, completed=done, total=total)
         tenth, now = 10 * done // max(total, 1), time.monotonic()
+        begun = now - outcome.seconds if begun is None else begun  # what was set up before is over
         if screen.is_terminal or (total > _FEW and tenth == told and now < next_line):
             return
         told, next_line = tenth, now + _LINE_AFTER
