@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_FEW = 20
+"""Structures of which each has a line where there is no terminal."""
+_LINE_AFTER = 60.0
+"""Seconds after which there is a line in any case."""
+
 EXAMPLE = """
 Examples:
 
@@ -166,19 +171,27 @@ def _report(result: Labelling, total: int, screen: Any) -> None:
 
 @contextmanager
 def _progress(screen: Any) -> Iterator[Callable[[Outcome, int, int], None]]:
-    """A bar on a terminal, else a line for each tenth."""
+    """A bar on a terminal, else lines: for each of a few structures, for each tenth of many, and every minute."""
+    import time
+
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    last = -1
+    from pimlip_zoo.weak_labels.pool_work import told_duration
+
+    begun: float | None = None
+    told, next_line = -1, time.monotonic() + _LINE_AFTER
 
     def show(outcome: Outcome, done: int, total: int) -> None:
-        nonlocal last
+        nonlocal begun, told, next_line
         bar.update(task, completed=done, total=total)
-        tenth = 10 * done // max(total, 1)
-        if not screen.is_terminal and tenth > last:
-            last = tenth
-            how = "failed" if outcome.result is None else f"{outcome.seconds:.1f} s"
-            screen.print(f"{done} of {total} ({how})")
+        tenth, now = 10 * done // max(total, 1), time.monotonic()
+        begun = now - outcome.seconds if begun is None else begun  # what was set up before is over
+        if screen.is_terminal or (total > _FEW and tenth == told and now < next_line):
+            return
+        told, next_line = tenth, now + _LINE_AFTER
+        how = "failed" if outcome.result is None else f"{outcome.seconds:.1f} s"
+        left = f", {told_duration((now - begun) / done * (total - done))} left" if done < total else ""
+        screen.print(f"{done} of {total} ({how}){left}")
 
     columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:

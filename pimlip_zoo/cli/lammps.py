@@ -64,7 +64,10 @@ def write_input(
         float | None, typer.Option(help="fs; 0.5 with hydrogen, 1 without by default.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the run.")] = 1000,
-    every: Annotated[int, typer.Option(help="Steps between lines of the log and frames.")] = 100,
+    every: Annotated[
+        int | None,
+        typer.Option(help="Steps between lines of the log and frames; 100 or a tenth of all by default."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the velocities.")] = 1,
     chunk: Annotated[int, typer.Option(help="Atoms evaluated at once, to bound the memory; 0: all.")] = 0,
 ) -> None:

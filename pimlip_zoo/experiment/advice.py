@@ -10,6 +10,7 @@ a longer run (``docs/guide/weak-supervision.md``).
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 import tempfile
@@ -39,6 +40,9 @@ from pimlip_zoo.weak_labels.pool import cached_labels
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
+    from pimlip_zoo.experiment.prepare import Experiment
+    from pimlip_zoo.models.potential import Potential
+
 __all__ = ["Advice", "Errors", "Finding", "advise", "known_levels", "labels_of_level"]
 
 log = logging.getLogger("pimlip_zoo")
@@ -59,6 +63,8 @@ LEAST = 10
 COVERED = 0.9
 SHORTER = 4
 """How many times shorter the first pair of trainings is."""
+_TRIAL = 10
+"""Steps of a training that only tells how long the others take."""
 _DRAWS = 2000
 _ATOMS_OF_A_STEP = 200
 _SAME_PLACE = 1e-4
@@ -258,21 +264,17 @@ def advise(
         ("data.check_references", False),
     ]
     lengths = (max(steps // SHORTER, 1), steps)
-    clock = _Clock(
-        told, sum(lengths) * (1 + sum(not isinstance(cheap, InputError) for cheap in levels.values()))
-    )
+    clock = _Clock(told, lengths * (1 + sum(not isinstance(cheap, InputError) for cheap in levels.values())))
 
     def train_on(labels: Sequence[Frame], name: str, length: int) -> _Squares:
         clock.begins(f"{name}: {length} steps on {len(learnt)} structures")
         split = ([labels[i] for i in learnt], [labels[i] for i in valid])
-        often = [("trainer.max_steps", length), ("trainer.valid_every", max(1, length // 10))]
+        validations = 2 if length == _TRIAL else 10
+        often = [("trainer.max_steps", length), ("trainer.valid_every", max(1, length // validations))]
         with tempfile.TemporaryDirectory(prefix="pimlip-advise-") as folder:
             experiment = prepare(load_config(None, [*options, *often, *settings]), split=split)
-            train(experiment, Path(folder) / "run")
-            from pimlip_zoo.training.checkpoint import load_potential
-
-            potential = load_potential(Path(folder) / "run")
-        clock.ended(length)
+            potential = _trained(experiment, Path(folder) / "run")
+            clock.ended(Path(folder) / "run", length)
         of_measured = [labels[i] for i in measured]
         return _squares(of_measured, predict_labels(potential, of_measured))
 
@@ -280,6 +282,8 @@ def advise(
         short, long = (train_on(labels, name, length) for length in lengths)
         return _Pair(short, long)
 
+    if lengths[0] > 2 * _TRIAL:
+        train_on(chosen, "how long it takes", _TRIAL)
     tested = [chosen[i] for i in measured]
     surface = _size(_leveled(chosen, chosen, measured))
     plain = pair(chosen, "labels")
@@ -340,23 +344,51 @@ class _Pair:
     long: _Squares
 
 
-class _Clock:
-    """Says what begins, and how long it is until the last training is over."""
+def _trained(experiment: Experiment, run: Path) -> Potential:
+    """The potential of a whole training; one that was stopped says nothing.
 
-    def __init__(self, told: Callable[[str], None], steps: int) -> None:
-        self.told, self.left, self.done = told, steps, 0
+    Raises:
+        KeyboardInterrupt: when a signal ended it.
+    """
+    from pimlip_zoo.training.checkpoint import load_potential
+
+    if train(experiment, run).signal is not None:
+        raise KeyboardInterrupt
+    return load_potential(run)
+
+
+class _Clock:
+    """Says what begins, and how long it is until the last training is over.
+
+    Args:
+        told: is told.
+        lengths: steps of the trainings that there will be.
+    """
+
+    def __init__(self, told: Callable[[str], None], lengths: Sequence[int]) -> None:
+        self.told, self.left = told, list(lengths)
+        self.of_each, self.of_step = 0.0, 0.0
         self.started = 0.0
-        self.spent = 0.0
 
     def begins(self, what: str) -> None:
-        known = f"; about {duration(self.left * self.spent / self.done)} left in all" if self.done else ""
-        self.told(f"{what}{known}")
+        seconds = sum(self.of_each + self.of_step * length for length in self.left)
+        self.told(f"{what}; about {duration(seconds)} left in all" if seconds else what)
         self.started = time.monotonic()
 
-    def ended(self, steps: int) -> None:
-        self.spent += time.monotonic() - self.started
-        self.done += steps
-        self.left -= steps
+    def ended(self, run: Path, steps: int) -> None:
+        """Take the time of a step, and of what else a training takes, from one that is over."""
+        spent = time.monotonic() - self.started
+        self.of_step = _seconds_of_step(run)
+        self.of_each = max(spent - steps * self.of_step, 0.0)
+        if steps in self.left:
+            self.left.remove(steps)
+
+
+def _seconds_of_step(run: Path) -> float:
+    """From the last two validations of a run; in its first steps much is set up."""
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+        *_, before, last = csv.DictReader(stream)
+    return (float(last["seconds"]) - float(before["seconds"])) / (int(last["step"]) - int(before["step"]))
 
 
 def _whole_run(model: str, frames: Sequence[Frame]) -> int:

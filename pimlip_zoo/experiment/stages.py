@@ -448,11 +448,13 @@ def _progress() -> Callable[[int, int], None]:
     """Says how far the labelling is and how long it takes: a bar on terminals, a line every tenth elsewhere."""
     begun, told, terminal = time.monotonic(), -1, sys.stderr.isatty()
     first: int | None = None
+    since = begun
 
     def report(done: int, total: int) -> None:
-        nonlocal told, first
-        first = done if first is None else first  # what was in the cache took no time
-        rate = (done - first) / max(time.monotonic() - begun, 1e-9)
+        nonlocal told, first, since
+        if first is None:  # what was in the cache took no time, and what had to be set up is over
+            first, since = done, time.monotonic()
+        rate = (done - first) / max(time.monotonic() - since, 1e-9)
         left = f", {told_duration((total - done) / rate)} left" if rate > 0 and done < total else ""
         if terminal:
             full = 30 * done // total

@@ -77,6 +77,10 @@ _AT_ONCE = 50
 """Structures that are kept together when they are labelled."""
 _WORTH_SHARING = 30.0
 """Seconds of work for which other processes are started."""
+_MEASURED, _MEASUREMENTS = 2.0, 100
+"""Seconds, and evaluations of a structure, that an estimate may take; a twentieth of the work where that is less."""
+_OTHERS = 0.5
+"""Load above the number of cores from which it is said that they are shared."""
 
 
 def label_frames(
@@ -404,7 +408,7 @@ class _Work:
         return _labels(self.starts, self.supervisor, part["indices"], report, self.calculator)
 
     def _estimate(self, structures: int, evaluations: float) -> None:
-        """Say what it will take, from one evaluation; share it among processes where it is long.
+        """Say what it will take, from some evaluations; share it among processes where it is long.
 
         Args:
             structures: that are to be labelled.
@@ -412,25 +416,51 @@ class _Work:
         """
         if self.parts is None or structures < _AT_ONCE:
             return
-        sizes = [len(frame.numbers) for frame in self.starts]
-        atoms = _atoms(self.starts[int(np.argsort(sizes)[len(sizes) // 2])])
-        atoms.calc = self.calculator
-        seconds = []
-        for _ in range(2):  # the first sets up
-            atoms.positions += 1e-3 * np.cos(np.arange(atoms.positions.size)).reshape(-1, 3)
-            begun = time.monotonic()
-            if _evaluate(atoms, np.inf) is None:
-                return
-            seconds.append(time.monotonic() - begun)
-        work = structures * evaluations * seconds[-1]
+        number = structures * evaluations
+        seconds = self._seconds(number)
+        if seconds is None:
+            return
+        work = number * seconds
         if work > _WORTH_SHARING and _elsewhere(self.supervisor):
             self._processes = cores()
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        busy = f" on {cores()} cores that others use, too" if load > cores() + _OTHERS else ""
         log.info(
-            "weak labels of %s: about %s (%s structures, %.0f evaluations each, %.3g s an evaluation, %d processes); "
+            "weak labels of %s: about %s (%s structures, %.0f evaluations each, %.3g s an evaluation, %d processes%s); "
             "Ctrl-C keeps what is done, and the same command goes on there",
             *(self.supervisor.name, told_duration(work / self._processes), f"{structures:,}"),
-            *(evaluations, seconds[-1], self._processes),
+            *(evaluations, seconds, self._processes, busy),
         )
+
+    def _seconds(self, number: float) -> float | None:
+        """The mean time of an evaluation; None where all fail.
+
+        Structures of several sizes are evaluated, a few times each. Where the work is long, this goes on for a while:
+        within milliseconds it is not seen that other programs take their turns.
+
+        Args:
+            number: of evaluations that are to be done.
+        """
+        order = np.argsort([len(frame.numbers) for frame in self.starts], kind="stable")
+        chosen = dict.fromkeys(int(order[int(part * len(order))]) for part in (0.5, 0.85, 0.15))
+        spent: dict[int, list[float]] = {}
+        begun, seconds = time.monotonic(), None
+        for repeated in range(_MEASUREMENTS):
+            for index in chosen:
+                atoms = _atoms(self.starts[index])
+                atoms.positions += 0.02 * np.cos(np.arange(atoms.positions.size) + repeated).reshape(-1, 3)
+                atoms.calc = self.calculator
+                started = time.monotonic()
+                if _evaluate(atoms, np.inf) is not None:
+                    spent.setdefault(index, []).append(time.monotonic() - started)
+            if not spent:
+                return None
+            # The first evaluations set up.
+            means = [np.mean(times[1:]) if len(times) > 1 else times[0] for times in spent.values()]
+            seconds, so_far = float(np.mean(means)), time.monotonic() - begun
+            if so_far > min(_MEASURED, 0.05 * number * seconds) and (repeated or so_far > _MEASURED):
+                break
+        return seconds
 
 
 def _elsewhere(supervisor: CheapCalculator) -> bool:

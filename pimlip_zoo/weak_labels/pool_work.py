@@ -42,6 +42,7 @@ def do_parts(
         worker: Python statement by which another process begins: :func:`~pimlip_zoo.processes.serve` with
             :func:`answer_parts` of the folder that it is told.
     """
+    report = _rising(report)
     missing = [part for part in parts if folder is None or not _file(folder, part).exists()]
     if folder is not None and len(missing) > 1 and processes > 1 and worker:
         _share(parts, missing, folder, min(processes, len(missing)), worker, report)
@@ -54,6 +55,19 @@ def do_parts(
         frames += made
         report(len(frames))
     return frames
+
+
+def _rising(report: Callable[[int], None]) -> Callable[[int], None]:
+    """Tells each number once: what other processes have made is read again, in order."""
+    told = -1
+
+    def tell(count: int) -> None:
+        nonlocal told
+        if count > told:
+            told = count
+            report(count)
+
+    return tell
 
 
 def answer_parts(folder: Path, do: Do) -> Reply:

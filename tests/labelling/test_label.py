@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -475,3 +476,29 @@ def test_an_output_without_convergence_or_of_another_structure_is_a_failure(here
     assert "1 of 3 structures labelled" in said
     assert "the SCF did not converge" in said
     assert "differs by" in said
+
+
+def test_a_few_structures_have_a_line_each_and_many_a_line_each_tenth(here):
+    pair = Atoms("CO", positions=[(0, 0, 0), (0, 0, 1.1)])
+    for count, lines in ((13, 13), (40, 11)):
+        structures = []
+        for k in range(count):
+            pair.positions[1, 2] = 1.1 + 0.001 * k
+            structures.append(pair.copy())
+        write("several.extxyz", structures)
+        said = called(
+            *(
+                "several.extxyz",
+                "--calculator",
+                "odd:make",
+                "-o",
+                f"{count}.lmdb",
+                "--no-compare",
+                "--level",
+                "x",
+            )
+        )
+        told = re.findall(rf"^(\d+) of {count} \(", said, re.MULTILINE)
+        assert len(told) == lines
+        assert told[-1] == str(count)
+        assert said.count(" left\n") == lines - 1

@@ -74,6 +74,24 @@ def test_unknown_elements_and_settings_are_named(tmp_path):
             MDSettings(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("settings", "every"),
+    [({"steps": 50}, 5), ({"steps": 3}, 1), ({"steps": 0}, 1), ({"steps": 10_000}, 100), ({"every": 7}, 7)],
+)
+def test_a_short_run_prints_lines_between_its_ends(settings, every, tmp_path):
+    script = write_run(
+        tmp_path,
+        molecule("H2O"),
+        model="m.pth",
+        plugin="p.so",
+        species=SPECIES,
+        settings=MDSettings(**settings),
+    )
+    lines = script.read_text().splitlines()
+    assert f"thermo          {every}" in lines
+    assert any(line.startswith(f"dump            trajectory all custom {every} ") for line in lines)
+
+
 @pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
 @pytest.mark.parametrize("geometry", ["a slab", "a skewed triclinic cell"])
 def test_written_scripts_run(ensemble, geometry, tmp_path, plugin, exported):

@@ -1,3 +1,4 @@
+import signal
 from dataclasses import replace
 
 import ase.io
@@ -7,6 +8,7 @@ import pytest
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment import advice
 from pimlip_zoo.experiment.advice import (
     SHORTER,
     Advice,
@@ -19,6 +21,7 @@ from pimlip_zoo.experiment.advice import (
     known_levels,
     labels_of_level,
 )
+from pimlip_zoo.experiment.run import Outcome
 
 SMALL = (("model.channels", 4), ("model.l_max", 1), ("trainer.device", "cpu"), ("model.num_layers", 1))
 
@@ -55,9 +58,14 @@ def forces_of(*values):
     return [_Squares(np.full(12, 27.0 * value**2), np.full(12, 27.0), np.ones(12)) for value in values]
 
 
-def test_a_smooth_difference_is_advised_and_a_rough_one_of_the_same_size_is_not(ethanol):
+def test_a_smooth_difference_is_advised_and_a_rough_one_of_the_same_size_is_not(ethanol, monkeypatch):
+    monkeypatch.setattr(advice, "_TRIAL", 6)
+    told = []
     levels = {"smooth": spring(ethanol), "rough": noisy(ethanol)}
-    found = advise(ethanol, levels, model="nequip", steps=60, settings=SMALL)
+    found = advise(ethanol, levels, model="nequip", steps=60, settings=SMALL, told=told.append)
+    assert told[0].startswith("how long it takes: 6 steps")
+    assert len(told) == 7
+    assert all("left in all" in text for text in told[1:])
     smooth, rough = found.findings
     assert (smooth.level, rough.level) == ("smooth", "rough")
     assert smooth.ratio < 0.9
@@ -70,6 +78,39 @@ def test_a_smooth_difference_is_advised_and_a_rough_one_of_the_same_size_is_not(
     alone = replace(found, findings=(rough,))
     assert alone.best is None
     assert alone.sentence.startswith("no recipe: rough")
+
+
+def test_ctrl_c_in_a_training_ends_all_of_it(ethanol, monkeypatch):
+    begun = []
+
+    def stopped(experiment, folder):
+        begun.append(experiment.config.trainer.max_steps)
+        return Outcome(folder, 7, 1.0, signal.SIGINT)
+
+    monkeypatch.setattr(advice, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        advise(ethanol, {"smooth": spring(ethanol)}, model="nequip", steps=60, settings=SMALL)
+    assert begun == [15]
+
+
+def test_the_time_left_is_that_of_all_trainings_to_come(tmp_path, monkeypatch):
+    now, told = 100.0, []
+    monkeypatch.setattr(advice.time, "monotonic", lambda: now)
+    clock = advice._Clock(told.append, [200, 800])
+    (tmp_path / "metrics.csv").write_text("step,seconds\n5,9.0\n10,10.0\n")  # the first five set up
+    clock.begins("a few steps")
+    now = 112.0  # twelve seconds, two of them for ten steps
+    clock.ended(tmp_path, 10)
+    clock.begins("the first")
+    now = 152.0
+    (tmp_path / "metrics.csv").write_text("step,seconds\n100,15.0\n200,35.0\n")
+    clock.ended(tmp_path, 200)
+    clock.begins("the second")
+    assert told == [
+        "a few steps",
+        "the first; about 4 min left in all",
+        "the second; about 3 min left in all",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment import stages
 from pimlip_zoo.weak_labels import pool
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, cached_labels, labelled_pool
@@ -40,6 +41,13 @@ def counted(evaluated, stop=None):
     return CheapCalculator("emt", EMT.version, make)
 
 
+@pytest.fixture
+def short_estimate(monkeypatch):
+    """Two evaluations of three structures, however fast they are."""
+    monkeypatch.setattr(pool, "_MEASURED", 0.0)
+
+
+@pytest.mark.usefixtures("short_estimate")
 def test_what_was_labelled_before_an_interruption_is_not_labelled_again(crystals, tmp_path, caplog):
     options = PoolOptions(structures=120, method="displaced")
     whole = []
@@ -49,7 +57,7 @@ def test_what_was_labelled_before_an_interruption_is_not_labelled_again(crystals
         labelled_pool(crystals, counted(before, stop=len(whole) - 15), options, tmp_path / "stopped")
     assert "the labels so far are kept" in caplog.text
     made = labelled_pool(crystals, counted(after), options, tmp_path / "stopped")
-    assert len(after) <= 22  # the last twenty, and the two of the estimate
+    assert len(after) <= 26  # the last twenty, and the six of the estimate
     for a, b in zip(made, wanted, strict=True):
         np.testing.assert_array_equal(a.positions, b.positions)
         assert a.energy == pytest.approx(
@@ -58,13 +66,14 @@ def test_what_was_labelled_before_an_interruption_is_not_labelled_again(crystals
     assert not list((tmp_path / "stopped").glob("*.parts"))
 
 
+@pytest.mark.usefixtures("short_estimate")
 def test_single_points_are_kept_in_parts_too(crystals, tmp_path):
     frames, before, after = crystals * 30, [], []
     with pytest.raises(KeyboardInterrupt):
-        cached_labels(frames, counted(before, stop=105), tmp_path)
+        cached_labels(frames, counted(before, stop=109), tmp_path)
     labelled = cached_labels(frames, counted(after), tmp_path)
     assert len(labelled) == 120
-    assert len(after) <= 22
+    assert len(after) <= 26
     assert [f.energy for f in labelled[:4]] == pytest.approx([f.energy for f in labelled[4:8]])
 
 
@@ -77,7 +86,54 @@ def test_an_estimate_comes_first_and_says_what_it_is_made_of(crystals, tmp_path,
     assert "Ctrl-C keeps" in line
 
 
+def seconds_told(frames, number, monkeypatch, tmp_path, spent):
+    """Of an evaluation, by a clock that a calculator moves by ``spent(atoms, evaluations so far)``."""
+    now, evaluated = 0.0, 0
+
+    def make():
+        calculator = EMT.make()
+        compute = calculator.calculate
+
+        def calculate(atoms, *args, **options):
+            nonlocal now, evaluated
+            now += spent(atoms, evaluated)
+            evaluated += 1
+            return compute(atoms, *args, **options)
+
+        calculator.calculate = calculate
+        return calculator
+
+    work = pool._Work(frames, CheapCalculator("emt", EMT.version, make), PoolOptions(), None, tmp_path)
+    monkeypatch.setattr(pool.time, "monotonic", lambda: now)
+    return work._seconds(number), now
+
+
+def test_an_estimate_counts_small_and_large_structures(monkeypatch, tmp_path):
+    frames = [Frame(np.full(n, 29), 2.6 * np.arange(3.0 * n).reshape(n, 3)) for n in [2] * 60 + [30] * 40]
+    seconds, _ = seconds_told(
+        frames, 100, monkeypatch, tmp_path, lambda atoms, _: 0.03 if len(atoms) > 2 else 0.002
+    )
+    assert 0.009 < seconds < 0.016  # all of them take 0.0132 s on average
+
+
+def test_an_estimate_of_long_work_takes_long_enough_to_see_what_else_uses_the_cores(
+    crystals, monkeypatch, tmp_path
+):
+    """A program that is interrupted for others is not interrupted in its first milliseconds."""
+    seconds, spent = seconds_told(
+        crystals, 30_000, monkeypatch, tmp_path, lambda _, so_far: 0.001 if so_far < 6 else 0.012
+    )
+    assert seconds == pytest.approx(0.012, rel=0.1)
+    assert 2.0 < spent < 2.1
+
+
+def test_an_estimate_of_short_work_is_short(crystals, monkeypatch, tmp_path):
+    _, spent = seconds_told(crystals, 60, monkeypatch, tmp_path, lambda *_: 0.012)
+    assert spent <= 9 * 0.012
+
+
 @pytest.mark.parametrize("method", ["displaced", "md"])
+@pytest.mark.usefixtures("short_estimate")
 def test_several_processes_give_what_one_gives(crystals, tmp_path, monkeypatch, method):
     options = PoolOptions(structures=60, method=method, stride=1, temperatures=(300.0, 600.0))
     one = labelled_pool(crystals, EMT, options, tmp_path / "one")
@@ -85,12 +141,13 @@ def test_several_processes_give_what_one_gives(crystals, tmp_path, monkeypatch, 
     monkeypatch.setattr(pool, "cores", lambda: 2)
     told = []
     two = labelled_pool(
-        crystals, counted([], stop=2), options, tmp_path / "two", lambda done, total: told.append(done)
+        crystals, counted([], stop=6), options, tmp_path / "two", lambda done, total: told.append(done)
     )
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a.positions, b.positions, atol=1e-9)
         np.testing.assert_allclose(a.forces, b.forces, atol=1e-8)
     assert told[-1] == 60
+    assert told == sorted(set(told))  # nothing is counted twice
 
 
 def test_what_another_process_cannot_label_is_said(crystals, tmp_path, monkeypatch):
@@ -121,3 +178,18 @@ def test_the_size_of_a_pool_follows_the_molecules():
     assert size(1, 100) == 400
     assert size(1, 2_000) == 200
     assert PoolOptions(structures=7).for_structures([Frame(np.array([1]), np.zeros((1, 3)))]).structures == 7
+
+
+def test_the_time_left_is_that_of_labelling_alone(monkeypatch, caplog):
+    now = 0.0
+    monkeypatch.setattr(stages.time, "monotonic", lambda: now)
+    report = stages._progress()
+    now = 30.0  # other processes had to be started, and a part was there
+    with caplog.at_level(logging.INFO, "pimlip_zoo"):
+        report(10, 100)
+        now = 40.0
+        report(30, 100)
+    assert [record.getMessage() for record in caplog.records] == [
+        "weak labels: 10 of 100 structures",
+        "weak labels: 30 of 100 structures, 35 s left",
+    ]

@@ -45,8 +45,8 @@ class MDSettings:
     timestep: float | None = None
     """ps; by default 0.0005 with hydrogen and 0.001 without."""
     steps: int = 1000
-    every: int = 100
-    """Steps between lines of the log and frames of the trajectory."""
+    every: int | None = None
+    """Steps between lines of the log and frames of the trajectory; None: 100, a tenth of runs shorter than 1,000."""
     seed: int = 1
     chunk: int = 0
     """Atoms that are evaluated at once, to bound the memory; 0: all."""
@@ -57,10 +57,15 @@ class MDSettings:
                 f"there is no ensemble {self.ensemble!r}", key="ensemble", hint="nve, nvt or npt"
             )
         for key, low in (("temperature", 0.0), ("steps", 0), ("every", 1), ("chunk", 0), ("seed", 1)):
-            if not getattr(self, key) >= low:
+            if getattr(self, key) is not None and not getattr(self, key) >= low:
                 raise InputError(f"{key} is {getattr(self, key)}", key=key, hint=f"give a number >= {low:g}")
         if self.timestep is not None and not self.timestep > 0:
             raise InputError(f"timestep is {self.timestep}", key="timestep", hint="give a time > 0 in ps")
+
+    @property
+    def interval(self) -> int:
+        """``every``, or what follows from the steps: a short run shows something of itself, too."""
+        return max(1, min(100, self.steps // 10)) if self.every is None else self.every
 
 
 def input_script(
@@ -148,11 +153,11 @@ timestep        {timestep:g}
 {still}fix             integrate {group} {integrators[settings.ensemble]}
 {holds}
 thermo_style    custom step time temp pe ke etotal press vol
-thermo          {settings.every}
+thermo          {settings.interval}
 thermo_modify   flush yes{" temp moving" if fixed.any() else ""}
-dump            trajectory all custom {settings.every} trajectory.dump {columns}
+dump            trajectory all custom {settings.interval} trajectory.dump {columns}
 dump_modify     trajectory element {elements} sort id
-restart         {max(settings.every * 10, 1)} run.restart.a run.restart.b
+restart         {settings.interval * 10} run.restart.a run.restart.b
 
 run             {settings.steps}
 write_restart   final.restart
