@@ -223,6 +223,10 @@ def export_potential(
     from pimlip_zoo.registry import available_models
 
     _check_no_checkpoint_of_a_run(target)
+    if target.name.lower().endswith(".nequip.pt2") and format is not ExportFormat.aot:  # which says more
+        raise InputError(
+            "the ending is that of files of nequip-compile", file=target, key="-o", hint="give another one"
+        )
 
     if table is not None and format is not ExportFormat.native:
         raise InputError(

@@ -207,3 +207,27 @@ def test_a_vasprun_whose_last_step_changed_the_energy_is_not_converged():
     assert not converged_text(vasprun(-9.0, -9.5, -9.6))
     assert not converged_text(vasprun(-9.5, limit=1))
     assert not converged_text(vasprun("-0.1E+02", "-0.2E+02", "********"))
+
+
+def test_a_journal_that_does_not_say_its_level_or_a_checksum_any_more_is_refused(tmp_path):
+    about = {"name": "emt", "version": "1", "level": "EMT"}
+    journal = Journal(tmp_path / "some.journal", about)
+    journal.add("a", {"result": {"energy": -1.0}})
+    journal.add("b", {"result": {"energy": -2.0}})
+    head, first, second = journal.path.read_text().splitlines()
+    said = json.loads(head)
+    less = json.dumps({**said, "calculator": {"name": "emt", "version": "1"}})
+    unsigned = json.loads(second)
+    del unsigned["crc32"]
+    for lines, says in (
+        ([less, first, second], "its labels have level None"),
+        ([head, first, json.dumps(unsigned)], "damaged"),
+        ([head, json.dumps({**json.loads(first), "crc32": None}), second], "damaged"),
+    ):
+        journal.path.write_text("\n".join(lines) + "\n")
+        with pytest.raises(InputError, match=says):
+            Journal(journal.path, about)
+    journal.path.write_text(
+        "\n".join([head, json.dumps(unsigned), first]) + "\n"
+    )  # begun by a version before
+    assert sorted(Journal(journal.path, about).results) == ["a", "b"]
