@@ -185,6 +185,13 @@ def _directions(run: Path, format: ExportFormat, *, trust: bool) -> Directions: 
     return Directions(posterior.directions(), found.factor, found.exponent, found.quantile)
 
 
+def _check_no_checkpoint_of_a_run(target: Path) -> None:
+    """An exported file has neither the state of the training nor, in other formats, weights to train on."""
+    place = target.resolve()
+    if place.exists() and place.parent.name == "checkpoints":
+        raise InputError("is a checkpoint of a run", file=target, key="-o", hint="give a file elsewhere")
+
+
 def export_potential(
     potential: Potential,
     target: Path,
@@ -209,11 +216,17 @@ def export_potential(
         uncertainty: of a native model, the posterior of its last layer.
 
     Raises:
-        InputError: when the potential or an option does not go with the format.
+        InputError: when the potential or an option does not go with the format, or the file is a checkpoint of a run.
     """
     import torch
 
     from pimlip_zoo.registry import available_models
+
+    _check_no_checkpoint_of_a_run(target)
+    if target.name.lower().endswith(".nequip.pt2") and format is not ExportFormat.aot:  # which says more
+        raise InputError(
+            "the ending is that of files of nequip-compile", file=target, key="-o", hint="give another one"
+        )
 
     if table is not None and format is not ExportFormat.native:
         raise InputError(

@@ -177,17 +177,16 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
         source: plain values kept in the checkpoint, where it comes from.
 
     Raises:
-        InputError: when the folder holds a run.
+        InputError: when the folder holds a run, or another process is writing to it.
     """
     from pimlip_zoo.config import RunConfig, save_config
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.experiment import check_free
     from pimlip_zoo.files import replacing, writing
-    from pimlip_zoo.locks import making
+    from pimlip_zoo.locks import claimed, making
     from pimlip_zoo.training.checkpoint import describe, save_potential
 
     target = folder / "checkpoints" / "best.ckpt"
-    if target.exists() or (folder / "config.yaml").exists():
-        raise InputError("there is a run in this folder", file=folder, hint="give another one with --out")
     description = describe(potential)
     scales = potential.scale.unique().tolist()
     references = dict(zip(potential.species, potential.energy_references.tolist(), strict=True))
@@ -202,6 +201,12 @@ def write_run(potential: Potential, folder: Path, source: dict[str, object]) -> 
             "trainer": {"dtype": description["dtype"]},
         }
     )
-    with writing(target), making(target.parent), replacing(target) as scratch:
-        save_potential(potential, scratch, summary=source)
-        save_config(config, folder / "config.yaml")  # without weights it is no run, nor are they without it
+    with claimed(folder), writing(target), making(target.parent):
+        check_free(folder)
+        if (folder / "config.yaml").exists():
+            raise InputError("there is a run in this folder", file=folder, hint="give another one with --out")
+        with replacing(target) as scratch:
+            save_potential(potential, scratch, summary=source)
+            save_config(
+                config, folder / "config.yaml"
+            )  # without weights it is no run, nor are they without it

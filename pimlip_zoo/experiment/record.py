@@ -197,9 +197,10 @@ def check_settings(folder: Path, given: RunConfig) -> None:
             for weights without the checkpoint that a run goes on from.
     """
     kept, done = _begun_with(folder)
-    _check_weights_stay(folder, kept)
     old, new = dict(_options(kept)), dict(_options(given))
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and not _may_change(key)]
+    different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    _check_weights_stay(folder, kept, different)
+    changed = [key for key in different if not _may_change(key)]
     if changed:
         key, *others = changed
         more = f"; {len(others)} more differ, such as {others[0]}" if others else ""
@@ -218,11 +219,11 @@ def check_settings(folder: Path, given: RunConfig) -> None:
         )
 
 
-def _check_weights_stay(folder: Path, kept: RunConfig) -> None:
+def _check_weights_stay(folder: Path, kept: RunConfig, different: Sequence[str]) -> None:
     """A run without ``last.ckpt`` begins again, and would replace what is in ``best.ckpt``.
 
-    That is as it should be when it was killed between the two at its first validation, and not when the model was
-    imported, or somebody removed the file.
+    That is as it should be when it was killed between the two at its first validation, and does the same again; not
+    when the model was imported, somebody removed the file, or the options differ.
     """
     best, last = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     if last.exists() or not best.exists():
@@ -234,6 +235,13 @@ def _check_weights_stay(folder: Path, kept: RunConfig) -> None:
             f"there is nothing to go on from, and a new start would replace its best.ckpt ({trained})",
             file=last,
             hint=f"--from {folder} trains its weights on, in another folder",
+        )
+    if different:
+        raise InputError(
+            "there is nothing to go on from, and a new start with other options would replace its best.ckpt",
+            file=last,
+            key=different[0],
+            hint=f"leave it as it was, or --from {folder} trains its weights on, in another folder",
         )
 
 

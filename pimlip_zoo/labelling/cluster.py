@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ _PROGRAMS = {
     "FHI-aims": (b"Invoking FHI-aims", b"Self-consistency cycle converged"),
 }
 """What stands in the output of each program, and only when its SCF converged."""
+_VASP_XML = re.compile(rb'name="program"[^>]*>\s*vasp')
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,20 @@ def converged_text(content: bytes) -> bool:
     for signature, marker in _PROGRAMS.values():
         if signature in content:
             return marker in content
-    return True
+    return _vasp_xml_converged(content) if _VASP_XML.search(content[:10_000]) else True
+
+
+def _vasp_xml_converged(content: bytes) -> bool:
+    """``vasprun.xml`` does not say it: the last of NELM steps has to have changed the energy by less than EDIFF."""
+    steps = content.rpartition(b"<calculation>")[2].split(b"<scstep>")[1:]
+    limit, least = (
+        re.search(rb'name="' + name + rb'"[^>]*>\s*([-+.\dEe]+)\s*<', content) for name in (b"NELM", b"EDIFF")
+    )
+    if limit is None or least is None or len(steps) < int(limit[1]):
+        return True
+    found = [re.search(rb'name="e_fr_energy"[^>]*>\s*([-+.\dEe]+)\s*<', step) for step in steps[-2:]]
+    values = [float(value[1]) for value in found if value is not None]
+    return len(values) == 2 and abs(values[1] - values[0]) < float(least[1])
 
 
 def _entry(

@@ -45,9 +45,11 @@ def _parsed(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, dict[
         if head["format"] != _FORMAT or head["version"] != _VERSION:
             raise InputError("is no journal of this version", file=path)  # noqa: TRY301
         calculator = dict(head["calculator"])
+        summed = False
         for line in lines[1:]:
             entry = json.loads(line)
-            if (said := entry.pop(_SUM, None)) not in (None, _sum_of(entry)):
+            summed |= _SUM in entry  # whoever writes them writes them from then on
+            if summed and (said := entry.pop(_SUM, None)) != _sum_of(entry):
                 raise ValueError(f"a line has the checksum {said}")  # noqa: TRY301
             key = entry.pop("key")
             if not isinstance(key, str) or not isinstance(entry.get("result", {}), dict):
@@ -123,15 +125,14 @@ class Journal:
             with replacing(self.path) as temporary:
                 temporary.write_bytes(whole + newline)
         head, self.results = _parsed(whole, self.path)
-        different = any(calculator.get(name) != value for name, value in head.items())
-        if different and self.empty:  # such as a misspelt basis set: there is nothing to mix with
+        if head != calculator and self.empty:  # such as a misspelt basis set: there is nothing to mix with
             write_text(self.path, self._head)
             self.results = {}
             return
-        for name, value in head.items():
-            if calculator.get(name) != value:
+        for name in {**head, **calculator}:
+            if calculator.get(name) != head.get(name):
                 raise InputError(
-                    f"its labels have {name} {value}, given is {calculator.get(name)}",
+                    f"its labels have {name} {head.get(name)}, given is {calculator.get(name)}",
                     file=self.path,
                     hint="labels of two kinds do not belong in one file: name another with -o",
                 )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pimlip_zoo.consistency.surface import Reads, Surface
 
 __all__ = [
+    "LEVEL_NAME",
     "LOSSES",
     "Evaluated",
     "LossInfo",
@@ -32,6 +33,9 @@ __all__ = [
     "Step",
     "loss",
 ]
+
+LEVEL_NAME = r"\w[\w.+-]*"
+"""What the name of a level of theory may be, as a regular expression: it is part of names of files."""
 
 
 class PotentialLike(Protocol):

@@ -325,6 +325,10 @@ def _check_same(rounds: Rounds) -> None:
                 hint="name another folder with out:, or put the old option back",
             )
         return
+    if (rounds.out / "round-1").exists():
+        log.warning(
+            "%s has no %s: whether its options are still the same is not known", rounds.out, path.name
+        )
     write_json(path, now)
 
 

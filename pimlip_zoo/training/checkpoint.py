@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import check_archive, regular_file
+from pimlip_zoo.losses.base import LEVEL_NAME
 from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.extent import check_extent
 from pimlip_zoo.models.potential import Potential
@@ -240,7 +242,8 @@ def load_potential(
         for name, value in content["state_dict"].items()
         if name.startswith(_OURS)
     }
-    weights |= _of_level(content, level, path)
+    weights |= _of_level(content, level, path, potential)
+    _check_kinds(weights, potential, path)
     try:
         potential.load_state_dict(weights)
     except RuntimeError as error:
@@ -252,7 +255,9 @@ def load_potential(
     return potential.eval().requires_grad_(False)
 
 
-def _of_level(content: Mapping[str, Any], level: str | None, path: Path) -> dict[str, Tensor]:
+def _of_level(
+    content: Mapping[str, Any], level: str | None, path: Path, potential: Potential
+) -> dict[str, Tensor]:
     """What a level has of its own; nothing of that of the reference labels."""
     if level is None or level == REFERENCE:
         return {}
@@ -266,7 +271,20 @@ def _of_level(content: Mapping[str, Any], level: str | None, path: Path) -> dict
             key="level",
             hint=f"it has {', '.join((REFERENCE, *levels))}",
         )
+    readouts = tuple(f"model.{name}." for name in getattr(potential.model, "readout_modules", ()))
+    names = [name for name, _ in potential.named_parameters() if readouts and name.startswith(readouts)]
+    for name in (*names, "energy_references"):
+        if name not in levels[level]:  # that of the reference labels would stand in for it
+            raise InputError("the level lacks it", file=path, key=f"{LEVELS}.{level}.{name}")
     return levels[level]
+
+
+def _check_kinds(weights: Mapping[str, Tensor], potential: Potential, path: Path) -> None:
+    """Refuse whole or complex numbers where real ones belong, which would be rounded or cut without a word."""
+    for name, own in potential.state_dict().items():
+        found = weights.get(name)
+        if found is not None and found.is_floating_point() != own.is_floating_point():
+            raise InputError(f"is {found.dtype}, and {own.dtype} here", file=path, key=name)
 
 
 def _check_fields(
@@ -332,6 +350,8 @@ def _check_levels(levels: Any, size: int) -> None:
     if not isinstance(levels, dict) or not all(isinstance(name, str) for name in levels):
         raise InputError("the checkpoint has no table there", key=LEVELS)
     for level, weights in levels.items():
+        if not re.fullmatch(LEVEL_NAME, level) or level == REFERENCE:  # names of files are made of it
+            raise InputError(f"{level[:40]!r} is no name for a level", key=LEVELS)
         if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
             raise InputError("the checkpoint has no table there", key=f"{LEVELS}.{level}"[:100])
         _check_weights({_OURS + name: value for name, value in weights.items()}, size)

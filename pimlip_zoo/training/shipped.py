@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from pimlip_zoo.errors import InputError, did_you_mean
@@ -112,6 +111,5 @@ def shipped_file(run: str) -> Path:
     return file
 
 
-@cache
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -26,7 +26,7 @@ from pimlip_zoo.datasets.statistics import fit_references
 from pimlip_zoo.datasets.summary import facts_of
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import Batch, Labels, graph_to
-from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue
+from pimlip_zoo.losses.base import LEVEL_NAME, Evaluated, LossTerm, LossValue
 from pimlip_zoo.losses.pool import Pool, step_generator
 from pimlip_zoo.section import Section
 from pimlip_zoo.weak_labels.offsets import fit_offset
@@ -96,7 +96,7 @@ class LevelOptions(Section):
             InputError: when it cannot stand for the level in options and names of columns.
         """
         name = self.name if self.name is not None else _short(self.calculator, self.data)
-        if not re.fullmatch(r"\w[\w.+-]*", name):
+        if not re.fullmatch(LEVEL_NAME, name):
             raise InputError(
                 f"{name!r} is no name for a level", key=KEY, hint="name: letters, digits and _ . + - alone"
             )

@@ -261,6 +261,7 @@ def _fill(path: str, value: float):
         (_set("spherical_harmonics.normalization", "norm"), "another normalization"),
         (_set("products.1.use_sc", False), "use_sc = False"),
         (_fill("products.0.symmetric_contractions.contractions.1.U_matrix_2", 1.0), "couples"),
+        (_fill("products.0.symmetric_contractions.contractions.0.U_matrix_1", 0.5), "couples"),
         (lambda record: record.attributes["_modules"].pop("radial_embedding"), "laid out"),
         (_set("radial_embedding.apply_cutoff", False), "radial_embedding.apply_cutoff is False"),
         (_set("products.0.use_agnostic_product", True), "products.0.use_agnostic_product is True"),

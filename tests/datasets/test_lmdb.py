@@ -354,10 +354,25 @@ def hammer(path, target, times=300):
     return noticed
 
 
+def moved_and_emptied(path):
+    path.rename(path.with_name("c.lmdb"))
+    shutil.copyfile(path.with_name("b.lmdb"), path)
+    os.truncate(path.with_name("c.lmdb"), 0)
+
+
+def overwritten_with_its_date_put_back(path):
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.write(path.with_name("reversed.lmdb").read_bytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 CHANGES_WHILE_IT_IS_READ = {
     "shortened": lambda path: os.truncate(path, 8192),
     "emptied": lambda path: os.truncate(path, 0),
     "emptied and made as long again": lambda path: (os.truncate(path, 0), os.truncate(path, 1 << 20)),
+    "moved and emptied there": moved_and_emptied,
+    "the same frames in another order": overwritten_with_its_date_put_back,
     "another store copied over it": lambda path: shutil.copyfile(path.with_name("b.lmdb"), path),
 }
 
@@ -366,6 +381,7 @@ CHANGES_WHILE_IT_IS_READ = {
 def test_a_store_that_is_changed_while_it_is_mapped_is_refused_and_ends_no_process(change, path, tmp_path):
     shutil.copyfile(path, tmp_path / "a.lmdb")
     write_store(tmp_path / "b.lmdb", [molecule(i, 5) for i in range(300)])
+    write_store(tmp_path / "reversed.lmdb", list(FrameStore(path))[::-1])
     pid = os.fork()  # what is not there any more is touched by a child
     if pid == 0:
         status = 3

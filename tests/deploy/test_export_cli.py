@@ -69,6 +69,8 @@ def test_export_writes_and_says_what_lammps_needs(checkpoint, call, tmp_path):
         (("export", "{run}", "-o", "no/such/folder/x.nequip.pth"), "no such folder"),
         (("export", "{run}", "--format", "aot", "-o", "x.nequip.pth"), "ends in .pt2"),
         (("export", "{run}", "--format", "aot", "-o", "x.nequip.pt2"), "abort on this one"),
+        (("export", "{run}", "--format", "torchscript", "-o", "x.nequip.pt2"), "is that of files of nequip"),
+        (("export", "{run}", "--format", "native", "-o", "x.NEQUIP.pt2"), "is that of files of nequip"),
         (("lammps", "input", "{run}", "--structure", "nowhere.xyz"), "no such file"),
         (("lammps", "input", "{truncated}", "--structure", "{run}"), "ASE cannot read it"),
         (("lammps", "input", "{run}", "--structure", "builtin:cual-emt@999"), "no such frame"),

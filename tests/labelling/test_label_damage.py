@@ -11,7 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.labelling.cluster import read_folders, write_folders
+from pimlip_zoo.labelling.cluster import converged_text, read_folders, write_folders
 from pimlip_zoo.labelling.evaluate import plain_result
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.journal import Journal, journal_path
@@ -187,3 +187,47 @@ def test_an_output_that_is_a_pipe_is_a_failure_at_once(here):
 def test_what_only_looks_like_an_energy_is_none(odd):
     with pytest.raises(CalculationError, match="energy"):
         plain_result({"energy": odd}, 2)
+
+
+def vasprun(*energies, limit=3):
+    steps = "".join(
+        f'<scstep><energy><i name="alphaZ"> 1.0</i><i name="e_fr_energy"> {energy} </i></energy></scstep>'
+        for energy in energies
+    )
+    return (
+        '<modeling><generator><i name="program" type="string">vasp </i></generator>'
+        f'<i name="EDIFF"> 0.00001000</i><i type="int" name="NELM"> {limit}</i>'
+        f"<calculation><scstep></scstep></calculation><calculation>{steps}<energy></energy></calculation>"
+    ).encode()
+
+
+def test_a_vasprun_whose_last_step_changed_the_energy_is_not_converged():
+    assert converged_text(vasprun(-9.0, -9.5))
+    assert converged_text(vasprun(-9.0, -9.5, -9.500001))
+    assert not converged_text(vasprun(-9.0, -9.5, -9.6))
+    assert not converged_text(vasprun(-9.5, limit=1))
+    assert not converged_text(vasprun("-0.1E+02", "-0.2E+02", "********"))
+
+
+def test_a_journal_that_does_not_say_its_level_or_a_checksum_any_more_is_refused(tmp_path):
+    about = {"name": "emt", "version": "1", "level": "EMT"}
+    journal = Journal(tmp_path / "some.journal", about)
+    journal.add("a", {"result": {"energy": -1.0}})
+    journal.add("b", {"result": {"energy": -2.0}})
+    head, first, second = journal.path.read_text().splitlines()
+    said = json.loads(head)
+    less = json.dumps({**said, "calculator": {"name": "emt", "version": "1"}})
+    unsigned = json.loads(second)
+    del unsigned["crc32"]
+    for lines, says in (
+        ([less, first, second], "its labels have level None"),
+        ([head, first, json.dumps(unsigned)], "damaged"),
+        ([head, json.dumps({**json.loads(first), "crc32": None}), second], "damaged"),
+    ):
+        journal.path.write_text("\n".join(lines) + "\n")
+        with pytest.raises(InputError, match=says):
+            Journal(journal.path, about)
+    journal.path.write_text(
+        "\n".join([head, json.dumps(unsigned), first]) + "\n"
+    )  # begun by a version before
+    assert sorted(Journal(journal.path, about).results) == ["a", "b"]

@@ -171,6 +171,14 @@ def test_other_options_than_it_began_with_are_refused(whole, tmp_path):
         run_rounds(load_rounds(path))
 
 
+def test_it_is_said_when_what_the_rounds_began_with_is_not_known(whole, tmp_path, caplog):
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / "rounds-began-with.json").unlink()
+    with caplog.at_level("WARNING", logger="pimlip_zoo"):
+        run_rounds(load_rounds(written(tmp_path)))
+    assert "has no rounds-began-with.json" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

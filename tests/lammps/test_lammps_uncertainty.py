@@ -143,6 +143,13 @@ def test_an_uncertainty_that_is_negative_or_grows_with_certainty_is_refused(numb
         OtherWeights.read(f"1 {numbers} 0:8", bytes(16), 8)
 
 
+@pytest.mark.parametrize("text", ["0 2.0 1.0 1.5 0:16", "1 2.0 1.0 1.5 0:4 0:4", "1 2.0 1.0 1.5 4:4 2:4"])
+def test_an_uncertainty_without_directions_or_of_weights_that_overlap_is_refused(text):
+    assert OtherWeights.read("1 2.0 1.0 1.5 4:4 0:4", bytes(16), 16).directions == 1
+    with pytest.raises(InputError, match="uncertainty is damaged"):
+        OtherWeights.read(text, bytes(16), 16)
+
+
 def test_the_ase_calculator_of_the_file_says_the_same(models):
     posterior, path = models("mace")
     for atoms in (geometries()["a molecule in a box"], geometries()["a skewed triclinic cell"]):

@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pimlip_zoo import api
+from pimlip_zoo.cli.export import ExportFormat, export_potential
 from pimlip_zoo.cli.import_ import write_run
 from pimlip_zoo.cli.train import app as train_app
 from pimlip_zoo.config import load_config, parse_settings
@@ -21,6 +22,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import check_settings, stages
 from pimlip_zoo.experiment.record import data_record
 from pimlip_zoo.experiment.stages import prepare_run, train_run
+from pimlip_zoo.locks import claimed
 from pimlip_zoo.training.checkpoint import load_potential
 from pimlip_zoo.training.schedule import RunClock, learning_rate_factor
 
@@ -306,6 +308,38 @@ def test_a_run_that_was_killed_between_its_first_two_checkpoints_begins_again(ru
     saved = torch.load(best, weights_only=True)
     torch.save({**saved, "global_step": 2}, best)
     check_settings(run, load_config(run / "config.yaml", complete=True))
+    refused(run, "optimizer.lr=0.3", says=["nothing to go on from", "optimizer.lr", "replace its best.ckpt"])
+
+
+def test_an_export_does_not_replace_a_checkpoint_of_a_run(run, tmp_path):
+    potential = load_potential(run)
+    (tmp_path / "link.ckpt").symlink_to(run / "checkpoints" / "last.ckpt")
+    before = content(run)
+    for target in (
+        run / "checkpoints" / "best.ckpt",
+        run / "checkpoints" / "last.ckpt",
+        tmp_path / "link.ckpt",
+    ):
+        for kind in (ExportFormat.checkpoint, ExportFormat.torchscript):
+            with pytest.raises(InputError, match=r"is a checkpoint of a run.*elsewhere"):
+                export_potential(potential, target, format=kind, source=run)
+    assert content(run) == before
+    assert export_potential(potential, tmp_path / "new.ckpt", format=ExportFormat.checkpoint).path.exists()
+
+
+def test_an_imported_model_is_not_written_beside_other_weights_or_while_another_process_has_the_folder(
+    run, tmp_path
+):
+    potential = load_potential(run)
+    (run / "config.yaml").unlink()
+    (run / "checkpoints" / "best.ckpt").unlink()
+    before = content(run)
+    with pytest.raises(InputError, match=r"holds a run already: checkpoints/last\.ckpt"):
+        write_run(potential, run, {"imported": "somewhere"})
+    assert content(run) == before
+    with claimed(tmp_path / "begins") as begins, pytest.raises(InputError, match="is writing to it"):
+        write_run(potential, begins, {"imported": "somewhere"})
+    assert not content(begins)
 
 
 def test_a_run_that_appears_while_another_one_is_prepared_is_not_replaced(begun, tmp_path, monkeypatch):

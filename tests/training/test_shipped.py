@@ -81,3 +81,14 @@ def test_a_file_that_was_changed_or_is_missing_is_refused(monkeypatch, tmp_path)
     file.write_bytes(content[:-1] + b"x")
     with pytest.raises(InputError, match="not the file that came with the package"):
         checkpoint_path(name)
+
+
+def test_a_file_that_changes_after_it_was_read_is_refused(monkeypatch, tmp_path):
+    name = NAMES[0]
+    file = tmp_path / f"{name.removeprefix('builtin:').replace('/', '-')}.ckpt"
+    file.write_bytes(checkpoint_path(name).read_bytes())
+    monkeypatch.setattr(shipped, "_FOLDER", tmp_path)
+    checkpoint_path(name)
+    file.write_bytes(b"another")
+    with pytest.raises(InputError, match="not the file that came with the package"):
+        checkpoint_path(name)

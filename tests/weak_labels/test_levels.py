@@ -356,6 +356,36 @@ def test_damaged_levels_of_a_checkpoint_are_refused(run, tmp_path):
             read_checkpoint(tmp_path / "damaged.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda own: own.pop("energy_references"), "energy_references: the level lacks it"),
+        (lambda own: own.pop("model.readout.weights.0"), "readout.weights.0: the level lacks it"),
+        (lambda own: own.clear(), "lacks it"),
+        (lambda own: own.update({name: value > 0 for name, value in own.items()}), "bool, and torch.float"),
+        (lambda own: own.update({name: value * 1j for name, value in own.items()}), "complex"),
+    ],
+)
+def test_the_reference_level_does_not_stand_in_for_parts_of_a_level_that_are_missing(
+    run, tmp_path, damage, says
+):
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    damage(content["levels"]["emt"])
+    torch.save(content, tmp_path / "damaged.ckpt")
+    load_potential(tmp_path / "damaged.ckpt")
+    with pytest.raises(InputError, match=says):
+        load_potential(tmp_path / "damaged.ckpt", level="emt")
+
+
+@pytest.mark.parametrize("name", ["../emt", "", "a\nb", "reference", "-o"])
+def test_a_level_of_a_checkpoint_has_a_name_that_may_be_part_of_a_file_s(run, tmp_path, name):
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["levels"][name] = content["levels"].pop("emt")
+    torch.save(content, tmp_path / "damaged.ckpt")
+    with pytest.raises(InputError, match="is no name for a level"):
+        load_potential(tmp_path / "damaged.ckpt", level=name)
+
+
 def test_names_follow_from_where_labels_come_from():
     named = {
         "gfn2?accuracy=0.1": "gfn2",

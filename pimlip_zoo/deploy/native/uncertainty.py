@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -83,13 +84,15 @@ class OtherWeights:
             count, factor, exponent, quantile, *parts = text.split()
             places = tuple((int(a), int(b)) for a, b in (part.split(":") for part in parts))
             made = cls(float(factor), float(exponent), float(quantile), places, content)
-            whole = len(content) == (int(count) + 1) * made.row_bytes > 0
+            whole = len(content) == (int(count) + 1) * made.row_bytes > 0 and int(count) > 0
             inside = all(first >= 0 and 0 < size <= weights - first for first, size in places)
+            ends = [(first, first + size) for first, size in sorted(places)]
+            apart = all(end <= first for (_, end), (first, _) in pairwise(ends))
         except ValueError as error:
             raise InputError("what it says of its uncertainty is damaged", hint="export it again") from error
         numbers = np.isfinite([made.factor, made.exponent, made.quantile]).all()
         possible = numbers and made.factor > 0.0 and made.exponent >= 0.0 and made.quantile > 0.0
-        if not (whole and inside and possible):
+        if not (whole and inside and apart and possible):
             raise InputError("what it says of its uncertainty is damaged", hint="export it again")
         return made
 

@@ -151,20 +151,23 @@ def _change_of_basis(spec: SymmetricContractionSpec, block: WeightBlock, u_matri
     if block.irrep_out.dim == 1:
         values = values[None]
     theirs: Array = np.zeros((len(spec.terms), values.shape[-1]))
-    other = 0.0
+    others: dict[tuple[int, ...], Array] = {}
     index = np.argwhere(np.abs(values).max(axis=-1) > 0)
     for component, *factors in index.tolist():
         entry = (component, *factors)
-        term = place.get((components.start + component, tuple(sorted(factors))))
+        unordered = (component, *sorted(factors))
+        term = place.get((components.start + component, unordered[1:]))
         if term is None:  # what their antisymmetric couplings leave cancels
-            other = max(other, float(np.abs(values[entry]).max()))
+            others[unordered] = others.get(unordered, np.zeros(values.shape[-1])) + values[entry]
         else:
             theirs[term] += values[entry]
     ours = spec.table[:, block.first : block.first + block.size]
-    if ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=0, atol=1e-6):
-        return torch.eye(block.size, dtype=torch.float64)
-    change = np.linalg.lstsq(ours, theirs, rcond=1e-10)[0]
-    if np.abs(ours @ change - theirs).max() > 1e-5:
+    same = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=0, atol=1e-6)
+    change = np.eye(block.size) if same else np.linalg.lstsq(ours, theirs, rcond=1e-10)[0]
+    if (
+        max(float(np.abs(left).max(initial=0.0)) for left in (ours @ change - theirs, *others.values()))
+        > 1e-5
+    ):
         raise InputError(
             f"the file couples features to {block.irrep_out} in a way that the order {block.order} does not have here"
         )
