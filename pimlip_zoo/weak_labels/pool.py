@@ -456,7 +456,7 @@ class _Work:
             if not spent:
                 return None
             # The first evaluations set up.
-            means = [np.mean(times[1:]) if len(times) > 1 else times[0] for times in spent.values()]
+            means = [float(np.mean(times[1:])) if len(times) > 1 else times[0] for times in spent.values()]
             seconds, so_far = float(np.mean(means)), time.monotonic() - begun
             if so_far > min(_MEASURED, 0.05 * number * seconds) and (repeated or so_far > _MEASURED):
                 break
