@@ -382,7 +382,9 @@ def test_pre_training_is_found_by_all_that_it_depends_on_and_by_no_more(tmp_path
 
     keys, given, key_of = [], settings(tmp_path, "pretrain"), stages.stage_key
     monkeypatch.setattr(stages, "stage_key", lambda experiment: keys.append(key_of(experiment)) or keys[-1])
-    monkeypatch.setattr(stages, "train", lambda _, folder, resume: Outcome(folder, 0, 0.0, signal.SIGTERM))
+    monkeypatch.setattr(
+        stages, "train", lambda _, folder, resume, seconds: Outcome(folder, 0, 0.0, signal.SIGTERM)
+    )
 
     def key(**changed):
         changed = {name.replace("__", "."): value for name, value in changed.items()}
