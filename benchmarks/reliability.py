@@ -66,7 +66,7 @@ ATTACKS = (
         "bytes of every file format changed, cut off, repeated",
         "read as before or refused in one line",
         ("tests/reliability",),
-        minutes=7,
+        minutes=6,
         mutates=True,
     ),
     Attack(
@@ -100,7 +100,7 @@ ATTACKS = (
         "journals, manifests and outputs of labelling that are damaged, odd, or of other structures",
         "a failure of their structure, or refused in one line; never a label",
         ("tests/labelling/test_label_damage.py",),
-        minutes=0.5,
+        minutes=1.5,
     ),
     Attack(
         "kill-convert",
