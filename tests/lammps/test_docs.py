@@ -50,7 +50,7 @@ def test_from_a_run_to_a_simulation_in_five_commands(block, tmp_path, plugin):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert str(plugin) in done.stdout
     frames = (tmp_path / "md" / "trajectory.dump").read_text().split("ITEM: TIMESTEP")
-    assert len(frames) - 1 == 3  # steps 0, 100, 200
+    assert len(frames) - 1 == 11  # steps 0, 20, ..., 200
     rows = [
         line.split() for line in frames[-1].splitlines() if line[:1].isdigit() and len(line.split()) == 11
     ]
