@@ -59,35 +59,3 @@ def _finetune(facts: RunFacts) -> Settings:
         "trainer.valid_every": max(_steps(facts) // 10, 50),
         "data.batch_size": _batch(facts),
     }
-
-
-_MUON_RATE = 2e-3
-"""A rate of 0.01 forgets what the potential knew."""
-
-
-def _with_muon(facts: RunFacts) -> bool:
-    """Low-rank updates are no matrices of the model, and of fewer labels it was not tried."""
-    return not facts.low_rank and facts.structures >= _FEW
-
-
-def _reasons_of_two(facts: RunFacts) -> dict[str, str]:
-    if not _with_muon(facts):
-        return _reasons(facts)
-    return _reasons(facts) | {"optimizer.lr": f"rate {_MUON_RATE:g} of muon for trained weights"}
-
-
-@register_recipe("finetune", version=2, reasons=_reasons_of_two)
-def _finetune_by_muon(facts: RunFacts) -> Settings:
-    """Muon at a rate for trained weights, AdamW for few structures and low-rank updates; lengths follow the data.
-
-    Version 1 otherwise. Of 50 labels muon makes forces 6 to 8 % better on TiO2 and silicon in as many steps,
-    and energies more (docs/results/foundation-study.md).
-    """
-    if not _with_muon(facts):
-        return _finetune(facts)
-    return {
-        **_finetune(facts),
-        "optimizer.name": "muon",
-        "optimizer.lr": _MUON_RATE,
-        "optimizer.equal_outputs": False,
-    }

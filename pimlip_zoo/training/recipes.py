@@ -50,8 +50,6 @@ class RunFacts:
     """Energies, force components and stress components among them."""
     validation: int = 0
     """Validation structures."""
-    low_rank: bool = False
-    """Low-rank updates are trained, and not the weights themselves."""
     nearest: float = 0.0
     """Å between nearest neighbours, the median over some structures; 0: nobody looked."""
 
