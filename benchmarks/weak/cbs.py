@@ -23,6 +23,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tables import between
+
 RESULTS = Path(__file__).parent / "results" / "cbs.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "cbs.md"
 LOW = "low"
@@ -248,11 +252,7 @@ def docs(args):
     """Write the tables into the page, between the marks of each case."""
     page, rows = args.page.read_text(), read(args.out)
     for case in CASES:
-        begin, end = (f"<!-- cbs {case}: {word} -->" for word in ("begin", "end"))
-        if begin in page:
-            before, rest = page.split(begin)
-            table = table_of([row for row in rows if row["case"] == case])
-            page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+        page = between(page, f"cbs {case}", [table_of([row for row in rows if row["case"] == case])])
     args.page.write_text(page)
     return 0
 

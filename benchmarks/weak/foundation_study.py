@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sets import SETS
+from tables import between
 
 RESULTS = Path(__file__).parent / "results" / "foundation-study.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "foundation-study.md"
@@ -253,11 +254,10 @@ def docs(args):
     """Write the tables into the page, between the marks of each set."""
     page, rows = args.page.read_text(), read(args.out)
     for name in SETS:
-        begin, end = (f"<!-- foundation study {name}: {word} -->" for word in ("begin", "end"))
-        if begin in page:
-            before, rest = page.split(begin)
-            table = "\n".join(table_of([*(row for row in rows if row["set"] == name), *elsewhere(name)]))
-            page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+        mark = f"foundation study {name}"
+        if f"<!-- {mark}: begin -->" in page:
+            found = [*(row for row in rows if row["set"] == name), *elsewhere(name)]
+            page = between(page, mark, table_of(found))
     args.page.write_text(page)
     return 0
 

@@ -10,7 +10,6 @@ neither trained nor validated on. Where the sets are from says `sets.py`; ethano
 
 import argparse
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sets import SETS, StudySet
-from tables import keep, read
+from tables import between, keep, read
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "weak" / "results"
@@ -165,12 +164,7 @@ def table():
 
 def docs(args):  # noqa: ARG001
     """Write the table where its place is marked."""
-    text = PAGE.read_text(encoding="utf-8")
-    marks = "<!-- organic-start: begin -->", "<!-- organic-start: end -->"
-    new = "\n".join([marks[0], *table(), marks[1]])
-    PAGE.write_text(
-        re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: new, text, flags=re.DOTALL), encoding="utf-8"
-    )
+    PAGE.write_text(between(PAGE.read_text(encoding="utf-8"), "organic-start", table()), encoding="utf-8")
     return 0
 
 

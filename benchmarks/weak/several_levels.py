@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sets import SETS
+from tables import between
 
 DOCS = Path(__file__).parents[2] / "docs" / "results" / "weak-supervision.md"
 ENERGIES = {"data.labels": ["energy"]}
@@ -126,10 +127,8 @@ def main():
     text = table(results, chosen.tests)
     print(text)
     if args.docs:
-        begin, end = (f"<!-- levels {args.set}: {side} -->" for side in ("begin", "end"))
-        before, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
-        after = rest.partition(end)[2]
-        DOCS.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
+        page = DOCS.read_text(encoding="utf-8")
+        DOCS.write_text(between(page, f"levels {args.set}", text.splitlines()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def _by_architecture(facts: RunFacts) -> Settings:
 def _equal_outputs(facts: RunFacts) -> Settings:
     """Muon with equal steps of all outputs, its rate by architecture and passes, decaying linearly to zero.
 
-    Version 4 otherwise. Forces are 3 to 9 % better on molecules and TiO2 and energies more, as good on other solids;
+    Version 4 otherwise. Forces are 3 to 8 % better on molecules and TiO2, energies 4 to 28 %, as good on other solids;
     those of NequIP on Cu-Al scatter more (docs/results/recipes.md).
     """
     return {**_by_architecture(facts), "optimizer.equal_outputs": True}

@@ -21,6 +21,9 @@ from pimlip_zoo.training.checkpoint import load_potential, read_checkpoint
 
 DATA = "builtin:ethanol-gfn2/train@:12"
 SMALL = ["--set", "model.channels=4", "--set", "model.radial_hidden=[4]", "--set", "trainer.valid_every=2"]
+PRETRAINED = ["--weak", "pretrain"]
+for _option in ("calculator=emt", "steps=3", "pool.structures=6", "pool.method=displaced"):
+    PRETRAINED += ["--set", f"weak.labels.{_option}"]
 
 
 def frame(positions, energy="-1.0", forces=True, numbers=("O", "H", "H"), head=""):
@@ -141,14 +144,7 @@ def test_a_run_that_was_stopped_in_a_stage_is_resumed_as_it_says(cli, tmp_path, 
 
     monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    options = ["--data", DATA, *SMALL, "--max-steps", 2, "--weak", "pretrain"]
-    for key, value in (
-        ("calculator", "emt"),
-        ("steps", 3),
-        ("pool.structures", 6),
-        ("pool.method", "displaced"),
-    ):
-        options += ["--set", f"weak.labels.{key}={value}"]
+    options = ["--data", DATA, *SMALL, "--max-steps", 2, *PRETRAINED]
     ended = GracefulStop.on_train_batch_end
 
     def stopping(self, trainer, *arguments):
@@ -172,14 +168,7 @@ def test_a_run_that_was_stopped_in_a_stage_is_resumed_as_it_says(cli, tmp_path, 
 
 def test_a_limit_of_time_is_said_to_be_that_of_all_stages_and_of_no_labelling(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path / "cache"))
-    options = ["--data", DATA, *SMALL, "--max-steps", 2, "--weak", "pretrain", "--max-time", "10m"]
-    for key, value in (
-        ("calculator", "emt"),
-        ("steps", 3),
-        ("pool.structures", 6),
-        ("pool.method", "displaced"),
-    ):
-        options += ["--set", f"weak.labels.{key}={value}"]
+    options = ["--data", DATA, *SMALL, "--max-steps", 2, *PRETRAINED, "--max-time", "10m"]
     result = cli("train", *options, "--out", tmp_path / "run")
     assert result.code == 0, result
     said = " ".join(result.out.replace("│", " ").split())
