@@ -223,6 +223,7 @@ class NequIPLayer(nn.Module):
     config=NequIPConfig,
     presets={
         "small": {"num_layers": 2, "channels": 32, "radial_hidden": (64,)},
+        "compact": {"num_layers": 3, "channels": 16, "radial_hidden": (64,)},
         "medium": {"num_layers": 3, "channels": 64, "radial_hidden": (128,)},
         "large": {"num_layers": 4, "channels": 64, "l_max": 3, "parity": True, "radial_hidden": (128,)},
     },

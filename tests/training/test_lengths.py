@@ -34,7 +34,7 @@ def chosen(structures, atoms, **more):
 def test_a_thousand_small_molecules_have_what_version_2_had_for_all():
     settings = chosen(1000, 12)
     assert (settings["trainer.max_steps"], settings["data.batch_size"]) == (20_000, 10)
-    assert settings["model.preset"] == "small"
+    assert settings["model.preset"] == "compact"
     assert settings["optimizer.name"] == "muon"
 
 
@@ -73,7 +73,7 @@ def test_a_step_has_about_two_hundred_atoms(atoms, batch):
 
 def test_the_model_grows_with_the_labels():
     assert [chosen(n, 30)["model.preset"] for n in (100, 10_000, 100_000, 1_000_000)] == [
-        *("small", "small", "medium", "large")
+        *("compact", "compact", "medium", "large")
     ]
 
 
