@@ -172,7 +172,7 @@ class CentreMatrices(ExactBuffers):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             out = self.reference(environment, coefficients, one)
         else:
-            out = contract(self, environment, coefficients, one)
+            out = contract(self.form, self.reference, environment, coefficients, one)
         return out
 
     def table(self, dtype: torch.dtype) -> Tensor:

@@ -117,7 +117,7 @@ class ScalarMLP(nn.Module):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self.reference(x)
         else:  # noqa: RET505
-            return perceptron(self, x)
+            return perceptron(self.form, self.reference, x, list(self.weights))
 
     def reference(self, x: Tensor) -> Tensor:
         """The same in plain torch."""

@@ -296,7 +296,7 @@ class SymmetricContraction(ExactBuffers):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             out = self.reference(x, coefficients, species)
         else:
-            out = contract(self, x, coefficients, species)
+            out = contract(self.form, self.reference, x, coefficients, species)
         return out
 
     def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:

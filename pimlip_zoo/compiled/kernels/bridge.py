@@ -1,9 +1,10 @@
-"""From kernels to autograd: one pair of functions makes every operation differentiable to any order.
+"""What kernels compute, said once; and from there to autograd.
 
 An :class:`Operation` says what its kernels compute: the value, the gradient, and the derivative of the gradient, which
-training on forces needs. The gradient is a function that can be differentiated itself. Where no kernel goes further,
-as for third derivatives, a multilinear operation is composed of its own value and gradient with one operand replaced,
-and any other of its plain torch.
+training on forces needs. The sweeps of a model are these three (``sweeps.operation``). For autograd, one pair of
+functions makes every operation differentiable to any order: the gradient is a function that can be differentiated
+itself. Where no kernel goes further, as for third derivatives, a multilinear operation is composed of its own value and
+gradient with one operand replaced, and any other of its plain torch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.scope import parameters_wanted
 
-__all__ = ["Operation", "Tensors", "differentiable"]
+__all__ = ["Operation", "Tensors", "Wanted", "differentiable"]
 
 Tensors = tuple[Tensor | None, ...]
 Wanted = tuple[bool, ...]
@@ -46,8 +47,19 @@ class Operation:
         """``d<g, f> / dx``, one for each x."""
         raise NotImplementedError
 
-    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Wanted) -> Tensors | None:
-        """``d<h, adjoint> / d(x, g)``, one for each x and each g; None where there is no kernel for it."""
+    def second(
+        self,
+        x: Sequence[Tensor],
+        g: Sequence[Tensor | None],
+        h: Tensors,
+        wanted: Wanted,
+        more: Tensor | None = None,
+    ) -> Tensors | None:
+        """``d(<h, adjoint> + <more, f>) / d(x, g)``, one for each x and each g; None where there is no kernel for it.
+
+        The derivative by g is the tangent of f along h. Where nothing else is wanted, g may be None.
+        With ``more``, a further cotangent of z, the first one, this is the whole last sweep of a training step.
+        """
         raise NotImplementedError
 
     def reference(self, *x: Tensor) -> Tensor | tuple[Tensor, ...]:

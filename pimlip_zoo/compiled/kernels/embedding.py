@@ -276,7 +276,12 @@ class _Embedding(Operation):
         return (self.kernels.run(1, *x, self.inverse, *g)[0],)
 
     def second(
-        self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]
+        self,
+        x: Sequence[Tensor],
+        g: Sequence[Tensor | None],
+        h: Tensors,
+        wanted: Sequence[bool],
+        more: Tensor | None = None,
     ) -> Tensors | None:
         assert h[0] is not None
         return None if wanted[0] else (None, *self.kernels.run(2, *x, self.inverse, h[0].contiguous()))

@@ -5,7 +5,7 @@ With weights by species the tiles hold rows of one species each, so that no row 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 from pimlip_zoo.compiled.kernels.watch import watchers
 
-__all__ = ["CpuLinear", "LinearForm", "LinearSweep", "RowTiles", "cpu_linear", "row_tiles"]
+__all__ = ["CpuLinear", "LinearForm", "LinearOperation", "LinearSweep", "RowTiles", "cpu_linear", "row_tiles"]
 
 TILE = 32
 """Rows that are worked on together."""
@@ -345,3 +346,47 @@ class _Writer:
 def cpu_linear(form: LinearForm, dtype: torch.dtype) -> CpuLinear:
     """The kernels of this form, shared by all modules that have it."""
     return CpuLinear(form, dtype)
+
+
+class LinearOperation(Operation):
+    """``x W`` of (x, W), W (S, all weights) by the species of a row."""
+
+    parameters = (1,)
+
+    def __init__(self, kernels: CpuLinear, tiles: RowTiles) -> None:
+        self.kernels, self.tiles = kernels, tiles
+
+    def forward(self, *x: Tensor) -> Tensor:
+        out = self._run(LinearSweep(0), x[1], x=x[0])[0]
+        assert out is not None
+        return out
+
+    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+        if wanted[1]:
+            return self._run(LinearSweep(2, wanted[0], True), x[1], x=x[0], h=g[0])
+        return self._run(LinearSweep(1), x[1], g=g[0]) if wanted[0] else (None, None)
+
+    def second(
+        self,
+        x: Sequence[Tensor],
+        g: Sequence[Tensor | None],
+        h: Tensors,
+        wanted: Sequence[bool],
+        more: Tensor | None = None,
+    ) -> Tensors | None:
+        t = h[0]
+        if t is None or h[1] is not None:
+            return None
+        by_x = by_w = None
+        if more is not None:
+            by_x, by_w = self._run(
+                LinearSweep(2, wanted[0], True, tangents=True), x[1], x=x[0], t=t, g=g[0], h=more
+            )
+        elif wanted[1]:
+            by_w = self._run(LinearSweep(2, False, True), x[1], x=t, h=g[0])[1]
+        return by_x, by_w, self._run(LinearSweep(0), x[1], x=t)[0] if wanted[2] else None
+
+    def _run(
+        self, kernel: LinearSweep, weights: Tensor, **operands: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return self.kernels.run(kernel, self.tiles, weights, **operands)

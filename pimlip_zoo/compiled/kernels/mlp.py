@@ -18,7 +18,7 @@ from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 
-__all__ = ["CpuMLP", "MLPForm", "MLPSweep", "cpu_mlp", "mlp"]
+__all__ = ["CpuMLP", "MLPForm", "MLPSweep", "PerceptronOperation", "cpu_mlp", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class MLPSweep:
 
 
 _FORWARD = MLPSweep(0)
+_KEEPING, _KEPT = MLPSweep(0, keeps=True), MLPSweep(1, True, keeps=True)
 
 
 class CpuMLP(KernelLibrary):
@@ -337,17 +338,23 @@ def cpu_mlp(form: MLPForm, dtype: torch.dtype) -> CpuMLP:
 def mlp(op: CpuMLP, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """(rows, sizes[0]) -> (rows, sizes[-1]), differentiable to any order."""
     flat = torch.cat([weight.reshape(-1) for weight in weights])
-    out: Tensor = differentiable(_Perceptron(op), x, flat)
+    out: Tensor = differentiable(PerceptronOperation(op), x, flat)
     return out
 
 
-class _Perceptron(Operation):
-    """Of (x, all weights)."""
+class PerceptronOperation(Operation):
+    """Of (x, all weights).
+
+    Args:
+        kernels: of the form.
+        keeps: leave the derivatives of the activations for the gradient of the input, where nothing else is wanted.
+    """
 
     parameters = (1,)
 
-    def __init__(self, kernels: CpuMLP) -> None:
-        self.kernels = kernels
+    def __init__(self, kernels: CpuMLP, *, keeps: bool = False) -> None:
+        self.kernels, self.keeps = kernels, keeps
+        self._kept: Tensor | None = None
 
     def expect(self, wanted: Sequence[bool]) -> None:
         inner, weights = wanted
@@ -355,19 +362,27 @@ class _Perceptron(Operation):
             self.kernels.prepare(MLPSweep(1, True), MLPSweep(1, inner, True), MLPSweep(2, inner, True, True))
 
     def forward(self, *x: Tensor) -> Tensor:
-        out = self.kernels.run(_FORWARD, *x)[0]
+        out, self._kept, _ = self.kernels.run(_KEEPING if self.keeps else _FORWARD, *x)
         assert out is not None
         return out
 
     def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+        if self._kept is not None and not wanted[1]:
+            return self.kernels.run(_KEPT, x[0], x[1], g[0], kept=self._kept)[0], None
         return self.kernels.run(MLPSweep(1, wanted[0], wanted[1]), x[0], x[1], g[0])[:2]
 
     def second(
-        self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]
+        self,
+        x: Sequence[Tensor],
+        g: Sequence[Tensor | None],
+        h: Tensors,
+        wanted: Sequence[bool],
+        more: Tensor | None = None,
     ) -> Tensors | None:
         if h[1] is not None:
             return None
-        return self.kernels.run(MLPSweep(2, wanted[0], wanted[1], wanted[2]), x[0], x[1], g[0], h[0])
+        kernel = MLPSweep(2, wanted[0], wanted[1], wanted[2], adds=more is not None)
+        return self.kernels.run(kernel, x[0], x[1], g[0], h[0], more)
 
     def reference(self, *x: Tensor) -> Tensor:
         form, (out, flat) = self.kernels.form, x

@@ -66,6 +66,13 @@ class _SegmentSum(Operation):
     def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
         return (g[0].index_select(0, self.centre),)
 
-    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]) -> Tensors:
+    def second(
+        self,
+        x: Sequence[Tensor],
+        g: Sequence[Tensor | None],
+        h: Tensors,
+        wanted: Sequence[bool],
+        more: Tensor | None = None,
+    ) -> Tensors:
         assert h[0] is not None
         return None, self.forward(h[0]) if wanted[1] else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from pimlip_zoo.compiled.kernels.edges import EdgeLists
 
 __all__ = [
     "FORWARD",
+    "ConvolutionOperation",
     "ConvolutionSums",
     "Operands",
     "convolve",
@@ -22,6 +24,7 @@ __all__ = [
     "tangent_kernel",
 ]
 
+AnyKernel = TypeVar("AnyKernel", NodeSum, EdgeSum)
 Flags = tuple[bool, bool, bool]
 """Of x, Y and w."""
 Terms = tuple[Term, ...]
@@ -55,7 +58,7 @@ def convolve(
     sums: ConvolutionSums, edges: EdgeLists, x: Tensor, harmonics: Tensor, weights: Tensor
 ) -> Tensor:
     """(N, K_in, C), (E, K_edge), (E, P, C) -> (N, K_out, C), differentiable to any order."""
-    out: Tensor = differentiable(_Convolution(sums, edges), x, harmonics, weights)
+    out: Tensor = differentiable(ConvolutionOperation(sums, edges), x, harmonics, weights)
     return out
 
 
@@ -90,46 +93,68 @@ def _kernels(into_x: Terms, into_w: Terms, into_y: Terms, wanted: Flags) -> tupl
     return (node,) * bool(node.terms) + (edge,) * bool(edge.weights or edge.harmonics)
 
 
-class _Convolution(Operation):
-    """``dS/dg`` of (x, Y, w)."""
+class ConvolutionOperation(Operation):
+    """``dS/dg`` of (x, Y, w).
+
+    Args:
+        sums: of the form, by one backend.
+        edges: where the edges of each atom lie.
+        paired: w has a row for each pair of opposite edges, and not for each edge.
+    """
 
     multilinear = True
 
-    def __init__(self, sums: ConvolutionSums, edges: EdgeLists) -> None:
-        self.sums, self.edges = sums, edges
+    def __init__(self, sums: ConvolutionSums, edges: EdgeLists, *, paired: bool = False) -> None:
+        self.sums, self.edges, self.paired = sums, edges, paired
 
     def expect(self, wanted: Sequence[bool]) -> None:
         self.sums.prepare(FORWARD, *gradient_kernels((True, True, True)))
 
     def forward(self, *x: Tensor) -> Tensor:
-        features, harmonics, weights = ((each, None) for each in x)
-        return self.sums.node_sum(FORWARD, self.edges, features, harmonics, weights, (None, None))
+        return self._at_nodes(FORWARD, x, (None,) * 3)
 
     def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
-        return self._run(gradient_kernels(_flags(wanted)), x, g, (None,) * 3)
+        return self._run(gradient_kernels(_flags(wanted)), x, (None,) * 3, (g[0], None))
 
-    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]) -> Tensors:
+    def second(
+        self,
+        x: Sequence[Tensor],
+        g: Sequence[Tensor | None],
+        h: Tensors,
+        wanted: Sequence[bool],
+        more: Tensor | None = None,
+    ) -> Tensors:
         present = _flags(each is not None for each in h)
-        kernels = second_kernels(present, _flags(wanted[:3]), adds=False)
+        kernels = second_kernels(present, _flags(wanted[:3]), adds=more is not None)
+        if not wanted[3]:
+            return (*self._run(kernels, x, h, (g[0], more)), None)
         tangent = tangent_kernel(present)
-        self.sums.prepare(*kernels, *[tangent] * wanted[3])
-        by_g = None
-        if wanted[3]:
-            of_x, of_y, of_w = zip(x, h, strict=True)
-            by_g = self.sums.node_sum(tangent, self.edges, of_x, of_y, of_w, (None, None))
-        return (*self._run(kernels, x, g, h), by_g)
+        if kernels:
+            self.sums.prepare(*kernels, tangent)
+        return (*self._run(kernels, x, h, (g[0], more)), self._at_nodes(tangent, x, h))
+
+    def _at_nodes(self, kernel: NodeSum, x: Sequence[Tensor], t: Tensors) -> Tensor:
+        of_x, of_y, of_w = zip(x, t, strict=True)
+        return self.sums.node_sum(_for_rows(kernel, self.paired), self.edges, of_x, of_y, of_w, (None, None))
 
     def _run(
-        self, kernels: Sequence[NodeSum | EdgeSum], x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors
+        self, kernels: Sequence[NodeSum | EdgeSum], x: Sequence[Tensor], t: Tensors, g: Operands
     ) -> Tensors:
-        operands = [(each, t) for each, t in zip((*x, *g), (*h, None), strict=True)]
+        of_x, of_y, of_w = zip(x, t, strict=True)
         by_x = by_y = by_w = None
-        for kernel in kernels:
+        for each in kernels:
+            kernel = _for_rows(each, self.paired)
             if isinstance(kernel, NodeSum):
-                by_x = self.sums.node_sum(kernel, self.edges, *operands)
+                by_x = self.sums.node_sum(kernel, self.edges, of_x, of_y, of_w, g)
             else:
-                by_w, by_y = self.sums.edge_sum(kernel, self.edges, *operands)
+                by_w, by_y = self.sums.edge_sum(kernel, self.edges, of_x, of_y, of_w, g)
         return by_x, by_y, by_w
+
+
+@cache
+def _for_rows(kernel: AnyKernel, paired: bool) -> AnyKernel:
+    """The kernel for weights of pairs of edges, or of edges."""
+    return replace(kernel, paired=paired)
 
 
 def _flags(given: Iterable[bool]) -> Flags:

@@ -23,6 +23,7 @@ __all__ = [
     "CpuPolynomial",
     "PolynomialForm",
     "PolynomialKernels",
+    "PolynomialOperation",
     "PolynomialSweep",
     "cpu_polynomial",
     "polynomial",
@@ -227,20 +228,39 @@ def cpu_polynomial(form: PolynomialForm, channels: int, dtype: torch.dtype) -> C
 
 def polynomial(op: PolynomialKernels, reference: Reference, a: Tensor, q: Tensor, species: Tensor) -> Tensor:
     """(N, K_in, C), (S, T, C), (N,) -> (N, K_out, C), differentiable to any order."""
-    if species.device.type != "cpu":  # without waiting for the device, which no public assertion does
-        torch._assert_async(((species >= 0) & (species < q.shape[0])).all(), "a species that is not there")  # noqa: SLF001
-    elif species.numel() and not 0 <= int(species.min()) <= int(species.max()) < q.shape[0]:
-        raise IndexError(f"a species is not among the {q.shape[0]} that there are")
-    out: Tensor = differentiable(_Polynomial(op, reference, species), a, q)
+    out: Tensor = differentiable(PolynomialOperation(op, species, int(q.shape[0]), reference), a, q)
     return out
 
 
-class _Polynomial(Operation):
-    """Of (A, q)."""
+class PolynomialOperation(Operation):
+    """Of (A, q).
+
+    Args:
+        kernels: of the form, by one backend.
+        species: (N,).
+        num_species: S.
+        reference: the same in plain torch, for autograd.
+
+    Raises:
+        IndexError: when a species is not there.
+    """
 
     parameters = (1,)
 
-    def __init__(self, kernels: PolynomialKernels, reference: Reference, species: Tensor) -> None:
+    def __init__(
+        self,
+        kernels: PolynomialKernels,
+        species: Tensor,
+        num_species: int,
+        reference: Reference | None = None,
+    ) -> None:
+        if species.device.type != "cpu":  # without waiting for the device, which no public assertion does
+            known = ((species >= 0) & (species < num_species)).all()
+            torch._assert_async(known, "a species that is not there")  # noqa: SLF001
+        elif species.numel():
+            low, high = torch.aminmax(species)
+            if int(low) < 0 or int(high) >= num_species:
+                raise IndexError(f"a species is not among the {num_species} that there are")
         self.kernels, self._reference, self.species = kernels, reference, species
         self.row = species.to(torch.int32)
 
@@ -261,13 +281,18 @@ class _Polynomial(Operation):
         return self.kernels.run(PolynomialSweep(1, wanted[0], wanted[1]), self.row, x[0], x[1], g[0])[:2]
 
     def second(
-        self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]
+        self,
+        x: Sequence[Tensor],
+        g: Sequence[Tensor | None],
+        h: Tensors,
+        wanted: Sequence[bool],
+        more: Tensor | None = None,
     ) -> Tensors | None:
         if h[1] is not None:
             return None
-        return self.kernels.run(
-            PolynomialSweep(2, wanted[0], wanted[1], wanted[2]), self.row, x[0], x[1], g[0], h[0]
-        )
+        kernel = PolynomialSweep(2, wanted[0], wanted[1], wanted[2], adds=more is not None)
+        return self.kernels.run(kernel, self.row, x[0], x[1], g[0], h[0], more)
 
     def reference(self, *x: Tensor) -> Tensor:
+        assert self._reference is not None
         return self._reference(x[0], x[1], self.species)

@@ -24,6 +24,7 @@ __all__ = [
     "CpuEdgeProduct",
     "EdgeProductKernels",
     "EdgeRows",
+    "ProductOperation",
     "cpu_edge_product",
     "edge_product",
 ]
@@ -188,11 +189,11 @@ def cpu_edge_product(
 
 def edge_product(op: EdgeProductKernels, edges: EdgeLists, features: Tensor, matrices: Tensor) -> Tensor:
     """(E, K_in, C), (N, R, C) -> (E, K_out, C), differentiable to any order."""
-    out: Tensor = differentiable(_Product(op, edges), features, matrices)
+    out: Tensor = differentiable(ProductOperation(op, edges), features, matrices)
     return out
 
 
-class _Product(Operation):
+class ProductOperation(Operation):
     """``dS/dg`` of (v, m)."""
 
     multilinear = True
@@ -204,23 +205,31 @@ class _Product(Operation):
         self.kernels.prepare(_FORWARD, _BACKWARD_V, _BACKWARD_M)
 
     def forward(self, *x: Tensor) -> Tensor:
-        return self._run(_FORWARD, x, (None,), (None, None))
+        return self._run(_FORWARD, x, (None, None), (None, None))
 
     def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
-        by_v = self._run(_BACKWARD_V, x, g, (None, None)) if wanted[0] else None
-        by_m = self._run(_BACKWARD_M, x, g, (None, None)) if wanted[1] else None
+        by_v = self._run(_BACKWARD_V, x, (None, None), (g[0], None)) if wanted[0] else None
+        by_m = self._run(_BACKWARD_M, x, (None, None), (g[0], None)) if wanted[1] else None
         return by_v, by_m
 
-    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]) -> Tensors:
-        """Derivatives of ``<hv, dS/dv> + <hm, dS/dm> = S(hv, m, g) + S(v, hm, g)``."""
+    def second(
+        self,
+        x: Sequence[Tensor],
+        g: Sequence[Tensor | None],
+        h: Tensors,
+        wanted: Sequence[bool],
+        more: Tensor | None = None,
+    ) -> Tensors:
+        """Derivatives of ``<hv, dS/dv> + <hm, dS/dm> = S(hv, m, g) + S(v, hm, g)``, and of ``S(v, m, more)``."""
         hv, hm = (each is not None for each in h)
-        terms = ((1, 0),) * hv + ((0, 1),) * hm
-        by_v = self._run(EdgeRows("in", ((0, 1),)), x, g, h) if wanted[0] and hm else None
-        by_m = self._run(CentreSum(((1, 0),)), x, g, h) if wanted[1] and hv else None
-        by_g = self._run(EdgeRows("out", terms), x, g, h) if wanted[2] else None
+        adds, both = more is not None, (g[0], more)
+        # Variants of (g, matrices), of (features, g) and of (features, matrices).
+        into_v, into_m = ((1, 0),) * adds + ((0, 1),) * hm, ((0, 1),) * adds + ((1, 0),) * hv
+        by_v = self._run(EdgeRows("in", into_v), x, h, both) if wanted[0] and into_v else None
+        by_m = self._run(CentreSum(into_m), x, h, both) if wanted[1] and into_m else None
+        along = ((1, 0),) * hv + ((0, 1),) * hm
+        by_g = self._run(EdgeRows("out", along), x, h, (None, None)) if wanted[2] else None
         return by_v, by_m, by_g
 
-    def _run(
-        self, kernel: EdgeRows | CentreSum, x: Sequence[Tensor], g: Sequence[Tensor | None], h: Tensors
-    ) -> Tensor:
-        return self.kernels.run(kernel, self.edges, (x[0], h[0]), (x[1], h[1]), (g[0], None))
+    def _run(self, kernel: EdgeRows | CentreSum, x: Sequence[Tensor], h: Tensors, g: Operands) -> Tensor:
+        return self.kernels.run(kernel, self.edges, (x[0], h[0]), (x[1], h[1]), g)
