@@ -17,10 +17,11 @@ from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.scope import parameters_wanted
 
-__all__ = ["Operation", "Tensors", "Wanted", "differentiable"]
+__all__ = ["Given", "Operation", "Tensors", "Wanted", "differentiable"]
 
 Tensors = tuple[Tensor | None, ...]
-Wanted = tuple[bool, ...]
+Given = Sequence[Tensor]
+Wanted = Sequence[bool]
 
 
 class Operation:
@@ -43,17 +44,12 @@ class Operation:
         """z: what the operation computes, without derivatives; subclasses have these methods."""
         raise NotImplementedError
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Wanted) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         """``d<g, f> / dx``, one for each x."""
         raise NotImplementedError
 
     def second(
-        self,
-        x: Sequence[Tensor],
-        g: Sequence[Tensor | None],
-        h: Tensors,
-        wanted: Wanted,
-        more: Tensor | None = None,
+        self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
     ) -> Tensors | None:
         """``d(<h, adjoint> + <more, f>) / d(x, g)``, one for each x and each g; None where there is no kernel for it.
 

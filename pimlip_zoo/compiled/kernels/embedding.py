@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
@@ -272,16 +272,11 @@ class _Embedding(Operation):
     def forward(self, *x: Tensor) -> tuple[Tensor, Tensor]:
         return self.kernels.run(0, *x, self.inverse)
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         return (self.kernels.run(1, *x, self.inverse, *g)[0],)
 
     def second(
-        self,
-        x: Sequence[Tensor],
-        g: Sequence[Tensor | None],
-        h: Tensors,
-        wanted: Sequence[bool],
-        more: Tensor | None = None,
+        self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
     ) -> Tensors | None:
         assert h[0] is not None
         return None if wanted[0] else (None, *self.kernels.run(2, *x, self.inverse, h[0].contiguous()))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
@@ -194,17 +194,10 @@ class GateOperation(Operation):
     def forward(self, *x: Tensor) -> Tensor:
         return self.kernels.run(FORWARD, x[0])
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         return (self.kernels.run(ADJOINT, x[0], g=g[0]),)
 
-    def second(
-        self,
-        x: Sequence[Tensor],
-        g: Sequence[Tensor | None],
-        h: Tensors,
-        wanted: Sequence[bool],
-        more: Tensor | None = None,
-    ) -> Tensors:
+    def second(self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None) -> Tensors:
         by_x = by_g = None
         if wanted[0] and g[0] is not None:
             more = torch.zeros_like(g[0]) if more is None else more

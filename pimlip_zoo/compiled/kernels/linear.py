@@ -5,7 +5,7 @@ With weights by species the tiles hold rows of one species each, so that no row 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
@@ -361,18 +361,13 @@ class LinearOperation(Operation):
         assert out is not None
         return out
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         if wanted[1]:
             return self._run(LinearSweep(2, wanted[0], True), x[1], x=x[0], h=g[0])
         return self._run(LinearSweep(1), x[1], g=g[0]) if wanted[0] else (None, None)
 
     def second(
-        self,
-        x: Sequence[Tensor],
-        g: Sequence[Tensor | None],
-        h: Tensors,
-        wanted: Sequence[bool],
-        more: Tensor | None = None,
+        self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
     ) -> Tensors | None:
         t = h[0]
         if t is None or h[1] is not None:

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
@@ -356,7 +356,7 @@ class PerceptronOperation(Operation):
         self.kernels, self.keeps = kernels, keeps
         self._kept: Tensor | None = None
 
-    def expect(self, wanted: Sequence[bool]) -> None:
+    def expect(self, wanted: Wanted) -> None:
         inner, weights = wanted
         if weights:  # training: compile at once what the steps after this one need
             self.kernels.prepare(MLPSweep(1, True), MLPSweep(1, inner, True), MLPSweep(2, inner, True, True))
@@ -366,18 +366,13 @@ class PerceptronOperation(Operation):
         assert out is not None
         return out
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         if self._kept is not None and not wanted[1]:
             return self.kernels.run(_KEPT, x[0], x[1], g[0], kept=self._kept)[0], None
         return self.kernels.run(MLPSweep(1, wanted[0], wanted[1]), x[0], x[1], g[0])[:2]
 
     def second(
-        self,
-        x: Sequence[Tensor],
-        g: Sequence[Tensor | None],
-        h: Tensors,
-        wanted: Sequence[bool],
-        more: Tensor | None = None,
+        self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
     ) -> Tensors | None:
         if h[1] is not None:
             return None

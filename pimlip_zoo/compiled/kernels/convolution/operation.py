@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, Term
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
+
+if TYPE_CHECKING:
+    from pimlip_zoo.compiled.kernels.convolution.cpu import CpuConvolution
+    from pimlip_zoo.compiled.kernels.convolution.gpu import TritonConvolution
 
 __all__ = [
     "FORWARD",
     "ConvolutionOperation",
-    "ConvolutionSums",
     "Operands",
     "convolve",
     "gradient_kernels",
@@ -32,26 +35,8 @@ _ONE: Terms = ((0, 0, 0),)
 FORWARD = NodeSum("out", _ONE)
 
 Operands = tuple[Tensor | None, ...]
-
-
-class ConvolutionSums(Protocol):
-    """The sums of one trilinear form by one backend; operands are pairs (itself, tangent), None where not read."""
-
-    def prepare(self, *kernels: NodeSum | EdgeSum) -> None:
-        """Compile what will be asked for, together, where that is quicker."""
-        ...
-
-    def node_sum(
-        self, kernel: NodeSum, edges: EdgeLists, x: Operands, y: Operands, w: Operands, g: Operands
-    ) -> Tensor:
-        """(N, K, C), the sum over each atom's edges."""
-        ...
-
-    def edge_sum(
-        self, kernel: EdgeSum, edges: EdgeLists, x: Operands, y: Operands, w: Operands, g: Operands
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of w (E, P, C) and of Y (E, K_edge), None where not wanted."""
-        ...
+ConvolutionSums: TypeAlias = "CpuConvolution | TritonConvolution"
+"""The sums of one trilinear form by one backend."""
 
 
 def convolve(
@@ -107,23 +92,16 @@ class ConvolutionOperation(Operation):
     def __init__(self, sums: ConvolutionSums, edges: EdgeLists, *, paired: bool = False) -> None:
         self.sums, self.edges, self.paired = sums, edges, paired
 
-    def expect(self, wanted: Sequence[bool]) -> None:
+    def expect(self, wanted: Wanted) -> None:
         self.sums.prepare(FORWARD, *gradient_kernels((True, True, True)))
 
     def forward(self, *x: Tensor) -> Tensor:
         return self._at_nodes(FORWARD, x, (None,) * 3)
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         return self._run(gradient_kernels(_flags(wanted)), x, (None,) * 3, (g[0], None))
 
-    def second(
-        self,
-        x: Sequence[Tensor],
-        g: Sequence[Tensor | None],
-        h: Tensors,
-        wanted: Sequence[bool],
-        more: Tensor | None = None,
-    ) -> Tensors:
+    def second(self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None) -> Tensors:
         present = _flags(each is not None for each in h)
         kernels = second_kernels(present, _flags(wanted[:3]), adds=more is not None)
         if not wanted[3]:

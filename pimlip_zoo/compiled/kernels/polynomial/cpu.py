@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
 
+if TYPE_CHECKING:
+    from pimlip_zoo.compiled.kernels.polynomial.gpu import TritonPolynomial
+
 __all__ = [
     "CpuPolynomial",
     "PolynomialForm",
-    "PolynomialKernels",
     "PolynomialOperation",
     "PolynomialSweep",
     "cpu_polynomial",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]
+PolynomialKernels: TypeAlias = "CpuPolynomial | TritonPolynomial"
+"""The sweeps of one form by one backend."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +68,6 @@ _PART = (
     "const T *restrict pa, const T *restrict ph, const T *restrict pg, const T *restrict pk, const T *restrict pq, "
     "T *restrict o, T *restrict oq, T *restrict og"
 )
-
-
-class PolynomialKernels(Protocol):
-    """The sweeps of one form by one backend."""
-
-    def prepare(self, *kernels: PolynomialSweep) -> None:
-        """Compile what will be asked for, together, where that is quicker."""
-        ...
-
-    def run(
-        self,
-        kernel: PolynomialSweep,
-        species: Tensor,
-        a: Tensor,
-        q: Tensor,
-        g: Tensor | None = None,
-        h: Tensor | None = None,
-        k: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """(result or gradient of A, gradient of q, derivative by g), None where it is not wanted."""
-        ...
 
 
 class CpuPolynomial(KernelLibrary):
@@ -264,7 +247,7 @@ class PolynomialOperation(Operation):
         self.kernels, self._reference, self.species = kernels, reference, species
         self.row = species.to(torch.int32)
 
-    def expect(self, wanted: Sequence[bool]) -> None:
+    def expect(self, wanted: Wanted) -> None:
         if wanted[1]:  # training: compile at once what forces and their derivatives will need
             self.kernels.prepare(
                 PolynomialSweep(1, True, False),
@@ -277,16 +260,11 @@ class PolynomialOperation(Operation):
         assert out is not None
         return out
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         return self.kernels.run(PolynomialSweep(1, wanted[0], wanted[1]), self.row, x[0], x[1], g[0])[:2]
 
     def second(
-        self,
-        x: Sequence[Tensor],
-        g: Sequence[Tensor | None],
-        h: Tensors,
-        wanted: Sequence[bool],
-        more: Tensor | None = None,
+        self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
     ) -> Tensors | None:
         if h[1] is not None:
             return None

@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 
+if TYPE_CHECKING:
+    from pimlip_zoo.compiled.kernels.product.gpu import TritonEdgeProduct
+
 __all__ = [
     "CentreSum",
     "CpuEdgeProduct",
-    "EdgeProductKernels",
     "EdgeRows",
     "ProductOperation",
     "cpu_edge_product",
@@ -31,6 +33,8 @@ __all__ = [
 
 Entries = tuple[tuple[int, int], ...]
 Operands = tuple[Tensor | None, Tensor | None]
+EdgeProductKernels: TypeAlias = "CpuEdgeProduct | TritonEdgeProduct"
+"""The derivatives of S by one backend."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +54,6 @@ class CentreSum:
 
 _FORWARD, _BACKWARD_V = EdgeRows("out", ((0, 0),)), EdgeRows("in", ((0, 0),))
 _BACKWARD_M = CentreSum(((0, 0),))
-
-
-class EdgeProductKernels(Protocol):
-    """The derivatives of S by one backend."""
-
-    def prepare(self, *kernels: EdgeRows | CentreSum) -> None:
-        """Compile what will be asked for, together, where that is quicker."""
-        ...
-
-    def run(
-        self, kernel: EdgeRows | CentreSum, edges: EdgeLists, v: Operands, m: Operands, g: Operands
-    ) -> Tensor:
-        """One derivative of S; operands are pairs (itself, tangent), None where it is not read."""
-        ...
 
 
 class CpuEdgeProduct(KernelLibrary):
@@ -201,25 +191,18 @@ class ProductOperation(Operation):
     def __init__(self, kernels: EdgeProductKernels, edges: EdgeLists) -> None:
         self.kernels, self.edges = kernels, edges
 
-    def expect(self, wanted: Sequence[bool]) -> None:
+    def expect(self, wanted: Wanted) -> None:
         self.kernels.prepare(_FORWARD, _BACKWARD_V, _BACKWARD_M)
 
     def forward(self, *x: Tensor) -> Tensor:
         return self._run(_FORWARD, x, (None, None), (None, None))
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         by_v = self._run(_BACKWARD_V, x, (None, None), (g[0], None)) if wanted[0] else None
         by_m = self._run(_BACKWARD_M, x, (None, None), (g[0], None)) if wanted[1] else None
         return by_v, by_m
 
-    def second(
-        self,
-        x: Sequence[Tensor],
-        g: Sequence[Tensor | None],
-        h: Tensors,
-        wanted: Sequence[bool],
-        more: Tensor | None = None,
-    ) -> Tensors:
+    def second(self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None) -> Tensors:
         """Derivatives of ``<hv, dS/dv> + <hm, dS/dm> = S(hv, m, g) + S(v, hm, g)``, and of ``S(v, m, more)``."""
         hv, hm = (each is not None for each in h)
         adds, both = more is not None, (g[0], more)
