@@ -352,6 +352,7 @@ class LinearOperation(Operation):
     """``x W`` of (x, W), W (S, all weights) by the species of a row."""
 
     parameters = (1,)
+    multilinear = True
 
     def __init__(self, kernels: CpuLinear, tiles: RowTiles) -> None:
         self.kernels, self.tiles = kernels, tiles
