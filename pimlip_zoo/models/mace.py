@@ -84,10 +84,6 @@ class MACEConfig(ModelConfig):
         allowed = f"{least} to {most}, what l_max {self.l_max}, correlation {self.correlation} and the force head allow"
         self._require("hidden_l_max", least <= self.hidden_l_max <= most, allowed)
 
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise InputError(f"{name} is {getattr(self, name)!r}", key=name, hint=f"give {allowed}")
-
 
 class MACELayer(nn.Module):
     """One-particle basis, symmetric contraction, update (paper, eq. 8 to 12).
