@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
 from pimlip_zoo.compiled.kernels.scope import leaf_geometry
 
@@ -43,19 +43,10 @@ class EmbeddingForm:
         return (len(self.couplings) + 2) ** 2
 
 
-class CpuEmbedding(KernelLibrary):
-    """The kernels of one form: 0 values, 1 gradient by the vectors, 2 derivative of ``<h, gradient>`` by cotangents.
-
-    Args:
-        form: what is computed.
-        dtype: float32 or float64.
-    """
+class CpuEmbedding(FormLibrary[EmbeddingForm]):
+    """The kernels of one form: 0 values, 1 gradient by the vectors, 2 derivative of ``<h, gradient>`` by cotangents."""
 
     value = 0
-
-    def __init__(self, form: EmbeddingForm, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form = form
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         lanes = machine.lanes

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 
 __all__ = ["FUNCTIONS", "CpuGate", "GateForm", "GateOperation", "GatedScalar", "cpu_gate"]
@@ -49,18 +49,8 @@ class GateForm:
     scalars: tuple[GatedScalar, ...]
 
 
-class CpuGate(KernelLibrary):
-    """The kernels of one form for one number of channels and one dtype.
-
-    Args:
-        form: which components meet.
-        channels: C.
-        dtype: float32 or float64.
-    """
-
-    def __init__(self, form: GateForm, channels: int, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form, self.channels = form, channels
+class CpuGate(FormLibrary[GateForm]):
+    """The kernels of one form for one number of channels and one dtype."""
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         lanes, channels = machine.lanes, self.channels
@@ -182,7 +172,7 @@ def _function(scalar: GatedScalar, argument: str, kernel: int) -> list[str]:
 @cache
 def cpu_gate(form: GateForm, channels: int, dtype: torch.dtype) -> CpuGate:
     """The kernels of this form, shared by all modules that have it."""
-    return CpuGate(form, channels, dtype)
+    return CpuGate(form, dtype, channels)
 
 
 class GateOperation(Operation):

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 from pimlip_zoo.compiled.kernels.watch import watchers
 
@@ -126,17 +126,8 @@ class LinearSweep:
     tangents: bool = False
 
 
-class CpuLinear(KernelLibrary):
-    """The kernels of one form.
-
-    Args:
-        form: the blocks.
-        dtype: float32 or float64.
-    """
-
-    def __init__(self, form: LinearForm, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form = form
+class CpuLinear(FormLibrary[LinearForm]):
+    """The kernels of one form."""
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, LinearSweep)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 
 __all__ = ["CpuMLP", "MLPForm", "MLPSweep", "PerceptronOperation", "cpu_mlp", "mlp"]
@@ -69,19 +69,10 @@ _FORWARD = MLPSweep(0)
 _KEEPING, _KEPT = MLPSweep(0, keeps=True), MLPSweep(1, True, keeps=True)
 
 
-class CpuMLP(KernelLibrary):
-    """The kernels of one perceptron.
-
-    Args:
-        form: widths and factors.
-        dtype: float32 or float64.
-    """
+class CpuMLP(FormLibrary[MLPForm]):
+    """The kernels of one perceptron."""
 
     value = _FORWARD
-
-    def __init__(self, form: MLPForm, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form = form
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, MLPSweep)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
 
 if TYPE_CHECKING:
@@ -70,20 +70,10 @@ _PART = (
 )
 
 
-class CpuPolynomial(KernelLibrary):
-    """The kernels of one form for one number of channels and one dtype.
-
-    Args:
-        form: the polynomials.
-        channels: C.
-        dtype: float32 or float64.
-    """
+class CpuPolynomial(FormLibrary[PolynomialForm]):
+    """The kernels of one form for one number of channels and one dtype."""
 
     value = _FORWARD
-
-    def __init__(self, form: PolynomialForm, channels: int, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form, self.channels = form, channels
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, PolynomialSweep)
@@ -206,7 +196,7 @@ def sweep_program(
 @cache
 def cpu_polynomial(form: PolynomialForm, channels: int, dtype: torch.dtype) -> CpuPolynomial:
     """The kernels of this form, shared by all modules that have it."""
-    return CpuPolynomial(form, channels, dtype)
+    return CpuPolynomial(form, dtype, channels)
 
 
 def polynomial(op: PolynomialKernels, reference: Reference, a: Tensor, q: Tensor, species: Tensor) -> Tensor:
