@@ -126,6 +126,10 @@ class LinearSweep:
     tangents: bool = False
 
 
+_sweep = cache(LinearSweep)
+"""One of each: what they are made for is asked for at every step."""
+
+
 class CpuLinear(FormLibrary[LinearForm]):
     """The kernels of one form."""
 
@@ -349,14 +353,14 @@ class LinearOperation(Operation):
         self.kernels, self.tiles = kernels, tiles
 
     def forward(self, *x: Tensor) -> Tensor:
-        out = self._run(LinearSweep(0), x[1], x=x[0])[0]
+        out = self._run(_sweep(0), x[1], x=x[0])[0]
         assert out is not None
         return out
 
     def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         if wanted[1]:
-            return self._run(LinearSweep(2, wanted[0], True), x[1], x=x[0], h=g[0])
-        return self._run(LinearSweep(1), x[1], g=g[0]) if wanted[0] else (None, None)
+            return self._run(_sweep(2, wanted[0], True), x[1], x=x[0], h=g[0])
+        return self._run(_sweep(1), x[1], g=g[0]) if wanted[0] else (None, None)
 
     def second(
         self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
@@ -367,11 +371,11 @@ class LinearOperation(Operation):
         by_x = by_w = None
         if more is not None:
             by_x, by_w = self._run(
-                LinearSweep(2, wanted[0], True, tangents=True), x[1], x=x[0], t=t, g=g[0], h=more
+                _sweep(2, wanted[0], True, tangents=True), x[1], x=x[0], t=t, g=g[0], h=more
             )
         elif wanted[1]:
-            by_w = self._run(LinearSweep(2, False, True), x[1], x=t, h=g[0])[1]
-        return by_x, by_w, self._run(LinearSweep(0), x[1], x=t)[0] if wanted[2] else None
+            by_w = self._run(_sweep(2, False, True), x[1], x=t, h=g[0])[1]
+        return by_x, by_w, self._run(_sweep(0), x[1], x=t)[0] if wanted[2] else None
 
     def _run(
         self, kernel: LinearSweep, weights: Tensor, **operands: Tensor | None

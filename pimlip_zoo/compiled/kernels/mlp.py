@@ -65,6 +65,10 @@ class MLPSweep:
         return ("x0", "x1", "y0", "y1") if self.kind == 0 else ("g0", "x0", "x1", "y0")
 
 
+_sweep = cache(MLPSweep)
+"""One of each: what they are made for is asked for at every step."""
+
+
 _FORWARD = MLPSweep(0)
 _KEEPING, _KEPT = MLPSweep(0, keeps=True), MLPSweep(1, True, keeps=True)
 
@@ -350,7 +354,7 @@ class PerceptronOperation(Operation):
     def expect(self, wanted: Wanted) -> None:
         inner, weights = wanted
         if weights:  # training: compile at once what the steps after this one need
-            self.kernels.prepare(MLPSweep(1, True), MLPSweep(1, inner, True), MLPSweep(2, inner, True, True))
+            self.kernels.prepare(_sweep(1, True), _sweep(1, inner, True), _sweep(2, inner, True, True))
 
     def forward(self, *x: Tensor) -> Tensor:
         out, self._kept, _ = self.kernels.run(_KEEPING if self.keeps else _FORWARD, *x)
@@ -360,14 +364,14 @@ class PerceptronOperation(Operation):
     def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         if self._kept is not None and not wanted[1]:
             return self.kernels.run(_KEPT, x[0], x[1], g[0], kept=self._kept)[0], None
-        return self.kernels.run(MLPSweep(1, wanted[0], wanted[1]), x[0], x[1], g[0])[:2]
+        return self.kernels.run(_sweep(1, wanted[0], wanted[1]), x[0], x[1], g[0])[:2]
 
     def second(
         self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
     ) -> Tensors | None:
         if h[1] is not None:
             return None
-        kernel = MLPSweep(2, wanted[0], wanted[1], wanted[2], adds=more is not None)
+        kernel = _sweep(2, wanted[0], wanted[1], wanted[2], adds=more is not None)
         return self.kernels.run(kernel, x[0], x[1], g[0], h[0], more)
 
     def reference(self, *x: Tensor) -> Tensor:

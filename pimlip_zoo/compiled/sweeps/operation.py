@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation
+from pimlip_zoo.compiled.kernels.bridge import Operation, Wanted
 from pimlip_zoo.compiled.sweeps.block import Block, Call, NotCovered, Tensors
 
 __all__ = ["Bound", "OperationBlock"]
@@ -32,8 +32,7 @@ class OperationBlock(Block):
         if any(len(place) > 1 or place[0] >= len(self.operands) for place in call.active):
             raise NotCovered
         self._places = tuple(self.operands[place[0]] for place in call.active)
-        self._geometric = frozenset(p for p, yes in zip(self._places, call.geometric, strict=True) if yes)
-        self._trainable = frozenset(p for p, yes in zip(self._places, call.trainable, strict=True) if yes)
+        self._plan: _Plan | None = None
 
     def bind(self, *args: Any) -> Bound:
         """The operation on these arguments, and its operands."""
@@ -49,33 +48,61 @@ class OperationBlock(Block):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         operation, x = self.bind(*args, **kwargs)
+        if self._plan is None:
+            self._plan = self._planned(operation, len(x))
         x = tuple([each.contiguous() for each in x])
         return operation.forward(*x), (operation, x)
 
+    def _planned(self, operation: Operation, count: int) -> _Plan:
+        each = range(count)
+        geometric = {p for p, yes in zip(self._places, self.call.geometric, strict=True) if yes}
+        trainable = {p for p, yes in zip(self._places, self.call.trainable, strict=True) if yes}
+        wanted = tuple(place in trainable or place in operation.parameters for place in each)
+        return _Plan(
+            adjoint=tuple(place in geometric for place in each),
+            tangent=(*(False for _ in each), True),
+            gradients=wanted,
+            second=(*wanted, False),
+            none=(None,) * count,
+        )
+
     def adjoint(self, saved: Any, g: Tensor) -> Tensors:
-        operation, x = saved[:2]
-        wanted = tuple([place in self._geometric for place in range(len(x))])
-        found = operation.adjoint(x, (g.contiguous(),), wanted)
+        assert self._plan is not None
+        found = saved[0].adjoint(saved[1], (g.contiguous(),), self._plan.adjoint)
         return tuple([found[place] for place in self._places])
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
-        operation, x = saved[:2]
-        wanted = (*(False,) * len(x), True)
-        return operation.second(x, (None,), self._of_operands(tangents, len(x)), wanted)[-1]
+        assert self._plan is not None
+        return saved[0].second(saved[1], _NONE, self._of_operands(tangents), self._plan.tangent)[-1]
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
         operation, x = saved[:2]
-        wanted = tuple([place in self._trainable or place in operation.parameters for place in range(len(x))])
-        h = h.contiguous()
+        plan = self._plan
+        assert plan is not None
         if g is None:
-            found = operation.adjoint(x, (h,), wanted)
+            found = operation.adjoint(x, (h.contiguous(),), plan.gradients)
         else:
-            along = self._of_operands(tangents, len(x))
-            found = operation.second(x, (g.contiguous(),), along, (*wanted, False), h)
+            along = self._of_operands(tangents)
+            found = operation.second(x, (g.contiguous(),), along, plan.second, h.contiguous())
         return self.by_argument(saved, found), self.by_parameter(saved, found)
 
-    def _of_operands(self, tangents: Tensors, count: int) -> Tensors:
-        out: list[Tensor | None] = [None] * count
+    def _of_operands(self, tangents: Tensors) -> Tensors:
+        assert self._plan is not None
+        out: list[Tensor | None] = list(self._plan.none)
         for place, t in zip(self._places, tangents, strict=True):
-            out[place] = None if t is None else t.contiguous()
+            if t is not None:
+                out[place] = t.contiguous()
         return tuple(out)
+
+
+class _Plan(NamedTuple):
+    """What each sweep asks the operation for: which derivatives are of use is known before the first one."""
+
+    adjoint: Wanted
+    tangent: Wanted
+    gradients: Wanted
+    second: Wanted
+    none: Tensors
+
+
+_NONE: Tensors = (None,)

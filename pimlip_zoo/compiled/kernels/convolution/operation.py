@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -99,11 +99,11 @@ class ConvolutionOperation(Operation):
         return self._at_nodes(FORWARD, x, (None,) * 3)
 
     def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
-        return self._run(gradient_kernels(_flags(wanted)), x, (None,) * 3, (g[0], None))
+        return self._run(gradient_kernels((wanted[0], wanted[1], wanted[2])), x, (None,) * 3, (g[0], None))
 
     def second(self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None) -> Tensors:
-        present = _flags(each is not None for each in h)
-        kernels = second_kernels(present, _flags(wanted[:3]), adds=more is not None)
+        present = (h[0] is not None, h[1] is not None, h[2] is not None)
+        kernels = second_kernels(present, (wanted[0], wanted[1], wanted[2]), adds=more is not None)
         if not wanted[3]:
             return (*self._run(kernels, x, h, (g[0], more)), None)
         tangent = tangent_kernel(present)
@@ -133,8 +133,3 @@ class ConvolutionOperation(Operation):
 def _for_rows(kernel: AnyKernel, paired: bool) -> AnyKernel:
     """The kernel for weights of pairs of edges, or of edges."""
     return replace(kernel, paired=paired)
-
-
-def _flags(given: Iterable[bool]) -> Flags:
-    x, y, w = given
-    return x, y, w

@@ -62,6 +62,10 @@ class PolynomialSweep:
     """In the second kind: add the gradients that another cotangent gives."""
 
 
+_sweep = cache(PolynomialSweep)
+"""One of each: what they are made for is asked for at every step."""
+
+
 _FORWARD = PolynomialSweep(0)
 _GROUP = 32  # terms in one function: with more, values are spilled, and compilers take longer
 _PART = (
@@ -240,9 +244,9 @@ class PolynomialOperation(Operation):
     def expect(self, wanted: Wanted) -> None:
         if wanted[1]:  # training: compile at once what forces and their derivatives will need
             self.kernels.prepare(
-                PolynomialSweep(1, True, False),
-                PolynomialSweep(1, True, True),
-                PolynomialSweep(2, True, True, True),
+                _sweep(1, True, False),
+                _sweep(1, True, True),
+                _sweep(2, True, True, True),
             )
 
     def forward(self, *x: Tensor) -> Tensor:
@@ -251,14 +255,14 @@ class PolynomialOperation(Operation):
         return out
 
     def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
-        return self.kernels.run(PolynomialSweep(1, wanted[0], wanted[1]), self.row, x[0], x[1], g[0])[:2]
+        return self.kernels.run(_sweep(1, wanted[0], wanted[1]), self.row, x[0], x[1], g[0])[:2]
 
     def second(
         self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
     ) -> Tensors | None:
         if h[1] is not None:
             return None
-        kernel = PolynomialSweep(2, wanted[0], wanted[1], wanted[2], adds=more is not None)
+        kernel = _sweep(2, wanted[0], wanted[1], wanted[2], adds=more is not None)
         return self.kernels.run(kernel, self.row, x[0], x[1], g[0], h[0], more)
 
     def reference(self, *x: Tensor) -> Tensor:

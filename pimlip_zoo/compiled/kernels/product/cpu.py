@@ -52,6 +52,7 @@ class CentreSum:
     terms: tuple[tuple[int, int], ...]
 
 
+_rows, _sum = cache(EdgeRows), cache(CentreSum)
 _FORWARD, _BACKWARD_V = EdgeRows("out", ((0, 0),)), EdgeRows("in", ((0, 0),))
 _BACKWARD_M = CentreSum(((0, 0),))
 
@@ -208,10 +209,10 @@ class ProductOperation(Operation):
         adds, both = more is not None, (g[0], more)
         # Variants of (g, matrices), of (features, g) and of (features, matrices).
         into_v, into_m = ((1, 0),) * adds + ((0, 1),) * hm, ((0, 1),) * adds + ((1, 0),) * hv
-        by_v = self._run(EdgeRows("in", into_v), x, h, both) if wanted[0] and into_v else None
-        by_m = self._run(CentreSum(into_m), x, h, both) if wanted[1] and into_m else None
+        by_v = self._run(_rows("in", into_v), x, h, both) if wanted[0] and into_v else None
+        by_m = self._run(_sum(into_m), x, h, both) if wanted[1] and into_m else None
         along = ((1, 0),) * hv + ((0, 1),) * hm
-        by_g = self._run(EdgeRows("out", along), x, h, (None, None)) if wanted[2] else None
+        by_g = self._run(_rows("out", along), x, h, (None, None)) if wanted[2] else None
         return by_v, by_m, by_g
 
     def _run(self, kernel: EdgeRows | CentreSum, x: Sequence[Tensor], h: Tensors, g: Operands) -> Tensor:
