@@ -16,7 +16,7 @@ from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
 from pimlip_zoo.compiled.kernels.scope import leaf_geometry
 
-__all__ = ["CpuEmbedding", "EmbeddingForm", "cpu_embedding", "embed"]
+__all__ = ["CpuEmbedding", "EmbeddingForm", "EmbeddingOperation", "cpu_embedding", "embed"]
 
 Reference = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -249,14 +249,20 @@ def cpu_embedding(form: EmbeddingForm, dtype: torch.dtype) -> CpuEmbedding:
 
 def embed(op: CpuEmbedding, reference: Reference, vectors: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """(E, 3), (E,) inverse cutoffs -> (E, B), (E, K), differentiable to any order."""
-    out: tuple[Tensor, Tensor] = differentiable(_Embedding(op, reference, inverse), vectors)
+    out: tuple[Tensor, Tensor] = differentiable(EmbeddingOperation(op, inverse, reference), vectors)
     return out
 
 
-class _Embedding(Operation):
-    """Of the vectors."""
+class EmbeddingOperation(Operation):
+    """Of the vectors.
 
-    def __init__(self, kernels: CpuEmbedding, reference: Reference, inverse: Tensor) -> None:
+    Args:
+        kernels: of the form.
+        inverse: (E,) of the cutoffs.
+        reference: the same in plain torch, for autograd.
+    """
+
+    def __init__(self, kernels: CpuEmbedding, inverse: Tensor, reference: Reference | None = None) -> None:
         self.kernels, self._reference, self.inverse = kernels, reference, inverse
         self.leaf = leaf_geometry()
 
@@ -273,4 +279,5 @@ class _Embedding(Operation):
         return None if wanted[0] else (None, *self.kernels.run(2, *x, self.inverse, h[0].contiguous()))
 
     def reference(self, *x: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._reference is not None
         return self._reference(*x)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.edges import edge_lists
-from pimlip_zoo.compiled.kernels.embedding import CpuEmbedding, cpu_embedding
+from pimlip_zoo.compiled.kernels.embedding import CpuEmbedding, EmbeddingOperation, cpu_embedding
 from pimlip_zoo.compiled.kernels.pairs import pair_up
-from pimlip_zoo.compiled.sweeps.block import Block, Call, NotCovered, Tensors, blocks
+from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, Tensors, blocks
+from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.edges import EdgeEmbedding
 
@@ -19,7 +20,7 @@ __all__ = ["EmbeddingBlock"]
 
 
 @blocks(EdgeEmbedding)
-class EmbeddingBlock(Block):
+class EmbeddingBlock(OperationBlock):
     """(vectors, graph) -> (radial functions, harmonics); no parameters.
 
     Where all that is done with radial functions is done row by row until they weigh a sum over neighbours
@@ -28,7 +29,6 @@ class EmbeddingBlock(Block):
     """
 
     outputs = 2
-    fresh = True
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -48,17 +48,14 @@ class EmbeddingBlock(Block):
         """Compiled when asked for."""
         return cpu_embedding(self.form, self.call.dtype)
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def bind(self, *args: Any) -> Bound:
         vectors, graph = args
-        vectors = vectors.contiguous()
-        inverse = self._inverse(vectors, graph)
-        radial, harmonics = self.kernels.run(0, vectors, inverse)
-        first = self._first_edges(graph) if self.shared else None
-        return (radial if first is None else radial.index_select(0, first), harmonics), (
-            vectors,
-            inverse,
-            first,
-        )
+        return EmbeddingOperation(self.kernels, self._inverse(vectors, graph)), (vectors,)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        (radial, harmonics), saved = super().forward(*args, **kwargs)
+        first = self._first_edges(args[1]) if self.shared else None
+        return (_of_pairs(radial, first), harmonics), (*saved, first)
 
     @staticmethod
     def _first_edges(graph: AtomGraph) -> Tensor | None:
@@ -72,15 +69,16 @@ class EmbeddingBlock(Block):
         return self.module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)
 
     def adjoint(self, saved: Any, g: Any) -> Tensors:
-        vectors, inverse, first = saved
-        radial, harmonics = g
+        (_, (vectors,), first), (radial, harmonics) = saved, g
         if first is not None:
             radial = radial.new_zeros((vectors.shape[0], radial.shape[1])).index_copy_(0, first, radial)
-        return (self.kernels.run(1, vectors, inverse, radial.contiguous(), harmonics.contiguous())[0],)
+        return super().adjoint(saved, (radial, harmonics))
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
-        vectors, inverse, first = saved
-        direction = tangents[0]
-        assert direction is not None
-        radial, harmonics = self.kernels.run(2, vectors, inverse, direction)
-        return radial if first is None else radial.index_select(0, first), harmonics
+        radial, harmonics = super().tangent(saved, tangents)
+        return _of_pairs(radial, saved[2]), harmonics
+
+
+def _of_pairs(radial: Tensor, first: Tensor | None) -> Tensor:
+    """The rows of the first edge of each pair; all where there are no pairs."""
+    return radial if first is None else radial.index_select(0, first)

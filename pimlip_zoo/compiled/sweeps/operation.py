@@ -60,20 +60,24 @@ class OperationBlock(Block):
         wanted = tuple(place in trainable or place in operation.parameters for place in each)
         return _Plan(
             adjoint=tuple(place in geometric for place in each),
-            tangent=(*(False for _ in each), True),
+            tangent=(*(False for _ in each), *(True,) * self.outputs),
             gradients=wanted,
             second=(*wanted, False),
             none=(None,) * count,
         )
 
-    def adjoint(self, saved: Any, g: Tensor) -> Tensors:
+    def adjoint(self, saved: Any, g: Any) -> Tensors:
         assert self._plan is not None
-        found = saved[0].adjoint(saved[1], (g.contiguous(),), self._plan.adjoint)
+        cotangents = [g] if self.outputs == 1 else g
+        found = saved[0].adjoint(saved[1], [each.contiguous() for each in cotangents], self._plan.adjoint)
         return tuple([found[place] for place in self._places])
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
         assert self._plan is not None
-        return saved[0].second(saved[1], _NONE, self._of_operands(tangents), self._plan.tangent)[-1]
+        operation, x = saved[:2]
+        nothing = (None,) * self.outputs
+        found = operation.second(x, nothing, self._of_operands(tangents), self._plan.tangent)[len(x) :]
+        return found[0] if self.outputs == 1 else found
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
         operation, x = saved[:2]
@@ -103,6 +107,3 @@ class _Plan(NamedTuple):
     gradients: Wanted
     second: Wanted
     none: Tensors
-
-
-_NONE: Tensors = (None,)
