@@ -26,7 +26,7 @@ TILE = 32
 
 
 @dataclass(frozen=True)
-class LinearBlock:
+class LinearPart:
     """One irrep: ``out[first_out + m copies_out ...] = scale * x[first_in + m copies_in ...] W`` for all m."""
 
     first_in: int
@@ -45,12 +45,12 @@ class LinearForm:
     dim_out: int
     channels_in: int
     channels_out: int
-    blocks: tuple[LinearBlock, ...]
+    blocks: tuple[LinearPart, ...]
     """Ascending in what they write."""
     num_species: int = 1
     """S: how many sets of weights there are."""
 
-    def shape(self, block: LinearBlock) -> tuple[int, int]:
+    def shape(self, block: LinearPart) -> tuple[int, int]:
         """Of the block's weights."""
         return block.copies_in * self.channels_in, block.copies_out * self.channels_out
 
@@ -308,7 +308,7 @@ class _Writer:
             f"memcpy(out0 + r * {self.width[side]}, bo + j * {self.stride[side]}, sizeof(T) * {self.width[side]}); }}",
         ]
 
-    def _outer(self, left: str, right: str, block: LinearBlock, m: int, begin: int) -> str:
+    def _outer(self, left: str, right: str, block: LinearPart, m: int, begin: int) -> str:
         """``d += left^T right`` over the rows of the tile."""
         a, b = self.form.shape(block)
         start_in, start_out = self._start(block, m)
@@ -318,7 +318,7 @@ class _Writer:
             f"b{right} + {start_out}, {self.stride[1]}, d + {begin}, {width}, 1);"
         )
 
-    def _start(self, block: LinearBlock, m: int) -> tuple[int, int]:
+    def _start(self, block: LinearPart, m: int) -> tuple[int, int]:
         return (
             (block.first_in + m * block.copies_in) * self.form.channels_in,
             (block.first_out + m * block.copies_out) * self.form.channels_out,
