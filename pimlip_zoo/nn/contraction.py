@@ -21,7 +21,8 @@ from pimlip_zoo.compiled.kernels import (
     sum_by_centre,
 )
 from pimlip_zoo.compiled.kernels.edges import EdgeLists, edge_lists
-from pimlip_zoo.compiled.kernels.product.cpu import ProductOperation, cpu_edge_product
+from pimlip_zoo.compiled.kernels.product.cpu import cpu_edge_product
+from pimlip_zoo.compiled.kernels.product.operation import ProductOperation
 from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, Tensors, blocks
 from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 from pimlip_zoo.nn.convolution import TrilinearBlock

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.compiled.kernels import PolynomialForm, contract
-from pimlip_zoo.compiled.kernels.polynomial.cpu import CpuPolynomial, PolynomialOperation, cpu_polynomial
+from pimlip_zoo.compiled.kernels.polynomial.cpu import CpuPolynomial, cpu_polynomial
+from pimlip_zoo.compiled.kernels.polynomial.operation import PolynomialOperation
 from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, Tensors, blocks
 from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 from pimlip_zoo.errors import InputError

@@ -21,9 +21,11 @@ from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
 from pimlip_zoo.compiled.kernels.convolution.gpu import triton_convolution
 from pimlip_zoo.compiled.kernels.edges import edge_lists
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
-from pimlip_zoo.compiled.kernels.polynomial import cpu as polynomial
+from pimlip_zoo.compiled.kernels.polynomial import operation as polynomial
+from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm, cpu_polynomial
 from pimlip_zoo.compiled.kernels.polynomial.gpu import triton_polynomial
-from pimlip_zoo.compiled.kernels.product import cpu as product
+from pimlip_zoo.compiled.kernels.product import operation as product
+from pimlip_zoo.compiled.kernels.product.cpu import cpu_edge_product
 from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
@@ -66,8 +68,8 @@ class Backends:
 
 OPERATIONS = {
     "convolve": Backends(cpu_convolution, triton_convolution, cueq.convolve),
-    "multiply_edges": Backends(product.cpu_edge_product, triton_edge_product, cueq.multiply_edges),
-    "contract": Backends(polynomial.cpu_polynomial, triton_polynomial, cueq.contract),
+    "multiply_edges": Backends(cpu_edge_product, triton_edge_product, cueq.multiply_edges),
+    "contract": Backends(cpu_polynomial, triton_polynomial, cueq.contract),
     "perceptron": Backends(mlp.cpu_mlp),
     "embed_edges": Backends(embedding.cpu_embedding),
 }
@@ -231,7 +233,7 @@ def perceptron(
 
 
 def contract(
-    form: polynomial.PolynomialForm,
+    form: PolynomialForm,
     reference: polynomial.Reference,
     x: Tensor,
     coefficients: Tensor,

@@ -8,8 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, TrilinearForm
-from pimlip_zoo.compiled.kernels.convolution.operation import FORWARD, Operands
+from pimlip_zoo.compiled.kernels.convolution.form import FORWARD, EdgeSum, NodeSum, Operands, TrilinearForm
 from pimlip_zoo.compiled.kernels.convolution.source import edge_sum_source, node_sum_source
 from pimlip_zoo.compiled.kernels.edges import EdgeLists, EdgePairs
 from pimlip_zoo.compiled.kernels.generate import Target

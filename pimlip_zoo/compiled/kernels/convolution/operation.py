@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
-from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, Term
+from pimlip_zoo.compiled.kernels.convolution.cpu import CpuConvolution
+from pimlip_zoo.compiled.kernels.convolution.form import FORWARD, EdgeSum, NodeSum, Operands, Term
+from pimlip_zoo.compiled.kernels.convolution.gpu import TritonConvolution
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
 
-if TYPE_CHECKING:
-    from pimlip_zoo.compiled.kernels.convolution.cpu import CpuConvolution
-    from pimlip_zoo.compiled.kernels.convolution.gpu import TritonConvolution
-
 __all__ = [
-    "FORWARD",
     "ConvolutionOperation",
-    "Operands",
     "convolve",
     "gradient_kernels",
     "second_kernels",
@@ -32,10 +28,7 @@ Flags = tuple[bool, bool, bool]
 """Of x, Y and w."""
 Terms = tuple[Term, ...]
 _ONE: Terms = ((0, 0, 0),)
-FORWARD = NodeSum("out", _ONE)
-
-Operands = tuple[Tensor | None, ...]
-ConvolutionSums: TypeAlias = "CpuConvolution | TritonConvolution"
+ConvolutionSums = CpuConvolution | TritonConvolution
 """The sums of one trilinear form by one backend."""
 
 
