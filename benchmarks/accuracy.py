@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
 RESULTS = HERE / "results" / "accuracy"
 RUNS = HERE.parent / "runs" / "accuracy"
 DOCS = HERE.parent / "docs" / "results" / "benchmarks.md"
-BEGIN, END = "<!-- accuracy table: begin -->", "<!-- accuracy table: end -->"
 SKIPPED = 77
 MODELS = ("nequip", "allegro", "mace")
 PRESETS = ("small", "medium", "large")
@@ -319,16 +319,12 @@ def label(result: dict) -> str:
 
 def write_table(docs: Path, results: list[dict]) -> None:
     """Replace what stands between the markers."""
-    text = docs.read_text()
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{docs}: no place for the table; put {BEGIN} and {END} where it goes")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    from pages import write_between
+
     parts = [
         section(name, study, [r for r in results if r["dataset"] == name]) for name, study in STUDIES.items()
     ]
-    temporary = docs.with_suffix(".tmp")
-    temporary.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}")
-    temporary.replace(docs)
+    write_between(docs, "accuracy table", ["", "\n\n".join(parts), ""])
 
 
 def section(name: str, study: Study, results: list[dict]) -> str:

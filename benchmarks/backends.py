@@ -17,9 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pages import write_between
 from speed import SIZES, TASKS
-
-BEGIN, END = "<!-- backends table: begin -->", "<!-- backends table: end -->"
 
 
 def main() -> int:
@@ -52,7 +51,7 @@ def main() -> int:
     lines = table(rows)
     print("\n".join(lines))
     if options.table is not None:
-        write(options.table, lines)
+        write_between(options.table, "backends table", lines, new="# Backends\n")
     return 0
 
 
@@ -89,16 +88,6 @@ def table(rows: list[dict]) -> list[str]:
             f"| {times['first_s']:.1f} | {row.get('gpu_mb', row['rss_mb']):.0f} |"
         )
     return lines
-
-
-def write(path: Path, lines: list[str]) -> None:
-    text = path.read_text() if path.exists() else "# Backends\n"
-    if BEGIN not in text:
-        text += f"\n{BEGIN}\n{END}\n"
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    made = path.with_suffix(".new")
-    made.write_text("\n".join([before + BEGIN, *lines, END + after]))
-    made.replace(path)
 
 
 if __name__ == "__main__":

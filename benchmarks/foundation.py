@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- foundation table: begin -->", "<!-- foundation table: end -->"
+from pages import write_between
+
 ENGINES = ("peer", "ase", "native", "native-table")
 NAMES = {"ase": "here, ASE", "native": "here, native", "native-table": "here, native, tables"}
 IMPORTS = {"sevenn": "sevennet", "mace": "mace"}
@@ -72,9 +72,7 @@ def main() -> int:
     lines = measure(engines, models, options)
     print("\n".join(lines))
     if options.table is not None:
-        text = options.table.read_text()
-        block = f"{BEGIN}\n" + "\n".join(lines) + f"\n{END}"
-        options.table.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL))
+        write_between(options.table, "foundation table", lines)
     return 0
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shutil
 import sys
 import time
@@ -26,11 +25,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "weak"))
 
-from sets import SETS  # noqa: E402
+from pages import add_row, read_rows, write_between  # noqa: E402
+from sets import SETS, located  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "holdout.jsonl"
 PAGE = ROOT / "docs" / "results" / "holdout.md"
-BEGIN, END = "<!-- holdout: begin -->", "<!-- holdout: end -->"
 POOL, TESTED, VALIDATIONS = 64, 80, 40
 DRAWN_FROM = 3000
 """Added to the seed that draws the structures."""
@@ -67,7 +66,7 @@ def run_all(options: argparse.Namespace) -> int:
     ):
         key = {"set": data, "model": options.model, "steps": options.steps}
         key |= {"structures": int(size), "seed": int(seed)}
-        if any(all(row[k] == v for k, v in key.items()) for row in read()):
+        if any(all(row[k] == v for k, v in key.items()) for row in read_rows(RESULTS)):
             continue
         if time.monotonic() - started > 60 * options.minutes:
             print("there is more to do")
@@ -75,9 +74,7 @@ def run_all(options: argparse.Namespace) -> int:
         row = trained(key, options)
         if row is None:
             return 1
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_row(RESULTS, row)
         print(*key.values(), row["cpu_s"], "s; test", row["test"], flush=True)
     return 0
 
@@ -90,15 +87,15 @@ def trained(key: dict[str, Any], options: argparse.Namespace) -> dict[str, Any] 
     from pimlip_zoo.training import module
 
     study = SETS[key["set"]]
-    frames = [frame for frame in load_frames(placed(options.root, study.train)) if len(frame.numbers) > 1]
+    frames = [frame for frame in load_frames(located(options.root, study.train)) if len(frame.numbers) > 1]
     order = np.random.default_rng(DRAWN_FROM + key["seed"]).permutation(len(frames)).tolist()
     known = [frames[i] for i in order[: key["structures"]]]
     pool = [frames[i] for i in order[key["structures"] :][-POOL:]]
-    tests = [frame for frame in load_frames(placed(options.root, study.tests[0])) if len(frame.numbers) > 1]
+    tests = [frame for frame in load_frames(located(options.root, study.tests[0])) if len(frame.numbers) > 1]
     settings = {
         "seed": key["seed"],
         "model.name": key["model"],
-        "data.train": placed(options.root, study.train),
+        "data.train": located(options.root, study.train),
         "data.energy_references": "least_squares",
         "data.check_references": False,
         "trainer.max_steps": key["steps"],
@@ -198,15 +195,6 @@ def choices(pool: np.ndarray, test: np.ndarray, seed: int) -> dict[str, Any]:
     }
 
 
-def placed(root: str, data: str) -> str:
-    """Where the data are: below the root, unless built in."""
-    return data if data.startswith("builtin:") else ",".join(f"{root}/{part}" for part in data.split(","))
-
-
-def read() -> list[dict[str, Any]]:
-    return [json.loads(text) for text in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def table() -> list[str]:
     """A line a run: the error at the last step, what choosing by so many structures does to it, the noise of one."""
     counts = [str(count) for count in (1, 2, 4, 8, 16)]
@@ -215,7 +203,7 @@ def table() -> list[str]:
         f"| structures | set, seed | error | best at all | {by} | noise of one |",
         "|---" * (5 + len(counts)) + "|",
     ]
-    for row in sorted(read(), key=lambda row: (row["structures"], row["set"], row["seed"])):
+    for row in sorted(read_rows(RESULTS), key=lambda row: (row["structures"], row["set"], row["seed"])):
         cells = [
             f"{row['chosen'][count][0]:.2f} ({row['chosen'][count][1]:.2f})"
             if count in row["chosen"]
@@ -236,10 +224,7 @@ def show(options: argparse.Namespace) -> int:  # noqa: ARG001
 
 
 def write_docs(options: argparse.Namespace) -> int:  # noqa: ARG001
-    text = PAGE.read_text()
-    PAGE.write_text(
-        f"{text.split(BEGIN)[0]}{BEGIN}\n\n" + "\n".join(table()) + f"\n\n{END}{text.split(END)[1]}"
-    )
+    write_between(PAGE, "holdout", ["", *table(), ""])
     return 0
 
 

@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pages import write_between
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "labelling.jsonl"
 PAGE = ROOT / "docs" / "results" / "labelling.md"
@@ -284,14 +286,8 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3g} ± {statistics.stdev(values):.2g}"
 
 
-BEGIN, END = "<!-- labelling: begin -->", "<!-- labelling: end -->"
-
-
 def docs(options: argparse.Namespace) -> int:  # noqa: ARG001
-    text = PAGE.read_text(encoding="utf-8")
-    start, rest = text.split(BEGIN)
-    end = rest.split(END)[1]
-    PAGE.write_text(f"{start}{BEGIN}\n" + "\n".join(table()) + f"\n{END}{end}", encoding="utf-8")
+    write_between(PAGE, "labelling", table())
     return 0
 
 

@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from ase.build import bulk
+from pages import write_between
 
 from pimlip_zoo.compiled.kernels import use_kernels
 from pimlip_zoo.deploy.ase import PimlipCalculator
@@ -276,12 +277,8 @@ def keep(kind: str, case: dict, found: dict) -> None:
 
 def table(_: argparse.Namespace) -> None:
     """Both tables, between their marks in the documentation."""
-    text = DOCS.read_text()
     for kind, lines in (("compare", compare_table()), ("scaling", scaling_table())):
-        begin, end = f"<!-- lammps {kind}: begin -->", f"<!-- lammps {kind}: end -->"
-        head, rest = text.split(begin)
-        text = head + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end)[1]
-    DOCS.write_text(text)
+        write_between(DOCS, f"lammps {kind}", lines)
 
 
 def compare_table() -> list[str]:

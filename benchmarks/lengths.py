@@ -15,7 +15,6 @@ reaches to 8.5 Å). CPU time is that of the whole run, one thread.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
@@ -29,7 +28,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "weak"))
 
-from sets import SETS  # noqa: E402
+from pages import add_row, read_rows, write_between  # noqa: E402
+from sets import SETS, located  # noqa: E402
 
 if TYPE_CHECKING:
     from pimlip_zoo.config import RunConfig
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "benchmarks" / "results" / "lengths.jsonl"
 PAGE = ROOT / "docs" / "results" / "lengths.md"
-BEGIN, END = "<!-- lengths: begin -->", "<!-- lengths: end -->"
 DRAWN_FROM = 5000
 """Added to the seed that draws the structures."""
 TESTED = 200
@@ -84,9 +83,7 @@ def run_all(options: argparse.Namespace) -> int:
         row = trained(key, options)
         if row is None:
             return 1
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_row(RESULTS, row)
         print(*key.values(), row["tests"], row["cpu_s"], "s", flush=True)
     return 0
 
@@ -108,7 +105,7 @@ def points(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def found(key: dict[str, Any]) -> dict[str, Any] | None:
-    return next((row for row in read() if all(row[k] == v for k, v in key.items())), None)
+    return next((row for row in read_rows(RESULTS) if all(row[k] == v for k, v in key.items())), None)
 
 
 def trained(key: dict[str, Any], options: argparse.Namespace) -> dict[str, Any] | None:
@@ -189,12 +186,12 @@ def structures_of(key: dict[str, Any], root: str) -> tuple[Sequence[Frame], Sequ
         frames, tests = argon(key["structures"] + 10, 1), argon(40, 2)
         return frames[:-10], frames[-10:], tests
     study = SETS[key["set"]]
-    frames = [frame for frame in load_frames(placed(root, study.train)) if len(frame.numbers) > 1]
+    frames = [frame for frame in load_frames(located(root, study.train)) if len(frame.numbers) > 1]
     order = np.random.default_rng(DRAWN_FROM + key["seed"]).permutation(len(frames)).tolist()
     held = max(key["structures"] // 6, 5)
     train = [frames[i] for i in order[: key["structures"]]]
     valid = [frames[i] for i in order[key["structures"] :][:held]]
-    return train, valid, load_frames(placed(root, study.tests[0]))[:TESTED]
+    return train, valid, load_frames(located(root, study.tests[0]))[:TESTED]
 
 
 def argon(count: int, seed: int) -> list[Frame]:
@@ -223,20 +220,11 @@ def argon(count: int, seed: int) -> list[Frame]:
     return frames
 
 
-def placed(root: str, data: str) -> str:
-    """Where the data are: below the root, unless built in."""
-    return data if data.startswith("builtin:") else ",".join(f"{root}/{part}" for part in data.split(","))
-
-
-def read() -> list[dict[str, Any]]:
-    return [json.loads(text) for text in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def tables() -> list[str]:
     """By set: each variant's errors over those of the rule's own run, means over seeds."""
     lines: list[str] = []
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
-    for row in read():
+    for row in read_rows(RESULTS):
         group = (row["set"], row["structures"], row["model"], row["version"])
         groups.setdefault(group, {}).setdefault(row["variant"], []).append(row)
     for (data, structures, model, version), variants in groups.items():
@@ -279,10 +267,7 @@ def show(options: argparse.Namespace) -> int:  # noqa: ARG001
 
 
 def write_docs(options: argparse.Namespace) -> int:  # noqa: ARG001
-    text = PAGE.read_text() if PAGE.exists() else f"# Lengths and sizes\n\n{__doc__}\n{BEGIN}{END}\n"
-    PAGE.write_text(
-        f"{text.split(BEGIN)[0]}{BEGIN}\n\n" + "\n".join(tables()) + f"\n{END}{text.split(END)[1]}"
-    )
+    write_between(PAGE, "lengths", ["", *tables()], new=f"# Lengths and sizes\n\n{__doc__}")
     return 0
 
 

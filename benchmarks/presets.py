@@ -22,12 +22,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pages import write_between
+
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = (
     ROOT / "benchmarks" / "results" / "presets.json",
     ROOT / "docs" / "concepts" / "architectures.md",
 )
-BEGIN, END = "<!-- presets table: begin -->", "<!-- presets table: end -->"
 MODELS, PRESETS = ("nequip", "allegro", "mace"), ("small", "medium", "large")
 SPECIES = ("H", "C", "N", "O")
 ATOMS = 216
@@ -130,7 +131,6 @@ def keep(result: dict) -> None:
 
 def write_table() -> None:
     """Replace what stands between the markers."""
-    text = DOCS.read_text()
     results = {(r["model"], r["preset"]): r for r in json.loads(RESULTS.read_text())}
     lines = [
         "| architecture | preset | parameters (H, C, N, O) | training step, ms | 216 atoms, ms | peak memory, MB |",
@@ -150,10 +150,7 @@ def write_table() -> None:
                 ]
             )
             lines.append(f"| {model} | {preset} | {' | '.join(cells)} |")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    temporary = DOCS.with_suffix(".tmp")
-    temporary.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
-    temporary.replace(DOCS)
+    write_between(DOCS, "presets table", lines)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from pages import write_between
 from roofline import ceilings, median
 from speed import CUTOFF, SPECIES, build
 
@@ -30,7 +31,6 @@ KINDS = (
     "moving and adding arrays",
     "rest",
 )
-BEGIN, END = "<!-- roofline of models: begin -->", "<!-- roofline of models: end -->"
 
 
 def main() -> int:
@@ -58,10 +58,7 @@ def main() -> int:
             lines.append(row(name, table, flops, bandwidth, options.repeats))
             print(lines[-1], flush=True)
     if options.out is not None:
-        before, rest = options.out.read_text().split(BEGIN)
-        made = options.out.with_suffix(".new")
-        made.write_text("\n".join([before + BEGIN, *lines, END + rest.split(END)[1]]))
-        made.replace(options.out)
+        write_between(options.out, "roofline of models", lines)
     return 0
 
 

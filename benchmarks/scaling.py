@@ -23,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from pages import write_between
 from speed import SIZES, build
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
@@ -144,7 +145,6 @@ def run(options: argparse.Namespace) -> int:
 
 def write_table(options: argparse.Namespace) -> int:
     known = json.loads(options.results.read_text())
-    begin, end = "<!-- scaling table: begin -->", "<!-- scaling table: end -->"
     head = "architecture | threads | atoms | CPU µs/atom | wall µs/atom | list: CPU µs/atom | every tenth step | MB"
     rows = [f"| {head} |", "|---|---|---|---|---|---|---|---|"]
     for key in sorted(known, key=lambda k: (k.split()[0], int(k.split()[1]), int(k.split()[2]))):
@@ -154,11 +154,7 @@ def write_table(options: argparse.Namespace) -> int:
             f"| {key.split()[0]} | {r['threads']} | {r['atoms']:,} | {r['step_cpu_us']:.1f} | {r['step_wall_us']:.1f} "
             f"| {r['list_cpu_us']:.2f} | {100 * share:.1f} % | {r['mb']:,} |"
         )
-    text = options.page.read_text()
-    before, after = text.split(begin)[0], text.split(end)[1]
-    made = options.page.with_suffix(".new")
-    made.write_text("\n".join([before + begin, *rows, end + after]))
-    made.replace(options.page)
+    write_between(options.page, "scaling table", rows)
     return 0
 
 

@@ -517,7 +517,8 @@ def _through_ase(row: dict) -> str:
 
 
 def _write_table(path: Path, rows: list[dict]) -> None:
-    begin, end = "<!-- speed table: begin -->", "<!-- speed table: end -->"
+    from pages import write_between
+
     head = [
         (
             "| architecture | size | task | peer's mode | ours | threads | peer ms | ours ms | ratio "
@@ -532,13 +533,7 @@ def _write_table(path: Path, rows: list[dict]) -> None:
         f"| {r['peer_first_s']:.1f} / {r['ours_first_s']:.1f} |"
         for r in rows
     ]
-    text = path.read_text() if path.exists() else f"# Speed\n\n{begin}\n{end}\n"
-    if begin not in text:
-        text += f"\n{begin}\n{end}\n"
-    before, after = text.split(begin)[0], text.split(end)[1]
-    made = path.with_suffix(".new")
-    made.write_text("\n".join([before + begin, *head, *body, end + after]))
-    made.replace(path)
+    write_between(path, "speed table", [*head, *body], new="# Speed\n")
 
 
 if __name__ == "__main__":

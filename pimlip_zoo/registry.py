@@ -20,6 +20,7 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "MODELS",
     "ModelInfo",
+    "Registered",
     "Registry",
     "available_models",
     "first_line",
@@ -35,6 +36,23 @@ BASELINE = "it is a baseline of the study now: pip install benchmarks/weak/basel
 def first_line(documented: object) -> str:
     """Of the docstring of a class or function: what it is."""
     return (documented.__doc__ or "").strip().split("\n", 1)[0]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A thing that is made from options, and what is known of it."""
+
+    name: str
+    """What users write."""
+    make: Callable[..., Any]
+    """Called with the options."""
+    options: type[Any]
+    """The type of the options."""
+
+    @property
+    def description(self) -> str:
+        """First line of the docstring: what it is."""
+        return first_line(self.make)
 
 
 T = TypeVar("T")

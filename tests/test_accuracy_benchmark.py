@@ -93,12 +93,13 @@ def test_without_the_data_a_run_is_skipped_with_a_line(accuracy, capsys, monkeyp
 
 def test_the_table_stands_between_its_markers_and_is_honest_about_steps(accuracy, tmp_path):
     docs = tmp_path / "benchmarks.md"
-    docs.write_text(f"before\n{accuracy.BEGIN}\nwhat was there\n{accuracy.END}\nafter\n")
+    begin, end = "<!-- accuracy table: begin -->", "<!-- accuracy table: end -->"
+    docs.write_text(f"before\n{begin}\nwhat was there\n{end}\nafter\n")
     for _ in range(2):  # writing it again changes nothing
         accuracy.write_table(docs, [result()])
     text = docs.read_text()
-    assert text.startswith(f"before\n{accuracy.BEGIN}\n")
-    assert text.endswith(f"{accuracy.END}\nafter\n")
+    assert text.startswith(f"before\n{begin}\n")
+    assert text.endswith(f"{end}\nafter\n")
     assert "what was there" not in text
     assert "| nequip, small, seed 0 | 2.34 | 5.67 | 2.34 | 5.67 | 12,345 | 500 of 1,000 | 1.5 h |" in text
     assert "NequIP, published" in text

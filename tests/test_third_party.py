@@ -12,10 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from ase.build import molecule
+from ase.io import read, write
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXAMPLE = EXAMPLES / "third_party_model"
 LOSS = EXAMPLES / "third_party_loss"
+MAIN = ["-c", "from pimlip_zoo.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +238,28 @@ def test_a_supervised_loss_a_recipe_and_a_calculator_are_found_listed_and_traine
         assert done.returncode == 2, done.stderr
         assert answer in " ".join((done.stdout + done.stderr).split())
         assert not (tmp_path / "wrong").exists()
+
+
+def test_an_acquisition_and_a_property_are_found_listed_and_used(loss_site: Path, tmp_path: Path) -> None:
+    assert imports_of("selection") == {"pimlip_zoo.labelling.acquisition"}
+    assert imports_of("judging") == {"pimlip_zoo.physics.property"}
+    done = run([*MAIN, "select", "none", "--acquisition", "list"], loss_site, tmp_path)
+    assert "stretched: Those whose atoms lie farthest apart" in done.stdout, done.stderr
+    data = "builtin:ethanol-gfn2/train"
+    command(f"select {data}@:30 -n 4 --acquisition stretched --out chosen.extxyz", loss_site, tmp_path)
+    sizes = [atoms.positions.std(axis=0) for atoms in read(tmp_path / "chosen.extxyz", ":")]
+    radii = [float(size @ size) ** 0.5 for size in sizes]
+    assert len(radii) == 4
+    assert radii == sorted(radii, reverse=True)
+
+    write(tmp_path / "one.xyz", molecule("CH3CH2OH"))
+    options = "--model nequip --set model.channels=4 --set model.l_max=1 --max-steps 2 --device cpu"
+    command(f"train {options} --data {data}@:6 --valid {data}@6:8 --out run", loss_site, tmp_path)
+    judge = "eval run --physics --structure one.xyz --properties swelling --set"
+    command(f"{judge} swelling.share=0.02", loss_site, tmp_path)
+    report = json.loads((tmp_path / "run" / "physics.json").read_text())
+    (structure,) = report["structures"].values()
+    assert structure["properties"]["swelling"]["values"]["energy"]["unit"] == "eV/atom"
+    done = run([*MAIN, *f"{judge} swelling.shar=0.02".split()], loss_site, tmp_path)
+    assert done.returncode == 2
+    assert "swelling.shar: there is no such option (did you mean share" in " ".join(done.stderr.split())

@@ -126,3 +126,8 @@ SETS = {
         periodic=True,
     ),
 }
+
+
+def located(root: str, data: str) -> str:
+    """DATA below the folder of the data sets, unless it is built in."""
+    return data if data.startswith("builtin:") else ",".join(f"{root}/{part}" for part in data.split(","))

@@ -7,8 +7,12 @@ that of one on the stability of dynamics by `<!-- stability NAME: begin -->` lik
 
 import csv
 import re
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pages import between
 from sets import SETS
 from ways import SETTINGS, TABLES
 
@@ -173,13 +177,3 @@ def fill(docs, results):
     temporary = docs.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(docs)
-
-
-def between(text, mark, lines):
-    """The text with these lines between its marks."""
-    begin, end = (f"<!-- {mark}: {side} -->" for side in ("begin", "end"))
-    if end not in text:
-        raise SystemExit(f"there is no {end}")
-    before, rest = text.split(begin)
-    table = "\n".join(lines)
-    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"

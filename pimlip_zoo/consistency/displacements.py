@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions, edge_vectors, sum_by_structure
 from pimlip_zoo.losses.base import PotentialLike
-from pimlip_zoo.registry import BASELINE, Registry, first_line
+from pimlip_zoo.registry import BASELINE, Registered, Registry
 from pimlip_zoo.section import Section
 
 __all__ = [
@@ -113,22 +112,7 @@ class DisplacementOptions(Section):
     """Å: half an edge of the cube, a standard deviation by component, or a root mean square by atom."""
 
 
-@dataclass(frozen=True)
-class DisplacementKind:
-    """A distribution by its name."""
-
-    name: str
-    make: Callable[..., Displacement]
-    """Called with the options as keywords."""
-    options: type[DisplacementOptions]
-
-    @property
-    def description(self) -> str:
-        """First line of the class's docstring."""
-        return first_line(self.make)
-
-
-DISPLACEMENTS: Registry[DisplacementKind] = Registry(
+DISPLACEMENTS: Registry[Registered] = Registry(
     "displacement",
     "pimlip_zoo.displacements",
     left=dict.fromkeys(("force_error", "variance", "stiff", "soft"), BASELINE),
@@ -149,7 +133,7 @@ def displacement(
     Raises:
         InputError: when another one has the name already.
     """
-    return DISPLACEMENTS.registering(name, lambda cls: DisplacementKind(name, cls, options))
+    return DISPLACEMENTS.registering(name, lambda cls: Registered(name, cls, options))
 
 
 @displacement("uniform")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, Predictions
-from pimlip_zoo.registry import Registry, first_line
+from pimlip_zoo.registry import Registered, Registry
 from pimlip_zoo.section import Section
 
 if TYPE_CHECKING:
@@ -161,19 +161,11 @@ class LossOptions(Section):
 
 
 @dataclass(frozen=True)
-class LossInfo:
-    """A supervised loss and what is known of it."""
+class LossInfo(Registered):
+    """A supervised loss; it is called with the options, each by its name."""
 
-    name: str
-    """What users write after ``loss``."""
-    make: Callable[..., LossTerm]
-    """Called with the options, each by its name."""
-    options: type[LossOptions]
-    """The type of its options."""
     label: str
     """The label that it needs: energy, forces or stress."""
-    description: str
-    """One line: what it is."""
 
 
 LOSSES: Registry[LossInfo] = Registry(
@@ -196,4 +188,4 @@ def loss(
     Raises:
         InputError: when another class has the name already.
     """
-    return LOSSES.registering(name, lambda cls: LossInfo(name, cls, options, label, first_line(cls)))
+    return LOSSES.registering(name, lambda cls: LossInfo(name, cls, options, label))

@@ -138,10 +138,7 @@ _SAYS: dict[Quantity, str] = {
     "stress": "Distance of stress components.",
 }
 for _quantity, _says in _SAYS.items():
-    LOSSES.add(
-        _quantity,
-        LossInfo(
-            _quantity, partial(SupervisedTerm, _quantity), SupervisedOptions, _LABEL[_quantity][0], _says
-        ),
-        SupervisedTerm,
-    )
+    _make = partial(SupervisedTerm, _quantity)
+    _make.__doc__ = _says
+    _info = LossInfo(_quantity, _make, SupervisedOptions, _LABEL[_quantity][0])
+    LOSSES.add(_quantity, _info, SupervisedTerm)

@@ -53,10 +53,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        if not _SHORTEST < self.cutoff < math.inf:
-            raise InputError(
-                f"cutoff is {self.cutoff}", key="cutoff", hint=f"give a length > {_SHORTEST} in Å"
-            )
+        self._require("cutoff", _SHORTEST < self.cutoff < math.inf, f"a length > {_SHORTEST} in Å")
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        """Refuse an option's value unless something holds; types take care of what concerns one option alone."""
+        if not holds:
+            raise InputError(f"{name} is {getattr(self, name)!r}", key=name, hint=f"give {allowed}")
 
 
 def _check_types(config: ModelConfig) -> None:

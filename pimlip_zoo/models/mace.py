@@ -30,15 +30,15 @@ from pimlip_zoo.nn.symmetric_contraction import (
 )
 from pimlip_zoo.registry import register_model
 
-__all__ = ["MACE", "MACEConfig"]
+__all__ = ["MACE", "MACEConfig", "ProductsConfig"]
 
 DistanceTransform = Literal["none", "agnesi"]
 Normalization = Literal["neighbors", "density"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MACEConfig(ModelConfig):
-    """Options of MACE; the defaults are those of the paper where it has them."""
+class ProductsConfig(ModelConfig):
+    """The options that architectures of products over neighbours share."""
 
     num_interactions: Count = 2
     """T, message-passing layers."""
@@ -51,7 +51,7 @@ class MACEConfig(ModelConfig):
     correlation: Literal[1, 2, 3, 4] = 3
     """Number of neighbours that a message couples at once, 1 to 4: body order minus one."""
     radial_hidden: Widths = (64, 64, 64)
-    """Widths of the hidden layers of the radial MLP."""
+    """Widths of the hidden layers of the radial network."""
     num_bessel: Count = 8
     """B, radial basis functions."""
     bessel_trainable: bool = False
@@ -62,20 +62,43 @@ class MACEConfig(ModelConfig):
     """agnesi: the basis sees distances relative to the covalent radii."""
     species_cutoffs: tuple[tuple[str, str, float], ...] = ()
     """(centre, neighbour, Å): shorter cutoffs for pairs of species, ``*`` for any; later ones win."""
-    normalization: Normalization = "neighbors"
-    """What sums over neighbours are divided by: their mean number, or one plus a learned density."""
-    residual_first: bool = False
-    """Pass the species on beside the first layer, too; an isolated atom then differs from its reference energy."""
     coupling: CouplingBasis = "paths"
     """A weight for every coupling path as published, or only as many as are linearly independent."""
-    readout_hidden: Widths = (16,)
-    """Widths of hidden layers of the last readout; none: linear, as the other layers' readouts are."""
     readout_gate: str = "silu"
     """Activation of the last readout."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("readout_gate", self.readout_gate in ACTIVATIONS, ", ".join(ACTIVATIONS))
+
+    def edges(self, species: Sequence[str]) -> EdgeEmbedding:
+        """What a model sees of its edges."""
+        return EdgeEmbedding(
+            species,
+            cutoff=self.cutoff,
+            l_max=self.l_max,
+            num_basis=self.num_bessel,
+            trainable=self.bessel_trainable,
+            prefactor=math.sqrt(2.0 / self.cutoff) / self.cutoff,
+            cutoff_order=self.cutoff_order,
+            species_cutoffs=self.species_cutoffs,
+            transform=AgnesiTransform(species) if self.distance_transform == "agnesi" else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MACEConfig(ProductsConfig):
+    """Options of MACE; the defaults are those of the paper where it has them."""
+
+    normalization: Normalization = "neighbors"
+    """What sums over neighbours are divided by: their mean number, or one plus a learned density."""
+    residual_first: bool = False
+    """Pass the species on beside the first layer, too; an isolated atom then differs from its reference energy."""
+    readout_hidden: Widths = (16,)
+    """Widths of hidden layers of the last readout; none: linear, as the other layers' readouts are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.force_head == "direct" and self.l_max < 1:
             raise InputError(
                 "a direct force head needs vectors, and l_max 0 has none", key="l_max", hint="give l_max >= 1"
@@ -83,10 +106,6 @@ class MACEConfig(ModelConfig):
         least, most = int(self.force_head == "direct"), self.l_max * self.correlation
         allowed = f"{least} to {most}, what l_max {self.l_max}, correlation {self.correlation} and the force head allow"
         self._require("hidden_l_max", least <= self.hidden_l_max <= most, allowed)
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise InputError(f"{name} is {getattr(self, name)!r}", key=name, hint=f"give {allowed}")
 
 
 class MACELayer(nn.Module):
@@ -168,17 +187,7 @@ class MACE(AtomicEnergyModel):
         self.species_embedding = nn.Parameter(torch.randn(count, channels))
         self.embedding_scale = 1.0 / math.sqrt(count)
         self.electrons = ElectronEmbedding(channels) if config.embed_charge else None
-        self.edges = EdgeEmbedding(
-            self.species,
-            cutoff=config.cutoff,
-            l_max=config.l_max,
-            num_basis=config.num_bessel,
-            trainable=config.bessel_trainable,
-            prefactor=math.sqrt(2.0 / config.cutoff) / config.cutoff,
-            cutoff_order=config.cutoff_order,
-            species_cutoffs=config.species_cutoffs,
-            transform=AgnesiTransform(self.species) if config.distance_transform == "agnesi" else None,
-        )
+        self.edges = config.edges(self.species)
         hidden = o3.Irreps.spherical_harmonics(config.hidden_l_max)
         final = o3.Irreps("0e + 1o") if direct else o3.Irreps("0e")
         layers, readouts = [], []

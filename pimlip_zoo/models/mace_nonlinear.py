@@ -6,31 +6,25 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from e3nn import o3
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from pimlip_zoo.compiled.kernels import sum_by_centre
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
-from pimlip_zoo.models.mace import DistanceTransform
-from pimlip_zoo.nn.agnesi import AgnesiTransform
+from pimlip_zoo.models.base import AtomicEnergyModel, Count
+from pimlip_zoo.models.mace import ProductsConfig
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
-from pimlip_zoo.nn.edges import EdgeEmbedding
 from pimlip_zoo.nn.electrons import ElectronTables
 from pimlip_zoo.nn.gate import Gate
 from pimlip_zoo.nn.linear import EquivariantLinear
-from pimlip_zoo.nn.mlp import ACTIVATIONS, ScalarMLP
+from pimlip_zoo.nn.mlp import ScalarMLP
 from pimlip_zoo.nn.radial_network import RadialNetwork
 from pimlip_zoo.nn.readout import BiasedReadout
-from pimlip_zoo.nn.symmetric_contraction import (
-    CouplingBasis,
-    SymmetricContraction,
-    symmetric_contraction_spec,
-)
+from pimlip_zoo.nn.symmetric_contraction import SymmetricContraction, symmetric_contraction_spec
 from pimlip_zoo.registry import register_model
 
 __all__ = ["MACENonlinear", "MACENonlinearConfig", "NonlinearLayer"]
@@ -38,92 +32,46 @@ __all__ = ["MACENonlinear", "MACENonlinearConfig", "NonlinearLayer"]
 DENSITY_WIDTH = 64
 """Of the hidden layer of the network that makes an edge's share of the density."""
 
-_CHOICES = {
-    "correlation": (1, 2, 3, 4),
-    "distance_transform": get_args(DistanceTransform),
-    "coupling": get_args(CouplingBasis),
-    "readout_gate": ACTIVATIONS,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
-class MACENonlinearConfig(ModelConfig):
+class MACENonlinearConfig(ProductsConfig):
     """Options of MACE with nonlinear interactions.
 
     An atom on its own does not have its reference energy: every layer passes the species on.
     ``avg_num_neighbors`` is what the divisor of sums over neighbours begins with; it is learned.
     """
 
-    num_interactions: int = 2
-    """T, message-passing layers."""
-    l_max: int = 3
-    """Highest degree of the harmonics and of what is summed over the neighbours."""
-    hidden_l_max: int = 1
-    """Highest degree of the features that are passed on."""
-    channels: int = 32
-    """C, for every irrep of an atom's features."""
-    edge_channels: int | None = None
+    edge_channels: Count | None = None
     """C_e, of what is gathered from the neighbours; None: C. The convolution's cost is that of these."""
-    edge_l_max: int | None = None
+    edge_l_max: NonNegativeInt | None = None
     """Highest degree of what is gathered from the neighbours; None: hidden_l_max."""
     reduce_first: bool = False
     """Gather C_e channels in the first layer, too, where there are scalars alone; otherwise C."""
-    correlation: int = 3
-    """Number of neighbours that a message couples at once, 1 to 4: body order minus one."""
-    radial_hidden: tuple[int, ...] = (64, 64, 64)
-    """Widths of the hidden layers of the radial networks."""
-    num_bessel: int = 8
-    """B, radial basis functions."""
-    bessel_trainable: bool = False
-    """Learn the frequencies of the basis."""
-    cutoff_order: float = 5.0
-    """p of the polynomial cutoff."""
-    distance_transform: DistanceTransform = "none"
-    """agnesi: the basis sees distances relative to the covalent radii."""
-    species_cutoffs: tuple[tuple[str, str, float], ...] = ()
-    """(centre, neighbour, Å): shorter cutoffs for pairs of species, ``*`` for any; later ones win."""
-    coupling: CouplingBasis = "paths"
-    """A weight for every coupling path as published, or only as many as are linearly independent."""
-    readout_width: int = 16
+    readout_width: Count = 16
     """Width of both hidden layers of the last readout; the others are linear."""
-    readout_gate: str = "silu"
-    """Activation of the last readout."""
     last_readout_only: bool = False
     """Read energies from the last layer alone."""
     embedding_readout: bool = False
     """Add an energy that depends on species, charge and multiplicity alone."""
-    max_charge: int = 20
+    max_charge: NonNegativeInt = 20
     """With embed_charge: charges from minus to plus this are known."""
-    max_multiplicity: int = 20
+    max_multiplicity: Count = 20
     """With embed_charge: multiplicities up to this are known."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = ("num_interactions", "channels", "num_bessel", "readout_width", "max_multiplicity")
-        for name, least in (("l_max", 0), ("max_charge", 0), *((name, 1) for name in positive)):
-            self._require(name, getattr(self, name) >= least, f"an integer >= {least}")
-        widths = self.radial_hidden
-        self._require("radial_hidden", len(widths) > 0 and min(widths) >= 1, "one or more widths >= 1")
-        for name, choices in _CHOICES.items():
-            self._require(name, getattr(self, name) in choices, ", ".join(map(str, choices)))
+        self._require("radial_hidden", len(self.radial_hidden) > 0, "one or more widths")
         most = self.l_max * self.correlation
         allowed = f"0 to {most}, what l_max {self.l_max} and correlation {self.correlation} allow"
         self._require("hidden_l_max", 0 <= self.hidden_l_max <= most, allowed)
-        edges, degree = self.edge_channels, self.edge_l_max
-        self._require("edge_channels", edges is None or edges >= 1, "an integer >= 1, or leave it out")
-        fits = degree is None or 0 <= degree <= self.hidden_l_max
+        fits = self.edge_l_max is None or self.edge_l_max <= self.hidden_l_max
         self._require("edge_l_max", fits, f"0 to hidden_l_max, {self.hidden_l_max}, or leave it out")
-        self._require(
-            "reduce_first", not self.reduce_first or edges is not None, "edge_channels with it, or false"
-        )
+        reduces = not self.reduce_first or self.edge_channels is not None
+        self._require("reduce_first", reduces, "edge_channels with it, or false")
         if self.force_head == "direct":
             raise InputError(
                 "mace-nonlinear offers no direct force head", key="force_head", hint="use conservative"
             )
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise InputError(f"{name} is {getattr(self, name)!r}", key=name, hint=f"give {allowed}")
 
 
 class NonlinearLayer(nn.Module):
@@ -219,17 +167,7 @@ class MACENonlinear(AtomicEnergyModel):
         self.embedding_readout = (
             ScalarMLP((channels, 1), gain=1.0, normalized=True) if config.embedding_readout else None
         )
-        self.edges = EdgeEmbedding(
-            self.species,
-            cutoff=config.cutoff,
-            l_max=config.l_max,
-            num_basis=config.num_bessel,
-            trainable=config.bessel_trainable,
-            prefactor=math.sqrt(2.0 / config.cutoff) / config.cutoff,
-            cutoff_order=config.cutoff_order,
-            species_cutoffs=config.species_cutoffs,
-            transform=AgnesiTransform(self.species) if config.distance_transform == "agnesi" else None,
-        )
+        self.edges = config.edges(self.species)
         hidden = o3.Irreps.spherical_harmonics(config.hidden_l_max)
         degree = config.hidden_l_max if config.edge_l_max is None else config.edge_l_max
         gathered = o3.Irreps.spherical_harmonics(degree)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from e3nn import o3
@@ -19,6 +20,13 @@ from pimlip_zoo.compiled.kernels import (
     multiply_edges,
     sum_by_centre,
 )
+from pimlip_zoo.compiled.kernels.edges import EdgeLists, edge_lists
+from pimlip_zoo.compiled.kernels.product.cpu import cpu_edge_product
+from pimlip_zoo.compiled.kernels.product.operation import ProductOperation
+from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, Tensors, blocks
+from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
+from pimlip_zoo.nn.convolution import TrilinearBlock
+from pimlip_zoo.nn.symmetric_contraction import PolynomialBlock
 
 __all__ = [
     "CentreMatrices",
@@ -27,6 +35,10 @@ __all__ = [
     "EdgeEnvironment",
     "EdgeProduct",
     "EdgeTensors",
+    "EnvironmentBlock",
+    "MatricesBlock",
+    "ProductBlock",
+    "TensorsBlock",
     "contraction_spec",
 ]
 
@@ -172,7 +184,7 @@ class CentreMatrices(ExactBuffers):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             out = self.reference(environment, coefficients, one)
         else:
-            out = contract(self, environment, coefficients, one)
+            out = contract(self.form, self.reference, environment, coefficients, one)
         return out
 
     def table(self, dtype: torch.dtype) -> Tensor:
@@ -184,7 +196,7 @@ class CentreMatrices(ExactBuffers):
         of_terms = torch.matmul(self.table(weights.dtype), weights)
         return of_terms.expand(-1, self.channels).unsqueeze(0)
 
-    def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:  # noqa: ARG002
+    def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:
         """The same in plain torch, with coefficients (1, T, C)."""
         products = x[:, self._component] * coefficients
         out = products.new_zeros((x.shape[0], self.num_rows, x.shape[2]))
@@ -273,3 +285,76 @@ class EdgeContraction(nn.Module):
         """
         out: Tensor = self.product(features, self.matrices(environment, self.weights), centre)
         return out
+
+
+@blocks(EdgeEnvironment)
+class EnvironmentBlock(TrilinearBlock):
+    """(harmonics, weights, edge_index, num_atoms) -> sums at the centres; x is one."""
+
+    operands = (1, 2)
+
+    def bind(self, *args: Any) -> Bound:
+        y, w, edge_index, atoms = args
+        ones = torch.ones((atoms, 1, w.shape[2]), dtype=w.dtype)
+        return self.bound(edge_lists(edge_index, atoms), ones, y, w)
+
+
+@blocks(EdgeTensors)
+class TensorsBlock(TrilinearBlock):
+    """(harmonics, weights) -> their product for every edge, which is a sum of one term: each edge is a centre."""
+
+    operands = (1, 2)
+
+    def bind(self, *args: Any) -> Bound:
+        y, w = args
+        count = int(y.shape[0])
+        each = torch.arange(count)
+        ones = torch.ones((1, 1, w.shape[2]), dtype=w.dtype)
+        edges = EdgeLists(torch.stack([each, torch.zeros_like(each)]), count)
+        return self.bound(edges, ones, y, w)
+
+
+@blocks(CentreMatrices)
+class MatricesBlock(PolynomialBlock):
+    """(environment, weights) -> Allegro's matrices; the weights are the second active argument."""
+
+    operands = (0, 1)
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        module: CentreMatrices = call.target
+        self.form, self.channels = module.form, module.channels
+        if call.active != ((0,), (1,)) or call.geometric[1]:
+            raise NotCovered
+
+    def bind(self, *args: Any) -> Bound:
+        environment, weights = args
+        one = torch.zeros(environment.shape[0], dtype=torch.int64)
+        return self.bound(environment, self.call.target.coefficients(weights), one)
+
+    def by_argument(self, saved: Any, found: Tensors) -> Tensors:
+        coefficients = found[1]
+        assert coefficients is not None
+        module: CentreMatrices = self.call.target
+        weights = torch.matmul(module.table(coefficients.dtype).T, coefficients[0])
+        return found[0], weights if module.per_channel else weights.sum(1, keepdim=True)
+
+
+@blocks(EdgeProduct)
+class ProductBlock(OperationBlock):
+    """(features, matrices, centre) -> products, bilinear in the first two."""
+
+    operands = (0, 1)
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.module: EdgeProduct = call.target
+        if len(call.active) != 2 or not self.module.entries:
+            raise NotCovered
+
+    def bind(self, *args: Any) -> Bound:
+        features, matrices, centre = args
+        module = self.module
+        channels, dtype = int(features.shape[2]), features.dtype
+        kernels = cpu_edge_product(module.entries, module.dim_in, module.dim_out, channels, dtype)
+        return ProductOperation(kernels, edge_lists(centre, int(matrices.shape[0]))), (features, matrices)

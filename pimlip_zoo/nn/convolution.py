@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
 from pimlip_zoo.compiled.kernels import TrilinearForm, convolve, reference_convolution
+from pimlip_zoo.compiled.kernels.convolution.cpu import cpu_convolution
+from pimlip_zoo.compiled.kernels.convolution.operation import ConvolutionOperation
+from pimlip_zoo.compiled.kernels.edges import EdgeLists, edge_lists
+from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, blocks
+from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 
-__all__ = ["Convolution", "ConvolutionSpec", "convolution_spec"]
+__all__ = ["Convolution", "ConvolutionBlock", "ConvolutionSpec", "TrilinearBlock", "convolution_spec"]
 
 
 @dataclass(frozen=True)
@@ -130,3 +136,30 @@ class Convolution(nn.Module):
         else:
             out = convolve(self.form, self.reference, x, harmonics, weights, edge_index)
         return out
+
+
+class TrilinearBlock(OperationBlock):
+    """``z = dS/dg`` of the form ``S(x, Y, w, g)``."""
+
+    def __init__(self, call: Call) -> None:
+        self.form: TrilinearForm = call.target.form
+        if not self.form.terms:
+            raise NotCovered
+        super().__init__(call)
+
+    def bound(self, edges: EdgeLists, x: Tensor, y: Tensor, w: Tensor) -> Bound:
+        """The form with these operands; w has a row for each edge or for each pair of opposite ones."""
+        sums = cpu_convolution(self.form, int(w.shape[2]), self.call.dtype)
+        return ConvolutionOperation(sums, edges, paired=int(w.shape[0]) != edges.num_edges), (x, y, w)
+
+
+@blocks(Convolution)
+class ConvolutionBlock(TrilinearBlock):
+    """(x, harmonics, weights, edge_index) -> sums at the centres."""
+
+    operands = (0, 1, 2)
+    weighed_by = (2,)
+
+    def bind(self, *args: Any) -> Bound:
+        x, y, w, edge_index = args
+        return self.bound(edge_lists(edge_index, int(x.shape[0])), x, y, w)

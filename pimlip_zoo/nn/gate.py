@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from pimlip_zoo.compiled.kernels.gate import FUNCTIONS, GatedScalar, GateForm
+from pimlip_zoo.compiled.kernels.gate import FUNCTIONS, GatedScalar, GateForm, GateOperation, cpu_gate
+from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, blocks
+from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 from pimlip_zoo.nn.mlp import ScaledActivation
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "GateBlock"]
 
 _BY_PARITY = {1: "silu", -1: "tanh"}
 
@@ -107,3 +110,19 @@ class Gate(nn.Module):
             gates = self.gate_activation(x[:, self._first_gate : self._first_gate + self._num_gates])
             parts.append(x[:, self._first_gated :] * gates[:, self._expand])
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+@blocks(Gate)
+class GateBlock(OperationBlock):
+    """x -> gated x."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        module: Gate = call.target
+        if module.form is None:
+            raise NotCovered
+        self.form = module.form
+
+    def bind(self, *args: Any) -> Bound:
+        x = args[0]
+        return GateOperation(cpu_gate(self.form, int(x.shape[2]), self.call.dtype)), (x,)

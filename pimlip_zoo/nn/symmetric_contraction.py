@@ -8,8 +8,8 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Literal, get_args
+from functools import cache, cached_property
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,10 +19,16 @@ from torch import Tensor, nn
 
 from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.compiled.kernels import PolynomialForm, contract
+from pimlip_zoo.compiled.kernels.polynomial.cpu import CpuPolynomial, cpu_polynomial
+from pimlip_zoo.compiled.kernels.polynomial.operation import PolynomialOperation
+from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, Tensors, blocks
+from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 from pimlip_zoo.errors import InputError
 
 __all__ = [
+    "ContractionBlock",
     "CouplingBasis",
+    "PolynomialBlock",
     "SymmetricContraction",
     "SymmetricContractionSpec",
     "WeightBlock",
@@ -296,7 +302,7 @@ class SymmetricContraction(ExactBuffers):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             out = self.reference(x, coefficients, species)
         else:
-            out = contract(self, x, coefficients, species)
+            out = contract(self.form, self.reference, x, coefficients, species)
         return out
 
     def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:
@@ -315,3 +321,40 @@ class SymmetricContraction(ExactBuffers):
             out.append((of_terms * coefficients[:, begin : begin + count][species]).sum(dim=1))
             begin += count
         return torch.stack(out, dim=1)
+
+
+class PolynomialBlock(OperationBlock):
+    """Polynomials of the first argument, with coefficients that are linear in weights."""
+
+    form: PolynomialForm
+    channels: int
+
+    @cached_property
+    def kernels(self) -> CpuPolynomial:
+        """Compiled when asked for."""
+        return cpu_polynomial(self.form, self.channels, self.call.dtype)
+
+    def bound(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Bound:
+        """With coefficients (S, T, C)."""
+        return PolynomialOperation(self.kernels, species, int(coefficients.shape[0])), (x, coefficients)
+
+
+@blocks(SymmetricContraction)
+class ContractionBlock(PolynomialBlock):
+    """(x, species) -> MACE's symmetric contraction."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        module: SymmetricContraction = call.target
+        self.form, self.channels = module.form, int(module.weights.shape[2])
+        if len(call.active) != 1 or not self.form.terms:
+            raise NotCovered
+
+    def bind(self, *args: Any) -> Bound:
+        x, species = args
+        return self.bound(x, self.call.target.coefficients(), species)
+
+    def by_parameter(self, saved: Any, found: Tensors) -> Tensors:
+        coefficients = found[1]
+        assert coefficients is not None
+        return (torch.matmul(self.call.target.table(coefficients.dtype).T, coefficients),)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.registry import Registry, first_line
+from pimlip_zoo.section import parse_options
 
 if TYPE_CHECKING:
     from pimlip_zoo.physics.task import Task
@@ -124,18 +124,7 @@ class Property:
         Raises:
             InputError: for one that there is not, or a value that it does not take.
         """
-        for name in options:
-            if name not in self.options.model_fields:
-                raise InputError(
-                    "there is no such option",
-                    key=f"{self.name}.{name}",
-                    hint=did_you_mean(name, self.options.model_fields),
-                )
-        try:
-            return self.options.model_validate(dict(options))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(first["msg"], key=".".join([self.name, *map(str, first["loc"])])) from error
+        return parse_options(self.options, options, self.name)
 
 
 PROPERTIES: Registry[Property] = Registry(

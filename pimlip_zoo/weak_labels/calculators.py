@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from pydantic import PositiveFloat, PositiveInt
 
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
-from pimlip_zoo.registry import Registry, first_line
+from pimlip_zoo.registry import Registered, Registry
 from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.yaml_file import parse_yaml
 
@@ -43,26 +43,15 @@ class CalculatorOptions(Section):
 
 
 @dataclass(frozen=True)
-class CalculatorInfo:
-    """A calculator and what is known of it."""
+class CalculatorInfo(Registered):
+    """A calculator; it is called with the options, each by its name."""
 
-    name: str
-    """What users write."""
-    make: Callable[..., Calculator]
-    """Called with the options, each by its name."""
-    options: type[CalculatorOptions]
-    """The type of its options."""
     package: str
     """Which package computes it; its version goes into records of where labels come from."""
     install: str
     """How the package is installed, where it is not there."""
     charged: bool = True
     """Whether it may take charge and multiplicity into account; False: ions are refused."""
-
-    @property
-    def description(self) -> str:
-        """First line of the function's docstring."""
-        return first_line(self.make)
 
 
 CALCULATORS: Registry[CalculatorInfo] = Registry("calculator", "pimlip_zoo.calculators")

@@ -8,26 +8,21 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from pimlip_zoo.datasets.electrons import give_electrons, stated
+from pimlip_zoo.datasets.electrons import stated
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.frames import electrons_bytes, geometry_bytes
-from pimlip_zoo.errors import InputError, reason_of
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.processes import Reply, cores, serve
 from pimlip_zoo.section import Section
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.pool_work import Part, answer_parts, do_parts, forget, told_duration
-
-if TYPE_CHECKING:
-    from ase import Atoms
-    from ase.calculators.calculator import Calculator
+from pimlip_zoo.weak_labels.sampling import Sampling
 
 __all__ = ["PoolOptions", "cache_folder", "cached_labels", "label_frames", "labelled_pool", "sample_pool"]
 
@@ -97,7 +92,7 @@ def label_frames(
         if progress is not None:
             progress(count, len(frames))
 
-    return _labels(frames, supervisor, range(len(frames)), report, supervisor.make())
+    return Sampling(frames, supervisor, PoolOptions()).labels(range(len(frames)), report)
 
 
 def sample_pool(
@@ -213,14 +208,6 @@ def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[-40:]
 
 
-def _atoms(frame: Frame) -> Atoms:
-    from ase import Atoms
-
-    atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
-    give_electrons(atoms, stated(frame))
-    return atoms
-
-
 def _check_electrons(frames: Sequence[Frame], supervisor: CheapCalculator) -> None:
     """Refuse ions where the calculator would label them as neutral without a word; say where it may."""
     found = next(((index, electrons) for index, f in enumerate(frames) if (electrons := stated(f))), None)
@@ -251,34 +238,6 @@ def _check_electrons(frames: Sequence[Frame], supervisor: CheapCalculator) -> No
         )
 
 
-class _State(NamedTuple):
-    """What a calculator says of a structure."""
-
-    energy: float
-    forces: NDArray[np.float64]
-    stress: NDArray[np.float64] | None
-    """(3, 3) eV/Å³; None where the structure is not periodic in all directions, or the calculator has none."""
-
-
-def _state(atoms: Atoms) -> _State:
-    energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces())
-    stress = None
-    if atoms.pbc.all() and "stress" in getattr(atoms.calc, "implemented_properties", ()):
-        stress = np.array(atoms.get_stress(voigt=False))
-    return _State(energy, forces, stress)
-
-
-def _labelled(frame: Frame, state: _State, supervisor: CheapCalculator, **info: Any) -> Frame:
-    return replace(
-        frame,
-        energy=state.energy,
-        forces=state.forces,
-        stress=state.stress,
-        weight=1.0,
-        info={"supervisor": supervisor.name, **info, **stated(frame)},
-    )
-
-
 def _starts(frames: Sequence[Frame], unlabelled: Sequence[Frame], options: PoolOptions) -> Sequence[Frame]:
     """Where sampling starts. Given structures are the same whichever of the others are labelled."""
     return unlabelled if options.method == "given" else [*frames, *unlabelled]
@@ -305,15 +264,8 @@ class _Work:
     ) -> None:
         self.starts, self.supervisor, self.options = starts, supervisor, options
         self.progress, self.parts = progress, parts
-        self._calculator: Calculator | None = None
+        self.sampling = Sampling(starts, supervisor, options)
         self._done, self._processes = 0, 1
-
-    @property
-    def calculator(self) -> Calculator:
-        """One for all parts of this process."""
-        if self._calculator is None:
-            self._calculator = self.supervisor.make()
-        return self._calculator
 
     def label(self) -> list[Frame]:
         """The structures as they are."""
@@ -380,7 +332,7 @@ class _Work:
                 write_store(self.parts / "starts.lmdb", self.starts)
         made = do_parts(
             parts,
-            self.make,
+            self.sampling.make,
             report,
             folder=self.parts,
             processes=self._processes,
@@ -388,24 +340,6 @@ class _Work:
         )
         self._done += len(made)
         return made
-
-    def make(self, part: Part, report: Callable[[int], None]) -> list[Frame]:
-        """The frames of a part; its random numbers are its own."""
-        kind = part["kind"]
-        rng = np.random.default_rng([self.options.seed, len(kind), part["number"]])
-        if kind == "md":
-            return _dynamics(
-                self.starts, self.supervisor, self.options, part["temperature"], part["count"], rng, report
-            )
-        if kind == "displaced":
-            return _displaced(
-                self.starts, self.supervisor, self.options, part["indices"], rng, report, self.calculator
-            )
-        if kind == "given":
-            return _given(
-                self.starts, self.supervisor, self.options, part["indices"], report, self.calculator
-            )
-        return _labels(self.starts, self.supervisor, part["indices"], report, self.calculator)
 
     def _estimate(self, structures: int, evaluations: float) -> None:
         """Say what it will take, from some evaluations; share it among processes where it is long.
@@ -447,11 +381,10 @@ class _Work:
         begun, seconds = time.monotonic(), None
         for repeated in range(_MEASUREMENTS):
             for index in chosen:
-                atoms = _atoms(self.starts[index])
+                atoms = self.sampling.atoms(index)
                 atoms.positions += 0.02 * np.cos(np.arange(atoms.positions.size) + repeated).reshape(-1, 3)
-                atoms.calc = self.calculator
                 started = time.monotonic()
-                if _evaluate(atoms, np.inf) is not None:
+                if self.sampling.evaluate(atoms, np.inf) is not None:
                     spent.setdefault(index, []).append(time.monotonic() - started)
             if not spent:
                 return None
@@ -482,157 +415,11 @@ def start_worker() -> None:
         job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         # The process that started this one has called the function already, where the name is that of one.
         supervisor = find_cheap_calculator(job["supervisor"], trust=True)
-        work = _Work(
-            list(FrameStore(folder / "starts.lmdb")), supervisor, PoolOptions(**job["options"]), None
-        )
-        return {}, answer_parts(folder, work.make)
+        starts = list(FrameStore(folder / "starts.lmdb"))
+        sampling = Sampling(starts, supervisor, PoolOptions(**job["options"]))
+        return {}, answer_parts(folder, sampling.make)
 
     serve(prepare)
-
-
-def _labels(
-    frames: Sequence[Frame],
-    supervisor: CheapCalculator,
-    indices: Sequence[int],
-    report: Callable[[int], None],
-    calculator: Calculator,
-) -> list[Frame]:
-    """Structures as they are; one that the calculator cannot do is an error."""
-    labelled = []
-    for index in indices:
-        atoms = _atoms(frames[index])
-        atoms.calc = calculator
-        try:
-            state = _state(atoms)
-        except Exception as error:
-            raise InputError(f"{supervisor.name} fails: {reason_of(error)}", frame=index) from error
-        labelled.append(_labelled(frames[index], state, supervisor))
-        report(len(labelled))
-    return labelled
-
-
-def _given(
-    frames: Sequence[Frame],
-    supervisor: CheapCalculator,
-    options: PoolOptions,
-    indices: Sequence[int],
-    report: Callable[[int], None],
-    calculator: Calculator,
-) -> list[Frame]:
-    """Structures as they are, those left out that the calculator cannot do or pushes apart."""
-    pool: list[Frame] = []
-    for index in indices:
-        atoms = _atoms(frames[index])
-        atoms.calc = calculator
-        state = _evaluate(atoms, options.max_force)
-        if state is not None:
-            pool.append(_labelled(frames[index], state, supervisor))
-            report(len(pool))
-    return pool
-
-
-def _displaced(
-    frames: Sequence[Frame],
-    supervisor: CheapCalculator,
-    options: PoolOptions,
-    places: Sequence[int],
-    rng: np.random.Generator,
-    report: Callable[[int], None],
-    calculator: Calculator,
-) -> list[Frame]:
-    pool, failures, count = list[Frame](), 0, len(places)
-    while len(pool) < count:
-        frame = frames[int(rng.integers(len(frames)))]
-        amplitude = options.amplitudes[places[len(pool)] % len(options.amplitudes)]
-        d = rng.normal(0.0, amplitude, frame.positions.shape)
-        atoms = _atoms(frame)
-        atoms.positions += d - d.mean(axis=0)
-        atoms.calc = calculator
-        state = _evaluate(atoms, options.max_force)
-        if state is None:
-            failures += 1
-            _give_up(failures, count, supervisor)
-            continue
-        moved = replace(frame, positions=atoms.positions.copy())
-        pool.append(_labelled(moved, state, supervisor, displaced=float(amplitude)))
-        report(len(pool))
-    return pool
-
-
-def _dynamics(
-    frames: Sequence[Frame],
-    supervisor: CheapCalculator,
-    options: PoolOptions,
-    temperature: float,
-    count: int,
-    rng: np.random.Generator,
-    report: Callable[[int], None],
-) -> list[Frame]:
-    from ase import units
-    from ase.md.langevin import Langevin
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
-
-    pool: list[Frame] = []
-    failures = 0
-    per_trajectory = count
-    while len(pool) < count:
-        frame = frames[int(rng.integers(len(frames)))]
-        atoms = _atoms(frame)
-        atoms.calc = supervisor.make()
-        # Single atoms and other structures without inner motion are sampled as they are.
-        random_state = np.random.RandomState(int(rng.integers(2**31)))
-        MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=random_state)
-        if len(atoms) > 1:
-            Stationary(atoms)
-        dynamics = Langevin(
-            atoms,
-            options.timestep * units.fs,
-            temperature_K=temperature,
-            friction=options.friction / units.fs,
-            fixcm=False,  # where the pool's structures are in space does not matter
-            rng=random_state,
-        )
-        kept = 0
-        for step in range(per_trajectory + 2):
-            try:
-                dynamics.run(options.stride)
-            except Exception:  # noqa: BLE001  (each calculator has its own way of failing on absurd structures)
-                break
-            state = _evaluate(atoms, options.max_force)
-            if state is None:
-                break
-            if step < 2:
-                continue  # away from the starting structure, towards the temperature
-            moved = replace(frame, positions=atoms.positions.copy())
-            pool.append(_labelled(moved, state, supervisor, temperature=float(temperature)))
-            kept += 1
-            report(len(pool))
-            if len(pool) == count:
-                break
-        if kept == 0:
-            failures += 1
-            _give_up(failures, 10, supervisor)
-    return pool
-
-
-def _evaluate(atoms: Atoms, max_force: float) -> _State | None:
-    """What the calculator says, None where it fails or a force is beyond the limit."""
-    try:
-        state = _state(atoms)
-    except Exception:  # noqa: BLE001  (each calculator has its own way of failing on absurd structures)
-        return None
-    largest = float(np.linalg.norm(state.forces, axis=1).max(initial=0.0))
-    finite = np.isfinite(state.energy) and (state.stress is None or np.isfinite(state.stress).all())
-    return state if finite and largest <= max_force else None
-
-
-def _give_up(failures: int, count: int, supervisor: CheapCalculator) -> None:
-    if failures > 50 + 20 * count:
-        raise InputError(
-            f"{supervisor.name} finds hardly any structure with forces below the limit",
-            key="weak.labels.pool",
-            hint="lower the temperatures or amplitudes, raise max_force, or check that it knows the elements",
-        )
 
 
 def _key(frames: Sequence[Frame], supervisor: CheapCalculator, what: Any) -> str:

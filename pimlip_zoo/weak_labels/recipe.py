@@ -8,12 +8,11 @@ likes. Whoever wants another one writes a class, in this package or in another o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from pimlip_zoo.registry import BASELINE, Registry, first_line
+from pimlip_zoo.registry import BASELINE, Registered, Registry
 from pimlip_zoo.section import Section
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment.stages import Preparation, Run
     from pimlip_zoo.weak_labels.pool import PoolOptions
 
-__all__ = ["RECIPES", "Recipe", "RecipeInfo", "RecipeOptions", "StageOptions", "StressOptions", "recipe"]
+__all__ = ["RECIPES", "Recipe", "RecipeOptions", "StageOptions", "StressOptions", "recipe"]
 
 
 class RecipeOptions(Section):
@@ -119,24 +118,7 @@ class StressOptions(RecipeOptions):
     """Learn the cheap level's stress of crystals, too, where it has one; None: where the run learns stress."""
 
 
-@dataclass(frozen=True)
-class RecipeInfo:
-    """A recipe and what is known of it."""
-
-    name: str
-    """What users write after ``weak.labels.method``."""
-    make: type[Recipe[RecipeOptions]]
-    """Called with the options."""
-    options: type[RecipeOptions]
-    """The type of its options."""
-
-    @property
-    def description(self) -> str:
-        """First line of the class's docstring."""
-        return first_line(self.make)
-
-
-RECIPES: Registry[RecipeInfo] = Registry(
+RECIPES: Registry[Registered] = Registry(
     "recipe for weak labels",
     "pimlip_zoo.recipes",
     tuple(
@@ -169,4 +151,4 @@ def recipe(
     Raises:
         InputError: when another class has the name already.
     """
-    return RECIPES.registering(name, lambda cls: RecipeInfo(name, cls, options))
+    return RECIPES.registering(name, lambda cls: Registered(name, cls, options))

@@ -20,7 +20,7 @@ KNOWN = {
         "torch._C._functorch.peek_interpreter_stack",
     },
     "compiled/kernels/edges.py": {"torch._assert_async"},
-    "compiled/kernels/polynomial/cpu.py": {"torch._assert_async"},
+    "compiled/kernels/polynomial/operation.py": {"torch._assert_async"},
     "compiled/native/record.py": {"torch.utils._python_dispatch", "torch.utils._pytree"},
     "compiled/sweeps/block.py": {
         "torch._C._nn.flatten_dense_tensors",

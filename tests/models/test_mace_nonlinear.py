@@ -166,7 +166,7 @@ def test_compiled_sweeps_learn_what_autograd_learns(graph: AtomGraph) -> None:
         ({"readout_gate": "abs"}, "readout_gate", "silu"),
         ({"max_charge": -1}, "max_charge", ">= 0"),
         ({"max_multiplicity": 0}, "max_multiplicity", ">= 1"),
-        ({"correlation": 0}, "correlation", "1, 2, 3, 4"),
+        ({"correlation": 0}, "correlation", "1, 2, 3 or 4"),
         ({"force_head": "direct"}, "force_head", "conservative"),
     ],
     ids=str,

@@ -122,6 +122,21 @@ def test_structures_beyond_the_limit_of_force_are_left_out(crystals):
         sample_pool([], EMT, options)
 
 
+@pytest.mark.parametrize("method", ["displaced", "md"])
+def test_what_a_calculator_that_always_fails_says_is_told(crystals, method):
+    def make():
+        calculator = EMT.make()
+        calculator.calculate = lambda *args, **options: (_ for _ in ()).throw(RuntimeError("no weights here"))
+        return calculator
+
+    options = PoolOptions(structures=2, method=method, stride=1)
+    with pytest.raises(
+        InputError, match="fails at nearly every structure, at last with: no weights here"
+    ) as told:
+        sample_pool(crystals[:1], CheapCalculator("emt", EMT.version, make), options)
+    assert isinstance(told.value.__cause__, RuntimeError)
+
+
 def test_a_pool_is_sampled_once_and_again_when_anything_changes(crystals, tmp_path):
     calls = []
 

@@ -1,9 +1,10 @@
-"""From kernels to autograd: one pair of functions makes every operation differentiable to any order.
+"""What kernels compute, said once; and from there to autograd.
 
 An :class:`Operation` says what its kernels compute: the value, the gradient, and the derivative of the gradient, which
-training on forces needs. The gradient is a function that can be differentiated itself. Where no kernel goes further,
-as for third derivatives, a multilinear operation is composed of its own value and gradient with one operand replaced,
-and any other of its plain torch.
+training on forces needs. The sweeps of a model are these three (``sweeps.operation``). For autograd, one pair of
+functions makes every operation differentiable to any order: the gradient is a function that can be differentiated
+itself. Where no kernel goes further, as for third derivatives, a multilinear operation is composed of its own value and
+gradient with one operand replaced, and any other of its plain torch.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.scope import parameters_wanted
 
-__all__ = ["Operation", "Tensors", "differentiable"]
+__all__ = ["Given", "Operation", "Tensors", "Wanted", "differentiable"]
 
 Tensors = tuple[Tensor | None, ...]
-Wanted = tuple[bool, ...]
+Given = Sequence[Tensor]
+Wanted = Sequence[bool]
 
 
 class Operation:
@@ -42,12 +44,18 @@ class Operation:
         """z: what the operation computes, without derivatives; subclasses have these methods."""
         raise NotImplementedError
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Wanted) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         """``d<g, f> / dx``, one for each x."""
         raise NotImplementedError
 
-    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Wanted) -> Tensors | None:
-        """``d<h, adjoint> / d(x, g)``, one for each x and each g; None where there is no kernel for it."""
+    def second(
+        self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
+    ) -> Tensors | None:
+        """``d(<h, adjoint> + <more, f>) / d(x, g)``, one for each x and each g; None where there is no kernel for it.
+
+        The derivative by g is the tangent of f along h. Where nothing else is wanted, g may be None.
+        With ``more``, a further cotangent of z, the first one, this is the whole last sweep of a training step.
+        """
         raise NotImplementedError
 
     def reference(self, *x: Tensor) -> Tensor | tuple[Tensor, ...]:

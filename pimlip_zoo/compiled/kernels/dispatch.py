@@ -8,27 +8,31 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels import build, cueq, embedding, launch, mlp
-from pimlip_zoo.compiled.kernels.convolution import cpu
 from pimlip_zoo.compiled.kernels.convolution import operation as convolution
+from pimlip_zoo.compiled.kernels.convolution.cpu import cpu_convolution
 from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
 from pimlip_zoo.compiled.kernels.convolution.gpu import triton_convolution
-from pimlip_zoo.compiled.kernels.convolution.operation import ConvolutionSums
 from pimlip_zoo.compiled.kernels.edges import edge_lists
-from pimlip_zoo.compiled.kernels.polynomial import cpu as polynomial
+from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.polynomial import operation as polynomial
+from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm, cpu_polynomial
 from pimlip_zoo.compiled.kernels.polynomial.gpu import triton_polynomial
-from pimlip_zoo.compiled.kernels.product import cpu as product
+from pimlip_zoo.compiled.kernels.product import operation as product
+from pimlip_zoo.compiled.kernels.product.cpu import cpu_edge_product
 from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
 
 __all__ = [
     "BACKENDS",
+    "OPERATIONS",
     "available_backends",
     "chosen_backend",
     "compiled_for",
@@ -50,7 +54,26 @@ _override = threading.local()  # and no ContextVar, which torch.compile cannot r
 _failed: list[str] = []  # why there are no compiled kernels, once that is known
 
 Kernels = TypeVar("Kernels")
-Reference = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Backends:
+    """Who computes an operation besides plain torch: of each backend, what makes the kernels of one form."""
+
+    cpu: Callable[..., KernelLibrary]
+    triton: Callable[..., Any] | None = None
+    cueq: Callable[..., Tensor] | None = None
+    """No kernels to be had, but the operation itself."""
+
+
+OPERATIONS = {
+    "convolve": Backends(cpu_convolution, triton_convolution, cueq.convolve),
+    "multiply_edges": Backends(cpu_edge_product, triton_edge_product, cueq.multiply_edges),
+    "contract": Backends(cpu_polynomial, triton_polynomial, cueq.contract),
+    "perceptron": Backends(mlp.cpu_mlp),
+    "embed_edges": Backends(embedding.cpu_embedding),
+}
+"""Everything that has kernels, by the function here that computes it."""
 
 
 class EdgeProductLike(Protocol):
@@ -61,27 +84,6 @@ class EdgeProductLike(Protocol):
     dim_out: int
 
     def reference(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
-        """The same in plain torch."""
-        ...
-
-
-class PerceptronLike(Protocol):
-    """What :func:`perceptron` has to know."""
-
-    form: mlp.MLPForm | None
-    weights: torch.nn.ParameterList
-
-    def reference(self, x: Tensor) -> Tensor:
-        """The same in plain torch."""
-        ...
-
-
-class PolynomialLike(Protocol):
-    """What :func:`contract` has to know."""
-
-    form: polynomial.PolynomialForm
-
-    def reference(self, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:
         """The same in plain torch."""
         ...
 
@@ -156,7 +158,7 @@ def available_backends() -> dict[str, str]:
 
 def convolve(
     form: TrilinearForm,
-    reference: Reference,
+    reference: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     x: Tensor,
     harmonics: Tensor,
     weights: Tensor,
@@ -178,15 +180,10 @@ def convolve(
     Returns:
         (N, K_out, C).
     """
-    covered = ("cpu",) if form.widths else ("cpu", "triton", "cueq")
-    backend = _backend(x, harmonics, weights, covered=covered) if form.terms else "reference"
+    backend = _backend("convolve", x, harmonics, weights, cpu_only=bool(form.widths), nothing=not form.terms)
     if backend == "cueq":
         return cueq.convolve(form, x, harmonics, weights, edge_index)
-    sums: ConvolutionSums | None = None
-    if backend == "triton":
-        sums = triton_convolution(form, int(x.shape[2]), x.dtype)
-    elif backend == "cpu":
-        sums = or_reference(lambda: cpu.cpu_convolution(form, int(x.shape[2]), x.dtype).prepared())
+    sums = _kernels("convolve", backend, form, int(x.shape[2]), x.dtype)
     if sums is None:
         return reference(x, harmonics, weights, edge_index)
     edges = edge_lists(edge_index, int(x.shape[0]))
@@ -205,45 +202,48 @@ def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, 
     Returns:
         (E, K_out, C).
     """
-    backend = (
-        _backend(features, matrices, covered=("cpu", "triton", "cueq")) if module.entries else "reference"
-    )
+    form = (module.entries, module.dim_in, module.dim_out)
+    backend = _backend("multiply_edges", features, matrices, nothing=not module.entries)
     if backend == "cueq":
-        return cueq.multiply_edges(module.entries, module.dim_in, module.dim_out, features, matrices, centre)
-    key = (module.entries, module.dim_in, module.dim_out, int(features.shape[2]), features.dtype)
-    kernels: product.EdgeProductKernels | None = None
-    if backend == "triton":
-        kernels = triton_edge_product(*key)
-    elif backend == "cpu":
-        kernels = or_reference(lambda: product.cpu_edge_product(*key).prepared())
+        return cueq.multiply_edges(*form, features, matrices, centre)
+    kernels = _kernels("multiply_edges", backend, *form, int(features.shape[2]), features.dtype)
     if kernels is None:
         return module.reference(features, matrices, centre)
     edges = edge_lists(centre, int(matrices.shape[0]))
     return product.edge_product(kernels, edges, features.contiguous(), matrices.contiguous())
 
 
-def perceptron(module: PerceptronLike, x: Tensor) -> Tensor:
+def perceptron(
+    form: mlp.MLPForm | None, reference: Callable[[Tensor], Tensor], x: Tensor, weights: Sequence[Tensor]
+) -> Tensor:
     """A multilayer perceptron by the backend in force.
 
     Args:
-        module: has the form and the weights, and computes the same in plain torch.
+        form: what is computed; None: no kernel does it.
+        reference: the same in plain torch, with the weights.
         x: (rows, sizes[0]).
+        weights: of the layers, (size, next size).
 
     Returns:
         (rows, sizes[-1]).
     """
-    form, weights = module.form, list(module.weights)
-    if form is None or _backend(x, *weights, covered=("cpu",)) != "cpu":
-        return module.reference(x)
-    kernels = or_reference(lambda: mlp.cpu_mlp(form, x.dtype).prepared())
-    return module.reference(x) if kernels is None else mlp.mlp(kernels, x.contiguous(), weights)
+    backend = _backend("perceptron", x, *weights, nothing=form is None)
+    kernels = _kernels("perceptron", backend, form, x.dtype)
+    return reference(x) if kernels is None else mlp.mlp(kernels, x.contiguous(), weights)
 
 
-def contract(module: PolynomialLike, x: Tensor, coefficients: Tensor, species: Tensor) -> Tensor:
+def contract(
+    form: PolynomialForm,
+    reference: polynomial.Reference,
+    x: Tensor,
+    coefficients: Tensor,
+    species: Tensor,
+) -> Tensor:
     """Polynomials of each atom's features by the backend in force.
 
     Args:
-        module: has the form, and computes the same in plain torch.
+        form: what is computed.
+        reference: the same in plain torch.
         x: (N, K_in, C).
         coefficients: (S, T, C).
         species: (N,).
@@ -251,21 +251,13 @@ def contract(module: PolynomialLike, x: Tensor, coefficients: Tensor, species: T
     Returns:
         (N, K_out, C).
     """
-    form = module.form
-    backend = _backend(x, coefficients, covered=("cpu", "triton", "cueq")) if form.terms else "reference"
+    backend = _backend("contract", x, coefficients, nothing=not form.terms)
     if backend == "cueq":
         return cueq.contract(form, x, coefficients, species)
-    key = (form, int(x.shape[2]), x.dtype)
-    kernels: polynomial.PolynomialKernels | None = None
-    if backend == "triton":
-        kernels = triton_polynomial(*key)
-    elif backend == "cpu":
-        kernels = or_reference(lambda: polynomial.cpu_polynomial(*key).prepared())
+    kernels = _kernels("contract", backend, form, int(x.shape[2]), x.dtype)
     if kernels is None:
-        return module.reference(x, coefficients, species)
-    return polynomial.polynomial(
-        kernels, module.reference, x.contiguous(), coefficients.contiguous(), species
-    )
+        return reference(x, coefficients, species)
+    return polynomial.polynomial(kernels, reference, x.contiguous(), coefficients.contiguous(), species)
 
 
 def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
@@ -279,16 +271,22 @@ def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tup
     Returns:
         (E, B), (E, (l_max + 1)²).
     """
-    form = module.form
-    if form is None or _backend(vectors, covered=("cpu",)) != "cpu":
-        return module.reference(vectors, graph)
-    kernels = or_reference(lambda: embedding.cpu_embedding(form, vectors.dtype).prepared())
+    backend = _backend("embed_edges", vectors, nothing=module.form is None)
+    kernels = _kernels("embed_edges", backend, module.form, vectors.dtype)
     if kernels is None:
         return module.reference(vectors, graph)
     inverse = module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)
     return embedding.embed(
         kernels, lambda v: module.reference(v, graph), vectors.contiguous(), inverse.contiguous()
     )
+
+
+def _kernels(operation: str, backend: str, *form: Any) -> Any:
+    """What computes this form by a backend, or None where that is plain torch."""
+    if backend == "reference":
+        return None
+    make: Callable[..., Any] = getattr(OPERATIONS[operation], backend)
+    return make(*form) if backend == "triton" else or_reference(lambda: make(*form).prepared())
 
 
 def _checked(name: str, key: str) -> str:
@@ -301,15 +299,16 @@ def _checked(name: str, key: str) -> str:
     return name
 
 
-def _backend(*tensors: Tensor, covered: Sequence[str]) -> str:
+def _backend(operation: str, *tensors: Tensor, cpu_only: bool = False, nothing: bool = False) -> str:
     """What computes an operation on these tensors: reference, or one of the backends that have kernels for it.
 
     A backend that is chosen by name but has no kernel for the operation leaves it to what ``auto`` would take.
     """
     name, device = chosen_backend(), tensors[0].device
-    if name in _IN_TORCH or not _plain(*tensors):
+    if nothing or name in _IN_TORCH or not _plain(*tensors):
         return "reference"
-    if name == "triton" and "triton" in covered and device.type == "cpu" and not launch.interpreted():
+    covered = not cpu_only and name in ("triton", "cueq") and getattr(OPERATIONS[operation], name) is not None
+    if name == "triton" and covered and device.type == "cpu" and not launch.interpreted():
         raise InputError(
             "triton computes on GPUs and got a tensor on the CPU",
             key=ENVIRONMENT,
@@ -317,9 +316,9 @@ def _backend(*tensors: Tensor, covered: Sequence[str]) -> str:
         )
     if name == "cueq" and any(t.numel() == 0 for t in tensors):
         return "reference"  # its fallback knows no empty operands
-    if name in ("triton", "cueq") and name in covered:
+    if covered:
         return name
-    return "cpu" if device.type == "cpu" and "cpu" in covered else "reference"
+    return "cpu" if device.type == "cpu" else "reference"
 
 
 def _plain(*tensors: Tensor) -> bool:

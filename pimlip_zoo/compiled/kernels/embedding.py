@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
 from pimlip_zoo.compiled.kernels.scope import leaf_geometry
 
-__all__ = ["CpuEmbedding", "EmbeddingForm", "cpu_embedding", "embed"]
+__all__ = ["CpuEmbedding", "EmbeddingForm", "EmbeddingOperation", "cpu_embedding", "embed"]
 
 Reference = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -43,19 +43,10 @@ class EmbeddingForm:
         return (len(self.couplings) + 2) ** 2
 
 
-class CpuEmbedding(KernelLibrary):
-    """The kernels of one form: 0 values, 1 gradient by the vectors, 2 derivative of ``<h, gradient>`` by cotangents.
-
-    Args:
-        form: what is computed.
-        dtype: float32 or float64.
-    """
+class CpuEmbedding(FormLibrary[EmbeddingForm]):
+    """The kernels of one form: 0 values, 1 gradient by the vectors, 2 derivative of ``<h, gradient>`` by cotangents."""
 
     value = 0
-
-    def __init__(self, form: EmbeddingForm, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form = form
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         lanes = machine.lanes
@@ -258,28 +249,35 @@ def cpu_embedding(form: EmbeddingForm, dtype: torch.dtype) -> CpuEmbedding:
 
 def embed(op: CpuEmbedding, reference: Reference, vectors: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """(E, 3), (E,) inverse cutoffs -> (E, B), (E, K), differentiable to any order."""
-    out: tuple[Tensor, Tensor] = differentiable(_Embedding(op, reference, inverse), vectors)
+    out: tuple[Tensor, Tensor] = differentiable(EmbeddingOperation(op, inverse, reference), vectors)
     return out
 
 
-class _Embedding(Operation):
-    """Of the vectors."""
+class EmbeddingOperation(Operation):
+    """Of the vectors.
 
-    def __init__(self, kernels: CpuEmbedding, reference: Reference, inverse: Tensor) -> None:
+    Args:
+        kernels: of the form.
+        inverse: (E,) of the cutoffs.
+        reference: the same in plain torch, for autograd.
+    """
+
+    def __init__(self, kernels: CpuEmbedding, inverse: Tensor, reference: Reference | None = None) -> None:
         self.kernels, self._reference, self.inverse = kernels, reference, inverse
         self.leaf = leaf_geometry()
 
     def forward(self, *x: Tensor) -> tuple[Tensor, Tensor]:
         return self.kernels.run(0, *x, self.inverse)
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         return (self.kernels.run(1, *x, self.inverse, *g)[0],)
 
     def second(
-        self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]
+        self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
     ) -> Tensors | None:
         assert h[0] is not None
         return None if wanted[0] else (None, *self.kernels.run(2, *x, self.inverse, h[0].contiguous()))
 
     def reference(self, *x: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._reference is not None
         return self._reference(*x)

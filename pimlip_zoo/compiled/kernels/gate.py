@@ -9,17 +9,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 
-__all__ = ["FUNCTIONS", "CpuGate", "GateForm", "GatedScalar", "cpu_gate"]
+__all__ = ["FUNCTIONS", "CpuGate", "GateForm", "GateOperation", "GatedScalar", "cpu_gate"]
 
 FUNCTIONS = ("silu", "tanh")
 """Activations that are known."""
 
-FORWARD, ADJOINT, TANGENT, SECOND, PLAIN = range(5)
-"""Sweeps; the last one is SECOND without tangents."""
+FORWARD, ADJOINT, TANGENT, SECOND = range(4)
+"""What kernels compute."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,8 @@ class GateForm:
     scalars: tuple[GatedScalar, ...]
 
 
-class CpuGate(KernelLibrary):
-    """The kernels of one form for one number of channels and one dtype.
-
-    Args:
-        form: which components meet.
-        channels: C.
-        dtype: float32 or float64.
-    """
-
-    def __init__(self, form: GateForm, channels: int, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form, self.channels = form, channels
+class CpuGate(FormLibrary[GateForm]):
+    """The kernels of one form for one number of channels and one dtype."""
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         lanes, channels = machine.lanes, self.channels
@@ -101,7 +92,6 @@ class CpuGate(KernelLibrary):
             results = {
                 FORWARD: "a",
                 ADJOINT: f"f * {first}",
-                PLAIN: f"f * {second}",
                 TANGENT: "f * y",
                 SECOND: f"f * {second} + d * y * {first}",
             }
@@ -123,8 +113,7 @@ class CpuGate(KernelLibrary):
                 out.append(f"{{ const V x = {x}, g = {g}, h = {h}; again += x * g;")
                 out += [f"total += x * h + {t} * g;", store(k, "h * a + g * (f * y)"), "}"]
             else:
-                name = g if kernel == ADJOINT else h
-                out += [f"{{ const V g = {name}; total += {x} * g;", store(k, "g * a"), "}"]
+                out += [f"{{ const V g = {g}; total += {x} * g;", store(k, "g * a"), "}"]
         if kernel not in (FORWARD, TANGENT):
             out.append(store(scalar.source, "f * total" + (" + d * y * again" if kernel == SECOND else "")))
         return out
@@ -141,7 +130,7 @@ class CpuGate(KernelLibrary):
         """The output or its tangent, or a cotangent of the input.
 
         Args:
-            kernel: FORWARD, ADJOINT (of g), TANGENT (of t), SECOND (of t, g, h) or PLAIN (of h).
+            kernel: FORWARD, ADJOINT (of g), TANGENT (of t) or SECOND (of t, g, h).
             x: (rows, dim_in, C).
             t: its tangent.
             g: (rows, dim_out, C) cotangent.
@@ -183,4 +172,26 @@ def _function(scalar: GatedScalar, argument: str, kernel: int) -> list[str]:
 @cache
 def cpu_gate(form: GateForm, channels: int, dtype: torch.dtype) -> CpuGate:
     """The kernels of this form, shared by all modules that have it."""
-    return CpuGate(form, channels, dtype)
+    return CpuGate(form, dtype, channels)
+
+
+class GateOperation(Operation):
+    """The gated nonlinearity of x."""
+
+    def __init__(self, kernels: CpuGate) -> None:
+        self.kernels = kernels
+
+    def forward(self, *x: Tensor) -> Tensor:
+        return self.kernels.run(FORWARD, x[0])
+
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
+        return (self.kernels.run(ADJOINT, x[0], g=g[0]),)
+
+    def second(self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None) -> Tensors:
+        by_x = by_g = None
+        if wanted[0] and g[0] is not None:
+            more = torch.zeros_like(g[0]) if more is None else more
+            by_x = self.kernels.run(SECOND, x[0], t=h[0], g=g[0], h=more)
+        if wanted[1]:
+            by_g = self.kernels.run(TANGENT, x[0], t=h[0])
+        return by_x, by_g

@@ -6,7 +6,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from pimlip_zoo.compiled.kernels.watch import KernelCall, watchers
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["KernelLibrary", "Noted", "build_together", "rehearsal"]
+__all__ = ["FormLibrary", "KernelLibrary", "Noted", "build_together", "rehearsal"]
 
 _SMALL = 1 << 16  # below this many numbers, starting threads costs more than it saves
 _POINTERS = 14
@@ -97,6 +97,23 @@ class KernelLibrary:
         function(rows, threads, *pointers)
         for watcher in watchers():
             watcher.called(KernelCall(self, kernel, rows, work, lists, kept, results))
+
+
+Form = TypeVar("Form", bound=Hashable)
+
+
+class FormLibrary(KernelLibrary, Generic[Form]):
+    """The kernels of an operation that is described by a form.
+
+    Args:
+        form: what is computed.
+        dtype: float32 or float64.
+        channels: C, of operations whose C is written for a number of channels.
+    """
+
+    def __init__(self, form: Form, dtype: torch.dtype, channels: int = 1) -> None:
+        super().__init__(dtype)
+        self.form, self.channels = form, channels
 
 
 Noted = list[tuple[KernelLibrary, Hashable]]

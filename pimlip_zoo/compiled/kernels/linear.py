@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 from pimlip_zoo.compiled.kernels.watch import watchers
 
-__all__ = ["CpuLinear", "LinearForm", "LinearSweep", "RowTiles", "cpu_linear", "row_tiles"]
+__all__ = ["CpuLinear", "LinearForm", "LinearOperation", "LinearSweep", "RowTiles", "cpu_linear", "row_tiles"]
 
 TILE = 32
 """Rows that are worked on together."""
 
 
 @dataclass(frozen=True)
-class LinearBlock:
+class LinearPart:
     """One irrep: ``out[first_out + m copies_out ...] = scale * x[first_in + m copies_in ...] W`` for all m."""
 
     first_in: int
@@ -44,12 +45,12 @@ class LinearForm:
     dim_out: int
     channels_in: int
     channels_out: int
-    blocks: tuple[LinearBlock, ...]
+    blocks: tuple[LinearPart, ...]
     """Ascending in what they write."""
     num_species: int = 1
     """S: how many sets of weights there are."""
 
-    def shape(self, block: LinearBlock) -> tuple[int, int]:
+    def shape(self, block: LinearPart) -> tuple[int, int]:
         """Of the block's weights."""
         return block.copies_in * self.channels_in, block.copies_out * self.channels_out
 
@@ -125,17 +126,12 @@ class LinearSweep:
     tangents: bool = False
 
 
-class CpuLinear(KernelLibrary):
-    """The kernels of one form.
+_sweep = cache(LinearSweep)
+"""One of each: what they are made for is asked for at every step."""
 
-    Args:
-        form: the blocks.
-        dtype: float32 or float64.
-    """
 
-    def __init__(self, form: LinearForm, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form = form
+class CpuLinear(FormLibrary[LinearForm]):
+    """The kernels of one form."""
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, LinearSweep)
@@ -312,7 +308,7 @@ class _Writer:
             f"memcpy(out0 + r * {self.width[side]}, bo + j * {self.stride[side]}, sizeof(T) * {self.width[side]}); }}",
         ]
 
-    def _outer(self, left: str, right: str, block: LinearBlock, m: int, begin: int) -> str:
+    def _outer(self, left: str, right: str, block: LinearPart, m: int, begin: int) -> str:
         """``d += left^T right`` over the rows of the tile."""
         a, b = self.form.shape(block)
         start_in, start_out = self._start(block, m)
@@ -322,7 +318,7 @@ class _Writer:
             f"b{right} + {start_out}, {self.stride[1]}, d + {begin}, {width}, 1);"
         )
 
-    def _start(self, block: LinearBlock, m: int) -> tuple[int, int]:
+    def _start(self, block: LinearPart, m: int) -> tuple[int, int]:
         return (
             (block.first_in + m * block.copies_in) * self.form.channels_in,
             (block.first_out + m * block.copies_out) * self.form.channels_out,
@@ -345,3 +341,43 @@ class _Writer:
 def cpu_linear(form: LinearForm, dtype: torch.dtype) -> CpuLinear:
     """The kernels of this form, shared by all modules that have it."""
     return CpuLinear(form, dtype)
+
+
+class LinearOperation(Operation):
+    """``x W`` of (x, W), W (S, all weights) by the species of a row."""
+
+    parameters = (1,)
+    multilinear = True
+
+    def __init__(self, kernels: CpuLinear, tiles: RowTiles) -> None:
+        self.kernels, self.tiles = kernels, tiles
+
+    def forward(self, *x: Tensor) -> Tensor:
+        out = self._run(_sweep(0), x[1], x=x[0])[0]
+        assert out is not None
+        return out
+
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
+        if wanted[1]:
+            return self._run(_sweep(2, wanted[0], True), x[1], x=x[0], h=g[0])
+        return self._run(_sweep(1), x[1], g=g[0]) if wanted[0] else (None, None)
+
+    def second(
+        self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
+    ) -> Tensors | None:
+        t = h[0]
+        if t is None or h[1] is not None:
+            return None
+        by_x = by_w = None
+        if more is not None:
+            by_x, by_w = self._run(
+                _sweep(2, wanted[0], True, tangents=True), x[1], x=x[0], t=t, g=g[0], h=more
+            )
+        elif wanted[1]:
+            by_w = self._run(_sweep(2, False, True), x[1], x=t, h=g[0])[1]
+        return by_x, by_w, self._run(_sweep(0), x[1], x=t)[0] if wanted[2] else None
+
+    def _run(
+        self, kernel: LinearSweep, weights: Tensor, **operands: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return self.kernels.run(kernel, self.tiles, weights, **operands)

@@ -13,12 +13,12 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 
-__all__ = ["CpuMLP", "MLPForm", "MLPSweep", "cpu_mlp", "mlp"]
+__all__ = ["CpuMLP", "MLPForm", "MLPSweep", "PerceptronOperation", "cpu_mlp", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,18 @@ class MLPSweep:
         return ("x0", "x1", "y0", "y1") if self.kind == 0 else ("g0", "x0", "x1", "y0")
 
 
+_sweep = cache(MLPSweep)
+"""One of each: what they are made for is asked for at every step."""
+
+
 _FORWARD = MLPSweep(0)
+_KEEPING, _KEPT = MLPSweep(0, keeps=True), MLPSweep(1, True, keeps=True)
 
 
-class CpuMLP(KernelLibrary):
-    """The kernels of one perceptron.
-
-    Args:
-        form: widths and factors.
-        dtype: float32 or float64.
-    """
+class CpuMLP(FormLibrary[MLPForm]):
+    """The kernels of one perceptron."""
 
     value = _FORWARD
-
-    def __init__(self, form: MLPForm, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form = form
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, MLPSweep)
@@ -337,37 +333,46 @@ def cpu_mlp(form: MLPForm, dtype: torch.dtype) -> CpuMLP:
 def mlp(op: CpuMLP, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """(rows, sizes[0]) -> (rows, sizes[-1]), differentiable to any order."""
     flat = torch.cat([weight.reshape(-1) for weight in weights])
-    out: Tensor = differentiable(_Perceptron(op), x, flat)
+    out: Tensor = differentiable(PerceptronOperation(op), x, flat)
     return out
 
 
-class _Perceptron(Operation):
-    """Of (x, all weights)."""
+class PerceptronOperation(Operation):
+    """Of (x, all weights).
+
+    Args:
+        kernels: of the form.
+        keeps: leave the derivatives of the activations for the gradient of the input, where nothing else is wanted.
+    """
 
     parameters = (1,)
 
-    def __init__(self, kernels: CpuMLP) -> None:
-        self.kernels = kernels
+    def __init__(self, kernels: CpuMLP, *, keeps: bool = False) -> None:
+        self.kernels, self.keeps = kernels, keeps
+        self._kept: Tensor | None = None
 
-    def expect(self, wanted: Sequence[bool]) -> None:
+    def expect(self, wanted: Wanted) -> None:
         inner, weights = wanted
         if weights:  # training: compile at once what the steps after this one need
-            self.kernels.prepare(MLPSweep(1, True), MLPSweep(1, inner, True), MLPSweep(2, inner, True, True))
+            self.kernels.prepare(_sweep(1, True), _sweep(1, inner, True), _sweep(2, inner, True, True))
 
     def forward(self, *x: Tensor) -> Tensor:
-        out = self.kernels.run(_FORWARD, *x)[0]
+        out, self._kept, _ = self.kernels.run(_KEEPING if self.keeps else _FORWARD, *x)
         assert out is not None
         return out
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
-        return self.kernels.run(MLPSweep(1, wanted[0], wanted[1]), x[0], x[1], g[0])[:2]
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
+        if self._kept is not None and not wanted[1]:
+            return self.kernels.run(_KEPT, x[0], x[1], g[0], kept=self._kept)[0], None
+        return self.kernels.run(_sweep(1, wanted[0], wanted[1]), x[0], x[1], g[0])[:2]
 
     def second(
-        self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]
+        self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
     ) -> Tensors | None:
         if h[1] is not None:
             return None
-        return self.kernels.run(MLPSweep(2, wanted[0], wanted[1], wanted[2]), x[0], x[1], g[0], h[0])
+        kernel = _sweep(2, wanted[0], wanted[1], wanted[2], adds=more is not None)
+        return self.kernels.run(kernel, x[0], x[1], g[0], h[0], more)
 
     def reference(self, *x: Tensor) -> Tensor:
         form, (out, flat) = self.kernels.form, x

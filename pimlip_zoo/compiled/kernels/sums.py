@@ -7,13 +7,11 @@ and its adjoint, the gathering of each centre's value, are each other's derivati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.dispatch import chosen_backend
 
 __all__ = ["segment_sum", "sum_by_centre"]
@@ -63,9 +61,9 @@ class _SegmentSum(Operation):
         total: Tensor = segment_csr(x[0].contiguous(), self.ends, reduce="sum")
         return total
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         return (g[0].index_select(0, self.centre),)
 
-    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]) -> Tensors:
+    def second(self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None) -> Tensors:
         assert h[0] is not None
         return None, self.forward(h[0]) if wanted[1] else None

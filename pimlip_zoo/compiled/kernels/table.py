@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 
 __all__ = ["CpuTable", "TableForm", "cpu_table", "hermite_weights"]
 
@@ -41,19 +41,11 @@ class TableForm:
     """Whether each pair of species has functions and an end of its own."""
 
 
-class CpuTable(KernelLibrary):
+class CpuTable(FormLibrary[TableForm]):
     """The kernels of one form: 0 values, 1 gradient by the vectors.
 
     Below the first knot the functions go on as straight lines, beyond the last they stay as they are.
-
-    Args:
-        form: the form.
-        dtype: float32 or float64.
     """
-
-    def __init__(self, form: TableForm, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form = form
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         width, last = self.form.width, self.form.intervals - 1

@@ -4,16 +4,8 @@ A model is traced once into a list of blocks (``trace``), each of which offers f
 second adjoint (``block``); ``run`` goes over the list. What has no block is done by autograd (``fallback``).
 """
 
-# The blocks register themselves.
 from pimlip_zoo.compiled.sweeps import (
-    convolution,
-    edges,
-    gate,
-    linear,
-    mlp,
-    polynomial,
-    product,
-    tensor_calls,
+    tensor_calls,  # registers its blocks; modules do that where they are defined
 )
 from pimlip_zoo.compiled.sweeps.derivatives import (
     Levels,
@@ -27,15 +19,8 @@ __all__ = [
     "Levels",
     "Sweeps",
     "compile_ahead",
-    "convolution",
-    "edges",
     "energies_and_gradient",
-    "gate",
-    "linear",
-    "mlp",
-    "polynomial",
     "predict_structures",
-    "product",
     "sweeps_of",
     "tensor_calls",
     "virial_of_edges",

@@ -82,6 +82,14 @@ class Block:
     """Whether ``adjoint`` and ``second`` return cotangents that are new tensors, each for one argument, and kept by
     nobody: they are added to in place."""
 
+    by_row = False
+    """Whether each row of the result comes of that row of the argument alone."""
+    shared: bool | None = None
+    """Whether the first result has a row for each pair of opposite edges, for which it is equal, and not for each edge;
+    None: it cannot have."""
+    weighed_by: Place | None = None
+    """The argument that may have a row for each pair of opposite edges."""
+
     def __init__(self, call: Call) -> None:
         self.call = call
         modules = call.target.modules() if isinstance(call.target, nn.Module) else ()

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pimlip_zoo.compiled.sweeps.convolution import ConvolutionBlock
-from pimlip_zoo.compiled.sweeps.edges import EmbeddingBlock
-from pimlip_zoo.compiled.sweeps.mlp import MLPBlock
-from pimlip_zoo.compiled.sweeps.tensor_calls import ReshapeBlock
 from pimlip_zoo.compiled.sweeps.trace import Step, Trace
 
 __all__ = ["share_radial"]
@@ -19,11 +15,7 @@ def share_radial(trace: Trace) -> None:
     It is where nothing else is done with them than perceptrons, row by row, whose results weigh convolutions.
     """
     for step in trace.steps:
-        if (
-            isinstance(step.block, EmbeddingBlock)
-            and step.block.symmetric
-            and trace.result not in step.results
-        ):
+        if step.block is not None and step.block.shared is not None and trace.result not in step.results:
             step.block.shared = _weighs_convolutions(trace.steps, step.results[0])
 
 
@@ -35,16 +27,11 @@ def _weighs_convolutions(steps: Sequence[Step], radial: int) -> bool:
         if not entering:
             continue
         block = step.block
-        keeps_rows = isinstance(block, MLPBlock) or (
-            isinstance(block, ReshapeBlock) and block.call.target == "view" and block.call.args[1:2] == (-1,)
-        )
-        if keeps_rows:
+        if block is None:
+            return False
+        if block.by_row:
             derived.update(step.results)
-        elif (
-            isinstance(block, ConvolutionBlock)
-            and entering == {step.inputs[-1]}
-            and block.call.active[-1] == (2,)
-        ):
+        elif entering == {step.inputs[-1]} and block.call.active[-1] == block.weighed_by:
             found = True
         else:
             return False

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.edges import edge_lists
-from pimlip_zoo.compiled.kernels.embedding import CpuEmbedding, EmbeddingForm, cpu_embedding
+from pimlip_zoo.compiled.kernels.embedding import (
+    CpuEmbedding,
+    EmbeddingForm,
+    EmbeddingOperation,
+    cpu_embedding,
+)
 from pimlip_zoo.compiled.kernels.pairs import pair_up
 from pimlip_zoo.compiled.kernels.table import TableForm, cpu_table
 from pimlip_zoo.compiled.sweeps.block import Block, Call, Tensors
+from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 
 __all__ = ["HarmonicsBlock", "Table", "TableBlock"]
 
@@ -72,7 +78,7 @@ class TableBlock(Block):
         return (self.kernels.gradient(vectors, self.table.values, self.table.ends, first, pair, g),)
 
 
-class HarmonicsBlock(Block):
+class HarmonicsBlock(OperationBlock):
     """Harmonics of edge vectors alone, where nothing asks for the radial functions that an embedding makes, too.
 
     Args:
@@ -91,13 +97,11 @@ class HarmonicsBlock(Block):
         """Compiled when asked for."""
         return cpu_embedding(self.form, self.call.dtype)
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        vectors = args[0].contiguous()
+    def bind(self, *args: Any) -> Bound:
+        vectors = args[0]
         inverse = vectors.new_zeros(vectors.shape[0])  # no cutoff enters
-        radial, harmonics = self.kernels.run(0, vectors, inverse)
-        return (radial, harmonics), (vectors, inverse)
+        return EmbeddingOperation(self.kernels, inverse), (vectors,)
 
     def adjoint(self, saved: Any, g: Any) -> Tensors:
-        vectors, inverse = saved
-        empty = vectors.new_zeros((vectors.shape[0], 0))
-        return (self.kernels.run(1, vectors, inverse, empty, g[1].contiguous())[0],)
+        (vectors,) = saved[1]
+        return super().adjoint(saved, (vectors.new_zeros((vectors.shape[0], 0)), g[1]))

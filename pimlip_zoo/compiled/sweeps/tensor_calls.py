@@ -37,6 +37,7 @@ class ReshapeBlock(LinearCall):
         super().__init__(call)
         if call.active != ((0,),):
             raise NotCovered
+        self.by_row = call.target == "view" and call.args[1:2] == (-1,)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         out = getattr(args[0], self.call.target)(*args[1:], **kwargs)

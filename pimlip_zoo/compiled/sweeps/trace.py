@@ -21,8 +21,6 @@ _COMPARISONS = {operator.lt, operator.le, operator.gt, operator.ge, operator.eq,
 _CONSTANT = _SHAPES | _COMPARISONS
 """Calls whose result does not depend on what a tensor holds, or has no derivative."""
 
-_INPUTS = ("vectors", *AtomGraph._fields)
-
 
 @dataclass(frozen=True)
 class Step:

@@ -10,12 +10,12 @@ from torch import Tensor
 from pimlip_zoo.compiled.kernels.build import CompilerError
 from pimlip_zoo.compiled.native.program import Program
 from pimlip_zoo.compiled.native.record import MEND, Evaluate, record
-from pimlip_zoo.compiled.sweeps.mlp import keep_slopes
 from pimlip_zoo.compiled.sweeps.pairs import share_radial
 from pimlip_zoo.compiled.sweeps.run import Sweeps
 from pimlip_zoo.compiled.sweeps.trace import Trace, trace_model
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.nn.mlp import keep_slopes
 
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential

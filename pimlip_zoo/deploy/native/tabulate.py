@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.compiled.sweeps.block import Call
-from pimlip_zoo.compiled.sweeps.edges import EmbeddingBlock
 from pimlip_zoo.compiled.sweeps.table import HarmonicsBlock, Table, TableBlock
 from pimlip_zoo.compiled.sweeps.trace import Step, Trace, Value, values_in
 from pimlip_zoo.deploy.native.evaluation import evaluation, steps_of
@@ -223,9 +222,7 @@ def _look_up(trace: Trace, number: int, table: Table) -> Step:
     names = ("vectors", "species", "edge_index", "edge_shift")
     arguments = tuple(Value(trace.places[name]) for name in names)
     call = Call(table, arguments, {}, ((0,),), (True,), (False,), table.values.dtype)
-    shared = any(
-        isinstance(step.block, EmbeddingBlock) and step.block.shared for step in ancestors(trace, [number])
-    )
+    shared = any(step.block is not None and bool(step.block.shared) for step in ancestors(trace, [number]))
     return Step(TableBlock(call, shared=shared), call, (trace.places["vectors"],), (number,))
 
 

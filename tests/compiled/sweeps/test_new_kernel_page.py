@@ -67,7 +67,10 @@ def run(*arguments):
 
 @pytest.mark.compiler
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_the_block_of_the_page_gives_autograd_s_gradients(names, name):
+@pytest.mark.parametrize("block", ["BendBlock", "BendByOperation"])
+def test_both_blocks_of_the_page_give_autograd_s_gradients(names, name, block):
+    names["blocks"](names["Bend"])(names[block])
+    assert {step.block for step in described(Pair(bent(names)))} >= {block}
     assert names["agrees"](potential_with(bent(names)), graph_of(name))
 
 
@@ -78,6 +81,7 @@ def test_a_wrong_second_derivative_is_noticed(names, monkeypatch):
     def second(self, saved, tangents, g, h):
         return right(self, saved, tangents, None, h)
 
+    names["blocks"](names["Bend"])(names["BendBlock"])
     monkeypatch.setattr(names["BendBlock"], "second", second)
     assert not names["agrees"](potential_with(bent(names)), graph_of("molecule"))
 

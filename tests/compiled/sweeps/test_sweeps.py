@@ -296,7 +296,7 @@ def test_a_potential_asks_for_derivatives_by_positions_by_autograd():
 
 @needs_compiler
 def test_opposite_edges_share_radial_functions_wherever_nothing_else_needs_them():
-    from pimlip_zoo.compiled.sweeps.edges import EmbeddingBlock
+    from pimlip_zoo.nn.edges import EmbeddingBlock
 
     def shared(name, **options):
         info = get_model(name)

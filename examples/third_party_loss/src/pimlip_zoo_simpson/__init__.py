@@ -1,1 +1,1 @@
-"""One of each that a package can add: a residual, a displacement, a supervised loss, a recipe, a calculator."""
+"""One of each that a package can add: losses, a displacement, recipes, a calculator, an acquisition, a property."""

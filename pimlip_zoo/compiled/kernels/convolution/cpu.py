@@ -8,30 +8,19 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, TrilinearForm
-from pimlip_zoo.compiled.kernels.convolution.operation import FORWARD, Operands
+from pimlip_zoo.compiled.kernels.convolution.form import FORWARD, EdgeSum, NodeSum, Operands, TrilinearForm
 from pimlip_zoo.compiled.kernels.convolution.source import edge_sum_source, node_sum_source
 from pimlip_zoo.compiled.kernels.edges import EdgeLists, EdgePairs
 from pimlip_zoo.compiled.kernels.generate import Target
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 
 __all__ = ["CpuConvolution", "cpu_convolution"]
 
 
-class CpuConvolution(KernelLibrary):
-    """The kernels of one trilinear form for one number of channels and one dtype.
-
-    Args:
-        form: what is computed.
-        channels: C.
-        dtype: float32 or float64.
-    """
+class CpuConvolution(FormLibrary[TrilinearForm]):
+    """The kernels of one trilinear form for one number of channels and one dtype."""
 
     value = FORWARD
-
-    def __init__(self, form: TrilinearForm, channels: int, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form, self.channels = form, channels
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         if isinstance(kernel, NodeSum):
@@ -89,4 +78,4 @@ def _lists(kernel: NodeSum | EdgeSum, edges: EdgeLists) -> EdgeLists | EdgePairs
 @cache
 def cpu_convolution(form: TrilinearForm, channels: int, dtype: torch.dtype) -> CpuConvolution:
     """The kernels of a form, shared by all modules that compute it."""
-    return CpuConvolution(form, channels, dtype)
+    return CpuConvolution(form, dtype, channels)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-__all__ = ["EdgeSum", "NodeSum", "Path", "TrilinearForm"]
+from torch import Tensor
+
+__all__ = ["FORWARD", "EdgeSum", "NodeSum", "Operands", "Path", "TrilinearForm"]
 
 # Which tensor stands in the place of an operand: 0 itself, 1 its tangent (for g, a second cotangent).
 # A term of a sum names one variant for each operand that it multiplies.
@@ -133,3 +135,9 @@ class EdgeSum:
     """Variants of (x, w, g) that make the gradient of Y."""
     paired: bool = False
     """w and its gradient have one row for each pair of opposite edges."""
+
+
+FORWARD = NodeSum("out", ((0, 0, 0),))
+"""The convolution itself."""
+Operands = tuple[Tensor | None, ...]
+"""An operand and its tangent, None where it is not read."""

@@ -12,8 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, Path, TrilinearForm
-from pimlip_zoo.compiled.kernels.convolution.operation import Operands
+from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, Operands, Path, TrilinearForm
 from pimlip_zoo.compiled.kernels.convolution.source import Coupling, products_around
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
 from pimlip_zoo.compiled.kernels.launch import Block, Launcher, Source, indented

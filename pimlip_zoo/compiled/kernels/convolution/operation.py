@@ -2,60 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
-from typing import Protocol
+from typing import TypeVar
 
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
-from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, Term
+from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
+from pimlip_zoo.compiled.kernels.convolution.cpu import CpuConvolution
+from pimlip_zoo.compiled.kernels.convolution.form import FORWARD, EdgeSum, NodeSum, Operands, Term
+from pimlip_zoo.compiled.kernels.convolution.gpu import TritonConvolution
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
 
 __all__ = [
-    "FORWARD",
-    "ConvolutionSums",
-    "Operands",
+    "ConvolutionOperation",
     "convolve",
     "gradient_kernels",
     "second_kernels",
     "tangent_kernel",
 ]
 
+AnyKernel = TypeVar("AnyKernel", NodeSum, EdgeSum)
 Flags = tuple[bool, bool, bool]
 """Of x, Y and w."""
 Terms = tuple[Term, ...]
 _ONE: Terms = ((0, 0, 0),)
-FORWARD = NodeSum("out", _ONE)
-
-Operands = tuple[Tensor | None, ...]
-
-
-class ConvolutionSums(Protocol):
-    """The sums of one trilinear form by one backend; operands are pairs (itself, tangent), None where not read."""
-
-    def prepare(self, *kernels: NodeSum | EdgeSum) -> None:
-        """Compile what will be asked for, together, where that is quicker."""
-        ...
-
-    def node_sum(
-        self, kernel: NodeSum, edges: EdgeLists, x: Operands, y: Operands, w: Operands, g: Operands
-    ) -> Tensor:
-        """(N, K, C), the sum over each atom's edges."""
-        ...
-
-    def edge_sum(
-        self, kernel: EdgeSum, edges: EdgeLists, x: Operands, y: Operands, w: Operands, g: Operands
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of w (E, P, C) and of Y (E, K_edge), None where not wanted."""
-        ...
+ConvolutionSums = CpuConvolution | TritonConvolution
+"""The sums of one trilinear form by one backend."""
 
 
 def convolve(
     sums: ConvolutionSums, edges: EdgeLists, x: Tensor, harmonics: Tensor, weights: Tensor
 ) -> Tensor:
     """(N, K_in, C), (E, K_edge), (E, P, C) -> (N, K_out, C), differentiable to any order."""
-    out: Tensor = differentiable(_Convolution(sums, edges), x, harmonics, weights)
+    out: Tensor = differentiable(ConvolutionOperation(sums, edges), x, harmonics, weights)
     return out
 
 
@@ -90,48 +71,58 @@ def _kernels(into_x: Terms, into_w: Terms, into_y: Terms, wanted: Flags) -> tupl
     return (node,) * bool(node.terms) + (edge,) * bool(edge.weights or edge.harmonics)
 
 
-class _Convolution(Operation):
-    """``dS/dg`` of (x, Y, w)."""
+class ConvolutionOperation(Operation):
+    """``dS/dg`` of (x, Y, w).
+
+    Args:
+        sums: of the form, by one backend.
+        edges: where the edges of each atom lie.
+        paired: w has a row for each pair of opposite edges, and not for each edge.
+    """
 
     multilinear = True
 
-    def __init__(self, sums: ConvolutionSums, edges: EdgeLists) -> None:
-        self.sums, self.edges = sums, edges
+    def __init__(self, sums: ConvolutionSums, edges: EdgeLists, *, paired: bool = False) -> None:
+        self.sums, self.edges, self.paired = sums, edges, paired
 
-    def expect(self, wanted: Sequence[bool]) -> None:
+    def expect(self, wanted: Wanted) -> None:
         self.sums.prepare(FORWARD, *gradient_kernels((True, True, True)))
 
     def forward(self, *x: Tensor) -> Tensor:
-        features, harmonics, weights = ((each, None) for each in x)
-        return self.sums.node_sum(FORWARD, self.edges, features, harmonics, weights, (None, None))
+        return self._at_nodes(FORWARD, x, (None,) * 3)
 
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
-        return self._run(gradient_kernels(_flags(wanted)), x, g, (None,) * 3)
+    def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
+        return self._run(gradient_kernels((wanted[0], wanted[1], wanted[2])), x, (None,) * 3, (g[0], None))
 
-    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]) -> Tensors:
-        present = _flags(each is not None for each in h)
-        kernels = second_kernels(present, _flags(wanted[:3]), adds=False)
+    def second(self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None) -> Tensors:
+        present = (h[0] is not None, h[1] is not None, h[2] is not None)
+        kernels = second_kernels(present, (wanted[0], wanted[1], wanted[2]), adds=more is not None)
+        if not wanted[3]:
+            return (*self._run(kernels, x, h, (g[0], more)), None)
         tangent = tangent_kernel(present)
-        self.sums.prepare(*kernels, *[tangent] * wanted[3])
-        by_g = None
-        if wanted[3]:
-            of_x, of_y, of_w = zip(x, h, strict=True)
-            by_g = self.sums.node_sum(tangent, self.edges, of_x, of_y, of_w, (None, None))
-        return (*self._run(kernels, x, g, h), by_g)
+        if kernels:
+            self.sums.prepare(*kernels, tangent)
+        return (*self._run(kernels, x, h, (g[0], more)), self._at_nodes(tangent, x, h))
+
+    def _at_nodes(self, kernel: NodeSum, x: Sequence[Tensor], t: Tensors) -> Tensor:
+        of_x, of_y, of_w = zip(x, t, strict=True)
+        return self.sums.node_sum(_for_rows(kernel, self.paired), self.edges, of_x, of_y, of_w, (None, None))
 
     def _run(
-        self, kernels: Sequence[NodeSum | EdgeSum], x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors
+        self, kernels: Sequence[NodeSum | EdgeSum], x: Sequence[Tensor], t: Tensors, g: Operands
     ) -> Tensors:
-        operands = [(each, t) for each, t in zip((*x, *g), (*h, None), strict=True)]
+        of_x, of_y, of_w = zip(x, t, strict=True)
         by_x = by_y = by_w = None
-        for kernel in kernels:
+        for each in kernels:
+            kernel = _for_rows(each, self.paired)
             if isinstance(kernel, NodeSum):
-                by_x = self.sums.node_sum(kernel, self.edges, *operands)
+                by_x = self.sums.node_sum(kernel, self.edges, of_x, of_y, of_w, g)
             else:
-                by_w, by_y = self.sums.edge_sum(kernel, self.edges, *operands)
+                by_w, by_y = self.sums.edge_sum(kernel, self.edges, of_x, of_y, of_w, g)
         return by_x, by_y, by_w
 
 
-def _flags(given: Iterable[bool]) -> Flags:
-    x, y, w = given
-    return x, y, w
+@cache
+def _for_rows(kernel: AnyKernel, paired: bool) -> AnyKernel:
+    """The kernel for weights of pairs of edges, or of edges."""
+    return replace(kernel, paired=paired)

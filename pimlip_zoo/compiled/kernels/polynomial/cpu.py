@@ -6,30 +6,24 @@ t; the result is ``dS/dg``, and all derivatives come from the program that compu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
-from pimlip_zoo.compiled.kernels.library import KernelLibrary
+from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
 
 __all__ = [
     "CpuPolynomial",
     "PolynomialForm",
-    "PolynomialKernels",
     "PolynomialSweep",
     "cpu_polynomial",
-    "polynomial",
     "sweep_program",
 ]
-
-Reference = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,41 +59,10 @@ _PART = (
 )
 
 
-class PolynomialKernels(Protocol):
-    """The sweeps of one form by one backend."""
-
-    def prepare(self, *kernels: PolynomialSweep) -> None:
-        """Compile what will be asked for, together, where that is quicker."""
-        ...
-
-    def run(
-        self,
-        kernel: PolynomialSweep,
-        species: Tensor,
-        a: Tensor,
-        q: Tensor,
-        g: Tensor | None = None,
-        h: Tensor | None = None,
-        k: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """(result or gradient of A, gradient of q, derivative by g), None where it is not wanted."""
-        ...
-
-
-class CpuPolynomial(KernelLibrary):
-    """The kernels of one form for one number of channels and one dtype.
-
-    Args:
-        form: the polynomials.
-        channels: C.
-        dtype: float32 or float64.
-    """
+class CpuPolynomial(FormLibrary[PolynomialForm]):
+    """The kernels of one form for one number of channels and one dtype."""
 
     value = _FORWARD
-
-    def __init__(self, form: PolynomialForm, channels: int, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.form, self.channels = form, channels
 
     def source(self, kernel: Hashable, machine: Target) -> str:
         assert isinstance(kernel, PolynomialSweep)
@@ -222,52 +185,4 @@ def sweep_program(
 @cache
 def cpu_polynomial(form: PolynomialForm, channels: int, dtype: torch.dtype) -> CpuPolynomial:
     """The kernels of this form, shared by all modules that have it."""
-    return CpuPolynomial(form, channels, dtype)
-
-
-def polynomial(op: PolynomialKernels, reference: Reference, a: Tensor, q: Tensor, species: Tensor) -> Tensor:
-    """(N, K_in, C), (S, T, C), (N,) -> (N, K_out, C), differentiable to any order."""
-    if species.device.type != "cpu":  # without waiting for the device, which no public assertion does
-        torch._assert_async(((species >= 0) & (species < q.shape[0])).all(), "a species that is not there")  # noqa: SLF001
-    elif species.numel() and not 0 <= int(species.min()) <= int(species.max()) < q.shape[0]:
-        raise IndexError(f"a species is not among the {q.shape[0]} that there are")
-    out: Tensor = differentiable(_Polynomial(op, reference, species), a, q)
-    return out
-
-
-class _Polynomial(Operation):
-    """Of (A, q)."""
-
-    parameters = (1,)
-
-    def __init__(self, kernels: PolynomialKernels, reference: Reference, species: Tensor) -> None:
-        self.kernels, self._reference, self.species = kernels, reference, species
-        self.row = species.to(torch.int32)
-
-    def expect(self, wanted: Sequence[bool]) -> None:
-        if wanted[1]:  # training: compile at once what forces and their derivatives will need
-            self.kernels.prepare(
-                PolynomialSweep(1, True, False),
-                PolynomialSweep(1, True, True),
-                PolynomialSweep(2, True, True, True),
-            )
-
-    def forward(self, *x: Tensor) -> Tensor:
-        out = self.kernels.run(_FORWARD, self.row, *x)[0]
-        assert out is not None
-        return out
-
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
-        return self.kernels.run(PolynomialSweep(1, wanted[0], wanted[1]), self.row, x[0], x[1], g[0])[:2]
-
-    def second(
-        self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]
-    ) -> Tensors | None:
-        if h[1] is not None:
-            return None
-        return self.kernels.run(
-            PolynomialSweep(2, wanted[0], wanted[1], wanted[2]), self.row, x[0], x[1], g[0], h[0]
-        )
-
-    def reference(self, *x: Tensor) -> Tensor:
-        return self._reference(x[0], x[1], self.species)
+    return CpuPolynomial(form, dtype, channels)

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Operation, Tensors, differentiable
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
@@ -22,10 +20,8 @@ from pimlip_zoo.compiled.kernels.library import KernelLibrary
 __all__ = [
     "CentreSum",
     "CpuEdgeProduct",
-    "EdgeProductKernels",
     "EdgeRows",
     "cpu_edge_product",
-    "edge_product",
 ]
 
 Entries = tuple[tuple[int, int], ...]
@@ -47,24 +43,6 @@ class CentreSum:
     terms: tuple[tuple[int, int], ...]
 
 
-_FORWARD, _BACKWARD_V = EdgeRows("out", ((0, 0),)), EdgeRows("in", ((0, 0),))
-_BACKWARD_M = CentreSum(((0, 0),))
-
-
-class EdgeProductKernels(Protocol):
-    """The derivatives of S by one backend."""
-
-    def prepare(self, *kernels: EdgeRows | CentreSum) -> None:
-        """Compile what will be asked for, together, where that is quicker."""
-        ...
-
-    def run(
-        self, kernel: EdgeRows | CentreSum, edges: EdgeLists, v: Operands, m: Operands, g: Operands
-    ) -> Tensor:
-        """One derivative of S; operands are pairs (itself, tangent), None where it is not read."""
-        ...
-
-
 class CpuEdgeProduct(KernelLibrary):
     """The kernels of one set of entries for one number of channels and one dtype.
 
@@ -76,7 +54,7 @@ class CpuEdgeProduct(KernelLibrary):
         dtype: float32 or float64.
     """
 
-    value = _FORWARD
+    value = EdgeRows("out", ((0, 0),))
 
     def __init__(
         self, entries: Entries, dim_in: int, dim_out: int, channels: int, dtype: torch.dtype
@@ -184,43 +162,3 @@ def cpu_edge_product(
 ) -> CpuEdgeProduct:
     """The kernels of these entries, shared by all modules that use them."""
     return CpuEdgeProduct(entries, dim_in, dim_out, channels, dtype)
-
-
-def edge_product(op: EdgeProductKernels, edges: EdgeLists, features: Tensor, matrices: Tensor) -> Tensor:
-    """(E, K_in, C), (N, R, C) -> (E, K_out, C), differentiable to any order."""
-    out: Tensor = differentiable(_Product(op, edges), features, matrices)
-    return out
-
-
-class _Product(Operation):
-    """``dS/dg`` of (v, m)."""
-
-    multilinear = True
-
-    def __init__(self, kernels: EdgeProductKernels, edges: EdgeLists) -> None:
-        self.kernels, self.edges = kernels, edges
-
-    def expect(self, wanted: Sequence[bool]) -> None:
-        self.kernels.prepare(_FORWARD, _BACKWARD_V, _BACKWARD_M)
-
-    def forward(self, *x: Tensor) -> Tensor:
-        return self._run(_FORWARD, x, (None,), (None, None))
-
-    def adjoint(self, x: Sequence[Tensor], g: Sequence[Tensor], wanted: Sequence[bool]) -> Tensors:
-        by_v = self._run(_BACKWARD_V, x, g, (None, None)) if wanted[0] else None
-        by_m = self._run(_BACKWARD_M, x, g, (None, None)) if wanted[1] else None
-        return by_v, by_m
-
-    def second(self, x: Sequence[Tensor], g: Sequence[Tensor], h: Tensors, wanted: Sequence[bool]) -> Tensors:
-        """Derivatives of ``<hv, dS/dv> + <hm, dS/dm> = S(hv, m, g) + S(v, hm, g)``."""
-        hv, hm = (each is not None for each in h)
-        terms = ((1, 0),) * hv + ((0, 1),) * hm
-        by_v = self._run(EdgeRows("in", ((0, 1),)), x, g, h) if wanted[0] and hm else None
-        by_m = self._run(CentreSum(((1, 0),)), x, g, h) if wanted[1] and hv else None
-        by_g = self._run(EdgeRows("out", terms), x, g, h) if wanted[2] else None
-        return by_v, by_m, by_g
-
-    def _run(
-        self, kernel: EdgeRows | CentreSum, x: Sequence[Tensor], g: Sequence[Tensor | None], h: Tensors
-    ) -> Tensor:
-        return self.kernels.run(kernel, self.edges, (x[0], h[0]), (x[1], h[1]), (g[0], None))
