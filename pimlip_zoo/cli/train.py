@@ -53,7 +53,12 @@ def train(
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Optimiser steps; a pre-training on weak labels keeps its own (weak.labels.steps)."
+        ),
+    ] = None,
     max_time: Annotated[
         str | None,
         typer.Option(
@@ -92,6 +97,7 @@ def train(
 ) -> None:
     """Train a potential and leave everything in a run folder."""
     _say_first()
+    _look_first((data, valid, test, unlabelled), max_time)
     from pimlip_zoo.cli.import_ import run_of
     from pimlip_zoo.config import load_config, parse_settings
     from pimlip_zoo.errors import InputError
@@ -142,6 +148,18 @@ def train(
         from_rank_zero(lambda: _take_up(folder, run_config, held))
         # A run that ended before its first checkpoint goes on from the start.
         _run(run_config, lambda: folder, rank, resumes=folder)
+
+
+def _look_first(data: Sequence[str | None], max_time: str | None) -> None:
+    """Refuse at once, before PyTorch is imported, files that are not there and a time that is none."""
+    from pimlip_zoo.datasets.readers.spec import parse_spec
+    from pimlip_zoo.written import parse_duration
+
+    for spec in data:
+        if spec is not None:
+            parse_spec(spec)
+    if max_time is not None:
+        parse_duration(max_time)
 
 
 def _say_first() -> None:

@@ -3,6 +3,8 @@
 import json
 import signal
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -864,6 +866,20 @@ def test_stages_share_the_time_of_the_run_by_their_steps(tmp_path, monkeypatch):
     assert given == [("pretrain", 300.0), ("run", 400.0)]  # three steps, four steps
     assert load_config(tmp_path / "run" / "config.yaml", complete=True).trainer.max_time == "700s"
     assert experiment.config.trainer.max_time == "700s"
+
+
+def test_the_run_itself_has_a_third_of_the_time_however_long_its_stages_are():
+    config = load_config(
+        None,
+        [
+            ("trainer.max_time", "90s"),
+            ("trainer.max_steps", 100),
+            ("weak.labels", {"method": "pretrain", "steps": 9_900}),
+        ],
+    )
+    one = Run(SimpleNamespace(config=config), config.weak.labels, Path("unused"))
+    assert one._seconds() == pytest.approx(30.0)
+    assert one._seconds(9_900) == pytest.approx(60.0)
 
 
 def test_a_stage_that_its_time_cut_short_is_not_kept_for_other_runs(tmp_path, monkeypatch, caplog):
