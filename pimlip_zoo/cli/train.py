@@ -207,7 +207,13 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     from pimlip_zoo.cli.console import console, errors_table, log_to, say
     from pimlip_zoo.cli.report import read_metrics, write_run_report
     from pimlip_zoo.evaluation import check_labelled, evaluate_run, some_frames, tests_of
-    from pimlip_zoo.experiment import checked_structures, from_rank_zero, has_checkpoint, load_split
+    from pimlip_zoo.experiment import (
+        checked_structures,
+        from_rank_zero,
+        has_checkpoint,
+        load_split,
+        steps_done,
+    )
     from pimlip_zoo.experiment.lost import check_open_files
     from pimlip_zoo.experiment.stages import prepare_run, train_run
     from pimlip_zoo.training.progress import duration, legend
@@ -244,6 +250,11 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     say(
         screen, legend(len(experiment.valid_frames), experiment.labels, averaged=config.trainer.ema_decay > 0)
     )
+    if checkpoint is not None and steps_done(checkpoint) >= config.trainer.max_steps:
+        say(
+            screen,
+            f"the run is complete: nothing is trained (more than {config.trainer.max_steps:,} --max-steps are)",
+        )
     outcome = train_run(experiment, folder, resume=resumes is not None and has_checkpoint(folder))
     if outcome.signal is not None:
         say(
@@ -266,12 +277,12 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     for sentence in verdict_on(read_metrics(folder / "metrics.csv"), errors):
         say(screen, f"[bold]{sentence}[/bold]")
     say(screen, f"report: {write_run_report(folder)} (open it in a browser)")
-    say(screen, f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png")
     say(
         screen,
-        f"      pimlip-zoo md {folder} --structure FILE --ensemble nvt --temperature 300 --steps 10000",
+        f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png\n"
+        f"      pimlip-zoo md {folder} --structure FILE --ensemble nvt --temperature 300 --steps 10000\n"
+        f"      pimlip-zoo report {folder} OTHER_RUN -o comparison.html",
     )
-    say(screen, f"      pimlip-zoo report {folder} OTHER_RUN -o comparison.html")
 
 
 def _cut_short(config: Any, outcome: Any) -> str:

@@ -69,7 +69,12 @@ def switches(section: TrainerSection) -> Iterator[None]:
 
 
 def make_trainer(
-    config: RunConfig, folder: Path, clock: RunClock, seconds: float | None = None
+    config: RunConfig,
+    folder: Path,
+    clock: RunClock,
+    seconds: float | None = None,
+    *,
+    some_unused: bool = False,
 ) -> pl.Trainer:
     """The trainer with the callbacks that write the run folder.
 
@@ -78,6 +83,7 @@ def make_trainer(
         folder: of the run.
         clock: how far the run is; kept by a callback where time is limited, or where validations lower the rate.
         seconds: that this training has; None: what the configuration says.
+        some_unused: some weights may have no part in a step, which several ranks have to look for.
     """
     import sys
 
@@ -132,6 +138,7 @@ def make_trainer(
         accelerator="auto" if section.device == "auto" else section.device,
         devices=section.devices,
         num_nodes=section.nodes,
+        strategy="ddp_find_unused_parameters_true" if some_unused else "auto",
         max_steps=section.max_steps,
         val_check_interval=min(section.valid_every, section.max_steps) * section.accumulate,
         accumulate_grad_batches=section.accumulate,
