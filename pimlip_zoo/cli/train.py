@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_FEW_STEPS = 10
+"""Fewer say nothing of how long a step takes."""
+
 EXAMPLE = """
 Examples:
 
@@ -250,11 +253,9 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     say(
         screen, legend(len(experiment.valid_frames), experiment.labels, averaged=config.trainer.ema_decay > 0)
     )
-    if checkpoint is not None and steps_done(checkpoint) >= config.trainer.max_steps:
-        say(
-            screen,
-            f"the run is complete: nothing is trained (more than {config.trainer.max_steps:,} --max-steps are)",
-        )
+    done = steps_done(checkpoint) if checkpoint is not None else 0
+    if done >= config.trainer.max_steps:
+        say(screen, f"the run is complete: nothing is trained (--max-steps above {done:,} goes on with it)")
     outcome = train_run(experiment, folder, resume=resumes is not None and has_checkpoint(folder))
     if outcome.signal is not None:
         say(
@@ -272,7 +273,7 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     named = (experiment.baseline or {}).get("calculator")  # by the configuration: the training has called it
     errors = evaluate_run(folder, tests, valid, trusted=named)
     say(screen, errors_table(errors))
-    if cut := _cut_short(config, outcome):
+    if cut := _cut_short(config, outcome, done):
         say(screen, cut)
     for sentence in verdict_on(read_metrics(folder / "metrics.csv"), errors):
         say(screen, f"[bold]{sentence}[/bold]")
@@ -285,15 +286,28 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     )
 
 
-def _cut_short(config: Any, outcome: Any) -> str:
-    """How much of the planned run ``--max-time`` left; empty where it was not what ended it."""
+def _cut_short(config: Any, outcome: Any, before: int) -> str:
+    """What ended the run before its last step; empty where nothing did.
+
+    Args:
+        config: of the run.
+        outcome: of this part of it.
+        before: steps of the parts before; ``outcome.seconds`` are those of this one.
+    """
     planned = config.trainer.max_steps
-    if config.trainer.max_time is None or outcome.steps >= planned or config.trainer.patience is not None:
+    if outcome.steps >= planned:
         return ""
     from pimlip_zoo.training.progress import duration
 
-    left = outcome.seconds * planned / max(outcome.steps, 1)
-    return f"--max-time ended the run at {outcome.steps:,} of {planned:,} steps, which take about {duration(left)}"
+    ends = {"--max-time": config.trainer.max_time, "--patience": config.trainer.patience}
+    named = " or ".join(name for name, value in ends.items() if value is not None)
+    if not named:
+        return ""
+    text = f"{named} ended the run at {outcome.steps:,} of {planned:,} steps"
+    made = outcome.steps - before
+    if made < _FEW_STEPS:
+        return text
+    return f"{text}, which take about {duration(outcome.seconds * planned / made)}"
 
 
 def _length(config: Any) -> str:
