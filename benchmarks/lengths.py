@@ -296,8 +296,10 @@ def tables() -> list[str]:
                 ratio = f" ({statistics.geometric_mean(pairs):.2f})" if variant != "rule" and pairs else ""
                 cells.append(f"{mean:.3g}{ratio}")
             one = rows[0]
+            of_validation = variant in VARIANTS["interval"]
+            said = f"{variant}: every {one['every']:,}" if of_validation else variant
             lines.append(
-                f"| {variant} | {len(rows)} | {one['steps']:,} | {one['batch']} | {one['preset']} | {one['cutoff']:g} "
+                f"| {said} | {len(rows)} | {one['steps']:,} | {one['batch']} | {one['preset']} | {one['cutoff']:g} "
                 f"| {statistics.mean(row['cpu_s'] for row in rows):.0f} | {' | '.join(cells)} |"
             )
         lines.append("")

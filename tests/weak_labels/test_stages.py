@@ -563,6 +563,14 @@ def test_a_point_of_a_curve_that_was_interrupted_is_not_resumed_with_other_optio
         run_points([point], [*common, ("weak.labels.steps", 5)], [test], tmp_path / "curve")
 
 
+def test_a_curve_with_more_structures_than_there_are_is_refused_before_the_first_training(tmp_path):
+    points = [Point(3, "none", 0), Point(800, "none", 0)]
+    common = [s for s in settings(tmp_path) if s[0] != "seed"]
+    with pytest.raises(InputError, match="800 structures are asked for, there are "):
+        run_points(points, common, ["builtin:ethanol-gfn2/test_300K@0:4"], tmp_path / "curve")
+    assert not (tmp_path / "curve").exists()
+
+
 def test_a_curve_is_a_table_with_means_and_is_not_repeated(tmp_path):
     points = [Point(size, weak, seed) for seed in (0, 1) for size in (3, 6) for weak in ("none", "piwsl")]
     common = [s for s in settings(tmp_path) if s[0] != "seed"]
