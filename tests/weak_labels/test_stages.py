@@ -93,8 +93,8 @@ def interrupted_in(stage, step, monkeypatch):
 
     make, told = runs.make_trainer, []
 
-    def interrupting(config, folder, clock, seconds):
-        trainer = make(config, folder, clock, seconds)
+    def interrupting(config, folder, clock, seconds, **more):
+        trainer = make(config, folder, clock, seconds, **more)
         if folder.name == stage and not told:
             (stop,) = [c for c in trainer.callbacks if isinstance(c, GracefulStop)]
             began = stop.on_train_batch_end
