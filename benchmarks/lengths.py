@@ -7,9 +7,10 @@
 ``run`` trains every variant that is not in ``benchmarks/results/lengths.jsonl`` yet, one line a run, appended as it
 ends; ``--minutes`` begins none after so long, so that a long list can be done in parts. Steps are halved and doubled as
 such; another batch has as many fewer steps, so that a run sees as many structures, which costs about the same; another
-model stops after the time that the rule's own run took. DATA is the folder of the data sets, see
-``benchmarks/weak/sets.py``; ethanol and cual are built in, argon is made here (a Lennard-Jones liquid whose potential
-reaches to 8.5 Å). CPU time is that of the whole run, one thread.
+size of model (rule *size*) has as many steps as take the CPU time of the rule's own run, by the time of a step of each,
+measured before; validation (rule *interval*) is four times as often, four times as seldom, and at the end alone. DATA
+is the folder of the data sets, see ``benchmarks/weak/sets.py``; ethanol and cual are built in, argon is made here (a
+Lennard-Jones liquid whose potential reaches to 8.5 Å). CPU time is that of the whole run, one thread.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,10 +42,14 @@ PAGE = ROOT / "docs" / "results" / "lengths.md"
 DRAWN_FROM = 5000
 """Added to the seed that draws the structures."""
 TESTED = 200
+TIMED = 150
+"""Steps that time a model of another size."""
+SIZES = ("medium",)
 VARIANTS: dict[str, tuple[str, ...]] = {
     "steps": ("steps/2", "steps*2"),
     "batch": ("batch/2", "batch*2"),
-    "preset": ("medium",),
+    "size": ("medium",),
+    "interval": ("interval/4", "interval*4", "once"),
     "cutoff": ("cutoff*0.75", "cutoff*0.87", "cutoff*1.2"),
 }
 
@@ -132,6 +138,7 @@ def trained(key: dict[str, Any], options: argparse.Namespace) -> dict[str, Any] 
         "steps": outcome.steps,
         "batch": config.data.batch_size,
         "preset": config.model.preset,
+        "every": config.trainer.valid_every,
         "cutoff": round(float(experiment.potential.cutoff), 2),
         "lr": config.optimizer.lr,
         "cpu_s": round(cpu, 1),
@@ -170,12 +177,39 @@ def configured(key: dict[str, Any], frames: Sequence[Frame], valid: Sequence[Fra
         settings |= {"data.batch_size": size, "trainer.max_steps": round(steps * batch / size)}
     elif name == "cutoff":
         settings["model.cutoff"] = round(cutoff * times, 2)
-    elif name == "medium":
-        own = found({**key, "variant": "rule"})
-        assert own is not None
-        settings |= {"model.preset": name, "trainer.max_steps": steps}
-        settings |= {"trainer.max_time": f"{own['train_s']:.0f}s"}
+    elif name == "interval":
+        settings["trainer.valid_every"] = max(round(rule.trainer.valid_every * times), 1)
+    elif name == "once":
+        settings["trainer.valid_every"] = steps
+    elif name in SIZES:
+        ratio = step_seconds(settings, frames, valid, rule.model.preset) / step_seconds(
+            settings, frames, valid, name
+        )
+        settings |= {"model.preset": name, "trainer.max_steps": round(steps * ratio)}
     return load_config(None, list(settings.items()))
+
+
+def step_seconds(
+    settings: dict[str, object], frames: Sequence[Frame], valid: Sequence[Frame], preset: str
+) -> float:
+    """CPU seconds of a step of a model of this size: of two short runs, what the longer takes beyond the shorter."""
+    from pimlip_zoo.config import load_config
+    from pimlip_zoo.experiment import prepare, train
+
+    seconds = []
+    for steps in (20, 20 + TIMED):
+        values = {
+            **settings,
+            "model.preset": preset,
+            "trainer.max_steps": steps,
+            "trainer.valid_every": steps,
+        }
+        experiment = prepare(load_config(None, list(values.items())), split=(frames, valid[:1]))
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.process_time()
+            train(experiment, Path(folder) / "timed")
+            seconds.append(time.process_time() - started)
+    return (seconds[1] - seconds[0]) / TIMED
 
 
 def structures_of(key: dict[str, Any], root: str) -> tuple[Sequence[Frame], Sequence[Frame], Sequence[Frame]]:
@@ -250,8 +284,10 @@ def tables() -> list[str]:
                 ratio = f" ({statistics.geometric_mean(pairs):.2f})" if variant != "rule" and pairs else ""
                 cells.append(f"{mean:.3g}{ratio}")
             one = rows[0]
+            of_validation = variant in VARIANTS["interval"]
+            said = f"{variant}: every {one['every']:,}" if of_validation else variant
             lines.append(
-                f"| {variant} | {len(rows)} | {one['steps']:,} | {one['batch']} | {one['preset']} | {one['cutoff']:g} "
+                f"| {said} | {len(rows)} | {one['steps']:,} | {one['batch']} | {one['preset']} | {one['cutoff']:g} "
                 f"| {statistics.mean(row['cpu_s'] for row in rows):.0f} | {' | '.join(cells)} |"
             )
         lines.append("")

@@ -242,9 +242,14 @@ def evaluate_run(
     if not results:
         return {}
     results = dict(sorted(results.items(), key=lambda item: item[0] == "training"))  # what counts comes first
-    for name, result in results.items():
-        for sentence in remarks_on(result.pairs):
-            log.warning("%s: %s", name, sentence)
+    if "training" in results and remarks_on(results["training"].pairs):
+        log.warning(
+            "the predictions are far from the very labels that were trained on: this potential has hardly learnt yet"
+        )
+    else:
+        for name, result in results.items():
+            for sentence in remarks_on(result.pairs):
+                log.warning("%s: %s", name, sentence)
     summaries = {name: result.summary for name, result in results.items()}
     save_pairs({name: result.pairs for name, result in results.items()}, folder / "parity.npz")
     write_json(folder / "test.json", summaries)

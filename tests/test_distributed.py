@@ -123,6 +123,14 @@ def test_two_ranks_give_the_weights_of_one_process(store, tmp_path, source):
 
 
 @pytest.mark.slow
+def test_a_direct_head_that_energies_alone_do_not_teach_trains_on_two_ranks(tmp_path):
+    few = ["--forces", "direct", "--labels", "energy", *DATA, "--out", tmp_path / "two"]
+    (first, code), (second, other) = train_with_ranks(2, few)
+    assert code == other == 0, first + second
+    assert "report:" in first
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", [["--set", "optimizer.lrr=1"], ["--labels", "stress"]])
 def test_a_mistake_ends_all_ranks_with_one_clear_line(tmp_path, mistake):
     for output, code in train_with_ranks(2, [*DATA, "--out", tmp_path / "two", *mistake]):

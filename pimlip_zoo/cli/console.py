@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pimlip_zoo.written import milli
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -130,6 +132,6 @@ def errors_table(rows: Mapping[str, Mapping[str, Any]], title: str | None = None
         cells = []
         for quantity in quantities:
             errors = summary.get(quantity)
-            cells += [f"{1e3 * errors[kind]:.2f}" if errors else "-" for kind in ("mae", "rmse")]
+            cells += [milli(errors[kind]) if errors else "-" for kind in ("mae", "rmse")]
         table.add_row(name, str(summary["n_structures"]), *cells)
     return table

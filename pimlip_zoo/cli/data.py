@@ -291,21 +291,22 @@ def _labels(text: str | None) -> list[str]:
 
 
 class _progress:  # noqa: N801 - reads as a function
-    """A bar on terminals, a line now and then elsewhere."""
+    """A bar on terminals, nothing elsewhere."""
 
     def __init__(self, what: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._what = what
+        self._what, screen = what, Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=screen,
             transient=True,
+            disable=not screen.is_terminal,  # elsewhere nothing of it would be seen but an empty line
         )
 
     def __enter__(self) -> Self:

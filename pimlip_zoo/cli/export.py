@@ -128,7 +128,8 @@ def export_command(
     size = report.path.stat().st_size / 1e6
     of = "what was tabulated" if "radial_table" in report.metadata else "the potential"
     console.print(
-        f"wrote {report.path} ({size:.1f} MB, {report.seconds:.1f} s); agrees with {of} to {report.deviation:.0e}"
+        f"wrote {report.path} ({size:.1f} MB, {report.seconds:.1f} s); agrees with {of} "
+        f"to {report.deviation:.0e} (relative)"
     )
     if "radial_table" in report.metadata:
         said = json.loads(report.metadata["radial_table"])

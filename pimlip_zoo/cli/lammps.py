@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,7 +58,9 @@ def write_input(
         "lammps"
     ),
     ensemble: Annotated[Ensemble, typer.Option(help="What is held constant.")] = Ensemble.nvt,
-    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    temperature: Annotated[
+        float, typer.Option(help="K, of the thermostat; and of the velocities, unless the file has its own.")
+    ] = 300.0,
     pressure: Annotated[float, typer.Option(help="bar, for npt.")] = 0.0,
     timestep: Annotated[
         float | None, typer.Option(help="fs; 0.5 with hydrogen, 1 without by default.")
@@ -107,6 +109,8 @@ def write_input(
             raise
     if omitted := left_out(atoms):
         typer.echo(f"LAMMPS has no place for what else the structure has: {', '.join(omitted)}", err=True)
+    if atoms.has("momenta"):
+        typer.echo(_start_of(atoms, ensemble, temperature))
     typer.echo(f"wrote {script}; run it with: cd {shlex.quote(str(output))} && lmp -in {script.name}")
 
 
@@ -137,6 +141,14 @@ def check(
         typer.echo(f"{verdict:8}{row.structure}, {row.ranks} rank(s), {row.quantity}: {row.deviation:.1e}")
     if any(not row.deviation <= row.allowed for row in rows):
         raise typer.Exit(1)
+
+
+def _start_of(atoms: Any, ensemble: Ensemble, temperature: float) -> str:
+    """What becomes of --temperature where the file has velocities."""
+    start = f"the run starts with the velocities in the file ({atoms.get_temperature():.0f} K)"
+    if ensemble is Ensemble.nve:
+        return f"{start}: nve has no thermostat, and --temperature is not used"
+    return f"{start}; --temperature {temperature:g} is that of the thermostat"
 
 
 def _plugin(model: Path) -> Path:

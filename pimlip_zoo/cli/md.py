@@ -223,7 +223,7 @@ def _progress(steps: int, screen: Any) -> Iterator[Callable[[dict[str, float]], 
     def show(row: dict[str, float]) -> None:
         nonlocal last_tenth
         step = int(row["step"])
-        text = f"{row['temperature_K']:.0f} K, {row['total_energy_eV']:.4f} eV"
+        text = f"{row['temperature_K']:.0f} K, total energy {row['total_energy_eV']:.4f} eV"
         bar.update(task, completed=step, description=text)
         tenth = 10 * step // max(steps, 1)
         if not screen.is_terminal and tenth > last_tenth:

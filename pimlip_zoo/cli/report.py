@@ -101,6 +101,7 @@ def _gather(run: Path) -> ReportData:
         species=dict(zip(potential.species, zip(energies, scales, strict=True), strict=True)),
         references=summary.get("energy_references", ""),
         changed=_changed(config),
+        filled=frozenset(config.get("recipe", {}).get("filled") or ()),
         config=text,
         versions=summary.get("versions", {}),
         physics=_physics(run, notes),
@@ -190,7 +191,9 @@ def _changed(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {
         key: (value, known.get(key))
         for key, value in _flat(config).items()
-        if value != known.get(key) and not (key.startswith("model.") and key not in known and value is None)
+        if value != known.get(key)
+        and key != "recipe.filled"
+        and not (key.startswith("model.") and key not in known and value is None)
     }
 
 

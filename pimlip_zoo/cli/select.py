@@ -134,7 +134,12 @@ def _report(chosen: Selection, total: int, out: Path, screen: Any) -> None:
     gains = [choice.gain for choice in chosen.choices]
     if not chosen.unit or not all(map(math.isfinite, gains)):
         return
-    screen.print(f"what each is expected to bring ({chosen.unit}):", soft_wrap=True)
+    screen.print(
+        f"what each is expected to bring ({chosen.unit}); structures count from 0, as in FILE@0:",
+        soft_wrap=True,
+    )
     for rank, choice in enumerate(chosen.choices):
+        if rank == 10 and len(gains) > 11:
+            screen.print("  ...")
         if rank < 10 or rank == len(gains) - 1:
             screen.print(f"  {rank + 1:4d}. structure {choice.index}: {choice.gain:.4g}")

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_FEW_STEPS = 10
+"""Fewer say nothing of how long a step takes."""
+
 EXAMPLE = """
 Examples:
 
@@ -53,7 +56,12 @@ def train(
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Optimiser steps; a pre-training on weak labels keeps its own (weak.labels.steps)."
+        ),
+    ] = None,
     max_time: Annotated[
         str | None,
         typer.Option(
@@ -92,6 +100,7 @@ def train(
 ) -> None:
     """Train a potential and leave everything in a run folder."""
     _say_first()
+    _look_first((data, valid, test, unlabelled), max_time)
     from pimlip_zoo.cli.import_ import run_of
     from pimlip_zoo.config import load_config, parse_settings
     from pimlip_zoo.errors import InputError
@@ -144,6 +153,18 @@ def train(
         _run(run_config, lambda: folder, rank, resumes=folder)
 
 
+def _look_first(data: Sequence[str | None], max_time: str | None) -> None:
+    """Refuse at once, before PyTorch is imported, files that are not there and a time that is none."""
+    from pimlip_zoo.datasets.readers.spec import parse_spec
+    from pimlip_zoo.written import parse_duration
+
+    for spec in data:
+        if spec is not None:
+            parse_spec(spec)
+    if max_time is not None:
+        parse_duration(max_time)
+
+
 def _say_first() -> None:
     """A line at once: PyTorch and Lightning take seconds to import, on a busy machine half a minute.
 
@@ -189,7 +210,13 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     from pimlip_zoo.cli.console import console, errors_table, log_to, say
     from pimlip_zoo.cli.report import read_metrics, write_run_report
     from pimlip_zoo.evaluation import check_labelled, evaluate_run, some_frames, tests_of
-    from pimlip_zoo.experiment import checked_structures, from_rank_zero, has_checkpoint, load_split
+    from pimlip_zoo.experiment import (
+        checked_structures,
+        from_rank_zero,
+        has_checkpoint,
+        load_split,
+        steps_done,
+    )
     from pimlip_zoo.experiment.lost import check_open_files
     from pimlip_zoo.experiment.stages import prepare_run, train_run
     from pimlip_zoo.training.progress import duration, legend
@@ -226,6 +253,9 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     say(
         screen, legend(len(experiment.valid_frames), experiment.labels, averaged=config.trainer.ema_decay > 0)
     )
+    done = steps_done(checkpoint) if checkpoint is not None else 0
+    if done >= config.trainer.max_steps:
+        say(screen, f"the run is complete: nothing is trained (--max-steps above {done:,} goes on with it)")
     outcome = train_run(experiment, folder, resume=resumes is not None and has_checkpoint(folder))
     if outcome.signal is not None:
         say(
@@ -243,28 +273,41 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     named = (experiment.baseline or {}).get("calculator")  # by the configuration: the training has called it
     errors = evaluate_run(folder, tests, valid, trusted=named)
     say(screen, errors_table(errors))
-    if cut := _cut_short(config, outcome):
+    if cut := _cut_short(config, outcome, done):
         say(screen, cut)
     for sentence in verdict_on(read_metrics(folder / "metrics.csv"), errors):
         say(screen, f"[bold]{sentence}[/bold]")
     say(screen, f"report: {write_run_report(folder)} (open it in a browser)")
-    say(screen, f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png")
     say(
         screen,
-        f"      pimlip-zoo md {folder} --structure FILE --ensemble nvt --temperature 300 --steps 10000",
+        f"next: pimlip-zoo eval {folder} --data DATA --plot parity.png\n"
+        f"      pimlip-zoo md {folder} --structure FILE --ensemble nvt --temperature 300 --steps 10000\n"
+        f"      pimlip-zoo report {folder} OTHER_RUN -o comparison.html",
     )
-    say(screen, f"      pimlip-zoo report {folder} OTHER_RUN -o comparison.html")
 
 
-def _cut_short(config: Any, outcome: Any) -> str:
-    """How much of the planned run ``--max-time`` left; empty where it was not what ended it."""
+def _cut_short(config: Any, outcome: Any, before: int) -> str:
+    """What ended the run before its last step; empty where nothing did.
+
+    Args:
+        config: of the run.
+        outcome: of this part of it.
+        before: steps of the parts before; ``outcome.seconds`` are those of this one.
+    """
     planned = config.trainer.max_steps
-    if config.trainer.max_time is None or outcome.steps >= planned or config.trainer.patience is not None:
+    if outcome.steps >= planned:
         return ""
     from pimlip_zoo.training.progress import duration
 
-    left = outcome.seconds * planned / max(outcome.steps, 1)
-    return f"--max-time ended the run at {outcome.steps:,} of {planned:,} steps, which take about {duration(left)}"
+    ends = {"--max-time": config.trainer.max_time, "--patience": config.trainer.patience}
+    named = " or ".join(name for name, value in ends.items() if value is not None)
+    if not named:
+        return ""
+    text = f"{named} ended the run at {outcome.steps:,} of {planned:,} steps"
+    made = outcome.steps - before
+    if made < _FEW_STEPS:
+        return text
+    return f"{text}, which take about {duration(outcome.seconds * planned / made)}"
 
 
 def _length(config: Any) -> str:

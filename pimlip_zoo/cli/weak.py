@@ -107,7 +107,19 @@ def _show(screen: Any, advice: Advice, data: str) -> None:
 
     from pimlip_zoo.experiment.advice import SHORTER
 
+    def milli(value: float | None) -> str:
+        return "" if value is None else f"{1e3 * value:.3g}"
+
     said = f"{advice.structures} structures: {advice.energies} energies, {advice.force_components:,} force components"
+    if advice.steps == 0 and advice.same is not None:
+        of = milli(advice.same.difference.forces), milli(advice.surface.forces), "meV/Å"
+        if advice.same.difference.forces is None:
+            of = milli(advice.same.difference.energies), milli(advice.surface.energies), "meV/atom"
+        screen.print(
+            f"{said}; they differ from {advice.same.level} by {of[0]} of {of[1]} {of[2]}: nothing is trained"
+        )
+        screen.print(f"advice: {advice.sentence}", style="bold", highlight=False, soft_wrap=True)
+        return
     screen.print(f"{said}; {advice.measured} of them measured, the others learnt in {advice.steps:,} steps")
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("")
@@ -115,9 +127,6 @@ def _show(screen: Any, advice: Advice, data: str) -> None:
         table.add_column(name, justify="right")
     lengths = [f"{steps:,} steps" for steps in (advice.steps // SHORTER, advice.steps, advice.length)]
     table.add_row("", *(["meV/Å"] * 2), *(["meV/atom"] * 2), *lengths, "", style="dim")
-
-    def milli(value: float | None) -> str:
-        return "" if value is None else f"{1e3 * value:.3g}"
 
     def row(name: str, size: Any, left: Any, *more: str) -> None:
         table.add_row(

@@ -15,7 +15,7 @@ from pimlip_zoo.experiment.record import (
     write_record,
 )
 from pimlip_zoo.experiment.run import Outcome, steps_done, train
-from pimlip_zoo.experiment.trainer import parse_duration
+from pimlip_zoo.written import parse_duration
 
 __all__ = [
     "Experiment",

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -113,7 +114,7 @@ class Advice:
     measured: int
     """Structures that nothing was trained on."""
     steps: int
-    """Of the longer trainings."""
+    """Of the longer trainings; 0 where none was needed, as the labels are of a level itself."""
     length: int
     """Steps that ``expected`` is for: a whole run's, or :data:`SHORTER` times ``steps`` where that is less; with
     energies alone ``steps``."""
@@ -235,21 +236,7 @@ def advise(
     Raises:
         InputError: for too few structures, or labels that are neither energies nor forces.
     """
-    kept = [index for index, frame in enumerate(frames) if not is_isolated_atom(frame)]
-    if len(kept) < LEAST:
-        raise InputError(
-            f"{len(kept)} structures are too few to say anything",
-            key="--data",
-            hint=f"give {LEAST} or more; without, the table of docs/guide/weak-supervision.md is the best guess",
-        )
-    chosen = [replace(frames[index], stress=None) for index in kept]
-    by_forces = all(frame.forces is not None for frame in chosen)
-    if not by_forces and any(frame.energy is None for frame in chosen):
-        raise InputError(
-            "some structures have neither energy nor forces", key="--data", hint="leave them out"
-        )
-    if not by_forces:
-        chosen = [replace(frame, forces=None) for frame in chosen]
+    kept, chosen, by_forces = _counted(frames)
     order = np.random.default_rng(seed).permutation(len(chosen))
     measured = order[: max(3, len(chosen) // 4)]
     taught = order[len(measured) :]
@@ -282,10 +269,25 @@ def advise(
         short, long = (train_on(labels, name, length) for length in lengths)
         return _Pair(short, long)
 
-    if lengths[0] > 2 * _TRIAL:
-        train_on(chosen, "how long it takes", _TRIAL)
     tested = [chosen[i] for i in measured]
     surface = _size(_leveled(chosen, chosen, measured))
+    advice = partial(
+        Advice,
+        structures=len(chosen),
+        energies=sum(frame.energy is not None for frame in chosen),
+        force_components=sum(3 * len(f.numbers) for f in chosen if f.forces is not None),
+        measured=len(tested),
+        surface=surface,
+    )
+    looked = (
+        _is_itself(name, cheap, chosen, kept, measured, surface, by_forces=by_forces)
+        for name, cheap in levels.items()
+    )
+    itself = next(filter(None, looked), None)
+    if itself is not None:  # nothing that a training could tell would change the advice
+        return advice(steps=0, length=0, plain=Errors(None, None), findings=(itself,), skipped={})
+    if lengths[0] > 2 * _TRIAL:
+        train_on(chosen, "how long it takes", _TRIAL)
     plain = pair(chosen, "labels")
     # Carried on no further than the two lengths are apart: early ratios of smooth differences grow, too, and then stay.
     # Energies are few, a number for each structure: their ratios at two lengths differ by chance.
@@ -307,17 +309,81 @@ def advise(
         size = _size(_leveled(differences, chosen, measured))
         left = pair(differences, name)
         findings.append(_finding(name, surface, size, plain, left, power, seed, by_forces=by_forces))
-    return Advice(
-        structures=len(chosen),
-        energies=sum(frame.energy is not None for frame in chosen),
-        force_components=sum(3 * len(f.numbers) for f in chosen if f.forces is not None),
-        measured=len(tested),
+    return advice(
         steps=steps,
         length=length,
-        surface=surface,
         plain=plain.long.errors,
         findings=tuple(sorted(findings, key=lambda finding: finding.expected)),
         skipped=skipped,
+    )
+
+
+def _counted(frames: Sequence[Frame]) -> tuple[list[int], list[Frame], bool]:
+    """Indices of the structures that count, these with the labels that count, and whether forces do."""
+    kept = [index for index, frame in enumerate(frames) if not is_isolated_atom(frame)]
+    if len(kept) < LEAST:
+        raise InputError(
+            f"{len(kept)} structures are too few to say anything",
+            key="--data",
+            hint=f"give {LEAST} or more; without, the table of docs/guide/weak-supervision.md is the best guess",
+        )
+    chosen = [replace(frames[index], stress=None) for index in kept]
+    by_forces = all(frame.forces is not None for frame in chosen)
+    if not by_forces and any(frame.energy is None for frame in chosen):
+        raise InputError(
+            "some structures have neither energy nor forces", key="--data", hint="leave them out"
+        )
+    if not by_forces:
+        chosen = [replace(frame, forces=None) for frame in chosen]
+    return kept, chosen, by_forces
+
+
+def _is_itself(
+    name: str,
+    cheap: Sequence[Frame] | InputError,
+    chosen: Sequence[Frame],
+    kept: Sequence[int],
+    measured: NDArray[np.int64],
+    surface: Errors,
+    *,
+    by_forces: bool,
+) -> Finding | None:
+    """The finding where the labels are of this level itself, which takes no training to see; else None.
+
+    Args:
+        name: of the level.
+        cheap: its labels of all structures.
+        chosen: the structures that count, with what labels count.
+        kept: their indices among all.
+        measured: indices among ``chosen``.
+        surface: size of the labels.
+        by_forces: they are compared, and not energies.
+    """
+    if isinstance(cheap, InputError):
+        return None
+    of_level = [cheap[index] for index in kept]
+    pairs = list(zip(chosen, of_level, strict=True))
+    if any(a.energy is not None and b.energy is None for a, b in pairs):
+        return None
+    if by_forces and any(b.forces is None for _, b in pairs):
+        return None
+    size = _size(_leveled(subtract_labels(chosen, of_level), chosen, measured))
+    quantity = "forces" if by_forces else "energies"
+    left, whole = getattr(size, quantity), getattr(surface, quantity)
+    if left is None or whole is None or left > SAME * whole:
+        return None
+    return Finding(
+        level=name,
+        difference=size,
+        learnt=Errors(None, None),
+        ratio=0.0,
+        early=0.0,
+        expected=0.0,
+        low=0.0,
+        high=0.0,
+        roughness=0.0,
+        recipe=None,
+        reason=_ITSELF,
     )
 
 

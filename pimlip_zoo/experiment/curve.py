@@ -97,7 +97,11 @@ def subset(frames: Sequence[Frame], size: int, seed: int) -> list[Frame]:
     atoms = [frame for frame in frames if is_isolated_atom(frame)]
     others = [frame for frame in frames if not is_isolated_atom(frame)]
     if size > len(others):
-        raise InputError(f"{size} structures are asked for, there are {len(others)}", key="--sizes")
+        raise InputError(
+            f"{size} structures are asked for, there are {len(others)}",
+            key="--sizes",
+            hint="without those held out for validation",
+        )
     order = np.random.default_rng(seed).permutation(len(others))[:size]
     return [*atoms, *(others[index] for index in order)]
 
@@ -268,7 +272,16 @@ def run_points(
     done: Callable[[Point], None] | None = None,
     judge: Judge | None = None,
 ) -> int | None:
-    """Run the points one after the other and keep the tables up to date; the signal that ended it, or None."""
+    """Run the points one after the other and keep the tables up to date; the signal that ended it, or None.
+
+    Raises:
+        InputError: before the first training, when there are fewer structures than the largest point has.
+    """
+    missing = [point for point in points if not (folder / point.name / "result.json").exists()]
+    if missing:
+        largest = max(missing, key=lambda point: point.size)
+        config = load_config(config_file, [*fitting(settings, "none"), ("seed", largest.seed)])
+        subset(load_split(config)[0], largest.size, largest.seed)
     folder.mkdir(parents=True, exist_ok=True)
     for point in points:
         log.info("%s", point.name)

@@ -7,8 +7,8 @@ from typing import Any
 
 from pimlip_zoo.config import load_config
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.experiment.trainer import parse_duration
 from pimlip_zoo.training.checkpoint import read_checkpoint
+from pimlip_zoo.written import parse_duration
 
 __all__ = ["steps_missing"]
 

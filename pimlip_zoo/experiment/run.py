@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Sampler
 
 from pimlip_zoo.config import RunConfig
+from pimlip_zoo.consistency.build import chosen_terms
 from pimlip_zoo.datasets.dataset import as_samples
 from pimlip_zoo.datasets.device_neighbours import BatchWithoutEdges, link
 from pimlip_zoo.datasets.frame import Frame
@@ -107,7 +108,16 @@ def _train(
 
     clock = run_clock(config)
     module = training_module(experiment, clock, optimizer)
-    trainer = make_trainer(config, folder, clock, seconds)
+    headless = (
+        experiment.potential.is_direct and "forces" not in experiment.labels
+    )  # nothing teaches that head
+    if headless and config.weak.labels is None and not chosen_terms(config.weak, direct=True):
+        log.warning(
+            "nothing teaches the head that predicts forces: the labels are energies, and there is no consistency loss; "
+            "its forces mean nothing (train without --forces direct, or with --weak direct-consistent)"
+        )
+    several = config.trainer.devices * config.trainer.nodes > 1
+    trainer = make_trainer(config, folder, clock, seconds, some_unused=headless and several)
     sampler = _sampler(experiment, trainer, steps_done(last) if last else 0)
     if trainer.is_global_zero:
         write_record(folder, config, experiment.data)

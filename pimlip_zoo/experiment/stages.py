@@ -32,7 +32,6 @@ from pimlip_zoo.experiment.recipe import for_stage
 from pimlip_zoo.experiment.record import check_data, data_record, write_record
 from pimlip_zoo.experiment.reuse import keep_stage, stage_key, take_stage
 from pimlip_zoo.experiment.run import Outcome, steps_done, train
-from pimlip_zoo.experiment.trainer import parse_duration
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LOSSES, LossTerm
 from pimlip_zoo.models.potential import Potential
@@ -43,6 +42,7 @@ from pimlip_zoo.weak_labels.offsets import fit_offset, shift_energies
 from pimlip_zoo.weak_labels.pool import cached_labels, labelled_pool
 from pimlip_zoo.weak_labels.pool_work import told_duration
 from pimlip_zoo.weak_labels.recipe import StageOptions, StressOptions
+from pimlip_zoo.written import parse_duration
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -50,6 +50,11 @@ if TYPE_CHECKING:
 __all__ = ["Preparation", "Run", "Split", "prepare_run", "train_run"]
 
 log = logging.getLogger("pimlip_zoo")
+
+ITSELF = 0.05
+"""meV per structure, below which two levels of theory are one."""
+OWN_TIME = 1 / 3
+"""Of ``trainer.max_time``: what the run itself has at least, however many steps its stages have."""
 
 Split = tuple[Sequence[Frame], Sequence[Frame]]
 """Training and validation structures."""
@@ -186,16 +191,21 @@ class Run:
             experiment: the run, changed by the recipe; None: as it was prepared.
         """
         experiment = experiment or self.experiment
-        seconds = self._seconds(experiment.config.trainer.max_steps)
-        return train(experiment, self.folder, resume=self.begun, seconds=seconds)
+        return train(experiment, self.folder, resume=self.begun, seconds=self._seconds())
 
-    def _seconds(self, steps: int) -> float | None:
-        """The part of ``trainer.max_time`` for so many of the steps that the run has with all its stages."""
+    def _seconds(self, of_stage: int | None = None) -> float | None:
+        """The part of ``trainer.max_time`` for the run itself, or for a stage of so many steps.
+
+        The run and its stages share the time by their steps, but the run has a third of it at least: what it learns
+        from the labels is what all of it is for.
+        """
         trainer = self.experiment.config.trainer
         if trainer.max_time is None:
             return None
-        whole = trainer.max_steps + max(self.labels.recipe().steps_before(), sum(self.stages.values()))
-        return parse_duration(trainer.max_time).total_seconds() * min(steps / whole, 1.0)
+        before = max(self.labels.recipe().steps_before(), sum(self.stages.values()))
+        own = max(trainer.max_steps / (trainer.max_steps + before), OWN_TIME) if before else 1.0
+        share = own if of_stage is None else (1.0 - own) * min(of_stage / max(before, 1), 1.0)
+        return parse_duration(trainer.max_time).total_seconds() * share
 
     def stage(self, name: str, experiment: Experiment, *, reuse: bool = False) -> Outcome:
         """Train a stage, go on with it, or skip it when it is complete.
@@ -356,6 +366,12 @@ class Run:
         offset = fit_offset(frames, self.cheap_labels(frames, calculator), self.experiment.potential.species)
         spread = 1e3 * offset.spread
         log.info("the levels differ by %.1f meV per structure beside the offset of the species", spread)
+        if spread < ITSELF and len(frames) > len(self.experiment.potential.species):
+            log.warning(
+                "the labels look like those of %s itself: it costs little, so label more structures with it and train "
+                "on them",
+                calculator or self.labels.calculator,
+            )
         return shift_energies(pool, offset)
 
     def pool_of(self, name: str) -> list[Frame]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,32 +16,13 @@ from pimlip_zoo.config import RunConfig, TrainerSection
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.experiment.loggers import check_loggers, logger_names, make_loggers
 from pimlip_zoo.training.schedule import RunClock
+from pimlip_zoo.written import parse_duration
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
-__all__ = ["check_trainer", "make_trainer", "parse_duration", "switches"]
-
-
-def parse_duration(text: str) -> datetime.timedelta:
-    """``90s``, ``10m``, ``2h``, ``1d12h`` as a time.
-
-    Raises:
-        InputError: for anything else, and for no time at all.
-    """
-    if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
-        raise InputError(
-            f"{text!r} is not a time", key="trainer.max_time", hint="write 90s, 10m, 2h or 1d12h"
-        )
-    units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
-    parts = {units[unit]: float(number) for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text)}
-    duration = datetime.timedelta(**parts)
-    if not duration:
-        raise InputError(
-            f"{text!r} is no time at all", key="trainer.max_time", hint="write 90s, 10m, 2h or 1d12h"
-        )
-    return duration
+__all__ = ["check_trainer", "make_trainer", "switches"]
 
 
 def check_trainer(config: RunConfig) -> None:
@@ -90,7 +69,12 @@ def switches(section: TrainerSection) -> Iterator[None]:
 
 
 def make_trainer(
-    config: RunConfig, folder: Path, clock: RunClock, seconds: float | None = None
+    config: RunConfig,
+    folder: Path,
+    clock: RunClock,
+    seconds: float | None = None,
+    *,
+    some_unused: bool = False,
 ) -> pl.Trainer:
     """The trainer with the callbacks that write the run folder.
 
@@ -99,6 +83,7 @@ def make_trainer(
         folder: of the run.
         clock: how far the run is; kept by a callback where time is limited, or where validations lower the rate.
         seconds: that this training has; None: what the configuration says.
+        some_unused: some weights may have no part in a step, which several ranks have to look for.
     """
     import sys
 
@@ -153,6 +138,7 @@ def make_trainer(
         accelerator="auto" if section.device == "auto" else section.device,
         devices=section.devices,
         num_nodes=section.nodes,
+        strategy="ddp_find_unused_parameters_true" if some_unused else "auto",
         max_steps=section.max_steps,
         val_check_interval=min(section.valid_every, section.max_steps) * section.accumulate,
         accumulate_grad_batches=section.accumulate,

@@ -242,8 +242,8 @@ class Examination:
 
 def _reason(one: Property, options: Options, task: Task) -> str | None:
     if task.kind not in one.kinds:
-        kinds = " and ".join(sorted(one.kinds))
-        return f"it is of {kinds}; this is {'an' if task.kind == 'atom' else 'a'} {task.kind}"
+        kinds = " and ".join(f"{kind}s" for kind in sorted(one.kinds))
+        return f"for {kinds} only; this is {'an' if task.kind == 'atom' else 'a'} {task.kind}"
     return one.obstacle(task, options)
 
 

@@ -34,7 +34,7 @@ def find_kind(atoms: Atoms) -> tuple[Kind, str]:
     if open_count:
         return ("slab" if open_count == 1 else "chain"), _open_reason(atoms)
     if len(atoms) <= _FEW:
-        return "crystal", f"periodic in all directions, {len(atoms)} atoms"
+        return "crystal", f"periodic in all directions, {len(atoms)} atom{'s' * (len(atoms) > 1)}"
     order = bragg_order(atoms)
     if order > _ORDERED:
         return "crystal", f"{100 * order:.0f} % of the atoms scatter in phase from one family of planes"

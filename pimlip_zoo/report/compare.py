@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pimlip_zoo.files import write_text
 from pimlip_zoo.report.html import QUANTITIES, ReportData, breakable, page, section, table
 from pimlip_zoo.report.learning import points
+from pimlip_zoo.written import milli
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ def _errors(names: Sequence[str], runs: Sequence[ReportData]) -> list[str]:
             cells = [f"{breakable(name)}{count}"]
             for key in columns:
                 value = _value(one, *key)
-                text = "–" if value is None else f"{1e3 * value:.2f}"
+                text = "–" if value is None else milli(value)
                 cells.append(f"<b>{text}</b>" if value is not None and value == best.get(key) else text)
             rows.append(cells)
         text = (

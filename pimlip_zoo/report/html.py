@@ -7,7 +7,7 @@ folder, of which a reader uses the zoom now and then; the numbers behind the cur
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -18,6 +18,7 @@ from pimlip_zoo.report.learning import Row, learning_curves
 from pimlip_zoo.report.parity import Pairs, parity_figure
 from pimlip_zoo.report.physics import physics_figure, physics_rows, physics_text
 from pimlip_zoo.report.style import CSS
+from pimlip_zoo.written import milli
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,6 +67,8 @@ class ReportData:
     """Where the energy references come from."""
     changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Options that are not the defaults: value and default, by dotted key."""
+    filled: Collection[str] = ()
+    """Options that the recipe chose, and nobody gave."""
     config: str = ""
     """The complete configuration, YAML."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -263,8 +266,12 @@ def _configuration(data: ReportData) -> str:
     body = ""
     if data.changed:
         rows = [
-            [f"<code>{breakable(key)}</code>", breakable(_short(value)), breakable(_short(default))]
-            for key, (value, default) in data.changed.items()
+            [
+                f"<code>{breakable(key)}</code>",
+                breakable(_short(value)),
+                "chosen by the recipe" if key in data.filled else breakable(_short(default)),
+            ]
+            for key, (value, default) in sorted(data.changed.items(), key=lambda item: item[0] in data.filled)
         ]
         body = table(["option", "this run", "default"], rows, text=True)
     elif data.config:
@@ -305,7 +312,7 @@ def table(
 
 
 def _milli(errors: Mapping[str, float] | None, kind: str) -> str:
-    return f"{1e3 * errors[kind]:.2f}" if errors else "–"
+    return milli(errors[kind]) if errors else "–"
 
 
 def breakable(text: str) -> str:

@@ -13,6 +13,7 @@ from pimlip_zoo.datasets.readers.numpy_file import open_npz
 from pimlip_zoo.errors import reading
 from pimlip_zoo.files import replacing
 from pimlip_zoo.report.figures import save_figure
+from pimlip_zoo.written import milli
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def parity_figure(pairs: Pairs, *, title: str = "", errors: Mapping[str, Any] | 
         top.text(
             0.04,
             0.96,
-            f"MAE {mae:.2f} {error_unit}\nRMSE {rmse:.2f} {error_unit}",
+            f"MAE {milli(mae / 1e3)} {error_unit}\nRMSE {milli(rmse / 1e3)} {error_unit}",
             transform=top.transAxes,
             va="top",
         )

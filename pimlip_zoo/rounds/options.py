@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pimlip_zoo.config import RunConfig, load_config
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS
 from pimlip_zoo.yaml_file import read_yaml
 
@@ -102,9 +102,12 @@ def load_rounds(file: Path) -> Rounds:
     try:
         rounds = Rounds.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        # What is misspelt is said before what is missing: often it is the same.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         key = ".".join(map(str, first["loc"]))
-        message = "no such option" if first["type"] == "extra_forbidden" else first["msg"]
+        if first["type"] == "extra_forbidden":
+            raise InputError("no such option", file=file, key=key, hint=_nearest(first["loc"])) from error
+        message = "is missing" if first["type"] == "missing" else first["msg"]
         raise InputError(message, file=file, key=key) from error
     if rounds.sample.pool is None and rounds.sample.start is None:
         raise InputError(
@@ -120,6 +123,14 @@ def load_rounds(file: Path) -> Rounds:
         raise InputError(f"{rounds.select.first} needs a trained potential", file=file, key="select.first")
     training_config(rounds, "given", "given", 1)  # what the training does not know is said now
     return rounds
+
+
+def _nearest(place: tuple[int | str, ...]) -> str | None:
+    """The option that was meant, by where the one stands that there is not."""
+    section: Any = Rounds
+    for name in place[:-1]:
+        section = section.model_fields[name].annotation if name in section.model_fields else Rounds
+    return did_you_mean(str(place[-1]), section.model_fields)
 
 
 def training_config(rounds: Rounds, train: str, valid: str, number: int) -> RunConfig:

@@ -7,9 +7,11 @@ interruption, a phase whose file is there is not done again. Labels are kept one
 from __future__ import annotations
 
 import logging
+import math
 import shutil
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.files import read_json, write_json
 from pimlip_zoo.labelling.label import label
-from pimlip_zoo.labelling.processes import Limits
+from pimlip_zoo.labelling.processes import Limits, Outcome
 from pimlip_zoo.labelling.screening import screen
 from pimlip_zoo.labelling.select import select
 from pimlip_zoo.labelling.structures import structure_of
@@ -38,6 +40,7 @@ from pimlip_zoo.run_posterior import posterior_of
 from pimlip_zoo.training.checkpoint import load_potential
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, labelled_pool
+from pimlip_zoo.weak_labels.pool_work import told_duration
 
 __all__ = ["StoppedError", "run_rounds"]
 
@@ -47,6 +50,10 @@ _STRAINED = 8
 """Strained cells of each crystal where sampling starts."""
 _LOOKED_AT = 200
 """Structures of a pool whose uncertainty is computed."""
+
+
+_LINE_AFTER = 30.0
+"""Seconds between two lines that say how far labelling is."""
 
 
 class StoppedError(Exception):
@@ -284,6 +291,7 @@ def _labelled(rounds: Rounds, number: int, folder: Path) -> int:
             workers=given.workers,
             limits=Limits(seconds=given.seconds, memory=given.memory),
             level=given.level,
+            progress=_tells(f"round {number}: {chosen}"),
         )
         if result.out is None:
             raise InputError(
@@ -294,6 +302,23 @@ def _labelled(rounds: Rounds, number: int, folder: Path) -> int:
         log.info("round %d: %d of %d %s labelled", number, result.labelled, len(structures), chosen)
         failures += len(result.failures)
     return failures
+
+
+def _tells(what: str) -> Callable[[Outcome, int, int], None]:
+    """Says how far the labels are: after the first structure, and then every so often."""
+    begun = time.monotonic()
+    last = -math.inf
+
+    def tell(outcome: Outcome, done: int, total: int) -> None:  # noqa: ARG001
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last < _LINE_AFTER:
+            return
+        last = now
+        left = told_duration((now - begun) / done * (total - done))
+        log.info("%s, %d of %d labelled, about %s left", what, done, total, left)
+
+    return tell
 
 
 def _train(config: RunConfig, run: Path) -> None:

@@ -140,7 +140,8 @@ def start_from(
             f"the data have {', '.join(added)}, and the potential to fine-tune knows {', '.join(old.species)} only",
             file=path,
             key="finetune.extend_species",
-            hint="leave those structures out, or set it to true: new species then start as the mean of the known ones",
+            hint="leave those structures out, or give --set finetune.extend_species=true: new species then start as "
+            "the mean of the known ones",
         )
     description = {
         **read_checkpoint(path)[KEY],

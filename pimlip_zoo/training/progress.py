@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pimlip_zoo.training.callbacks import columns_of, watched_terms
 from pimlip_zoo.training.schedule import RunClock
+from pimlip_zoo.written import milli
 
 __all__ = ["PlainProgress", "Progress", "TimeLeft", "duration", "legend", "validation_line"]
 
@@ -199,11 +200,11 @@ def validation_line(values: dict[str, Tensor], terms: Sequence[str] = ()) -> str
 
 def _validation_items(values: dict[str, Tensor]) -> dict[str, str]:
     items = {}
-    for name, label, factor, unit in (
-        ("valid_energy_mae", "E", 1e3, "meV/atom"),
-        ("valid_forces_mae", "F", 1e3, "meV/Å"),
-        ("valid_stress_mae", "σ", 1e3, "meV/Å³"),
+    for name, label, unit in (
+        ("valid_energy_mae", "E", "meV/atom"),
+        ("valid_forces_mae", "F", "meV/Å"),
+        ("valid_stress_mae", "σ", "meV/Å³"),
     ):
         if name in values:
-            items[label] = f"{factor * float(values[name]):.2f} {unit}"
+            items[label] = f"{milli(float(values[name]))} {unit}"
     return items

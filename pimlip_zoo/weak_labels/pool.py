@@ -74,6 +74,8 @@ _WORTH_SHARING = 30.0
 """Seconds of work for which other processes are started."""
 _MEASURED, _MEASUREMENTS = 2.0, 100
 """Seconds, and evaluations of a structure, that an estimate may take; a twentieth of the work where that is less."""
+_LONG, _FEWER = 3600.0, " (fewer structures: --set weak.labels.pool.structures=N)"
+"""Seconds from which it is said how the work becomes less."""
 _OTHERS = 0.5
 """Load above the number of cores from which it is said that they are shared."""
 
@@ -360,10 +362,11 @@ class _Work:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         busy = f" on {cores()} cores that others use, too" if load > cores() + _OTHERS else ""
         log.info(
-            "weak labels of %s: about %s (%s structures, %.0f evaluations each, %.3g s an evaluation, %d processes%s); "
-            "Ctrl-C keeps what is done, and the same command goes on there",
+            "weak labels of %s: about %s (%s structures, %.0f evaluations each, %.3g s an evaluation, %s%s); "
+            "Ctrl-C keeps what is done, and the same command goes on there%s",
             *(self.supervisor.name, told_duration(work / self._processes), f"{structures:,}"),
-            *(evaluations, seconds, self._processes, busy),
+            *(evaluations, seconds, _counted(self._processes), busy),
+            _FEWER if work / self._processes > _LONG else "",
         )
 
     def _seconds(self, number: float) -> float | None:
@@ -434,3 +437,7 @@ def _key(frames: Sequence[Frame], supervisor: CheapCalculator, what: Any) -> str
 
 def _plain(options: PoolOptions) -> dict[str, Any]:
     return options.model_dump(mode="json")
+
+
+def _counted(processes: int) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes"

@@ -47,7 +47,7 @@ def test_one_command_gives_one_json_and_a_section_of_the_report(cli, run, emt, t
     reference.write_text("lattice: {a: {value: 3.59, tolerance: 0.01}}\nelastic: {C11: 168.0}\n")
     done = cli("eval", run, *PART, "--properties=lattice,elastic,rdf", f"--reference={reference}")
     assert done.code == 0, done
-    assert "not applicable: rdf: it is of liquid" in done.out
+    assert "not applicable: rdf: for liquids only" in done.out
     assert "Ctrl-C" in done.out
     content = json.loads((run / "physics.json").read_text())
     assert content["precision"] == "float64"
@@ -57,7 +57,7 @@ def test_one_command_gives_one_json_and_a_section_of_the_report(cli, run, emt, t
     assert found["rdf"]["status"] == "not applicable"
     html = render_report(ReportData(name="x", physics=content))
     assert "lattice.a" in html.replace("<wbr>", "")
-    assert "it is of liquid; this is a crystal" in html
+    assert "for liquids only; this is a crystal" in html
 
 
 def test_the_report_cuts_long_lists_short():

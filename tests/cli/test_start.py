@@ -62,6 +62,24 @@ def test_a_command_that_needs_no_torch_does_not_import_it(arguments):
     assert imported(*arguments) == "[]"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--data", "nope.extxyz"), "nope.extxyz: no such file"),
+        (("--data", "builtin:ethanol-gfn2", "--test", "nope.extxyz"), "nope.extxyz: no such file"),
+        (("--max-time", "5x"), "'5x' is not a time"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_train_refuses_a_missing_file_and_a_wrong_time_before_it_imports_torch(arguments, says):
+    probe = PROBE.format(arguments=("train", *arguments), heavy=HEAVY).replace(
+        "assert not stop.code", "assert stop.code == 2"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert says in result.stderr
+    assert result.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("arguments", [("models",), ("models", "nequip", "--json")], ids=" ".join)
 def test_the_first_list_of_architectures_needs_no_torch(arguments, tmp_path, monkeypatch):
     monkeypatch.setenv("PIMLIP_ZOO_CACHE", str(tmp_path / "none"))

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import torch
 import yaml
 from ase.io import write
 
+from pimlip_zoo.cli.train import _cut_short
+from pimlip_zoo.config import load_config
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.training import callbacks
@@ -95,6 +98,37 @@ def test_resuming_goes_on_to_the_new_number_of_steps(cli, run):
     result = cli("train", "--resume", "--out", run, "--max-steps", 6)
     assert result.code == 0, result
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 6
+
+
+def test_resuming_a_complete_run_says_that_nothing_is_trained(cli, run):
+    result = cli("train", "--resume", "--out", run)
+    assert result.code == 0, result
+    assert "the run is complete: nothing is trained (--max-steps above 4 goes on with it)" in result.out
+
+
+@pytest.mark.parametrize(
+    ("trainer", "seconds", "before", "says"),
+    [
+        ({"max_time": "1m"}, 60.0, 0, "--max-time ended the run at 50 of 100 steps, which take about 2 min"),
+        (
+            {"max_time": "1m", "patience": 3},
+            60.0,
+            0,
+            "--max-time or --patience ended the run at 50 of 100 steps",
+        ),
+        ({"patience": 3}, 60.0, 0, "--patience ended the run at 50 of 100 steps"),
+        ({"max_time": "1m"}, 30.0, 25, "which take about 2 min"),  # of this part alone
+        ({"max_time": "1m"}, 0.1, 49, "of 100 steps"),
+        ({}, 60.0, 0, ""),
+    ],
+)
+def test_what_ended_a_run_before_its_last_step_is_said(trainer, seconds, before, says):
+    config = load_config(
+        None, [("trainer.max_steps", 100), *((f"trainer.{k}", v) for k, v in trainer.items())]
+    )
+    said = _cut_short(config, SimpleNamespace(steps=50, seconds=seconds), before)
+    assert says in said
+    assert ("about" in said) == (bool(trainer) and before < 49)
 
 
 def test_the_newest_run_is_resumed_when_none_is_named(cli, run, tmp_path, monkeypatch):

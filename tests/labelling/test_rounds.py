@@ -1,6 +1,7 @@
 """``pimlip-zoo rounds``: one command does all of it, and after an interruption only what is missing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -118,6 +119,16 @@ def test_it_stops_when_it_is_good_enough_or_the_budget_is_used(whole, tmp_path):
     assert [row["labels"] for row in rows] == [3]
 
 
+def test_labelling_in_a_round_says_how_far_it_is_and_not_for_each_structure(caplog):
+    caplog.set_level("INFO")
+    tell = module._tells("round 1: chosen")
+    for done in range(1, 21):
+        tell(None, done, 20)
+    assert [record.message.partition(", about")[0] for record in caplog.records] == [
+        "round 1: chosen, 1 of 20 labelled"
+    ]
+
+
 def test_the_report_says_what_was_bought_and_why(whole):
     page = (whole / "report.html").read_text()
     assert page.count("<h3>Round") == 2
@@ -161,6 +172,23 @@ def test_cells_of_crystals_are_strained_where_sampling_starts(tmp_path):
     assert not (tmp_path / "out" / "round-1" / "sampling").exists()
     why = json.loads((tmp_path / "out" / "round-1" / "choice.json").read_text())
     assert why["pool"] == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sampel: {start: a.xyz}\n", "sampel: no such option (did you mean sample?)"),
+        (
+            "sample: {strat: a.xyz}\nlabel: {calculator: emt}\n",
+            r"sample.strat: no such option (did you mean start",
+        ),
+        ("sample: {start: a.xyz}\n", "label: is missing"),
+    ],
+)
+def test_a_misspelt_option_of_rounds_is_named_with_the_one_that_was_meant(tmp_path, text, says):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(says)):
+        load_rounds(tmp_path / "run.yaml")
 
 
 def test_other_options_than_it_began_with_are_refused(whole, tmp_path):

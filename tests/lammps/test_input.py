@@ -21,6 +21,24 @@ def test_a_constraint_without_single_atoms_is_refused(tmp_path):
         write_run(tmp_path, atoms, model="a.pimlip", plugin="a.so", species=SPECIES)
 
 
+@pytest.mark.parametrize(
+    ("ensemble", "says"), [("nvt", "thermostat takes them to 400 K"), ("nve", "no temperature is set")]
+)
+def test_the_script_says_that_velocities_of_the_structure_win_over_the_temperature(ensemble, says, tmp_path):
+    atoms = molecule("H2O")
+    atoms.set_velocities(np.full((3, 3), 0.01))
+    settings = MDSettings(ensemble=ensemble, temperature=400)
+    script = write_run(tmp_path, atoms, model="a.pimlip", plugin="a.so", species=SPECIES, settings=settings)
+    text = script.read_text()
+    assert f"# velocities come with the structure; {'the ' if ensemble == 'nvt' else ''}{says}" in text
+    assert "velocity " not in text
+
+
+def test_a_number_that_is_too_low_is_refused_with_the_lowest():
+    with pytest.raises(InputError, match=r"every: 0 is too low \(give 1 or more\)"):
+        MDSettings(every=0)
+
+
 @pytest.mark.parametrize("index", [3, -4, [0, 100]])
 def test_a_constraint_on_atoms_that_are_not_there_is_refused(index, tmp_path):
     atoms = molecule("H2O")

@@ -92,7 +92,7 @@ def test_the_commonest_substances_of_data_are_what_is_measured():
 def test_what_does_not_apply_is_said_with_its_reason():
     examination = Examination(EMT(), [Subject("N2", molecule("N2"))], select(None, []))
     reasons = {step.measured.name: step.reason for step in examination.steps}
-    assert reasons["lattice"] == "it is of crystal; this is a molecule"
+    assert reasons["lattice"] == "for crystals only; this is a molecule"
     assert reasons["torsions"] == "there is no bond to turn about"
     assert "--to" in reasons["neb"]
     assert reasons["vibrations"] is None

@@ -12,11 +12,13 @@ import pytest
 from pimlip_zoo import experiment
 from pimlip_zoo.cli.report import _changed, write_run_report
 from pimlip_zoo.config import load_config, parse_settings
+from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate_run
 from pimlip_zoo.report.html import ReportData, render_report, write_report
 from pimlip_zoo.report.learning import learning_curves
 from pimlip_zoo.report.parity import load_pairs, parity_figure, parity_plot, save_pairs
+from pimlip_zoo.written import milli
 
 RNG = np.random.default_rng(0)
 
@@ -269,6 +271,34 @@ def test_only_what_differs_from_the_defaults_counts_as_changed(trained):
         load_config(None, [("model.preset", "large"), ("model.channels", 8)]).model_dump(mode="json")
     )
     assert changed == {"model.preset": ("large", "small"), "model.channels": (8, 64)}
+
+
+def test_the_report_says_what_the_recipe_chose_and_lists_it_last():
+    data = ReportData(
+        name="x", changed={"optimizer.lr": (0.003, 0.01), "seed": (1, 0)}, filled=frozenset({"optimizer.lr"})
+    )
+    html = render_report(data).replace("<wbr>", "")
+    assert "chosen by the recipe" in html
+    assert html.index(">seed<") < html.index(">optimizer.lr<")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.01234, "12.34"), (2.34e-5, "0.023"), (0.0, "0.00"), (-3.1e-8, "-3.1e-05")]
+)
+def test_a_small_error_keeps_two_digits(value, text):
+    assert milli(value) == text
+
+
+def test_a_potential_that_has_not_learnt_is_called_so_and_no_unit_is_blamed(trained, monkeypatch, caplog):
+    monkeypatch.setattr("pimlip_zoo.evaluation.remarks_on", lambda _: ["the labelled forces are ... (units)"])
+    frames = load_builtin("ethanol-gfn2")[:3]
+    evaluate_run(trained, {}, {"training": frames, "validation": frames})
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1
+    assert "has hardly learnt yet" in said[0]
+    caplog.clear()
+    evaluate_run(trained, {}, {"validation": frames})
+    assert "validation: the labelled forces" in caplog.text
 
 
 def test_errors_in_the_report_are_those_of_eval(trained):

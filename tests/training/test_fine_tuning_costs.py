@@ -91,8 +91,8 @@ def train(base, folder, *more, interrupt=None, monkeypatch=None, resume=False):
         return experiment.train(ready, folder, resume=resume)
     make = runs.make_trainer
 
-    def with_signal(*arguments):
-        trainer = make(*arguments)
+    def with_signal(*arguments, **more):
+        trainer = make(*arguments, **more)
         trainer.callbacks.append(SignalAt(interrupt))
         return trainer
 

@@ -39,8 +39,8 @@ def run(folder, *, resume=False, interrupt=None, monkeypatch=None, settings=SETT
         return experiment.train(prepared, folder, resume=resume)
     make = runs.make_trainer
 
-    def with_signal(*arguments):
-        trainer = make(*arguments)
+    def with_signal(*arguments, **more):
+        trainer = make(*arguments, **more)
         trainer.callbacks.append(SignalAt(*interrupt))
         return trainer
 
@@ -150,7 +150,9 @@ def test_what_a_training_switches_in_the_process_is_put_back(tmp_path, monkeypat
         return torch.get_num_threads(), torch.get_float32_matmul_precision(), level
 
     before, inside, make = found(), [], runs.make_trainer
-    monkeypatch.setattr(runs, "make_trainer", lambda *arguments: inside.append(found()) or make(*arguments))
+    monkeypatch.setattr(
+        runs, "make_trainer", lambda *arguments, **more: inside.append(found()) or make(*arguments, **more)
+    )
     settings = [*SETTINGS, "trainer.max_steps=1", "trainer.threads=2", "trainer.products=tf32"]
     run(tmp_path / "run", settings=settings)
     assert inside == [(2, "high", logging.WARNING)]

@@ -235,6 +235,22 @@ def test_too_few_structures_are_refused_and_a_failing_level_is_skipped(ethanol):
     assert isinstance(found, Advice)
 
 
+@pytest.mark.parametrize("labels", ["energy,forces", "energy"])
+def test_labels_that_are_of_a_level_itself_are_seen_without_a_training(ethanol, monkeypatch, labels):
+    def never(*_):
+        raise AssertionError("something was trained")
+
+    monkeypatch.setattr(advice, "_trained", never)
+    frames = ethanol if labels == "energy,forces" else [replace(f, forces=None) for f in ethanol]
+    shifted = [replace(f, energy=f.energy + 3.0) for f in ethanol]
+    found = advise(frames, {"smooth": spring(ethanol), "same": shifted, "broken": InputError("no")}, steps=20)
+    assert found.steps == 0
+    assert found.same is not None
+    assert found.same.level == "same"
+    assert found.best is None
+    assert "no recipe: same is what these were labelled with" in found.sentence
+
+
 def test_a_level_that_the_labels_are_of_is_named_and_no_other_is_advised():
     other = judged(Errors(2.0, 0.1), Errors(1.0, 0.1), *forces_of(200, 50))
     assert other.recipe == "pretrain"

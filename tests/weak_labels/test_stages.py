@@ -3,6 +3,8 @@
 import json
 import signal
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,8 +93,8 @@ def interrupted_in(stage, step, monkeypatch):
 
     make, told = runs.make_trainer, []
 
-    def interrupting(config, folder, clock, seconds):
-        trainer = make(config, folder, clock, seconds)
+    def interrupting(config, folder, clock, seconds, **more):
+        trainer = make(config, folder, clock, seconds, **more)
         if folder.name == stage and not told:
             (stop,) = [c for c in trainer.callbacks if isinstance(c, GracefulStop)]
             began = stop.on_train_batch_end
@@ -561,6 +563,14 @@ def test_a_point_of_a_curve_that_was_interrupted_is_not_resumed_with_other_optio
         run_points([point], [*common, ("weak.labels.steps", 5)], [test], tmp_path / "curve")
 
 
+def test_a_curve_with_more_structures_than_there_are_is_refused_before_the_first_training(tmp_path):
+    points = [Point(3, "none", 0), Point(800, "none", 0)]
+    common = [s for s in settings(tmp_path) if s[0] != "seed"]
+    with pytest.raises(InputError, match="800 structures are asked for, there are "):
+        run_points(points, common, ["builtin:ethanol-gfn2/test_300K@0:4"], tmp_path / "curve")
+    assert not (tmp_path / "curve").exists()
+
+
 def test_a_curve_is_a_table_with_means_and_is_not_repeated(tmp_path):
     points = [Point(size, weak, seed) for seed in (0, 1) for size in (3, 6) for weak in ("none", "piwsl")]
     common = [s for s in settings(tmp_path) if s[0] != "seed"]
@@ -864,6 +874,20 @@ def test_stages_share_the_time_of_the_run_by_their_steps(tmp_path, monkeypatch):
     assert given == [("pretrain", 300.0), ("run", 400.0)]  # three steps, four steps
     assert load_config(tmp_path / "run" / "config.yaml", complete=True).trainer.max_time == "700s"
     assert experiment.config.trainer.max_time == "700s"
+
+
+def test_the_run_itself_has_a_third_of_the_time_however_long_its_stages_are():
+    config = load_config(
+        None,
+        [
+            ("trainer.max_time", "90s"),
+            ("trainer.max_steps", 100),
+            ("weak.labels", {"method": "pretrain", "steps": 9_900}),
+        ],
+    )
+    one = Run(SimpleNamespace(config=config), config.weak.labels, Path("unused"))
+    assert one._seconds() == pytest.approx(30.0)
+    assert one._seconds(9_900) == pytest.approx(60.0)
 
 
 def test_a_stage_that_its_time_cut_short_is_not_kept_for_other_runs(tmp_path, monkeypatch, caplog):

@@ -58,7 +58,7 @@ class MDSettings:
             )
         for key, low in (("temperature", 0.0), ("steps", 0), ("every", 1), ("chunk", 0), ("seed", 1)):
             if getattr(self, key) is not None and not getattr(self, key) >= low:
-                raise InputError(f"{key} is {getattr(self, key)}", key=key, hint=f"give a number >= {low:g}")
+                raise InputError(f"{getattr(self, key)} is too low", key=key, hint=f"give {low:g} or more")
         if self.timestep is not None and not self.timestep > 0:
             raise InputError(f"timestep is {self.timestep}", key="timestep", hint="give a time > 0 in ps")
 
@@ -123,7 +123,7 @@ def input_script(
     if fixed.any():
         momenta += " temp moving"
     velocities = (
-        "# velocities come with the structure"
+        f"# velocities come with the structure; {_kept(settings)}"
         if has_velocities
         else f"velocity        {group} create {temperature} {settings.seed} dist gaussian {momenta}"
     )
@@ -162,6 +162,13 @@ restart         {settings.interval * 10} run.restart.a run.restart.b
 run             {settings.steps}
 write_restart   final.restart
 """
+
+
+def _kept(settings: MDSettings) -> str:
+    """What the temperature is for where velocities are given."""
+    if settings.ensemble == "nve":
+        return "no temperature is set"
+    return f"the thermostat takes them to {settings.temperature:g} K"
 
 
 def write_run(

@@ -1,0 +1,40 @@
+"""Numbers and times as people write and read them."""
+
+from __future__ import annotations
+
+import datetime
+import re
+
+from pimlip_zoo.errors import InputError
+
+__all__ = ["milli", "parse_duration"]
+
+
+def milli(value: float) -> str:
+    """A value in thousandths of its unit: two decimals, and two digits where that would leave less.
+
+    >>> milli(0.01234), milli(0.0000123), milli(0.0)
+    ('12.34', '0.012', '0.00')
+    """
+    thousandths = 1e3 * value
+    return f"{thousandths:.2g}" if 0.0 < abs(thousandths) < 0.1 else f"{thousandths:.2f}"
+
+
+def parse_duration(text: str) -> datetime.timedelta:
+    """``90s``, ``10m``, ``2h``, ``1d12h`` as a time.
+
+    Raises:
+        InputError: for anything else, and for no time at all.
+    """
+    if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
+        raise InputError(
+            f"{text!r} is not a time", key="trainer.max_time", hint="write 90s, 10m, 2h or 1d12h"
+        )
+    units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+    parts = {units[unit]: float(number) for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text)}
+    duration = datetime.timedelta(**parts)
+    if not duration:
+        raise InputError(
+            f"{text!r} is no time at all", key="trainer.max_time", hint="write 90s, 10m, 2h or 1d12h"
+        )
+    return duration
