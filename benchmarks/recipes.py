@@ -107,7 +107,10 @@ RECIPES: dict[str, dict[str, object]] = {
     "linear-beta0.95": {**LINEAR, "optimizer.betas": [0.9, 0.95]},
     "linear-beta0.99": {**LINEAR, "optimizer.betas": [0.9, 0.99]},
     "linear-mae": {**LINEAR, "loss.forces.distance": "mae"},
-    **{f"default-{version}": {"recipe.name": "default", "recipe.version": version} for version in (3, 4, 5, 6)},
+    **{
+        f"default-{version}": {"recipe.name": "default", "recipe.version": version}
+        for version in (3, 4, 5, 6)
+    },
     **{
         f"default-4-decay{decay}": {
             "recipe.name": "default",

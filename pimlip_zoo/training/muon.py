@@ -150,7 +150,9 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     least = EPS * math.sqrt(matrices.shape[1] * matrices.shape[2])
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + least)
     for _ in range(iterations):
-        gram = torch.bmm(x, x.mT)  # sums within the products: half the calls, a quarter of the time of small matrices
+        gram = torch.bmm(
+            x, x.mT
+        )  # sums within the products: half the calls, a quarter of the time of small matrices
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
