@@ -67,7 +67,7 @@ _PROGRAMS = {
         (b"SELF-CONSISTENCY CYCLE DID NOT CONVERGE",),
     ),
 }
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _UNREADABLE = (EOFError, OSError, lzma.LZMAError, zlib.error)
 _ENCODED = (b"\xff\xfe", b"\xfe\xff")
 
@@ -79,7 +79,7 @@ def output_of(path: Path) -> bytes:
         CalculationError: when it is damaged, or a few bytes stand for very many.
         InputError: when there is no such file.
     """
-    opener: Callable[..., Any] | None = _OPENERS.get(regular_file(path).suffix)
+    opener = _OPENERS.get(regular_file(path).suffix)
     if opener is None:
         return path.read_bytes()
     limit = expansion_limit(path)
