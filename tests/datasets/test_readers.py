@@ -15,6 +15,7 @@ from example_frames import assert_same, crystal, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.coverage import coverage, is_isolated_atom, isolated_atom_energies
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.readers import DataSource, checked, load_frames, read_frames
@@ -230,6 +231,50 @@ def test_nan_labels_are_missing_ones_when_it_is_said(tmp_path):
     assert np.isnan(b.forces[1]).all()
     assert np.isfinite(b.forces[0]).all()
     assert c.forces is None
+
+
+FORCES = "Properties=species:S:1:pos:R:3:forces:R:3"
+ROW = "H 0 0 0 1 0 0"
+
+
+@pytest.mark.parametrize(
+    ("comment", "rows", "message"),
+    [
+        (f"{FORCES} energy=-1 energy=-2", ROW, "energy: stands twice"),
+        (f'{FORCES} Lattice="5 0 0 0 5 0 0 0 5" Lattice="9 0 0 0 9 0 0 0 9"', ROW, "Lattice: stands twice"),
+        (f'{FORCES} pbc="T T T" pbc="F F F"', ROW, "pbc: stands twice"),
+        (f"{FORCES} {FORCES}", ROW, "Properties: stands twice"),
+        (f"{FORCES}:forces:R:3", f"{ROW} 9 9 9", "column forces twice"),
+        ("Properties=species:S:1:pos:R:3:pos:R:3", ROW, "column pos twice"),
+        ("Properties=species:S:1:pos:R:3:Z:I:1", "H 0 0 0 8", "different elements"),
+        ("Properties=species:S:1:pos:S:3", "H 0 0 0", "no numbers"),
+        ("Properties=species:S:1:pos:R:3 energy=-1", ROW, "7 columns, expected 4"),
+        (FORCES, f"{ROW}\x0c{ROW}", "14 columns, expected 7"),
+        (FORCES, f"{ROW}\u2028{ROW}", "14 columns, expected 7"),
+        (f"{FORCES} energy=T", ROW, "truth value"),
+        (f'{FORCES} Lattice="5 0 0 0 5 0 0 0 5" PBC="F F F"', ROW, "write pbc"),
+        (f'{FORCES} lattice="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
+    ],
+)
+def test_an_xyz_file_that_contradicts_itself_is_refused(tmp_path, comment, rows, message):
+    (tmp_path / "a.xyz").write_text(f"1\n{comment}\n{rows}\n", encoding="utf8")
+    with pytest.raises(InputError, match=rf"a\.xyz, frame 0.*{message}"):
+        load_frames(str(tmp_path / "a.xyz"))
+
+
+def test_what_stands_in_quotes_of_an_xyz_header_is_no_key(tmp_path):
+    comment = (
+        f'{FORCES} energy=-1 name="energy=-2 energy = 3" note=\'pbc=T\' list="[energy=1]" url=a?energy=4'
+    )
+    (tmp_path / "a.xyz").write_text(f"1\n{comment}\n{ROW}\n")
+    assert load_frames(str(tmp_path / "a.xyz"))[0].energy == -1
+
+
+def test_whole_numbers_are_forces_and_columns_behind_a_plain_xyz_are_named(tmp_path):
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES.replace('forces:R', 'forces:I')}\n{ROW}\n")
+    np.testing.assert_array_equal(load_frames(str(tmp_path / "a.xyz"))[0].forces, [[1, 0, 0]])
+    (tmp_path / "b.xyz").write_text(f"1\n\n{ROW}\n")
+    assert convert(str(tmp_path / "b.xyz"), tmp_path / "b.lmdb").not_kept == ("columns without a name",)
 
 
 @pytest.mark.parametrize(
