@@ -214,6 +214,8 @@ def append(path: Path, text: str) -> None:
     Raises:
         InputError: when the system does not let it be written.
     """
+    if path.exists():
+        regular_file(path)
     with writing(path), path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         rest = memoryview(text.encode())
