@@ -183,7 +183,7 @@ def _entry(
 def _from_output(structure: Structure, path: Path) -> dict[str, Any]:
     from ase.io import read
 
-    check_converged(output_of(path))
+    check_converged(output_of(path), xml="vasprun" in path.name or path.name.endswith(".xml"))
     try:
         atoms: Any = read(str(path), index=-1)
     except Exception as error:

@@ -215,8 +215,9 @@ def converged(content):
 
 
 def test_a_vasprun_whose_last_step_changed_the_energy_is_not_converged():
-    assert converged(vasprun(-9.0, -9.5))
     assert converged(vasprun(-9.0, -9.5, -9.500001))
+    assert converged(vasprun(-9.5, -9.500001, limit=60))
+    assert not converged(vasprun(-9.0, -9.5, limit=60)), "told to stop"
     assert not converged(vasprun(-9.0, -9.5, -9.6))
     assert not converged(vasprun(-9.5, limit=1))
     assert not converged(vasprun("-0.1E+02", "-0.2E+02", "********"))
@@ -234,12 +235,25 @@ def test_a_vasprun_whose_last_step_changed_the_energy_is_not_converged():
         ("</modeling>", ""),
         ("</modeling>", "<calculation><scstep>"),
         ("<modeling>", '<!DOCTYPE modeling [<!ENTITY nelm "60">]><modeling>'),
-        ('<i type="int" name="NELM"> 3</i>', ""),
         ('<i name="EDIFF"> 0.00001000</i>', ""),
     ],
 )
 def test_a_vasprun_written_in_another_way_is_not_converged_either(old, new):
     assert not converged(vasprun(-9.0, -9.5, -9.6).replace(old.encode(), new.encode()))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        vasprun(-9.0, -9.500001, -9.5).decode().encode("utf-16-le"),
+        vasprun(-9.0, -9.5, -9.6).replace(b"modeling", b"other"),
+        b"",
+    ],
+)
+def test_what_has_the_name_of_a_vasprun_is_looked_at_as_one(content, here):
+    (here / "jobs" / "00001" / "vasprun.xml").write_bytes(content)
+    (failure,) = collected(here, output_file="vasprun.xml").failures
+    assert "xml" in failure.reason or "converge" in failure.reason
 
 
 ENDS = {
