@@ -3,6 +3,7 @@ import gzip
 import importlib.util
 import os
 import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pimlip_zoo.datasets.coverage import coverage, is_isolated_atom, isolated_at
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.readers import DataSource, checked, load_frames, read_frames
 from pimlip_zoo.datasets.readers.checks import all_usable, check_frame, coinciding_atoms
+from pimlip_zoo.datasets.readers.extxyz import _keys
 from pimlip_zoo.errors import InputError
 
 KCAL = units.kcal / units.mol
@@ -254,6 +256,14 @@ ROW = "H 0 0 0 1 0 0"
         (f"{FORCES} energy=T", ROW, "truth value"),
         (f'{FORCES} Lattice="5 0 0 0 5 0 0 0 5" PBC="F F F"', ROW, "write pbc"),
         (f'{FORCES} lattice="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
+        (f'{FORCES} "energy"=-1 energy=-2', ROW, "energy: stands twice"),
+        (f"{FORCES} 'energy' = -1 energy=-2", ROW, "energy: stands twice"),
+        (f'{FORCES} "lattice"="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
+        (f'{FORCES} Lattice="5 0 0 0 5 0 0 0 5" pbc="yes no no"', ROW, "pbc: is not made of T and F"),
+        (f'{FORCES} Lattice="5 0 0 0 5 0 0 0 5" pbc="2 0 0"', ROW, "pbc: is not made of T and F"),
+        (FORCES.replace("forces:R", "forces:S"), ROW, "forces: is no column of numbers"),
+        (FORCES.replace("forces", "Positions"), ROW, "Positions beside its geometry"),
+        ("Properties=species:S:1:pos:R:3:Species:S:1", "H 0 0 0 O", "Species beside its geometry"),
     ],
 )
 def test_an_xyz_file_that_contradicts_itself_is_refused(tmp_path, comment, rows, message):
@@ -268,6 +278,14 @@ def test_what_stands_in_quotes_of_an_xyz_header_is_no_key(tmp_path):
     )
     (tmp_path / "a.xyz").write_text(f"1\n{comment}\n{ROW}\n")
     assert load_frames(str(tmp_path / "a.xyz"))[0].energy == -1
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_quote_that_is_not_closed_takes_no_longer_the_longer_its_text_is(quote):
+    started = time.perf_counter()
+    assert list(_keys(f"a=1 x={quote}" + f"\\{quote}" * 500_000)) == ["a", "x"]
+    assert list(_keys(f"energy=1 {'{[' * 100_000} {quote}")) == ["energy"]
+    assert time.perf_counter() - started < 2
 
 
 def test_whole_numbers_are_forces_and_columns_behind_a_plain_xyz_are_named(tmp_path):

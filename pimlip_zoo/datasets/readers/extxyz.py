@@ -33,12 +33,13 @@ _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _MAX_ATOMS = 100_000_000
 _ELEMENTS = ("species", "Z", "numbers", "atomic_numbers")
 _GEOMETRY = {"pos", *_ELEMENTS}
+_OTHER_GEOMETRY = {"positions", *(name.lower() for name in _GEOMETRY)}
+"""Names in other letters, which might be meant for it."""
 _PLAIN = (("species", "S", 1), ("pos", "R", 3))
 """Columns of a file that does not name them."""
 _SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
-_QUOTED = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:\\.|[^'\\])*'|\{[^{}]*\}|\[[^\[\]]*\]""")
-_OUTSIDE = re.compile(r"[\s=\"']")
-_KEY = re.compile(r"(?<!\S)([^\s=]+)\s*=")
+_CLOSING = {'"': re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL), "'": re.compile(r"(?:[^'\\]|\\.)*'", re.DOTALL)}
+_WORD = re.compile(r"""[^\s="'{\[]+""")
 _SMALL, _PART = 1 << 24, 1 << 20
 _LONGEST_NUMBER, _LONGEST_COMMENT, _LONGEST_ROW = 1 << 12, 1 << 24, 1 << 20
 """Bytes of a line; what is longer has no line feeds, and would be read into memory as a whole."""
@@ -155,6 +156,8 @@ class ExtxyzFile:
         pbc = info.pop("pbc", None)
         if pbc is None:
             pbc = [cell is not None] * 3
+        elif not set(np.ravel(pbc).tolist()) <= {True, False}:
+            raise InputError("is not made of T and F", file=self.path, frame=index, key="pbc")
         if cell is not None and np.shape(cell) != (3, 3):
             raise InputError("is not nine numbers", file=self.path, frame=index, key="Lattice")
         if "pos" not in table.names:
@@ -163,6 +166,11 @@ class ExtxyzFile:
             raise InputError(
                 "has positions that are no numbers", file=self.path, frame=index, key="Properties"
             )
+        for name in table.names:
+            if name not in _GEOMETRY and name.lower() in _OTHER_GEOMETRY:
+                raise InputError(f"has a column {name} beside its geometry", file=self.path, frame=index)
+            if not table.is_number(name) and self.finder.is_label(name):
+                raise InputError("is no column of numbers", file=self.path, frame=index, key=name)
         arrays = {
             name: table.floats(name)
             for name in table.names
@@ -259,8 +267,7 @@ def _header(comment: str) -> tuple[dict[str, Any], tuple[tuple[str, str, int], .
     from ase.io.extxyz import key_val_str_to_dict
 
     comment = comment.strip()
-    keys = _KEY.findall(_QUOTED.sub(lambda found: _OUTSIDE.sub("_", found[0]), comment))
-    for key, count in Counter(keys).items():
+    for key, count in Counter(_keys(comment)).items():
         usual = _SPELLED.get(key.lower(), key)
         if key != usual:
             raise InputError(f"the header says {key}", key=key, hint=f"write {usual}")
@@ -269,6 +276,46 @@ def _header(comment: str) -> tuple[dict[str, Any], tuple[tuple[str, str, int], .
     info = key_val_str_to_dict(comment) if comment else {}
     properties = info.pop("Properties", None)
     return info, None if properties is None else _columns(properties)
+
+
+def _keys(comment: str) -> Iterator[str]:
+    """What stands before the equals signs of a header, without its quotes; values are passed over."""
+    place, word, before, in_value, begun = 0, "", "", False, False
+    while place < len(comment):
+        letter = comment[place]
+        if letter.isspace():
+            if in_value:
+                in_value = not begun
+            elif word:
+                before, word = word, ""
+            place += 1
+            continue
+        if letter == "=" and not in_value:
+            yield word or before
+            word, before, in_value, begun = "", "", True, False
+            place += 1
+            continue
+        text, place = _piece(comment, place, listed=in_value and not begun)
+        if in_value:
+            begun = True
+        else:
+            word += text
+
+
+def _piece(comment: str, place: int, *, listed: bool) -> tuple[str, int]:
+    """A quoted text without its quotes, a list in braces, or letters up to the next of these; and where it ends.
+
+    What is not closed ends with the header.
+    """
+    letter = comment[place]
+    if letter in _CLOSING:
+        found = _CLOSING[letter].match(comment, place + 1)
+        return ("", len(comment)) if found is None else (found[0][:-1], found.end())
+    if letter in "{[" and listed:
+        end = comment.find("}" if letter == "{" else "]", place)
+        return "", len(comment) if end < 0 else end + 1
+    run = _WORD.match(comment, place)
+    return (letter, place + 1) if run is None else (run[0], run.end())
 
 
 @lru_cache(maxsize=64)

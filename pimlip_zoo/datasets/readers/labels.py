@@ -315,6 +315,10 @@ class LabelFinder:
             return None
         return found
 
+    def is_label(self, key: str) -> bool:
+        """Whether a key is that of a label."""
+        return key in self._requested.values() or key.lower() in _USUAL
+
     def _weight(self, kind: str, candidates: Mapping[str, list[tuple[str, Any]]], index: int) -> float:
         value = self._one(kind, candidates, (), index)
         return 1.0 if value is None else float(value)
