@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import lzma
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -259,6 +262,31 @@ def _put(path: str, part: Record):
     return change
 
 
+def _program(content: bytes):
+    def change(record: Record) -> None:
+        record["interactions.1.conv_tp"].attributes["__codegen__"]["_compiled_main_left_right"] = content
+
+    return change
+
+
+def _coupling(record: Record) -> None:
+    """One of the Wigner 3j symbols that a compiled product multiplies with is another one."""
+    programs = record["interactions.1.conv_tp"].attributes["__codegen__"]
+    changed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(programs["_compiled_main_left_right"])) as before,
+        zipfile.ZipFile(changed, "w") as after,
+    ):
+        for name in before.namelist():
+            content = before.read(name)
+            if name.endswith("/data/0"):
+                numbers = np.frombuffer(content, np.float64 if len(content) % 360 == 0 else np.float32).copy()
+                numbers[np.argmax(np.abs(numbers))] *= 1.001
+                content = numbers.tobytes()
+            after.writestr(name, content)
+    programs["_compiled_main_left_right"] = changed.getvalue()
+
+
 def _act(path: str, act: object = "that of the first", layer: int = -1):
     """The activation of a layer of a network of distances; the last has none."""
 
@@ -324,6 +352,8 @@ def _act(path: str, act: object = "that of the first", layer: int = -1):
         (_set("products.0._forward_pre_hooks", {1: "f"}), "products.0._forward_pre_hooks"),
         (_set("products.0.linear.weight", torch.ones(3)), "products.0.linear.weight .*twice"),
         (_replace("interactions.0.linear_up.weight", 1.0), "interactions.0.linear_up.weight .*twice"),
+        (_program(b"no archive"), "compiled part of interactions.1.conv_tp cannot be read"),
+        (_coupling, r"interactions.1.conv_tp couples by other numbers .*_w3j_1_\d_\d"),
         (_set("forward", Named("os", "system")), "function of its own .*: forward"),
         (_set("radial_embedding.cutoff_fn.calculate_envelope", 1), "cutoff_fn.calculate_envelope"),
         (lambda record: record.attributes.pop("pair_repulsion"), "pair_repulsion says otherwise"),

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.foundation.mace_torch.couplings import check_couplings
 from pimlip_zoo.foundation.mace_torch.options import activation_name, check_attribute, plain
 from pimlip_zoo.foundation.unpickle import Named, Record
 
@@ -116,6 +117,7 @@ def check_parts(record: Record, weights: Mapping[str, Tensor]) -> None:
         if seen > _MOST:
             raise InputError("has modules that contain each other")
         _check_module(name, module)
+        check_couplings(name, module)
         for child, part in module.children.items():
             place = f"{name}.{child}" if name else str(child)
             if part is None:
