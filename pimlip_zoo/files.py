@@ -30,6 +30,7 @@ __all__ = [
     "replacing",
     "scratch_folder",
     "seal",
+    "seal_of",
     "sealed",
     "write_json",
     "write_text",
@@ -214,6 +215,8 @@ def append(path: Path, text: str) -> None:
     Raises:
         InputError: when the system does not let it be written.
     """
+    if path.exists():
+        regular_file(path)
     with writing(path), path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         rest = memoryview(text.encode())
@@ -323,12 +326,22 @@ def sealed(path: Path) -> bool:
 
     A library that is truncated or damaged ends the process that maps it: look before it is loaded.
     """
-    if not path.is_file() or not _seal_of(path).is_file():  # reading a pipe would wait
+    if not path.is_file():  # reading a pipe would wait
         return False
     try:
-        return _seal_of(path).read_bytes().strip() == content_hash(path).encode()
+        return seal_of(path) == content_hash(path)
     except OSError:
         return False
+
+
+def seal_of(path: Path) -> str | None:
+    """The hash that a file was sealed with; None where it was not."""
+    if not _seal_of(path).is_file():
+        return None
+    try:
+        return _seal_of(path).read_bytes().strip().decode(errors="replace")
+    except OSError:
+        return None
 
 
 def _seal_of(path: Path) -> Path:

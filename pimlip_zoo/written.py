@@ -26,13 +26,23 @@ def parse_duration(text: str) -> datetime.timedelta:
     Raises:
         InputError: for anything else, and for no time at all.
     """
-    if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
+    if not re.fullmatch(r"([0-9]+(\.[0-9]+)?[dhms])+", text):
         raise InputError(
             f"{text!r} is not a time", key="trainer.max_time", hint="write 90s, 10m, 2h or 1d12h"
         )
     units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
-    parts = {units[unit]: float(number) for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text)}
-    duration = datetime.timedelta(**parts)
+    given = [(units[unit], float(number)) for number, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms])", text)]
+    parts = dict(given)
+    if len(parts) < len(given):
+        raise InputError(
+            f"{text!r} has a unit twice", key="trainer.max_time", hint="write 90s, 10m, 2h or 1d12h"
+        )
+    try:
+        duration = datetime.timedelta(**parts)
+    except OverflowError as error:
+        raise InputError(
+            f"{text[:60]!r} is longer than 999999999 days", key="trainer.max_time", hint="leave it out"
+        ) from error
     if not duration:
         raise InputError(
             f"{text!r} is no time at all", key="trainer.max_time", hint="write 90s, 10m, 2h or 1d12h"

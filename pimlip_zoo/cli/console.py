@@ -68,8 +68,14 @@ def log_to(folder: Path) -> None:
     """Make a run folder and keep its ``log.txt`` from now on, with what was said since :func:`log_to_screen`."""
     from logging.handlers import MemoryHandler
 
+    from pimlip_zoo.files import regular_file, writing
+
     folder.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(folder / "log.txt")
+    path = folder / "log.txt"
+    if path.exists():
+        regular_file(path)
+    with writing(path):
+        file = logging.FileHandler(path)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # A full disk ends the run at its checkpoint, in one line; the log need not say so in twenty.
     file.handleError = lambda record: None  # type: ignore[method-assign]  # noqa: ARG005

@@ -35,7 +35,9 @@ def info_command(
     from pimlip_zoo.datasets.audit import survey_data
     from pimlip_zoo.datasets.audit.report import describe, survey_tables
     from pimlip_zoo.files import write_json
+    from pimlip_zoo.outputs import check_output, results
 
+    check_output(json_file, results("structures"), key="--json")
     import_without_torch("vesin")
     with _progress("structures") as advance:
         survey = survey_data(data, data, cutoff=cutoff, progress=lambda _, done: advance(done))
@@ -71,7 +73,11 @@ def check_command(
     from pimlip_zoo.datasets.coverage import isolated_atom_energies
     from pimlip_zoo.datasets.readers import read_frames
     from pimlip_zoo.files import write_json, write_text
+    from pimlip_zoo.outputs import PAGE, check_different, check_output, results
 
+    check_output(json_file, results("findings"), key="--json")
+    check_output(html_file, PAGE, key="--html")
+    check_different({"--json": json_file, "--html": html_file})
     import_without_torch("vesin")
     splits = {"train": data}
     if valid:
@@ -172,7 +178,9 @@ def split_command(
     from pimlip_zoo.datasets.readers import parse_spec, read_frames
     from pimlip_zoo.datasets.splits import make_split, write_split
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.outputs import check_output, results
 
+    check_output(out, results("fingerprint"), key="--out")
     sources = parse_spec(data)
     if len(sources) > 1 or sources[0].frames != slice(None):
         raise InputError(

@@ -81,6 +81,7 @@ def evaluate_command(
 ) -> None:
     """Errors of a trained potential on labelled structures, and with --physics the properties it predicts."""
     from pimlip_zoo.errors import InputError, no_such_file
+    from pimlip_zoo.outputs import PICTURE, check_different, check_output, results
 
     if dtype not in (None, "float32", "float64"):
         raise InputError(f"{dtype!r} is no precision", key="--dtype", hint="float32 or float64")
@@ -102,6 +103,10 @@ def evaluate_command(
                 "--calibration-plot": calibration_plot,
             },
         )
+    check_output(json_file, results("model", "weights", "physics"), key="--json")
+    check_output(plot, PICTURE, key="--plot")
+    check_output(calibration_plot, PICTURE, key="--calibration-plot")
+    check_different({"--json": json_file, "--plot": plot, "--calibration-plot": calibration_plot})
     _refuse(
         "looks at the reference level, not at --level",
         f"export --format checkpoint --level {level} makes a run of the other one",

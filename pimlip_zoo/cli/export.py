@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.outputs import EXPORTED, check_output
 
 if TYPE_CHECKING:
     import torch
@@ -186,13 +187,6 @@ def _directions(run: Path, format: ExportFormat, *, trust: bool) -> Directions: 
     return Directions(posterior.directions(), found.factor, found.exponent, found.quantile)
 
 
-def _check_no_checkpoint_of_a_run(target: Path) -> None:
-    """An exported file has neither the state of the training nor, in other formats, weights to train on."""
-    place = target.resolve()
-    if place.exists() and place.parent.name == "checkpoints":
-        raise InputError("is a checkpoint of a run", file=target, key="-o", hint="give a file elsewhere")
-
-
 def export_potential(
     potential: Potential,
     target: Path,
@@ -223,7 +217,8 @@ def export_potential(
 
     from pimlip_zoo.registry import available_models
 
-    _check_no_checkpoint_of_a_run(target)
+    # An exported file has neither the state of the training nor, in other formats, weights to train on.
+    check_output(target, EXPORTED, key="-o")
     if target.name.lower().endswith(".nequip.pt2") and format is not ExportFormat.aot:  # which says more
         raise InputError(
             "the ending is that of files of nequip-compile", file=target, key="-o", hint="give another one"

@@ -134,6 +134,9 @@ def label_command(
         raise typer.Exit(1)
 
 
+_MOST = 1e12
+
+
 def amount(text: str | None, units: dict[str, float], key: str) -> float | None:
     """A number with a unit.
 
@@ -147,7 +150,7 @@ def amount(text: str | None, units: dict[str, float], key: str) -> float | None:
     if text is None:
         return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].lower() not in units or float(match[1]) <= 0:
+    if match is None or match[2].lower() not in units or not 0 < float(match[1]) < _MOST:
         known = ", ".join(unit for unit in units if unit)
         raise InputError(f"{text!r} is no amount", key=key, hint=f"a number with one of {known}")
     return float(match[1]) * units[match[2].lower()]

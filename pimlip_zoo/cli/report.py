@@ -24,7 +24,9 @@ def report(
 ) -> None:
     """Write a run as one HTML file, or compare several: errors, learning curves, what differs between them."""
     from pimlip_zoo.cli.console import console
+    from pimlip_zoo.outputs import PAGE, check_output
 
+    check_output(out or (Path("comparison.html") if len(runs) > 1 else None), PAGE, key="--out")
     if len(runs) == 1:
         console().print(f"report: {write_run_report(runs[0], out)}")
         return

@@ -74,6 +74,9 @@ def select_command(
         raise InputError("is no format for structures", file=out, hint="name it .extxyz, .xyz or .lmdb")
     if out.exists() and not overwrite:
         raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
+    from pimlip_zoo.outputs import ANY, check_output
+
+    check_output(out, ANY, key="--out")
     name = acquisition or (NEXT if run is not None else FIRST)
     ACQUISITIONS.get(name, key="--acquisition")
     frames = load_frames(pool)

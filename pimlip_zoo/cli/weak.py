@@ -59,8 +59,10 @@ def advise(
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.experiment.advice import advise as compare
     from pimlip_zoo.experiment.advice import known_levels, labels_of_level
+    from pimlip_zoo.outputs import check_output, results
     from pimlip_zoo.registry import get_model
 
+    check_output(json_file, results("advice"), key="--json")
     if labels not in (None, "energy", "energy,forces"):
         raise InputError(f"{labels!r} is not possible", key="--labels", hint="energy, or leave it out")
     get_model(model)

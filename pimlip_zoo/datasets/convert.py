@@ -25,6 +25,7 @@ from pimlip_zoo.datasets.readers import DataSource, check_chosen, checked, open_
 from pimlip_zoo.datasets.readers.source import format_by_ending
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import read_text, write_text
+from pimlip_zoo.outputs import ANY, check_output
 
 __all__ = ["SHARD_FRAMES", "Conversion", "convert"]
 
@@ -114,6 +115,8 @@ def convert(
     out = Path(out)
     if out.exists() and not overwrite:
         raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
+    if out.is_file():
+        check_output(out, ANY, key="--out")
     if format_by_ending(out) not in (None, "lmdb"):
         raise InputError(
             f"a store is LMDB, and {out.suffix} would have it read as something else",

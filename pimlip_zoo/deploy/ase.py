@@ -13,7 +13,7 @@ from pimlip_zoo.compiled.kernels import one_thread_after_fork
 from pimlip_zoo.datasets.electrons import electrons_of_atoms
 from pimlip_zoo.datasets.neighbour_list import species_indices
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
-from pimlip_zoo.deploy.skin import SkinnedPairs
+from pimlip_zoo.deploy.skin import SkinnedPairs, check_result
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, edge_vectors, graph_to, stress_from_virial
 from pimlip_zoo.models.potential import Potential
@@ -157,12 +157,13 @@ class PimlipCalculator(Calculator):
         one_thread_after_fork()
         with torch.no_grad():
             predictions = self.potential(graph, forces=True, virial=stress)
-        energy = float(predictions.energy)
+        energy, forces = float(predictions.energy), predictions.forces.cpu().numpy()
+        check_result(energy, forces, structure)
         self.results = {
             "energy": energy,
             "free_energy": energy,
             "energies": predictions.atomic_energy.cpu().numpy(),
-            "forces": predictions.forces.cpu().numpy(),
+            "forces": forces,
         }
         if stress:
             tensor = stress_from_virial(predictions.virial, graph.cell)[0].cpu().numpy()

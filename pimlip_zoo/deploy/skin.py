@@ -13,7 +13,7 @@ from pimlip_zoo.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["SkinnedPairs", "check_finite"]
+__all__ = ["SkinnedPairs", "check_finite", "check_result"]
 
 _Pairs = tuple[NDArray[np.int64], NDArray[np.float64]]
 
@@ -70,3 +70,19 @@ def check_finite(atoms: Atoms) -> None:
     """
     if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
         raise InputError("a position or the cell is NaN or infinite", key="positions")
+
+
+def check_result(energy: float, forces: NDArray[Any], atoms: Atoms) -> None:
+    """Refuse what a model makes of a structure that cannot be, before anybody goes on with it.
+
+    Raises:
+        InputError: where the energy (eV) or a force (eV/Å) is NaN or infinite, naming two atoms that are on one spot.
+    """
+    if np.isfinite(energy) and np.isfinite(forces).all():
+        return
+    from pimlip_zoo.datasets.readers.checks import coinciding_atoms
+
+    pair = coinciding_atoms(atoms.positions, atoms.cell.array, np.asarray(atoms.pbc, dtype=bool))
+    if pair is not None:
+        raise InputError(f"atoms {pair[0]} and {pair[1]} are on one spot", key="positions")
+    raise InputError("the energy or a force is NaN or infinite", hint="is this a structure that can be?")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,27 +20,19 @@ import numpy as np
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import read_text, regular_file, replacing
 from pimlip_zoo.labelling.calculators import Labeller, find_labeller
+from pimlip_zoo.labelling.convergence import check_converged, output_of
 from pimlip_zoo.labelling.evaluate import input_writer, plain_result
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.journal import entries_of, journal_path, opened_journal
 from pimlip_zoo.labelling.label import Labelling, check_output, finish
 from pimlip_zoo.labelling.structures import Structure, as_atoms
 
-__all__ = ["Written", "converged_text", "read_folders", "write_folders"]
+__all__ = ["Written", "read_folders", "write_folders"]
 
 MANIFEST, SCRIPT, STRUCTURE, RESULT = "manifest.json", "array.slurm", "structure.extxyz", "result.extxyz"
 _FORMAT, _VERSION = "pimlip-zoo label folders", 1
 _MOVED = 1e-3
 """Å: a structure in an output that differs by more is another one."""
-_PROGRAMS = {
-    "ORCA": (b"* O   R   C   A *", b"SCF CONVERGED AFTER"),
-    "CP2K": (b"CP2K|", b"SCF run converged"),
-    "VASP": (b" vasp.", b"aborting loop because EDIFF is reached"),
-    "Quantum ESPRESSO": (b"Program PWSCF", b"convergence has been achieved"),
-    "FHI-aims": (b"Invoking FHI-aims", b"Self-consistency cycle converged"),
-}
-"""What stands in the output of each program, and only when its SCF converged."""
-_VASP_XML = re.compile(rb'name="program"[^>]*>\s*vasp')
 
 
 @dataclass(frozen=True)
@@ -165,31 +156,6 @@ def read_folders(
         return finish(structures, keys, journal, out, about, None, computed, missing)
 
 
-def converged_text(content: bytes) -> bool:
-    """Whether a program's output says that its SCF converged; True for a program that is not known.
-
-    >>> converged_text(b"Program PWSCF v.7.2 ... convergence NOT achieved")
-    False
-    """
-    for signature, marker in _PROGRAMS.values():
-        if signature in content:
-            return marker in content
-    return _vasp_xml_converged(content) if _VASP_XML.search(content[:10_000]) else True
-
-
-def _vasp_xml_converged(content: bytes) -> bool:
-    """``vasprun.xml`` does not say it: the last of NELM steps has to have changed the energy by less than EDIFF."""
-    steps = content.rpartition(b"<calculation>")[2].split(b"<scstep>")[1:]
-    limit, least = (
-        re.search(rb'name="' + name + rb'"[^>]*>\s*([-+.\dEe]+)\s*<', content) for name in (b"NELM", b"EDIFF")
-    )
-    if limit is None or least is None or len(steps) < int(limit[1]):
-        return True
-    found = [re.search(rb'name="e_fr_energy"[^>]*>\s*([-+.\dEe]+)\s*<', step) for step in steps[-2:]]
-    values = [float(value[1]) for value in found if value is not None]
-    return len(values) == 2 and abs(values[1] - values[0]) < float(least[1])
-
-
 def _entry(
     structure: Structure, key: str, place: Path, output_file: str | None, manifest: dict[str, Any]
 ) -> dict[str, Any] | None:
@@ -217,8 +183,7 @@ def _entry(
 def _from_output(structure: Structure, path: Path) -> dict[str, Any]:
     from ase.io import read
 
-    if not converged_text(path.read_bytes()):
-        raise CalculationError("the SCF did not converge")
+    check_converged(output_of(path), xml="vasprun" in path.name or path.name.endswith(".xml"))
     try:
         atoms: Any = read(str(path), index=-1)
     except Exception as error:

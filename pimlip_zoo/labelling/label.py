@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pimlip_zoo import outputs
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError, reason_of
@@ -143,6 +144,7 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
         raise InputError("is a folder", file=out, hint="name a file")
     if out.exists() and not overwrite and not journal_path(out).exists():
         raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
+    outputs.check_output(out, outputs.ANY, key="--out")
 
 
 def labelled_frame(structure: Structure, result: dict[str, Any], about: dict[str, str]) -> Frame:

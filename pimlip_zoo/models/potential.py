@@ -84,7 +84,21 @@ class Potential(PhysicsWeakMixin, nn.Module):
         return self.model.config.force_head == "direct"
 
     def set_dtype(self, dtype: torch.dtype) -> Potential:
-        """Change the precision of the model; references and scale stay float64."""
+        """Change the precision of the model; references and scale stay float64.
+
+        Raises:
+            InputError: where a weight is too large for it; nothing is changed then.
+        """
+        largest = torch.finfo(dtype).max
+        for name, weight in self.model.named_parameters():
+            if (
+                weight.dtype.itemsize > dtype.itemsize
+                and weight.numel()
+                and float(weight.detach().abs().max()) > largest
+            ):
+                raise InputError(
+                    f"a weight is larger than {dtype} holds", key=name, hint="keep its precision"
+                )
         self.model.to(dtype)
         return self
 

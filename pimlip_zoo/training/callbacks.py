@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -41,6 +42,9 @@ __all__ = [
     "columns_of",
     "watched_terms",
 ]
+
+
+log = logging.getLogger("pimlip_zoo")
 
 
 class AveragedWeights(WeightAveraging):
@@ -339,8 +343,23 @@ class KeepBest(ModelCheckpoint):
         return {**super().state_dict(), "chosen_anew": self._chosen_anew}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on."""
-        super().load_state_dict(state_dict)
+        """Go on with the best so far, wherever the run's folder is now; without its file, choose among what comes."""
+        folder = Path(self.dirpath or "")
+        best = folder / Path(state_dict["best_model_path"] or "nowhere").name
+        here: dict[str, Any] = {"dirpath": self.dirpath}
+        if best.is_file():
+            here["best_model_path"] = str(best)
+            here["best_k_models"] = {
+                str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()
+            }
+            worst = state_dict["kth_best_model_path"]
+            here["kth_best_model_path"] = str(folder / Path(worst).name) if worst else ""
+        else:
+            if state_dict["best_model_score"] is not None:
+                log.warning("%s is not there any more: the best of the weights that follow are kept", best)
+            here |= {"best_model_path": "", "best_k_models": {}, "kth_best_model_path": ""}
+            here |= {"best_model_score": None, "kth_value": torch.tensor(float("inf"))}
+        super().load_state_dict({**state_dict, **here})
         self._chosen_anew = bool(state_dict.get("chosen_anew", False))
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:

@@ -280,10 +280,10 @@ def _of_level(
 
 
 def _check_kinds(weights: Mapping[str, Tensor], potential: Potential, path: Path) -> None:
-    """Refuse whole or complex numbers where real ones belong, which would be rounded or cut without a word."""
+    """Refuse numbers of another kind or precision, which would be rounded, cut or infinite without a word."""
     for name, own in potential.state_dict().items():
         found = weights.get(name)
-        if found is not None and found.is_floating_point() != own.is_floating_point():
+        if found is not None and found.dtype != own.dtype:
             raise InputError(f"is {found.dtype}, and {own.dtype} here", file=path, key=name)
 
 

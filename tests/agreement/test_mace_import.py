@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import lzma
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -233,6 +236,69 @@ def _fill(path: str, value: float):
     return change
 
 
+def _replace(path: str, value: float):
+    def change(record: Record) -> None:
+        parent, _, name = path.rpartition(".")
+        record[parent].place("_buffers")[name] = torch.full(record[path].shape, value)
+
+    return change
+
+
+def _bias(path: str):
+    """A layer that adds numbers, as e3nn's and torch's can."""
+
+    def change(record: Record) -> None:
+        record[path].place("_buffers").pop("bias", None)
+        record[path].place("_parameters")["bias"] = torch.full((2,), 0.1)
+
+    return change
+
+
+def _put(path: str, part: Record):
+    def change(record: Record) -> None:
+        parent, _, name = path.rpartition(".")
+        record[parent].children[name] = part
+
+    return change
+
+
+def _program(content: bytes):
+    def change(record: Record) -> None:
+        record["interactions.1.conv_tp"].attributes["__codegen__"]["_compiled_main_left_right"] = content
+
+    return change
+
+
+def _coupling(record: Record) -> None:
+    """One of the Wigner 3j symbols that a compiled product multiplies with is another one."""
+    programs = record["interactions.1.conv_tp"].attributes["__codegen__"]
+    changed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(programs["_compiled_main_left_right"])) as before,
+        zipfile.ZipFile(changed, "w") as after,
+    ):
+        for name in before.namelist():
+            content = before.read(name)
+            if name.endswith("/data/0"):
+                numbers = np.frombuffer(content, np.float64 if len(content) % 360 == 0 else np.float32).copy()
+                numbers[np.argmax(np.abs(numbers))] *= 1.001
+                content = numbers.tobytes()
+            after.writestr(name, content)
+    programs["_compiled_main_left_right"] = changed.getvalue()
+
+
+def _act(path: str, act: object = "that of the first", layer: int = -1):
+    """The activation of a layer of a network of distances; the last has none."""
+
+    def change(record: Record) -> None:
+        layers = list(record[path])
+        parts = layers[layer].attributes
+        parts.pop("act", None)
+        parts["_modules"] = {**layers[layer].children, "act": layers[0]["act"] if act else None}
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -271,6 +337,28 @@ def _fill(path: str, value: float):
         (_set("interactions.0.conv_tp_weights.layer1.var_out", 2.0), r"layer1.var_out is 2\.0"),
         (_set("interactions.0.conv_tp_weights.layer0.act._is_id", True), "silu is not multiplied"),
         (_set("readouts.1.non_linearity.acts.0._is_id", True), "silu is not multiplied"),
+        *[
+            (_bias(place), rf"computes with (biases of )?{place[:10]}")
+            for place in (
+                *("node_embedding.linear", "interactions.0.linear_up", "interactions.1.linear"),
+                *("interactions.1.skip_tp", "products.0.linear", "readouts.0.linear", "readouts.1.linear_2"),
+            )
+        ],
+        (_put("interactions.0.more", Record("torch.nn.Linear")), r"part interactions.0.more \(Linear\)"),
+        (_rename("interactions.0.linear_up", "Other"), "a Other for interactions.0.linear_up"),
+        (_act("interactions.1.conv_tp_weights"), "act = normalize2mom"),
+        (_act("interactions.0.conv_tp_weights", None, 0), "activation identity"),
+        (_set("interactions.1.linear_up._forward_hooks", {1: "f"}), "linear_up._forward_hooks"),
+        (_set("products.0._forward_pre_hooks", {1: "f"}), "products.0._forward_pre_hooks"),
+        (_set("products.0.linear.weight", torch.ones(3)), "products.0.linear.weight .*twice"),
+        (_replace("interactions.0.linear_up.weight", 1.0), "interactions.0.linear_up.weight .*twice"),
+        (_program(b"no archive"), "compiled part of interactions.1.conv_tp cannot be read"),
+        (_coupling, r"interactions.1.conv_tp couples by other numbers .*_w3j_1_\d_\d"),
+        (_set("forward", Named("os", "system")), "function of its own .*: forward"),
+        (_set("radial_embedding.cutoff_fn.calculate_envelope", 1), "cutoff_fn.calculate_envelope"),
+        (lambda record: record.attributes.pop("pair_repulsion"), "pair_repulsion says otherwise"),
+        (_replace("radial_embedding.cutoff_fn.p", 6.5), "p is 6.5"),
+        (_replace("pair_repulsion_fn.p", 5.5), "p is 5.5"),
     ],
 )
 def test_a_variant_that_is_not_supported_is_refused(
@@ -334,6 +422,19 @@ def _spec(name: str, key: str, value: object):
         ("omol", _embed({"temperature": {}, "total_charge": {}}), "embeds temperature and total_charge"),
         ("omol", _rename("embedding_readout", "NonLinearReadoutBlock"), "the embedding readout NonLinear"),
         ("omol", _fill("scale_shift.scale", 0.0), "scale 0"),
+        *[
+            ("omol", _bias(place), f"computes with {place}.bias")
+            for place in (
+                *(f"interactions.1.{name}" for name in ("linear_1", "linear_2", "linear_res", "skip_tp")),
+                *(f"interactions.0.{name}_embedding" for name in ("source", "target")),
+                *("embedding_readout.linear", "joint_embedding.project.0", "readouts.0.linear_1"),
+            )
+        ],
+        ("omol", _rename("joint_embedding.project.1", "Tanh"), "Tanh for joint_embedding.project.1"),
+        ("omol", _put("joint_embedding.project.2", Record("torch.nn.SiLU")), "joint_embedding.project.2"),
+        ("omol", _set("joint_embedding.embedders.total_charge.max_norm", 0.3), "max_norm is 0.3"),
+        ("omol", _rename("interactions.0.density_fn.net.2", "Tanh"), "Linear, LayerNorm, Tanh"),
+        ("mh", _set("interactions.0.density_fn.net.1.eps", 1e-3), "eps = 0.001"),
     ],
 )
 def test_a_variant_of_nonlinear_interactions_that_is_not_supported_is_refused(

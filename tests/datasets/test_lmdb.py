@@ -19,6 +19,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import (
     FrameStore,
     StoreWriter,
+    environment,
     partial_path,
     write_store,
 )
@@ -397,6 +398,35 @@ def test_a_store_that_is_changed_while_it_is_mapped_is_refused_and_ends_no_proce
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.fixture(scope="module")
+def corrected(tmp_path_factory):
+    """A store of many pages, and one in which a label of a single frame is another one."""
+    folder = tmp_path_factory.mktemp("corrected")
+    frames = [molecule(i, 6) for i in range(1000)]
+    first = write_store(folder / "first.lmdb", frames)
+    frames[530] = replace(frames[530], energy=frames[530].energy + 100)
+    return first, write_store(folder / "second.lmdb", frames)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_one_label_that_is_written_to_a_store_of_many_pages_is_noticed(
+    large, corrected, tmp_path, monkeypatch
+):
+    if large:
+        monkeypatch.setattr(environment, "PAGES_CHECKED_ON_OPENING", 0)
+    target = tmp_path / "a.lmdb"
+    shutil.copyfile(corrected[0], target)
+    store = FrameStore(target)
+    energy = store[530].energy
+    target.chmod(0o600)
+    target.rename(tmp_path / "b.lmdb")
+    assert store[530].energy == energy
+    with (tmp_path / "b.lmdb").open("r+b") as file:
+        file.write(corrected[1].read_bytes())
+    with pytest.raises(InputError, match="changed while it was read"):
+        store[530]
 
 
 def test_a_store_that_is_touched_replaced_or_removed_as_a_whole_is_read_on(path, tmp_path):

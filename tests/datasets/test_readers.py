@@ -3,6 +3,7 @@ import gzip
 import importlib.util
 import os
 import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from example_frames import assert_same, crystal, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.coverage import coverage, is_isolated_atom, isolated_atom_energies
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.readers import DataSource, checked, load_frames, read_frames
 from pimlip_zoo.datasets.readers.checks import all_usable, check_frame, coinciding_atoms
+from pimlip_zoo.datasets.readers.extxyz import _keys
 from pimlip_zoo.errors import InputError
 
 KCAL = units.kcal / units.mol
@@ -230,6 +233,66 @@ def test_nan_labels_are_missing_ones_when_it_is_said(tmp_path):
     assert np.isnan(b.forces[1]).all()
     assert np.isfinite(b.forces[0]).all()
     assert c.forces is None
+
+
+FORCES = "Properties=species:S:1:pos:R:3:forces:R:3"
+ROW = "H 0 0 0 1 0 0"
+
+
+@pytest.mark.parametrize(
+    ("comment", "rows", "message"),
+    [
+        (f"{FORCES} energy=-1 energy=-2", ROW, "energy: stands twice"),
+        (f'{FORCES} Lattice="5 0 0 0 5 0 0 0 5" Lattice="9 0 0 0 9 0 0 0 9"', ROW, "Lattice: stands twice"),
+        (f'{FORCES} pbc="T T T" pbc="F F F"', ROW, "pbc: stands twice"),
+        (f"{FORCES} {FORCES}", ROW, "Properties: stands twice"),
+        (f"{FORCES}:forces:R:3", f"{ROW} 9 9 9", "column forces twice"),
+        ("Properties=species:S:1:pos:R:3:pos:R:3", ROW, "column pos twice"),
+        ("Properties=species:S:1:pos:R:3:Z:I:1", "H 0 0 0 8", "different elements"),
+        ("Properties=species:S:1:pos:S:3", "H 0 0 0", "no numbers"),
+        ("Properties=species:S:1:pos:R:3 energy=-1", ROW, "7 columns, expected 4"),
+        (FORCES, f"{ROW}\x0c{ROW}", "14 columns, expected 7"),
+        (FORCES, f"{ROW}\u2028{ROW}", "14 columns, expected 7"),
+        (f"{FORCES} energy=T", ROW, "truth value"),
+        (f'{FORCES} Lattice="5 0 0 0 5 0 0 0 5" PBC="F F F"', ROW, "write pbc"),
+        (f'{FORCES} lattice="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
+        (f'{FORCES} "energy"=-1 energy=-2', ROW, "energy: stands twice"),
+        (f"{FORCES} 'energy' = -1 energy=-2", ROW, "energy: stands twice"),
+        (f'{FORCES} "lattice"="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
+        (f'{FORCES} Lattice="5 0 0 0 5 0 0 0 5" pbc="yes no no"', ROW, "pbc: is not made of T and F"),
+        (f'{FORCES} Lattice="5 0 0 0 5 0 0 0 5" pbc="2 0 0"', ROW, "pbc: is not made of T and F"),
+        (FORCES.replace("forces:R", "forces:S"), ROW, "forces: is no column of numbers"),
+        (FORCES.replace("forces", "Positions"), ROW, "Positions beside its geometry"),
+        ("Properties=species:S:1:pos:R:3:Species:S:1", "H 0 0 0 O", "Species beside its geometry"),
+    ],
+)
+def test_an_xyz_file_that_contradicts_itself_is_refused(tmp_path, comment, rows, message):
+    (tmp_path / "a.xyz").write_text(f"1\n{comment}\n{rows}\n", encoding="utf8")
+    with pytest.raises(InputError, match=rf"a\.xyz, frame 0.*{message}"):
+        load_frames(str(tmp_path / "a.xyz"))
+
+
+def test_what_stands_in_quotes_of_an_xyz_header_is_no_key(tmp_path):
+    comment = (
+        f'{FORCES} energy=-1 name="energy=-2 energy = 3" note=\'pbc=T\' list="[energy=1]" url=a?energy=4'
+    )
+    (tmp_path / "a.xyz").write_text(f"1\n{comment}\n{ROW}\n")
+    assert load_frames(str(tmp_path / "a.xyz"))[0].energy == -1
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_quote_that_is_not_closed_takes_no_longer_the_longer_its_text_is(quote):
+    started = time.perf_counter()
+    assert list(_keys(f"a=1 x={quote}" + f"\\{quote}" * 500_000)) == ["a", "x"]
+    assert list(_keys(f"energy=1 {'{[' * 100_000} {quote}")) == ["energy"]
+    assert time.perf_counter() - started < 2
+
+
+def test_whole_numbers_are_forces_and_columns_behind_a_plain_xyz_are_named(tmp_path):
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES.replace('forces:R', 'forces:I')}\n{ROW}\n")
+    np.testing.assert_array_equal(load_frames(str(tmp_path / "a.xyz"))[0].forces, [[1, 0, 0]])
+    (tmp_path / "b.xyz").write_text(f"1\n\n{ROW}\n")
+    assert convert(str(tmp_path / "b.xyz"), tmp_path / "b.lmdb").not_kept == ("columns without a name",)
 
 
 @pytest.mark.parametrize(

@@ -295,6 +295,32 @@ def test_a_damaged_program_in_the_cache_is_compiled_again(tmp_path, monkeypatch,
     assert sealed(built)
 
 
+SHORTENED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+import pimlip_zoo, ase
+from pimlip_zoo.deploy.native import library
+library.cache_folder = lambda: Path(sys.argv[2])
+atoms = ase.Atoms("HCO", [[0, 0, 0], [0, 0, 1.2], [0, 1.1, 0]], calculator=pimlip_zoo.calculator(sys.argv[1]))
+first = atoms.get_potential_energy()
+(built,) = Path(sys.argv[2]).glob("*.so")
+assert not [path for path in Path(sys.argv[2]).iterdir() if path.is_dir()], "nothing is left"
+for keep in (4096, 0):
+    os.truncate(built, keep)
+    atoms.positions[2, 1] += 0.1
+    assert np.isfinite(atoms.get_forces()).all()
+atoms.positions[2, 1] -= 0.2
+assert abs(atoms.get_potential_energy() - first) < 1e-12
+"""
+
+
+def test_a_program_that_is_shortened_while_a_calculator_lives_ends_no_process(exported, tmp_path):
+    command = [sys.executable, "-c", SHORTENED, str(exported[1]), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_other_versions_are_refused(exported, tmp_path):
     content = read_native(exported[1])
     other = tmp_path / "other.pimlip"

@@ -133,3 +133,60 @@ def test_torch_sims_runner_moves_each_structure_and_heats_it_as_told():
     assert ((state.positions - start).norm(dim=1) > 1e-5).all()
     torch.testing.assert_close(state.forces, model(state)["forces"], rtol=0, atol=1e-10)
     torch.testing.assert_close(state.energy, model(state)["energy"], rtol=0, atol=1e-10)
+
+
+def state_of_interleaved():
+    """A state of two structures whose atoms are not side by side, and which is whose."""
+    first, second = (
+        rattled(bulk("Cu", "fcc", a=3.6, cubic=True)),
+        rattled(bulk("Al", "fcc", a=4.0) * (1, 1, 2)),
+    )
+    owner = np.array([1, 0, 0, 1, 0, 0])
+    numbers, positions = np.zeros(6, dtype=int), np.zeros((6, 3))
+    for index, atoms in enumerate((first, second)):
+        numbers[owner == index], positions[owner == index] = atoms.numbers, atoms.positions
+    cells = np.array([np.array(atoms.cell).T for atoms in (first, second)])
+    fields = {
+        "positions": torch.as_tensor(positions),
+        "cell": torch.as_tensor(cells),
+        "pbc": torch.tensor([True, True, True]),
+        "atomic_numbers": torch.as_tensor(numbers),
+        "system_idx": torch.as_tensor(owner),
+    }
+    return fields, (first, second), owner
+
+
+def test_atoms_of_structures_need_not_stand_side_by_side():
+    pytest.importorskip("torch_sim")
+    from pimlip_zoo.deploy.torchsim import TorchSimModel
+
+    fields, structures, owner = state_of_interleaved()
+    results = TorchSimModel(small_potential(("Cu", "Al")))(fields)
+    for index, atoms in enumerate(structures):
+        atoms.calc = PimlipCalculator(small_potential(("Cu", "Al")))
+        assert results["energy"][index].item() == pytest.approx(atoms.get_potential_energy(), abs=1e-10)
+        np.testing.assert_allclose(results["forces"][owner == index], atoms.get_forces(), atol=1e-10)
+        energies = results["energies"][owner == index]
+        np.testing.assert_allclose(energies, atoms.get_potential_energies(), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("system_idx", [1, 0, 0, 5, 0, 0], "beyond the 2"),
+        ("system_idx", [1, 0, 0, -1, 0, 0], "beyond the 2"),
+        ("system_idx", [1, 0], "2 of system_idx"),
+        ("atomic_numbers", [13.0, 29.0, 29.0, 13.4, 29.0, 29.0], "atomic_numbers"),
+        ("pbc", [[True] * 3] * 2, r"pbc: has the shape \(2, 3\)"),
+        ("pbc", None, "pbc: is missing"),
+        ("positions", [[0.0, 0, 0]] * 6, "system 0, positions: atoms 0 and 1 are on one spot"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(key, value, says):
+    pytest.importorskip("torch_sim")
+    from pimlip_zoo.deploy.torchsim import TorchSimModel
+
+    fields, _, _ = state_of_interleaved()
+    fields[key] = None if value is None else torch.tensor(value)
+    with pytest.raises(InputError, match=says):
+        TorchSimModel(small_potential(("Cu", "Al")))(fields)

@@ -1,6 +1,9 @@
 """Journals, manifests and outputs that are damaged or of other structures: said, and never a label."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import shutil
 
@@ -11,7 +14,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.labelling.cluster import converged_text, read_folders, write_folders
+from pimlip_zoo.labelling.cluster import read_folders, write_folders
+from pimlip_zoo.labelling.convergence import check_converged
 from pimlip_zoo.labelling.evaluate import plain_result
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.journal import Journal, journal_path
@@ -198,15 +202,116 @@ def vasprun(*energies, limit=3):
         '<modeling><generator><i name="program" type="string">vasp </i></generator>'
         f'<i name="EDIFF"> 0.00001000</i><i type="int" name="NELM"> {limit}</i>'
         f"<calculation><scstep></scstep></calculation><calculation>{steps}<energy></energy></calculation>"
+        "</modeling>"
     ).encode()
 
 
+def converged(content):
+    try:
+        check_converged(content)
+    except CalculationError:
+        return False
+    return True
+
+
 def test_a_vasprun_whose_last_step_changed_the_energy_is_not_converged():
-    assert converged_text(vasprun(-9.0, -9.5))
-    assert converged_text(vasprun(-9.0, -9.5, -9.500001))
-    assert not converged_text(vasprun(-9.0, -9.5, -9.6))
-    assert not converged_text(vasprun(-9.5, limit=1))
-    assert not converged_text(vasprun("-0.1E+02", "-0.2E+02", "********"))
+    assert converged(vasprun(-9.0, -9.5, -9.500001))
+    assert converged(vasprun(-9.5, -9.500001, limit=60))
+    assert not converged(vasprun(-9.0, -9.5, limit=60)), "told to stop"
+    assert not converged(vasprun(-9.0, -9.5, -9.6))
+    assert not converged(vasprun(-9.5, limit=1))
+    assert not converged(vasprun("-0.1E+02", "-0.2E+02", "********"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"', "'"),
+        ("<scstep>", "<scstep >"),
+        ("<generator>", f"<!--{'x' * 11_000}--><generator>"),
+        ("</modeling>", "<calculation><time/></calculation></modeling>"),
+        ("</modeling>", "<calculation ></calculation></modeling>"),
+        ("</modeling>", "<!--<calculation>--></modeling>"),
+        ("</modeling>", ""),
+        ("</modeling>", "<calculation><scstep>"),
+        ("<modeling>", '<!DOCTYPE modeling [<!ENTITY nelm "60">]><modeling>'),
+        ('<i name="EDIFF"> 0.00001000</i>', ""),
+    ],
+)
+def test_a_vasprun_written_in_another_way_is_not_converged_either(old, new):
+    assert not converged(vasprun(-9.0, -9.5, -9.6).replace(old.encode(), new.encode()))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        vasprun(-9.0, -9.500001, -9.5).decode().encode("utf-16-le"),
+        vasprun(-9.0, -9.5, -9.6).replace(b"modeling", b"other"),
+        b"",
+    ],
+)
+def test_what_has_the_name_of_a_vasprun_is_looked_at_as_one(content, here):
+    (here / "jobs" / "00001" / "vasprun.xml").write_bytes(content)
+    (failure,) = collected(here, output_file="vasprun.xml").failures
+    assert "xml" in failure.reason or "converge" in failure.reason
+
+
+ENDS = {
+    "ORCA": (
+        "* O   R   C   A *\n",
+        "SCF ITERATIONS\n",
+        "SCF CONVERGED AFTER  9 CYCLES\n",
+        "SCF NOT CONVERGED AFTER 125 CYCLES\n",
+    ),
+    "CP2K": (
+        "CP2K| version string\n",
+        "SCF WAVEFUNCTION OPTIMIZATION\n",
+        "*** SCF run converged in 9 steps ***\n",
+        "*** SCF run NOT converged ***\n",
+    ),
+    "VASP": (
+        " vasp.6.4.2\n",
+        "--- Iteration   2(   1) ---\n",
+        "aborting loop because EDIFF is reached\n",
+        "aborting loop EDIFF was not reached (unconverged)\n",
+    ),
+    "Quantum ESPRESSO": (
+        "Program PWSCF v.7.2\n",
+        "Self-consistent Calculation\n",
+        "convergence has been achieved in 9 iterations\n",
+        "convergence NOT achieved after 100 iterations: stopping\n",
+    ),
+    "FHI-aims": (
+        "Invoking FHI-aims ...\n",
+        "Begin self-consistency loop: Re-initialization.\n",
+        "Self-consistency cycle converged.\n",
+        "WARNING! SELF-CONSISTENCY CYCLE DID NOT CONVERGE\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("program", ENDS)
+def test_only_the_last_scf_of_an_output_counts(program):
+    begin, start, reached, failed = (line.encode() for line in ENDS[program])
+    assert converged(begin + start + reached)
+    assert converged(begin + start + failed + start + reached)
+    for end in (start, start + failed, start + failed + reached + failed, start + reached + start):
+        assert not converged(begin + end)
+    assert not converged(begin + start + reached + begin + start + failed)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
+def test_an_output_that_did_not_converge_is_a_failure_when_it_is_compressed_too(ending, here):
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[ending]
+    place = here / "jobs" / "00001" / f"vasprun.xml{ending}"
+    for content, says in (
+        (compress(vasprun(-9.0, -9.5, -9.6)), "did not converge"),
+        (compress(bytes(1 << 26)), "unpacks to more than"),
+        (compress(vasprun(-9.0))[:-9], "cannot be unpacked"),
+    ):
+        place.write_bytes(content)
+        (failure,) = collected(here, output_file=place.name).failures
+        assert says in failure.reason
 
 
 def test_a_journal_that_does_not_say_its_level_or_a_checksum_any_more_is_refused(tmp_path):

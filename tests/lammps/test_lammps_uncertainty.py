@@ -27,7 +27,7 @@ plugin load {plugin}
 read_data structure.data
 pair_style pimlip {options}
 pair_coeff * * {model} {elements}
-fix u all pair 2 pimlip uncertainty 1
+fix u all pair 2 pimlip uncertainty {asked}
 compute most all reduce max f_u
 thermo_style custom step pe c_most
 dump rows all custom 1 rows.txt id f_u fx fy fz
@@ -63,13 +63,14 @@ def models(tmp_path_factory):
     return export
 
 
-def in_lammps(folder, atoms, model, plugin, *, ranks=1, options="", units="metal", steps=0):
+def in_lammps(folder, atoms, model, plugin, *, ranks=1, options="", units="metal", steps=0, asked=1):
     types = write_data(folder / "structure.data", atoms, SPECIES)
     masses = "" if types.have_standard_masses else " masses any"
     (folder / "in.lammps").write_text(
         SCRIPT.format(
             units=units,
             steps=steps,
+            asked=asked,
             boundary=" ".join("p" if p else "f" for p in atoms.pbc),
             plugin=lammps_word(plugin.resolve()),
             options=options + masses,
@@ -112,6 +113,16 @@ def test_single_precision_and_the_units_of_the_run(tmp_path, plugin, models):
     assert np.abs(rows[:, 1] / 23.060549 - expected).max() < 1e-4 * expected.max()
     dumped = (tmp_path / "rows.txt").read_text().count("ITEM: TIMESTEP")
     assert dumped == 5
+
+
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_what_was_not_asked_for_is_no_number(steps, tmp_path, plugin, models):
+    _, path = models("allegro")
+    rows = in_lammps(tmp_path, geometries()["a molecule in a box"], path, plugin, steps=steps, asked=0)
+    assert len(rows) > 1
+    assert np.isnan(rows[:, 1]).all()
+    assert np.isfinite(rows[:, 2:]).all()
 
 
 @pytest.mark.parametrize("file_format", ["native"], indirect=True)

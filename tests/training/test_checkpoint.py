@@ -173,6 +173,34 @@ def test_a_field_that_is_not_there_is_named(tmp_path):
         load_potential(tmp_path / "a.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("trained", "found", "says"),
+    [
+        (torch.float32, torch.float64, "is torch.float64, and torch.float32"),
+        (torch.float32, torch.bfloat16, "is torch.bfloat16, and torch.float"),
+        (torch.float64, torch.float32, "is torch.float32, and torch.float64 here"),
+    ],
+)
+def test_weights_of_another_precision_are_refused(tmp_path, trained, found, says):
+    path = write(a_potential(dtype=trained), tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    weights = content["state_dict"]
+    content["state_dict"] = {name: value.to(found) for name, value in weights.items()}
+    torch.save(content, path)
+    with pytest.raises(InputError, match=says):
+        load_potential(path)
+
+
+def test_weights_that_a_lower_precision_does_not_hold_are_refused(tmp_path):
+    potential = a_potential()
+    with torch.no_grad():
+        next(potential.model.parameters()).fill_(1e300)
+    path = write(potential, tmp_path / "a.ckpt")
+    assert load_potential(path).model.dtype == torch.float64
+    with pytest.raises(InputError, match=r"larger than torch\.float32 holds"):
+        load_potential(path, dtype=torch.float32)
+
+
 def test_weights_of_another_shape_are_refused(tmp_path):
     potential = a_potential(channels=4)
     other = a_potential(channels=8)

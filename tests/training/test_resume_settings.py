@@ -260,6 +260,53 @@ def test_hashes_that_cannot_be_read_are_named(run):
 # ---- weights that are there
 
 
+def steps_of_best(folder):
+    return torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+
+
+STILL = ("optimizer.lr=1e-30", "trainer.max_steps=8")
+
+
+@pytest.fixture(scope="module")
+def best_at_four(tmp_path_factory):
+    """A run whose best weights are those of step 4, and stay so when it goes on without a change of the weights."""
+    folder = tmp_path_factory.mktemp("best")
+    write(folder / "data.extxyz", load_builtin("ethanol-gfn2")[:12])
+    settings = [
+        *SMALL,
+        "trainer.ema_decay=0",
+        "trainer.keep=best",
+        f"data.train={folder / 'data.extxyz'}",
+        "trainer.max_steps=4",
+    ]
+    train_run(prepare_run(load_config(None, parse_settings(settings))), folder / "run")
+    assert steps_of_best(folder / "run") == 4
+    return folder / "run"
+
+
+@pytest.mark.parametrize("way", ["copied", "moved", "linked"])
+def test_a_run_that_is_somewhere_else_now_keeps_its_best_weights(way, best_at_four, tmp_path):
+    run = shutil.copytree(best_at_four, tmp_path / "first" / "run")
+    if way == "moved":
+        run = run.rename(tmp_path / "run")
+    elif way == "linked":
+        (tmp_path / "link").symlink_to(tmp_path / "first")
+        run = tmp_path / "link" / "run"
+    resume(run, *STILL)
+    assert steps_of_best(run) == 4
+
+
+def test_a_run_without_its_best_weights_says_so_and_keeps_the_best_that_follow(
+    best_at_four, tmp_path, caplog
+):
+    run = shutil.copytree(best_at_four, tmp_path / "run")
+    (run / "checkpoints" / "best.ckpt").unlink()
+    with caplog.at_level("WARNING", logger="pimlip_zoo"):
+        resume(run, *STILL)
+    assert "best.ckpt is not there any more" in caplog.text
+    assert steps_of_best(run) == 6
+
+
 @pytest.fixture(params=["imported", "without last.ckpt", "a stage of it"])
 def weights(request, begun, tmp_path):
     """A folder with weights that nobody may replace, and nothing to go on from."""

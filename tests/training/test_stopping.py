@@ -140,9 +140,17 @@ def test_training_leaves_the_default_precision_of_torch_alone(tmp_path):
     assert load_potential(tmp_path).model.dtype == torch.float64
 
 
-@pytest.mark.parametrize("text", ["", "10", "m", "-3m", "1 h", "0s", "0.0h0m"])
+@pytest.mark.parametrize("text", ["", "10", "m", "-3m", "1 h", "0s", "0.0h0m", "1h1h", "10m20m", "٣m"])
 def test_a_time_without_a_unit_or_of_no_length_is_refused(text):
     from pimlip_zoo.errors import InputError
 
     with pytest.raises(InputError, match="10m"):
+        experiment.parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["9999999999999d", f"{'9' * 400}h"])
+def test_a_time_beyond_all_calendars_is_refused(text):
+    from pimlip_zoo.errors import InputError
+
+    with pytest.raises(InputError, match="longer than"):
         experiment.parse_duration(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import platform
@@ -27,6 +26,7 @@ from pimlip_zoo.compiled.compiler import (
 )
 from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.unit import Unit
+from pimlip_zoo.compiled.private import load_private
 from pimlip_zoo.files import content_hash, scratch_folder
 
 __all__ = ["CompilerError", "cache_folder", "compile_kernels", "compiler", "machine_flags", "target"]
@@ -103,7 +103,8 @@ def compile_kernels(sources: Sequence[str]) -> list[Callable[..., None]]:
                 for made in pool.map(lambda unit: _compile(unit[0], unit[1], flags, folder), units):
                     there.update(made)
             _forget_unused(folder)
-    return [ctypes.CDLL(str(there[digest]))[_NAME + digest] for digest in digests]
+    libraries = {path: load_private(path, path.stem.partition("-")[2]) for path in set(there.values())}
+    return [libraries[there[digest]][_NAME + digest] for digest in digests]
 
 
 _NAME = "kernel_"

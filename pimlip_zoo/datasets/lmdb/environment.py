@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 import numpy as np
 
@@ -43,7 +44,8 @@ _BIG_DATA = 1
 _NO_PAGE = 0xFFFFFFFFFFFFFFFF
 _MAX_DEPTH = 32
 _COMPARED = 16
-"""Pages that are compared where a file may have been written to."""
+"""Pages of a large file that are compared where something but its content was changed."""
+_READ_AT_ONCE = 1 << 22
 
 
 class _Meta:
@@ -189,8 +191,10 @@ class SharedEnvironment:
     a child closes what it inherited and opens the file anew.
 
     Touching a mapped page that is no longer there ends a process by SIGBUS. So length and times of the file are looked
-    at before every read, and some of its pages where those have changed; of the file that was opened, whatever has
-    its name by now. A file that is replaced, moved or removed as a whole stays what it was for who has it open.
+    at before every read, of the file that was opened, whatever has its name by now. Where those have changed, all that
+    was in a small file is compared; a large one was written to if its date is another one, and has some pages compared
+    if it was but moved, linked, or given other permissions. A file that is replaced, moved or removed as a whole stays
+    what it was for who has it open.
     """
 
     def __init__(self, path: Path, identity: tuple[int, int]) -> None:
@@ -201,7 +205,7 @@ class SharedEnvironment:
         self._forget.atexit = False
         self._state = _state(self._descriptor)
         self._page_size = _Meta(path).page_size
-        self._pages = _some_pages(self._descriptor, self._page_size)
+        self._content = self._look()
         self._begin()
 
     def get(self, key: bytes) -> bytes | None:
@@ -249,15 +253,28 @@ class SharedEnvironment:
         state = _state(self._descriptor)
         if state == self._state:
             return
-        shorter = state[0] < self._state[0]
-        if shorter or _some_pages(self._descriptor, self._page_size, self._state[0]) != self._pages:
+        size, date, _ = self._state
+        written = size > PAGES_CHECKED_ON_OPENING and state[:2] != (size, date)
+        if state[0] < size or written or self._look() != self._content:
             raise InputError(
                 "was changed while it was read",
                 file=self._path,
-                hint="put another file in its place as a whole (mv, not cp or rsync --inplace), and start again",
+                hint="put another file in its place as a whole (mv, not cp or rsync --inplace; a large one must not "
+                "be touched either), and start again",
             )
         # Touched, moved, or longer: LMDB's pages are where they were.
         self._state = (self._state[0], *state[1:])
+
+    def _look(self) -> bytes | int:
+        """The checksum of what was in the file when it was opened, or some pages of a large one."""
+        size = self._state[0]
+        if size > PAGES_CHECKED_ON_OPENING:
+            return _some_pages(self._descriptor, self._page_size, size)
+        checksum = 0
+        for start in range(0, size, _READ_AT_ONCE):
+            part = os.pread(self._descriptor, min(_READ_AT_ONCE, size - start), start)
+            checksum = crc32(part, checksum)
+        return checksum
 
     def close(self) -> None:
         """Close the file for all who read it in this process."""
@@ -315,9 +332,9 @@ def _state(descriptor: int) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _some_pages(descriptor: int, page_size: int, size: int | None = None) -> bytes:
+def _some_pages(descriptor: int, page_size: int, size: int) -> bytes:
     """Both headers, which name the trees, and pages from all over the file: two stores may have the same headers."""
-    pages = (_state(descriptor)[0] if size is None else size) // page_size
+    pages = size // page_size
     places = sorted({0, 1, *(place * pages // _COMPARED for place in range(_COMPARED))})
     return b"".join(os.pread(descriptor, page_size, place * page_size) for place in places)
 

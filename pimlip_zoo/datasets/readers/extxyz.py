@@ -9,7 +9,9 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import islice
@@ -31,6 +33,13 @@ _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _MAX_ATOMS = 100_000_000
 _ELEMENTS = ("species", "Z", "numbers", "atomic_numbers")
 _GEOMETRY = {"pos", *_ELEMENTS}
+_OTHER_GEOMETRY = {"positions", *(name.lower() for name in _GEOMETRY)}
+"""Names in other letters, which might be meant for it."""
+_PLAIN = (("species", "S", 1), ("pos", "R", 3))
+"""Columns of a file that does not name them."""
+_SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
+_CLOSING = {'"': re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL), "'": re.compile(r"(?:[^'\\]|\\.)*'", re.DOTALL)}
+_WORD = re.compile(r"""[^\s="'{\[]+""")
 _SMALL, _PART = 1 << 24, 1 << 20
 _LONGEST_NUMBER, _LONGEST_COMMENT, _LONGEST_ROW = 1 << 12, 1 << 24, 1 << 20
 """Bytes of a line; what is longer has no line feeds, and would be read into memory as a whole."""
@@ -142,16 +151,31 @@ class ExtxyzFile:
 
     def _frame(self, index: int, comment: str, rows: list[bytes]) -> Frame:
         info, columns = _header(comment)
-        table = _Table(b"".join(rows).decode().splitlines(), columns)
+        table = _Table([row.decode() for row in rows], columns or _PLAIN, announced=columns is not None)
         cell = info.pop("Lattice", None)
         pbc = info.pop("pbc", None)
         if pbc is None:
             pbc = [cell is not None] * 3
+        elif not set(np.ravel(pbc).tolist()) <= {True, False}:
+            raise InputError("is not made of T and F", file=self.path, frame=index, key="pbc")
         if cell is not None and np.shape(cell) != (3, 3):
             raise InputError("is not nine numbers", file=self.path, frame=index, key="Lattice")
         if "pos" not in table.names:
             raise InputError("has no positions", file=self.path, frame=index, key="Properties")
-        arrays = {name: table.floats(name) for name in table.names if table.is_float(name) and name != "pos"}
+        if not table.is_number("pos"):
+            raise InputError(
+                "has positions that are no numbers", file=self.path, frame=index, key="Properties"
+            )
+        for name in table.names:
+            if name not in _GEOMETRY and name.lower() in _OTHER_GEOMETRY:
+                raise InputError(f"has a column {name} beside its geometry", file=self.path, frame=index)
+            if not table.is_number(name) and self.finder.is_label(name):
+                raise InputError("is no column of numbers", file=self.path, frame=index, key=name)
+        arrays = {
+            name: table.floats(name)
+            for name in table.names
+            if table.is_number(name) and name not in _GEOMETRY
+        }
         return self.finder.frame(
             _numbers(table),
             table.floats("pos"),
@@ -159,7 +183,8 @@ class ExtxyzFile:
             pbc,
             [("info", info), ("arrays", arrays)],
             index=index,
-            also=[name for name in table.names if name not in arrays and name not in _GEOMETRY],
+            also=[name for name in table.names if name not in arrays and name not in _GEOMETRY]
+            + ["columns without a name"] * table.has_more,
         )
 
     def _open(self) -> IO[bytes]:
@@ -202,7 +227,9 @@ def check_expansion(path: str | Path) -> None:
 class _Table:
     """The atoms' lines as columns."""
 
-    def __init__(self, rows: list[str], columns: tuple[tuple[str, str, int], ...]) -> None:
+    def __init__(
+        self, rows: list[str], columns: tuple[tuple[str, str, int], ...], *, announced: bool
+    ) -> None:
         self.names = [name for name, _, _ in columns]
         self._at: dict[str, tuple[str, int, int]] = {}
         width = 0
@@ -210,13 +237,16 @@ class _Table:
             self._at[name] = (kind, width, width + count)
             width += count
         words = [row.split() for row in rows]
+        self.has_more = False
+        """Whether rows go on behind what a plain file has for certain."""
         for atom, row in enumerate(words):
-            if len(row) < width:
+            if len(row) < width or (announced and len(row) > width):
                 raise InputError(f"atom {atom} has {len(row)} columns, expected {width}")
+            self.has_more = self.has_more or len(row) > width
         self._words = words
 
-    def is_float(self, name: str) -> bool:
-        return self._at[name][0] == "R"
+    def is_number(self, name: str) -> bool:
+        return self._at[name][0] in "RI"
 
     def texts(self, name: str) -> list[str]:
         at = self._at[name][1]
@@ -232,13 +262,60 @@ class _Table:
         return values if stop - start == 1 else values.reshape(len(self._words), stop - start)
 
 
-def _header(comment: str) -> tuple[dict[str, Any], tuple[tuple[str, str, int], ...]]:
+def _header(comment: str) -> tuple[dict[str, Any], tuple[tuple[str, str, int], ...] | None]:
+    """What stands in the header, and the columns if it names them."""
     from ase.io.extxyz import key_val_str_to_dict
 
     comment = comment.strip()
+    for key, count in Counter(_keys(comment)).items():
+        usual = _SPELLED.get(key.lower(), key)
+        if key != usual:
+            raise InputError(f"the header says {key}", key=key, hint=f"write {usual}")
+        if count > 1:
+            raise InputError("stands twice in the header", key=key, hint="keep one of them")
     info = key_val_str_to_dict(comment) if comment else {}
-    properties = info.pop("Properties", "species:S:1:pos:R:3")
-    return info, _columns(properties)
+    properties = info.pop("Properties", None)
+    return info, None if properties is None else _columns(properties)
+
+
+def _keys(comment: str) -> Iterator[str]:
+    """What stands before the equals signs of a header, without its quotes; values are passed over."""
+    place, word, before, in_value, begun = 0, "", "", False, False
+    while place < len(comment):
+        letter = comment[place]
+        if letter.isspace():
+            if in_value:
+                in_value = not begun
+            elif word:
+                before, word = word, ""
+            place += 1
+            continue
+        if letter == "=" and not in_value:
+            yield word or before
+            word, before, in_value, begun = "", "", True, False
+            place += 1
+            continue
+        text, place = _piece(comment, place, listed=in_value and not begun)
+        if in_value:
+            begun = True
+        else:
+            word += text
+
+
+def _piece(comment: str, place: int, *, listed: bool) -> tuple[str, int]:
+    """A quoted text without its quotes, a list in braces, or letters up to the next of these; and where it ends.
+
+    What is not closed ends with the header.
+    """
+    letter = comment[place]
+    if letter in _CLOSING:
+        found = _CLOSING[letter].match(comment, place + 1)
+        return ("", len(comment)) if found is None else (found[0][:-1], found.end())
+    if letter in "{[" and listed:
+        end = comment.find("}" if letter == "{" else "]", place)
+        return "", len(comment) if end < 0 else end + 1
+    run = _WORD.match(comment, place)
+    return (letter, place + 1) if run is None else (run[0], run.end())
 
 
 @lru_cache(maxsize=64)
@@ -249,21 +326,31 @@ def _columns(properties: str) -> tuple[tuple[str, str, int], ...]:
     columns = tuple((fields[i], fields[i + 1], int(fields[i + 2])) for i in range(0, len(fields), 3))
     if any(kind not in "RISL" or count < 1 for _, kind, count in columns):
         raise InputError(f"{properties!r} has a column of unknown type", key="Properties")
+    for name, count in Counter(name for name, _, _ in columns).items():
+        if count > 1:
+            raise InputError(f"names the column {name} twice", key="Properties", hint="keep one of them")
     return columns
 
 
 def _numbers(table: _Table) -> np.ndarray[Any, np.dtype[np.int64]]:
     from ase.data import atomic_numbers
 
+    found: list[tuple[str, np.ndarray[Any, np.dtype[np.int64]]]] = []
     for name in _ELEMENTS:
         if name not in table.names:
             continue
         texts = table.texts(name)
         try:
-            return np.array([int(t) if t.isdigit() else atomic_numbers[t.capitalize()] for t in texts])
+            values = np.array([int(t) if t.isdigit() else atomic_numbers[t.capitalize()] for t in texts])
         except KeyError as error:
             raise InputError(f"{error.args[0]!r} is no element", key=name) from error
-    raise InputError("has neither species nor Z", key="Properties")
+        found.append((name, values))
+    if not found:
+        raise InputError("has neither species nor Z", key="Properties")
+    for name, values in found[1:]:
+        if (values != found[0][1]).any():
+            raise InputError(f"{found[0][0]} and {name} are of different elements", key="Properties")
+    return found[0][1]
 
 
 def _last(lines: Iterator[bytes]) -> tuple[int, bytes]:

@@ -315,6 +315,10 @@ class LabelFinder:
             return None
         return found
 
+    def is_label(self, key: str) -> bool:
+        """Whether a key is that of a label."""
+        return key in self._requested.values() or key.lower() in _USUAL
+
     def _weight(self, kind: str, candidates: Mapping[str, list[tuple[str, Any]]], index: int) -> float:
         value = self._one(kind, candidates, (), index)
         return 1.0 if value is None else float(value)
@@ -340,9 +344,12 @@ class LabelFinder:
 
     def _array(self, raw: Any, shape: tuple[int, ...], place: str, index: int) -> NDArray[np.float64]:
         try:
-            array = np.asarray(raw, dtype=np.float64)
+            given = np.asarray(raw)
+            array = given.astype(np.float64)
         except (TypeError, ValueError) as error:
             raise InputError("is not a number", file=self.file, frame=index, key=place) from error
+        if given.dtype == bool:
+            raise InputError("is a truth value, no number", file=self.file, frame=index, key=place)
         if array.size != int(np.prod(shape)) or (len(shape) > 1 and array.ndim > 1 and array.shape != shape):
             raise InputError(
                 f"has shape {array.shape}, expected {shape or 'one number'}",

@@ -65,6 +65,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <thread>
 #include <unordered_map>
 
@@ -302,7 +303,10 @@ void PairPimlip::compute(int eflag, int vflag)
     add_results();
     if (cvflag_atom) add_centroid_virials();
   }
-  if (uncertainty_flag) compute_uncertainty(block);
+  if (uncertainty_flag)
+    compute_uncertainty(block);
+  else
+    uncertainty.clear();
 }
 
 /* ----------------------------------------------------------------------
@@ -645,7 +649,9 @@ void *PairPimlip::extract_peratom(const char *name, int &columns)
 {
   columns = 0;
   if (strcmp(name, "uncertainty") != 0) return nullptr;
-  if (uncertainty.empty()) uncertainty.assign(1, 0.0);    // fix pair asks before there are any, and on ranks without atoms
+  // fix pair asks before there are any, without having asked for them, and on ranks without atoms; it reads nlocal numbers
+  const size_t least = MAX(atom->nlocal, 1);
+  if (uncertainty.size() < least) uncertainty.assign(least, std::numeric_limits<double>::quiet_NaN());
   return uncertainty.data();
 }
 

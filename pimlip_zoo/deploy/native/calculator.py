@@ -12,7 +12,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from pimlip_zoo.datasets.neighbour_list import species_indices
 from pimlip_zoo.deploy.native.library import NativeModel
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
-from pimlip_zoo.deploy.skin import SkinnedPairs, check_finite
+from pimlip_zoo.deploy.skin import SkinnedPairs, check_finite, check_result
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class NativeCalculator(Calculator):
         cell = structure.cell.array
         found = self.model.structure(structure.positions, species, cell, pairs)
         energy = float(found.energies.sum())
+        check_result(energy, found.forces, structure)
         self.results = {
             "energy": energy,
             "free_energy": energy,

@@ -243,6 +243,7 @@ def _check_sizes(
 def _check_blocks(record: Record) -> None:
     """What layers compute between their weights."""
     for n, layer in enumerate(record["interactions"]):
+        _hidden(layer["density_fn"])
         gate, place = layer["equivariant_nonlin"], f"gate in interactions.{n}"
         if not isinstance(gate, Record):
             raise InputError(f"interactions.{n} has no gate")

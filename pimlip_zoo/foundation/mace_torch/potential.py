@@ -25,6 +25,7 @@ from pimlip_zoo.foundation.mace_torch.options import (
     same,
     transform_of,
 )
+from pimlip_zoo.foundation.mace_torch.parts import check_parts
 from pimlip_zoo.foundation.mace_torch.records import read_records, state_of
 from pimlip_zoo.foundation.mace_torch.sizes import check_sizes
 from pimlip_zoo.foundation.mace_torch.weights import convert_weights
@@ -116,6 +117,7 @@ def _potential(record: Record, head: str | None) -> Potential:
         check_layout(record, config)
         model = MACE(config, species).to(torch.float64)
         model.load_state_dict(convert_weights(model, weights, head=index))
+    check_parts(record, weights)
     energies = weights["atomic_energies_fn.atomic_energies"].to(torch.float64)
     energies = energies.reshape(-1, len(species))
     references = energies[min(index, len(energies) - 1)] + shift

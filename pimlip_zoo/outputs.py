@@ -1,0 +1,123 @@
+"""What a file that a command is to write may replace: one of its own kind, and nothing else.
+
+A name that was mistyped, or completed by the shell, must not cost the data or the weights that have it.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pimlip_zoo.errors import InputError
+
+__all__ = ["ANY", "EXPORTED", "PAGE", "PICTURE", "check_different", "check_output", "results"]
+
+_HEAD = 1024
+_LARGEST_JSON = 1 << 26
+_OF_A_RUN = ("config.yaml", "metrics.csv", "data.json")
+_PICTURES = (b"\x89PNG\r\n", b"%PDF-", b"<svg", b"<?xml")
+_PICKLED_EXPORT = b"pimlip_zoo.deploy.mliap"
+
+Kind = tuple[str, Callable[[Path], bool]]
+"""What a file is called, and whether one is of this kind."""
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
+
+
+def _is_page(path: Path) -> bool:
+    head = _head(path).lstrip().lower()
+    return head.startswith((b"<!doctype html", b"<html"))
+
+
+def _is_exported(path: Path) -> bool:
+    if _PICKLED_EXPORT in _head(path):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+    # npz files and documents are archives, too, and have neither
+    return any(name.partition("/")[2] == "data.pkl" or "/extra/" in name for name in names)
+
+
+def results(*keys: str) -> Kind:
+    """JSON with one of these keys."""
+
+    def is_one(path: Path) -> bool:
+        if path.stat().st_size > _LARGEST_JSON:
+            return False
+        try:
+            content = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(content, dict) and not content.keys().isdisjoint(keys)
+
+    return "file of these results", is_one
+
+
+ANY: Kind = ("file", lambda _: True)
+"""For what is replaced only where the user asks for it."""
+PAGE: Kind = ("HTML page", _is_page)
+PICTURE: Kind = ("picture", lambda path: _head(path).startswith(_PICTURES))
+EXPORTED: Kind = ("exported model", _is_exported)
+
+
+def check_output(path: Path | None, kind: Kind, *, key: str) -> None:
+    """Refuse to write a file where something of another kind is, or a part of a run.
+
+    Args:
+        path: the file; None: none is written.
+        kind: what it is going to be.
+        key: the option that names it.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if path is None or not path.exists():
+        return
+    if not path.is_file():
+        raise InputError("is a folder, or no ordinary file", file=path, key=key, hint="name a file")
+    if _belongs_to_a_run(path):
+        what = "checkpoint" if path.resolve().parent.name == "checkpoints" else "part"
+        raise InputError(f"is a {what} of a run", file=path, key=key, hint="give a file elsewhere")
+    name, is_one = kind
+    try:
+        same = path.stat().st_size == 0 or is_one(path)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}", file=path, key=key) from error
+    if not same:
+        article = "an" if name[0] in "aeiou" else "a"
+        raise InputError(
+            f"is there, and is not {article} {name}",
+            file=path,
+            key=key,
+            hint="give another, or remove it first",
+        )
+
+
+def check_different(outputs: Mapping[str, Path | None]) -> None:
+    """Refuse to write two things to one file.
+
+    Raises:
+        InputError: naming both options.
+    """
+    seen: dict[Path, str] = {}
+    for key, path in outputs.items():
+        if path is None:
+            continue
+        first = seen.setdefault(path.resolve(), key)
+        if first != key:
+            raise InputError(f"is the file of {first}, too", file=path, key=key, hint="give another")
+
+
+def _belongs_to_a_run(path: Path) -> bool:
+    place = path.resolve()
+    if place.parent.name == "checkpoints":
+        return True
+    return place.name in _OF_A_RUN and (place.parent / "checkpoints").is_dir()

@@ -1,0 +1,120 @@
+"""A file that is there is replaced by one of its own kind, and never a part of a run."""
+
+import os
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import write
+
+from pimlip_zoo.cli.console import log_to
+from pimlip_zoo.cli.data import split_command
+from pimlip_zoo.cli.export import ExportFormat, export_potential
+from pimlip_zoo.datasets.convert import convert
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import append
+from pimlip_zoo.labelling.label import check_output as check_labels
+from pimlip_zoo.models.nequip import NequIP, NequIPConfig
+from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.outputs import EXPORTED, PAGE, PICTURE, check_different, check_output, results
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "d.extxyz"
+    write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.7 + 0.01 * k]]) for k in range(10)])
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("checkpoints/best.ckpt", "config.yaml", "metrics.csv"):
+        (folder / name).write_text("precious")
+    return folder
+
+
+@pytest.mark.parametrize("kind", [results("a"), EXPORTED, PAGE, PICTURE])
+def test_other_kinds_are_not_replaced(kind, data, tmp_path):
+    np.savez(tmp_path / "d.npz", R=np.zeros(3))
+    (tmp_path / "other.json").write_text('{"b": 1}')
+    for name in ("d.extxyz", "d.npz", "other.json"):
+        with pytest.raises(InputError, match=rf"{name}, --out: is there, and is not"):
+            check_output(tmp_path / name, kind, key="--out")
+    with pytest.raises(InputError, match="is a folder"):
+        check_output(tmp_path, kind, key="--out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (results("a", "b"), b'{"b": 1, "c": 2}'),
+        (PAGE, b"\n<!DOCTYPE html>"),
+        (PICTURE, PNG),
+        (EXPORTED, b"\x80\x04 pimlip_zoo.deploy.mliap"),
+        (results("a"), b""),
+    ],
+)
+def test_the_same_kind_and_what_is_empty_or_not_there_is_replaced(kind, content, tmp_path):
+    check_output(tmp_path / "new", kind, key="--out")
+    (tmp_path / "new").write_bytes(content)
+    check_output(tmp_path / "new", kind, key="--out")
+
+
+@pytest.mark.parametrize("name", ["checkpoints/best.ckpt", "config.yaml", "metrics.csv"])
+def test_nothing_replaces_a_part_of_a_run(name, run, data, tmp_path):
+    (tmp_path / "link").symlink_to(run / name)
+    for place in (run / name, tmp_path / "link"):
+        for write_to in (
+            lambda place: check_output(place, PAGE, key="--out"),
+            lambda place: convert(str(data), place, overwrite=True),
+            lambda place: split_command(str(data), place),
+        ):
+            with pytest.raises(InputError, match="of a run"):
+                write_to(place)
+    assert (run / name).read_text() == "precious"
+
+
+def test_labels_replace_no_checkpoint_of_a_run(run):
+    place = run / "checkpoints" / "labels.lmdb"
+    place.write_text("precious")
+    with pytest.raises(InputError, match="of a run"):
+        check_labels(place, overwrite=True)
+
+
+def test_a_split_replaces_a_split_and_not_the_data(data, tmp_path):
+    before = data.read_bytes()
+    with pytest.raises(InputError, match=r"d\.extxyz, --out: is there, and is not"):
+        split_command(str(data), data)
+    assert data.read_bytes() == before
+    for _ in range(2):
+        split_command(str(data), tmp_path / "split.json")
+
+
+def test_an_exported_model_replaces_one_and_no_data(data, tmp_path):
+    config = NequIPConfig(num_layers=1, l_max=1, channels=2, cutoff=3.0, avg_num_neighbors=5.0)
+    potential = Potential(NequIP(config, ("H",)), energy_references=np.zeros(1)).eval()
+    with pytest.raises(InputError, match="exported model"):
+        export_potential(potential, data, format=ExportFormat.checkpoint)
+    for _ in range(2):
+        export_potential(potential, tmp_path / "a.ckpt", format=ExportFormat.checkpoint)
+
+
+def test_two_things_are_not_written_to_one_file(tmp_path):
+    one = tmp_path / "x.png"
+    check_different({"--json": one, "--plot": None, "--html": tmp_path / "y.png"})
+    with pytest.raises(InputError, match="is the file of --json, too"):
+        check_different({"--json": one, "--plot": tmp_path / "." / "x.png"})
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_log_that_is_no_file_is_named_and_not_waited_for(make, tmp_path):
+    make(tmp_path / "log.txt")
+    with pytest.raises(InputError, match=r"log\.txt: is a"):
+        log_to(tmp_path)
+    make(tmp_path / "journal")
+    with pytest.raises(InputError, match="journal: is a"):
+        append(tmp_path / "journal", "a line")
