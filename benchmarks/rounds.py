@@ -1,6 +1,6 @@
 """From one structure of ethanol to a potential by one command: what it costs, and how good it is.
 
-    python benchmarks/rounds.py judge                      (48 structures that no round sees, with labels)
+    python benchmarks/rounds.py judge                      (40 structures that no round sees, with labels)
     python benchmarks/rounds.py run --ways readme,gfn2 --minutes 11           (again and again, until it says: all done)
     python benchmarks/rounds.py show
     python benchmarks/rounds.py docs                       (the table of docs/results/rounds.md)
@@ -33,7 +33,7 @@ PAGE = ROOT / "docs" / "results" / "rounds.md"
 
 LEVEL = "pyscf:PBE/def2-svp"
 TEMPERATURES = (300.0, 600.0)
-JUDGES = 24
+JUDGES = 20
 """Structures of each temperature."""
 TIMESTEP, FRICTION, EQUILIBRATION, APART = 0.5, 0.01, 2000, 200
 """fs, 1/fs, steps before the first structure that is kept, and between two."""
