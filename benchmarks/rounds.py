@@ -2,6 +2,7 @@
 
     python benchmarks/rounds.py judge                      (40 structures that no round sees, with labels)
     python benchmarks/rounds.py run --ways readme,gfn2 --minutes 11           (again and again, until it says: all done)
+    python benchmarks/rounds.py pool --strides 20,100      (how far the first round's dynamics get)
     python benchmarks/rounds.py show
     python benchmarks/rounds.py docs                       (the table of docs/results/rounds.md)
 
@@ -58,15 +59,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("judge", "run", "show", "docs"))
+    parser.add_argument("what", choices=("judge", "run", "pool", "show", "docs"))
     parser.add_argument("--ways", default="readme,gfn2", help=f"with commas; {','.join(WAYS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e6, help="stop then; call it again to go on")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "rounds")
+    parser.add_argument("--strides", default="20,100", help="of pool, with commas")
     options = parser.parse_args()
     if unknown := set(options.ways.split(",")) - set(WAYS):
         parser.error(f"no such way: {', '.join(sorted(unknown))}")
-    return {"judge": judge, "run": run, "show": show, "docs": docs}[options.what](options)
+    commands = {"judge": judge, "run": run, "pool": pool, "show": show, "docs": docs}
+    return commands[options.what](options)
 
 
 def start() -> Any:
@@ -81,7 +84,6 @@ def judge(options: argparse.Namespace) -> int:
     from ase import units
     from ase.io import write
     from ase.md.langevin import Langevin
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
     from pimlip_zoo.files import replacing
     from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
@@ -93,12 +95,12 @@ def judge(options: argparse.Namespace) -> int:
             rng = np.random.default_rng([2027, place])
             atoms, frames = start(), []
             atoms.calc = find_cheap_calculator("gfn2").make()
-            MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
             dynamics = Langevin(
                 atoms,
                 TIMESTEP * units.fs,
                 temperature_K=temperature,
                 friction=FRICTION / units.fs,
+                fixcm=False,  # fixed, it heats hydrogen in small molecules
                 rng=rng,
             )
             dynamics.run(EQUILIBRATION)
@@ -110,6 +112,50 @@ def judge(options: argparse.Namespace) -> int:
         command = ["label", str(path), "--calculator", LEVEL, "-o", str(labelled(options, temperature))]
         subprocess.run([sys.executable, "-m", "pimlip_zoo", *command, "--overwrite"], check=True)
     return 0
+
+
+def pool(options: argparse.Namespace) -> int:
+    """Mean energies above the minimum, and how many are gauche, of pools as the first round samples them."""
+    import tempfile
+
+    import numpy as np
+    from ase.io import write
+    from ase.optimize import BFGS
+
+    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.rounds.options import Sampling
+    from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
+    from pimlip_zoo.weak_labels.pool import PoolOptions, labelled_pool
+
+    supervisor, lowest, sample = find_cheap_calculator("gfn2"), start(), Sampling()
+    lowest.calc = supervisor.make()
+    BFGS(lowest, logfile=None).run(fmax=0.01)
+    least = lowest.get_potential_energy()
+    for stride in map(int, options.strides.split(",")):
+        given = PoolOptions(
+            structures=sample.structures, temperatures=sample.temperatures, stride=stride, seed=1
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write(f"{folder}/ethanol.xyz", start(), format="extxyz")
+            begin = load_frames(f"{folder}/ethanol.xyz")
+            frames = labelled_pool(list(begin), supervisor, given, Path(folder) / "pool")
+        for temperature in sample.temperatures:
+            own = [frame for frame in frames if frame.info["temperature"] == temperature]
+            energy = float(np.mean([frame.energy for frame in own])) - least
+            gauche = float(np.mean([abs(torsion(frame)) < 120 for frame in own]))
+            print(
+                f"stride {stride}, {temperature:.0f} K: {1e3 * energy:.0f} meV, gauche {100 * gauche:.0f} %"
+            )
+    return 0
+
+
+def torsion(frame: Any) -> float:
+    """C-C-O-H in degrees, -180 to 180."""
+    from pimlip_zoo.datasets.frame import frame_to_atoms
+
+    atoms = frame_to_atoms(frame)
+    angle = atoms.get_dihedral(0, 1, 2, 3)
+    return angle if angle <= 180 else angle - 360
 
 
 def labelled(options: argparse.Namespace, temperature: float) -> Path:

@@ -325,14 +325,14 @@ def table() -> list[str]:
     groups: dict[tuple, list[dict]] = {}
     for row in read():
         for test, values in row["tests"].items():
-            group = (row["set"], test.split("@")[0], KINDS.index(row["kind"]))
+            group = (row["set"], test.split("@")[0], row["steps"], KINDS.index(row["kind"]))
             groups.setdefault(group, []).append({**values, "training_s": row["training_s"]})
-    for (_, test, kind), rows in sorted(groups.items()):
+    for (_, test, steps, kind), rows in sorted(groups.items()):
         cells = [spread([r[k] for r in rows]) for k in ("forces", "claimed")]
         cells += [f"{statistics.mean(r[k] for r in rows):.2f}" for k in ("correlation", "coverage")]
         seconds = statistics.mean(r["training_s"] for r in rows)
         cells.append(f"{seconds:.0f}" if seconds else "all")
-        lines.append("| " + " | ".join([test, KINDS[kind], str(len(rows)), *cells]) + " |")
+        lines.append("| " + " | ".join([test, str(steps), KINDS[kind], str(len(rows)), *cells]) + " |")
     return lines
 
 
