@@ -47,6 +47,10 @@ BASE: dict[str, Any] = {
 WAYS: dict[str, dict[str, Any]] = {
     "readme": {},
     "gfn2": {"train": {"weak": {"preset": "gfn2"}}},
+    "gfn2-short": {
+        "sample": {"start": "ethanol.xyz", "stride": 20},
+        "train": {"weak": {"preset": "gfn2"}},
+    },
     "distill": {"train": {"weak": {"preset": "distill", "labels": {"calculator": "gfn2"}}}},
     "curriculum": {"train": {"weak": {"labels": {"method": "curriculum", "calculator": "gfn2"}}}},
     "mace": {"train": {"model": {"name": "mace"}}},
@@ -169,7 +173,7 @@ def run(options: argparse.Namespace) -> int:
 
     end = time.monotonic() + 60 * options.minutes
     for way in options.ways.split(","):
-        if any(row["last"] and len(row["judge"]) == len(TEMPERATURES) for row in of_way(options, way)):
+        if any(row["last"] and judged_by_all(row["judge"]) for row in of_way(options, way)):
             continue
         folder = options.folder / f"{way}-{options.seed}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -223,16 +227,16 @@ def keep(options: argparse.Namespace, way: str, folder: Path, ended: bool) -> No
 
     book = json.loads((folder / "time.json").read_text())
     table = read_table(folder / "rounds")
-    there = {row["round"] for row in of_way(options, way) if len(row["judge"]) == len(TEMPERATURES)}
+    there = {row["round"]: row["judge"] for row in of_way(options, way)}
     for row in table:
         last = ended and row is table[-1]
         key = (way, options.seed, row["round"])
-        if row["round"] in there and not last:
+        if judged_by_all(there.get(row["round"], {})) and not last:
             continue
         with_labels = row["labels"] + len(
             load_frames(str(folder / "rounds" / "round-1" / "valid-labels.lmdb"))
         )
-        errors = {}
+        errors = dict(there.get(row["round"], {}))
         for temperature in TEMPERATURES:
             if labelled(options, temperature).exists():
                 errors[f"{temperature:.0f}"] = judged(
@@ -254,6 +258,10 @@ def keep(options: argparse.Namespace, way: str, folder: Path, ended: bool) -> No
         )
         RESULTS.write_text("".join(json.dumps(r) + "\n" for r in rows))
         print(rows[-1], flush=True)
+
+
+def judged_by_all(errors: dict) -> bool:
+    return all(f"{temperature:.0f}" in errors for temperature in TEMPERATURES)
 
 
 def judged(run: Path, data: str) -> dict[str, float]:
@@ -282,15 +290,16 @@ def show(options: argparse.Namespace) -> int:  # noqa: ARG001
 
 def table() -> list[str]:
     """A row for each round."""
+    temperatures = sorted({int(name) for row in read() for name in row["judge"]})
     head = ["training", "seed", "round", "labels", "validation, F meV/Å"]
-    head += [f"{t:.0f} K: {what}" for t in TEMPERATURES for what in ("E meV/atom", "F meV/Å", "F MAE")]
+    head += [f"{t} K: {what}" for t in temperatures for what in ("E meV/atom", "F meV/Å", "F MAE")]
     head += ["CPU min"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     order = list(WAYS)
     for row in sorted(read(), key=lambda r: (order.index(r["way"]), r["seed"], r["round"])):
         cells = [row["way"], row["seed"], row["round"], row["labels"], row["validation"]]
-        for temperature in TEMPERATURES:
-            found = row["judge"].get(f"{temperature:.0f}", {})
+        for temperature in temperatures:
+            found = row["judge"].get(str(temperature), {})
             cells += [found.get(name, "") for name in ("energy", "forces", "forces_mae")]
         cells += [f"{row['cpu_s'] / 60:.0f}" if row["last"] else ""]
         lines.append("| " + " | ".join(map(str, cells)) + " |")

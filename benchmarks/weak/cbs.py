@@ -274,8 +274,11 @@ def show(args):
     return 0
 
 
-def gap(_):
-    """How far the low level of methanol is from the high one: energies of all, forces of those that judge."""
+def gap(args):
+    """How far the low level of methanol is from the high one: energies of all, forces of those that judge.
+
+    Other levels are computed for the latter alone.
+    """
     import numpy as np
 
     from pimlip_zoo.datasets.builtin import load_builtin
@@ -294,7 +297,29 @@ def gap(_):
                 off = 1000 * np.sqrt(np.mean((frame.forces - cheap.forces) ** 2))
                 print(f"{frame.info['config_type']}: forces differ by {off:.0f} meV/Å")
     print(f"energies of {len(energies)} structures: standard deviation {1000 * np.std(energies):.0f} meV")
+    for level in args.levels.split(",") if args.levels else ():
+        of_level(level)
     return 0
+
+
+def of_level(name):
+    """Differences of forces to the high level, and what they cost."""
+    import numpy as np
+
+    from pimlip_zoo.datasets.builtin import load_builtin
+    from pimlip_zoo.datasets.frame import frame_to_atoms
+    from pimlip_zoo.labelling.calculators import find_labeller
+
+    labeller, said, started = find_labeller(name), [], time.process_time()
+    frames = load_builtin("methanol-cbs/test_forces")
+    for frame in frames:
+        atoms = frame_to_atoms(frame)
+        atoms.info["charge"] = 0
+        atoms.calc = labeller.make(atoms)
+        off = 1000 * np.sqrt(np.mean((frame.forces - atoms.get_forces()) ** 2))
+        said.append(f"{off:.0f} ({frame.info['config_type']})")
+    seconds = (time.process_time() - started) / len(frames)
+    print(f"{name}: forces differ by {', '.join(said)} meV/Å, {seconds:.1f} CPU s each", flush=True)
 
 
 def docs(args):
@@ -345,6 +370,7 @@ def main():
         "--near", type=Path, default=Path("data-near"), help="folder of the nearer level's labels"
     )
     parser.add_argument("--minutes", type=float, default=1e6, help="of near")
+    parser.add_argument("--levels", help="of gap, more levels, with commas: pyscf:HF/def2-svp")
     parser.add_argument("--sizes", default="100")
     parser.add_argument("--ways", help=f"with commas; {','.join(WAYS)}")
     parser.add_argument("--steps", type=int, default=STEPS)
