@@ -359,7 +359,8 @@ def docs(options: argparse.Namespace) -> int:  # noqa: ARG001
     text = PAGE.read_text(encoding="utf-8")
     tables = (table(), needed("forces"), needed("forces_worst_tenth"))
     for mark, lines in zip(MARKS, tables, strict=True):
-        text = between(text, mark, lines)
+        if len(lines) > 2:  # something was measured
+            text = between(text, mark, lines)
     PAGE.write_text(text, encoding="utf-8")
     return 0
 
