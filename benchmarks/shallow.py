@@ -313,6 +313,7 @@ def table() -> list[str]:
     """Means and standard deviations over seeds."""
     head = (
         "test",
+        "steps",
         "uncertainty",
         "runs",
         "forces, meV/Å",
