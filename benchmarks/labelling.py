@@ -1,20 +1,23 @@
 """Which structures to label: chosen ones against random ones, and uncertainties against true errors.
 
     python benchmarks/labelling.py run --root DATA --sets acac,tio2,cual --seeds 0,1,2
+    python benchmarks/labelling.py run --root DATA --sets acac,tio2 --parts curve --steps 1000
     python benchmarks/labelling.py show
     python benchmarks/labelling.py docs                                   (docs/results/labelling.md)
 
 ``first``: a first batch of --labels structures by each acquisition that needs no model, one training on it. ``next``:
 half as many at random, one training, the other half by each acquisition, a training on all. Both with the same number
-of steps, the same validation structures and the same tests. Each training is one line in
-``benchmarks/results/labelling.jsonl``; what is there is not run again. DATA is the folder of the data sets, see
-``benchmarks/weak/sets.py``; cual is built in.
+of steps, the same validation structures and the same tests. ``curve``: how many random labels it takes to be as good
+as chosen ones: trainings on 25, 50, 75 and 100 at random and on 50 that are chosen, ``variance`` as in ``next``, the
+others as in ``first``; no uncertainties. Each training is one line in ``benchmarks/results/labelling.jsonl``; what is
+there is not run again. DATA is the folder of the data sets, see ``benchmarks/weak/sets.py``; cual is built in.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -27,6 +30,9 @@ from pages import write_between
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "labelling.jsonl"
 PAGE = ROOT / "docs" / "results" / "labelling.md"
+sys.path.insert(0, str(ROOT / "benchmarks" / "weak"))
+
+from tables import between  # noqa: E402
 
 SETS: dict[str, dict[str, Any]] = {
     "acac": {
@@ -50,6 +56,8 @@ SETS: dict[str, dict[str, Any]] = {
 }
 FIRST = ("random", "farthest", "coverage", "cluster")
 NEXT = ("random", "coverage", "gradient", "variance")
+CURVE = (25, 50, 75, 100)
+CHOSEN = ("farthest", "coverage", "variance")
 
 
 def main() -> int:
@@ -65,6 +73,7 @@ def main() -> int:
     run.add_argument("--labels", type=int, default=50)
     run.add_argument("--steps", type=int, default=400)
     run.add_argument("--model", default="nequip")
+    run.add_argument("--minutes", type=float, default=1e6, help="begin nothing after that; call it again")
     run.add_argument("--runs", type=Path, default=ROOT / "runs" / "labelling")
     run.set_defaults(function=run_all)
     commands.add_parser("show", help="print what is there").set_defaults(function=show)
@@ -77,28 +86,39 @@ def run_all(options: argparse.Namespace) -> int:
     import logging
 
     logging.getLogger("pimlip_zoo").setLevel(logging.WARNING)
+    end = time.monotonic() + 60 * options.minutes
     for seed in map(int, options.seeds.split(",")):
         for name in options.sets.split(","):
             for part in options.parts.split(","):
-                ways = FIRST if part == "first" else NEXT
-                for way in ways:
+                for way, labels in points(part, options.labels):
                     key = {
                         "set": name,
                         "part": part,
                         "acquisition": way,
-                        "labels": options.labels,
+                        "labels": labels,
                         "steps": options.steps,
                         "model": options.model,
                         "seed": seed,
                     }
                     if any(all(row.get(k) == v for k, v in key.items()) for row in read()):
                         continue
+                    if time.monotonic() > end:
+                        print("out of time: call it again")
+                        return 0
                     row = key | point(key, options)
                     RESULTS.parent.mkdir(parents=True, exist_ok=True)
                     with RESULTS.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(line(row), flush=True)
+    print("all done")
     return 0
+
+
+def points(part: str, labels: int) -> list[tuple[str, int]]:
+    """Acquisitions and numbers of labels of a part."""
+    if part == "curve":
+        return [*(("random", count) for count in CURVE), *((way, labels) for way in CHOSEN)]
+    return [(way, labels) for way in (FIRST if part == "first" else NEXT)]
 
 
 def point(key: dict, options: argparse.Namespace) -> dict:
@@ -113,7 +133,7 @@ def point(key: dict, options: argparse.Namespace) -> dict:
     valid = load_frames(placed(options.root, study["valid"]))[:50]
     count = min(key["labels"], len(pool) // 2)
     started = time.process_time()
-    if key["part"] == "first":
+    if key["part"] == "first" or (key["part"] == "curve" and key["acquisition"] != "variance"):
         if key["acquisition"] == "random":
             chosen = np.random.default_rng(1000 + key["seed"]).permutation(len(pool))[:count].tolist()
         else:
@@ -139,11 +159,13 @@ def point(key: dict, options: argparse.Namespace) -> dict:
         chosen = half + [rest[choice.index] for choice in made.choices]
     choosing = time.process_time() - started
     train = [pool[index] for index in chosen]
-    folder = options.runs / f"{key['set']}-{key['seed']}-{key['part']}-{key['acquisition']}-{key['steps']}"
+    folder = (
+        options.runs / f"{key['set']}-{key['seed']}-{key['part']}-{key['acquisition']}-{count}-{key['steps']}"
+    )
     started = time.process_time()
     potential = trained(folder, train, valid, key, study)
     training = time.process_time() - started
-    posterior = fitted(folder, potential, train, valid)
+    posterior = None if key["part"] == "curve" else fitted(folder, potential, train, valid)
     shutil.rmtree(folder)
     tests = {test: tested(potential, posterior, placed(options.root, test)) for test in study["tests"]}
     return {
@@ -210,15 +232,17 @@ def tested(potential: Any, posterior: Any, data: str) -> dict:
         float(np.sqrt(np.mean((frame.forces - forces) ** 2)))
         for frame, forces in zip(frames, predicted_forces(potential, frames), strict=True)
     ]
-    trust = uncertainty_summary(potential, posterior, frames[:: max(1, len(frames) // 100)])
+    trust = {}
+    if posterior is not None:
+        found = uncertainty_summary(potential, posterior, frames[:: max(1, len(frames) // 100)])["forces"]
+        trust = {name: round(found[name], 3) for name in ("correlation", "coverage")}
     return {
         "energy": round(1e3 * summary["energy_per_atom"]["rmse"], 3),
         "forces": round(1e3 * summary["forces"]["rmse"], 2),
         "forces_worst_tenth": round(
             1e3 * float(np.mean(np.sort(of_structure)[-max(len(frames) // 10, 1) :])), 1
         ),
-        "correlation": round(trust["forces"]["correlation"], 3),
-        "coverage": round(trust["forces"]["coverage"], 3),
+        **trust,
     }
 
 
@@ -230,26 +254,26 @@ def read() -> list[dict]:
     return [json.loads(text) for text in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-PARTS = (
-    "E {energy:.2f} F {forces:.1f} (worst tenth {forces_worst_tenth:.0f})",
-    "corr {correlation:.2f} cover {coverage:.2f}",
-)
+ERRORS = "E {energy:.2f} F {forces:.1f} (worst tenth {forces_worst_tenth:.0f})"
+TRUST = " corr {correlation:.2f} cover {coverage:.2f}"
 
 
 def line(row: dict) -> str:
-    cells = [" ".join(PARTS).format(**values) for values in row["tests"].values()]
+    cells = [
+        (ERRORS + (TRUST if "coverage" in values else "")).format(**values)
+        for values in row["tests"].values()
+    ]
     return (
-        f"{row['set']:5s} {row['part']:5s} {row['acquisition']:9s} seed {row['seed']}  "
+        f"{row['set']:5s} {row['part']:5s} {row['acquisition']:9s} {row['labels']:3d} seed {row['seed']}  "
         f"{row['choosing_s']:.0f}+{row['training_s']:.0f} s  " + "  |  ".join(cells)
     )
 
 
 def show(options: argparse.Namespace) -> int:  # noqa: ARG001
-    for row in sorted(read(), key=lambda r: (r["set"], r["part"], r["acquisition"], r["seed"])):
+    for row in sorted(read(), key=lambda r: (r["set"], r["part"], r["acquisition"], r["labels"], r["seed"])):
         print(line(row))
-    print()
-    for text in table():
-        print(text)
+    for lines in (table(), needed("forces"), needed("forces_worst_tenth")):
+        print("\n" + "\n".join(lines))
     return 0
 
 
@@ -263,7 +287,7 @@ def table() -> list[str]:
     """Means and standard deviations over seeds."""
     groups: dict[tuple, list[dict]] = {}
     for row in read():
-        for test, values in row["tests"].items():
+        for test, values in row["tests"].items() if row["part"] != "curve" else ():
             group = (row["set"], row["labels"], row["part"], test.split("@")[0], row["acquisition"])
             groups.setdefault(group, []).append(values)
     order = {name: place for place, name in enumerate(dict.fromkeys(FIRST + NEXT))}
@@ -286,8 +310,58 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3g} ± {statistics.stdev(values):.2g}"
 
 
+def needed(quantity: str) -> list[str]:
+    """How many random labels make the error that chosen ones have: means over seeds."""
+    means: dict[tuple, dict[int, list[float]]] = {}
+    chosen: dict[tuple, dict[int, float]] = {}
+    for row in (row for row in read() if row["part"] == "curve"):
+        for test, values in row["tests"].items():
+            place = (row["set"], test.split("@")[0], row["steps"])
+            if row["acquisition"] == "random":
+                means.setdefault(place, {}).setdefault(row["labels"], []).append(values[quantity])
+            else:
+                chosen.setdefault((*place, row["acquisition"]), {})[row["seed"]] = values[quantity]
+    head = [
+        "test",
+        *(f"random, {count}" for count in CURVE),
+        "50 chosen by",
+        "seeds",
+        "error",
+        "as good as random",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for group in sorted(chosen, key=lambda g: (*g[:3], CHOSEN.index(g[3]))):
+        place, errors = group[:3], chosen[group]
+        curve = {count: statistics.mean(values) for count, values in means.get(place, {}).items()}
+        cells = [f"{curve[count]:.3g}" if count in curve else "" for count in CURVE]
+        mean = statistics.mean(errors.values())
+        cells += [group[3], str(len(errors)), spread(list(errors.values())), as_good(curve, mean)]
+        lines.append("| " + " | ".join([place[1], *cells]) + " |")
+    return lines
+
+
+def as_good(curve: dict[int, float], error: float) -> str:
+    """The number of random labels with that error."""
+    counts = sorted(curve)
+    if len(counts) < 2:
+        return ""
+    # The curve scatters: a power law through all of its points.
+    x, y = [math.log(count) for count in counts], [math.log(curve[count]) for count in counts]
+    slope, start = statistics.linear_regression(x, y)
+    if slope >= 0:
+        return "no curve"
+    count = math.exp((math.log(error) - start) / slope)
+    return f"{count:.0f}" if count < 400 else "> 400"
+
+
+MARKS = ("labelling", "needed forces", "needed worst tenth")
+
+
 def docs(options: argparse.Namespace) -> int:  # noqa: ARG001
-    write_between(PAGE, "labelling", table())
+    tables = (table(), needed("forces"), needed("forces_worst_tenth"))
+    for mark, lines in zip(MARKS, tables, strict=True):
+        if len(lines) > 2:  # something was measured
+            write_between(PAGE, mark, lines)
     return 0
 
 

@@ -4,6 +4,7 @@
     python benchmarks/weak/cbs.py run ethanol --root data --sizes 100,500 --ways plain,pitc_central:1:0.05
     python benchmarks/weak/cbs.py judge methanol                   (again, of runs that --keep-runs kept)
     python benchmarks/weak/cbs.py gap                              (how far the low level is from the high one)
+    python benchmarks/weak/cbs.py near --near FOLDER --minutes 11  (labels of a nearer low level, again and again)
     python benchmarks/weak/cbs.py show                                     (what is there)
     python benchmarks/weak/cbs.py docs                                     (the tables of docs/results/cbs.md)
 
@@ -13,13 +14,18 @@ rmd17_ethanol1000/all_1000.extxyz. No run sees a force of the high level, valida
 
 Of N labels the seed draws which. Every run appends a line to results/cbs.jsonl; a line that is there is not computed
 again, and an interrupted run goes on. The run on the low level comes first, once for all ways that start from it.
+
+The nearer level of methanol is B3LYP/def2-TZVP with a coarse grid, on the first structures of the low level; its run
+begins with that of the low level.
 """
 
 import argparse
 import json
 import shutil
 import statistics
+import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +35,13 @@ from tables import between
 
 RESULTS = Path(__file__).parent / "results" / "cbs.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "cbs.md"
-LOW = "low"
+LOW, NEAR = "low", "near"
 STEPS = 1000
 """Of every run with energies."""
 LOW_STEPS = 5000
+NEAR_LEVEL = "pyscf:B3LYP/def2-tzvp?grid=1"
+NEAR_LABELS = {"train": 200, "valid": 30}
+NEAR_STEPS = 3000
 
 
 @dataclass(frozen=True)
@@ -76,12 +85,15 @@ WAYS = (
     "low:3e-4",
     "low:3e-3+finetune.lora=4",
     "low:3e-3+pitc_central:1:0.05",
+    "near:3e-3",
+    "near:1e-3",
     "delta",
     "delta+optimizer.lr=0.003",
     "delta+pitc_central:10:0.15",
 )
 """``plain``; a preset; ``TERM:WEIGHT:AMPLITUDE`` is a consistency loss and its displacements in Å; ``low:RATE`` begins
-with the run on the low level, at that learning rate; ``KEY=JSON`` is any option; several are joined by +."""
+with the run on the low level, at that learning rate, ``near:RATE`` with that on the nearer one; ``KEY=JSON`` is any
+option; several are joined by +."""
 
 
 def placed(args, data):
@@ -99,6 +111,8 @@ def own(args, way):
             settings[key] = json.loads(value)
         elif name == LOW:
             settings |= {"finetune.run": str(low_run(args)), "optimizer.lr": float(numbers[0])}
+        elif name == NEAR:
+            settings |= {"finetune.run": str(near_run(args)), "optimizer.lr": float(numbers[0])}
         elif numbers:
             settings[f"weak.terms.{name}.weight"] = float(numbers[0])
             settings["weak.perturbation.amplitude"] = float(numbers[1])
@@ -111,14 +125,26 @@ def own(args, way):
 
 def low_run(args):
     """The run on the low level, trained where it is not there yet."""
-    folder, case = Path(args.runs) / args.case / LOW, CASES[args.case]
+    case = CASES[args.case]
+    given = ["--model", "nequip", "--max-steps", str(LOW_STEPS)]
+    given += ["--data", placed(args, case.low), "--valid", placed(args, case.low_valid)]
+    return once(Path(args.runs) / args.case / LOW, given)
+
+
+def near_run(args):
+    """The run on the nearer level, from that on the low one."""
+    given = ["--from", str(low_run(args)), "--max-steps", str(NEAR_STEPS)]
+    given += ["--data", str(near_labels(args, "train")), "--valid", str(near_labels(args, "valid"))]
+    return once(Path(args.runs) / args.case / NEAR, given)
+
+
+def once(folder, given):
+    """A run, trained where it is not there yet; an interrupted one goes on."""
     if (folder / "done").exists():
         return folder
     begun = (folder / "checkpoints" / "last.ckpt").exists()
-    command = ["train", "--out", str(folder)]
-    command += ["--resume"] if begun else ["--model", "nequip", "--max-steps", str(LOW_STEPS)]
+    command = ["train", "--out", str(folder), *(["--resume"] if begun else given)]
     if not begun:
-        command += ["--data", placed(args, case.low), "--valid", placed(args, case.low_valid)]
         shutil.rmtree(folder, ignore_errors=True)
     from pimlip_zoo.cli import app
 
@@ -129,6 +155,29 @@ def low_run(args):
             raise
     (folder / "done").touch()
     return folder
+
+
+def near_labels(args, split):
+    return args.near / f"{split}.extxyz"
+
+
+def near(args):
+    """Labels of the nearer level; what is computed is kept."""
+    args.near.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * args.minutes
+    for split, count in NEAR_LABELS.items():
+        if near_labels(args, split).exists():
+            continue
+        command = ["label", f"builtin:methanol-low/{split}@0:{count}", "--calculator", NEAR_LEVEL]
+        command += ["-o", str(near_labels(args, split))]
+        try:
+            seconds = max(end - time.monotonic(), 1.0)
+            subprocess.run([sys.executable, "-m", "pimlip_zoo", *command], check=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            print("out of time: call it again")
+            return 0
+    print("all done")
+    return 0
 
 
 def trained(args, way, size, seed):
@@ -225,8 +274,11 @@ def show(args):
     return 0
 
 
-def gap(_):
-    """How far the low level of methanol is from the high one: energies of all, forces of those that judge."""
+def gap(args):
+    """How far the low level of methanol is from the high one: energies of all, forces of those that judge.
+
+    Other levels are computed for the latter alone.
+    """
     import numpy as np
 
     from pimlip_zoo.datasets.builtin import load_builtin
@@ -245,7 +297,29 @@ def gap(_):
                 off = 1000 * np.sqrt(np.mean((frame.forces - cheap.forces) ** 2))
                 print(f"{frame.info['config_type']}: forces differ by {off:.0f} meV/Å")
     print(f"energies of {len(energies)} structures: standard deviation {1000 * np.std(energies):.0f} meV")
+    for level in args.levels.split(",") if args.levels else ():
+        of_level(level)
     return 0
+
+
+def of_level(name):
+    """Differences of forces to the high level, and what they cost."""
+    import numpy as np
+
+    from pimlip_zoo.datasets.builtin import load_builtin
+    from pimlip_zoo.datasets.frame import frame_to_atoms
+    from pimlip_zoo.labelling.calculators import find_labeller
+
+    labeller, said, started = find_labeller(name), [], time.process_time()
+    frames = load_builtin("methanol-cbs/test_forces")
+    for frame in frames:
+        atoms = frame_to_atoms(frame)
+        atoms.info["charge"] = 0
+        atoms.calc = labeller.make(atoms)
+        off = 1000 * np.sqrt(np.mean((frame.forces - atoms.get_forces()) ** 2))
+        said.append(f"{off:.0f} ({frame.info['config_type']})")
+    seconds = (time.process_time() - started) / len(frames)
+    print(f"{name}: forces differ by {', '.join(said)} meV/Å, {seconds:.1f} CPU s each", flush=True)
 
 
 def docs(args):
@@ -288,10 +362,15 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("run", "low", "judge", "gap", "show", "docs"))
+    parser.add_argument("what", choices=("run", "low", "near", "judge", "gap", "show", "docs"))
     parser.add_argument("case", nargs="?", choices=tuple(CASES))
     parser.add_argument("--root", default="data", help="folder of the data sets that are not built in")
     parser.add_argument("--runs", default="runs-cbs", help="where the runs are kept while they last")
+    parser.add_argument(
+        "--near", type=Path, default=Path("data-near"), help="folder of the nearer level's labels"
+    )
+    parser.add_argument("--minutes", type=float, default=1e6, help="of near")
+    parser.add_argument("--levels", help="of gap, more levels, with commas: pyscf:HF/def2-svp")
     parser.add_argument("--sizes", default="100")
     parser.add_argument("--ways", help=f"with commas; {','.join(WAYS)}")
     parser.add_argument("--steps", type=int, default=STEPS)
@@ -306,7 +385,7 @@ def main():
     if args.what == "low":
         low_run(args)
         return 0
-    return {"run": run, "judge": judge, "gap": gap, "show": show, "docs": docs}[args.what](args)
+    return {"run": run, "near": near, "judge": judge, "gap": gap, "show": show, "docs": docs}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ class Sampling(_Section):
     temperatures: tuple[float, ...] = (300.0, 600.0, 900.0)
     """K. The first round has all; the potential begins with the lowest and gets one more in each round."""
     timestep: float = Field(0.5, gt=0)
-    stride: int = Field(20, gt=0)
+    stride: int = Field(100, gt=0)
+    """Steps between two structures that are kept: 50 fs, so that 200 structures are more than one vibration."""
     strain: float = Field(0.0, ge=0, lt=0.5)
     """Dynamics of crystals start in cells with strains of up to this much in each component."""
 

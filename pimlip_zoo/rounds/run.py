@@ -37,7 +37,7 @@ from pimlip_zoo.locks import claimed
 from pimlip_zoo.rounds.options import Rounds, lasting_options, training_config
 from pimlip_zoo.rounds.story import TABLE, checked_row, write_rounds_report
 from pimlip_zoo.run_posterior import posterior_of
-from pimlip_zoo.training.checkpoint import load_potential
+from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, labelled_pool
 from pimlip_zoo.weak_labels.pool_work import told_duration
@@ -132,7 +132,8 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
     run = folder / "run"
     _train(training_config(rounds, train, valid, number), run)
     test = rounds.test or valid
-    summary = evaluate(load_potential(run), test).summary
+    potential = load_potential(run, difference=True)
+    summary = evaluate(potential, test, baseline=baseline_of(run), trust=True).summary
     row = {
         "round": number,
         "labels": len(load_frames(train)),
@@ -212,7 +213,7 @@ def _strained(frames: Sequence[Frame], largest: float, rng: np.random.Generator)
 
 def _uncertainty(rounds: Rounds, run: Path, pool: Sequence[Frame]) -> float | None:
     """Root mean square uncertainty of the forces in a pool, eV/Å; None for a potential without a posterior."""
-    potential = load_potential(run)
+    potential = load_potential(run, difference=True)
     if potential.is_direct:
         if rounds.stop.uncertainty is not None:
             raise InputError(
@@ -251,8 +252,8 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
             known += list(FrameStore(rounds.out / f"round-{before}" / "chosen.lmdb"))
         known += list(FrameStore(rounds.out / "round-1" / "valid.lmdb"))
         run = rounds.out / f"round-{number - 1}" / "run"
-        potential, name = load_potential(run), rounds.select.later
-        posterior = posterior_of(run) if name == "variance" else None
+        potential, name = load_potential(run, difference=True), rounds.select.later
+        posterior = posterior_of(run, trust=True) if name == "variance" else None
     count = rounds.select.number
     if rounds.stop.labels is not None and number > 1:
         have = sum(len(FrameStore(rounds.out / f"round-{k}" / "chosen.lmdb")) for k in range(1, number))

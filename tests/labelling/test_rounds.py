@@ -315,3 +315,35 @@ def test_rows_of_rounds_that_are_damaged_are_refused_in_one_line(whole, tmp_path
         assert "\n" not in str(refused.value)
         tried += 1
     assert tried > 40
+
+
+STRONGER = """
+from ase.calculators.emt import EMT
+
+class Stronger(EMT):
+    def calculate(self, *given, **named):
+        super().calculate(*given, **named)
+        self.results = {name: 1.2 * self.results[name] for name in ("energy", "forces")}
+
+def make():
+    return Stronger()
+"""
+
+
+def test_rounds_of_a_difference_are_judged_with_the_cheap_level_that_it_is_added_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stronger_emt.py").write_text(STRONGER)
+    path = written(
+        tmp_path, "{start: 'builtin:cual-emt/train@30', calculator: emt, structures: 9, stride: 2}"
+    )
+    text = path.read_text().replace("{calculator: emt}", "{calculator: 'stronger_emt:make'}")
+    path.write_text(
+        text.replace("  trainer:", "  weak: {labels: {method: delta, calculator: emt}}\n  trainer:")
+    )
+    rows = run_rounds(load_rounds(path))
+    labels = load_frames(str(tmp_path / "out" / "round-1" / "valid-labels.lmdb"))
+    own = np.sqrt(np.mean(np.concatenate([frame.forces for frame in labels]) ** 2))
+    assert len(rows) == 2
+    # A sixth of the forces is left to learn; without the cheap level all of them would be wrong.
+    assert all(0 < row["forces"] < 0.5 * own for row in rows)
+    assert rows[-1]["uncertainty"] > 0
