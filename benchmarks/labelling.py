@@ -30,10 +30,6 @@ from pages import write_between
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "labelling.jsonl"
 PAGE = ROOT / "docs" / "results" / "labelling.md"
-sys.path.insert(0, str(ROOT / "benchmarks" / "weak"))
-
-from tables import between  # noqa: E402
-
 SETS: dict[str, dict[str, Any]] = {
     "acac": {
         "pool": "acac/train_300K.extxyz@0:450,acac/train_600K.extxyz@0:450",
