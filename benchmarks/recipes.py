@@ -367,12 +367,14 @@ def line(row: dict) -> str:
     return f"{row['recipe']:24s} {row['cpu_s']:7.0f} s  valid {best[2]} at {best[0]}   " + "   ".join(cells)
 
 
-def grouped(rows: Sequence[dict]) -> dict[tuple, dict[str, list[dict]]]:
-    """By set, labels, model, preset and steps; then by recipe."""
-    groups: dict[tuple, dict[str, list[dict]]] = {}
+def grouped(
+    rows: Sequence[dict], of: Sequence[str] = ("preset", "steps"), within: Sequence[str] = ("recipe",)
+) -> dict[tuple, dict[tuple, list[dict]]]:
+    """By set, labels, model, and what else a group is of; then by recipe, or what else differs within it."""
+    groups: dict[tuple, dict[tuple, list[dict]]] = {}
     for row in rows:
-        group = tuple(row[k] for k in ("set", "labels", "model", "preset", "steps"))
-        groups.setdefault(group, {}).setdefault(row["recipe"], []).append(row)
+        group = tuple(row[k] for k in ("set", "labels", "model", *of))
+        groups.setdefault(group, {}).setdefault(tuple(row[k] for k in within), []).append(row)
     return groups
 
 
@@ -395,7 +397,7 @@ def show_all(options: argparse.Namespace) -> int:
     sets, models = options.sets.split(","), options.models.split(",")
     for group, recipes in grouped([r for r in read() if r["set"] in sets and r["model"] in models]).items():
         print(*group)
-        for recipe, runs in sorted(recipes.items(), key=lambda item: float(cells(item[1])[1].split()[0])):
+        for (recipe,), runs in sorted(recipes.items(), key=lambda item: float(cells(item[1])[1].split()[0])):
             cpu = statistics.mean(run["cpu_s"] for run in runs)
             print(f"  {recipe:24s} x{len(runs)} {cpu:6.0f} s  ", "   ".join(cells(runs)))
     return 0
@@ -410,26 +412,29 @@ TESTS = {
 }
 PAGE = ROOT / "docs" / "results" / "recipes.md"
 BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
-DRAWN = ("adamw", "muon", "muon-residual", "default-3", "default-4", "recipe-mace-torch", "recipe-nequip")
+DRAWN = ("adamw", "muon", "default-4", "default-5", "default-6", "recipe-mace-torch", "recipe-nequip")
 """Recipes whose learning curves are drawn, where they ran."""
 
 
 def write_docs(options: argparse.Namespace) -> int:  # noqa: ARG001
     """Tables and learning curves."""
     lines: list[str] = []
-    for group, recipes in sorted(grouped(read()).items(), key=lambda item: tuple(map(str, item[0]))):
-        data, labels, model, preset, steps = group
+    groups = grouped(read(), of=("steps",), within=("recipe", "preset"))
+    for group, recipes in sorted(groups.items(), key=lambda item: tuple(map(str, item[0]))):
+        data, labels, model, steps = group
         first = next(iter(recipes.values()))
         heads = [f"{TESTS.get(test, 'test')}: {UNITS[quantity]}" for test, quantity in columns(first)]
         lines += [
-            f"### {data}, {labels} labels, {model} {preset}, {steps:,} steps",
+            f"### {data}, {labels} labels, {model}, {steps:,} steps",
             "",
-            f"| recipe | seeds | CPU s | {' | '.join(heads)} |",
-            "|---|---|---|" + "---|" * len(heads),
+            f"| recipe | preset | seeds | CPU s | {' | '.join(heads)} |",
+            "|---|---|---|---|" + "---|" * len(heads),
         ]
-        for recipe, runs in sorted(recipes.items(), key=lambda item: float(cells(item[1])[1].split()[0])):
+        for (recipe, preset), runs in sorted(
+            recipes.items(), key=lambda item: float(cells(item[1])[1].split()[0])
+        ):
             cpu = statistics.mean(run["cpu_s"] for run in runs)
-            lines.append(f"| {recipe} | {len(runs)} | {cpu:.0f} | {' | '.join(cells(runs))} |")
+            lines.append(f"| {recipe} | {preset} | {len(runs)} | {cpu:.0f} | {' | '.join(cells(runs))} |")
         lines.append("")
     lines += draw()
     text = PAGE.read_text()
@@ -448,7 +453,7 @@ def draw() -> list[str]:
     for (data, labels, model, preset, steps), recipes in sorted(
         grouped(read()).items(), key=lambda item: tuple(map(str, item[0]))
     ):
-        shown = {recipe: recipes[recipe] for recipe in DRAWN if recipe in recipes}
+        shown = {recipe: recipes[recipe,] for recipe in DRAWN if (recipe,) in recipes}
         if len(shown) < (2 if steps <= 10_000 else 1):  # of long runs the curve itself tells what limits them
             continue
         figure, axes = plt.subplots(figsize=(5.2, 3.4), constrained_layout=True)
