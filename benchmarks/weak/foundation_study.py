@@ -279,8 +279,8 @@ def table_of(rows):
         spent = [mean([row[key] for row in members]) for key in ("steps", "cpu_seconds")]
         cells = [
             size,
-            "from " + way.removesuffix("-12000") if way.startswith(SCRATCH) else way,
-            model or "NequIP `small`",
+            "from " + way.removesuffix("-12000").removesuffix("-compact") if way.startswith(SCRATCH) else way,
+            model or f"NequIP `{members[0]['settings'].get('model.preset', 'small')}`",
             ", ".join(shown(members[0])),
             *map(number, values),
             f"{spent[0]:,.0f}",
