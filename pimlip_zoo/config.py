@@ -420,6 +420,8 @@ def load_config(
     for key, value in settings:
         if key == "recipe.name":
             content["recipe"] = {}  # the version, and what was filled in, are those of another one
+        if key == "model.name":
+            content["model"] = _without_preset_of_another(content, value)
         _insert(content, key, value)
     section = content.get("finetune")
     if not complete and isinstance(section, dict) and isinstance(section.get("run"), str):
@@ -431,6 +433,15 @@ def load_config(
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise _explain(error, file) from error
+
+
+def _without_preset_of_another(content: Mapping[str, Any], name: object) -> Any:
+    """The section of the model without the preset that a recipe chose for another architecture."""
+    model, recipe = content.get("model"), content.get("recipe")
+    filled = (recipe.get("filled") if isinstance(recipe, dict) else None) or ()
+    if not isinstance(model, dict) or model.get("name") == name or "model.preset" not in filled:
+        return model or {}
+    return {key: value for key, value in model.items() if key != "preset"}
 
 
 def _with_architecture(run: str, model: object) -> str:

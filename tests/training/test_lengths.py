@@ -12,6 +12,7 @@ from pimlip_zoo import experiment
 from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.statistics import nearest_distance
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.training.recipes import RunFacts, get_recipe
 
 
@@ -144,3 +145,15 @@ def test_a_run_says_what_was_chosen_and_why_and_keeps_it(file, caplog):
         10,
         5.0,
     )
+
+
+def test_the_preset_that_a_recipe_chose_is_not_asked_of_another_architecture(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "model: {name: nequip, preset: compact}\nrecipe: {name: default, filled: [model.preset]}\n"
+    )
+    assert load_config(file, [("model.name", "mace")]).model.preset == "small"
+    assert load_config(file).model.preset == "compact"
+    file.write_text("model: {name: nequip, preset: compact}\n")
+    with pytest.raises(InputError, match="mace has no preset 'compact'"):
+        load_config(file, [("model.name", "mace")])

@@ -137,7 +137,7 @@ def test_what_does_not_shape_the_run_may_change(run, setting):
     ("setting", "says"),
     [
         ("model.channels=8", ["model.channels", "has 4", "given is 8"]),
-        ("model.preset=medium", ["model.preset", "has small", "given is medium"]),
+        ("model.preset=medium", ["model.preset", "has compact", "given is medium"]),
         ("model.name=mace", ["model.name", "nequip", "mace"]),
         ("seed=1", ["seed", "has 0", "given is 1"]),
         ("optimizer.name=adamw", ["optimizer.name", "muon", "adamw"]),
