@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from e3nn import o3
+from e3nn.nn import Gate
 from typer.testing import CliRunner
 
 import pimlip_zoo.foundation.mace_torch.potential as module
@@ -548,6 +550,66 @@ def test_a_variant_of_nonlinear_interactions_that_is_not_supported_is_refused(
     with pytest.raises(InputError, match=text) as error:
         import_potential(unpacked_files[name], head="omol")
     assert f"mace_layout_{name}.model" in str(error.value)
+
+
+def _gate_of_e3nn(channels: int, l_max: int, folder: Path) -> Record:
+    """What stood in these layers before mace-torch had a gate of its own."""
+    gated = o3.Irreps([(channels, (degree, (-1) ** degree)) for degree in range(1, l_max + 1)])
+    gate = Gate(
+        irreps_scalars=f"{channels}x0e",
+        act_scalars=[torch.nn.functional.silu],
+        irreps_gates=o3.Irreps([(channels, (0, 1))] * l_max),
+        act_gates=[torch.nn.functional.sigmoid] * l_max,
+        irreps_gated=gated,
+    )
+    torch.save(gate, folder / "gate.model")
+    return read_records(folder / "gate.model")
+
+
+@pytest.fixture(scope="module")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of a model with e3nn's gates."""
+    return tmp_path_factory.mktemp("gates")
+
+
+def _with_gates(file: Path, folder: Path) -> Record:
+    record = read_records(file)
+    for n, layer in enumerate(record["interactions"]):
+        channels = layer["equivariant_nonlin._s_len"]
+        l_max = len(layer["equivariant_nonlin._gated_info"])
+        record[f"interactions.{n}"].children["equivariant_nonlin"] = _gate_of_e3nn(channels, l_max, folder)
+    return record
+
+
+def test_a_file_with_gates_of_e3nn_computes_the_same(
+    unpacked_files: dict[str, Path], gates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _with_gates(unpacked_files["omol"], gates)
+    monkeypatch.setattr(module, "read_records", lambda _: record)
+    potential = import_potential(unpacked_files["omol"])
+    assert_agrees(potential, case("mace_layout_omol", 0), "crystal", electrons=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_path("interactions.1.equivariant_nonlin.mul", 1, 5, 1.0), "nonlin.mul.instructions.1 is"),
+        (_reordered("interactions.0.equivariant_nonlin.mul", 1, 0), "nonlin.mul.instructions.0 is"),
+        (_of_another_module("interactions.0.equivariant_nonlin.sc"), "of the class elsewhere._Sortcut"),
+        (
+            _set("interactions.0.equivariant_nonlin.act_gates.acts.1.f", Named("torch", "tanh")),
+            "act_gates has activations that differ",
+        ),
+    ],
+)
+def test_a_gate_of_e3nn_that_computes_something_else_is_refused(
+    change, text: str, unpacked_files: dict[str, Path], gates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _with_gates(unpacked_files["omol"], gates)
+    change(record)
+    monkeypatch.setattr(module, "read_records", lambda _: record)
+    with pytest.raises(InputError, match=text):
+        import_potential(unpacked_files["omol"])
 
 
 def test_a_file_of_mace_omol_becomes_a_run(unpacked_files: dict[str, Path], tmp_path: Path) -> None:

@@ -58,7 +58,6 @@ def check_paths(record: Record, model: MACE | MACENonlinear) -> None:
     Raises:
         InputError: naming the first layer with another irrep, order of paths or constant.
     """
-    channels = model.config.channels
     for n, layer in enumerate(model.layers):
         assert isinstance(layer, MACELayer | NonlinearLayer)
         for their_name, name in _LAYERS[type(layer)].items():
@@ -75,26 +74,27 @@ def check_paths(record: Record, model: MACE | MACENonlinear) -> None:
         _check_reshape(record, n, spec.irreps_edge, layer.linear_update.channels_in)
         gate = record[f"interactions.{n}.equivariant_nonlin"]
         if isinstance(gate, Record) and gate["mul"] is not None:
-            _check_gate(
-                record, f"interactions.{n}.equivariant_nonlin", _irreps(spec.irreps_edge[1:], channels)
-            )
-    for place, given, wanted in _scalar_layers(record, model):
-        _check_linear(record, place, given, wanted)
+            gated = _irreps(spec.irreps_edge[1:], layer.linear_update.channels_in)
+            _check_gate(record, f"interactions.{n}.equivariant_nonlin", gated)
+    for place, inside, outside in _scalar_layers(record, model):
+        _check_linear(record, place, inside, outside)
 
 
 def _scalar_layers(
     record: Record, model: MACE | MACENonlinear
 ) -> Iterator[tuple[str, list[Part] | None, list[Part] | None]]:
     """Layers whose weights are matrices of scalars alone: embeddings of species and readouts."""
-    channels, count = model.config.channels, len(model.species)
+    count = len(model.species)
+    updates = [layer.linear_update for layer in model.layers if isinstance(layer, MACELayer | NonlinearLayer)]
+    channels = updates[0].channels_in
     yield "node_embedding.linear", [(count, *_SCALAR)], [(channels, *_SCALAR)]
     for n in range(len(record["interactions"])):
         for name in ("source_embedding", "target_embedding"):
             if record[f"interactions.{n}.{name}"] is not None:
                 yield f"interactions.{n}.{name}", [(count, *_SCALAR)], None
-    first = len(model.layers) - len(record["readouts"])
+    first = len(updates) - len(record["readouts"])
     for n, readout in enumerate(record["readouts"]):
-        update = model.layers[first + n].linear_update
+        update = updates[first + n]
         features = _irreps(update.irreps_out, update.channels_out)
         for name in readout.children:
             if name.startswith("linear"):
