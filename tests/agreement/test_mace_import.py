@@ -595,6 +595,10 @@ def test_a_file_with_gates_of_e3nn_computes_the_same(
     [
         (_path("interactions.1.equivariant_nonlin.mul", 1, 5, 1.0), "nonlin.mul.instructions.1 is"),
         (_reordered("interactions.0.equivariant_nonlin.mul", 1, 0), "nonlin.mul.instructions.0 is"),
+        (
+            _set("interactions.0.equivariant_nonlin.sc.cut.instructions", [(1,), (0,), (2, 3)]),
+            "cut.instructions is",
+        ),
         (_of_another_module("interactions.0.equivariant_nonlin.sc"), "of the class elsewhere._Sortcut"),
         (
             _set("interactions.0.equivariant_nonlin.act_gates.acts.1.f", Named("torch", "tanh")),

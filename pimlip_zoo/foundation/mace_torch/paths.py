@@ -223,6 +223,10 @@ def _check_gate(record: Record, place: str, gated: list[Part]) -> None:
         (i, i, i, "uuu", False, math.sqrt(2 * degree + 1), (mul,)) for i, (mul, degree, _) in enumerate(gated)
     ]
     _check_instructions(f"{place}.mul", product, paths)
+    scalars = [(gated[0][0], *_SCALAR), (sum(mul for mul, *_ in gated), *_SCALAR)]
+    cut = record[f"{place}.sc.cut"]
+    _check_irreps(f"{place}.sc.cut", "irreps_in", cut, [*scalars, *gated])
+    _expect(f"{place}.sc.cut.instructions", cut["instructions"], [(0,), (1,), (*range(2, 2 + len(gated)),)])
     for name in ("act_scalars", "act_gates"):
         acts = record[f"{place}.{name}.acts"]
         if not isinstance(acts, Record) or any(
