@@ -7,6 +7,7 @@ path. Another order, another normalisation or other irreps need as many weights 
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ Part = tuple[int, int, int]
 Path = tuple[Any, ...]
 """An instruction of e3nn: numbers of the irreps, constants, shape."""
 
+_SHORT = reprlib.Repr()
+_SHORT.maxtuple = 7  # all numbers of a path
 _SCALAR = (0, 1)
 _LAYERS = {
     MACELayer: {
@@ -195,7 +198,7 @@ def _check_instructions(place: str, layer: Record, expected: Sequence[Path]) -> 
     for n, (theirs, ours) in enumerate(zip(found, expected, strict=True)):
         if not isinstance(theirs, tuple) or not _agree(theirs, ours):
             raise InputError(
-                f"{place}.instructions.{n} is {plain(theirs)}, and {plain(ours)} here",
+                f"{place}.instructions.{n} is {_SHORT.repr(theirs)}, and {_SHORT.repr(ours)} here",
                 hint="the order of the paths and the constants of e3nn's normalisation are compared",
             )
 
