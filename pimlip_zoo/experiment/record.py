@@ -111,19 +111,29 @@ def check_data(folder: Path, record: DataRecord) -> None:
     keys = {"training": "data.train", "validation": "data.valid", "unlabelled": "weak.unlabelled"}
     keys |= {part: "weak.levels" for part in record if part.startswith(LEVEL)}
     kept = from_rank_zero(lambda: _kept(folder / DATA))
-    if kept is None:
+    last = folder / "checkpoints" / "last.ckpt"
+    written = from_rank_zero(lambda: _written_with(last))
+    if kept is None and not written:
         log.warning("%s has no %s: whether its data are still the same is not known", folder, DATA)
-        return
     for part, key in keys.items():
-        old, new = kept.get(part), record.get(part)
-        if old is None or new is None or old["sha256"] == new["sha256"]:
+        new = record.get(part)
+        if new is None:
             continue  # what has no structures at all is an option that was compared before
-        raise InputError(
-            f"the {part} structures are not those of the run: {_described(old)} then, {_described(new)} now",
-            file=folder,
-            key=key,
-            hint="put the old ones back, or start from the run with --from",
-        )
+        old, seen = (kept or {}).get(part), written.get(part)
+        if old is not None and old["sha256"] != new["sha256"]:
+            raise InputError(
+                f"the {part} structures are not those of the run: {_described(old)} then, {_described(new)} now",
+                file=folder,
+                key=key,
+                hint="put the old ones back, or start from the run with --from",
+            )
+        if seen is not None and seen != new["sha256"]:
+            raise InputError(
+                f"was written by a run with other {part} structures (hash {str(seen)[:8]}) than {_described(new)}",
+                file=last,
+                key=key,
+                hint="put the run's own checkpoint or its data back, or start from the run with --from",
+            )
 
 
 def seen_by(run: Path, frames: Iterable[Frame]) -> dict[str, int] | None:
@@ -142,6 +152,13 @@ def seen_by(run: Path, frames: Iterable[Frame]) -> dict[str, int] | None:
     except InputError:  # resuming the run says so
         return None
     return None if record is None else seen_of(record, frames)
+
+
+def _written_with(path: Path) -> dict[str, Any]:
+    """Hashes of the structures that a checkpoint was trained on; none where there is none, or of an older version."""
+    if not path.exists():
+        return {}
+    return dict((read_checkpoint(path)[KEY].get("summary") or {}).get("structures") or {})
 
 
 def _kept(path: Path) -> DataRecord | None:

@@ -233,6 +233,7 @@ def training_module(
                 "validation": _counts(experiment.valid_frames),
             },
             "versions": _versions(),
+            "structures": {part: about["sha256"] for part, about in (experiment.data or {}).items()},
         },
     )
 

@@ -69,6 +69,7 @@ _SUMMARY: dict[str, tuple[type, ...]] = {
     "labels": (list,),
     "coverage": (dict,),
     "versions": (dict,),
+    "structures": (dict,),
 }
 """What commands look at of what a training leaves there."""
 

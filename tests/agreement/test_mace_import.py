@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from e3nn import o3
+from e3nn.nn import Gate
 from typer.testing import CliRunner
 
 import pimlip_zoo.foundation.mace_torch.potential as module
@@ -287,6 +289,56 @@ def _coupling(record: Record) -> None:
     programs["_compiled_main_left_right"] = changed.getvalue()
 
 
+def _reordered(path: str, *order: int):
+    """The paths of a layer in another order, as a file of another program may have them."""
+
+    def change(record: Record) -> None:
+        paths = record[path].attributes["instructions"]
+        record[path].attributes["instructions"] = [paths[place] for place in order]
+
+    return change
+
+
+def _path(path: str, number: int, place: int, value: object):
+    """One number of an instruction is another one."""
+
+    def change(record: Record) -> None:
+        instruction = record[path]["instructions"][number]
+        changed = list(instruction.arguments)
+        changed[place] = value
+        instruction.arguments = tuple(changed)
+
+    return change
+
+
+def _of_another_module(path: str, name: str | None = None):
+    """A class of the same name that somebody else wrote."""
+
+    def change(record: Record) -> None:
+        part = record[path] if path else record
+        part.qualified_name = f"elsewhere.{name or part.name}"
+
+    return change
+
+
+def _multiplicity(path: str, part: int, value: int):
+    def change(record: Record) -> None:
+        mul_irrep = record[path].arguments[0][part]
+        mul_irrep.arguments = ((value, mul_irrep.arguments[0][1]),)
+
+    return change
+
+
+def _plain_attribute(path: str):
+    """A module that Python finds under its name, and that is none of the parts."""
+
+    def change(record: Record) -> None:
+        parent, _, name = path.rpartition(".")
+        record[parent].attributes[name] = record[parent].children.pop(name)
+
+    return change
+
+
 def _act(path: str, act: object = "that of the first", layer: int = -1):
     """The activation of a layer of a network of distances; the last has none."""
 
@@ -359,6 +411,43 @@ def _act(path: str, act: object = "that of the first", layer: int = -1):
         (lambda record: record.attributes.pop("pair_repulsion"), "pair_repulsion says otherwise"),
         (_replace("radial_embedding.cutoff_fn.p", 6.5), "p is 6.5"),
         (_replace("pair_repulsion_fn.p", 5.5), "p is 5.5"),
+        (
+            _reordered("interactions.1.conv_tp", 1, 0, 2, 3, 4, 5, 6),
+            r"interactions.1.conv_tp.instructions.0 is \(1, 1, 1",
+        ),
+        (_reordered("interactions.1.conv_tp", 0, 1, 2), "conv_tp has 3 paths, and 7 here"),
+        (_path("interactions.0.conv_tp", 1, 5, 1.0), r"interactions.0.conv_tp.instructions.1 is .* 1\.0,"),
+        (_path("interactions.1.conv_tp", 0, 3, "uvw"), "interactions.1.conv_tp.instructions.0 is .*uvw"),
+        (_path("interactions.1.conv_tp", 0, 4, value=False), "conv_tp.instructions.0 is .*False"),
+        (_path("interactions.1.conv_tp", 0, 6, (1, 1)), "interactions.1.conv_tp.instructions.0 is"),
+        (_path("interactions.1.linear_up", 0, 3, 1.0), "interactions.1.linear_up.instructions.0 is"),
+        (_path("interactions.1.skip_tp", 0, 5, 0.3), "interactions.1.skip_tp.instructions.0 is"),
+        (_path("node_embedding.linear", 0, 3, float("nan")), "node_embedding.linear.instructions.0 is"),
+        (_path("readouts.1.linear_2", 0, 3, 0.5), "readouts.1.linear_2.instructions.0 is"),
+        (_reordered("products.0.linear", 1, 0), "products.0.linear.instructions.0 is"),
+        (_multiplicity("interactions.0.linear_up.irreps_in", 0, 7), "linear_up.irreps_in is 7x0e, and"),
+        (_multiplicity("interactions.1.skip_tp.irreps_in2", 0, 3), "skip_tp.irreps_in2 is 3x0e, and 4x0e"),
+        (_set("interactions.0.linear.instructions", None), "no interactions.0.linear.instructions"),
+        (_set("interactions.1.reshape.muls", [2, 2]), r"interactions.1.reshape.muls is \[2, 2\]"),
+        *[
+            (_of_another_module(path), f"for {path or 'the whole'}, .*of the class elsewhere")
+            for path in (
+                *("", "interactions", "interactions.1", "interactions.0.linear_up", "interactions.1.conv_tp"),
+                *(
+                    "interactions.1.skip_tp",
+                    "interactions.0.reshape",
+                    "interactions.0.conv_tp_weights.layer0",
+                ),
+                *("products.0", "products.1.symmetric_contractions", "readouts.1.non_linearity.acts.0"),
+                *("radial_embedding.cutoff_fn", "spherical_harmonics", "scale_shift", "pair_repulsion_fn"),
+            )
+        ],
+        (_set("readouts.1.non_linearity.acts.0.f", Named("elsewhere", "silu")), "activation elsewhere.silu"),
+        (_plain_attribute("interactions.1.conv_tp"), "interactions.1.conv_tp as a plain attribute"),
+        (
+            _set("interactions.1.conv_tp._compiled_main_left_right", 1),
+            "place of a part's: .*_compiled_main_left",
+        ),
     ],
 )
 def test_a_variant_that_is_not_supported_is_refused(
@@ -435,6 +524,21 @@ def _spec(name: str, key: str, value: object):
         ("omol", _set("joint_embedding.embedders.total_charge.max_norm", 0.3), "max_norm is 0.3"),
         ("omol", _rename("interactions.0.density_fn.net.2", "Tanh"), "Linear, LayerNorm, Tanh"),
         ("mh", _set("interactions.0.density_fn.net.1.eps", 1e-3), "eps = 0.001"),
+        *[
+            ("omol", _path(f"interactions.1.{name}", 0, 3, 0.25), f"interactions.1.{name}.instructions.0 is")
+            for name in ("linear_1", "linear_2", "linear_res", "skip_tp", "source_embedding", "linear_up")
+        ],
+        ("omol", _reordered("interactions.1.conv_tp", *range(10, -1, -1)), "conv_tp.instructions.0 is"),
+        ("omol", _path("readouts.0.linear_mid", 1, 3, 2.0), r"readouts.0.linear_mid.instructions.1 is \(-1"),
+        ("omol", _path("embedding_readout.linear", 0, 3, 1.0), "embedding_readout.linear.instructions.0 is"),
+        ("omol", _of_another_module("interactions.0.equivariant_nonlin"), "of the class elsewhere"),
+        ("omol", _of_another_module("joint_embedding.project.1"), "of the class elsewhere.SiLU"),
+        ("omol", _of_another_module("interactions.0.density_fn.net.1"), "of the class elsewhere.LayerNorm"),
+        (
+            "omol",
+            _set("interactions.1.equivariant_nonlin._act_gate", Named("elsewhere", "sigmoid")),
+            "activation elsewhere.sigmoid",
+        ),
     ],
 )
 def test_a_variant_of_nonlinear_interactions_that_is_not_supported_is_refused(
@@ -446,6 +550,70 @@ def test_a_variant_of_nonlinear_interactions_that_is_not_supported_is_refused(
     with pytest.raises(InputError, match=text) as error:
         import_potential(unpacked_files[name], head="omol")
     assert f"mace_layout_{name}.model" in str(error.value)
+
+
+def _gate_of_e3nn(channels: int, l_max: int, folder: Path) -> Record:
+    """What stood in these layers before mace-torch had a gate of its own."""
+    gated = o3.Irreps([(channels, (degree, (-1) ** degree)) for degree in range(1, l_max + 1)])
+    gate = Gate(
+        irreps_scalars=f"{channels}x0e",
+        act_scalars=[torch.nn.functional.silu],
+        irreps_gates=o3.Irreps([(channels, (0, 1))] * l_max),
+        act_gates=[torch.nn.functional.sigmoid] * l_max,
+        irreps_gated=gated,
+    )
+    torch.save(gate, folder / "gate.model")
+    return read_records(folder / "gate.model")
+
+
+@pytest.fixture(scope="module")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of a model with e3nn's gates."""
+    return tmp_path_factory.mktemp("gates")
+
+
+def _with_gates(file: Path, folder: Path) -> Record:
+    record = read_records(file)
+    for n, layer in enumerate(record["interactions"]):
+        channels = layer["equivariant_nonlin._s_len"]
+        l_max = len(layer["equivariant_nonlin._gated_info"])
+        record[f"interactions.{n}"].children["equivariant_nonlin"] = _gate_of_e3nn(channels, l_max, folder)
+    return record
+
+
+def test_a_file_with_gates_of_e3nn_computes_the_same(
+    unpacked_files: dict[str, Path], gates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _with_gates(unpacked_files["omol"], gates)
+    monkeypatch.setattr(module, "read_records", lambda _: record)
+    potential = import_potential(unpacked_files["omol"])
+    assert_agrees(potential, case("mace_layout_omol", 0), "crystal", electrons=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_path("interactions.1.equivariant_nonlin.mul", 1, 5, 1.0), "nonlin.mul.instructions.1 is"),
+        (_reordered("interactions.0.equivariant_nonlin.mul", 1, 0), "nonlin.mul.instructions.0 is"),
+        (
+            _set("interactions.0.equivariant_nonlin.sc.cut.instructions", [(1,), (0,), (2, 3)]),
+            "cut.instructions is",
+        ),
+        (_of_another_module("interactions.0.equivariant_nonlin.sc"), "of the class elsewhere._Sortcut"),
+        (
+            _set("interactions.0.equivariant_nonlin.act_gates.acts.1.f", Named("torch", "tanh")),
+            "act_gates has activations that differ",
+        ),
+    ],
+)
+def test_a_gate_of_e3nn_that_computes_something_else_is_refused(
+    change, text: str, unpacked_files: dict[str, Path], gates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _with_gates(unpacked_files["omol"], gates)
+    change(record)
+    monkeypatch.setattr(module, "read_records", lambda _: record)
+    with pytest.raises(InputError, match=text):
+        import_potential(unpacked_files["omol"])
 
 
 def test_a_file_of_mace_omol_becomes_a_run(unpacked_files: dict[str, Path], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pimlip_zoo.experiment import check_settings, stages
 from pimlip_zoo.experiment.record import data_record
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.locks import claimed
-from pimlip_zoo.training.checkpoint import load_potential
+from pimlip_zoo.training.checkpoint import KEY, load_potential
 from pimlip_zoo.training.schedule import RunClock, learning_rate_factor
 
 SMALL = [
@@ -244,8 +244,34 @@ def test_a_store_that_changed_has_another_hash(tmp_path, change):
     assert records[0] == records[1] != records[2]
 
 
+def edited_checkpoint(run, change):
+    file = run / "checkpoints" / "last.ckpt"
+    saved = torch.load(file, weights_only=True)
+    change(saved[KEY]["summary"])
+    torch.save(saved, file)
+
+
+def test_a_checkpoint_of_a_run_on_other_structures_is_refused(run, tmp_path):
+    """It was copied from a run that differs in nothing but its data: only its own hashes tell."""
+    other = write(tmp_path / "other.extxyz", CHANGES["an energy"](list(load_builtin("ethanol-gfn2")[:12])))
+    settings = [*SMALL, f"data.train={other}", "trainer.max_steps=4"]
+    train_run(prepare_run(load_config(None, parse_settings(settings))), tmp_path / "second")
+    shutil.copy(tmp_path / "second" / "checkpoints" / "last.ckpt", run / "checkpoints" / "last.ckpt")
+    kept = yaml.safe_load((run / "config.yaml").read_text())["data"]["train"]
+    edited_checkpoint(run, lambda summary: summary["config"]["data"].update(train=kept))
+    refused(run, "trainer.max_steps=6", says=["last.ckpt", "data.train", "with other training structures"])
+    (run / "data.json").unlink()
+    refused(run, "trainer.max_steps=6", says=["last.ckpt", "with other training structures"])
+
+
+def test_a_checkpoint_without_hashes_goes_on(run):
+    edited_checkpoint(run, lambda summary: summary.pop("structures"))
+    assert resume(run, "trainer.max_steps=6").steps == 6
+
+
 def test_a_run_without_hashes_goes_on_and_says_so(run, caplog):
     (run / "data.json").unlink()
+    edited_checkpoint(run, lambda summary: summary.pop("structures"))
     with caplog.at_level("WARNING", logger="pimlip_zoo"):
         assert resume(run, "trainer.max_steps=6").steps == 6
     assert "not known" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,11 @@ __all__ = [
     "same",
     "transform_of",
 ]
+
+_TORCH = re.compile(
+    r"torch\.(?:nn\.functional\.|nn\.modules\.activation\.|_C\._VariableFunctions(?:Class)?\.|_C\._nn\.)?\w+"
+)
+"""Names of torch's functions as its versions save them."""
 
 
 def heads_of(record: Record) -> list[str]:
@@ -125,6 +131,11 @@ def activation_name(act: Any, place: str) -> str:
 def check_activation(function: Any, constant: Any, place: str) -> str:
     """The name of an activation, whose recorded constant has to be ours."""
     name = function.name if isinstance(function, Named | Record) else plain(function)
+    if isinstance(function, Named | Record) and not _TORCH.fullmatch(function.qualified_name):
+        raise InputError(
+            f"has a {place} with the activation {function.qualified_name[:120]}",
+            hint="only torch's are known",
+        )
     if name not in ACTIVATIONS:
         raise InputError(f"has a {place} with the activation {name}", hint=f"known: {', '.join(ACTIVATIONS)}")
     ours = ScaledActivation(name).constant

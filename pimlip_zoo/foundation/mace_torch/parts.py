@@ -24,52 +24,68 @@ _CONTRACTION = r"products\.#\.symmetric_contractions\.contractions\.#"
 _READOUT = r"(?:readouts\.#|embedding_readout)"
 _LINEAR = r"(?:linear_up|linear|linear_1|linear_2|linear_res|source_embedding|target_embedding)"
 
+_E3NN = r"e3nn\.o3\._linear\.Linear"
+_TORCH = r"torch\.nn\.modules\."
+_BLOCKS, _RADIAL = r"mace\.modules\.blocks\.", r"mace\.modules\.radial\."
+_LIST = rf"{_TORCH}container\.ModuleList"
+_ACT = r"e3nn\.math\._normalize_activation\.normalize2mom"
+_NETWORK = r"interactions\.#\.(?:conv_tp_weights|density_fn)"
+_GATE = r"interactions\.#\.equivariant_nonlin"
+_PRODUCT = r"e3nn\.o3\._tensor_product\."
+
 _MODULES = {
-    r"": "ScaleShiftMACE",
-    r"(?:interactions|products|readouts)": "ModuleList",
-    r"node_embedding": "LinearNodeEmbeddingBlock",
-    r"node_embedding\.linear": "Linear",
-    r"radial_embedding": "RadialEmbeddingBlock",
-    r"radial_embedding\.bessel_fn": "BesselBasis",
-    r"radial_embedding\.cutoff_fn": "PolynomialCutoff",
-    r"radial_embedding\.distance_transform": r"\w+Transform",
-    r"spherical_harmonics": "SphericalHarmonics",
-    r"atomic_energies_fn": "AtomicEnergiesBlock",
-    r"scale_shift": "ScaleShiftBlock",
-    r"pair_repulsion_fn": "ZBLBasis",
-    r"joint_embedding": "GenericJointEmbedding",
-    r"joint_embedding\.embedders": "ModuleDict",
-    r"joint_embedding\.embedders\.\w+": "Embedding",
-    r"joint_embedding\.project": "Sequential",
-    r"joint_embedding\.project\.0": "Linear",
-    r"joint_embedding\.project\.1": "SiLU",
-    r"interactions\.#": r"\w+Block",
-    rf"interactions\.#\.{_LINEAR}": "Linear",
-    r"interactions\.#\.skip_tp": "FullyConnectedTensorProduct|Linear",
-    r"interactions\.#\.conv_tp": "TensorProduct",
-    r"interactions\.#\.(?:conv_tp_weights|density_fn)": "FullyConnectedNet|RadialMLP",
-    r"interactions\.#\.(?:conv_tp_weights|density_fn)\.layer\d+": "_Layer",
-    r"interactions\.#\.(?:conv_tp_weights|density_fn)\.layer\d+\.act": "normalize2mom",
-    r"interactions\.#\.(?:conv_tp_weights|density_fn)\.net": "Sequential",
-    r"interactions\.#\.(?:conv_tp_weights|density_fn)\.net\.#": "Linear|LayerNorm|SiLU",
-    r"interactions\.#\.reshape": "reshape_irreps",
-    r"interactions\.#\.equivariant_nonlin": r"GatedEquivariantBlock|Gate",
-    r"interactions\.#\.equivariant_nonlin\..+": r"\w+",
-    r"products\.#": "EquivariantProductBasisBlock",
-    r"products\.#\.linear": "Linear",
-    r"products\.#\.symmetric_contractions": "SymmetricContraction",
-    r"products\.#\.symmetric_contractions\.contractions": "ModuleList",
-    _CONTRACTION: "Contraction",
-    rf"{_CONTRACTION}\.(?:contractions_features|contractions_weighting)": "ModuleList",
-    rf"{_CONTRACTION}\.(?:(?:contractions_features|contractions_weighting)\.#|graph_opt_main)": r"reduce_graph_module",
-    rf"{_CONTRACTION}\.weights": "ParameterList",
-    _READOUT: r"(?:Linear|NonLinear|NonLinearBias)ReadoutBlock",
-    rf"{_READOUT}\.(?:linear|linear_1|linear_2|linear_mid)": "Linear",
-    rf"{_READOUT}\.non_linearity": "Activation",
-    rf"{_READOUT}\.non_linearity\.acts": "ModuleList",
-    rf"{_READOUT}\.non_linearity\.acts\.#": "normalize2mom",
+    r"": r"mace\.modules\.models\.ScaleShiftMACE",
+    r"(?:interactions|products|readouts)": _LIST,
+    r"node_embedding": rf"{_BLOCKS}LinearNodeEmbeddingBlock",
+    r"node_embedding\.linear": _E3NN,
+    r"radial_embedding": rf"{_BLOCKS}RadialEmbeddingBlock",
+    r"radial_embedding\.bessel_fn": rf"{_RADIAL}BesselBasis",
+    r"radial_embedding\.cutoff_fn": rf"{_RADIAL}PolynomialCutoff",
+    r"radial_embedding\.distance_transform": rf"{_RADIAL}\w+Transform",
+    r"spherical_harmonics": r"e3nn\.o3\._spherical_harmonics\.SphericalHarmonics",
+    r"atomic_energies_fn": rf"{_BLOCKS}AtomicEnergiesBlock",
+    r"scale_shift": rf"{_BLOCKS}ScaleShiftBlock",
+    r"pair_repulsion_fn": rf"{_RADIAL}ZBLBasis",
+    r"joint_embedding": r"mace\.modules\.embeddings\.GenericJointEmbedding",
+    r"joint_embedding\.embedders": rf"{_TORCH}container\.ModuleDict",
+    r"joint_embedding\.embedders\.\w+": rf"{_TORCH}sparse\.Embedding",
+    r"joint_embedding\.project": rf"{_TORCH}container\.Sequential",
+    r"joint_embedding\.project\.0": rf"{_TORCH}linear\.Linear",
+    r"joint_embedding\.project\.1": rf"{_TORCH}activation\.SiLU",
+    r"interactions\.#": rf"{_BLOCKS}\w+Block",
+    rf"interactions\.#\.{_LINEAR}": _E3NN,
+    r"interactions\.#\.skip_tp": rf"{_PRODUCT}_sub\.FullyConnectedTensorProduct|{_E3NN}",
+    r"interactions\.#\.conv_tp": rf"{_PRODUCT}_tensor_product\.TensorProduct",
+    _NETWORK: rf"e3nn\.nn\._fc\.FullyConnectedNet|{_RADIAL}RadialMLP",
+    rf"{_NETWORK}\.layer\d+": r"e3nn\.nn\._fc\._Layer",
+    rf"{_NETWORK}\.layer\d+\.act": _ACT,
+    rf"{_NETWORK}\.net": rf"{_TORCH}container\.Sequential",
+    rf"{_NETWORK}\.net\.#": rf"{_TORCH}(?:linear\.Linear|normalization\.LayerNorm|activation\.SiLU)",
+    r"interactions\.#\.reshape": r"mace\.modules\.irreps_tools\.reshape_irreps",
+    _GATE: r"mace\.modules\.gate\.GatedEquivariantBlock|e3nn\.nn\._gate\.Gate",
+    rf"{_GATE}\.sc": r"e3nn\.nn\._gate\._Sortcut",
+    rf"{_GATE}\.sc\.cut": r"e3nn\.nn\._extract\.Extract",
+    rf"{_GATE}\.(?:act_scalars|act_gates)": r"e3nn\.nn\._activation\.Activation",
+    rf"{_GATE}\.(?:act_scalars|act_gates)\.acts": _LIST,
+    rf"{_GATE}\.(?:act_scalars|act_gates)\.acts\.#": _ACT,
+    rf"{_GATE}\.mul": rf"{_PRODUCT}_sub\.ElementwiseTensorProduct",
+    r"products\.#": rf"{_BLOCKS}EquivariantProductBasisBlock",
+    r"products\.#\.linear": _E3NN,
+    r"products\.#\.symmetric_contractions": r"mace\.modules\.symmetric_contraction\.SymmetricContraction",
+    r"products\.#\.symmetric_contractions\.contractions": _LIST,
+    _CONTRACTION: r"mace\.modules\.symmetric_contraction\.Contraction",
+    rf"{_CONTRACTION}\.(?:contractions_features|contractions_weighting)": _LIST,
+    rf"{_CONTRACTION}\.(?:(?:contractions_features|contractions_weighting)\.#|graph_opt_main)": (
+        r"torch\.fx\.graph_module\.reduce_graph_module"
+    ),
+    rf"{_CONTRACTION}\.weights": rf"{_TORCH}container\.ParameterList",
+    _READOUT: rf"{_BLOCKS}(?:Linear|NonLinear|NonLinearBias)ReadoutBlock",
+    rf"{_READOUT}\.(?:linear|linear_1|linear_2|linear_mid)": _E3NN,
+    rf"{_READOUT}\.non_linearity": r"e3nn\.nn\._activation\.Activation",
+    rf"{_READOUT}\.non_linearity\.acts": _LIST,
+    rf"{_READOUT}\.non_linearity\.acts\.#": _ACT,
 }
-"""What may be where; # is a number."""
+"""Which class may be where, with its module: another one may have the same name and another function."""
 
 _TENSORS = (
     r"atomic_numbers|r_max|num_interactions|node_embedding\.linear\.weight|atomic_energies_fn\.atomic_energies",
@@ -91,7 +107,7 @@ _TENSORS = (
 _BIASED = "NonLinearBiasReadoutBlock"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLACES = ("_parameters", "_buffers", "_modules")
-_METHODS = re.compile(r"__\w+__|_?\w*forward|\w*call_impl|calculate_envelope|_codegen_\w+")
+_METHODS = re.compile(r"__\w+__|_?\w*forward|\w*call_impl|calculate_envelope|_codegen_\w+|_compiled_\w+")
 _FUNCTIONS = ("f", "act", "_act_scalar", "_act_gate")
 _MOST = 100_000
 _KNOWN_METHODS = ("__codegen__",)
@@ -154,8 +170,11 @@ def _check_module(name: str, module: Record) -> None:
     kinds = [kind for pattern, kind in _MODULE if pattern.fullmatch(place)]
     if not kinds:
         raise InputError(f"has a part {name[:80]} ({module.name[:60]}), which is not known here")
-    if not any(kind.fullmatch(module.name) for kind in kinds):
-        raise InputError(f"has a {module.name[:60]} for {name[:80]}, which is not known there")
+    if not any(kind.fullmatch(module.qualified_name) for kind in kinds):
+        raise InputError(
+            f"has a {module.name[:60]} for {name[:80] or 'the whole'}, which is not known there",
+            hint=f"it is of the class {module.qualified_name[:120]}",
+        )
     where = f"{name[:80]}." if name else ""
     for hooks in _HOOKS:
         if module.attributes.get(hooks):
@@ -164,13 +183,21 @@ def _check_module(name: str, module: Record) -> None:
     for attribute, count in Counter([*names, *map(str, module.attributes)]).items():
         if count > 1:
             raise InputError(f"has {where}{attribute[:60]} twice, and computes with one of them")
+    _check_attributes(where, module)
+    if module.name == "Embedding" and (module["max_norm"] is not None):
+        raise InputError(f"{where}max_norm is {plain(module['max_norm'])}, and none here")
+
+
+def _check_attributes(where: str, module: Record) -> None:
+    """No function or module among them: Python finds them before the methods and the parts of the same name."""
     for attribute, value in module.attributes.items():
         text = str(attribute)
         hides = _METHODS.fullmatch(text) and text not in _KNOWN_METHODS and value is not None
         if hides or (isinstance(value, Named) and text not in _FUNCTIONS):
             raise InputError(f"has a function of its own in place of a part's: {where}{text[:60]}")
-    if module.name == "Embedding" and (module["max_norm"] is not None):
-        raise InputError(f"{where}max_norm is {plain(module['max_norm'])}, and none here")
+        place = _numbered(f"{where}{text}")
+        if isinstance(value, Record) and any(pattern.fullmatch(place) for pattern, _ in _MODULE):
+            raise InputError(f"has {where}{text[:60]} as a plain attribute, and not as a part")
 
 
 def _check_powers(weights: Mapping[str, Tensor]) -> None:

@@ -26,6 +26,7 @@ from pimlip_zoo.foundation.mace_torch.options import (
     transform_of,
 )
 from pimlip_zoo.foundation.mace_torch.parts import check_parts
+from pimlip_zoo.foundation.mace_torch.paths import check_paths
 from pimlip_zoo.foundation.mace_torch.records import read_records, state_of
 from pimlip_zoo.foundation.mace_torch.sizes import check_sizes
 from pimlip_zoo.foundation.mace_torch.weights import convert_weights
@@ -118,6 +119,7 @@ def _potential(record: Record, head: str | None) -> Potential:
         model = MACE(config, species).to(torch.float64)
         model.load_state_dict(convert_weights(model, weights, head=index))
     check_parts(record, weights)
+    check_paths(record, model)
     energies = weights["atomic_energies_fn.atomic_energies"].to(torch.float64)
     energies = energies.reshape(-1, len(species))
     references = energies[min(index, len(energies) - 1)] + shift
