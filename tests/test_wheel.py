@@ -82,5 +82,5 @@ def test_the_wheel_trains_and_exports_in_an_empty_environment(dist, tmp_path):
     assert str(environment) in where
     small = ["--set", "model.channels=4", "--set", "trainer.valid_every=5"]
     run([command, "train", "--max-steps", "5", "--out", "run", *small], cwd=tmp_path)
-    run([command, "export", "run", "--format", "native", "-o", "model.nequip.c"], cwd=tmp_path)
+    run([command, "export", "run", "--format", "native", "-o", "model.pimlip"], cwd=tmp_path)
     run([command, "eval", "run", "--data", "builtin:ethanol-gfn2/valid"], cwd=tmp_path)

@@ -115,6 +115,7 @@ def export_command(
         )
     potential = _of_electrons(load_potential(run, level=level), charge, multiplicity, format)
     target = output or _default_output(run, format, level)
+    _check_ending(target, format)
     report = export_potential(
         potential,
         target,
@@ -151,6 +152,23 @@ def export_command(
     if format is not ExportFormat.checkpoint:
         console.print(
             "the file is a program: whoever loads it runs it, so load only files of people whom you trust"
+        )
+
+
+def _check_ending(target: Path, format: ExportFormat) -> None:  # noqa: A002
+    """Refuse a name by which neither LAMMPS nor ``lammps input`` knows the file: they go by its ending."""
+    from pimlip_zoo.deploy.native.archive import SUFFIX
+
+    if target.name.lower().endswith(".nequip.pt2") or target.is_dir():
+        return  # refused with more words where the file is written
+    wanted = {
+        ExportFormat.torchscript: (".pth", f"{target.stem}.nequip.pth"),
+        ExportFormat.native: (SUFFIX, f"{target.stem}{SUFFIX}"),
+    }
+    ending, name = wanted.get(format, (target.suffix, ""))
+    if target.suffix != ending:
+        raise InputError(
+            f"a {format.value} model ends in {ending}", file=target, key="-o", hint=f"give {name}"
         )
 
 

@@ -116,19 +116,26 @@ def label_command(
         from pimlip_zoo.labelling.label import label
         from pimlip_zoo.labelling.processes import Limits
 
-        with _progress(screen) as progress:
-            result = label(
-                structures,
-                out,
-                calculator,
-                workers=workers,
-                limits=Limits(seconds=seconds, memory=megabytes),
-                level=level,
-                retry=retry,
-                overwrite=overwrite,
-                compare=compare,
-                progress=progress,
+        try:
+            with _progress(screen) as progress:
+                result = label(
+                    structures,
+                    out,
+                    calculator,
+                    workers=workers,
+                    limits=Limits(seconds=seconds, memory=megabytes),
+                    level=level,
+                    retry=retry,
+                    overwrite=overwrite,
+                    compare=compare,
+                    progress=progress,
+                )
+        except KeyboardInterrupt:
+            screen.print(
+                f"stopped; the labels so far are kept beside {out}: the same command goes on with them",
+                soft_wrap=True,
             )
+            raise typer.Exit(130) from None
     _report(result, len(structures), screen)
     if result.failures:
         raise typer.Exit(1)

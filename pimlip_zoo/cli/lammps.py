@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from enum import Enum
 from pathlib import Path
@@ -45,6 +46,7 @@ def build(
     """Compile pair_style pimlip as a LAMMPS plugin and print its path; compiled once, then kept."""
     from pimlip_zoo.deploy.lammps.build import build_plugin
 
+    _log_beside_the_output()
     typer.echo(build_plugin(output, lammps_source=lammps_source, with_torch=not native))
 
 
@@ -151,11 +153,27 @@ def _start_of(atoms: Any, ensemble: Ensemble, temperature: float) -> str:
     return f"{start}; --temperature {temperature:g} is that of the thermostat"
 
 
+class _Stderr(logging.Handler):
+    """Messages on stderr: stdout holds a path, for scripts."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(self.format(record), err=True)
+
+
+def _log_beside_the_output() -> None:
+    """Say on stderr what takes long."""
+    log = logging.getLogger("pimlip_zoo")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(_Stderr())
+
+
 def _plugin(model: Path) -> Path:
     """The plugin for the file; one without torch, which starts faster, for a native model."""
     from pimlip_zoo.deploy.lammps.build import build_plugin
     from pimlip_zoo.deploy.native.archive import SUFFIX
 
+    _log_beside_the_output()
     return build_plugin(with_torch=model.suffix != SUFFIX)
 
 

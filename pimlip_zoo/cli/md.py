@@ -67,7 +67,7 @@ def md_command(
     friction: Annotated[float, typer.Option(help="1/fs, for nvt.")] = 0.01,
     interval: Annotated[int, typer.Option(help="Steps between frames and lines of the log.")] = 10,
     seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder; RUN/md-k if not given.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; RUN/md-k if not given.")] = None,
     keep_velocities: Annotated[
         bool, typer.Option("--keep-velocities", help="Start with the velocities in the file.")
     ] = False,

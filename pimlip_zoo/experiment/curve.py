@@ -18,7 +18,7 @@ from pimlip_zoo.consistency.config import PRESETS, weak_preset
 from pimlip_zoo.datasets.coverage import is_isolated_atom
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, reading
-from pimlip_zoo.evaluation import evaluate
+from pimlip_zoo.evaluation import check_labelled, evaluate
 from pimlip_zoo.experiment import check_settings, load_split
 from pimlip_zoo.experiment.record import CONFIG
 from pimlip_zoo.experiment.stable_time import stable_ps
@@ -180,6 +180,8 @@ def _run_claimed(
         checkpoint=last if last.exists() else None,
         resumes=run if resume else None,
     )
+    for spec in tests:  # a small subset may lack an element of the tests: found out before it is trained on
+        check_labelled(experiment.potential, spec)
     outcome = train_run(experiment, run, resume=resume)
     spent = {
         name: round(before[name] + now - started[name], 2)

@@ -228,6 +228,9 @@ class Run:
         # What is compared when a run is resumed are the structures of the run, not those of a stage.
         seconds = self._seconds(steps)
         outcome = train(replace(experiment, data=None), folder, resume=last.exists(), seconds=seconds)
+        if outcome.signal is None and outcome.steps < steps:
+            share = "" if seconds is None else f", with its share of --max-time, {told_duration(seconds)}"
+            log.info("%s: ended at step %d of %d%s", name, outcome.steps, steps, share)
         if reuse and outcome.signal is None and outcome.steps >= steps:
             from_rank_zero(lambda: keep_stage(key, folder, cache))
         return outcome

@@ -88,10 +88,10 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _story(story: RoundStory) -> str:
-    left = "; ".join(f"{count} {escape(reason)}" for reason, count in story.left_out.items())
+    left = "; ".join(f"{escape(reason)} ({count})" for reason, count in story.left_out.items())
     note = f"{len(story.bought)} of {story.usable} usable structures by {escape(story.acquisition)}"
     note += f"; {story.pool - story.usable} of the pool's {story.pool} were left out: {left}" if left else ""
-    head = ["", "structure", "from", f"expected to bring<small>{escape(story.unit)}</small>"]
+    head = ["", "structure", "from", f'expected to bring<small class="words">{escape(story.unit)}</small>']
     head += ["energy<small>eV</small>", "largest force<small>eV/Å</small>", "label"]
     rows = []
     for rank, one in enumerate(story.bought, start=1):

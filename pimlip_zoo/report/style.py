@@ -30,6 +30,7 @@ th, td { padding: 6px 10px 6px 0; text-align: right; border-bottom: 1px solid va
 tr:last-child td { border-bottom: 0; }
 th { color: var(--quiet); font-weight: 500; font-size: 12.5px; vertical-align: bottom; }
 th small { display: block; font-weight: 400; }
+th small.words { white-space: normal; min-width: 13em; }
 th:first-child, td:first-child { text-align: left; padding-right: 24px; white-space: normal;
   min-width: 8em; overflow-wrap: break-word; }
 td small { display: block; color: var(--quiet); font-size: 12.5px; white-space: nowrap; }

@@ -132,6 +132,7 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
     run = folder / "run"
     _train(training_config(rounds, train, valid, number), run)
     test = rounds.test or valid
+    log.info("round %d: errors on %s, and how certain the potential is", number, rounds.test or "validation")
     potential = load_potential(run, difference=True)
     summary = evaluate(potential, test, baseline=baseline_of(run), trust=True).summary
     row = {
@@ -268,8 +269,12 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
         seed=int(rng.integers(2**31)),
         source=rounds.sample.pool or f"the pool of round {number}",
     )
-    log.info("round %d: %d structures by %s, %d left out", number, count, name, len(made.left_out))
     reasons = Counter(left.reason for left in made.left_out)
+    why_not = "".join(f"; {one} left out: {reason}" for reason, one in reasons.items())
+    log.info(
+        "round %d: %d of the pool's %d structures by %s%s",
+        *(number, len(made.frames), len(pool), name, why_not),
+    )
     why = {"unit": made.unit, "pool": len(pool), "usable": made.usable, "left_out": dict(reasons)}
     write_json(folder / "choice.json", why)
     write_frames(path, made.frames)

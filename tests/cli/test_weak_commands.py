@@ -178,3 +178,14 @@ def test_weak_advise_refuses(cli, arguments, said):
     done = cli("weak", "advise", *arguments)
     assert done.code == 2
     assert said in done.err
+
+
+def test_a_curve_refuses_tests_with_an_element_its_subset_lacks_before_training(tmp_path, monkeypatch):
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.experiment import curve
+
+    monkeypatch.setattr(curve, "train_run", lambda *_, **__: pytest.fail("trained"))
+    settings = [("data.train", "builtin:ethanol-gfn2@:20"), ("trainer.max_steps", 1), ("model.channels", 2)]
+    point = curve.Point(4, "none", 0)
+    with pytest.raises(InputError, match="the model does not know"):
+        curve.run_point(point, settings, ["builtin:cual-emt/train@:1"], tmp_path)

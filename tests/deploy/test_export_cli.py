@@ -77,6 +77,9 @@ def test_export_writes_and_says_what_lammps_needs(checkpoint, call, tmp_path):
         (("lammps", "input", "{run}", "--structure", "x.xyz", "--timestep", "-1"), "give a time > 0 in fs"),
         (("lammps", "check", "{empty}"), "no checkpoints"),
         (("lammps", "check", "{run}", "--ranks", "1,0"), "numbers from 1 on"),
+        (("export", "{run}", "-o", "x"), "x, -o: a torchscript model ends in .pth (give x.nequip.pth)"),
+        (("export", "{run}", "-o", "x.pimlip.pt2"), "a torchscript model ends in .pth"),
+        (("export", "{run}", "--format", "native", "-o", "x.c"), "ends in .pimlip (give x.pimlip)"),
         (("export", "{run}", "--format", "mliap"), "direct neighbours"),
         (("export", "{run}", "--table", "1e-4"), "--table: a torchscript file has no tables"),
         (("export", "{run}", "--format", "native", "--table", "0"), "cannot be made"),
@@ -136,7 +139,9 @@ def test_the_build_against_a_source_tree(monkeypatch, tmp_path):
     assert build.build_plugin(lammps_source=tmp_path / "lammps").parent.parent == build.plugin_cache()
 
 
-def test_a_compiler_error_is_reported_with_its_first_line(monkeypatch, tmp_path):
+def test_a_build_says_that_it_takes_long_and_reports_the_first_line_of_an_error(
+    monkeypatch, tmp_path, caplog
+):
     from pimlip_zoo.deploy.lammps import build
 
     tools = tmp_path / "tools"
@@ -150,8 +155,10 @@ def test_a_compiler_error_is_reported_with_its_first_line(monkeypatch, tmp_path)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.setenv("CXX", "cxx")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    caplog.set_level("INFO")
     with pytest.raises(InputError, match="error: no such thing"):
         build.build_plugin(lammps_source=tmp_path)
+    assert "compiling pair_style pimlip for LAMMPS; this takes up to a minute, once" in caplog.messages
 
 
 def test_a_compiled_file_has_an_ending_of_its_own_and_the_help_says_who_takes_which(

@@ -220,6 +220,34 @@ def test_failures_of_a_calculator_do_not_stand_in_the_way_of_another(here):
     assert not Path("labels.extxyz.failed.extxyz").exists()
 
 
+def test_ctrl_c_says_that_labels_are_kept_and_the_same_command_goes_on(here, monkeypatch):
+    words = (
+        "some.extxyz",
+        "--calculator",
+        "odd:make",
+        "-o",
+        "labels.lmdb",
+        "--no-compare",
+        "--level",
+        "spring",
+    )
+
+    def cut(*arguments, progress, **options):
+        def stop(outcome, done, total):
+            if done == 2:
+                raise KeyboardInterrupt
+
+        return label(*arguments, progress=stop, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["pimlip_zoo.labelling.label"], "label", cut)
+        said = called(*words, code=130)
+    assert (
+        "stopped; the labels so far are kept beside labels.lmdb: the same command goes on with them" in said
+    )
+    assert "4 of 4 structures labelled (2 were there)" in called(*words)
+
+
 def test_a_refused_calculator_leaves_no_journal(here):
     called("some.extxyz", "--calculator", "odd:nothing", "-o", "labels.extxyz", code=2)
     assert not journal_path(Path("labels.extxyz")).exists()

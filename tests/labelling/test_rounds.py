@@ -129,6 +129,16 @@ def test_labelling_in_a_round_says_how_far_it_is_and_not_for_each_structure(capl
     ]
 
 
+def test_a_round_says_how_large_the_pool_is_and_why_some_of_it_is_left_out(tmp_path, caplog):
+    caplog.set_level("INFO")
+    pool = load_frames("builtin:cual-emt/train@20:40")
+    (tmp_path / "round-1").mkdir()
+    module._chosen(load_rounds(written(tmp_path)), 1, tmp_path / "round-1", pool)
+    assert caplog.messages[-1] == (
+        "round 1: 3 of the pool's 20 structures by coverage; 2 left out: it is labelled already"
+    )
+
+
 def test_the_report_says_what_was_bought_and_why(whole):
     page = (whole / "report.html").read_text()
     assert page.count("<h3>Round") == 2
@@ -141,7 +151,7 @@ def test_the_report_says_what_was_bought_and_why(whole):
     assert why["left_out"]
     assert sum(why["left_out"].values()) == why["pool"] - why["usable"]
     for reason, count in why["left_out"].items():
-        assert f"{count} {reason}" in page
+        assert f"{reason} ({count})" in page
 
 
 def test_cells_of_crystals_are_strained_where_sampling_starts(tmp_path):

@@ -896,7 +896,10 @@ def test_a_stage_that_its_time_cut_short_is_not_kept_for_other_runs(tmp_path, mo
 
     with monkeypatch.context() as patched:
         patched.setattr("pimlip_zoo.experiment.stages.train", cut)
+        caplog.set_level("INFO")
         run(tmp_path, "pretrain")
+    steps = load_config(None, settings(tmp_path, "pretrain")).weak.labels.steps
+    assert f"pretrain: ended at step 2 of {steps}" in caplog.messages
     caplog.clear()
     train_run(prepare_run(load_config(None, settings(tmp_path, "pretrain"))), tmp_path / "again")
     assert "trained before" not in caplog.text

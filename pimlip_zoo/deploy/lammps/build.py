@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shlex
 import shutil
@@ -18,6 +19,8 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing, scratch_folder, seal, sealed, writing
 
 __all__ = ["PLUGIN_NAME", "build_plugin", "plugin_cache", "source_files"]
+
+log = logging.getLogger(__name__)
 
 PLUGIN_NAME = "pimlipplugin.so"
 """LAMMPS loads files of such a name in ``LAMMPS_PLUGIN_PATH`` by itself."""
@@ -213,6 +216,7 @@ def _compile(command: list[str], library: Path) -> None:
             file=library.parent,
             hint="set XDG_CACHE_HOME to another folder",
         ) from error
+    log.info("compiling pair_style pimlip for LAMMPS; this takes up to a minute, once")
     with scratch_folder(library.parent, "build") as scratch:
         built = scratch / library.name
         done = subprocess.run(  # noqa: S603
