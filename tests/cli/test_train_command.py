@@ -561,7 +561,8 @@ def test_a_full_disk_ends_a_training_in_one_line_and_leaves_whole_files(cli, tmp
 
 def test_a_full_disk_leaves_the_results_of_before(refused, run, tmp_path, monkeypatch):
     out = tmp_path / "errors.json"
-    out.write_text("those of before")
+    before = '{"model": "the one before"}'
+    out.write_text(before)
 
     def full(path, *arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -570,7 +571,7 @@ def test_a_full_disk_leaves_the_results_of_before(refused, run, tmp_path, monkey
     test = "builtin:ethanol-gfn2/test_300K@:2"
     refused("eval", run, "--data", test, "--json", out, says=["errors.json", "no space left on device"])
     monkeypatch.undo()
-    assert out.read_text() == "those of before"
+    assert out.read_text() == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a file system")

@@ -132,6 +132,7 @@ def configuration(options: dict[str, object]):
         "data.check_references": False,
         "data.batch_size": 3,
         "model.name": "nequip",
+        "model.preset": "small",
         "model.channels": 4,
         "model.l_max": 1,
         "model.radial_hidden": [4],

@@ -230,7 +230,7 @@ def test_the_report_of_a_run_evaluates_what_the_training_did_not_get_to(trained)
     assert "builtin:ethanol-gfn2/test_300K@:6 6 structures " in text
     assert "validation 5 " in text
     assert "training 20 180 0 all all –" in text
-    assert "model.channels 4 32" in text
+    assert "model.channels 4 16" in text
     assert "trainer.max_steps 4 " in text
     assert "Steps 4 " in text
     assert "isolated atoms" in text
