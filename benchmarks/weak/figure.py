@@ -1,6 +1,6 @@
 """The README's figure: force errors by number of labels, plain and with weak labels.
 
-    python benchmarks/weak/figure.py conservative-acac-mace-recipe2          (docs/results/labels.png)
+    python benchmarks/weak/figure.py conservative-acac-nequip-compact-12000   (docs/results/labels.png)
 
 Reads one table of ``benchmarks/weak/results``: plain runs make a line, other ways are points on it or below; where
 several seeds ran, bars are standard deviations.
