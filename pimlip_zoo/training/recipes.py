@@ -289,7 +289,7 @@ def _reasons_of_compact(facts: RunFacts) -> dict[str, str]:
 
 @register_recipe(DEFAULT_RECIPE, version=6, reasons=_reasons_of_compact)
 def _compact(facts: RunFacts) -> Settings:
-    """Muon with equal steps of all outputs, its rate by architecture and passes; NequIP of three narrow layers.
+    """Muon with equal steps of all outputs, its rate by architecture and passes; length and size follow the data.
 
     Version 5, with the preset ``compact`` for NequIP instead of ``small``: a layer more of half the channels
     (docs/results/recipes.md).
