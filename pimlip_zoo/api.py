@@ -33,6 +33,9 @@ def train(
 ) -> Potential:
     """Train a potential from Python; the run folder is that of ``pimlip-zoo train``.
 
+    Progress goes to the logger ``pimlip_zoo``, of which Python shows warnings alone:
+    ``logging.basicConfig(level="INFO")`` shows all of it.
+
     >>> import tempfile
     >>> short = {"data.train": "builtin:ethanol-gfn2@:20", "trainer.max_steps": 2, "model.channels": 8}
     >>> potential = train(short, out=tempfile.mkdtemp() + "/run")
