@@ -67,6 +67,7 @@ class Registry(Generic[T]):
         group: of the entry points through which other packages offer theirs.
         builtin: modules of this package whose import registers its own.
         left: what was part of this package once, and where it is now.
+        own: what follows the known names in a refusal: how something of the user's own becomes known.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class Registry(Generic[T]):
         group: str,
         builtin: Sequence[str] = (),
         left: Mapping[str, str] | None = None,
+        own: str = "",
     ) -> None:
         self.kind, self.group, self.builtin, self.left = kind, group, tuple(builtin), dict(left or {})
+        self.own = own
         self._items: dict[str, tuple[T, str]] = {}
         self._loaded: set[str] = set()
 
@@ -129,7 +132,7 @@ class Registry(Generic[T]):
         """
         known = self.all()
         if name not in known:
-            hint = self.left.get(name) or did_you_mean(name, known)
+            hint = self.left.get(name) or did_you_mean(name, known) + self.own
             raise InputError(f"no {self.kind} is called {name!r}", key=key, hint=hint)
         return known[name]
 
@@ -206,6 +209,7 @@ MODELS: Registry[ModelInfo] = Registry(
         "pimlip_zoo.models.mace",
         "pimlip_zoo.models.mace_nonlinear",
     ),
+    own="; one of your own: install its package, or import its module first",
 )
 
 

@@ -102,3 +102,8 @@ def test_a_registry_of_anything_names_the_nearest_and_refuses_two_of_a_name():
 
 def available():
     """Another source."""
+
+
+def test_an_unknown_architecture_says_how_one_of_ones_own_becomes_known():
+    with pytest.raises(InputError, match="one of your own: install its package, or import its module first"):
+        registry.get_model("mine")

@@ -6,6 +6,7 @@ AOTInductor compiles that graph. The file is bound to the version of torch and t
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
 __all__ = ["export_aot", "load_compiled"]
+
+log = logging.getLogger(__name__)
 
 INPUTS = ("edge_vectors", "edge_index", "atom_types", "is_local")
 OUTPUTS = ("atomic_energy", "edge_gradient", "forces")
@@ -80,6 +83,7 @@ def export_aot(
     metadata = export_metadata(
         ready, name=name or type(potential.model).__name__, dtype=ready.model.dtype, training=training or {}
     )
+    log.info("compiling the graph of energies and forces; this takes about a minute")
     with replacing(path) as scratch:
         _compile(ready, scratch, metadata, torch.device(device), threads)
         deviation = compare(ready, load_compiled(scratch), by_positions=False)

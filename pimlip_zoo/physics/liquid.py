@@ -33,6 +33,7 @@ _MOST_ELEMENTS = 4
 _PER_PS = 10.0
 """Å²/ps in 10⁻⁹ m²/s."""
 _PARTS = 4
+_FRAMES = 6  # of a part, at least: two lags in the half of them that the slope is fitted to
 _UNSURE = 0.3
 _FREE = 1.0  # Å², that atoms move before their motion says anything of diffusion
 
@@ -122,8 +123,11 @@ def diffusion(task: Task, options: DiffusionOptions, found: Findings) -> None:
     masses = trajectory.frames[0].get_masses()
     positions -= np.einsum("tna,n->ta", positions, masses)[:, None] / masses.sum()
     symbols = np.array(trajectory.frames[0].symbols)
-    if len(positions) < 4 * _PARTS:
-        raise NotPossibleError(f"{len(positions)} frames are too few: raise diffusion.steps")
+    if len(positions) < _FRAMES * _PARTS:
+        raise NotPossibleError(
+            f"{len(positions)} frames are fewer than {_FRAMES * _PARTS}: raise diffusion.steps, "
+            "or lower diffusion.interval"
+        )
     found.add("temperature", trajectory.temperature, "K")
     for element in task.elements:
         of_element = positions[:, symbols == element]

@@ -93,3 +93,12 @@ def test_a_simulation_that_falls_apart_gives_nothing(measured):
     )
     assert found["rdf"]["status"] == "failed"
     assert "unstable" in found["rdf"]["reason"]
+
+
+def test_frames_that_no_slope_can_be_fitted_to_are_refused(measured):
+    settings = [
+        (f"diffusion.{key}", value) for key, value in (("equilibration", 5), ("steps", 200), ("interval", 10))
+    ]
+    found = measured(EMT(), bulk("Cu", cubic=True).repeat(2), "diffusion", kind="liquid", settings=settings)
+    assert "are fewer than 24: raise diffusion.steps" in found["diffusion"]["reason"]
+    assert not found["diffusion"]["values"]
