@@ -337,10 +337,7 @@ def table_of(rows):
     groups = {}
     for row in rows:
         groups.setdefault((row["size"], row["way"]), []).append(row)
-    order = list(WAYS)
-    for (size, way), members in sorted(
-        groups.items(), key=lambda item: (item[0][0], order.index(item[0][1]))
-    ):
+    for (size, way), members in sorted(groups.items(), key=lambda item: (item[0][0], order_of(item[0][1]))):
         cells = [size, way, *(spread(members, key) for key in ("energy_rmse", "forces_rmse"))]
         cells += [f"{statistics.mean(row['cpu_seconds'] for row in members):.0f}", len(members)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
