@@ -89,6 +89,7 @@ def make_trainer(
 
     import lightning.pytorch as pl
 
+    from pimlip_zoo.experiment.record import CONFIG
     from pimlip_zoo.training.callbacks import (
         AveragedWeights,
         GracefulStop,
@@ -97,6 +98,7 @@ def make_trainer(
         MetricsTable,
         Patience,
         Plateau,
+        StaysInItsFolder,
         TimeLimit,
     )
     from pimlip_zoo.training.module import LOGGED_EVERY
@@ -114,6 +116,7 @@ def make_trainer(
             Plateau(schedule.plateau_factor, schedule.plateau_patience, schedule.plateau_threshold, clock)
         )
     callbacks += [
+        StaysInItsFolder(folder / CONFIG),
         MetricsTable(folder / "metrics.csv"),
         KeepBest(
             dirpath=folder / "checkpoints",

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import (
 )
 from torch import Tensor
 
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import append, regular_file, replacing
 from pimlip_zoo.training.schedule import RunClock
 
@@ -38,6 +39,7 @@ __all__ = [
     "MetricsTable",
     "Patience",
     "Plateau",
+    "StaysInItsFolder",
     "TimeLimit",
     "columns_of",
     "watched_terms",
@@ -78,6 +80,33 @@ def _by_dtype(averaged: list[Tensor], current: list[Tensor]) -> list[tuple[list[
             pair[0].append(a)
             pair[1].append(b)
     return list(groups.values())
+
+
+class StaysInItsFolder(Callback):
+    """Ends a run whose folder was moved or deleted, at its next validation.
+
+    Lightning makes the folder of a checkpoint where it is missing: without a look at a file that is written once, at
+    the start, a run would go on into a new folder that lacks all the rest.
+
+    Args:
+        written: such a file, ``config.yaml``.
+    """
+
+    def __init__(self, written: Path) -> None:
+        self.written = written
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look whether it is there.
+
+        Raises:
+            InputError: naming the folder.
+        """
+        if trainer.is_global_zero and not self.written.exists():
+            raise InputError(
+                f"the folder of the run lacks {self.written.name}, which it had: it was moved or deleted",
+                file=self.written.parent,
+                hint="go on from where it is now with --resume",
+            )
 
 
 class MetricsTable(Callback):

@@ -10,7 +10,9 @@ import torch
 
 from pimlip_zoo import experiment
 from pimlip_zoo.config import load_config, parse_settings
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.ended import steps_missing
+from pimlip_zoo.training import callbacks
 from pimlip_zoo.training.checkpoint import load_potential
 
 SETTINGS = [
@@ -47,6 +49,23 @@ def test_a_run_ends_when_its_time_is_over(tmp_path):
     assert steps_missing(tmp_path) is None  # it has ended
     assert time.monotonic() - started < 60
     assert load_potential(tmp_path).species == ("H", "C", "O")
+
+
+def test_a_run_whose_folder_is_moved_between_two_of_its_files_ends(tmp_path, monkeypatch):
+    """Lightning would make the folder again for the next checkpoint, and go on in it."""
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    write = callbacks.KeepBest.on_validation_end
+
+    def write_and_move(self, trainer, module):
+        write(self, trainer, module)
+        if not moved.exists():
+            folder.rename(moved)
+
+    monkeypatch.setattr(callbacks.KeepBest, "on_validation_end", write_and_move)
+    with pytest.raises(InputError, match="it was moved or deleted") as caught:
+        run(folder, "trainer.valid_every=3", "trainer.max_steps=300")
+    assert str(folder) in str(caught.value)
+    assert (moved / "config.yaml").exists()
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "exponential"])
