@@ -5,6 +5,7 @@ import time
 from collections import deque
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -12,7 +13,6 @@ from pimlip_zoo import experiment
 from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.ended import steps_missing
-from pimlip_zoo.training import callbacks
 from pimlip_zoo.training.checkpoint import load_potential
 
 SETTINGS = [
@@ -51,17 +51,17 @@ def test_a_run_ends_when_its_time_is_over(tmp_path):
     assert load_potential(tmp_path).species == ("H", "C", "O")
 
 
-def test_a_run_whose_folder_is_moved_between_two_of_its_files_ends(tmp_path, monkeypatch):
-    """Lightning would make the folder again for the next checkpoint, and go on in it."""
+def test_a_run_whose_folder_is_moved_while_it_writes_a_checkpoint_ends(tmp_path, monkeypatch):
+    """Lightning makes the folder again, and the run would go on in it."""
     folder, moved = tmp_path / "run", tmp_path / "moved"
-    write = callbacks.KeepBest.on_validation_end
+    write = pl.Trainer.save_checkpoint
 
-    def write_and_move(self, trainer, module):
-        write(self, trainer, module)
+    def move_and_write(self, *arguments, **more):
         if not moved.exists():
             folder.rename(moved)
+        write(self, *arguments, **more)
 
-    monkeypatch.setattr(callbacks.KeepBest, "on_validation_end", write_and_move)
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", move_and_write)
     with pytest.raises(InputError, match="it was moved or deleted") as caught:
         run(folder, "trainer.valid_every=3", "trainer.max_steps=300")
     assert str(folder) in str(caught.value)
