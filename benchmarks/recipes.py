@@ -125,6 +125,39 @@ RECIPES: dict[str, dict[str, object]] = {
     **{f"recipe-{name}": {"recipe.name": name} for name in ("mace-torch", "nequip")},
 }
 
+SHAPES: dict[str, dict[str, dict[str, object]]] = {
+    "mace": {
+        "3x16": {"num_interactions": 3, "channels": 16},
+        "2x16-degree2": {"hidden_l_max": 2, "channels": 16},
+        "3x16-two-neighbours": {"num_interactions": 3, "channels": 16, "correlation": 2},
+    },
+    "allegro": {
+        "3x32": {"num_layers": 3},
+        "3x16": {"num_layers": 3, "tensor_channels": 16},
+    },
+    "nequip": {
+        "4x16": {"num_layers": 4, "channels": 16},
+        "3x32-16-8": {"num_layers": 3, "channels_by_degree": [32, 16, 8]},
+        "3x16-degree3": {"num_layers": 3, "channels": 16, "l_max": 3},
+        "3x16-radial128": {"num_layers": 3, "channels": 16, "radial_hidden": [128]},
+    },
+}
+"""Of each architecture, beside its presets: layers times channels, and what else differs."""
+RECIPES |= {
+    f"shape-{model}-{name}": {
+        "recipe.name": "default",
+        "recipe.version": 6,
+        **{f"model.{option}": value for option, value in options.items()},
+    }
+    for model, shapes in SHAPES.items()
+    for name, options in shapes.items()
+}
+ONLY_FOR = {
+    **{name: "mace" for name, settings in RECIPES.items() if "model.residual_first" in settings},
+    **{f"shape-{model}-{name}": model for model, shapes in SHAPES.items() for name in shapes},
+}
+"""Architectures of recipes that have options of one."""
+
 LAWS = tuple(itertools.product((0.05, 0.07, 0.09, 0.13), (0.02, 0.03, 0.04)))
 """Of the default recipe's rate: a constant over the root of the passes, and the highest rate."""
 RECIPES |= {
@@ -262,7 +295,7 @@ def run_all(options: argparse.Namespace) -> int:
         }
         if any(all(row[k] == v for k, v in key.items()) for row in read()):
             continue
-        if "residual" in recipe and model != "mace":
+        if ONLY_FOR.get(recipe, model) != model:
             continue
         print(" ".join(map(str, key.values())), flush=True)
         row = trained(key, options)
