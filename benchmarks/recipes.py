@@ -119,6 +119,16 @@ RECIPES: dict[str, dict[str, object]] = {
         }
         for decay in (0.03, 0.1, 0.3)
     },
+    **{
+        f"default-6-{name}": {"recipe.name": "default", "recipe.version": 6, **settings}
+        for name, settings in {
+            "decay0.1": {"optimizer.weight_decay": 0.1},
+            "decay0.3": {"optimizer.weight_decay": 0.3},
+            "decay1": {"optimizer.weight_decay": 1.0},
+            "ema0.999": {"trainer.ema_decay": 0.999},
+            "batch1": {"data.batch_size": 1},
+        }.items()
+    },
     "default-3-outputs": {"recipe.name": "default", "recipe.version": 3, "optimizer.equal_outputs": True},
     "soap-lr0.03": {**LINEAR, "optimizer.lr": 0.03},
     "soap-lr0.06": {**LINEAR, "optimizer.lr": 0.06},
