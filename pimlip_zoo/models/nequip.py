@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from pimlip_zoo.nn.readout import DirectForces
 from pimlip_zoo.registry import register_model
 
 __all__ = ["NequIP", "NequIPConfig"]
+
+log = logging.getLogger("pimlip_zoo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class NequIPConfig(ModelConfig):
     neighbor_norms: tuple[PositiveNumber, ...] = ()
     """What the sum over neighbours is divided by, layer by layer; none: the root of avg_num_neighbors."""
     resnet: bool = False
-    """Add a layer's input to its output where their irreps agree."""
+    """Add a layer's input to its output where their irreps agree: between the first and the last layer."""
     readout_hidden: Widths = ()
     """Widths of hidden layers of the readout; none: linear."""
 
@@ -268,6 +271,12 @@ class NequIP(AtomicEnergyModel):
             irreps = layer.irreps_out
             layers.append(layer)
         self.layers = nn.ModuleList(layers)
+        if config.resnet and not any(layer.residual for layer in layers):
+            log.warning(
+                "model.resnet has no effect: no layer's input is like its output where there are %d layers%s",
+                config.num_layers,
+                "" if config.self_connection else " without self-connections",
+            )
         self.readout = ScalarMLP((channels, *config.readout_hidden, 1))
         self.force_readout = DirectForces(irreps, config.inner) if direct else None
 

@@ -73,3 +73,20 @@ def test_every_element_fits_into_one_model(name: str) -> None:
     info = get_model(name)
     elements = tuple(chemical_symbols[1:])
     assert info.model(info.configure("small", avg_num_neighbors=5.0), elements).species == elements
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"num_layers": 2}, True),
+        ({"num_layers": 3, "self_connection": False}, True),
+        ({"num_layers": 3}, False),
+    ],
+)
+def test_a_resnet_without_a_layer_to_skip_says_so(
+    options: dict[str, Any], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    info = get_model("nequip")
+    options = {"avg_num_neighbors": 5.0, "channels": 2, "resnet": True, **options}
+    info.model(info.configure("small", **options), ("H",))
+    assert ("model.resnet has no effect" in caplog.text) is told
