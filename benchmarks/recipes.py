@@ -129,6 +129,10 @@ RECIPES: dict[str, dict[str, object]] = {
             "batch1": {"data.batch_size": 1},
         }.items()
     },
+    **{
+        f"default-6-{name}": {"recipe.name": "default", "recipe.version": 6}
+        for name in ("copies0.005", "copies0.01", "copies0.03", "dropped0.03", "dropped0.1", "three")
+    },
     "default-3-outputs": {"recipe.name": "default", "recipe.version": 3, "optimizer.equal_outputs": True},
     "soap-lr0.03": {**LINEAR, "optimizer.lr": 0.03},
     "soap-lr0.06": {**LINEAR, "optimizer.lr": 0.06},
@@ -162,6 +166,13 @@ RECIPES |= {
     for model, shapes in SHAPES.items()
     for name, options in shapes.items()
 }
+COPIED = {f"default-6-copies{amplitude}": amplitude for amplitude in (0.005, 0.01, 0.03)}
+"""Å, of displaced copies of the labelled structures."""
+DROPPED = {f"default-6-dropped{share}": share for share in (0.03, 0.1)}
+"""Share of the pairs that a training step does not see."""
+MEMBERS = {"default-6-three": 3}
+"""Trainings from other weights, on the same labels, whose mean is judged."""
+
 ONLY_FOR = {
     **{name: "mace" for name, settings in RECIPES.items() if "model.residual_first" in settings},
     **{f"shape-{model}-{name}": model for model, shapes in SHAPES.items() for name in shapes},
@@ -321,35 +332,92 @@ def run_all(options: argparse.Namespace) -> int:
 def trained(key: dict, options: argparse.Namespace) -> dict | None:
     """Train one point and evaluate its best weights; None where a signal ended it."""
     from pimlip_zoo.config import load_config
-    from pimlip_zoo.evaluation import evaluate
     from pimlip_zoo.experiment import prepare, train
     from pimlip_zoo.training.checkpoint import load_potential
 
     study, settings = settings_of(key, options.root)
-    config = load_config(None, list(settings.items()))
-    folder = options.runs / "-".join(map(str, key.values()))
-    last = folder / "checkpoints" / "last.ckpt"
-    started = time.process_time()
-    prepared = prepare(config, split=drawn(config, key))
-    optimizer = OPTIMIZERS.get(key["recipe"])
-    outcome = train(prepared, folder, resume=last.exists(), optimizer=optimizer)
-    if outcome.signal is not None:
-        return None
+    folders, started = [], time.process_time()
+    for member in range(MEMBERS.get(key["recipe"], 1)):
+        config = load_config(None, [*settings.items(), ("seed", key["seed"] + 100 * member)])
+        folder = options.runs / "-".join(map(str, (*key.values(), *([member] if member else []))))
+        last = folder / "checkpoints" / "last.ckpt"
+        prepared = prepare(config, split=drawn(config, key))
+        if key["recipe"] in DROPPED:
+            drop_pairs(prepared.potential, DROPPED[key["recipe"]])
+        optimizer = OPTIMIZERS.get(key["recipe"])
+        outcome = train(prepared, folder, resume=last.exists(), optimizer=optimizer)
+        if outcome.signal is not None:
+            return None
+        folders.append(folder)
     cpu = time.process_time() - started
-    potential = load_potential(folder)
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folders[0] / "metrics.csv").open(newline="") as file:
         curve = [validation(row) for row in csv.DictReader(file)]
-    tests = {}
-    for test in study.tests:
-        summary = evaluate(potential, placed(options.root, test)).summary
-        tests[test] = {
-            quantity: {kind: round(1e3 * summary[quantity][kind], 4) for kind in ("rmse", "mae")}
-            for quantity in ("energy_per_atom", "forces", "stress")
-            if summary.get(quantity)
-        }
+    potentials = [load_potential(folder) for folder in folders]
+    tests = {test: errors_of(potentials, placed(options.root, test)) for test in study.tests}
     if not options.keep_runs:
-        shutil.rmtree(folder)
+        for folder in folders:
+            shutil.rmtree(folder)
     return {**key, "cpu_s": round(cpu, 1), "curve": curve, "tests": tests}
+
+
+def errors_of(potentials: Sequence[Potential], data: str) -> dict[str, dict[str, float]]:
+    """Errors of the mean of their predictions, in meV, Å and atoms."""
+    import numpy as np
+
+    from pimlip_zoo.evaluation import evaluate
+
+    found = [evaluate(potential, data) for potential in potentials]
+    if len(found) == 1:
+        return {
+            quantity: {kind: round(1e3 * found[0].summary[quantity][kind], 4) for kind in ("rmse", "mae")}
+            for quantity in ("energy_per_atom", "forces", "stress")
+            if found[0].summary.get(quantity)
+        }
+    errors = {}
+    for quantity, (reference, _) in found[0].pairs.items():
+        off = 1e3 * (np.mean([one.pairs[quantity][1] for one in found], axis=0) - reference)
+        errors[quantity] = {
+            "rmse": round(float(np.sqrt(np.mean(off**2))), 4),
+            "mae": round(float(np.mean(np.abs(off))), 4),
+        }
+    return errors
+
+
+def drop_pairs(potential: Potential, share: float) -> None:
+    """Let every evaluation of a training step miss a share of the pairs, in both directions."""
+    import torch
+
+    def without(module: Potential, arguments: tuple, named: dict) -> tuple[tuple, dict] | None:
+        if not module.training:
+            return None
+        graph, *rest = arguments
+        centre, neighbour = graph.edge_index
+        shift = graph.edge_shift.to(torch.int64)
+        # The same three numbers for an edge and its reverse.
+        turned = (centre > neighbour) | ((centre == neighbour) & (shift @ torch.tensor([9, 3, 1]) < 0))
+        sign = torch.where(turned, -1, 1)[:, None]
+        ends = torch.stack([torch.minimum(centre, neighbour), torch.maximum(centre, neighbour)], dim=1)
+        _, pair = torch.cat([ends, sign * shift], dim=1).unique(dim=0, return_inverse=True)
+        kept = torch.rand(int(pair.max()) + 1)[pair] >= share
+        graph = graph._replace(edge_index=graph.edge_index[:, kept], edge_shift=graph.edge_shift[kept])
+        return (graph, *rest), named
+
+    potential.register_forward_pre_hook(without, with_kwargs=True)
+
+
+def with_copies(frames: Sequence[Frame], amplitude: float, seed: int, copies: int = 4) -> list[Frame]:
+    """Displaced copies beside the structures: energies to first order by the labelled forces, forces as they are."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    draw, found = np.random.default_rng(seed), list(frames)
+    for frame in frames:
+        for _ in range(copies):
+            moved = draw.normal(0.0, amplitude, frame.positions.shape)
+            energy = frame.energy - float((frame.forces * moved).sum())
+            found.append(replace(frame, positions=frame.positions + moved, energy=energy))
+    return found
 
 
 def settings_of(key: dict, root: str) -> tuple[StudySet, dict[str, object]]:
@@ -382,6 +450,8 @@ def drawn(config: RunConfig, key: dict) -> tuple[Sequence[Frame], Sequence[Frame
     if key["labels"] != "all":
         order = np.random.default_rng(DRAWN_FROM + key["seed"]).permutation(len(frames))
         frames = [frames[i] for i in order[: int(key["labels"])].tolist()]
+    if key["recipe"] in COPIED:
+        frames = with_copies(frames, COPIED[key["recipe"]], DRAWN_FROM + key["seed"])
     return frames, valid
 
 
