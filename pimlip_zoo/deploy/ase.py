@@ -12,6 +12,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from pimlip_zoo.compiled.kernels import one_thread_after_fork
 from pimlip_zoo.datasets.electrons import electrons_of_atoms
 from pimlip_zoo.datasets.neighbour_list import species_indices
+from pimlip_zoo.datasets.unseen import UnseenElectrons
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs, check_result
 from pimlip_zoo.errors import InputError
@@ -81,6 +82,9 @@ def check_device(device: str | torch.device, *, key: str = "device") -> None:
 class PimlipCalculator(Calculator):
     """Energy, atomic energies, forces and stress of a potential, in ASE's units (eV, Å).
 
+    A charge or multiplicity that a structure states to a model that does not see them is said once, as a warning of
+    the logger ``pimlip_zoo``.
+
     Args:
         potential: ready for prediction.
         skin: Å, how far neighbour lists reach beyond the cutoff, to be used again in molecular dynamics.
@@ -121,6 +125,7 @@ class PimlipCalculator(Calculator):
         self.neighbours = SkinnedNeighbours(potential.cutoff, skin)
         self.neighbours.electrons = potential.model.electrons_are_open
         self.neighbours.given = self.electrons
+        self.unseen = UnseenElectrons(potential.model.fixed_electrons())
 
     @property
     def allowed_atomic_numbers(self) -> set[int]:
@@ -135,6 +140,8 @@ class PimlipCalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last evaluation; ASE does not look at what ``info`` states."""
         changes: list[str] = super().check_state(atoms, tol)
+        if not self.neighbours.electrons:
+            self.unseen.look(atoms)
         if self.neighbours.electrons and self.atoms is not None:
             before, now = (electrons_of_atoms(each, self.electrons) for each in (self.atoms, atoms))
             if before != now:

@@ -10,6 +10,7 @@ import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 
 from pimlip_zoo.datasets.neighbour_list import species_indices
+from pimlip_zoo.datasets.unseen import UnseenElectrons
 from pimlip_zoo.deploy.native.library import NativeModel
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs, check_finite, check_result
@@ -55,6 +56,7 @@ class NativeCalculator(Calculator):
         super().__init__(**kwargs)
         self.model = NativeModel(path, threads=threads)
         self.neighbours = SkinnedPairs(self.model.cutoff, skin)
+        self.unseen = UnseenElectrons(self.model.fixed_electrons)
         self.uncertainty = uncertainty
         if uncertainty and not self.model.has_uncertainty:
             raise InputError(
@@ -67,6 +69,12 @@ class NativeCalculator(Calculator):
     def allowed_atomic_numbers(self) -> set[int]:
         """Of the elements that the model knows."""
         return numbers_of(self.model.species)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last evaluation; a charge that is stated is looked at here, too."""
+        self.unseen.look(atoms)
+        changes: list[str] = super().check_state(atoms, tol)
+        return changes
 
     def calculate(
         self,
