@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pimlip_zoo.compiled.kernels import plain_torch
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
@@ -88,6 +89,7 @@ def evaluate(
     return evaluate_frames(potential, frames, batch_size=batch_size, model=model, source=spec)
 
 
+@plain_torch()
 def evaluate_frames(
     potential: Potential, frames: Sequence[Frame], *, batch_size: int = 50, model: str = "", source: str = ""
 ) -> Evaluation:
@@ -127,6 +129,7 @@ def evaluate_frames(
     )
 
 
+@plain_torch()
 def uncertainty_summary(
     potential: Potential, posterior: Posterior, frames: Sequence[Frame], *, batch_size: int = 10
 ) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from pimlip_zoo.datasets.unseen import UnseenElectrons
 from pimlip_zoo.deploy.properties import changes_of_parts, common_numbers
+from pimlip_zoo.deploy.turns import InTurns, Turns
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["CommitteeCalculator"]
 
 
-class CommitteeCalculator(Calculator):
+class CommitteeCalculator(InTurns, Calculator):
     """ASE calculator of the mean of several calculators and of their standard deviation.
 
     The mean energy, forces and stress belong together: the forces are the derivative of the mean energy. The
@@ -45,6 +46,7 @@ class CommitteeCalculator(Calculator):
 
     def __init__(self, members: Sequence[Calculator]) -> None:
         super().__init__()
+        self.turns = Turns()
         self.members = list(members)
         if len(self.members) < 2:
             raise InputError(

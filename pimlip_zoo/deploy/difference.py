@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ase.calculators.mixing import SumCalculator
 
 from pimlip_zoo.deploy.properties import changes_of_parts, common_numbers
+from pimlip_zoo.deploy.turns import InTurns, Turns
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["with_baseline"]
 
 
-class _Sum(SumCalculator):
+class _Sum(InTurns, SumCalculator):
     """Looks at what its parts look at: a charge in ``info`` changes the energy of the cheap calculator."""
+
+    def __init__(self, parts: list[Calculator]) -> None:
+        super().__init__(parts)
+        self.turns = Turns()
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         changes: list[str] = super().check_state(atoms, tol)

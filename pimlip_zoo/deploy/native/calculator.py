@@ -14,6 +14,7 @@ from pimlip_zoo.datasets.unseen import UnseenElectrons
 from pimlip_zoo.deploy.native.library import NativeModel
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs, check_finite, check_result
+from pimlip_zoo.deploy.turns import InTurns, Turns
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _FEW_ATOMS = 200
 """Up to so many atoms without periodic images, the model looks at all distances itself."""
 
 
-class NativeCalculator(Calculator):
+class NativeCalculator(InTurns, Calculator):
     """Energy, atomic energies, forces and stress of a native model, in ASE's units (eV, Å).
 
     A native model is a program: its C is compiled and run with the rights of whoever makes the calculator. Load only
@@ -54,6 +55,7 @@ class NativeCalculator(Calculator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.turns = Turns()
         self.model = NativeModel(path, threads=threads)
         self.neighbours = SkinnedPairs(self.model.cutoff, skin)
         self.unseen = UnseenElectrons(self.model.fixed_electrons)
