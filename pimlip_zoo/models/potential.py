@@ -118,7 +118,7 @@ class Potential(PhysicsWeakMixin, nn.Module):
         """
         if torch.is_inference_mode_enabled():  # which forbids derivatives
             with torch.inference_mode(mode=False), torch.no_grad():
-                return self(_ordinary(graph), forces=forces, virial=virial)  # type: ignore[no-any-return]
+                return self(_ordinary(graph), forces=forces, virial=virial)
         if self.model.electrons_are_open:
             if graph.electrons is None:
                 graph = graph._replace(electrons=graph.cell.new_zeros((graph.num_graphs, 2)))
