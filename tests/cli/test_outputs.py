@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 from ase.io import write
 
+from pimlip_zoo.cli import curve
 from pimlip_zoo.cli.console import log_to
 from pimlip_zoo.cli.data import split_command
 from pimlip_zoo.cli.export import ExportFormat, export_potential
@@ -151,6 +152,16 @@ def test_a_plugin_replaces_plugins_only(name, run, monkeypatch):
 def test_a_plot_of_rounds_is_checked_before_the_rounds(data):
     with pytest.raises(InputError, match=r"d\.extxyz, --plot: is there, and is not a picture"):
         rounds_command(data, data)
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "curve.png", "report.html"])
+def test_a_curve_replaces_no_table_or_picture_of_others(name, tmp_path):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(InputError, match=f"{name}, --out: is there, and would be replaced"):
+        curve._check_folder(tmp_path)
+    (tmp_path / "n25-none-0").mkdir()
+    (tmp_path / "n25-none-0" / "result.json").write_text("{}")
+    curve._check_folder(tmp_path)
 
 
 def test_two_things_are_not_written_to_one_file(tmp_path):
