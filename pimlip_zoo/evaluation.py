@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pimlip_zoo.compiled.kernels import plain_torch
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.unseen import unseen_in_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import write_json
 from pimlip_zoo.graph import Batch, Predictions, collate, stress_from_virial
@@ -61,8 +63,9 @@ def evaluate(
     model: str = "",
     baseline: str | None = None,
     trust: bool = False,
+    known: bool = False,
 ) -> Evaluation:
-    """Evaluate on a DATA specification.
+    """Evaluate on a DATA specification; charges that it states and the potential does not see are said.
 
     Args:
         potential: ready for prediction.
@@ -72,17 +75,21 @@ def evaluate(
         baseline: the cheap calculator that the potential is a correction to; its labels are taken off those of the
             data, so that the errors are those of the sum.
         trust: call the baseline when it is the name of a function.
+        known: the data are those of a training, which said itself what charges there are.
 
     Raises:
         InputError: for data without labels, with species that the potential does not know, or for a baseline that
             is not trusted.
     """
     frames = _labelled_frames(spec)
+    if not (known or potential.model.electrons_are_open) and (unseen := unseen_in_frames(frames)) is not None:
+        log.warning("%s: %s", spec, unseen)
     if baseline is not None:
         frames = subtract_labels(frames, cached_labels(frames, find_cheap_calculator(baseline, trust=trust)))
     return evaluate_frames(potential, frames, batch_size=batch_size, model=model, source=spec)
 
 
+@plain_torch()
 def evaluate_frames(
     potential: Potential, frames: Sequence[Frame], *, batch_size: int = 50, model: str = "", source: str = ""
 ) -> Evaluation:
@@ -122,6 +129,7 @@ def evaluate_frames(
     )
 
 
+@plain_torch()
 def uncertainty_summary(
     potential: Potential, posterior: Posterior, frames: Sequence[Frame], *, batch_size: int = 10
 ) -> dict[str, Any]:
@@ -236,7 +244,9 @@ def evaluate_run(
     potential, baseline = load_potential(folder, difference=True), baseline_of(folder)
     results = {name: evaluate_frames(potential, given) for name, given in (frames or {}).items() if given}
     results |= {
-        name: evaluate(potential, spec, baseline=baseline, trust=baseline == trusted)
+        name: evaluate(
+            potential, spec, baseline=baseline, trust=baseline == trusted, known=name == "training"
+        )
         for name, spec in sets.items()
     }
     if not results:

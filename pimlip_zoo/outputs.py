@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["ANY", "EXPORTED", "PAGE", "PICTURE", "check_different", "check_output", "results"]
+__all__ = ["ANY", "EXPORTED", "LIBRARY", "PAGE", "PICTURE", "check_different", "check_output", "results"]
 
 _HEAD = 1024
 _LARGEST_JSON = 1 << 26
 _OF_A_RUN = ("config.yaml", "metrics.csv", "data.json")
 _PICTURES = (b"\x89PNG\r\n", b"%PDF-", b"<svg", b"<?xml")
 _PICKLED_EXPORT = b"pimlip_zoo.deploy.mliap"
+_OURS, _AOT = "/extra/pimlip_format", "aotinductor/pimlip/"
+_OUR_CHECKPOINT = b"X\n\x00\x00\x00pimlip_zoo"
+"""The key of a checkpoint, as pickle writes text."""
+_OF_A_TRAINING = (b"optimizer_states", b"global_step")
+_LARGEST_PICKLE = 1 << 26
+_LIBRARIES = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 
 Kind = tuple[str, Callable[[Path], bool]]
 """What a file is called, and whether one is of this kind."""
@@ -40,10 +47,21 @@ def _is_exported(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+            if any(name.endswith(_OURS) or f"/{_AOT}" in name for name in names):
+                return True
+            pickled = [name for name in names if name.partition("/")[2] == "data.pkl"]
+            if not pickled or any("/code/" in name for name in names):
+                return False
+            with archive.open(pickled[0]) as file:
+                content = file.read(_LARGEST_PICKLE)
+    except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return False
-    # npz files and documents are archives, too, and have neither
-    return any(name.partition("/")[2] == "data.pkl" or "/extra/" in name for name in names)
+    # Anybody's tensors are such an archive: ours names the package, and the state of a training is no export.
+    return _OUR_CHECKPOINT in content and not any(word in content for word in _OF_A_TRAINING)
+
+
+def _is_plugin(path: Path) -> bool:
+    return _head(path).startswith(_LIBRARIES)
 
 
 def results(*keys: str) -> Kind:
@@ -66,6 +84,7 @@ ANY: Kind = ("file", lambda _: True)
 PAGE: Kind = ("HTML page", _is_page)
 PICTURE: Kind = ("picture", lambda path: _head(path).startswith(_PICTURES))
 EXPORTED: Kind = ("exported model", _is_exported)
+LIBRARY: Kind = ("shared library", _is_plugin)
 
 
 def check_output(path: Path | None, kind: Kind, *, key: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.util
+import logging
 import sys
 from typing import Any
 
@@ -104,6 +105,8 @@ _MENDS = {
 
 def main() -> None:
     """Run the command line; exit codes: 0 done, 2 the user's mistake, 1 anything else."""
+    if logging.lastResort is not None:  # of commands that set up no log
+        logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
     try:
         app()
     except InputError as error:

@@ -109,6 +109,7 @@ def curve(
             key="--stability",
             hint="more than 0",
         )
+    _check_folder(out)
     judge = _judge(physics, reference, properties, out, screen)
     variants = _plain_steps(options, _presets(weak), config) if equal_time else None
     watch = None
@@ -246,6 +247,21 @@ def _say_what_equals(screen: Any, equal: Sequence[Any], weak: str, *, equal_time
             "how many plain labels that equals needs runs of --weak none with two --sizes or more",
             style="dim",
         )
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse to replace tables and pictures that no learning curve has written: no finished run is beside them."""
+    from pimlip_zoo.errors import InputError
+
+    if out.is_dir() and not any(True for _ in out.glob("*/result.json")):
+        for name in ("runs.csv", "curve.csv", "equal.csv", "physics.csv", "curve.png", "report.html"):
+            if (out / name).exists():
+                raise InputError(
+                    "is there, and would be replaced",
+                    file=out / name,
+                    key="--out",
+                    hint="name another folder",
+                )
 
 
 def _write_equal(equal: Sequence[Any], summary: Sequence[Mapping[str, Any]], out: Path) -> None:

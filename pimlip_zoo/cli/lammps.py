@@ -77,7 +77,7 @@ def write_input(
 ) -> None:
     """Write a folder with a working input script and the structure."""
     from pimlip_zoo.deploy.lammps.data import left_out
-    from pimlip_zoo.deploy.lammps.input import MDSettings, write_run
+    from pimlip_zoo.deploy.lammps.input import MDSettings, check_own, write_run
     from pimlip_zoo.deploy.metadata import read_metadata
     from pimlip_zoo.deploy.structure import holds_several, read_structure
     from pimlip_zoo.files import writing
@@ -98,6 +98,7 @@ def write_input(
     atoms = read_structure(structure)
     if holds_several(structure):
         typer.echo(f"from the last structure of {structure} ({structure}@0 is the first)")
+    check_own(output)
     with writing(output), making(output):
         model = _exported(run, output)
         try:

@@ -35,8 +35,10 @@ def rounds_command(
 ) -> None:
     """From a structure and a reference code to a potential, in rounds."""
     from pimlip_zoo.cli.console import console, log_to_screen
+    from pimlip_zoo.outputs import PICTURE, check_output
     from pimlip_zoo.rounds import REPORT, StoppedError, curve_point, load_rounds, run_rounds
 
+    check_output(plot, PICTURE, key="--plot")
     rounds = load_rounds(file)
     log_to_screen()
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pimlip_zoo.datasets.electrons import stated
-from pimlip_zoo.datasets.frame import LABELS, Frame, without_uncounted
+from pimlip_zoo.datasets.frame import EVEN, LABELS, Frame, without_uncounted
 from pimlip_zoo.datasets.lmdb.index import count_edges
 
 __all__ = ["Frames", "HeldFrames", "as_frames", "electrons_bytes", "geometry_bytes"]
@@ -126,13 +126,15 @@ class HeldFrames(list[Frame], Frames):
         return {"frame": position}
 
     def fingerprint(self) -> str:
-        """Of every array, and of charge and multiplicity."""
+        """Of every array, of charge and multiplicity, and of weights of labels."""
         digest = sha256()
         for frame in self:
             digest.update(geometry_bytes(frame))
             for array in (frame.energy, frame.forces, frame.stress, frame.weight):
                 digest.update(b"-" if array is None else np.ascontiguousarray(array, np.float64).tobytes())
             digest.update(electrons_bytes(frame))
+            if frame.label_weights != EVEN:  # hashes of data without them stay as they were
+                digest.update(b"weights" + np.array(frame.label_weights, dtype="<f8").tobytes())
         return digest.hexdigest()
 
 

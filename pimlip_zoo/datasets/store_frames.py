@@ -158,8 +158,11 @@ class StoredFrames(Frames):
         return {"file": self.store.path, "frame": int(self.indices[position])}
 
     def fingerprint(self) -> str:
-        """Of the index, and of some of the frames in full."""
+        """Of the index, of the frames' checksums where the store has them, and of some of the frames in full."""
         digest = sha256(self.store.index[self.indices].tobytes())
+        checksums = self.store.checksums()
+        if checksums is not None:
+            digest.update(checksums[self.indices].tobytes())
         digest.update(np.ascontiguousarray(self.store.compositions).tobytes())
         places = np.unique(np.linspace(0, len(self) - 1, min(len(self), _READ_AT_ONCE)).astype(int))
         for record in self.records(places.tolist()):

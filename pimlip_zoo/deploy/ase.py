@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, all_changes
 
-from pimlip_zoo.compiled.kernels import one_thread_after_fork
+from pimlip_zoo.compiled.kernels import one_thread_after_fork, plain_torch
 from pimlip_zoo.datasets.electrons import electrons_of_atoms
 from pimlip_zoo.datasets.neighbour_list import species_indices
+from pimlip_zoo.datasets.unseen import UnseenElectrons
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs, check_result
+from pimlip_zoo.deploy.turns import InTurns, Turns
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, edge_vectors, graph_to, stress_from_virial
 from pimlip_zoo.models.potential import Potential
@@ -78,8 +80,11 @@ def check_device(device: str | torch.device, *, key: str = "device") -> None:
         raise InputError(f"{str(device)!r} cannot be used: {reason}", key=key, hint="give cpu") from error
 
 
-class PimlipCalculator(Calculator):
+class PimlipCalculator(InTurns, Calculator):
     """Energy, atomic energies, forces and stress of a potential, in ASE's units (eV, Å).
+
+    A charge or multiplicity that a structure states to a model that does not see them is said once, as a warning of
+    the logger ``pimlip_zoo``.
 
     Args:
         potential: ready for prediction.
@@ -108,6 +113,7 @@ class PimlipCalculator(Calculator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.turns = Turns()
         given = {"charge": charge, "multiplicity": multiplicity}
         self.electrons = {key: value for key, value in given.items() if value is not None}
         if self.electrons and not potential.model.electrons_are_open:
@@ -121,6 +127,7 @@ class PimlipCalculator(Calculator):
         self.neighbours = SkinnedNeighbours(potential.cutoff, skin)
         self.neighbours.electrons = potential.model.electrons_are_open
         self.neighbours.given = self.electrons
+        self.unseen = UnseenElectrons(potential.model.fixed_electrons())
 
     @property
     def allowed_atomic_numbers(self) -> set[int]:
@@ -135,12 +142,15 @@ class PimlipCalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last evaluation; ASE does not look at what ``info`` states."""
         changes: list[str] = super().check_state(atoms, tol)
+        if not self.neighbours.electrons:
+            self.unseen.look(atoms)
         if self.neighbours.electrons and self.atoms is not None:
             before, now = (electrons_of_atoms(each, self.electrons) for each in (self.atoms, atoms))
             if before != now:
                 changes.append("initial_charges")
         return changes
 
+    @plain_torch()
     def calculate(
         self,
         atoms: Atoms | None = None,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 
-from pimlip_zoo.deploy.properties import common_numbers
+from pimlip_zoo.datasets.unseen import UnseenElectrons
+from pimlip_zoo.deploy.properties import changes_of_parts, common_numbers
+from pimlip_zoo.deploy.turns import InTurns, Turns
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,10 +18,12 @@ if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
+    from pimlip_zoo.datasets.electrons import Electrons
+
 __all__ = ["CommitteeCalculator"]
 
 
-class CommitteeCalculator(Calculator):
+class CommitteeCalculator(InTurns, Calculator):
     """ASE calculator of the mean of several calculators and of their standard deviation.
 
     The mean energy, forces and stress belong together: the forces are the derivative of the mean energy. The
@@ -42,6 +46,7 @@ class CommitteeCalculator(Calculator):
 
     def __init__(self, members: Sequence[Calculator]) -> None:
         super().__init__()
+        self.turns = Turns()
         self.members = list(members)
         if len(self.members) < 2:
             raise InputError(
@@ -50,10 +55,24 @@ class CommitteeCalculator(Calculator):
         allowed = common_numbers(self.members)
         if allowed is not None:
             self.allowed_atomic_numbers = allowed
+        self._say_once()
         self.implemented_properties = ["energy", "free_energy", "energy_std"]
         for name in ("forces", "stress"):
             if all(name in member.implemented_properties for member in self.members):
                 self.implemented_properties += [name, f"{name}_std"]
+
+    def _say_once(self) -> None:
+        """Members share what they say of charges that they do not see."""
+        first: dict[Electrons | None, UnseenElectrons] = {}
+        for member in self.members:
+            unseen = getattr(member, "unseen", None)
+            if isinstance(unseen, UnseenElectrons):
+                member.unseen = first.setdefault(unseen.fixed, unseen)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last evaluation, also in what the members alone look at, such as ``info``."""
+        changes: list[str] = super().check_state(atoms, tol)
+        return changes or changes_of_parts(self.members, atoms, tol)
 
     def calculate(
         self,

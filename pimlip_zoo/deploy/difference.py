@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from pimlip_zoo.deploy.properties import common_numbers
+from ase.calculators.mixing import SumCalculator
+
+from pimlip_zoo.deploy.properties import changes_of_parts, common_numbers
+from pimlip_zoo.deploy.turns import InTurns, Turns
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
 
 __all__ = ["with_baseline"]
+
+
+class _Sum(InTurns, SumCalculator):
+    """Looks at what its parts look at: a charge in ``info`` changes the energy of the cheap calculator."""
+
+    def __init__(self, parts: list[Calculator]) -> None:
+        super().__init__(parts)
+        self.turns = Turns()
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        changes: list[str] = super().check_state(atoms, tol)
+        return changes or changes_of_parts(self.mixer.calcs, atoms, tol)
 
 
 def with_baseline(
@@ -37,10 +53,8 @@ def with_baseline(
     (baseline,) = different
     if baseline is None:
         return calculator
-    from ase.calculators.mixing import SumCalculator
-
     parts = [find_cheap_calculator(baseline, trust=trust).make(), calculator]
-    total = SumCalculator(parts)
+    total = _Sum(parts)
     allowed = common_numbers(parts)
     if allowed is not None:
         total.allowed_atomic_numbers = allowed

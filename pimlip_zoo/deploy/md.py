@@ -14,7 +14,7 @@ import numpy as np
 from pimlip_zoo.deploy.constraints import held_coordinates, holding
 from pimlip_zoo.deploy.stability import StabilityLimits, StabilityMonitor
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.files import append, replacing
+from pimlip_zoo.files import append, regular_file, replacing
 from pimlip_zoo.locks import claimed
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ LOG_COLUMNS = (
 )
 SPREAD_COLUMN = "largest_force_std_eV_A"
 """The column that the log of a committee has, too."""
+_LOG_BEGINS = ",".join(LOG_COLUMNS[:3]).encode()
 _CHECK_EVERY = 10
 _THERMOSTAT_TIME = 100.0  # fs
 _BAROSTAT_TIME = 1000.0  # fs
@@ -238,6 +239,18 @@ def _check_folder(out: Path) -> None:
         raise InputError("is a file, a folder is needed", file=out)
     if (out / "trajectory.extxyz").exists():
         raise InputError("holds a simulation already", file=out, hint="name another folder")
+    for name in ("final.extxyz", "result.json"):
+        if (out / name).exists():
+            raise InputError("is there, and would be replaced", file=out / name, hint="name another folder")
+    log = out / "log.csv"
+    if log.exists() and not _is_log(log):
+        raise InputError("is there, and is no log of a simulation", file=log, hint="name another folder")
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a simulation that was killed at its first step left it."""
+    with regular_file(path).open("rb") as file:
+        return file.read(len(_LOG_BEGINS)) in (b"", _LOG_BEGINS)
 
 
 def _generator(atoms: Atoms, settings: MDSettings) -> np.random.Generator:

@@ -84,7 +84,8 @@ def export_metadata(
 
     ``r_max``, ``type_names``, ``num_types``, ``allow_tf32`` are what ``pair_style nequip`` and
     ``allegro`` read, ``n_species`` and a ``nequip_version`` that is not empty what their older versions
-    ask for; none of them says what is wrong when a key is missing.
+    ask for; none of them says what is wrong when a key is missing. ``charge`` and ``multiplicity`` are there in a file
+    that is for one of each.
 
     Args:
         potential: the potential as exported.
@@ -101,6 +102,7 @@ def export_metadata(
         "model_name": name,
         "model_config": _json(options),
         "model_dtype": str(dtype).removeprefix("torch."),
+        **{key: str(value) for key, value in potential.model.fixed_electrons().items()},
         "interaction_depth": str(int(potential.model.interaction_depth)),
         "force_head": "direct" if potential.is_direct else "conservative",
         "units": "eV Angstrom",

@@ -9,7 +9,7 @@ import numpy as np
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-__all__ = ["VOIGT", "common_numbers", "numbers_of", "stresses_of_atoms"]
+__all__ = ["VOIGT", "changes_of_parts", "common_numbers", "numbers_of", "stresses_of_atoms"]
 
 VOIGT = [0, 4, 8, 5, 2, 1]
 """xx, yy, zz, yz, xz, xy in a flattened (3, 3)."""
@@ -26,6 +26,20 @@ def common_numbers(calculators: Iterable[Any]) -> set[int] | None:
         set(each.allowed_atomic_numbers) for each in calculators if hasattr(each, "allowed_atomic_numbers")
     ]
     return set.intersection(*known) if known else None
+
+
+def changes_of_parts(calculators: Iterable[Any], atoms: Any, tol: float) -> list[str]:
+    """What has changed for any of the calculators that are one together since it was last asked; most often nothing.
+
+    Args:
+        calculators: each has seen a structure, or says that everything has changed.
+        atoms: the structure now.
+        tol: of ASE's comparison.
+    """
+    for each in calculators:
+        if changes := each.check_state(atoms, tol):
+            return list(changes)
+    return []
 
 
 def stresses_of_atoms(

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pimlip_zoo.datasets.readers.lammps_types import check_elements_named
 from pimlip_zoo.datasets.readers.source import check_bounded
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
 
@@ -103,6 +104,7 @@ def _from_file(path: str, index: int) -> Atoms:
     import ase.io
 
     check_bounded(path)
+    check_elements_named(path)
     try:
         atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
     except (IndexError, StopIteration) as error:

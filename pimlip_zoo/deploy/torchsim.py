@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels import plain_torch
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.deploy.ase import SkinnedNeighbours
 from pimlip_zoo.deploy.skin import check_result
@@ -70,6 +71,7 @@ class TorchSimModel(ModelInterface):
         self.skin = skin
         self._neighbours: list[SkinnedNeighbours] = []
 
+    @plain_torch()
     def forward(self, state: Any, **_: Any) -> dict[str, Tensor]:
         """Evaluate a state.
 

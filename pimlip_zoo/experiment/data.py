@@ -23,6 +23,7 @@ from pimlip_zoo.datasets.statistics import (
 )
 from pimlip_zoo.datasets.store_frames import open_frames
 from pimlip_zoo.datasets.summary import facts_of
+from pimlip_zoo.datasets.unseen import LOOKED_AT
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.holdout import held_out
 
@@ -196,32 +197,29 @@ def describe_labels(name: str, frames: Frames) -> str:
     return text if frames.source is None else f"{text}; read from {frames.source} as needed"
 
 
-LOOKED_AT = 256
-"""Structures of a store whose charge is looked at: each is opened for it."""
-
-
-def several_electrons(frames: Sequence[Frame], *, embedded: bool) -> str | None:
-    """One line where the structures have more than one charge or spin; None where they have not.
+def several_electrons(frames: Sequence[Frame], *, embedded: bool, valid: Sequence[Frame] = ()) -> str | None:
+    """One line where the structures have more than one charge or spin, or another than none; None where they have not.
 
     Args:
         frames: that are trained on; of a large store some, evenly spread.
         embedded: the model sees both.
+        valid: that are validated on, looked at likewise.
     """
-    frames = as_frames(frames)
-    if frames.uncharged():
-        return _one_kind() if embedded else None
-    positions, step = frames.sample(LOOKED_AT)
-    looked = [frames[position] for position in positions]
-    charges = Counter(electrons_of(frame.numbers, frame.info).charge for frame in looked)
-    excited = sum("multiplicity" in stated(frame) for frame in looked)
-    if len(charges) == 1 and excited in (0, len(looked)):
-        return _one_kind() if embedded else None
-    of = f" of {len(looked)} that were looked at" if step > 1 else ""
-    said = ", ".join(f"charge {charge:+d}" if charge else "charge 0" for charge in sorted(charges))
-    counts = ", ".join(str(charges[charge]) for charge in sorted(charges))
-    text = (
-        f"structures of several charges or spins{of}: {said} ({counts}); {excited} not of lowest multiplicity"
-    )
+    kinds, some = _kinds_of(as_frames(frames))
+    beside, some_beside = _kinds_of(as_frames(valid))
+    together = kinds.keys() | beside.keys()
+    if embedded and len(kinds) <= 1:
+        return (
+            "all structures are of one charge and kind of multiplicity: model.embed_charge can learn little"
+        )
+    if not embedded and together <= {(0, False)}:
+        return None
+    if len(together) == 1:
+        return f"all structures are of {_said(kinds)}; the model does not see it, and predicts the same of any other"
+    of = " of those that were looked at" if some or some_beside else ""
+    text = f"structures of several charges or spins{of}: {_said(kinds)}"
+    if together > kinds.keys():
+        text += f"; of validation {_said(beside)}"
     if embedded:
         return f"{text}; the model sees both (model.embed_charge)"
     return (
@@ -230,8 +228,26 @@ def several_electrons(frames: Sequence[Frame], *, embedded: bool) -> str | None:
     )
 
 
-def _one_kind() -> str:
-    return "all structures are of one charge and kind of multiplicity: model.embed_charge can learn little"
+def _kinds_of(frames: Frames) -> tuple[Counter[tuple[int, bool]], bool]:
+    """How many are of which charge, and of more than the lowest multiplicity; whether only some were looked at."""
+    if frames.uncharged():
+        return Counter({(0, False): len(frames)}) if len(frames) else Counter(), False
+    positions, step = frames.sample(LOOKED_AT)
+    looked = (frames[position] for position in positions)
+    kinds = (
+        (electrons_of(frame.numbers, frame.info).charge, "multiplicity" in stated(frame)) for frame in looked
+    )
+    return Counter(kinds), step > 1
+
+
+def _said(kinds: Counter[tuple[int, bool]]) -> str:
+    charges: Counter[int] = Counter()
+    for (charge, _), count in kinds.items():
+        charges[charge] += count
+    names = ", ".join(f"charge {charge:+d}" if charge else "charge 0" for charge in sorted(charges))
+    numbers = ", ".join(str(charges[charge]) for charge in sorted(charges))
+    excited = sum(count for (_, high), count in kinds.items() if high)
+    return f"{names} ({numbers}); {excited} not of lowest multiplicity"
 
 
 def energy_references_of(

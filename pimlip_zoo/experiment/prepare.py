@@ -111,7 +111,7 @@ def prepare(
     loss_terms(config, labels)
     log.info("%s", describe_labels("training", train))
     log.info("%s", describe_labels("validation", valid))
-    several = several_electrons(train, embedded=config.model.configure().embed_charge)
+    several = several_electrons(train, embedded=config.model.configure().embed_charge, valid=valid)
     if several is not None:
         log.warning("%s", several)
     species = species_of(train, valid)

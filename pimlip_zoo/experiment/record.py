@@ -16,7 +16,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.experiment.data import structures_of
+from pimlip_zoo.experiment.data import reference_frames, structures_of
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.experiment.seen import recorded_hashes, seen_of
 from pimlip_zoo.files import read_text, write_text
@@ -40,8 +40,8 @@ LEVEL = "level "
 """Of the name of a part with labels of another level."""
 
 DataRecord = dict[str, dict[str, Any]]
-"""By part (training, validation, unlabelled): the DATA specification, how many structures, and their hash; of the
-structures of the first two, hashes of their geometries, too."""
+"""By part (training, validation, unlabelled, replay, references): the DATA specification, how many structures, and
+their hash; of the structures of the first two, hashes of their geometries, too."""
 
 MAY_CHANGE = (
     "data.train",  # under another name the structures have to be the same
@@ -90,6 +90,11 @@ def data_record(config: RunConfig, split: tuple[Sequence[Frame], Sequence[Frame]
     }
     if config.weak.unlabelled is not None:
         parts["unlabelled"] = (config.weak.unlabelled, load_frames(config.weak.unlabelled))
+    if isinstance(config.finetune.replay, str):  # what the base said of each is in the checkpoint, by number
+        spec = config.finetune.replay
+        parts["replay"] = (spec, as_frames(load_frames(spec)).with_labels(()))
+    if references := reference_frames(config.data):
+        parts["references"] = (str(config.data.energy_references), references)
     if config.weak.labels is not None:
         for name, spec in config.weak.labels.recipe().files().items():
             parts[f"{LEVEL}{name}"] = (spec, structures_of(spec, config.data))
@@ -109,6 +114,7 @@ def check_data(folder: Path, record: DataRecord) -> None:
         InputError: naming what differs.
     """
     keys = {"training": "data.train", "validation": "data.valid", "unlabelled": "weak.unlabelled"}
+    keys |= {"replay": "finetune.replay", "references": "data.energy_references"}
     keys |= {part: "weak.levels" for part in record if part.startswith(LEVEL)}
     kept = from_rank_zero(lambda: _kept(folder / DATA))
     last = folder / "checkpoints" / "last.ckpt"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ase.calculators.calculator import all_changes
 
+from pimlip_zoo.compiled.kernels import plain_torch
 from pimlip_zoo.deploy.ase import PimlipCalculator
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class UncertainCalculator(PimlipCalculator):
         super().__init__(potential, **options)
         self.posterior, self.always = posterior, always
 
+    @plain_torch()
     def calculate(
         self,
         atoms: Atoms | None = None,

@@ -11,62 +11,17 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from pimlip_zoo.datasets.readers.convergence import PROGRAMS
 from pimlip_zoo.files import expansion_limit, regular_file
 from pimlip_zoo.labelling.failures import CalculationError
 
 __all__ = ["check_converged", "output_of"]
 
 
-@dataclass(frozen=True)
-class _Program:
-    """What stands in a program's output."""
-
-    signature: bytes
-    begins: bytes
-    """At the beginning of every SCF, or of each of its iterations."""
-    converged: bytes
-    """Only when it converged."""
-    failed: tuple[bytes, ...]
-    """Only when it did not."""
-
-
-_PROGRAMS = {
-    "ORCA": _Program(
-        b"* O   R   C   A *",
-        b"SCF ITERATIONS",
-        b"SCF CONVERGED AFTER",
-        (b"SCF NOT CONVERGED AFTER", b"not fully converged"),
-    ),
-    "CP2K": _Program(
-        b"CP2K|",
-        b"SCF WAVEFUNCTION OPTIMIZATION",
-        b"SCF run converged",
-        (b"SCF run NOT converged", b"SCF loop FAILED to converge"),
-    ),
-    "VASP": _Program(
-        b" vasp.",
-        b"- Iteration ",
-        b"aborting loop because EDIFF is reached",
-        (b"EDIFF was not reached",),
-    ),
-    "Quantum ESPRESSO": _Program(
-        b"Program PWSCF",
-        b"Self-consistent Calculation",
-        b"convergence has been achieved",
-        (b"convergence NOT achieved",),
-    ),
-    "FHI-aims": _Program(
-        b"Invoking FHI-aims",
-        b"Begin self-consistency loop",
-        b"Self-consistency cycle converged",
-        (b"SELF-CONSISTENCY CYCLE DID NOT CONVERGE",),
-    ),
-}
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _UNREADABLE = (EOFError, OSError, lzma.LZMAError, zlib.error)
 _PRINTED = 1.5e-8
@@ -109,7 +64,7 @@ def check_converged(content: bytes, *, xml: bool = False) -> None:
     if xml or (content.lstrip()[:1] == b"<" and b"<modeling" in content):
         _check_vasp_xml(content)
         return
-    found = [(content.find(program.signature), program) for program in _PROGRAMS.values()]
+    found = [(content.find(program.signature), program) for program in PROGRAMS.values()]
     known = [(place, program) for place, program in found if place >= 0]
     if not known:
         return

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
-from pimlip_zoo.nn.electrons import StateEmbedding
+from pimlip_zoo.nn.electrons import FixedElectrons, StateEmbedding
 from pimlip_zoo.nn.elements import atomic_numbers
 
 __all__ = ["AtomicEnergyModel", "Count", "ForceHead", "ModelConfig", "PositiveNumber", "Widths"]
@@ -177,6 +177,13 @@ class AtomicEnergyModel(nn.Module):
             for name, child in list(parent.named_children()):
                 if isinstance(child, StateEmbedding):
                     setattr(parent, name, child.fixed(charge, multiplicity, len(self.species)))
+
+    def fixed_electrons(self) -> dict[str, int]:
+        """Charge and multiplicity that :meth:`fix_electrons` put in; empty without."""
+        for module in self.modules():
+            if isinstance(module, FixedElectrons):
+                return {"charge": module.charge, "multiplicity": module.multiplicity}
+        return {}
 
     @property
     def electrons_are_open(self) -> bool:

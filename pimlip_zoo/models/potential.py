@@ -116,6 +116,9 @@ class Potential(PhysicsWeakMixin, nn.Module):
         Returns:
             Predictions, empty where a quantity was not asked for.
         """
+        if torch.is_inference_mode_enabled():  # which forbids derivatives
+            with torch.inference_mode(mode=False), torch.no_grad():
+                return self(_ordinary(graph), forces=forces, virial=virial)
         if self.model.electrons_are_open:
             if graph.electrons is None:
                 graph = graph._replace(electrons=graph.cell.new_zeros((graph.num_graphs, 2)))
@@ -231,3 +234,10 @@ class Potential(PhysicsWeakMixin, nn.Module):
         with geometry_only():
             (gradient,) = torch.autograd.grad(energy, vectors, create_graph=keep, allow_unused=True)
         return torch.zeros_like(vectors) if gradient is None else gradient
+
+
+def _ordinary(graph: AtomGraph) -> AtomGraph:
+    """The graph without tensors that were made in inference mode."""
+    return AtomGraph(
+        *(value.clone() if isinstance(value, Tensor) and value.is_inference() else value for value in graph)  # type: ignore[arg-type]
+    )

@@ -38,7 +38,8 @@ class StateEmbedding(nn.Module):
             weight = next(self.parameters())
             state = weight.new_tensor([[charge, multiplicity - 1]])
             self.check(state)
-            return FixedElectrons(self.of_structures(state).expand(num_species, -1).clone())
+            table = self.of_structures(state).expand(num_species, -1).clone()
+            return FixedElectrons(table, charge, multiplicity)
 
 
 class ElectronEmbedding(StateEmbedding):
@@ -111,10 +112,13 @@ class FixedElectrons(nn.Module):
 
     Args:
         table: (S, C), a row for each species; all are equal.
+        charge: that it is for.
+        multiplicity: likewise.
     """
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, charge: int, multiplicity: int) -> None:
         super().__init__()
+        self.charge, self.multiplicity = charge, multiplicity
         self.table = nn.Parameter(table, requires_grad=False)
 
     def forward(self, graph: AtomGraph, like: Tensor) -> Tensor:  # noqa: ARG002

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels import plain_torch
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import check_archive, regular_file
 from pimlip_zoo.losses.base import LEVEL_NAME
@@ -204,6 +205,7 @@ def levels_of(run: str | Path, which: str = "best") -> tuple[str, ...]:
     return (REFERENCE, *read_checkpoint(checkpoint_path(run, which)).get(LEVELS, {}))
 
 
+@plain_torch()
 def load_potential(
     run: str | Path,
     *,

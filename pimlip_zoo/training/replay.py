@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Batch, collate, graph_to
 from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, PotentialLike
 from pimlip_zoo.losses.pool import step_generator
@@ -87,6 +88,19 @@ class Replay(LossTerm):
         counts = torch.tensor([len(value) for value in forces])
         self._first = (counts.cumsum(0) - counts).tolist()
         self._count = counts.tolist()
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Refuse what was said of other structures; of runs that kept no hash of them, as far as sizes tell."""
+        for name in ("energy", "forces"):
+            kept = state.get(prefix + name)
+            if kept is not None and kept.shape != getattr(self, name).shape:
+                raise InputError(
+                    f"the structures to replay are not those of the run: it kept {name} of {len(kept)}, "
+                    f"these have {len(getattr(self, name))}",
+                    key="finetune.replay",
+                    hint="put the old ones back, or start from the run with --from",
+                )
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, evaluated: Evaluated) -> LossValue:
         """See :class:`LossTerm`; the labelled structures are not looked at."""

@@ -180,7 +180,7 @@ def find_cheap_calculator(
         run = name.removeprefix("run:")
         if load_run is None:
             raise InputError(f"{name} cannot be used here", key=KEY)
-        return CheapCalculator(name, _content_version(run), lambda: load_run(run), known=False)
+        return CheapCalculator(name, _content_version(run), lambda: _quiet(load_run(run)), known=False)
     if not re.fullmatch(r"[\w.]+:[\w.]+", name):
         return _registered(name)
     if not trust:
@@ -229,6 +229,16 @@ def _registered(text: str) -> CheapCalculator:
 
 def _differs(info: CalculatorInfo, key: str, value: Any) -> bool:
     return bool(value != info.options().model_dump(mode="json")[key])
+
+
+def _quiet(calculator: Calculator) -> Calculator:
+    """Of a run: that its model does not see charges is said once for all structures, not by each process."""
+    from pimlip_zoo.datasets.unseen import UnseenElectrons
+
+    unseen = getattr(calculator, "unseen", None)
+    if isinstance(unseen, UnseenElectrons):
+        unseen.said = True
+    return calculator
 
 
 def _imported(name: str) -> Calculator:

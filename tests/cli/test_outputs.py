@@ -4,19 +4,24 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.io import write
 
+from pimlip_zoo.cli import curve
 from pimlip_zoo.cli.console import log_to
 from pimlip_zoo.cli.data import split_command
 from pimlip_zoo.cli.export import ExportFormat, export_potential
+from pimlip_zoo.cli.rounds import rounds_command
 from pimlip_zoo.datasets.convert import convert
+from pimlip_zoo.deploy.lammps import build
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import append
 from pimlip_zoo.labelling.label import check_output as check_labels
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.outputs import EXPORTED, PAGE, PICTURE, check_different, check_output, results
+from pimlip_zoo.outputs import EXPORTED, LIBRARY, PAGE, PICTURE, check_different, check_output, results
+from pimlip_zoo.training.checkpoint import KEY, describe
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -37,7 +42,7 @@ def run(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("kind", [results("a"), EXPORTED, PAGE, PICTURE])
+@pytest.mark.parametrize("kind", [results("a"), EXPORTED, LIBRARY, PAGE, PICTURE])
 def test_other_kinds_are_not_replaced(kind, data, tmp_path):
     np.savez(tmp_path / "d.npz", R=np.zeros(3))
     (tmp_path / "other.json").write_text('{"b": 1}')
@@ -54,6 +59,7 @@ def test_other_kinds_are_not_replaced(kind, data, tmp_path):
         (results("a", "b"), b'{"b": 1, "c": 2}'),
         (PAGE, b"\n<!DOCTYPE html>"),
         (PICTURE, PNG),
+        (LIBRARY, b"\x7fELF\x02"),
         (EXPORTED, b"\x80\x04 pimlip_zoo.deploy.mliap"),
         (results("a"), b""),
     ],
@@ -101,6 +107,61 @@ def test_an_exported_model_replaces_one_and_no_data(data, tmp_path):
         export_potential(potential, data, format=ExportFormat.checkpoint)
     for _ in range(2):
         export_potential(potential, tmp_path / "a.ckpt", format=ExportFormat.checkpoint)
+
+
+def test_what_others_saved_with_torch_is_no_exported_model(tmp_path):
+    potential = Potential(NequIP(NequIPConfig(num_layers=1, l_max=1, channels=2, cutoff=3.0), ("H",))).eval()
+    files = {
+        "graphs.pth": {"graphs": [torch.zeros(10, 3)]},
+        "training.ckpt": {
+            KEY: describe(potential),
+            "state_dict": {},
+            "optimizer_states": [{}],
+            "global_step": 3,
+        },
+        "pimlip.pt": {"notes": "made with pimlip_zoo"},
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+    torch.jit.save(
+        torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "theirs.nequip.pth", _extra_files={"r_max": "5"}
+    )
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(kept) == 4
+    for path in kept:
+        with pytest.raises(InputError, match="is there, and is not an exported model"):
+            export_potential(potential, path, format=ExportFormat.checkpoint)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    for form, name in ((ExportFormat.torchscript, "a.nequip.pth"), (ExportFormat.checkpoint, "a.ckpt")):
+        for _ in range(2):
+            export_potential(potential, tmp_path / name, format=form)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/best.ckpt"])
+def test_a_plugin_replaces_plugins_only(name, run, monkeypatch):
+    (run / "notes.txt").write_text("precious")
+    monkeypatch.setattr(build, "_compiler", lambda _: pytest.fail("looked for a compiler first"))
+    with pytest.raises(InputError, match=r"is a checkpoint of a run|is there, and is not a shared library"):
+        build.build_plugin(run / name)
+    (run / build.PLUGIN_NAME).write_text("precious")
+    with pytest.raises(InputError, match="is there, and is not a shared library"):
+        build.build_plugin(run)
+    assert (run / name).read_text() == "precious"
+
+
+def test_a_plot_of_rounds_is_checked_before_the_rounds(data):
+    with pytest.raises(InputError, match=r"d\.extxyz, --plot: is there, and is not a picture"):
+        rounds_command(data, data)
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "curve.png", "report.html"])
+def test_a_curve_replaces_no_table_or_picture_of_others(name, tmp_path):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(InputError, match=f"{name}, --out: is there, and would be replaced"):
+        curve._check_folder(tmp_path)
+    (tmp_path / "n25-none-0").mkdir()
+    (tmp_path / "n25-none-0" / "result.json").write_text("{}")
+    curve._check_folder(tmp_path)
 
 
 def test_two_things_are_not_written_to_one_file(tmp_path):

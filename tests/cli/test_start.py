@@ -1,13 +1,14 @@
 """Commands that need no torch do not import it: they answer at once."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
-from pimlip_zoo import __version__
+from pimlip_zoo import __version__, cli
 from pimlip_zoo.cli import architectures
 from pimlip_zoo.registry import MODELS
 
@@ -165,3 +166,13 @@ def test_only_the_first_rank_says_it(tmp_path):
     )
     assert result.returncode == 2
     assert result.stdout == ""
+
+
+def test_warnings_of_commands_without_a_log_say_that_they_are(monkeypatch):
+    monkeypatch.setattr(logging.lastResort, "formatter", None)
+    monkeypatch.setattr(cli, "app", lambda: None)
+    cli.main()
+    record = logging.LogRecord(
+        "pimlip_zoo", logging.WARNING, "", 0, "the structure states %s", ("charge +1",), None
+    )
+    assert logging.lastResort.format(record) == "warning: the structure states charge +1"

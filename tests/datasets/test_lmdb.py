@@ -6,6 +6,7 @@ import shutil
 import struct
 import sys
 from dataclasses import replace
+from hashlib import sha256
 
 import lmdb
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from pimlip_zoo.datasets.coverage import coverage
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.lmdb import (
     FrameStore,
     StoreWriter,
@@ -25,9 +27,10 @@ from pimlip_zoo.datasets.lmdb import (
 )
 from pimlip_zoo.datasets.lmdb.environment import check_pages
 from pimlip_zoo.datasets.lmdb.index import BLOCK, ENTRY, entries_of, entry_of
-from pimlip_zoo.datasets.lmdb.keys import META, frame_key, index_key
+from pimlip_zoo.datasets.lmdb.keys import META, checksum_key, frame_key, index_key
 from pimlip_zoo.datasets.lmdb.record import HEADER, RecordError, decode, encode, encode_all
 from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.store_frames import StoredFrames
 from pimlip_zoo.errors import InputError
 
 
@@ -553,3 +556,80 @@ def test_bytes_of_frames_made_together_are_those_made_one_by_one(kinds, float32)
             changes["pbc"] = np.array([True, False, True])
         made.append(crystal(seed, n, **changes) if kind == "crystal" else molecule(seed, n, **changes))
     assert encode_all(made, float32=float32) == [encode(frame, float32=float32) for frame in made]
+
+
+def reweighted(frames, place, **changed):
+    return [replace(frame, **changed) if k == place else frame for k, frame in enumerate(frames)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"weight": 2.0}, {"label_weights": (1.0, 100.0, 1.0)}, {"stress": np.eye(3)}, {"info": {"charge": 0}}],
+    ids=str,
+)
+def test_a_frame_that_is_not_among_those_that_are_looked_at_counts_in_the_fingerprint(tmp_path, changed):
+    frames = [molecule(seed, 5) for seed in range(600)]  # of which 256 are looked at in full
+    before = StoredFrames(FrameStore(write_store(tmp_path / "a.lmdb", frames)))
+    places = np.unique(np.linspace(0, 599, 256).astype(int))
+    place = next(k for k in range(300, 600) if k not in places)
+    other = write_store(tmp_path / "b.lmdb", reweighted(frames, place, **changed))
+    after = StoredFrames(FrameStore(other))
+    assert before.fingerprint() != after.fingerprint()
+    assert before.subset(range(place)).fingerprint() == after.subset(range(place)).fingerprint()
+    if "info" not in changed:
+        held = as_frames(reweighted(frames, place, **changed)).fingerprint()
+        assert held != as_frames(frames).fingerprint()
+
+
+def test_checksums_are_those_of_records_whichever_way_they_were_written(tmp_path):
+    frames = [molecule(seed, 3) for seed in range(10)]
+    with StoreWriter(tmp_path / "a.lmdb") as writer:
+        for frame in frames:
+            writer.append(frame)
+            writer.commit()
+    many = FrameStore(write_store(tmp_path / "b.lmdb", frames))
+    one = FrameStore(tmp_path / "a.lmdb")
+    expected = [int.from_bytes(one.raw(i)[:4], "little") for i in range(10)]
+    assert one.checksums().tolist() == many.checksums().tolist() == expected
+    resumed = StoreWriter(tmp_path / "c.lmdb")
+    for frame in frames[:7]:
+        resumed.append(frame)
+    resumed.commit()
+    resumed.close()
+    with StoreWriter(tmp_path / "c.lmdb", resume=True) as writer:
+        for frame in frames[7:]:
+            writer.append(frame)
+    assert FrameStore(tmp_path / "c.lmdb").checksums().tolist() == expected
+    write_store(tmp_path / "empty.lmdb", [])
+    assert len(FrameStore(tmp_path / "empty.lmdb").checksums()) == 0
+
+
+def test_a_store_of_a_version_without_checksums_is_read_and_gone_on_with(tmp_path):
+    frames = [molecule(seed, 3) for seed in range(10)]
+    writer = StoreWriter(tmp_path / "a.lmdb")
+    for frame in frames[:6]:
+        writer.append(frame)
+    writer.commit()
+    with writer._environment.begin(write=True) as transaction:
+        assert transaction.delete(checksum_key(0))
+    writer.close()
+    with StoreWriter(tmp_path / "a.lmdb", resume=True) as writer:
+        for frame in frames[6:]:
+            writer.append(frame)
+    old = FrameStore(tmp_path / "a.lmdb")
+    assert old.checksums() is None
+    assert old.verify() == 10
+    digest = sha256(old.index.tobytes() + np.ascontiguousarray(old.compositions).tobytes())
+    digest.update(b"".join(old.raw(i) for i in range(10)))
+    assert StoredFrames(old).fingerprint() == digest.hexdigest()  # as runs of these versions noted it
+
+
+def test_a_record_that_was_replaced_by_another_of_the_same_index_is_found(tmp_path):
+    frames = [molecule(seed, 4) for seed in range(3)]
+    path = write_store(tmp_path / "a.lmdb", frames)
+
+    def edit(transaction):
+        transaction.put(frame_key(1), encode(replace(frames[1], weight=5.0)))
+
+    with pytest.raises(InputError, match="frame 1: is not the frame that was written here"):
+        FrameStore(edited(path, tmp_path, edit)).verify()

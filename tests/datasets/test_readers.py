@@ -2,6 +2,7 @@ import contextlib
 import gzip
 import importlib.util
 import os
+import re
 import shutil
 import time
 import zipfile
@@ -19,9 +20,11 @@ from hypothesis import strategies as st
 from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.coverage import coverage, is_isolated_atom, isolated_atom_energies
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
-from pimlip_zoo.datasets.readers import DataSource, checked, load_frames, read_frames
+from pimlip_zoo.datasets.readers import DataSource, checked, convergence, load_frames, read_frames
+from pimlip_zoo.datasets.readers.ase_file import AseFile
 from pimlip_zoo.datasets.readers.checks import all_usable, check_frame, coinciding_atoms
 from pimlip_zoo.datasets.readers.extxyz import _keys
+from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
 
 KCAL = units.kcal / units.mol
@@ -910,3 +913,78 @@ def test_an_aselmdb_file_that_is_cut_off_anywhere_is_refused_and_ends_no_process
         copy.unlink(missing_ok=True)
         copy.write_bytes(whole)
         assert truncated(copy, length) == 2, length
+
+
+REACHED = b"----------- aborting loop because EDIFF is reached -----------\n"
+NOT_REACHED = b"----------- aborting loop EDIFF was not reached (unconverged) -----------\n"
+
+
+def outcar(vasp, path, ends):
+    """An OUTCAR with what stands at the end of each step's SCF."""
+    n = len(ends)
+    rng = np.random.default_rng(1)
+    R, F = rng.random((n, 3, 3)) * 4, rng.normal(size=(n, 3, 3))
+    vasp.write_outcar(path, np.array([8, 1, 1]), np.eye(3) * 8, R, -rng.random(n), F, np.zeros((n, 3, 3)))
+    head, *steps = re.split(rb"(?m)^(?=-+ Iteration)", path.read_bytes())
+    lines = (step.split(b"\n", 1) for step in steps)
+    path.write_bytes(
+        head + b"".join(begin + b"\n" + end + rest for (begin, rest), end in zip(lines, ends, strict=True))
+    )
+
+
+@pytest.mark.parametrize(
+    ("ends", "wrong"),
+    [
+        ([REACHED] * 4, set()),
+        ([b""] * 4, set()),  # says nothing of it, as force fields do
+        ([REACHED, NOT_REACHED, REACHED, NOT_REACHED], {1, 3}),
+        ([NOT_REACHED] * 4, {0, 1, 2, 3}),
+        ([REACHED, b"", REACHED, REACHED], {1}),  # of versions that say nothing where it fails
+    ],
+)
+def test_steps_of_vasp_that_did_not_converge_are_refused_by_number(tmp_path, vasp, ends, wrong, monkeypatch):
+    path = tmp_path / "OUTCAR"
+    outcar(vasp, path, ends)
+    (tmp_path / "OUTCAR.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for name, chunk in (("OUTCAR", 1 << 22), ("OUTCAR", 700), ("OUTCAR.gz", 1 << 22)):
+        monkeypatch.setattr(convergence, "_CHUNK", chunk)
+        found = convergence.unconverged_in(tmp_path / name)
+        assert (found.steps, found.others) == (wrong, 0)
+    items = dict(AseFile(str(path), ReadOptions()).read())
+    assert {k for k, item in items.items() if isinstance(item, InputError)} == wrong
+    if not wrong:
+        assert len(load_frames(str(path))) == 4
+        return
+    with pytest.raises(
+        InputError, match=rf"OUTCAR, frame {min(wrong)}: the SCF of this step did not conv.*--skip-bad"
+    ):
+        load_frames(str(path))
+
+
+def test_steps_of_a_vasprun_whose_last_iteration_changed_the_energy_are_refused(tmp_path):
+    def calculation(*energies):
+        steps = "".join(
+            f'<scstep><energy><i name="e_fr_energy"> {e:.8f} </i></energy></scstep>' for e in energies
+        )
+        return f'<calculation>{steps}<energy><i name="e_fr_energy"> 0.0 </i></energy></calculation>\n'
+
+    text = '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling>\n{}{}</modeling>\n'
+    steps = (
+        calculation(-1.0, -1.5, -1.500001) + calculation(-1.0, -1.4) + calculation(-1.0) + calculation(1, 1)
+    )
+    least = '<incar><i name="EDIFF"> 0.00001000</i></incar>'
+    for setting, wrong in ((least, {1}), ("", set()), (least.replace("0.00001000", "broken"), set())):
+        (tmp_path / "vasprun.xml").write_text(text.format(setting, steps))
+        assert convergence.unconverged_in(tmp_path / "vasprun.xml").steps == wrong
+
+
+def test_what_other_programs_say_is_said_once_for_the_file(tmp_path, caplog, monkeypatch):
+    path = tmp_path / "run.out"
+    path.write_text(
+        "Invoking FHI-aims ...\nBegin self-consistency loop\nSELF-CONSISTENCY CYCLE DID NOT CONVERGE\n"
+    )
+    monkeypatch.setattr(AseFile, "_iterate", lambda _: iter([Atoms("H"), Atoms("H")]))
+    assert len(list(AseFile(str(path), ReadOptions()).read())) == 2
+    assert caplog.text.count("1 SCFs of this output of FHI-aims did not converge") == 1
+    path.write_text("nothing of a program that is known")
+    assert convergence.unconverged_in(path) is None

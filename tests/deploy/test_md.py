@@ -271,6 +271,19 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
         run_md(copper(1), MDSettings(steps=1), tmp_path / "md")
 
 
+@pytest.mark.parametrize("name", ["final.extxyz", "result.json", "log.csv"])
+def test_files_of_others_are_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(InputError, match=f"{name}: is there"):
+        run_md(copper(1), MDSettings(steps=1), tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "precious")]
+
+
+def test_the_log_of_a_simulation_that_was_killed_before_its_first_frame_is_replaced(tmp_path):
+    (tmp_path / "log.csv").write_text(",".join(LOG_COLUMNS) + "\r\n")
+    assert run_md(copper(1), MDSettings(steps=1), tmp_path).steps == 1
+
+
 def test_a_full_disk_ends_a_simulation_with_whole_frames(tmp_path):
     import resource
 

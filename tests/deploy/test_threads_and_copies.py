@@ -21,8 +21,10 @@ from ase.mep import NEB
 from pimlip_zoo.compiled.sweeps.trace import trace_model
 from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.committee import CommitteeCalculator
+from pimlip_zoo.deploy.difference import _Sum
 from pimlip_zoo.deploy.native.calculator import NativeCalculator
 from pimlip_zoo.deploy.native.export import export_native
+from pimlip_zoo.deploy.turns import Turns
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
 
@@ -112,6 +114,51 @@ def test_threads_may_share_a_model_through_copies_of_a_calculator(make):
         calculators = [copied(shared) for shared in [make()] for _ in range(THREADS)]
         for _ in range(5):
             assert same(at_once(forces_of(calculators, 2)), expected)
+
+
+@pytest.mark.parametrize("kind", ["alone", "committee", "sum"])
+def test_one_calculator_that_threads_share_gives_each_its_own_structure(make, kind):
+    def together():
+        if kind == "committee":
+            return CommitteeCalculator([make(), make()])
+        return _Sum([make(), make()]) if kind == "sum" else make()
+
+    def both(calculator, n):
+        atoms = bulk("Cu", cubic=True, a=3.61) * (1 + n % 3, 1, 1)
+        atoms.rattle(0.1, seed=n)
+        atoms.calc = calculator
+        return np.vstack([atoms.get_forces(), np.full(3, atoms.get_potential_energy())])
+
+    expected = [both(together(), n) for n in range(THREADS)]
+    shared = together()
+    for _ in range(3):
+        assert same(at_once(lambda n: both(shared, n)), expected)
+    again = pickle.loads(pickle.dumps(shared))
+    assert again.turns is not shared.turns is not copy.copy(shared).turns
+    assert same([both(again, 0)], expected[:1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_process_that_is_forked_while_a_thread_computes_does_not_wait_for_it():
+    turns = Turns()
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with turns:
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait(10)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        with turns:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    leave.set()
+    thread.join()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

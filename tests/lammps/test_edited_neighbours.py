@@ -156,3 +156,25 @@ run 800
     assert error < 0.4
     assert abs(numbers.mean() - target) < max(4 * error, 0.5)
     assert abs(alone) > 0.5 * kt  # an E0 that were counted twice or not at all would be seen
+
+
+@pytest.mark.parametrize(
+    "change", ["group gone clear", "group gone id 5", "group gone clear\ngroup gone id 7"]
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_who_is_absent_is_who_the_lists_lack_until_they_are_built_again(change, ranks, run, tmp_path):
+    atoms = geometries()["a skewed triclinic cell"]
+    settings = f"group gone id 4\nneigh_modify exclude group gone all\nrun 0\n{change}\nrun 1 pre no\n"
+    energy, _ = run(f'{settings}print "$(pe:%.17g)" file kept.txt', ranks=ranks)
+    built_again = {"group gone clear": [], "group gone id 5": [3, 4]}.get(change, [6])
+    kept = float((tmp_path / "kept.txt").read_text())
+    for found, gone in ((kept, [3]), (energy, built_again)):
+        rest = np.setdiff1d(np.arange(len(atoms)), gone)
+        assert relative(found, predict(potential_of("nequip"), atoms[rest])[0]) < 1e-10
+
+
+def test_atoms_on_one_spot_are_named(run):
+    atoms = geometries()["a skewed triclinic cell"]
+    atoms.positions[6] = atoms.positions[2]
+    with pytest.raises(InputError, match=r"atoms (3 and 7|7 and 3) are on one spot"):
+        run("", atoms=atoms)

@@ -244,6 +244,25 @@ def test_native_code_is_for_this_processor_and_in_the_cache_of_python(plugin, ex
     assert sealed(library)
 
 
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+def test_a_cache_that_is_emptied_during_a_run_changes_nothing(plugin, exported, empty_cache, tmp_path):
+    model = exported("nequip")
+    atoms = geometries()["a skewed triclinic cell"]
+    expected = attempt(model, plugin)[0].energy
+    (library,) = empty_cache.glob("native-*.so")
+    write_data(tmp_path / "structure.data", atoms, SPECIES)
+    (tmp_path / "library").symlink_to(library)  # a path without spaces
+    (tmp_path / "in.lammps").write_text(
+        f"units metal\nplugin load {plugin}\nread_data structure.data\npair_style pimlip\n"
+        f"pair_coeff * * {model} H C O\nrun 0\nshell truncate -s 0 library\nrun 0\n"
+        'print "$(pe:%.17g)" file energy.txt\n'
+    )
+    run_lammps(tmp_path / "in.lammps")  # mapped, the library would end it with SIGBUS
+    assert library.stat().st_size == 0
+    assert float((tmp_path / "energy.txt").read_text()) == pytest.approx(expected, abs=1e-10)
+    assert not [path for path in empty_cache.iterdir() if path.name.startswith(".load")]
+
+
 @pytest.mark.parametrize(
     ("entry", "change"),
     [("model-64.c", lambda content: content + b"\n"), ("extra/model-64.c", lambda _: b"0" * 64)],

@@ -1,6 +1,7 @@
 """What a resumed run may change takes effect; what it may not is refused before anything is written."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -18,12 +19,14 @@ from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.lmdb import write_store
+from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import check_settings, stages
-from pimlip_zoo.experiment.record import data_record
+from pimlip_zoo.experiment.record import check_data, data_record
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.locks import claimed
 from pimlip_zoo.training.checkpoint import KEY, load_potential
+from pimlip_zoo.training.replay import Replay
 from pimlip_zoo.training.schedule import RunClock, learning_rate_factor
 
 SMALL = [
@@ -228,6 +231,56 @@ def test_unlabelled_structures_are_compared_too(tmp_path):
     second = data_record(load_config(None, settings), (frames, frames))
     assert first["training"] == second["training"]
     assert first["unlabelled"]["sha256"] != second["unlabelled"]["sha256"]
+
+
+def test_structures_to_replay_and_atoms_apart_are_compared_too(begun, run, tmp_path):
+    frames = load_builtin("ethanol-gfn2")[20:24]
+    atoms = [Frame(np.array([z]), np.zeros((1, 3)), energy=-1.0 * z) for z in (1, 6, 8)]
+    replay, apart = write(tmp_path / "replay.extxyz", frames), write(tmp_path / "atoms.extxyz", atoms)
+    settings = [*SMALL, f"data.train={begun / 'data.extxyz'}", f"data.energy_references={apart}"]
+    config = load_config(
+        None, parse_settings([*settings, f"finetune.run={begun / 'run'}", f"finetune.replay={replay}"])
+    )
+
+    def record():
+        return data_record(config, (frames[:1], frames[1:2]))
+
+    kept = record()
+    (run / "data.json").write_text(json.dumps(kept))
+    (run / "checkpoints" / "last.ckpt").unlink()
+    write(replay, [dataclasses.replace(frame, energy=0.0, forces=None) for frame in frames])
+    check_data(run, record())  # their labels are not looked at
+    for others, key in ((frames[::-1], "finetune.replay"), (frames[:3], "finetune.replay")):
+        write(replay, others)
+        with pytest.raises(InputError, match=f"{key}: the replay structures are not those of the run"):
+            check_data(run, record())
+    write(replay, frames)
+    write(apart, [*atoms[:2], dataclasses.replace(atoms[2], energy=-7.9)])
+    with pytest.raises(InputError, match="energy_references: the references structures are not those"):
+        check_data(run, record())
+    (run / "data.json").write_text(json.dumps({name: kept[name] for name in ("training", "validation")}))
+    check_data(run, record())  # of a version that did not note them
+
+
+def test_what_was_kept_for_other_structures_is_not_replayed(run):
+    potential = load_potential(run)
+    samples = [
+        frame_to_sample(frame, potential.species, potential.cutoff)
+        for frame in load_builtin("ethanol-gfn2")[20:24]
+    ]
+    kept = Replay(potential, samples).state_dict()
+    Replay(potential, samples).load_state_dict(kept)
+    with pytest.raises(InputError, match=r"finetune\.replay: .* kept energy of 4, these have 3"):
+        Replay(potential, samples[:3]).load_state_dict(kept)
+
+
+def test_weights_of_labels_that_changed_are_refused(begun, run, tmp_path):
+    frames = load_builtin("ethanol-gfn2")[:12]
+    heavy = [dataclasses.replace(frame, label_weights=(1.0, 100.0, 1.0)) for frame in frames]
+    write(tmp_path / "heavy.extxyz", heavy)
+    refused(
+        run, f"data.train={tmp_path / 'heavy.extxyz'}", "trainer.max_steps=8", says=["not those of the run"]
+    )
 
 
 @pytest.mark.parametrize("change", ["appended", "an energy", "a force", "a position", "an element"])

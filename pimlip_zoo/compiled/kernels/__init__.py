@@ -1,5 +1,6 @@
 """One mathematical operation, several backends; which one computes is decided in ``dispatch``."""
 
+from pimlip_zoo.compiled.kernels.contexts import plain_torch
 from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
 from pimlip_zoo.compiled.kernels.convolution.reference import ReferenceConvolution, reference_convolution
 from pimlip_zoo.compiled.kernels.dispatch import (
@@ -39,6 +40,7 @@ __all__ = [
     "one_thread_after_fork",
     "or_reference",
     "perceptron",
+    "plain_torch",
     "reference_convolution",
     "sum_by_centre",
     "use_kernels",

@@ -20,6 +20,7 @@ from pimlip_zoo.datasets.same_size import groups_of_alike
 
 __all__ = [
     "BLOCK",
+    "CHECKSUM",
     "ENTRY",
     "FRAME",
     "count_edges",
@@ -49,6 +50,8 @@ FRAME = 8
 """In ``uncounted``: the frame has weight 0; the other flags are those of the labels."""
 BLOCK = 8192
 """Entries per block of the index."""
+CHECKSUM = np.dtype("<u4")
+"""Of a frame: the first bytes of its record, kept beside the index, too."""
 _GRID = 1e4
 
 

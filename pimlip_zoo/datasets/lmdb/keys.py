@@ -14,6 +14,7 @@ __all__ = [
     "INDEX_CUTOFF",
     "META",
     "VERSION",
+    "checksum_key",
     "composition_key",
     "frame_key",
     "index_key",
@@ -32,6 +33,11 @@ _MAX_META = 1 << 24
 def index_key(block: int) -> bytes:
     """Key of a block of the index."""
     return b"\x01" + struct.pack(">I", block)
+
+
+def checksum_key(block: int) -> bytes:
+    """Key of the checksums of the frames of a block of the index, in its order."""
+    return b"\x00crc" + struct.pack(">I", block)
 
 
 def composition_key(number: int) -> bytes:

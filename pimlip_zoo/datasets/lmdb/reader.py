@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.coverage import Coverage
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.environment import check_pages, open_readonly
-from pimlip_zoo.datasets.lmdb.index import BLOCK, ENTRY, count_edges, entries_of
-from pimlip_zoo.datasets.lmdb.keys import META, composition_key, frame_key, index_key, load_meta
+from pimlip_zoo.datasets.lmdb.index import BLOCK, CHECKSUM, ENTRY, count_edges, entries_of
+from pimlip_zoo.datasets.lmdb.keys import META, checksum_key, composition_key, frame_key, index_key, load_meta
 from pimlip_zoo.datasets.lmdb.record import ENERGY, STRESS, RecordError, decode
 from pimlip_zoo.errors import InputError
 
@@ -142,6 +142,12 @@ class FrameStore:
         assert self._compositions is not None
         return self._compositions
 
+    def checksums(self) -> NDArray[np.uint32] | None:
+        """(frames,) CRC-32 of each frame as its writer noted it; None in stores of versions that noted none."""
+        parts = [shard.load_checksums() for shard in self._shards]
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if len(known) == len(parts) else None
+
     def coverage(self) -> Coverage:
         """Labels and species, from the index alone."""
         from ase.data import chemical_symbols
@@ -159,7 +165,7 @@ class FrameStore:
         )
 
     def verify(self, progress: Callable[[int], None] | None = None) -> int:
-        """Read every page and every frame, and compare frames with every number of the index.
+        """Read every page and every frame, and compare frames with every number of the index and their checksums.
 
         Returns:
             How many frames there are.
@@ -169,9 +175,16 @@ class FrameStore:
         """
         for shard in self._shards:
             check_pages(shard.path)
+        self._load_index()
+        checksums = self.checksums()
         for start in range(0, len(self), _VERIFIED):
             stop = min(start + _VERIFIED, len(self))
             self._verify_part(start, stop)
+            found = np.frombuffer(b"".join(self.raw(i)[:4] for i in range(start, stop)), CHECKSUM)
+            if checksums is not None and (other := np.flatnonzero(found != checksums[start:stop])).size:
+                raise InputError(
+                    "is not the frame that was written here", file=self.path, frame=start + int(other[0])
+                )
             if progress:
                 progress(stop - start)
         return len(self)
@@ -256,14 +269,22 @@ class _Shard:
             )
 
     def load_index(self) -> NDArray[Any]:
+        return self._blocks(index_key, ENTRY, "index")
+
+    def load_checksums(self) -> NDArray[np.uint32] | None:
+        if self.count and self.get(checksum_key(0)) is None:
+            return None
+        return self._blocks(checksum_key, CHECKSUM, "checksums")
+
+    def _blocks(self, key: Callable[[int], bytes], kind: np.dtype[Any], name: str) -> NDArray[Any]:
         blocks = []
         for number in range(-(-self.count // BLOCK)):
-            raw = self.get(index_key(number)) or b""
-            expected = min(BLOCK, self.count - number * BLOCK) * ENTRY.itemsize
+            raw = self.get(key(number)) or b""
+            expected = min(BLOCK, self.count - number * BLOCK) * kind.itemsize
             if len(raw) != expected:
-                raise InputError(f"block {number} of its index is missing or damaged", file=self.path)
-            blocks.append(np.frombuffer(raw, ENTRY))
-        return np.concatenate(blocks) if blocks else np.zeros(0, ENTRY)
+                raise InputError(f"block {number} of its {name} is missing or damaged", file=self.path)
+            blocks.append(np.frombuffer(raw, kind))
+        return np.concatenate(blocks) if blocks else np.zeros(0, kind)
 
     def load_compositions(self) -> NDArray[np.int64]:
         count = int(self.meta["compositions"])

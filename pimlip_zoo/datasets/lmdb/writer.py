@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +18,11 @@ from pimlip_zoo.datasets.electrons import stated_at_all
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.lmdb.environment import check_header, pad_to_header
-from pimlip_zoo.datasets.lmdb.index import BLOCK, ENTRY, entries_of
+from pimlip_zoo.datasets.lmdb.index import BLOCK, CHECKSUM, ENTRY, entries_of
 from pimlip_zoo.datasets.lmdb.keys import (
     INDEX_CUTOFF,
     META,
+    checksum_key,
     composition_key,
     frame_key,
     index_key,
@@ -92,6 +93,7 @@ class StoreWriter:
         self._compositions: dict[bytes, int] = {}
         self._by_numbers: dict[bytes, int] = {}
         self._tail: NDArray[Any] = np.zeros(0, ENTRY)
+        self._checksums: NDArray[np.uint32] | None = np.zeros(0, CHECKSUM)
         self._open(resume=resume)
         self._load(new_meta(precision="float32" if float32 else "float64", **(meta or {})))
 
@@ -212,15 +214,12 @@ class StoreWriter:
         return enumerate(self._new_compositions, start=first)
 
     def _index_blocks(self, first: int) -> list[tuple[bytes, bytes]]:
-        """The blocks of the index that change; the last one may be filled up."""
-        new = np.array(self._entries, dtype=ENTRY)
-        number, begun = divmod(first, BLOCK)
-        joined = np.concatenate([self._tail[:begun], new])
-        blocks = [
-            (index_key(number + k), joined[k * BLOCK : (k + 1) * BLOCK].tobytes())
-            for k in range(-(-len(joined) // BLOCK))
-        ]
-        self._tail = joined[len(joined) // BLOCK * BLOCK :]
+        """The blocks of the index and of checksums that change; the last one may be filled up."""
+        blocks, self._tail = _blocks(np.array(self._entries, dtype=ENTRY), self._tail, first, index_key)
+        if self._checksums is not None:
+            new = np.frombuffer(b"".join(record[:4] for _, record in self._rows), CHECKSUM)
+            more, self._checksums = _blocks(new, self._checksums, first, checksum_key)
+            blocks += more
         return blocks
 
     def _write(self, puts: list[tuple[bytes, bytes]], rows: list[tuple[bytes, bytes]]) -> None:
@@ -278,6 +277,11 @@ class StoreWriter:
             }
             tail = transaction.get(index_key(self._count // BLOCK)) if self._count % BLOCK else b""
             self._tail = np.frombuffer(tail or b"", ENTRY)
+            raw = transaction.get(checksum_key((self._count - 1) // BLOCK)) if self._count else b""
+            if raw is None:  # begun by a version that kept none
+                self._checksums = None
+            elif self._count % BLOCK:
+                self._checksums = np.frombuffer(raw, CHECKSUM)
 
     def _cannot_write(self, error: Exception) -> InputError:
         text = getattr(error, "strerror", None) or str(error)
@@ -286,6 +290,26 @@ class StoreWriter:
                 text = "no space left on device"
         hint = "make room and run the same command again" if "space" in text.lower() else None
         return InputError(f"cannot be written: {text}", file=self.path, hint=hint)
+
+
+def _blocks(
+    new: NDArray[Any], tail: NDArray[Any], first: int, key: Callable[[int], bytes]
+) -> tuple[list[tuple[bytes, bytes]], NDArray[Any]]:
+    """The blocks that change, and what the last of them holds unless it is full.
+
+    Args:
+        new: entries of new frames.
+        tail: those of the block before that was not full.
+        first: number of the first new frame.
+        key: of a block.
+    """
+    number, begun = divmod(first, BLOCK)
+    joined = np.concatenate([tail[:begun], new])
+    blocks = [
+        (key(number + k), joined[k * BLOCK : (k + 1) * BLOCK].tobytes())
+        for k in range(-(-len(joined) // BLOCK))
+    ]
+    return blocks, joined[len(joined) // BLOCK * BLOCK :]
 
 
 def _claim(path: Path) -> int:

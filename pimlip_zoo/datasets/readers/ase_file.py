@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import lzma
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers.convergence import unconverged_in
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 __all__ = ["AseFile", "frame_from_atoms"]
+
+log = logging.getLogger("pimlip_zoo")
 
 
 class AseFile:
@@ -39,16 +45,43 @@ class AseFile:
         Raises:
             InputError: where ASE cannot read on.
         """
-        index = 0
+        unconverged = self._unconverged()
         for index, atoms in enumerate(self._iterate()):
             if index >= window.stop:
                 return
             if index not in window:
                 continue
+            if index in unconverged:
+                yield (
+                    index,
+                    InputError(
+                        "the SCF of this step did not converge",
+                        file=self.path,
+                        frame=index,
+                        hint="leave it out: pimlip-zoo data convert --skip-bad",
+                    ),
+                )
+                continue
             try:
                 yield index, frame_from_atoms(atoms, self.finder, index)
             except InputError as error:
                 yield index, error
+
+    def _unconverged(self) -> set[int]:
+        """Structures whose labels are no results; of what cannot be told apart, one line."""
+        try:
+            found = unconverged_in(self.path)
+        except (OSError, EOFError, lzma.LZMAError, zlib.error):  # ASE says it
+            return set()
+        if found is None:
+            return set()
+        if found.others:
+            log.warning(
+                "%s: %d SCFs of this output of %s did not converge; of which structures is not known, and their labels "
+                "are read like all others",
+                *(self.path, found.others, found.program),
+            )
+        return found.steps
 
     def _iterate(self) -> Iterator[Atoms]:
         from ase.io import iread

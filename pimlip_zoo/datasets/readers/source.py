@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, FrameFile
+from pimlip_zoo.datasets.readers.lammps_types import check_elements_named
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean, no_such_file, reading
 from pimlip_zoo.files import regular_file
@@ -30,10 +31,12 @@ _READERS = {
 
 
 def _opened(name: str, path: str, options: ReadOptions) -> FrameFile:
+    kind = None
     if name not in _READERS:  # as ASE calls it
-        name = "ase"
+        name, kind = "ase", name
     if name == "ase" and not Path(path).is_dir():
         check_bounded(path)
+        check_elements_named(path, kind)
     module, kind = _READERS[name].split(".")
     file: FrameFile = getattr(import_module(f"{__package__}.{module}"), kind)(path, options)
     return file

@@ -17,6 +17,7 @@ import torch
 from pimlip_zoo.commands import command_words
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing, scratch_folder, seal, sealed, writing
+from pimlip_zoo.outputs import LIBRARY, check_output
 
 __all__ = ["PLUGIN_NAME", "build_plugin", "plugin_cache", "source_files"]
 
@@ -72,8 +73,10 @@ def build_plugin(
         The shared library that ``plugin load`` takes.
 
     Raises:
-        InputError: with everything that is missing, or the compiler's first error.
+        InputError: with everything that is missing, the compiler's first error, or where ``out`` is there and is no
+            shared library.
     """
+    target = _target(out)
     flags = _Flags()
     compiler = _compiler(flags)
     if with_torch:
@@ -105,13 +108,22 @@ def build_plugin(
     library = folder / PLUGIN_NAME
     if not sealed(library):
         _compile(command, library)
-    if out is None:
+    if target is None:
         return library
+    check_output(target, LIBRARY, key="--out")  # a compiler takes its time
+    _copy(library, target)
+    return target.resolve()
+
+
+def _target(out: str | os.PathLike[str] | None) -> Path | None:
+    """The file that is asked for; one of another kind that has its name is not replaced."""
+    if out is None:
+        return None
     target = Path(out)
     if target.is_dir():
         target /= PLUGIN_NAME
-    _copy(library, target)
-    return target.resolve()
+    check_output(target, LIBRARY, key="--out")
+    return target
 
 
 def _compiler(flags: _Flags) -> list[str]:

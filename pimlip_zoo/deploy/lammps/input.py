@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,16 +22,18 @@ from pimlip_zoo.deploy.lammps.data import (
 )
 from pimlip_zoo.deploy.lammps.quote import lammps_word
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import replacing, writing
+from pimlip_zoo.files import content_hash, read_text, regular_file, replacing, writing
 from pimlip_zoo.locks import making
 
 if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
-__all__ = ["MDSettings", "in_lammps_axes", "input_script", "write_data", "write_run"]
+__all__ = ["MDSettings", "check_own", "in_lammps_axes", "input_script", "write_data", "write_run"]
 
 _IDS_PER_LINE = 100
+_MARK = "# as written by pimlip-zoo: "
+"""Begins the last line of a script, in which the hashes of the lines above and of the structure follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +198,12 @@ def write_run(
 
     Returns:
         The input script.
+
+    Raises:
+        InputError: where a script or structure is there that somebody else wrote, or edited.
     """
     target = Path(folder)
+    check_own(target)
     placed = in_lammps_axes(atoms)
     present = set(placed.get_chemical_symbols())
     types = atom_types(placed, [symbol for symbol in species if symbol in present])
@@ -217,9 +224,38 @@ def write_run(
     structure, script = target / "structure.data", target / "in.lammps"
     # Both are whole before either takes its place: a script that goes with another structure is worse than none.
     with writing(target), making(target), replacing(script) as scratch, replacing(structure) as data:
-        scratch.write_text(text)
         data.write_text(data_text(placed, list(dict.fromkeys(types.elements)))[0])
+        scratch.write_text(f"{text.rstrip()}\n{_MARK}{_hash_of(text)} {content_hash(data)}\n")
     return script
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder in which one of the two files that :func:`write_run` writes is not as it wrote it.
+
+    Raises:
+        InputError: naming the file that somebody else wrote, or edited.
+    """
+    script, structure = folder / "in.lammps", folder / "structure.data"
+    lines, mark = [""], ""
+    if script.exists():
+        *lines, mark = read_text(script).rstrip("\n").split("\n")
+        if not mark.startswith(_MARK) or _hash_of("\n".join(lines)) not in mark:
+            raise _others(script)
+    if structure.exists() and content_hash(regular_file(structure)) not in mark:
+        raise _others(structure)
+
+
+def _hash_of(text: str) -> str:
+    return hashlib.sha256(text.rstrip().encode()).hexdigest()
+
+
+def _others(path: Path) -> InputError:
+    return InputError(
+        "is there, and is not as this command wrote it",
+        file=path,
+        key="--out",
+        hint="name another folder, or move it away",
+    )
 
 
 def _holding(held: NDArray[np.bool_], *, thermostatted: bool) -> tuple[str, str, str]:

@@ -352,7 +352,7 @@ void PairPimlip::check_neighbors()
   anywhere.assign(bits.size(), 0);
   for (int i = 0; i < atom->nlocal; i++)
     for (size_t k = 0; k < bits.size(); k++)
-      if ((atom->mask[i] & bits[k]) && species_of(i) >= 0) present[k] = 1;
+      if ((atom->mask[i] & bits[k]) && !(atom->mask[i] & absent) && species_of_type[atom->type[i]] >= 0) present[k] = 1;
   MPI_Allreduce(present.data(), anywhere.data(), static_cast<int>(bits.size()), MPI_INT, MPI_MAX, world);
   for (size_t k = 0; k < molecules; k += 2)
     if (anywhere[k] && anywhere[k + 1])
@@ -362,11 +362,12 @@ void PairPimlip::check_neighbors()
       error->all(FLERR, "pair_style pimlip: `neigh_modify exclude molecule` leaves out pairs of atoms{}", mend);
 }
 
-// The model's species of an atom, or -1 where it is not the model's or absent.
+// The model's species of an atom, or -1 where it is not the model's or absent. Who is absent is what the lists were built
+// with: a group may change before the next ones (`run N pre no`).
 
 int PairPimlip::species_of(int i) const
 {
-  return atom->mask[i] & absent ? -1 : species_of_type[atom->type[i]];
+  return is_absent[i] ? -1 : species_of_type[atom->type[i]];
 }
 
 /* ----------------------------------------------------------------------
@@ -382,6 +383,8 @@ void PairPimlip::find_originals()
   for (int i = 0; i < nlocal; i++) owner_index[i] = i;
   comm->forward_comm(this);
 
+  is_absent.resize(nall);
+  for (int i = 0; i < nall; i++) is_absent[i] = (atom->mask[i] & absent) != 0;
   original.resize(nall);
   std::unordered_map<int64_t, int> remote;
   for (int i = 0; i < nall; i++) {
@@ -509,6 +512,11 @@ void PairPimlip::add_results()
   const double *const gradient = model->edge_gradient();
   const double *const direct = model->forces();
 
+  double sum = 0.0;
+  for (int64_t row = 0; row < graph->num_local; row++) sum += energy[row];
+  for (size_t k = 0; k < graph->vectors.size(); k++) sum += gradient[k];
+  if (!std::isfinite(sum)) not_finite();
+
   for (int64_t row = 0; row < graph->num_local; row++) {
     const int i = atom_of_row[row];
     if (eflag_global) eng_vdwl += energy_unit * energy[row];
@@ -537,6 +545,19 @@ void PairPimlip::add_results()
                          -0.5 * (r[1] * g[2] + r[2] * g[1])};
     for (int k = 0; k < 6; k++) virial[k] += v[k];
   }
+}
+
+// Names what is wrong with a structure of which the model makes NaN or infinity, before anybody goes on with it.
+
+void PairPimlip::not_finite()
+{
+  for (size_t e = 0; e < graph->centre.size(); e++) {
+    const double *const r = &graph->vectors[3 * e];
+    if (r[0] * r[0] + r[1] * r[1] + r[2] * r[2] > 1e-12) continue;
+    const int i = atom_of_row[graph->centre[e]], j = atom_of_row[graph->neighbour[e]];
+    error->one(FLERR, "pair_style pimlip: atoms {} and {} are on one spot", atom->tag[i], atom->tag[j]);
+  }
+  error->one(FLERR, "pair_style pimlip: the energy or a force is NaN or infinite: is this a structure that can be?");
 }
 
 /* ----------------------------------------------------------------------

@@ -66,6 +66,7 @@ class PairPimlip : public Pair {
   std::vector<int> original;                   // by atom: equal for all images of one atom
   bigint neighbor_builds;                      // of the lists that they belong to
   int absent;                                  // group bits of atoms that are taken out of all lists
+  std::vector<char> is_absent;                 // by atom: in one of these groups when the lists were built
 
   // The graph under work.
   std::vector<int> atom_of_row;    // atom that stands for a row of the graph
@@ -92,6 +93,7 @@ class PairPimlip : public Pair {
   void add_edges(int);
   void evaluate();
   void add_results();
+  void not_finite();
   void add_centroid_virials();
   void compute_uncertainty(int);
   void add_change();

@@ -96,6 +96,34 @@ bool is_intact(const std::filesystem::path &library)
   return seal.size() == 64 && seal == sha256(read_file(library.string()));
 }
 
+// A library is mapped, not read: where its file is shortened later, by a copy over it or a cleaner of disks, the next page
+// that is touched ends the process by SIGBUS. What is loaded is therefore a copy that has no name any more, as in
+// pimlip_zoo.compiled.private; null where there is none, of a cache that cannot be written to.
+void *open_private_copy(const std::filesystem::path &library)
+{
+  std::string seal;
+  std::ifstream(seal_of(library)) >> seal;
+  const std::string content = read_file(library.string());
+  if (sha256(content) != seal) throw ModelError(library.string() + " was changed while it was loaded (start again)");
+  std::vector<std::string> places = {library.parent_path().string(), std::filesystem::temp_directory_path().string()};
+  void *found = nullptr;
+  for (const std::string &place : places) {
+    std::string folder = place + "/.load.XXXXXX";
+    if (found || !mkdtemp(&folder[0])) continue;    // for this user alone
+    const std::string copy = folder + "/" + library.filename().string();
+    bool whole = false;
+    {
+      std::ofstream out(copy, std::ios::binary);
+      out << content << std::flush;
+      whole = static_cast<bool>(out);
+    }
+    if (whole) found = dlopen(copy.c_str(), RTLD_NOW | RTLD_LOCAL);
+    std::remove(copy.c_str());
+    rmdir(folder.c_str());
+  }
+  return found;
+}
+
 // What compilers that were killed left of this library; the caller holds its lock, so that none is at work.
 void remove_leftovers(const std::filesystem::path &library)
 {
@@ -266,7 +294,8 @@ void Native::load(const std::string &source, const std::string &hash, const std:
     if (held) std::fclose(held);
     if (!reason.empty()) throw ModelError(reason);
   }
-  library_ = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+  library_ = open_private_copy(library);
+  if (!library_) library_ = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library_) throw ModelError(std::string("what was compiled of it cannot be loaded: ") + dlerror() +
                      " (remove that file, it is compiled again)");
   workspace_ = reinterpret_cast<decltype(workspace_)>(dlsym(library_, "pimlip_workspace"));

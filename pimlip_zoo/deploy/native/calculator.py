@@ -10,9 +10,11 @@ import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 
 from pimlip_zoo.datasets.neighbour_list import species_indices
+from pimlip_zoo.datasets.unseen import UnseenElectrons
 from pimlip_zoo.deploy.native.library import NativeModel
 from pimlip_zoo.deploy.properties import VOIGT, numbers_of, stresses_of_atoms
 from pimlip_zoo.deploy.skin import SkinnedPairs, check_finite, check_result
+from pimlip_zoo.deploy.turns import InTurns, Turns
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _FEW_ATOMS = 200
 """Up to so many atoms without periodic images, the model looks at all distances itself."""
 
 
-class NativeCalculator(Calculator):
+class NativeCalculator(InTurns, Calculator):
     """Energy, atomic energies, forces and stress of a native model, in ASE's units (eV, Å).
 
     A native model is a program: its C is compiled and run with the rights of whoever makes the calculator. Load only
@@ -53,8 +55,10 @@ class NativeCalculator(Calculator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.turns = Turns()
         self.model = NativeModel(path, threads=threads)
         self.neighbours = SkinnedPairs(self.model.cutoff, skin)
+        self.unseen = UnseenElectrons(self.model.fixed_electrons)
         self.uncertainty = uncertainty
         if uncertainty and not self.model.has_uncertainty:
             raise InputError(
@@ -67,6 +71,12 @@ class NativeCalculator(Calculator):
     def allowed_atomic_numbers(self) -> set[int]:
         """Of the elements that the model knows."""
         return numbers_of(self.model.species)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last evaluation; a charge that is stated is looked at here, too."""
+        self.unseen.look(atoms)
+        changes: list[str] = super().check_state(atoms, tol)
+        return changes
 
     def calculate(
         self,

@@ -111,6 +111,9 @@ class NativeModel:
         self.metadata = dict(content.metadata)
         self.species = tuple(self.metadata["type_names"].split())
         self.cutoff = float(self.metadata["r_max"])
+        names = ("charge", "multiplicity")
+        known = all(name in self.metadata for name in names)
+        self.fixed_electrons = {name: int(self.metadata[name]) for name in names} if known else {}
         self.threads = threads
         level = level or machine_level()
         self._library = _load(content.sources[_LEVELS[level][0]], level, path)

@@ -141,6 +141,11 @@ def _irreps(given: Any, count: int) -> list[o3.Irreps]:
             raise InputError(f"has the features {str(text)[:40]!r}, which are no irreps") from error
         if any(n < 1 or n > _MOST_CHANNELS or irrep.l > _LARGEST_L for n, irrep in irreps) or not len(irreps):
             raise InputError(f"has the features {str(text)[:40]!r}, which cannot be converted")
+        if list(irreps) != list(irreps.sort().irreps):
+            raise InputError(
+                f"has the features {str(text)[:80]}",
+                hint=f"only the order of e3nn can be converted: {str(irreps.sort().irreps)[:80]}",
+            )
         found.append(irreps)
     return found
 

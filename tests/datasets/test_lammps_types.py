@@ -1,0 +1,61 @@
+"""Atom types of LAMMPS are no atomic numbers."""
+
+import gzip
+
+import pytest
+from ase import Atoms
+from ase.io import write
+
+from pimlip_zoo.datasets.convert import convert
+from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.deploy.structure import read_structure
+from pimlip_zoo.errors import InputError
+
+HEAD = "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n2\nITEM: BOX BOUNDS pp pp pp\n0 9\n0 9\n0 9\n"
+TYPES = HEAD + "ITEM: ATOMS id type x y z\n1 1 0 0 0\n2 1 0 0 2\n"
+DATA = "copper\n\n2 atoms\n1 atom types\n\n0 9 xlo xhi\n0 9 ylo yhi\n0 9 zlo zhi\n\n{}"
+DATA += "Atoms # atomic\n\n1 1 0 0 0\n2 1 0 0 2\n"
+
+
+def put(path, text):
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cu.lammpstrj", TYPES),
+        ("cu.dump", TYPES),
+        ("cu.lammpstrj.gz", TYPES),
+        ("cu.lammps-data", DATA.format("")),
+    ],
+)
+def test_files_without_elements_are_refused_wherever_they_are_read(tmp_path, name, text):
+    path = put(tmp_path / name, text)
+    for read in (read_structure, load_frames, lambda spec: convert(spec, tmp_path / "d.lmdb")):
+        with pytest.raises(InputError, match="has numbers of atom types and no"):
+            read(path)
+    assert {each.name for each in tmp_path.iterdir()} == {name}
+
+
+def test_a_format_that_is_named_is_looked_at_too(tmp_path):
+    path = put(tmp_path / "frames.txt", TYPES)
+    with pytest.raises(InputError, match="no elements"):
+        load_frames(f"{path}?format=lammps-dump-text")
+    with pytest.raises(InputError, match="binary dump of LAMMPS"):
+        load_frames(f"{path}?format=lammps-dump-binary")
+
+
+def test_files_that_tell_the_elements_are_read(tmp_path):
+    rows = "1 1 {0} 0 0 0\n2 1 {0} 0 0 2\n"
+    texts = {
+        "element.lammpstrj": HEAD + "ITEM: ATOMS id type element x y z\n" + rows.format("Cu"),
+        "mass.lammpstrj": HEAD + "ITEM: ATOMS id type mass x y z\n" + rows.format("63.546"),
+        "cu.lammps-data": DATA.format("Masses\n\n1 63.546\n\n"),
+    }
+    for name, text in texts.items():
+        assert set(read_structure(put(tmp_path / name, text)).symbols) == {"Cu"}
+    write(tmp_path / "plain.cif", Atoms("Cu", cell=[3, 3, 3], pbc=True))
+    assert read_structure(str(tmp_path / "plain.cif")).get_chemical_formula() == "Cu"
+    assert load_frames(str(tmp_path / "element.lammpstrj"))[0].numbers.tolist() == [29, 29]
