@@ -9,7 +9,7 @@ import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
-from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
 
@@ -80,7 +80,8 @@ def frame_from_atoms(atoms: Atoms, finder: LabelFinder, index: int) -> Frame:
     arrays = {
         key: value
         for key, value in atoms.arrays.items()
-        if key not in ("numbers", "positions") and np.any(value != np.zeros((), value.dtype))
+        if key not in ("numbers", "positions")
+        and (key in INITIAL or np.any(value != np.zeros((), value.dtype)))
     }
     return finder.frame(
         atoms.numbers,
