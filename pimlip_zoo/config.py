@@ -31,7 +31,7 @@ from pimlip_zoo.losses.base import LOSSES, LossOptions
 from pimlip_zoo.losses.supervised import SupervisedOptions
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
-from pimlip_zoo.section import Section, number_given_as_truth, parse_options
+from pimlip_zoo.section import Section, number_given_as_truth, number_too_large, parse_options
 from pimlip_zoo.training.finetune import inherit_options
 from pimlip_zoo.training.recipes import DEFAULT_RECIPE, get_recipe
 from pimlip_zoo.training.schedule import ScheduleName
@@ -561,6 +561,8 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     """
     if number_given_as_truth(value, hint):
         raise InputError(f"{str(value).lower()} is no number", key=key)
+    if number_too_large(value, hint):
+        raise InputError(f"{str(value)[:30]} is too large", key=key)
     try:
         return TypeAdapter(hint, config=ConfigDict(strict=False)).validate_python(value)
     except ValidationError as error:

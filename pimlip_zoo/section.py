@@ -10,7 +10,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["Section", "number_given_as_truth", "parse_options"]
+__all__ = ["Section", "number_given_as_truth", "number_too_large", "parse_options"]
+
+
+_MOST = 2**63
+"""Whole numbers that are larger in size have no place in arrays and files."""
 
 
 def number_given_as_truth(value: Any, kind: Any) -> bool:
@@ -20,11 +24,26 @@ def number_given_as_truth(value: Any, kind: Any) -> bool:
         value: what is given.
         kind: the annotation of the option.
     """
+    kinds = _kinds(kind)
+    return isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds)
+
+
+def number_too_large(value: Any, kind: Any) -> bool:
+    """Whether a whole number, where no other is expected, does not fit 64 bits.
+
+    Args:
+        value: what is given.
+        kind: the annotation of the option.
+    """
+    return isinstance(value, int) and not -_MOST < value < _MOST and float not in _kinds(kind)
+
+
+def _kinds(kind: Any) -> list[Any]:
     kinds = [kind]
     for part in kinds:  # of a union, of Annotated
         if get_origin(part) in (Annotated, Union, UnionType):
             kinds += get_args(part)
-    return isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds)
+    return kinds
 
 
 class Section(BaseModel):
@@ -36,12 +55,15 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML's ``yes`` and ``true`` would be taken as the number 1."""
-        if info.field_name is not None and number_given_as_truth(
-            value, cls.model_fields[info.field_name].annotation
-        ):
+    def _numbers_that_can_be(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's ``yes`` and ``true`` would be taken as the number 1; whole numbers have to fit 64 bits."""
+        if info.field_name is None:
+            return value
+        kind = cls.model_fields[info.field_name].annotation
+        if number_given_as_truth(value, kind):
             raise ValueError(f"{str(value).lower()} is no number")
+        if number_too_large(value, kind):
+            raise ValueError(f"{str(value)[:30]} is too large")
         return value
 
 

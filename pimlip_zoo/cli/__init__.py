@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import importlib.util
 import logging
@@ -54,7 +55,30 @@ class LazyGroup(TyperGroup):
         command.params = [
             p for p in command.params if p.name not in ("install_completion", "show_completion")
         ]
+        _bound(command)
         return command
+
+
+_MOST = 2**63
+"""Whole numbers that are larger in size have no place in arrays and files."""
+
+
+def _bound(command: Any) -> None:
+    """Refuse such numbers, before a command has them."""
+    for inner in getattr(command, "commands", {}).values():
+        _bound(inner)
+    if command.callback is None:
+        return
+
+    @functools.wraps(command.callback)
+    def bounded(*args: Any, __callback: Any = command.callback, **values: Any) -> Any:
+        for name, value in values.items():
+            for number in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(number, int) and not -_MOST < number < _MOST:
+                    raise InputError(f"{str(number)[:30]} is too large", key=f"--{name.replace('_', '-')}")
+        return __callback(*args, **values)
+
+    command.callback = bounded
 
 
 app = typer.Typer(

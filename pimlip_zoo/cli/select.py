@@ -59,6 +59,7 @@ def select_command(
     """Choose from a pool the structures that are worth the next labels."""
     from pimlip_zoo.cli.console import console
     from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.datasets.readers.left_out import say_not_kept
     from pimlip_zoo.datasets.writing import write_frames
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.labelling.acquisition import ACQUISITIONS
@@ -79,7 +80,9 @@ def select_command(
     check_output(out, ANY, key="--out")
     name = acquisition or (NEXT if run is not None else FIRST)
     ACQUISITIONS.get(name, key="--acquisition")
-    frames = load_frames(pool)
+    not_kept: set[str] = set()
+    frames = load_frames(pool, not_kept=not_kept)
+    say_not_kept(pool, not_kept)
     labelled = load_frames(known) if known else []
     potential = posterior = None
     if run is not None:

@@ -352,7 +352,7 @@ class _ShardJob:
             else:
                 raise item
             state["next"] = index + piece.step
-            state["not_kept"] = sorted({*state["not_kept"], *file.finder.not_kept})
+            state["not_kept"] = sorted({*state["not_kept"], *file.finder.not_kept, *file.finder.not_stored})
             if writer.full:
                 writer.commit(state)
                 self.report(len(writer))

@@ -51,6 +51,9 @@ class Frame:
     """Factors of the losses on its energy, forces and stress; a label of weight 0 is as if it were not there."""
     info: dict[str, Any] = field(default_factory=dict)
     """What else the file said of it (config_type and the like): short strings and numbers."""
+    initial: dict[str, NDArray[np.float64]] | None = None
+    """Where a reference calculation starts from, by ASE's names: (N,) ``initial_charges``, (N,) or (N, 3)
+    ``initial_magmoms``. A store has no place for them, and no model looks at them."""
 
 
 def without_uncounted(frame: Frame) -> Frame:

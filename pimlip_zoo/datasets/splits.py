@@ -103,6 +103,8 @@ def make_split(
         raise InputError(f"no split is called {method!r}", key="method", hint=did_you_mean(method, METHODS))
     if method == "group" and groups is None:
         raise InputError("needs the key that tells groups apart", key="method", hint="--by config_type")
+    if seed < 0:
+        raise InputError(f"{seed} is not possible", key="seed", hint="at least 0")
     wanted = part_sizes(sizes, len(survey))
     request = _Request(survey, groups, wanted, np.random.default_rng(seed), gap, blocks)
     parts = METHODS[method](request)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.files import replacing
 
+if TYPE_CHECKING:
+    from ase import Atoms
+
 __all__ = ["write_frames"]
+
+log = logging.getLogger("pimlip_zoo")
+
+_KINDS = {"initial_charges": "charges of atoms", "initial_magmoms": "magnetic moments of atoms"}
 
 
 def write_frames(out: Path, frames: Iterable[Frame], meta: dict[str, Any] | None = None) -> None:
@@ -27,8 +35,28 @@ def write_frames(out: Path, frames: Iterable[Frame], meta: dict[str, Any] | None
         if out.suffix == ".lmdb":
             from pimlip_zoo.datasets.lmdb import write_store
 
-            write_store(temporary, frames, meta=meta)
+            kinds: set[str] = set()
+            write_store(temporary, _watched(frames, kinds), meta=meta)
+            if kinds:
+                log.warning(
+                    "%s: not kept, because a store has no place for it: %s (extended XYZ has one)",
+                    *(out, " and ".join(sorted(kinds))),
+                )
         else:
             from ase.io import write
 
-            write(str(temporary), [frame_to_atoms(frame) for frame in frames], format="extxyz")
+            write(str(temporary), [_with_initial(frame) for frame in frames], format="extxyz")
+
+
+def _with_initial(frame: Frame) -> Atoms:
+    atoms = frame_to_atoms(frame)
+    for name, values in (frame.initial or {}).items():
+        atoms.set_array(name, values)
+    return atoms
+
+
+def _watched(frames: Iterable[Frame], kinds: set[str]) -> Iterator[Frame]:
+    """The frames; the kinds of what calculations with them start from are noted."""
+    for frame in frames:
+        kinds.update(_KINDS[name] for name, values in (frame.initial or {}).items() if values.any())
+        yield frame

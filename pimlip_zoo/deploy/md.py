@@ -39,6 +39,7 @@ LOG_COLUMNS = (
 SPREAD_COLUMN = "largest_force_std_eV_A"
 """The column that the log of a committee has, too."""
 _LOG_BEGINS = ",".join(LOG_COLUMNS[:3]).encode()
+_MOST = 2**63
 _CHECK_EVERY = 10
 _THERMOSTAT_TIME = 100.0  # fs
 _BAROSTAT_TIME = 1000.0  # fs
@@ -83,7 +84,7 @@ class MDSettings:
             ("seed", 0),
         ):
             value = getattr(self, name)
-            if not (np.isfinite(value) and value >= least):
+            if not least <= value < _MOST:  # NaN is neither
                 raise InputError(f"{value} is not possible", key=name, hint=f"at least {least}")
         if not (np.isfinite(self.timestep) and self.timestep > 0):
             raise InputError(f"{self.timestep} fs is not possible", key="timestep", hint="more than 0")
@@ -229,7 +230,11 @@ def _check_structure(atoms: Atoms, settings: MDSettings) -> None:
             key="structure",
             hint="continue from the final.extxyz of a simulation, or let velocities be drawn",
         )
-    held_coordinates(atoms)  # what final.extxyz can say, so that whoever goes on from it holds the same
+    if not np.all(atoms.get_masses() > 0) or not np.isfinite(atoms.get_masses()).all():
+        raise InputError("a mass is no positive number", key="masses")
+    # What final.extxyz can say, so that whoever goes on from it holds the same:
+    if held_coordinates(atoms).all():
+        raise InputError("all atoms are held fixed", key="structure", hint="remove the constraints")
     if atoms.constraints and settings.ensemble == "npt":
         raise InputError("NPT cannot hold atoms fixed", key="structure", hint="remove the constraints")
 

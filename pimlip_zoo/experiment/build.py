@@ -273,15 +273,22 @@ def replay_term(config: RunConfig, potential: Potential, frames: Sequence[Frame]
     )
 
 
-def unlabelled_frames(weak: WeakConfig, species: Sequence[str]) -> list[Frame]:
+def unlabelled_frames(
+    weak: WeakConfig, species: Sequence[str], *, not_kept: set[str] | None = None
+) -> list[Frame]:
     """The structures of ``weak.unlabelled``, if there are any.
+
+    Args:
+        weak: the section.
+        species: that the potential knows.
+        not_kept: see :func:`~pimlip_zoo.datasets.readers.read_frames`.
 
     Raises:
         InputError: for an element that the potential does not know.
     """
     from ase.data import chemical_symbols
 
-    frames = [] if weak.unlabelled is None else load_frames(weak.unlabelled)
+    frames = [] if weak.unlabelled is None else load_frames(weak.unlabelled, not_kept=not_kept)
     for index, frame in enumerate(frames):
         strange = sorted({chemical_symbols[number] for number in frame.numbers} - set(species))
         if strange:

@@ -28,6 +28,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.holdout import held_out
 
 __all__ = [
+    "check_validation",
     "chosen_labels",
     "counting",
     "describe_labels",
@@ -186,6 +187,35 @@ def chosen_labels(data: DataSection, frames: Sequence[Frame]) -> tuple[str, ...]
             hint="name the keys with ?energy_key=...&forces_key=...",
         )
     return tuple(present)
+
+
+def check_validation(data: DataSection, labels: Sequence[str], valid: Frames, *, begun: bool) -> None:
+    """Whether there is something to validate with.
+
+    Args:
+        data: of the run.
+        labels: that are trained on.
+        valid: validation structures, with these labels alone.
+        begun: the run goes on with what it has; it is said, not refused.
+
+    Raises:
+        InputError: when no validation structure has any of the labels.
+    """
+    facts = facts_of(valid)
+    if not len(valid) or any(facts.count(label) for label in labels):
+        return
+    said = f"no validation structure has {' or '.join(labels)}"
+    if begun:
+        log.warning("%s: weights cannot be chosen by it, and errors are not known", said)
+        return
+    if data.valid is not None:
+        raise InputError(said, file=data.valid, key="data.valid", hint="name others, or their keys")
+    raise InputError(
+        f"{said}: they were drawn from structures of which few have labels",
+        file=data.train,
+        key="data.valid",
+        hint="leave out what has no label, or give --valid DATA",
+    )
 
 
 def describe_labels(name: str, frames: Frames) -> str:

@@ -27,6 +27,7 @@ from pimlip_zoo.experiment.build import (
     weak_terms,
 )
 from pimlip_zoo.experiment.data import (
+    check_validation,
     chosen_labels,
     counting,
     describe_labels,
@@ -106,6 +107,7 @@ def prepare(
     labels = chosen_labels(data, train)
     # What is not trained on is not looked at: not for the force scale, not for choosing the best weights.
     train, valid = train.with_labels(labels), valid.with_labels(labels)
+    check_validation(data, labels, valid, begun=checkpoint is not None)
     config = complete(config, train, labels, valid)
     data = config.data
     loss_terms(config, labels)

@@ -22,6 +22,7 @@ from pimlip_zoo.datasets.dataset import MadeSamples, Samples
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.frames import Frames
 from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.readers.left_out import say_not_kept
 from pimlip_zoo.datasets.statistics import force_rms
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.build import samples_of, unlabelled_frames, weak_terms
@@ -424,10 +425,15 @@ class Run:
 
     def _sampled(self, calculator: CheapCalculator) -> list[Frame]:
         frames, cache = list(self.experiment.frames), _cache(self.labels)
-        unlabelled = unlabelled_frames(self.experiment.config.weak, self.experiment.potential.species)
-        return from_rank_zero(
-            lambda: labelled_pool(frames, calculator, self.labels.pool, cache, _progress(), unlabelled)
-        )
+        weak, species = self.experiment.config.weak, self.experiment.potential.species
+        not_kept: set[str] = set()
+        unlabelled = unlabelled_frames(weak, species, not_kept=not_kept)
+
+        def sample() -> list[Frame]:
+            say_not_kept(str(weak.unlabelled), not_kept, "every atom moves where structures are sampled")
+            return labelled_pool(frames, calculator, self.labels.pool, cache, _progress(), unlabelled)
+
+        return from_rank_zero(sample)
 
 
 def _calculator_of(labels: WeakLabelsConfig) -> CheapCalculator:

@@ -25,7 +25,13 @@ from pimlip_zoo.labelling.evaluate import input_writer, plain_result
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.journal import entries_of, journal_path, opened_journal
 from pimlip_zoo.labelling.label import Labelling, check_output, finish
-from pimlip_zoo.labelling.structures import Structure, as_atoms
+from pimlip_zoo.labelling.structures import (
+    Structure,
+    as_atoms,
+    load_structures,
+    same_but_rounded,
+    structure_text,
+)
 
 __all__ = ["Written", "read_folders", "write_folders"]
 
@@ -67,8 +73,6 @@ def write_folders(
     Raises:
         InputError: for a folder that holds something, or a calculator that cannot be used.
     """
-    from ase.io import write
-
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("holds something already", file=folder, key="--write-inputs", hint="name another")
     with _importing_from_here():
@@ -82,7 +86,7 @@ def write_folders(
                 place = unfinished / f"{number:05d}"
                 place.mkdir()
                 natively += _native_inputs(structure, labeller, place)
-                write(str(place / STRUCTURE), as_atoms(structure), format="extxyz")
+                (place / STRUCTURE).write_text(structure_text(structure), encoding="utf-8")
             script = _script(folder, len(unique), calculator, seconds, memory, natively=bool(natively))
             (unfinished / SCRIPT).write_text(script, encoding="utf-8")
             content = {
@@ -169,8 +173,8 @@ def _entry(
                     raise CalculationError(  # noqa: TRY301
                         f"{journal.name} has the {name} {calculator.get(name)}, the folders were written for {given}"
                     )
-            if key in entries:
-                if "result" in (entry := entries[key]):
+            if (entry := entries.get(key) or _of_the_file(structure, place, entries)) is not None:
+                if "result" in entry:
                     plain_result(entry["result"], len(structure.frame.numbers))
                 return entry
         if output_file is None or not (place / output_file).exists():
@@ -178,6 +182,21 @@ def _entry(
         return {"result": _from_output(structure, regular_file(place / output_file)), "seconds": 0.0}
     except (CalculationError, InputError) as error:
         return {"failure": reason_of(error), "seconds": 0.0}
+
+
+def _of_the_file(
+    structure: Structure, place: Path, entries: dict[str, dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The entry of what stands in ``structure.extxyz``, where that is the structure but for rounded digits.
+
+    Earlier versions wrote eight decimals, and charge and spin at the atoms; so do others who write the file anew.
+    """
+    if not entries or not (place / STRUCTURE).exists():
+        return None
+    for written in load_structures(str(place / STRUCTURE)):
+        if (entry := entries.get(written.key())) is not None and same_but_rounded(structure, written):
+            return entry
+    return None
 
 
 def _from_output(structure: Structure, path: Path) -> dict[str, Any]:

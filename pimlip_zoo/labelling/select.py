@@ -78,6 +78,8 @@ def select(
         )
     if count < 1:
         raise InputError(f"{count} structures", key="-n", hint="at least 1")
+    if seed < 0:
+        raise InputError(f"{seed} is not possible", key="seed", hint="at least 0")
     forces = None if potential is None else predicted_forces(potential, pool)
     usable, left = screen(pool, known, forces, max_force=max_force)
     if not usable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,18 +11,27 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.electrons import electrons_of
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.readers import DataSource, open_source, parse_spec, read_window, window_of
+from pimlip_zoo.datasets.readers import open_source, parse_spec, read_window, window_of
+from pimlip_zoo.datasets.readers.left_out import say_not_kept
 from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["Structure", "as_atoms", "load_structures", "set_charge_and_spin", "structure_of"]
+__all__ = [
+    "Structure",
+    "as_atoms",
+    "load_structures",
+    "same_but_rounded",
+    "set_charge_and_spin",
+    "structure_of",
+    "structure_text",
+]
 
-_PER_ATOM = (".extxyz", ".xyz", ".traj")
-"""Files in which ASE finds charges and magnetic moments of atoms."""
 _CHARGE = ("charge", "total_charge")
 _MULTIPLICITY = ("multiplicity", "spin_multiplicity")
+_ROUNDED = 1e-6
+"""Å, e, Bohr magnetons: two structures whose numbers differ by less are the same, written with fewer digits."""
 
 
 @dataclass(frozen=True)
@@ -64,30 +72,30 @@ def load_structures(spec: str) -> list[Structure]:
     """The structures of a DATA specification, with their charges and spins.
 
     ``charge`` and ``multiplicity`` are read from what a file says of a structure (``info``); initial charges and
-    magnetic moments of atoms from extended XYZ and ASE trajectories (``initial_charges``, ``initial_magmoms``).
+    magnetic moments of atoms from every format that has them (``initial_charges``, ``initial_magmoms``).
 
     Raises:
         InputError: for data that cannot be read, or a charge or multiplicity that is not possible.
     """
     found: list[Structure] = []
+    not_kept: set[str] = set()
     for source in parse_spec(spec):
         file = open_source(source)
         window = window_of(source.frames, file)
         frames = list(read_window(source, file, window))
-        arrays = _arrays(source, window, len(frames))
-        for number, (frame, extra) in enumerate(zip(frames, arrays, strict=True)):
+        not_kept |= file.finder.not_kept
+        for number, frame in enumerate(frames):
             index = window[number] if source.indices is None and number < len(window) else number
-            found.append(structure_of(frame, **extra, file=source.path, index=index))
+            found.append(structure_of(frame, file=source.path, index=index))
     if not found:
         raise InputError("there are no structures", file=spec)
+    say_not_kept(spec, not_kept)
     return found
 
 
 def structure_of(
     frame: Frame,
     *,
-    charges: NDArray[np.float64] | None = None,
-    moments: NDArray[np.float64] | None = None,
     file: str = "",
     index: int | None = None,
 ) -> Structure:
@@ -95,16 +103,19 @@ def structure_of(
 
     Args:
         frame: its labels are not looked at.
-        charges: (N,) of the atoms.
-        moments: (N,) or (N, 3) of the atoms.
         file: where it is from, for messages.
         index: its number there.
 
     Raises:
-        InputError: for a charge that is no whole number or is not that of the atoms, and a multiplicity that the
-            number of electrons does not allow.
+        InputError: for a charge that is no whole number or is not that of the atoms, a multiplicity that the
+            number of electrons does not allow, and values of atoms that are no numbers.
     """
     at: dict[str, Any] = {"file": file or None, "frame": index}
+    initial = frame.initial or {}
+    for name, values in initial.items():
+        if not np.isfinite(values).all():
+            raise InputError("are not all finite", key=name, **at)
+    charges, moments = initial.get("initial_charges"), initial.get("initial_magmoms")
     charge = _whole(frame.info, _CHARGE, at)
     multiplicity = _whole(frame.info, _MULTIPLICITY, at)
     if charges is not None:
@@ -125,7 +136,9 @@ def structure_of(
         electrons_of(frame.numbers, stated)
     except InputError as error:
         raise error.at(**at) from error
-    bare = Frame(frame.numbers, frame.positions, frame.cell, frame.pbc, info=dict(frame.info))
+    bare = Frame(
+        frame.numbers, frame.positions, frame.cell, frame.pbc, info=dict(frame.info), initial=frame.initial
+    )
     place = f"{file}, frame {index}" if index is not None else file
     return Structure(bare, charge, multiplicity, charges, moments, place)
 
@@ -142,6 +155,58 @@ def as_atoms(structure: Structure) -> Atoms:
     atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
     set_charge_and_spin(atoms, structure)
     return atoms
+
+
+def structure_text(structure: Structure) -> str:
+    """The structure as extended XYZ with every digit: what reads it finds a structure of the same key.
+
+    ASE writes eight decimals of positions, and has no way to write more.
+    """
+    from ase.data import chemical_symbols
+
+    frame = structure.frame
+    columns, names = [frame.positions], ["species:S:1", "pos:R:3"]
+    for name, values in (("initial_charges", structure.charges), ("initial_magmoms", structure.moments)):
+        if values is not None:
+            columns.append(np.asarray(values, dtype=np.float64).reshape(len(frame.numbers), -1))
+            names.append(f"{name}:R:{columns[-1].shape[1]}")
+    said = {"Properties": ":".join(names), "charge": str(structure.charge)}
+    if frame.cell.any():
+        said = {"Lattice": f'"{_digits(frame.cell.reshape(9))}"', **said}
+    if structure.multiplicity is not None:
+        said["multiplicity"] = str(structure.multiplicity)
+    said["pbc"] = '"' + " ".join("T" if periodic else "F" for periodic in frame.pbc) + '"'
+    rows = np.concatenate(columns, axis=1)
+    lines = [str(len(rows)), " ".join(f"{key}={value}" for key, value in said.items())]
+    lines += [
+        f"{chemical_symbols[z]} {_digits(row)}" for z, row in zip(frame.numbers.tolist(), rows, strict=True)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def same_but_rounded(one: Structure, other: Structure) -> bool:
+    """Whether two structures are the same but for digits that a file has no room for, and where charge and spin stand.
+
+    What stands at the atoms is compared as calculators get it, see :func:`as_atoms`.
+    """
+    if one.charge != other.charge or one.multiplicity != other.multiplicity:
+        return False
+    if not np.array_equal(one.frame.numbers, other.frame.numbers):
+        return False
+    if not np.array_equal(one.frame.pbc, other.frame.pbc):
+        return False
+    a, b = as_atoms(one), as_atoms(other)
+    pairs = [
+        (a.positions, b.positions),
+        (a.cell.array, b.cell.array),
+        (a.get_initial_charges(), b.get_initial_charges()),
+        (a.get_initial_magnetic_moments(), b.get_initial_magnetic_moments()),
+    ]
+    return all(x.shape == y.shape and np.allclose(x, y, rtol=0, atol=_ROUNDED) for x, y in pairs)
+
+
+def _digits(values: NDArray[np.float64]) -> str:
+    return " ".join(map(repr, values.tolist()))
 
 
 def set_charge_and_spin(atoms: Atoms, structure: Structure) -> None:
@@ -173,32 +238,3 @@ def _whole(info: dict[str, Any], names: tuple[str, ...], at: dict[str, Any]) -> 
             raise InputError(f"{value!r} is no whole number", key=name, **at)
         return int(number)
     return None
-
-
-def _arrays(source: DataSource, window: range, count: int) -> list[dict[str, Any]]:
-    """Initial charges and magnetic moments of each frame, where the file can have them."""
-    none: list[dict[str, Any]] = [{} for _ in range(count)]
-    path = Path(source.path)
-    if source.is_builtin or path.suffix not in _PER_ATOM or not _mentions(path):
-        return none
-    from ase.io import iread
-
-    found: dict[int, dict[str, Any]] = {}
-    wanted = window if source.indices is None else source.indices
-    for index, atoms in enumerate(iread(str(path), index=":")):
-        if index in wanted:
-            extra: dict[str, Any] = {}
-            if atoms.has("initial_charges"):
-                extra["charges"] = atoms.get_initial_charges()
-            if atoms.has("initial_magmoms"):
-                extra["moments"] = atoms.get_initial_magnetic_moments()
-            found[index] = extra
-    return [found[index] for index in sorted(found)] if len(found) == count else none
-
-
-def _mentions(path: Path) -> bool:
-    """Whether it is worth reading a file a second time."""
-    if path.suffix == ".traj":
-        return True
-    with path.open("rb") as file:
-        return any(b"initial_" in line for line in file if b"=" in line)

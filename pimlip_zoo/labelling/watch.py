@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pimlip_zoo.deploy.constraints import held_coordinates, holding
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import append
 
@@ -81,7 +82,7 @@ class UncertaintyWatch:
         from ase.io.extxyz import write_extxyz
 
         frame = atoms.copy()
-        frame.set_constraint()
+        frame.set_constraint(holding(held_coordinates(atoms)))  # whoever goes on from it holds the same
         frame.info.update(step=step, largest_uncertainty=float(values.max(initial=0.0)))
         frame.set_array("forces_uncertainty", values)
         text = StringIO()

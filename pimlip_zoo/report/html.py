@@ -205,7 +205,10 @@ def _curve(rows: Sequence[Row]) -> str:
 
 def _parity(pairs: Mapping[str, Pairs], tests: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
-    for number, (name, values) in enumerate(pairs.items()):
+    compared = {name: values for name, values in pairs.items() if values}
+    if not compared:
+        return ""
+    for number, (name, values) in enumerate(compared.items()):
         figure = parity_figure(values, errors=tests.get(name))
         image = _pictures(figure, f"Predicted against reference values, {name}", narrow=len(values) < 3)
         state = " open" if number == 0 else ""

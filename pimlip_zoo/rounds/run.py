@@ -23,6 +23,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.readers.left_out import say_not_kept
 from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
@@ -153,12 +154,18 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
 def _sampled(rounds: Rounds, number: int, folder: Path) -> list[Frame]:
     """The pool of a round: structures that are sampled, and those that are given."""
     sample = rounds.sample
-    given = load_frames(sample.pool) if sample.pool is not None else []
+    given = []
+    if sample.pool is not None:
+        lost: set[str] = set()
+        given = load_frames(sample.pool, not_kept=lost)
+        say_not_kept(sample.pool, lost)
     if sample.start is None:
         return given
     path = folder / "pool.lmdb"
     if not path.exists():
-        starts = load_frames(sample.start)
+        not_kept: set[str] = set()
+        starts = load_frames(sample.start, not_kept=not_kept)
+        say_not_kept(sample.start, not_kept, "every atom moves where structures are sampled")
         if sample.strain:
             starts = _strained(starts, sample.strain, np.random.default_rng([rounds.seed, number]))
         temperatures = sorted(sample.temperatures)

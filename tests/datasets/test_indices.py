@@ -1,6 +1,7 @@
 """Numbers that are used as indices are whole and within their bounds, at every border."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -92,6 +93,29 @@ def test_impossible_types_are_refused_with_their_frame(tmp_path, wrong, said):
     (tmp_path / "a" / "type.raw").write_text(f"0\n{wrong}\n0\n")
     with pytest.raises(InputError, match=rf"type.raw: {said}"):
         load_frames(spec)
+
+
+def test_a_set_that_lost_its_types_is_refused(tmp_path):
+    frames = [crystal(seed, n) for seed, n in enumerate((3, 5))]
+    spec = mixed_system(tmp_path / "a", frames)
+    shutil.copytree(tmp_path / "a" / "set.000000", tmp_path / "a" / "set.000001")
+    assert len(load_frames(spec)) == 4
+    (tmp_path / "a" / "set.000001" / "real_atom_types.npy").unlink()
+    with pytest.raises(InputError, match=r"set.000001: has no real_atom_types.npy, other sets"):
+        load_frames(spec)
+    (tmp_path / "a" / "set.000001" / "real_atom_types.npy").symlink_to("nowhere")
+    with pytest.raises(InputError):
+        load_frames(spec)
+
+
+def test_species_that_are_given_have_to_be_those_of_the_file(tmp_path):
+    frames = [crystal(0, 3, stress=None)]
+    spec = mixed_system(tmp_path / "a", frames)
+    assert_same(frames[0], load_frames(f"{spec}?species=O+H+C")[0], 1e-12)
+    with pytest.raises(InputError, match=r"type_map.raw, species: says O H C, \?species= says H O C"):
+        load_frames(f"{spec}?species=H+O+C")
+    (tmp_path / "a" / "type_map.raw").write_text("OW HW CT")  # no elements: they are what is given
+    assert_same(frames[0], load_frames(f"{spec}?species=O+H+C")[0], 1e-12)
 
 
 def test_a_frame_of_virtual_atoms_alone_is_refused(tmp_path):

@@ -1,14 +1,22 @@
 """Validation of few structures: how many, said with its reason, and weights that are not chosen by too few."""
 
 import logging
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from pimlip_zoo import experiment
 from pimlip_zoo.config import DataSection, load_config, parse_settings
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.frame import frame_to_atoms
+from pimlip_zoo.datasets.frames import as_frames
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment.data import check_validation
 from pimlip_zoo.experiment.holdout import held_out, weights_to_keep
+from pimlip_zoo.report.html import ReportData, render_report
 
 SMALL = ["model.channels=4", "model.radial_hidden=[4]", "trainer.max_steps=6", "trainer.valid_every=2"]
 
@@ -87,3 +95,48 @@ def test_a_resumed_run_goes_on_keeping_the_last(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(run.config.model_dump(mode="json")))
     assert load_config(None, [], onto=file).trainer.keep == "last"
+
+
+def first_labelled(path, count, labelled):
+    """Structures of which only the first have labels."""
+    from ase.io import write
+
+    frames = load_builtin("ethanol-gfn2")[:count]
+    bare = [replace(frame, energy=None, forces=None) for frame in frames[labelled:]]
+    write(path, [frame_to_atoms(frame) for frame in [*frames[:labelled], *bare]])
+    return path
+
+
+def test_validation_without_labels_is_refused_before_training(tmp_path):
+    few = first_labelled(tmp_path / "few.extxyz", 20, 1)
+    config = load_config(None, parse_settings([f"data.train={few}", *SMALL]))
+    with pytest.raises(
+        InputError, match=r"few\.extxyz, data\.valid: no validation structure has energy or forces"
+    ):
+        experiment.prepare(config)
+    bare = first_labelled(tmp_path / "bare.extxyz", 3, 0)
+    with pytest.raises(
+        InputError, match=r"bare\.extxyz, data\.valid: no validation structure has energy or forces"
+    ):
+        experiment.prepare(configured(20, f"data.valid={bare}"))
+
+
+def test_one_validation_structure_with_one_of_the_labels_is_enough(tmp_path):
+    some = first_labelled(tmp_path / "some.extxyz", 3, 1)
+    assert experiment.prepare(configured(20, f"data.valid={some}")).labels == ("energy", "forces")
+    with pytest.raises(InputError, match="no validation structure has stress"):
+        check_validation(
+            DataSection(train="x"), ["stress"], as_frames(load_builtin("ethanol-gfn2")[:2]), begun=False
+        )
+
+
+def test_a_run_that_began_without_validation_labels_goes_on_and_its_report_has_no_picture_of_them(
+    tmp_path, caplog
+):
+    bare = as_frames([replace(frame, energy=None, forces=None) for frame in load_builtin("ethanol-gfn2")[:3]])
+    check_validation(DataSection(train="x"), ["energy", "forces"], bare, begun=True)
+    assert "no validation structure has energy or forces" in caplog.text
+    values = (np.arange(3.0), np.arange(3.0) + 0.1)
+    page = render_report(ReportData(name="x", pairs={"training": {"forces": values}, "validation": {}}))
+    assert page.count("<details") == 1
+    assert "Predicted against reference" not in render_report(ReportData(name="x", pairs={"validation": {}}))

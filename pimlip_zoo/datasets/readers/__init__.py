@@ -35,7 +35,9 @@ __all__ = [
 _PART_ITEMS, _PART_ATOMS = 256, 10_000
 
 
-def read_frames(spec: str, *, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Frame]:
+def read_frames(
+    spec: str, *, on_bad: Callable[[InputError], None] | None = None, not_kept: set[str] | None = None
+) -> Iterator[Frame]:
     """The frames of a DATA specification, one after the other.
 
     Args:
@@ -43,6 +45,7 @@ def read_frames(spec: str, *, on_bad: Callable[[InputError], None] | None = None
             of them joined by commas; see ``docs/guide/data.md``.
         on_bad: called with what is wrong with a frame, which is then left out; without it the first such
             frame ends the reading.
+        not_kept: gets the kinds of what the files say of structures and frames have no place for.
 
     Raises:
         InputError: for a missing or unreadable file, a frame that cannot be used, a named key that no frame
@@ -69,18 +72,22 @@ def read_frames(spec: str, *, on_bad: Callable[[InputError], None] | None = None
             empty = False
             yield frame
         file.finder.check_requested()
+        if not_kept is not None:
+            not_kept |= file.finder.not_kept
     if empty:
         said = f"no frame can be used; the first: {first}" if first else "there are no frames"
         raise InputError(said, file=spec)
 
 
-def load_frames(spec: str, *, on_bad: Callable[[InputError], None] | None = None) -> list[Frame]:
+def load_frames(
+    spec: str, *, on_bad: Callable[[InputError], None] | None = None, not_kept: set[str] | None = None
+) -> list[Frame]:
     """All frames of a DATA specification; see :func:`read_frames`.
 
     >>> load_frames("builtin:ethanol-gfn2/train")[0].forces.shape
     (9, 3)
     """
-    return list(read_frames(spec, on_bad=on_bad))
+    return list(read_frames(spec, on_bad=on_bad, not_kept=not_kept))
 
 
 def read_window(

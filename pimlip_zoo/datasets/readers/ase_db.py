@@ -8,15 +8,14 @@ from typing import Any
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
-from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
 
 __all__ = ["AseDatabase"]
 
 _NOT_KEPT = (
-    *("momenta", "tags", "masses", "initial_charges", "initial_magmoms", "charges", "magmom", "magmoms"),
-    *("dipole", "energies", "stresses"),
+    *("momenta", "tags", "masses", "charges", "magmom", "magmoms", "dipole", "energies", "stresses"),
 )
 
 
@@ -69,7 +68,7 @@ class AseDatabase:
         results = {key: row.get(key) for key in ("energy", "forces", "stress", "free_energy") if key in row}
         try:
             data = dict(row.data or {})
-            initial = {key: row.get(key) for key in ("initial_charges", "initial_magmoms") if key in row}
+            initial = {key: row.get(key) for key in INITIAL if key in row}
             return self.finder.frame(
                 row.numbers,
                 row.positions,

@@ -13,7 +13,7 @@ import numpy as np
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.convergence import unconverged_in
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
-from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
 
@@ -113,7 +113,8 @@ def frame_from_atoms(atoms: Atoms, finder: LabelFinder, index: int) -> Frame:
     arrays = {
         key: value
         for key, value in atoms.arrays.items()
-        if key not in ("numbers", "positions") and np.any(value != np.zeros((), value.dtype))
+        if key not in ("numbers", "positions")
+        and (key in INITIAL or np.any(value != np.zeros((), value.dtype)))
     }
     return finder.frame(
         atoms.numbers,

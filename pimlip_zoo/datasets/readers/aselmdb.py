@@ -13,7 +13,7 @@ import numpy as np
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.environment import open_readonly
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
-from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reason_of
 
@@ -72,14 +72,16 @@ class AseLmdbFile:
                 return InputError("the row is missing", file=file, frame=index)
             row = _decode(raw)
             also = [
-                key for key, value in row.items() if key not in _KEPT and value is not None and np.size(value)
+                key
+                for key, value in row.items()
+                if key not in _KEPT and key not in INITIAL and value is not None and np.size(value)
             ]
             data = row.get("data") if isinstance(row.get("data"), dict) else {}
             places = [
                 ("row", {key: row.get(key) for key in ("energy", "forces", "stress", "free_energy")}),
                 ("key_value_pairs", row.get("key_value_pairs") or {}),
                 ("data", data),
-                ("arrays", {key: row.get(key) for key in ("initial_charges", "initial_magmoms")}),
+                ("arrays", {key: row.get(key) for key in INITIAL}),
             ]
             return self.finder.frame(
                 np.asarray(row["numbers"]),

@@ -28,6 +28,8 @@ from pimlip_zoo.files import read_text, regular_file
 __all__ = ["DeepmdFolder"]
 
 _VIRTUAL = -1
+_OF_FRAMES = "real_atom_types.npy"
+"""Types of each frame's atoms; all sets of a system have them, or none."""
 _READ = {"coord", "box", "energy", "force", "virial", "real_atom_types"}
 
 
@@ -70,7 +72,7 @@ class DeepmdFolder:
         window: range,
     ) -> Iterator[Item]:
         m, n = len(_load(folder / "coord.npy", mapped=True)), len(types)
-        mixed = folder / "real_atom_types.npy"
+        mixed = folder / _OF_FRAMES
         of_frames = _shaped(mixed, (m, n)) if os.path.lexists(mixed) else None
         data = {
             key: _shaped(folder / f"{key}.npy", (m, *shape))
@@ -120,7 +122,18 @@ class DeepmdFolder:
         from ase.data import atomic_numbers
 
         map_file = system / "type_map.raw"
-        symbols = self._type_map or (read_text(map_file).split() if map_file.exists() else None)
+        symbols = read_text(map_file).split() if map_file.exists() else None
+        if (given := self._type_map) is not None:
+            # Names such as OW and HW say no elements; those that do have to be the ones that were given.
+            known = symbols is not None and all(symbol in atomic_numbers for symbol in symbols)
+            if symbols is not None and known and any(a != b for a, b in zip(symbols, given, strict=False)):
+                raise InputError(
+                    f"says {' '.join(symbols)}, ?species= says {' '.join(given)}",
+                    file=map_file,
+                    key="species",
+                    hint="leave ?species= out, or correct the file",
+                )
+            symbols = given
         if symbols is None:
             raise InputError(
                 "does not say which elements its types are",
@@ -171,6 +184,13 @@ def _sets(system: Path) -> list[Path]:
             raise InputError(
                 "has no coord.npy", file=folder, hint="is it complete? remove it if it is not meant"
             )
+    mixed = [os.path.lexists(folder / _OF_FRAMES) for folder in found]
+    if any(mixed) and not all(mixed):
+        raise InputError(
+            f"has no {_OF_FRAMES}, other sets of its system have",
+            file=found[mixed.index(False)],
+            hint="is it complete? without it, nothing says which atoms there are",
+        )
     return found
 
 

@@ -21,7 +21,7 @@ from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit, stress_unit
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["LabelFinder"]
+__all__ = ["INITIAL", "LabelFinder"]
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -53,7 +53,8 @@ _KINDS = {
     "stresses of atoms": ("stresses", "virials_of_atoms"),
 }
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
-_OF_ATOMS = ("initial_charges", "initial_magmoms")
+INITIAL = ("initial_charges", "initial_magmoms")
+"""Arrays of atoms where a calculation starts from, as ASE calls them."""
 _NAMED = ("energy", "forces", "gradient", "weight")
 _MAX_TEXT = 256
 _MOST_KINDS, _LONGEST_NAME = 100, 60
@@ -86,6 +87,8 @@ class LabelFinder:
         self.keys_found: set[str] = set()
         self.not_kept: set[str] = set()
         """Kinds of what the frames so far said and a frame has no place for."""
+        self.not_stored: set[str] = set()
+        """Kinds of what a frame has a place for, and a store has none."""
         self._said: set[str] = set()
         energy_name, length_name = options.energy or energy, options.length or length
         for name, value in (("energy", energy_name), ("length", length_name)):
@@ -195,7 +198,25 @@ class LabelFinder:
             weight=weight,
             label_weights=label_weights,
             info=info,
+            initial=self._initial(candidates, n),
         )
+
+    def _initial(
+        self, candidates: Mapping[str, list[tuple[str, Any]]], n: int
+    ) -> dict[str, NDArray[np.float64]] | None:
+        """What a calculation starts from; what has no value for each atom is none, and not kept."""
+        found: dict[str, NDArray[np.float64]] = {}
+        for key in INITIAL:
+            for _, values in candidates.get(key, ()):
+                array = values if isinstance(values, np.ndarray) else np.empty(0)
+                vectors = key == "initial_magmoms" and array.shape == (n, 3)
+                if array.dtype.kind not in "iuf" or not (array.shape == (n,) or vectors):
+                    self.leave_out(key)
+                    continue
+                found.setdefault(key, array.astype(np.float64))
+                if array.any():
+                    self.not_stored.add(_KIND_OF[key])
+        return found or None
 
     def _sorted(
         self, places: Sequence[tuple[str, Mapping[str, Any]]]
@@ -213,8 +234,9 @@ class LabelFinder:
                 if kind:
                     candidates.setdefault(kind, []).append((f"{place}['{key}']", value))
                     continue
-                if not of_structure and key in _OF_ATOMS:  # their sums are kept
+                if not of_structure and key in INITIAL:  # their sums are kept
                     candidates.setdefault(key, []).append((place, value))
+                    continue
                 if not (of_structure and _keep(info, key, value)):
                     self.leave_out(key)
         return candidates, info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,10 +60,17 @@ class MDSettings:
             raise InputError(
                 f"there is no ensemble {self.ensemble!r}", key="ensemble", hint="nve, nvt or npt"
             )
-        for key, low in (("temperature", 0.0), ("steps", 0), ("every", 1), ("chunk", 0), ("seed", 1)):
-            if getattr(self, key) is not None and not getattr(self, key) >= low:
-                raise InputError(f"{getattr(self, key)} is too low", key=key, hint=f"give {low:g} or more")
-        if self.timestep is not None and not self.timestep > 0:
+        bounds: tuple[tuple[str, float, float], ...] = (
+            *(("temperature", 0.0, math.inf), ("pressure", -math.inf, math.inf)),
+            *(("steps", 0, 2**63), ("every", 1, 2**31), ("chunk", 0, 2**31), ("seed", 1, 2**31)),
+        )
+        for key, low, beyond in bounds:
+            value = getattr(self, key)
+            if value is not None and value < low:
+                raise InputError(f"{value} is too low", key=key, hint=f"give {low:g} or more")
+            if value is not None and not abs(value) < beyond:  # NaN is neither
+                raise InputError(f"{value} is not possible for LAMMPS", key=key)
+        if self.timestep is not None and not 0 < self.timestep < math.inf:
             raise InputError(f"timestep is {self.timestep}", key="timestep", hint="give a time > 0 in ps")
 
     @property
