@@ -54,11 +54,8 @@ class Electrons(NamedTuple):
     """2S + 1."""
 
     def __str__(self) -> str:
-        return (
-            f"charge {self.charge:+d}, multiplicity {self.multiplicity}"
-            if self.charge
-            else (f"charge 0, multiplicity {self.multiplicity}")
-        )
+        charge = f"{self.charge:+d}" if self.charge else "0"
+        return f"charge {charge}, multiplicity {self.multiplicity}"
 
 
 def lowest_multiplicity(numbers: NDArray[Any], charge: int) -> int:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.errors import InputError
 
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from pimlip_zoo.datasets.frame import Frame
+
 __all__ = [
     "FEW_ATOMS",
     "complete_cell",
     "join_edges",
     "near_pairs",
+    "neighbour_distances",
     "neighbour_list",
     "species_indices",
 ]
@@ -58,6 +65,16 @@ def neighbour_list(
     )
     edge_index = np.stack([np.asarray(i, dtype=np.int64), np.asarray(j, dtype=np.int64)])
     return edge_index, np.asarray(shift, dtype=np.float64).reshape(-1, 3)
+
+
+def neighbour_distances(
+    structure: Frame | Atoms, reach: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Pairs within a distance, each twice: (2, E) atoms, (E, 3) vectors from the first to the second, their lengths."""
+    positions, cell = structure.positions, np.asarray(structure.cell)
+    pairs, shift = neighbour_list(positions, cell, structure.pbc, reach)
+    vectors = positions[pairs[1]] - positions[pairs[0]] + shift @ cell
+    return pairs, vectors, np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
 
 
 def _check_images(box: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float, count: int) -> None:

@@ -12,6 +12,7 @@ from pimlip_zoo.datasets.audit.finding import Finding
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.index import geometry_digest
 from pimlip_zoo.datasets.lmdb.record import label_mask
+from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 from pimlip_zoo.errors import InputError
 
 __all__ = ["FACTS", "Survey", "survey_frames", "survey_sample"]
@@ -205,18 +206,7 @@ def _surroundings(frame: Frame, cutoff: float) -> tuple[int, float, int, NDArray
     from ase.data import covalent_radii
 
     n = len(frame.numbers)
-    if n <= 64 and not frame.pbc.any():
-        delta = frame.positions[:, None] - frame.positions[None]
-        square = np.einsum("ijk,ijk->ij", delta, delta)
-        square.flat[:: n + 1] = np.inf
-        centre, neighbour = np.nonzero(square < cutoff * cutoff)
-        distance = np.sqrt(square[centre, neighbour])
-    else:
-        from pimlip_zoo.datasets.neighbour_list import neighbour_list
-
-        (centre, neighbour), shift = neighbour_list(frame.positions, frame.cell, frame.pbc, cutoff)
-        vectors = frame.positions[neighbour] - frame.positions[centre] + shift @ frame.cell
-        distance = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    (centre, neighbour), _, distance = neighbour_distances(frame, cutoff)
     if not len(centre):
         return 0, np.inf, n if n > 1 else 0, np.zeros(2 * _BINS)
     a, b = frame.numbers[centre], frame.numbers[neighbour]

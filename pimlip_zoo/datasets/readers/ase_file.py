@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -43,12 +43,8 @@ class AseFile:
         for index, atoms in enumerate(self._iterate()):
             if index >= window.stop:
                 return
-            if index not in window:
-                continue
-            try:
-                yield index, frame_from_atoms(atoms, self.finder, index)
-            except InputError as error:
-                yield index, error
+            if index in window:
+                yield item_of(self.path, index, frame_from_atoms, atoms, self.finder, index)
 
     def _iterate(self) -> Iterator[Atoms]:
         from ase.io import iread
@@ -66,8 +62,7 @@ class AseFile:
                 "is of no known format", file=self.path, hint="name it with ?format=, as ASE calls it"
             ) from error
         except Exception as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"cannot be read: {text}", file=self.path, frame=index) from error
+            raise InputError(f"cannot be read: {reason_of(error)}", file=self.path, frame=index) from error
 
 
 def frame_from_atoms(atoms: Atoms, finder: LabelFinder, index: int) -> Frame:
