@@ -85,7 +85,9 @@ class DeepmdFolder:
         def frame(i: int) -> Frame:
             of_atoms = types if of_frames is None else _checked_types(of_frames[i], len(table), mixed, i)
             real = of_atoms != _VIRTUAL
-            labels = {key: data[key][i] for key in ("energy", "force", "virial") if key in data}
+            labels: dict[str, Any] = {
+                key: data[key][i] for key in ("energy", "force", "virial") if key in data
+            }
             if "force" in labels:
                 labels["force"] = labels["force"][real]
             return self.finder.frame(
