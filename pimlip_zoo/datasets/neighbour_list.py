@@ -164,7 +164,7 @@ def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[
                 hint="give the lattice vector or set pbc to F there",
             )
     periodic = [axis for axis in range(3) if pbc[axis]]
-    if periodic and np.linalg.matrix_rank(box[periodic] / lengths[periodic, None], tol=1e-8) < len(periodic):
+    if periodic and np.linalg.matrix_rank(box[periodic] / lengths[periodic, None], tol=1e-6) < len(periodic):
         raise InputError("the cell is singular: its periodic vectors are coplanar", key="cell")
     open_axes = [axis for axis in range(3) if not pbc[axis]]
     if open_axes and (not periodic or np.linalg.matrix_rank(box, tol=1e-8) < 3):

@@ -126,7 +126,7 @@ class Preparation:
     @property
     def calculator(self) -> CheapCalculator:
         """What gives the weak labels."""
-        return _calculator_of(self.labels)
+        return _found(self.labels.calculator)
 
     def cheap_labels(self, frames: Sequence[Frame]) -> list[Frame]:
         """The structures with the cheap calculator's labels, from the cache where they are there."""
@@ -428,10 +428,6 @@ class Run:
         return from_rank_zero(
             lambda: labelled_pool(frames, calculator, self.labels.pool, cache, _progress(), unlabelled)
         )
-
-
-def _calculator_of(labels: WeakLabelsConfig) -> CheapCalculator:
-    return _found(labels.calculator)
 
 
 def _found(name: str) -> CheapCalculator:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.electrons import electrons_of
+from pimlip_zoo.datasets.electrons import electrons_of, whole
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers import DataSource, open_source, parse_spec, read_window, window_of
 from pimlip_zoo.errors import InputError
@@ -162,16 +162,12 @@ def set_charge_and_spin(atoms: Atoms, structure: Structure) -> None:
 
 def _whole(info: dict[str, Any], names: tuple[str, ...], at: dict[str, Any]) -> int | None:
     for name in names:
-        if name not in info:
-            continue
-        value = info[name]
         try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if number != round(number) if np.isfinite(number) else True:
-            raise InputError(f"{value!r} is no whole number", key=name, **at)
-        return int(number)
+            number = whole(info, name)
+        except InputError as error:
+            raise error.at(**at) from error
+        if number is not None:
+            return number
     return None
 
 
