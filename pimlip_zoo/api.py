@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["calculator", "load", "train"]
-
 
 def load(run: str | Path, **options: Any) -> Potential:
     """The trained potential of a run folder or checkpoint.

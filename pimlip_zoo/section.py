@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["Section", "number_given_as_truth", "parse_options"]
-
 
 def number_given_as_truth(value: Any, kind: Any) -> bool:
     """Whether a truth value stands where a number is expected; pydantic would take YAML's ``yes`` as 1.

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.deploy.torchscript import ExportReport
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["ExportFormat", "app", "export_potential"]
-
 app = typer.Typer()
 
 

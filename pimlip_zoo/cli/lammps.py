@@ -12,8 +12,6 @@ import typer
 from pimlip_zoo.cli.options import Ensemble
 from pimlip_zoo.errors import InputError
 
-__all__ = ["app"]
-
 app = typer.Typer(
     name="lammps", help="Build the LAMMPS plugin, write input scripts, check models.", no_args_is_help=True
 )

@@ -19,19 +19,6 @@ from pimlip_zoo.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = [
-    "ELECTRON_KEYS",
-    "Electrons",
-    "electrons_of",
-    "electrons_of_atoms",
-    "give_electrons",
-    "lowest_multiplicity",
-    "stated",
-    "stated_at_all",
-    "unpaired_by_default",
-    "whole",
-]
-
 CHARGE, MULTIPLICITY = "charge", "multiplicity"
 ELECTRON_KEYS = {
     "charge": CHARGE,

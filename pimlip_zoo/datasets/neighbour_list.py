@@ -16,16 +16,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.datasets.frame import Frame
 
-__all__ = [
-    "FEW_ATOMS",
-    "complete_cell",
-    "join_edges",
-    "near_pairs",
-    "neighbour_distances",
-    "neighbour_list",
-    "species_indices",
-]
-
 FEW_ATOMS = 48
 """Up to so many atoms without periodic images, all their distances are computed."""
 _MOST_IMAGES, _MANY_IMAGES, _MOST_PAIRS = 1_000_000, 1_000, 2_000_000_000

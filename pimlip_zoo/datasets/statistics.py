@@ -14,18 +14,6 @@ from pimlip_zoo.datasets.summary import Facts, facts_of
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch
 
-__all__ = [
-    "EnergyReferences",
-    "average_neighbours",
-    "check_references",
-    "composition_matrix",
-    "fit_references",
-    "force_rms",
-    "nearest_distance",
-    "references_from_atoms",
-    "species_of",
-]
-
 MAX_REFERENCE_ERROR = 50.0
 """eV per atom: energies further from their references than this were given in another unit or wrongly."""
 

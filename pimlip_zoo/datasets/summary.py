@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.index import force_numbers
 
-__all__ = ["Facts", "facts_of"]
-
 _ELEMENTS = 119
 
 

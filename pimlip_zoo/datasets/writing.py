@@ -9,8 +9,6 @@ from typing import Any
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.files import replacing
 
-__all__ = ["write_frames"]
-
 
 def write_frames(out: Path, frames: Iterable[Frame], meta: dict[str, Any] | None = None) -> None:
     """Write frames as a store (``.lmdb``), anything else as extended XYZ; in eV and Å, all of it or nothing.

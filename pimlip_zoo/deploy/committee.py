@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
-__all__ = ["CommitteeCalculator"]
-
 
 class CommitteeCalculator(Calculator):
     """ASE calculator of the mean of several calculators and of their standard deviation.

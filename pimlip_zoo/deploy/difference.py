@@ -12,8 +12,6 @@ from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
-__all__ = ["with_baseline"]
-
 
 def with_baseline(
     calculator: Calculator, baselines: Collection[str | None], *, trust: bool = False

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-__all__ = ["ENSEMBLES", "LOG_COLUMNS", "SPREAD_COLUMN", "MDResult", "MDSettings", "run_md"]
-
 ENSEMBLES = ("nve", "nvt", "npt")
 LOG_COLUMNS = (
     "step",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
-__all__ = ["StabilityLimits", "StabilityMonitor"]
-
 # Elements whose mutual bonds are covalent: these are expected to last through a simulation.
 _COVALENT = ("H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I")
 # Between these a proton may hop, as in enols, acids and water: it is not lost while one of them holds it.

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["TorchSimModel"]
-
 
 class TorchSimModel(ModelInterface):
     """Energies, forces and stresses of all structures of a torch-sim state in one evaluation.

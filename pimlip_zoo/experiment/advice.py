@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment.prepare import Experiment
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["Advice", "Errors", "Finding", "advise", "known_levels", "labels_of_level"]
-
 log = logging.getLogger("pimlip_zoo")
 
 HELPS, HELPS_MUCH = 0.9, 0.6

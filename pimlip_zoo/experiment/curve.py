@@ -28,19 +28,6 @@ from pimlip_zoo.locks import claimed
 from pimlip_zoo.physics.summary import summarise_values, value_rows
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 
-__all__ = [
-    "COLUMNS",
-    "Judge",
-    "Point",
-    "collect",
-    "collect_physics",
-    "fitting",
-    "run_point",
-    "subset",
-    "summarise",
-    "write_table",
-]
-
 log = logging.getLogger("pimlip_zoo")
 
 COLUMNS = (

@@ -47,8 +47,6 @@ from pimlip_zoo.written import parse_duration
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
-__all__ = ["Preparation", "Run", "Split", "prepare_run", "train_run"]
-
 log = logging.getLogger("pimlip_zoo")
 
 ITSELF = 0.05

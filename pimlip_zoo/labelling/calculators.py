@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
-__all__ = ["KEY", "Labeller", "find_labeller"]
-
 KEY = "--calculator"
 _LEVELS = {"gfn1": "GFN1-xTB", "gfn2": "GFN2-xTB", "emt": "EMT"}
 _PYSCF = "pyscf:"

@@ -27,8 +27,6 @@ from pimlip_zoo.labelling.journal import entries_of, journal_path, opened_journa
 from pimlip_zoo.labelling.label import Labelling, check_output, finish
 from pimlip_zoo.labelling.structures import Structure, as_atoms
 
-__all__ = ["Written", "read_folders", "write_folders"]
-
 MANIFEST, SCRIPT, STRUCTURE, RESULT = "manifest.json", "array.slurm", "structure.extxyz", "result.extxyz"
 _FORMAT, _VERSION = "pimlip-zoo label folders", 1
 _MOVED = 1e-3

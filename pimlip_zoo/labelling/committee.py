@@ -16,8 +16,6 @@ from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.labelling.uncertainty import calibrate
 from pimlip_zoo.models.potential import Potential
 
-__all__ = ["CommitteeUncertainty"]
-
 _BATCH = 8
 
 

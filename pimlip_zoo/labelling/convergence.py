@@ -19,8 +19,6 @@ from xml.etree import ElementTree
 from pimlip_zoo.files import expansion_limit, regular_file
 from pimlip_zoo.labelling.failures import CalculationError
 
-__all__ = ["check_converged", "output_of"]
-
 
 @dataclass(frozen=True)
 class _Program:

@@ -13,8 +13,6 @@ from pimlip_zoo.datasets.neighbours import batches_of, frame_to_sample
 from pimlip_zoo.labelling.last_layer import LastLayer
 from pimlip_zoo.models.potential import Potential
 
-__all__ = ["atom_features", "force_information", "gradient_features", "untrained", "whitened"]
-
 _BATCH = 16
 _SKETCH = 256
 _SMALLEST = 1e-6

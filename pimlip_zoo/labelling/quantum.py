@@ -33,8 +33,6 @@ from pimlip_zoo.labelling.failures import CalculationError
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["PySCFCalculator", "QuantumLevel", "parse_level"]
-
 _CORRELATED = ("mp2", "ccsd", "ccsd(t)")
 _MEMORY = 4000.0  # MB
 

@@ -13,8 +13,6 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.index import geometry_digest
 from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 
-__all__ = ["LeftOut", "screen"]
-
 _CLOSE = 0.5
 _BOND = 1.3
 """In units of the sum of covalent radii."""

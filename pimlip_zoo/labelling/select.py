@@ -18,8 +18,6 @@ from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.ensemble import predict_labels
 from pimlip_zoo.weak_labels.pool import cached_labels
 
-__all__ = ["Selection", "predicted_forces", "select"]
-
 
 @dataclass(frozen=True)
 class Selection:

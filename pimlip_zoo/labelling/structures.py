@@ -18,8 +18,6 @@ from pimlip_zoo.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["Structure", "as_atoms", "load_structures", "set_charge_and_spin", "structure_of"]
-
 _PER_ATOM = (".extxyz", ".xyz", ".traj")
 """Files in which ASE finds charges and magnetic moments of atoms."""
 _CHARGE = ("charge", "total_charge")

@@ -30,18 +30,6 @@ from pimlip_zoo.graph import AtomGraph, sum_by_structure
 from pimlip_zoo.labelling.last_layer import LastLayer
 from pimlip_zoo.models.potential import Potential
 
-__all__ = [
-    "COVERAGE",
-    "Calibration",
-    "Posterior",
-    "calibrate",
-    "covered",
-    "fit_posterior",
-    "load_posterior",
-    "posterior_path",
-    "save_posterior",
-]
-
 COVERAGE = 0.9
 """Share of the errors that the conformal quantile covers."""
 EXACT = 96

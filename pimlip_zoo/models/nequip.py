@@ -24,8 +24,6 @@ from pimlip_zoo.nn.mlp import ScalarMLP, num_weights
 from pimlip_zoo.nn.readout import DirectForces
 from pimlip_zoo.registry import register_model
 
-__all__ = ["NequIP", "NequIPConfig"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class NequIPConfig(ModelConfig):

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["BondOptions", "bonds"]
-
 _REACH = 6.0  # Å
 _WIDTH, _MOST = 7.0, 64
 _FEW = 8  # atoms

@@ -14,8 +14,6 @@ from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["Coverage", "coverage_of"]
-
 _MOST = 300
 _REACH = 6.0  # Å
 _MARGIN = 0.98

@@ -42,8 +42,6 @@ from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, labelled_pool
 from pimlip_zoo.weak_labels.pool_work import told_duration
 
-__all__ = ["StoppedError", "run_rounds"]
-
 log = logging.getLogger("pimlip_zoo")
 
 _STRAINED = 8

@@ -20,21 +20,6 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models, get_model
 from pimlip_zoo.training.shipped import is_shipped, shipped_file
 
-__all__ = [
-    "FORMAT_VERSION",
-    "KEY",
-    "LEVELS",
-    "REFERENCE",
-    "baseline_of",
-    "build_potential",
-    "checkpoint_path",
-    "describe",
-    "levels_of",
-    "load_potential",
-    "read_checkpoint",
-    "save_potential",
-]
-
 FORMAT_VERSION = 1
 KEY = "pimlip_zoo"
 """Where a checkpoint keeps the description of its potential."""

@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
-__all__ = [
-    "CALCULATORS",
-    "CalculatorInfo",
-    "CalculatorOptions",
-    "CheapCalculator",
-    "calculator",
-    "find_cheap_calculator",
-    "package_version",
-]
-
 KEY = "weak.labels.calculator"
 
 

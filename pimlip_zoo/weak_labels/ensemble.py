@@ -15,8 +15,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import stress_from_virial
 from pimlip_zoo.losses.base import PotentialLike
 
-__all__ = ["ensemble_labels", "predict_labels"]
-
 
 def ensemble_labels(
     potentials: Sequence[PotentialLike],

@@ -19,8 +19,6 @@ from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 from pimlip_zoo.compiled.kernels.swept import Sweep, SweptOperation
 
-__all__ = ["CpuMLP", "MLPForm", "MLPSweep", "PerceptronOperation", "cpu_mlp", "mlp"]
-
 
 @dataclass(frozen=True)
 class MLPForm:

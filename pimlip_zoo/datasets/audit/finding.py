@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Finding", "Severity", "frames_of"]
-
 Severity = Literal["refused", "warning", "note"]
 _LISTED = 20
 

@@ -21,15 +21,6 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 from pimlip_zoo.errors import plain_number
 
-__all__ = [
-    "Agreement",
-    "check_magnitudes",
-    "close_agreement",
-    "quick_agreement",
-    "stiffness_of_hydrogen",
-    "stress_agreement",
-]
-
 _ATOMS = 4_000
 """Atoms of the sample that are looked at."""
 _STIFFNESS = 33.0

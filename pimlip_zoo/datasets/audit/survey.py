@@ -15,8 +15,6 @@ from pimlip_zoo.datasets.lmdb.record import label_mask
 from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 from pimlip_zoo.errors import InputError
 
-__all__ = ["FACTS", "Survey", "survey_frames", "survey_sample"]
-
 _BINS = 12
 _SAMPLE = 2000
 _MANY = 12

@@ -21,15 +21,6 @@ import numpy as np
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import regular_file
 
-__all__ = [
-    "PAGES_CHECKED_ON_OPENING",
-    "SharedEnvironment",
-    "check_header",
-    "check_pages",
-    "open_readonly",
-    "pad_to_header",
-]
-
 _T = TypeVar("_T")
 
 PAGES_CHECKED_ON_OPENING = 64 << 20

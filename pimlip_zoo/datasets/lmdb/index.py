@@ -18,18 +18,6 @@ from pimlip_zoo.datasets.frame import EVEN, Frame
 from pimlip_zoo.datasets.lmdb.record import ENERGY, FORCES, STRESS, label_mask
 from pimlip_zoo.datasets.same_size import groups_of_alike
 
-__all__ = [
-    "BLOCK",
-    "ENTRY",
-    "FRAME",
-    "count_edges",
-    "entries_of",
-    "entry_of",
-    "force_sums",
-    "geometry_digest",
-    "uncounted",
-]
-
 ENTRY = np.dtype(
     [
         ("natoms", "<u4"),

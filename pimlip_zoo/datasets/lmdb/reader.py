@@ -19,8 +19,6 @@ from pimlip_zoo.datasets.lmdb.keys import META, composition_key, frame_key, inde
 from pimlip_zoo.datasets.lmdb.record import ENERGY, STRESS, RecordError, decode
 from pimlip_zoo.errors import InputError
 
-__all__ = ["FrameStore", "shard_paths"]
-
 _ELEMENTS = 119
 _VERIFIED = 512
 _ROUNDING = 1e-9

@@ -34,8 +34,6 @@ from pimlip_zoo.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["StoreWriter", "partial_path", "write_store"]
-
 _FIRST_MAP = 16 << 20
 _EMPTY = 2 << 12
 """Bytes of a file in which LMDB has written nothing but its two headers, or not even these."""

@@ -12,8 +12,6 @@ from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reading
 
-__all__ = ["AseDatabase"]
-
 _NOT_KEPT = (
     *("momenta", "tags", "masses", "initial_charges", "initial_magmoms", "charges", "magmom", "magmoms"),
     *("dipole", "energies", "stresses"),

@@ -16,8 +16,6 @@ from pimlip_zoo.errors import InputError, reason_of
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["AseFile", "frame_from_atoms"]
-
 
 class AseFile:
     """A file through :func:`ase.io.iread`, which converts units to eV and Å."""

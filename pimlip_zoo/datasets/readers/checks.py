@@ -15,8 +15,6 @@ from pimlip_zoo.datasets.neighbour_list import complete_cell, neighbour_list
 from pimlip_zoo.datasets.same_size import groups_of_alike
 from pimlip_zoo.errors import InputError
 
-__all__ = ["MAX_NUMBER", "SAME_SPOT", "all_usable", "check_frame", "coinciding_atoms"]
-
 SAME_SPOT = 1e-3
 _MANY_ATOMS = 64
 MAX_NUMBER = 118

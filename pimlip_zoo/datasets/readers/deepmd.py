@@ -25,8 +25,6 @@ from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import read_text, regular_file
 
-__all__ = ["DeepmdFolder"]
-
 _VIRTUAL = -1
 _READ = {"coord", "box", "energy", "force", "virial", "real_atom_types"}
 

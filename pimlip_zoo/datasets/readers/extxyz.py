@@ -27,8 +27,6 @@ from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import expansion_limit
 
-__all__ = ["ExtxyzFile", "check_expansion"]
-
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _MAX_ATOMS = 100_000_000
 _ELEMENTS = ("species", "Z", "numbers", "atomic_numbers")

@@ -10,8 +10,6 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.errors import InputError, reason_of
 
-__all__ = ["ALL_FRAMES", "FrameFile", "Item", "item_of"]
-
 Item = tuple[int, "Frame | InputError"]
 """Index of a frame in its file, and the frame or what is wrong with it."""
 

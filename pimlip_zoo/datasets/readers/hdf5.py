@@ -19,8 +19,6 @@ from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean, reading
 from pimlip_zoo.files import expansion_limit
 
-__all__ = ["Hdf5File"]
-
 _BLOCK = 1024
 
 

@@ -9,8 +9,6 @@ from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
 
-__all__ = ["BuiltinSet", "StoreFile"]
-
 
 class BuiltinSet:
     """``builtin:NAME/SPLIT``."""

@@ -12,8 +12,6 @@ from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["N2p2File"]
-
 _KNOWN = {"comment", "lattice", "atom", "energy", "charge"}
 
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import expansion_limit, regular_file
 
-__all__ = ["UNREADABLE", "check_npz", "load_npy", "open_npz"]
-
 UNREADABLE = (OSError, ValueError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile)
 """What numpy raises for files that are none of its own, or damaged."""
 

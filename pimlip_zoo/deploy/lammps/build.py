@@ -18,8 +18,6 @@ from pimlip_zoo.commands import command_words
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing, scratch_folder, seal, sealed, writing
 
-__all__ = ["PLUGIN_NAME", "build_plugin", "plugin_cache", "source_files"]
-
 log = logging.getLogger(__name__)
 
 PLUGIN_NAME = "pimlipplugin.so"

@@ -18,13 +18,6 @@ from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
 from pimlip_zoo.compiled.kernels.swept import Sweep
 
-__all__ = [
-    "CpuPolynomial",
-    "PolynomialForm",
-    "cpu_polynomial",
-    "sweep_program",
-]
-
 
 @dataclass(frozen=True)
 class PolynomialForm:

@@ -17,8 +17,6 @@ from pimlip_zoo.compiled.kernels.launch import Block, Launcher, Source, indented
 from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm, sweep_program
 from pimlip_zoo.compiled.kernels.swept import Sweep
 
-__all__ = ["TritonPolynomial", "triton_polynomial"]
-
 _ACCUMULATORS = 32  # coefficients whose gradients one program sums
 _SLICES = 32  # programs that share the atoms of a species, at most
 

@@ -12,8 +12,6 @@ from pimlip_zoo.compiled.kernels.polynomial.cpu import CpuPolynomial
 from pimlip_zoo.compiled.kernels.polynomial.gpu import TritonPolynomial
 from pimlip_zoo.compiled.kernels.swept import Sweep, SweptOperation
 
-__all__ = ["PolynomialOperation", "Reference", "polynomial"]
-
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]
 PolynomialKernels = CpuPolynomial | TritonPolynomial
 """The sweeps of one form by one backend."""
