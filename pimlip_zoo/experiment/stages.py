@@ -72,7 +72,7 @@ def prepare_run(
     Args:
         config: of the run.
         split: training and validation structures, where they are not what the configuration names.
-        checkpoint: of the same run, when it is to be resumed.
+        checkpoint: of the same run, when it is to be resumed; None: the last one of ``resumes``, if there is one.
         resumes: the folder of that run: other structures than it began with are refused.
 
     Raises:
@@ -86,6 +86,7 @@ def prepare_run(
     data = data_record(config, split)
     if resumes is not None:
         check_data(resumes, data)
+        checkpoint = checkpoint or (_last(resumes) if _last(resumes).exists() else None)
     if labels is None:
         experiment = prepare(config, split=split, checkpoint=checkpoint)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pimlip_zoo.errors import InputError, reason_of
@@ -75,11 +76,9 @@ def _quantum(name: str, memory: float | None) -> Labeller:
 
 
 def _imported(name: str) -> Labeller:
-    module, _, path = name.partition(":")
+    module = name.partition(":")[0]
     try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
+        found: Any = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(reason_of(error), key=KEY, hint=f"is {name} importable from here?") from error
     except Exception as error:

@@ -26,6 +26,7 @@ from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
+from pimlip_zoo.experiment import has_checkpoint
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.files import read_json, write_json
 from pimlip_zoo.labelling.label import label
@@ -328,11 +329,8 @@ def _tells(what: str) -> Callable[[Outcome, int, int], None]:
 def _train(config: RunConfig, run: Path) -> None:
     if (run / "trained").exists():
         return
-    last = run / "checkpoints" / "last.ckpt"
-    resume = any(path.exists() for path in (last, *run.glob("*/checkpoints/last.ckpt")))
-    experiment = prepare_run(
-        config, checkpoint=last if last.exists() else None, resumes=run if resume else None
-    )
+    resume = has_checkpoint(run)
+    experiment = prepare_run(config, resumes=run if resume else None)
     outcome = train_run(experiment, run, resume=resume)
     if outcome.signal is not None:
         raise StoppedError(outcome.signal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,6 @@ class FrameStore:
         self.path = Path(path)
         self._shards = [_Shard(file) for file in shard_paths(path)]
         self._ends = list(accumulate(shard.count for shard in self._shards))
-        self._index: NDArray[Any] | None = None
-        self._compositions: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -127,18 +126,12 @@ class FrameStore:
     @property
     def index(self) -> NDArray[Any]:
         """One entry per frame: see :data:`~pimlip_zoo.datasets.lmdb.index.ENTRY`."""
-        if self._index is None:
-            self._load_index()
-        assert self._index is not None
-        return self._index
+        return self._tables[0]
 
     @property
     def compositions(self) -> NDArray[np.int64]:
         """(compositions, 119): atoms of each element; rows are numbered by ``index["composition"]``."""
-        if self._compositions is None:
-            self._load_index()
-        assert self._compositions is not None
-        return self._compositions
+        return self._tables[1]
 
     def coverage(self) -> Coverage:
         """Labels and species, from the index alone."""
@@ -200,7 +193,8 @@ class FrameStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
 
-    def _load_index(self) -> None:
+    @cached_property
+    def _tables(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
         entries, rows, offset = [], [], 0
         for shard in self._shards:
             part = shard.load_index()
@@ -222,7 +216,7 @@ class FrameStore:
         unique, renumbered = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
         if len(index):
             index["composition"] = renumbered.reshape(-1)[index["composition"]]
-        self._index, self._compositions = index, unique
+        return index, unique
 
 
 def _same(a: NDArray[Any], b: NDArray[Any], tolerance: float | None) -> NDArray[np.bool_]:
