@@ -53,10 +53,10 @@ def kernels(dtype: torch.dtype):
     from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum
     from pimlip_zoo.compiled.kernels.convolution.gpu import edge_sum_source, node_sum_source
     from pimlip_zoo.compiled.kernels.launch import Block
-    from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialSweep
     from pimlip_zoo.compiled.kernels.polynomial.gpu import triton_polynomial
     from pimlip_zoo.compiled.kernels.product.cpu import CentreSum, EdgeRows
     from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
+    from pimlip_zoo.compiled.kernels.swept import Sweep
     from pimlip_zoo.nn.contraction import contraction_spec
     from pimlip_zoo.nn.convolution import Convolution, convolution_spec
     from pimlip_zoo.nn.symmetric_contraction import symmetric_contraction_spec
@@ -77,9 +77,9 @@ def kernels(dtype: torch.dtype):
     features = o3.Irreps.spherical_harmonics(3)
     polynomials = symmetric_contraction_spec(features, o3.Irreps("0e+1o"), 3)
     contraction = triton_polynomial(PolynomialForm(16, 4, polynomials.terms), CHANNELS, dtype)
-    yield f"symmetric contraction, {len(polynomials.terms)} terms", contraction.source(PolynomialSweep(0))
-    yield "its gradient by features", contraction.source(PolynomialSweep(1, True))
-    yield "its gradient by coefficients", contraction.source(PolynomialSweep(1, False, True))
+    yield f"symmetric contraction, {len(polynomials.terms)} terms", contraction.source(Sweep(0))
+    yield "its gradient by features", contraction.source(Sweep(1, True))
+    yield "its gradient by coefficients", contraction.source(Sweep(1, False, True))
 
 
 def measure(source, options: argparse.Namespace, folder: Path) -> tuple[int, int, float]:

@@ -16,7 +16,6 @@ there is not run again. DATA is the folder of the data sets, see ``benchmarks/we
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 import statistics
@@ -25,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pages import write_between
+from pages import add_row, read_rows, write_between
+from study import parsers
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "labelling.jsonl"
@@ -57,23 +57,12 @@ CHOSEN = ("farthest", "coverage", "variance")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser, run = parsers(
+        "labelling", __doc__, sets="acac,tio2,cual", steps=400, run=run_all, show=show, docs=docs
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="train what is not there yet")
-    run.add_argument("--root", default="", help="folder of the data sets; not needed for cual")
-    run.add_argument("--sets", default="acac,tio2,cual")
-    run.add_argument("--seeds", default="0,1,2")
     run.add_argument("--parts", default="first,next")
     run.add_argument("--labels", type=int, default=50)
-    run.add_argument("--steps", type=int, default=400)
     run.add_argument("--model", default="nequip")
-    run.add_argument("--minutes", type=float, default=1e6, help="begin nothing after that; call it again")
-    run.add_argument("--runs", type=Path, default=ROOT / "runs" / "labelling")
-    run.set_defaults(function=run_all)
-    commands.add_parser("show", help="print what is there").set_defaults(function=show)
-    commands.add_parser("docs", help="write docs/results/labelling.md").set_defaults(function=docs)
     options = parser.parse_args()
     return options.function(options)
 
@@ -96,15 +85,13 @@ def run_all(options: argparse.Namespace) -> int:
                         "model": options.model,
                         "seed": seed,
                     }
-                    if any(all(row.get(k) == v for k, v in key.items()) for row in read()):
+                    if any(all(row.get(k) == v for k, v in key.items()) for row in read_rows(RESULTS)):
                         continue
                     if time.monotonic() > end:
                         print("out of time: call it again")
                         return 0
                     row = key | point(key, options)
-                    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-                    with RESULTS.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+                    add_row(RESULTS, row)
                     print(line(row), flush=True)
     print("all done")
     return 0
@@ -246,10 +233,6 @@ def placed(root: str, data: str) -> str:
     return ",".join(part if part.startswith("builtin:") else f"{root}/{part}" for part in data.split(","))
 
 
-def read() -> list[dict]:
-    return [json.loads(text) for text in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 ERRORS = "E {energy:.2f} F {forces:.1f} (worst tenth {forces_worst_tenth:.0f})"
 TRUST = " corr {correlation:.2f} cover {coverage:.2f}"
 
@@ -266,7 +249,9 @@ def line(row: dict) -> str:
 
 
 def show(options: argparse.Namespace) -> int:  # noqa: ARG001
-    for row in sorted(read(), key=lambda r: (r["set"], r["part"], r["acquisition"], r["labels"], r["seed"])):
+    for row in sorted(
+        read_rows(RESULTS), key=lambda r: (r["set"], r["part"], r["acquisition"], r["labels"], r["seed"])
+    ):
         print(line(row))
     for lines in (table(), needed("forces"), needed("forces_worst_tenth")):
         print("\n" + "\n".join(lines))
@@ -282,7 +267,7 @@ HEAD = (
 def table() -> list[str]:
     """Means and standard deviations over seeds."""
     groups: dict[tuple, list[dict]] = {}
-    for row in read():
+    for row in read_rows(RESULTS):
         for test, values in row["tests"].items() if row["part"] != "curve" else ():
             group = (row["set"], row["labels"], row["part"], test.split("@")[0], row["acquisition"])
             groups.setdefault(group, []).append(values)
@@ -310,7 +295,7 @@ def needed(quantity: str) -> list[str]:
     """How many random labels make the error that chosen ones have: means over seeds."""
     means: dict[tuple, dict[int, list[float]]] = {}
     chosen: dict[tuple, dict[int, float]] = {}
-    for row in (row for row in read() if row["part"] == "curve"):
+    for row in (row for row in read_rows(RESULTS) if row["part"] == "curve"):
         for test, values in row["tests"].items():
             place = (row["set"], test.split("@")[0], row["steps"])
             if row["acquisition"] == "random":

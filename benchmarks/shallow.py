@@ -18,7 +18,6 @@ loss, ``shallow``, ``posterior-of-shallow`` (of the run with it), and ``committe
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import shutil
@@ -33,8 +32,9 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "weak")]
 
 import torch  # noqa: E402
 from labelling import SETS, fitted, placed, spread  # noqa: E402
+from pages import add_row, read_rows, write_between  # noqa: E402
 from pydantic import PositiveInt  # noqa: E402
-from tables import between  # noqa: E402
+from study import parsers  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from pimlip_zoo.graph import Batch, edge_vectors, sum_by_structure  # noqa: E402
@@ -120,22 +120,9 @@ def _likelihood(error: Tensor, variance: Tensor) -> Tensor:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="train what is not there yet")
-    run.add_argument("--root", default="", help="folder of the data sets")
-    run.add_argument("--sets", default="acac,tio2")
-    run.add_argument("--seeds", default="0,1,2")
-    run.add_argument("--steps", type=int, default=1000)
+    parser, run = parsers("shallow", __doc__, sets="acac,tio2", steps=1000, run=run_all, show=show, docs=docs)
     run.add_argument("--members", type=int, default=8)
     run.add_argument("--weight", type=float, default=1.0)
-    run.add_argument("--minutes", type=float, default=1e6, help="begin nothing after that; call it again")
-    run.add_argument("--runs", type=Path, default=ROOT / "runs" / "shallow")
-    run.set_defaults(function=run_all)
-    commands.add_parser("docs", help="write the table").set_defaults(function=docs)
-    commands.add_parser("show", help="print it").set_defaults(function=show)
     options = parser.parse_args()
     return options.function(options)
 
@@ -262,13 +249,11 @@ def kept(
 ) -> None:
     """Judge on every test and add a line, unless it is there."""
     key = {"set": name, "seed": seed, "kind": kind, "steps": options.steps, "members": options.members}
-    if any(all(row[k] == v for k, v in key.items()) for row in read()):
+    if any(all(row[k] == v for k, v in key.items()) for row in read_rows(RESULTS)):
         return
     tests = {test: tested(potential, source, placed(options.root, test)) for test in SETS[name]["tests"]}
     row = {**key, "training_s": seconds, "tests": tests}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    add_row(RESULTS, row)
     print(row, flush=True)
 
 
@@ -305,10 +290,6 @@ def tested(potential: Any, source: Any, data: str) -> dict[str, float]:
     }
 
 
-def read() -> list[dict]:
-    return [json.loads(text) for text in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def table() -> list[str]:
     """Means and standard deviations over seeds."""
     head = (
@@ -324,7 +305,7 @@ def table() -> list[str]:
     )
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     groups: dict[tuple, list[dict]] = {}
-    for row in read():
+    for row in read_rows(RESULTS):
         for test, values in row["tests"].items():
             group = (row["set"], test.split("@")[0], row["steps"], KINDS.index(row["kind"]))
             groups.setdefault(group, []).append({**values, "training_s": row["training_s"]})
@@ -343,7 +324,7 @@ def show(options: argparse.Namespace) -> int:  # noqa: ARG001
 
 
 def docs(options: argparse.Namespace) -> int:  # noqa: ARG001
-    PAGE.write_text(between(PAGE.read_text(encoding="utf-8"), "shallow", table()), encoding="utf-8")
+    write_between(PAGE, "shallow", table())
     return 0
 
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["calculator", "load", "train"]
-
 
 def load(run: str | Path, **options: Any) -> Potential:
     """The trained potential of a run folder or checkpoint.
@@ -74,7 +72,7 @@ def train(
     given = _checked_settings(settings)
     folder = Path(out)
     file = None if config is None else Path(config)
-    onto, last = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    onto = folder / "config.yaml"
     if not resume:
         check_free(folder)
     elif not onto.exists():
@@ -87,12 +85,7 @@ def train(
         split = load_split(
             run_config, None if resume else checked_structures(run_config, tests_of(run_config))
         )
-        experiment = prepare_run(
-            run_config,
-            split=split,
-            checkpoint=last if resume and last.exists() else None,
-            resumes=folder if resume else None,
-        )
+        experiment = prepare_run(run_config, split=split, resumes=folder if resume else None)
         if not resume:
             held.enter_context(claimed(folder))
             check_free(folder)  # another process may have been there since the first look

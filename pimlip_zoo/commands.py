@@ -6,8 +6,6 @@ import os
 import shlex
 import shutil
 
-__all__ = ["command_words"]
-
 
 def command_words(variable: str) -> list[str]:
     """The words of ``$CC`` and the like; none where it is not set.

@@ -38,8 +38,6 @@ from pimlip_zoo.training.schedule import ScheduleName
 from pimlip_zoo.training.shipped import full_name, is_shipped
 from pimlip_zoo.yaml_file import parse_yaml, read_yaml
 
-__all__ = ["RunConfig", "load_config", "parse_settings", "save_config"]
-
 BUILTIN = "builtin:ethanol-gfn2"
 BUILTIN_STEPS = 6_000
 

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["InputError", "did_you_mean", "no_such_file", "plain_number", "reading", "reason_of"]
-
 _FEW = 25
 _LONGEST = 200
 

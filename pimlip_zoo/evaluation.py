@@ -31,17 +31,6 @@ from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.offsets import subtract_labels
 from pimlip_zoo.weak_labels.pool import cached_labels
 
-__all__ = [
-    "Evaluation",
-    "check_labelled",
-    "evaluate",
-    "evaluate_frames",
-    "evaluate_run",
-    "some_frames",
-    "tests_of",
-    "uncertainty_summary",
-]
-
 log = logging.getLogger("pimlip_zoo")
 
 

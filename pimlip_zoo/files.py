@@ -19,24 +19,6 @@ from typing import Any, TypeVar
 from pimlip_zoo.errors import InputError, no_such_file, reason_of
 from pimlip_zoo.locks import LOCK_NAME, try_lock
 
-__all__ = [
-    "append",
-    "check_archive",
-    "content_hash",
-    "expansion_limit",
-    "read_json",
-    "read_text",
-    "regular_file",
-    "replacing",
-    "scratch_folder",
-    "seal",
-    "seal_of",
-    "sealed",
-    "write_json",
-    "write_text",
-    "writing",
-]
-
 _EXPANSION, _ALWAYS = 100, 4 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONG_AGO = 86_400.0  # s

@@ -13,21 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "AtomGraph",
-    "Batch",
-    "Labels",
-    "Predictions",
-    "cell_volume",
-    "collate",
-    "edge_vectors",
-    "graph_to",
-    "join",
-    "join_electrons",
-    "stress_from_virial",
-    "sum_by_structure",
-]
-
 
 class AtomGraph(NamedTuple):
     """One structure, or a batch of them, as a directed neighbour graph.

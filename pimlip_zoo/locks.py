@@ -20,8 +20,6 @@ try:
 except ImportError:  # not on this system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK_NAME", "Lock", "claimed", "making", "numbered_folder", "try_lock"]
-
 LOCK_NAME = ".lock"
 """The file in a claimed folder."""
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["ANY", "EXPORTED", "LIBRARY", "PAGE", "PICTURE", "check_different", "check_output", "results"]
-
 _HEAD = 1024
 _LARGEST_JSON = 1 << 26
 _OF_A_RUN = ("config.yaml", "metrics.csv", "data.json")

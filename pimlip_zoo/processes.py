@@ -28,8 +28,6 @@ from pimlip_zoo.errors import InputError, reason_of
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Answer", "Limits", "Processes", "Reply", "cores", "refusal", "serve"]
-
 Reply = Callable[[dict[str, Any]], dict[str, Any]]
 """The answer to a job; what it raises as :class:`InputError` ends all work."""
 

@@ -15,19 +15,6 @@ from typing import Any, Generic, TypeVar
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = [
-    "BASELINE",
-    "ENTRY_POINT_GROUP",
-    "MODELS",
-    "ModelInfo",
-    "Registered",
-    "Registry",
-    "available_models",
-    "first_line",
-    "get_model",
-    "register_model",
-]
-
 ENTRY_POINT_GROUP = "pimlip_zoo.models"
 BASELINE = "it is a baseline of the study now: pip install benchmarks/weak/baselines"
 """Where something is that the study found of no use."""

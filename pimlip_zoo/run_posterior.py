@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
-__all__ = ["posterior_of", "uncertainty_function"]
-
 
 def uncertainty_function(
     runs: Sequence[Path], calculator: Calculator, *, trust: bool = False

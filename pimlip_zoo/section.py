@@ -10,9 +10,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["Section", "number_given_as_truth", "number_too_large", "parse_options"]
-
-
 _MOST = 2**63
 """Whole numbers that are larger in size have no place in arrays and files."""
 

@@ -7,8 +7,6 @@ import re
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["milli", "parse_duration"]
-
 
 def milli(value: float) -> str:
     """A value in thousandths of its unit: two decimals, and two digits where that would leave less.

@@ -11,8 +11,6 @@ import yaml
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import regular_file
 
-__all__ = ["parse_yaml", "read_yaml"]
-
 _LONGEST = 1 << 18
 _MOST_NODES, _DEEPEST = 100_000, 100
 _BRACKETS = re.compile(r"[\[\]{}]")

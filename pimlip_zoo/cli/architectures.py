@@ -25,8 +25,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import read_text, write_text
 from pimlip_zoo.registry import ENTRY_POINT_GROUP, MODELS, available_models
 
-__all__ = ["KEPT", "all_described", "describe", "own_described"]
-
 KEPT = Path(__file__).with_name("architectures.json")
 """What is said of the package's own architectures."""
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["console", "errors_table", "log_to", "log_to_screen", "plain_table", "say"]
-
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A rich console; colours only on terminals. A quiet one prints nothing."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pimlip_zoo.cli.options import Level, Trust
+
 if TYPE_CHECKING:
     from pimlip_zoo.cli.physics import PhysicsRequest
 
@@ -44,9 +46,7 @@ def evaluate_command(
     calibration_plot: Annotated[
         Path | None, typer.Option(help="Draw error against uncertainty: .png, .pdf, .svg.")
     ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Call the function that the run names as its cheap calculator.")
-    ] = False,
+    trust: Trust = False,
     physics: Annotated[
         bool, typer.Option("--physics", help="Measure physical properties: lattice, phonons, torsions, ...")
     ] = False,
@@ -72,12 +72,7 @@ def evaluate_command(
         list[str] | None, typer.Option("--set", help="Of --physics: an option, as phonons.width=15.")
     ] = None,
     device: Annotated[str, typer.Option(help="Of --physics: cpu, cuda, ...")] = "cpu",
-    level: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a run on several levels of theory: which; that of the reference labels if not given."
-        ),
-    ] = None,
+    level: Level = None,
 ) -> None:
     """Errors of a trained potential on labelled structures, and with --physics the properties it predicts."""
     from pimlip_zoo.errors import InputError, no_such_file

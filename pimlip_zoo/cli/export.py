@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pimlip_zoo.cli.options import Level, Precision
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.outputs import EXPORTED, check_output
 
@@ -17,8 +20,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.deploy.native.uncertainty import Directions
     from pimlip_zoo.deploy.torchscript import ExportReport
     from pimlip_zoo.models.potential import Potential
-
-__all__ = ["ExportFormat", "app", "export_potential"]
 
 app = typer.Typer()
 
@@ -33,19 +34,20 @@ class ExportFormat(str, Enum):
     mliap = "mliap"
 
 
-class Precision(str, Enum):
-    """Of the model inside the file; the border is float64 always."""
-
-    float32 = "float32"
-    float64 = "float64"
-
-
 _SUFFIX = {
     ExportFormat.torchscript: ".nequip.pth",
     ExportFormat.aot: ".pimlip.pt2",
     ExportFormat.native: ".pimlip",
     ExportFormat.checkpoint: ".ckpt",
     ExportFormat.mliap: ".mliap.pkl",
+}
+
+
+_WRITERS = {
+    ExportFormat.torchscript: "pimlip_zoo.deploy.torchscript:export_torchscript",
+    ExportFormat.aot: "pimlip_zoo.deploy.aot:export_aot",
+    ExportFormat.native: "pimlip_zoo.deploy.native.export:export_native",
+    ExportFormat.mliap: "pimlip_zoo.deploy.mliap:export_mliap",
 }
 
 
@@ -95,12 +97,7 @@ def export_command(
         int | None, typer.Option(help="Of a model with model.embed_charge: that of the systems in the run.")
     ] = None,
     multiplicity: Annotated[int | None, typer.Option(help="2S + 1, beside --charge.")] = None,
-    level: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a run on several levels of theory: which; that of the reference labels if not given."
-        ),
-    ] = None,
+    level: Level = None,
 ) -> None:
     """Write a trained potential as one file; it is read back and compared before it gets its name."""
     import json
@@ -252,37 +249,17 @@ def export_potential(
     training: dict[str, object] = {"run": str(source.resolve())} if source is not None else {}
     if level is not None:
         training["level"] = level
-    if format is ExportFormat.torchscript:
-        from pimlip_zoo.deploy.torchscript import export_torchscript
-
-        return export_torchscript(potential, target, name=name, dtype=wanted, training=training)
-    if format is ExportFormat.aot:
-        from pimlip_zoo.deploy.aot import export_aot
-
-        return export_aot(potential, target, name=name, dtype=wanted, training=training)
-    if format is ExportFormat.mliap:
-        from pimlip_zoo.deploy.mliap import export_mliap
-
-        return export_mliap(potential, target, name=name, dtype=wanted, training=training)
     if target.suffix == ".ckpt" and format is ExportFormat.native:
         raise InputError(
             "a native model is no checkpoint",
             file=target,
             hint="end the name in .pimlip, or use --format checkpoint",
         )
-    if format is ExportFormat.native:
-        from pimlip_zoo.deploy.native.export import export_native
-
-        return export_native(
-            potential,
-            target,
-            name=name,
-            dtype=wanted,
-            training=training,
-            table=table,
-            uncertainty=uncertainty,
-        )
-    return _export_checkpoint(potential, target, dtype=wanted)
+    if format is ExportFormat.checkpoint:
+        return _export_checkpoint(potential, target, dtype=wanted)
+    options = {"table": table, "uncertainty": uncertainty} if format is ExportFormat.native else {}
+    export: Callable[..., ExportReport] = resolve_name(_WRITERS[format])
+    return export(potential, target, name=name, dtype=wanted, training=training, **options)
 
 
 def _export_checkpoint(potential: Potential, target: Path, *, dtype: torch.dtype | None) -> ExportReport:

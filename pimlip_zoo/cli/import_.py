@@ -10,8 +10,6 @@ import typer
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["app", "run_of", "write_run"]
-
 Out = Annotated[
     Path | None, typer.Option("-o", "--out", help="The run folder; runs/ and the model's name by default.")
 ]

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import logging
 import shlex
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pimlip_zoo.cli.options import Ensemble
 from pimlip_zoo.errors import InputError
-
-__all__ = ["app"]
 
 app = typer.Typer(
     name="lammps", help="Build the LAMMPS plugin, write input scripts, check models.", no_args_is_help=True
 )
 
 MODEL_SUFFIXES = (".pth", ".pt2", ".pimlip")
-
-
-class Ensemble(str, Enum):
-    """What is held constant."""
-
-    nve = "nve"
-    nvt = "nvt"
-    npt = "npt"
 
 
 @app.command(epilog="Example: pimlip-zoo lammps build")

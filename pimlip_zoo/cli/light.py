@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 
-__all__ = ["import_without_torch"]
-
 
 def import_without_torch(name: str) -> None:
     """Import a package that looks for torch, and works without it, as if there were none: torch takes seconds.

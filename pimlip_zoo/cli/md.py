@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 import time
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pimlip_zoo.cli.options import Ensemble, Level, Precision, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,21 +34,6 @@ Examples:
 The folder gets trajectory.extxyz, log.csv, final.extxyz and result.json; go on with
 --structure FOLDER/final.extxyz --keep-velocities. Exit code 1: the simulation was not stable.
 """
-
-
-class Ensemble(str, Enum):
-    """What is kept."""
-
-    nve = "nve"
-    nvt = "nvt"
-    npt = "npt"
-
-
-class Precision(str, Enum):
-    """Of the model."""
-
-    float32 = "float32"
-    float64 = "float64"
 
 
 @app.command("md", epilog=EXAMPLE)
@@ -74,7 +60,7 @@ def md_command(
     reactive: Annotated[bool, typer.Option("--reactive", help="Bonds may break.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[Precision | None, typer.Option(help="As trained if not given.")] = None,
-    level: Annotated[str | None, typer.Option(help="Of a run on several levels of theory: which.")] = None,
+    level: Level = None,
     stop_at_uncertainty: Annotated[
         float | None,
         typer.Option(help="eV/Å: stop where a force is less certain; stopped.extxyz keeps the structure."),
@@ -83,9 +69,7 @@ def md_command(
         float | None,
         typer.Option(help="eV/Å: keep structures in which a force is less certain, in collected.extxyz."),
     ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Call the function that the run names as its cheap calculator.")
-    ] = False,
+    trust: Trust = False,
 ) -> None:
     """Simulate, watch bonds, energy and temperature, and say whether it was stable."""
     from pimlip_zoo.cli.console import console

@@ -17,16 +17,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.examine import Examination, Step, Subject
 
-__all__ = [
-    "PhysicsFile",
-    "PhysicsRequest",
-    "check_request",
-    "measured_reference",
-    "physics_of_run",
-    "property_table",
-    "request_of",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PhysicsRequest:

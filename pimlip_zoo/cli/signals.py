@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["collected_signals"]
-
 
 @contextmanager
 def collected_signals() -> Iterator[list[int]]:

@@ -227,10 +227,8 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     log = logging.getLogger("pimlip_zoo")
     log.setLevel(logging.ERROR if rank > 0 else logging.INFO)
     log.info("reading %s", config.data.train)
-    last = resumes / "checkpoints" / "last.ckpt" if resumes is not None else None
-    checkpoint = last if last is not None and last.exists() else None
     split = load_split(config, checked_structures(config, tests_of(config)) if resumes is None else None)
-    experiment = prepare_run(config, split=split, checkpoint=checkpoint, resumes=resumes)
+    experiment = prepare_run(config, split=split, resumes=resumes)
     config, potential = experiment.config, experiment.potential
     tests = tests_of(config)
     for spec in tests.values():
@@ -253,7 +251,8 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     say(
         screen, legend(len(experiment.valid_frames), experiment.labels, averaged=config.trainer.ema_decay > 0)
     )
-    done = steps_done(checkpoint) if checkpoint is not None else 0
+    last = resumes / "checkpoints" / "last.ckpt" if resumes is not None else None
+    done = steps_done(last) if last is not None and last.exists() else 0
     if done >= config.trainer.max_steps:
         say(screen, f"the run is complete: nothing is trained (--max-steps above {done:,} goes on with it)")
     outcome = train_run(experiment, folder, resume=resumes is not None and has_checkpoint(folder))

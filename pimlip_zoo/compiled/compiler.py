@@ -12,8 +12,6 @@ from pathlib import Path
 
 from pimlip_zoo.commands import command_words
 
-__all__ = ["CompilerError", "cache_folder", "compile_library", "find_compiler", "writable"]
-
 
 class CompilerError(RuntimeError):
     """There is no compiler, or it refused the source."""

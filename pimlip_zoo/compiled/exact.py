@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ExactBuffers"]
-
 
 class ExactBuffers(nn.Module):
     """A module whose float64 buffers survive ``.to(dtype)``; its forward casts them where it uses them.

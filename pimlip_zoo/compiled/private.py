@@ -15,8 +15,6 @@ from pathlib import Path
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import scratch_folder
 
-__all__ = ["load_private"]
-
 _loaded: dict[str, ctypes.CDLL] = {}
 _lock = threading.Lock()
 

@@ -30,15 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-__all__ = [
-    "build_displacements",
-    "build_schedule",
-    "build_weak_terms",
-    "check_weak",
-    "chosen_terms",
-    "list_skin",
-]
-
 log = logging.getLogger("pimlip_zoo")
 
 

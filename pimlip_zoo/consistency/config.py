@@ -15,17 +15,6 @@ from pimlip_zoo.registry import BASELINE
 from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
 
-__all__ = [
-    "PRESETS",
-    "PerturbationConfig",
-    "ScheduleConfig",
-    "TermConfig",
-    "WeakConfig",
-    "merge_tables",
-    "term_names",
-    "weak_preset",
-]
-
 
 def term_names() -> dict[str, str]:
     """Every term that can be asked for, with its equation."""

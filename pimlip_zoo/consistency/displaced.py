@@ -9,8 +9,6 @@ from torch import Tensor
 
 from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, edge_vectors
 
-__all__ = ["choose", "displaced_copies", "strained", "trim_edges"]
-
 
 def displaced_copies(graph: AtomGraph, displacements: Sequence[Tensor | None]) -> AtomGraph:
     """Copies of a batch one after the other, each displaced, sharing the list of edges.

@@ -23,21 +23,6 @@ from pimlip_zoo.losses.base import PotentialLike
 from pimlip_zoo.registry import BASELINE, Registered, Registry
 from pimlip_zoo.section import Section
 
-__all__ = [
-    "DISPLACEMENTS",
-    "Context",
-    "Displacement",
-    "DisplacementOptions",
-    "Gaussian",
-    "LocalMask",
-    "RandomStrain",
-    "SpeciesScaled",
-    "Sphere",
-    "UniformCube",
-    "displacement",
-    "remove_mean",
-]
-
 
 class Context(NamedTuple):
     """What a displacement may depend on beside the structure."""

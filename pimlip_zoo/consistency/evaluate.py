@@ -11,8 +11,6 @@ from pimlip_zoo.consistency.surface import ORIGIN, Reads, cut, sort_points
 from pimlip_zoo.graph import Batch, Predictions
 from pimlip_zoo.losses.base import Evaluated, LossTerm, PotentialLike, Requests, Step
 
-__all__ = ["FEW_EDGES", "evaluate_step"]
-
 FEW_EDGES = 1000
 """Below this a forward costs about the same whatever its size: energies of copies are then evaluated with forces."""
 

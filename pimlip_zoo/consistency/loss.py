@@ -15,8 +15,6 @@ from pimlip_zoo.consistency.surface import Detach, Surface
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, Requests, Step
 
-__all__ = ["ConsistencyLoss", "Unit"]
-
 Unit = Literal["lambda", "per_atom", "total"]
 
 

@@ -13,8 +13,6 @@ from pimlip_zoo.graph import AtomGraph, Labels, Predictions
 if TYPE_CHECKING:
     from pimlip_zoo.losses.base import PotentialLike
 
-__all__ = ["PhysicsWeakMixin"]
-
 
 class PhysicsWeakMixin:
     """How far a potential is from agreeing with itself around structures; only calls the potential itself."""

@@ -28,15 +28,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.registry import BASELINE, Registry
 from pimlip_zoo.section import parse_options
 
-__all__ = [
-    "RESIDUALS",
-    "Residual",
-    "evaluate_residuals",
-    "get_residual",
-    "residual",
-    "residual_names",
-]
-
 
 @dataclass(frozen=True)
 class Residual:

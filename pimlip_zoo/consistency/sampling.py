@@ -19,8 +19,6 @@ from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, collate, gra
 from pimlip_zoo.losses.base import PotentialLike, Step
 from pimlip_zoo.losses.pool import Pool, step_generator
 
-__all__ = ["Draw", "Sampling", "choose_structures", "join_unlabelled", "random_unit"]
-
 
 @dataclass(frozen=True)
 class Draw:

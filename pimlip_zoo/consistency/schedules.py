@@ -6,8 +6,6 @@ import math
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["Constant", "Decay", "Schedule", "WarmUp"]
-
 
 class Schedule:
     """A factor of a weight, between 0 and 1, from the step: always 1."""

@@ -26,8 +26,6 @@ from pimlip_zoo.graph import AtomGraph, Labels, Predictions, join, sum_by_struct
 if TYPE_CHECKING:
     from pimlip_zoo.losses.base import PotentialLike
 
-__all__ = ["ORIGIN", "STRAINED", "D", "Detach", "P", "Point", "Points", "Reads", "Surface", "reads_of"]
-
 Detach = Literal["none", "forces", "energies"]
 """Which side of a residual gets no gradient; virials are on the side of forces."""
 

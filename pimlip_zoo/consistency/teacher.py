@@ -12,8 +12,6 @@ from torch import nn
 from pimlip_zoo.graph import AtomGraph, Predictions
 from pimlip_zoo.losses.base import PotentialLike
 
-__all__ = ["EmaTeacher"]
-
 
 class EmaTeacher(nn.Module):
     """A potential whose weights follow those of another: an exponential moving average.

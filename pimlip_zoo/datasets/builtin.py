@@ -15,14 +15,6 @@ from pimlip_zoo.datasets.builtin_format import PackedSet, read_packed
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = [
-    "builtin_atom_energies",
-    "builtin_names",
-    "builtin_provenance",
-    "builtin_splits",
-    "load_builtin",
-]
-
 _NAMES = ("ethanol-gfn2", "cual-emt", "methanol-cbs", "methanol-low")
 _DEFAULT_SPLIT = "train"
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FORCE_RESOLUTION", "FORMAT", "POSITION_RESOLUTION", "PackedSet", "from_grid", "read_packed"]
-
 POSITION_RESOLUTION = 1e-6
 """Å."""
 FORCE_RESOLUTION = 1e-7

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["KNOWN_SETS", "KnownSet", "known_set"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class KnownSet:

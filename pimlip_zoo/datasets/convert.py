@@ -27,8 +27,6 @@ from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import read_text, write_text
 from pimlip_zoo.outputs import ANY, check_output
 
-__all__ = ["SHARD_FRAMES", "Conversion", "convert"]
-
 SHARD_FRAMES = 100_000
 """Frames in a shard when nothing else is said."""
 _PLAN = "conversion.json"

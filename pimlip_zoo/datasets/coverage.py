@@ -10,8 +10,6 @@ import numpy as np
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 
-__all__ = ["Coverage", "coverage", "is_isolated_atom", "isolated_atom_energies"]
-
 _ISOLATED = {"isolatedatom", "isolated"}
 
 

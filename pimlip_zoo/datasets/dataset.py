@@ -22,13 +22,6 @@ from pimlip_zoo.datasets.neighbours import frame_to_sample, frames_to_batch
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, collate
 
-__all__ = [
-    "FrameDataset",
-    "MadeSamples",
-    "Samples",
-    "as_samples",
-]
-
 _BYTES_PER_ATOM, _BYTES_PER_EDGE = 64, 40
 
 

@@ -19,8 +19,6 @@ from pimlip_zoo.datasets.neighbours import complete_cell, frames_to_batch
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import Batch, edge_vectors
 
-__all__ = ["LINKERS", "BatchWithoutEdges", "batch_without_edges", "check_linker", "link"]
-
 _WIDER = 1.0 + 1e-6
 """Lists reach further than the cutoff, and are cut by distances in float64: libraries differ at the boundary."""
 _ROOM = 64

@@ -11,8 +11,6 @@ from typing import IO, Any
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import content_hash
 
-__all__ = ["check_installed", "download", "parse_checksum"]
-
 _LENGTHS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
 
 

@@ -19,19 +19,6 @@ from pimlip_zoo.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = [
-    "ELECTRON_KEYS",
-    "Electrons",
-    "electrons_of",
-    "electrons_of_atoms",
-    "give_electrons",
-    "lowest_multiplicity",
-    "stated",
-    "stated_at_all",
-    "unpaired_by_default",
-    "whole",
-]
-
 CHARGE, MULTIPLICITY = "charge", "multiplicity"
 ELECTRON_KEYS = {
     "charge": CHARGE,
@@ -54,11 +41,8 @@ class Electrons(NamedTuple):
     """2S + 1."""
 
     def __str__(self) -> str:
-        return (
-            f"charge {self.charge:+d}, multiplicity {self.multiplicity}"
-            if self.charge
-            else (f"charge 0, multiplicity {self.multiplicity}")
-        )
+        charge = f"{self.charge:+d}" if self.charge else "0"
+        return f"charge {charge}, multiplicity {self.multiplicity}"
 
 
 def lowest_multiplicity(numbers: NDArray[Any], charge: int) -> int:

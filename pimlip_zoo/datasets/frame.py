@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["EVEN", "LABELS", "NO_CELL", "OPEN", "Frame", "frame_to_atoms", "without_uncounted"]
-
 NO_CELL = np.zeros((3, 3))
 """The cell of a structure that is periodic nowhere; for all of them."""
 OPEN = np.zeros(3, dtype=bool)

@@ -16,8 +16,6 @@ from pimlip_zoo.datasets.electrons import stated
 from pimlip_zoo.datasets.frame import EVEN, LABELS, Frame, without_uncounted
 from pimlip_zoo.datasets.lmdb.index import count_edges
 
-__all__ = ["Frames", "HeldFrames", "as_frames", "electrons_bytes", "geometry_bytes"]
-
 
 class Frames(Sequence[Frame]):
     """A sequence of frames that answers for itself."""

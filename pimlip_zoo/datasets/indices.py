@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["whole_numbers"]
-
 
 def whole_numbers(
     values: ArrayLike,

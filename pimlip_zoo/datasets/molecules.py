@@ -20,8 +20,6 @@ from pimlip_zoo.datasets.readers.checks import MAX_NUMBER, SAME_SPOT
 from pimlip_zoo.datasets.same_size import squared_distances
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
 
-__all__ = ["batch_of_records"]
-
 
 def batch_of_records(
     records: Sequence[bytes], species: Sequence[str], cutoff: float, labels: Collection[str]

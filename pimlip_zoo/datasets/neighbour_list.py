@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.errors import InputError
 
-__all__ = [
-    "FEW_ATOMS",
-    "complete_cell",
-    "join_edges",
-    "near_pairs",
-    "neighbour_list",
-    "species_indices",
-]
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from pimlip_zoo.datasets.frame import Frame
 
 FEW_ATOMS = 48
 """Up to so many atoms without periodic images, all their distances are computed."""
@@ -44,7 +41,8 @@ def neighbour_list(
             much thinner than the cutoff that its images would fill the memory.
     """
     if len(positions) <= FEW_ATOMS and not np.any(pbc):
-        return _all_pairs(np.asarray(positions, dtype=np.float64).reshape(-1, 3), cutoff)
+        pairs = _all_pairs(np.asarray(positions, dtype=np.float64).reshape(-1, 3), cutoff)[0]
+        return pairs, np.zeros((pairs.shape[1], 3))
     from vesin import NeighborList
 
     box = complete_cell(cell, pbc)
@@ -58,6 +56,20 @@ def neighbour_list(
     )
     edge_index = np.stack([np.asarray(i, dtype=np.int64), np.asarray(j, dtype=np.int64)])
     return edge_index, np.asarray(shift, dtype=np.float64).reshape(-1, 3)
+
+
+def neighbour_distances(
+    structure: Frame | Atoms, reach: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Pairs within a distance, each twice: (2, E) atoms, (E, 3) vectors from the first to the second, their lengths."""
+    positions, cell = structure.positions, np.asarray(structure.cell)
+    if len(positions) <= FEW_ATOMS and not np.any(structure.pbc):
+        pairs, delta, square = _all_pairs(positions, reach)
+        place = pairs[0] * len(positions) + pairs[1]
+        return pairs, delta.reshape(-1, 3).take(place, axis=0), np.sqrt(square.take(place))
+    pairs, shift = neighbour_list(positions, cell, structure.pbc, reach)
+    vectors = positions[pairs[1]] - positions[pairs[0]] + shift @ cell
+    return pairs, vectors, np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
 
 
 def _check_images(box: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float, count: int) -> None:
@@ -126,13 +138,17 @@ def _species_table(species: tuple[str, ...]) -> NDArray[np.int64]:
 
 def _all_pairs(
     positions: NDArray[np.float64], cutoff: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The pairs of a small open system: all distances at once take a fraction of the set-up of a list."""
-    delta = positions[:, None] - positions[None]
-    near = np.einsum("ijk,ijk->ij", delta, delta) < cutoff * cutoff
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """The pairs of a small open system: all distances at once take a fraction of the set-up of a list.
+
+    Returns:
+        (2, E) pairs, and of all atoms (N, N, 3) differences and (N, N) their squares.
+    """
+    delta = positions[None] - positions[:, None]
+    square = np.einsum("ijk,ijk->ij", delta, delta)
+    near = square < cutoff * cutoff
     np.fill_diagonal(near, val=False)
-    edge_index = np.array(near.nonzero(), dtype=np.int64)
-    return edge_index, np.zeros((edge_index.shape[1], 3))
+    return np.array(near.nonzero(), dtype=np.int64), delta, square
 
 
 def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -147,7 +163,7 @@ def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[
                 hint="give the lattice vector or set pbc to F there",
             )
     periodic = [axis for axis in range(3) if pbc[axis]]
-    if periodic and np.linalg.matrix_rank(box[periodic] / lengths[periodic, None], tol=1e-8) < len(periodic):
+    if periodic and np.linalg.matrix_rank(box[periodic] / lengths[periodic, None], tol=1e-6) < len(periodic):
         raise InputError("the cell is singular: its periodic vectors are coplanar", key="cell")
     open_axes = [axis for axis in range(3) if not pbc[axis]]
     if open_axes and (not periodic or np.linalg.matrix_rank(box, tol=1e-8) < 3):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -101,6 +101,12 @@ def frames_to_batch(frames: Sequence[Frame], species: Sequence[str], cutoff: flo
         label_weights=torch.tensor([frame.label_weights for frame in frames], dtype=torch.float64),
     )
     return Batch(graph, labels)
+
+
+def batches_of(frames: Sequence[Frame], species: Sequence[str], cutoff: float, size: int) -> Iterator[Batch]:
+    """Frames as batches of at most so many, in their order; see :func:`frames_to_batch`."""
+    for start in range(0, len(frames), size):
+        yield frames_to_batch(frames[start : start + size], species, cutoff)
 
 
 def _electrons(frames: Sequence[Frame], natoms: Sequence[int]) -> torch.Tensor:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 
-__all__ = ["Alike", "groups_of_alike", "squared_distances"]
-
 _SMALL = 64
 _DISTANCES = 1 << 20
 """Most distances held at once."""

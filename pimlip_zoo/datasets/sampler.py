@@ -16,8 +16,6 @@ from torch.utils.data import Sampler
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["BatchBudget", "BudgetSampler"]
-
 _WINDOW = 64
 """Batches whose structures are sorted together."""
 

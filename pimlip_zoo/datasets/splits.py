@@ -22,8 +22,6 @@ from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
 from pimlip_zoo.files import read_text, write_text
 
-__all__ = ["METHODS", "NAMES", "Split", "make_split", "part_sizes", "read_split", "write_split"]
-
 NAMES = ("train", "valid", "test")
 _FORMAT, _VERSION = "pimlip-zoo split", 1
 _LONGEST = 1 << 30

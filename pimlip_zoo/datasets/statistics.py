@@ -14,18 +14,6 @@ from pimlip_zoo.datasets.summary import Facts, facts_of
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch
 
-__all__ = [
-    "EnergyReferences",
-    "average_neighbours",
-    "check_references",
-    "composition_matrix",
-    "fit_references",
-    "force_rms",
-    "nearest_distance",
-    "references_from_atoms",
-    "species_of",
-]
-
 MAX_REFERENCE_ERROR = 50.0
 """eV per atom: energies further from their references than this were given in another unit or wrongly."""
 
@@ -134,16 +122,15 @@ def force_rms(frames: Sequence[Frame]) -> float | None:
 
 def nearest_distance(frames: Sequence[Frame]) -> float:
     """Median over atoms of the distance to the nearest neighbour, Å; 0 where no structure has two atoms within 8 Å."""
-    from pimlip_zoo.datasets.neighbour_list import neighbour_list
+    from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 
     found: list[NDArray[np.float64]] = []
     for frame in frames:
         for reach in (4.0, 8.0):  # few atoms have to look further
-            (centre, other), shift = neighbour_list(frame.positions, frame.cell, frame.pbc, reach)
+            (centre, _), _, distance = neighbour_distances(frame, reach)
             if len(centre):
-                vectors = frame.positions[other] - frame.positions[centre] + shift @ frame.cell
                 nearest = np.full(len(frame.numbers), np.inf)
-                np.minimum.at(nearest, centre, np.linalg.norm(vectors, axis=1))
+                np.minimum.at(nearest, centre, distance)
                 found.append(nearest[np.isfinite(nearest)])
                 break
     return float(np.median(np.concatenate(found))) if found else 0.0

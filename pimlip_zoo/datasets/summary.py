@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
-
-__all__ = ["Facts", "facts_of"]
+from pimlip_zoo.datasets.lmdb.index import force_numbers
 
 _ELEMENTS = 119
 
@@ -55,10 +54,7 @@ def facts_of(frames: Sequence[Frame]) -> Facts:
     square, atoms = np.zeros(len(frames)), np.zeros(len(frames), dtype=np.int64)
     for i, frame in enumerate(frames):
         counts[i] = np.bincount(frame.numbers, minlength=_ELEMENTS)
-        if frame.forces is not None:
-            of_atoms = np.einsum("ij,ij->i", frame.forces, frame.forces)
-            of_atoms = of_atoms[~np.isnan(of_atoms)]
-            square[i], atoms[i] = of_atoms.sum(), len(of_atoms)
+        square[i], _, atoms[i] = force_numbers(frame)
     compositions, composition = np.unique(counts, axis=0, return_inverse=True)
     return Facts(
         natoms=counts.sum(axis=1),

@@ -13,8 +13,6 @@ from pimlip_zoo.files import replacing
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["write_frames"]
-
 log = logging.getLogger("pimlip_zoo")
 
 _KINDS = {"initial_charges": "charges of atoms", "initial_magmoms": "magnetic moments of atoms"}

@@ -30,8 +30,6 @@ from pimlip_zoo.files import replacing
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["export_aot", "load_compiled"]
-
 log = logging.getLogger(__name__)
 
 INPUTS = ("edge_vectors", "edge_index", "atom_types", "is_local")

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-__all__ = ["PimlipCalculator", "SkinnedNeighbours", "check_device"]
-
 
 class SkinnedNeighbours(SkinnedPairs):
     """:class:`SkinnedPairs` as the graphs that models take."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.datasets.electrons import Electrons
 
-__all__ = ["CommitteeCalculator"]
-
 
 class CommitteeCalculator(InTurns, Calculator):
     """ASE calculator of the mean of several calculators and of their standard deviation.

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
-__all__ = ["held_coordinates", "holding"]
-
 
 def held_coordinates(atoms: Atoms) -> NDArray[np.bool_]:
     """(N, 3), True for the coordinates that ASE's ``FixAtoms`` and ``FixCartesian`` hold.

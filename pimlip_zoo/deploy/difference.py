@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
-__all__ = ["with_baseline"]
-
 
 class _Sum(InTurns, SumCalculator):
     """Looks at what its parts look at: a charge in ``info`` changes the energy of the cheap calculator."""

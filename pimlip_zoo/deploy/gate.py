@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.deploy.stability import StabilityLimits
 
-__all__ = ["DimerScan", "GateResult", "scan_dimer", "stability_gate"]
-
 _SHORTEST, _LONGEST = 0.4, 1.0  # times the sum of covalent radii
 _NOISE = 1e-3  # eV, below which a step of a scan is flat
 

@@ -12,8 +12,6 @@ from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.deploy.native.archive import SUFFIX
 from pimlip_zoo.deploy.torchscript import load_torchscript
 
-__all__ = ["load_exported"]
-
 
 def load_exported(
     path: str | os.PathLike[str],

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-__all__ = ["ENSEMBLES", "LOG_COLUMNS", "SPREAD_COLUMN", "MDResult", "MDSettings", "run_md"]
-
 ENSEMBLES = ("nve", "nvt", "npt")
 LOG_COLUMNS = (
     "step",
@@ -155,58 +153,39 @@ def run_md(
     dynamics = _dynamics(atoms, settings, generator)
     with claimed(out):
         _check_folder(out)  # another process may have been there since the first look
-        return _simulate(
-            atoms,
-            settings,
-            out,
-            dynamics=dynamics,
-            monitor=monitor,
-            progress=progress,
-            stop=stop,
-            watch=watch,
-        )
+        rows: list[dict[str, float]] = []
+        fault, reason, interrupted = None, None, False
+        (out / "log.csv").unlink(missing_ok=True)
+        for step in _steps(dynamics, settings.steps):
+            fault = monitor.check_finite(atoms)
+            if fault is None and (step % min(settings.interval, _CHECK_EVERY) == 0 or step == settings.steps):
+                fault = monitor.check(atoms)
+                reason = watch(atoms, step) if watch is not None and fault is None else None
+            interrupted = stop is not None and step < settings.steps and stop()
+            ends = bool(fault) or bool(reason) or interrupted or step == settings.steps
+            if ends or step % settings.interval == 0:
+                row = _row(atoms, step, settings)
+                _write(out, atoms, row, first=not rows)
+                rows.append(row)
+                if progress is not None:
+                    progress(row)
+            if ends:
+                break
+        result = _result(rows, settings, fault, len(atoms), interrupted=interrupted, reason=reason)
+        _write_end(out, atoms, rows[-1], result)
+        return result
 
 
-def _simulate(
-    atoms: Atoms,
-    settings: MDSettings,
-    out: Path,
-    *,
-    dynamics: Any,
-    monitor: StabilityMonitor,
-    progress: Callable[[dict[str, float]], None] | None,
-    stop: Callable[[], bool] | None,
-    watch: Callable[[Atoms, int], str | None] | None,
-) -> MDResult:
-    rows: list[dict[str, float]] = []
-    fault, reason, interrupted, step = None, None, False, 0
-    trajectory, log = out / "trajectory.extxyz", out / "log.csv"
-    log.unlink(missing_ok=True)
-    for step in _steps(dynamics, settings.steps):
-        fault = monitor.check_finite(atoms)
-        if fault is None and (step % min(settings.interval, _CHECK_EVERY) == 0 or step == settings.steps):
-            fault = monitor.check(atoms)
-            reason = watch(atoms, step) if watch is not None and fault is None else None
-        interrupted = stop is not None and step < settings.steps and stop()
-        ends = bool(fault) or bool(reason) or interrupted or step == settings.steps
-        if ends or step % settings.interval == 0:
-            row = _row(atoms, step, settings)
-            line = ",".join(_text(value) for value in row.values())
-            try:
-                append(log, f"{line}\r\n" if rows else f"{','.join(row)}\r\n{line}\r\n")
-                append(trajectory, _frame_text(atoms, row))
-            except InputError:
-                if not rows:  # not a single frame: there is nothing to keep
-                    log.unlink(missing_ok=True)
-                raise
-            rows.append(row)
-            if progress is not None:
-                progress(row)
-        if ends:
-            break
-    result = _result(rows, settings, fault, len(atoms), interrupted=interrupted, reason=reason)
-    _write_end(out, atoms, rows[-1], result)
-    return result
+def _write(out: Path, atoms: Atoms, row: dict[str, float], *, first: bool) -> None:
+    """A line of the log and a frame of the trajectory."""
+    log, line = out / "log.csv", ",".join(_text(value) for value in row.values())
+    try:
+        append(log, f"{','.join(row)}\r\n{line}\r\n" if first else f"{line}\r\n")
+        append(out / "trajectory.extxyz", _frame_text(atoms, row))
+    except InputError:
+        if first:  # not a single frame: there is nothing to keep
+            log.unlink(missing_ok=True)
+        raise
 
 
 def _steps(dynamics: Any, count: int) -> Iterator[int]:

@@ -20,16 +20,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.models.potential import Potential
 
-__all__ = [
-    "AOT_ENTRY",
-    "FORMAT_VERSION",
-    "REQUIRED_KEYS",
-    "export_metadata",
-    "read_metadata",
-    "torch_version",
-    "weights_hash",
-]
-
 _LONGEST = 1 << 24
 
 FORMAT_VERSION = 1

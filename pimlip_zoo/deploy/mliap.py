@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["MLIAPModel", "export_mliap"]
-
 
 class MLIAPModel:
     """What ``pair_style mliap unified`` calls: the interface of ``lammps.mliap.mliap_unified_abc.MLIAPUnified``.

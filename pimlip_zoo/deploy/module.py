@@ -13,8 +13,6 @@ from pimlip_zoo.graph import AtomGraph
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["PairStyleModule"]
-
 
 class PairStyleModule(nn.Module):
     """Energies, forces and virial of a potential under every pair style's contract; scriptable.

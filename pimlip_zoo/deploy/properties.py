@@ -9,8 +9,6 @@ import numpy as np
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-__all__ = ["VOIGT", "changes_of_parts", "common_numbers", "numbers_of", "stresses_of_atoms"]
-
 VOIGT = [0, 4, 8, 5, 2, 1]
 """xx, yy, zz, yz, xz, xy in a flattened (3, 3)."""
 

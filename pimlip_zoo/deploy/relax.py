@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-__all__ = ["OPTIMISERS", "RelaxResult", "relax"]
-
 OPTIMISERS = ("BFGS", "LBFGS", "FIRE", "BFGSLineSearch")
 
 

@@ -17,17 +17,6 @@ from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = [
-    "ExportError",
-    "check_structures",
-    "close_structures",
-    "compare",
-    "from_edges",
-    "pair_style_inputs",
-    "position_inputs",
-    "tolerance",
-]
-
 Evaluate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 

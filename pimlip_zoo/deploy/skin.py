@@ -13,8 +13,6 @@ from pimlip_zoo.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["SkinnedPairs", "check_finite", "check_result"]
-
 _Pairs = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pimlip_zoo.datasets.neighbour_list import neighbour_list
+from pimlip_zoo.datasets.neighbour_list import neighbour_distances, neighbour_list
 
 if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
-
-__all__ = ["StabilityLimits", "StabilityMonitor"]
 
 # Elements whose mutual bonds are covalent: these are expected to last through a simulation.
 _COVALENT = ("H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I")
@@ -110,10 +108,9 @@ class StabilityMonitor:
 
     def _check_distances(self, atoms: Atoms) -> str | None:
         reach = 2 * self.limits.collapse * float(self._radii.max(initial=0.0))
-        edges, shifts = neighbour_list(atoms.positions, np.array(atoms.cell), atoms.pbc, max(reach, 0.1))
-        if edges.shape[1] == 0:
+        edges, _, lengths = neighbour_distances(atoms, max(reach, 0.1))
+        if len(lengths) == 0:
             return None
-        lengths = _lengths(atoms, edges, shifts)
         ratio = lengths / (self._radii[edges[0]] + self._radii[edges[1]])
         worst = int(ratio.argmin())
         if ratio[worst] >= self.limits.collapse:

@@ -14,8 +14,6 @@ from pimlip_zoo.errors import InputError, did_you_mean, reason_of
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["holds_several", "read_structure"]
-
 _INDEXED = re.compile(r"(?P<path>.+)@(?P<index>-?\d+)")
 
 

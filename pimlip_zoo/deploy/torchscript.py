@@ -28,8 +28,6 @@ from pimlip_zoo.files import check_archive, replacing
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["ExportReport", "export_torchscript", "load_torchscript", "prepared"]
-
 
 @dataclass(frozen=True)
 class ExportReport:

@@ -17,7 +17,7 @@ from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.deploy.ase import SkinnedNeighbours
 from pimlip_zoo.deploy.skin import check_result
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, graph_to, stress_from_virial
+from pimlip_zoo.graph import graph_to, join, stress_from_virial
 
 try:
     from torch_sim.models.interface import ModelInterface
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pimlip_zoo.models.potential import Potential
-
-__all__ = ["TorchSimModel"]
 
 
 class TorchSimModel(ModelInterface):
@@ -93,7 +91,7 @@ class TorchSimModel(ModelInterface):
             self._neighbours[index].graph(atoms, self.potential.species)
             for index, atoms in enumerate(structures)
         ]
-        graph = graph_to(_joined(graphs), self._device)
+        graph = graph_to(join(graphs), self._device)
         with torch.no_grad():
             predictions = self.potential(graph, forces=True, virial=self._compute_stress)
         if not (torch.isfinite(predictions.energy).all() and torch.isfinite(predictions.forces).all()):
@@ -154,18 +152,3 @@ class TorchSimModel(ModelInterface):
                 check_result(float(energy[index]), per_atom[index].numpy(), atoms)
             except InputError as error:
                 raise error.at(file=f"system {index}") from error
-
-
-def _joined(graphs: list[AtomGraph]) -> AtomGraph:
-    starts = np.cumsum([0, *(len(graph.positions) for graph in graphs)])
-    return AtomGraph(
-        positions=torch.cat([graph.positions for graph in graphs]),
-        species=torch.cat([graph.species for graph in graphs]),
-        edge_index=torch.cat(
-            [g.edge_index + int(start) for g, start in zip(graphs, starts, strict=False)], dim=1
-        ),
-        edge_shift=torch.cat([graph.edge_shift for graph in graphs]),
-        cell=torch.cat([graph.cell for graph in graphs]),
-        batch=torch.cat([graph.batch + index for index, graph in enumerate(graphs)]),
-        num_graphs=len(graphs),
-    )

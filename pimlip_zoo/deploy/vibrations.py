@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["exact_hessian", "hessian", "phonons", "vibrations"]
-
 
 def hessian(atoms: Atoms, *, step: float | None = None) -> NDArray[np.float64]:
     """``d²E / dr_ia dr_jb`` of any calculator: exact, or by central differences of the forces.

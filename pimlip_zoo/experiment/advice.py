@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment.prepare import Experiment
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["Advice", "Errors", "Finding", "advise", "known_levels", "labels_of_level"]
-
 log = logging.getLogger("pimlip_zoo")
 
 HELPS, HELPS_MUCH = 0.9, 0.6
@@ -88,20 +86,20 @@ class Finding:
     """To the labels, energies after an offset for each species."""
     learnt: Errors
     """What a short training on the difference leaves of it."""
-    ratio: float
+    ratio: float = 0.0
     """Error of the training on the difference over that of the one on the labels: forces, or else energies."""
-    early: float
+    early: float = 0.0
     """The same of trainings that are :data:`SHORTER` times shorter."""
-    expected: float
+    expected: float = 0.0
     """The same at :attr:`Advice.length`, by the power of the length that both lead to; never below ``ratio``."""
-    low: float
+    low: float = 0.0
     """Of the interval of ``expected`` by bootstrap over the measured structures."""
-    high: float
-    roughness: float
+    high: float = 0.0
+    roughness: float = 0.0
     """Share of the difference that is left over the share of the surface that is left; above 1 it is rougher."""
-    recipe: str | None
+    recipe: str | None = None
     """Of ``--weak``; None: none is advised."""
-    reason: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -279,13 +277,14 @@ def advise(
         measured=len(tested),
         surface=surface,
     )
-    looked = (
-        _is_itself(name, cheap, chosen, kept, measured, surface, by_forces=by_forces)
-        for name, cheap in levels.items()
-    )
-    itself = next(filter(None, looked), None)
-    if itself is not None:  # nothing that a training could tell would change the advice
-        return advice(steps=0, length=0, plain=Errors(None, None), findings=(itself,), skipped={})
+    differences, skipped = _differences(levels, chosen, kept, by_forces=by_forces)
+    sizes = {name: _size(_leveled(labels, chosen, measured)) for name, labels in differences.items()}
+    quantity = "forces" if by_forces else "energies"
+    for name, size in sizes.items():
+        if getattr(size, quantity) <= SAME * getattr(surface, quantity):
+            # Nothing that a training could tell would change the advice.
+            itself = Finding(name, size, Errors(None, None), reason=_ITSELF)
+            return advice(steps=0, length=0, plain=Errors(None, None), findings=(itself,), skipped={})
     if lengths[0] > 2 * _TRIAL:
         train_on(chosen, "how long it takes", _TRIAL)
     plain = pair(chosen, "labels")
@@ -293,22 +292,10 @@ def advise(
     # Energies are few, a number for each structure: their ratios at two lengths differ by chance.
     length = max(min(_whole_run(model, chosen), SHORTER * steps), steps) if by_forces else steps
     power = math.log(length / lengths[1]) / math.log(lengths[1] / lengths[0])
-    findings, skipped = [], {}
-    for name, cheap in levels.items():
-        if isinstance(cheap, InputError):
-            skipped[name] = str(cheap)
-            continue
-        of_level = [cheap[index] for index in kept]
-        if any(
-            (f.energy is None and c.energy is not None) or (by_forces and f.forces is None)
-            for f, c in zip(of_level, chosen, strict=True)
-        ):
-            skipped[name] = "lacks labels that the data have"
-            continue
-        differences = subtract_labels(chosen, of_level)
-        size = _size(_leveled(differences, chosen, measured))
-        left = pair(differences, name)
-        findings.append(_finding(name, surface, size, plain, left, power, seed, by_forces=by_forces))
+    findings = [
+        _finding(name, surface, sizes[name], plain, pair(labels, name), power, seed, by_forces=by_forces)
+        for name, labels in differences.items()
+    ]
     return advice(
         steps=steps,
         length=length,
@@ -338,53 +325,35 @@ def _counted(frames: Sequence[Frame]) -> tuple[list[int], list[Frame], bool]:
     return kept, chosen, by_forces
 
 
-def _is_itself(
-    name: str,
-    cheap: Sequence[Frame] | InputError,
+def _differences(
+    levels: dict[str, Sequence[Frame] | InputError],
     chosen: Sequence[Frame],
     kept: Sequence[int],
-    measured: NDArray[np.int64],
-    surface: Errors,
     *,
     by_forces: bool,
-) -> Finding | None:
-    """The finding where the labels are of this level itself, which takes no training to see; else None.
+) -> tuple[dict[str, list[Frame]], dict[str, str]]:
+    """The structures with the labels less those of each level, and why there are none of some levels.
 
     Args:
-        name: of the level.
-        cheap: its labels of all structures.
+        levels: labels of all structures, or why there are none.
         chosen: the structures that count, with what labels count.
         kept: their indices among all.
-        measured: indices among ``chosen``.
-        surface: size of the labels.
-        by_forces: they are compared, and not energies.
+        by_forces: forces are compared, and not energies.
     """
-    if isinstance(cheap, InputError):
-        return None
-    of_level = [cheap[index] for index in kept]
-    pairs = list(zip(chosen, of_level, strict=True))
-    if any(a.energy is not None and b.energy is None for a, b in pairs):
-        return None
-    if by_forces and any(b.forces is None for _, b in pairs):
-        return None
-    size = _size(_leveled(subtract_labels(chosen, of_level), chosen, measured))
-    quantity = "forces" if by_forces else "energies"
-    left, whole = getattr(size, quantity), getattr(surface, quantity)
-    if left is None or whole is None or left > SAME * whole:
-        return None
-    return Finding(
-        level=name,
-        difference=size,
-        learnt=Errors(None, None),
-        ratio=0.0,
-        early=0.0,
-        expected=0.0,
-        low=0.0,
-        high=0.0,
-        roughness=0.0,
-        recipe=None,
-        reason=_ITSELF,
-    )
+    differences, skipped = {}, {}
+    for name, cheap in levels.items():
+        if isinstance(cheap, InputError):
+            skipped[name] = str(cheap)
+            continue
+        of_level = [cheap[index] for index in kept]
+        if any(
+            (c.energy is None and f.energy is not None) or (by_forces and c.forces is None)
+            for f, c in zip(chosen, of_level, strict=True)
+        ):
+            skipped[name] = "lacks labels that the data have"
+        else:
+            differences[name] = subtract_labels(chosen, of_level)
+    return differences, skipped
 
 
 @dataclass(frozen=True)

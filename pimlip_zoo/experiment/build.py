@@ -39,16 +39,6 @@ from pimlip_zoo.training.finetune import (
 from pimlip_zoo.training.present import Whole, cut_down
 from pimlip_zoo.training.replay import Replay, displaced_copies
 
-__all__ = [
-    "fine_tuned_potential",
-    "loss_terms",
-    "new_potential",
-    "replay_term",
-    "samples_of",
-    "unlabelled_frames",
-    "weak_terms",
-]
-
 log = logging.getLogger("pimlip_zoo")
 
 LOOKED_AT = 10_000

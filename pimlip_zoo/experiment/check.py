@@ -14,8 +14,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.data import isolated_atoms, reference_frames, structures_of
 from pimlip_zoo.experiment.ranks import from_rank_zero
 
-__all__ = ["checked_structures"]
-
 log = logging.getLogger("pimlip_zoo")
 
 ATOMS = 20_000

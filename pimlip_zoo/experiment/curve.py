@@ -19,7 +19,7 @@ from pimlip_zoo.datasets.coverage import is_isolated_atom
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.evaluation import check_labelled, evaluate
-from pimlip_zoo.experiment import check_settings, load_split
+from pimlip_zoo.experiment import check_settings, has_checkpoint, load_split
 from pimlip_zoo.experiment.record import CONFIG
 from pimlip_zoo.experiment.stable_time import stable_ps
 from pimlip_zoo.experiment.stages import Split, prepare_run, train_run
@@ -27,19 +27,6 @@ from pimlip_zoo.files import read_json, read_text, replacing, write_json
 from pimlip_zoo.locks import claimed
 from pimlip_zoo.physics.summary import summarise_values, value_rows
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
-
-__all__ = [
-    "COLUMNS",
-    "Judge",
-    "Point",
-    "collect",
-    "collect_physics",
-    "fitting",
-    "run_point",
-    "subset",
-    "summarise",
-    "write_table",
-]
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -168,18 +155,12 @@ def _run_claimed(
     split: Split = (subset(train_frames, point.size, point.seed), valid_frames)
     before = _spent(run)
     started = {"seconds": time.monotonic(), "cpu_seconds": time.process_time()}
-    last = run / "checkpoints" / "last.ckpt"
-    resume = any(path.exists() for path in (last, *run.glob("*/checkpoints/last.ckpt")))
+    resume = has_checkpoint(run)
     if resume:
         if (run / CONFIG).exists():  # with what the recipe filled in when the run began
             config = load_config(run / CONFIG, options, complete=True)
         check_settings(run, config)
-    experiment = prepare_run(
-        config,
-        split=split,
-        checkpoint=last if last.exists() else None,
-        resumes=run if resume else None,
-    )
+    experiment = prepare_run(config, split=split, resumes=run if resume else None)
     for spec in tests:  # a small subset may lack an element of the tests: found out before it is trained on
         check_labelled(experiment.potential, spec)
     outcome = train_run(experiment, run, resume=resume)

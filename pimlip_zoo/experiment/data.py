@@ -27,20 +27,6 @@ from pimlip_zoo.datasets.unseen import LOOKED_AT
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.holdout import held_out
 
-__all__ = [
-    "check_validation",
-    "chosen_labels",
-    "counting",
-    "describe_labels",
-    "energy_references_of",
-    "load_split",
-    "other_structures",
-    "reference_frames",
-    "several_electrons",
-    "structures_of",
-    "without_isolated_atoms",
-]
-
 log = logging.getLogger("pimlip_zoo")
 
 

@@ -10,8 +10,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.training.checkpoint import read_checkpoint
 from pimlip_zoo.written import parse_duration
 
-__all__ = ["steps_missing"]
-
 
 def steps_missing(run: Path) -> tuple[int, int] | None:
     """The step at which a run stands and its last one, when it has not ended; None: it has, or does not say.

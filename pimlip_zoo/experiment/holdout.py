@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pimlip_zoo.config import DataSection, RunConfig
 
-__all__ = ["held_out", "reason", "weights_to_keep"]
-
 _ENOUGH = 5
 """Validation structures that weights are chosen by."""
 

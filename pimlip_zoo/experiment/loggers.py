@@ -15,8 +15,6 @@ from pimlip_zoo.config import RunConfig
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.registry import Registry
 
-__all__ = ["LOGGERS", "LoggerKind", "check_loggers", "logger_names", "make_loggers"]
-
 log = logging.getLogger("pimlip_zoo")
 
 

@@ -16,8 +16,6 @@ try:
 except ImportError:  # not on this system
     resource = None  # type: ignore[assignment]
 
-__all__ = ["check_open_files", "lost_processes"]
-
 _PLACE = re.compile(r"\[?/\S*\.cc:\d+\]?\s*")
 """Where in the sources of gloo."""
 _FILES = ("Too many open files", "received 0 items of ancdata")

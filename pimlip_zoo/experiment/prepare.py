@@ -44,8 +44,6 @@ from pimlip_zoo.losses.base import LossTerm
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.present import Whole
 
-__all__ = ["Experiment", "prepare"]
-
 log = logging.getLogger("pimlip_zoo")
 
 

@@ -24,8 +24,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.lost import lost_processes
 from pimlip_zoo.experiment.trainer import check_trainer
 
-__all__ = ["from_rank_zero", "join_ranks"]
-
 T = TypeVar("T")
 
 _GRACE = 20.0

@@ -18,8 +18,6 @@ from pimlip_zoo.experiment import holdout
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.training.recipes import RunFacts, get_recipe
 
-__all__ = ["complete", "for_stage"]
-
 log = logging.getLogger("pimlip_zoo")
 
 

@@ -22,17 +22,6 @@ from pimlip_zoo.experiment.seen import recorded_hashes, seen_of
 from pimlip_zoo.files import read_text, write_text
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
 
-__all__ = [
-    "CONFIG",
-    "MAY_CHANGE",
-    "DataRecord",
-    "check_data",
-    "check_settings",
-    "data_record",
-    "seen_by",
-    "write_record",
-]
-
 log = logging.getLogger("pimlip_zoo")
 
 CONFIG, DATA = "config.yaml", "data.json"

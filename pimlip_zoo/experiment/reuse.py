@@ -25,8 +25,6 @@ from pimlip_zoo.files import scratch_folder
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.weak_labels.pool import cache_folder
 
-__all__ = ["keep_stage", "stage_key", "take_stage"]
-
 log = logging.getLogger("pimlip_zoo")
 
 _ELSEWHERE = {

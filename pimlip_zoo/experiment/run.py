@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.training.module import PotentialTraining
 
-__all__ = ["Outcome", "steps_done", "train", "training_module"]
-
-
 log = logging.getLogger("pimlip_zoo")
 
 

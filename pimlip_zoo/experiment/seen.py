@@ -15,8 +15,6 @@ import numpy as np
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.frames import as_frames, electrons_bytes
 
-__all__ = ["geometry_hashes", "recorded_hashes", "seen_of", "seen_sentence"]
-
 _MOST = 10_000
 _DIGITS = 4
 _HEX = 12

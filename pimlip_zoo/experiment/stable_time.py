@@ -12,8 +12,6 @@ import numpy as np
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import read_json, write_json
 
-__all__ = ["measure_stability", "stable_ps"]
-
 FILE = "stability.json"
 STARTS = 3
 

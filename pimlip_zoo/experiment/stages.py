@@ -48,8 +48,6 @@ from pimlip_zoo.written import parse_duration
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
-__all__ = ["Preparation", "Run", "Split", "prepare_run", "train_run"]
-
 log = logging.getLogger("pimlip_zoo")
 
 ITSELF = 0.05
@@ -75,7 +73,7 @@ def prepare_run(
     Args:
         config: of the run.
         split: training and validation structures, where they are not what the configuration names.
-        checkpoint: of the same run, when it is to be resumed.
+        checkpoint: of the same run, when it is to be resumed; None: the last one of ``resumes``, if there is one.
         resumes: the folder of that run: other structures than it began with are refused.
 
     Raises:
@@ -89,6 +87,7 @@ def prepare_run(
     data = data_record(config, split)
     if resumes is not None:
         check_data(resumes, data)
+        checkpoint = checkpoint or (_last(resumes) if _last(resumes).exists() else None)
     if labels is None:
         experiment = prepare(config, split=split, checkpoint=checkpoint)
     else:
@@ -127,7 +126,7 @@ class Preparation:
     @property
     def calculator(self) -> CheapCalculator:
         """What gives the weak labels."""
-        return _calculator_of(self.labels)
+        return _found(self.labels.calculator)
 
     def cheap_labels(self, frames: Sequence[Frame]) -> list[Frame]:
         """The structures with the cheap calculator's labels, from the cache where they are there."""
@@ -434,10 +433,6 @@ class Run:
             return labelled_pool(frames, calculator, self.labels.pool, cache, _progress(), unlabelled)
 
         return from_rank_zero(sample)
-
-
-def _calculator_of(labels: WeakLabelsConfig) -> CheapCalculator:
-    return _found(labels.calculator)
 
 
 def _found(name: str) -> CheapCalculator:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
-__all__ = ["check_trainer", "make_trainer", "switches"]
-
-
 def check_trainer(config: RunConfig) -> None:
     """Refuse what Lightning would refuse after the run folder is made."""
     if config.trainer.max_time is not None:

@@ -17,8 +17,6 @@ from pathlib import Path
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import regular_file
 
-__all__ = ["TorchArchive"]
-
 _LOCAL, _CENTRAL = struct.Struct("<4s5H3I2H"), struct.Struct("<4s6H3I5H2I")
 _END, _END64, _LOCATOR64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
 _DESCRIPTOR = 0x0008

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["DType", "PendingArray", "Storage", "make_storage", "numpy_array", "numpy_scalar", "tensor_view"]
-
 Storage = Tensor
 """One dimension of numbers, which tensors are views of."""
 

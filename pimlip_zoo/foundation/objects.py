@@ -14,8 +14,6 @@ from pimlip_zoo.foundation.archive import TorchArchive
 from pimlip_zoo.foundation.arrays import Storage, make_storage
 from pimlip_zoo.foundation.unpickle import Record, unpickle
 
-__all__ = ["archive_objects", "check_finite", "laid_out_as", "read_objects", "state_of"]
-
 _MOST_MODULES, _LONGEST_NAME = 10_000, 1_000
 _OTHER_LAYOUT = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),

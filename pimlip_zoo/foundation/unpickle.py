@@ -26,8 +26,6 @@ from pimlip_zoo.foundation.arrays import (
     tensor_view,
 )
 
-__all__ = ["Named", "Record", "unpickle"]
-
 _LONGEST_KEY = 64
 _LARGEST_KEY = 2**60
 _EXPANSION, _ALWAYS = 16, 1 << 24

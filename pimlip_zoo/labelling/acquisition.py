@@ -28,14 +28,6 @@ from pimlip_zoo.labelling.uncertainty import Posterior
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import Registry, first_line
 
-__all__ = [
-    "ACQUISITIONS",
-    "Acquisition",
-    "Candidates",
-    "Choice",
-    "register_acquisition",
-]
-
 _TARGETS = 1500
 """Neighbourhoods by which coverage is measured."""
 _OUTLIERS = 0.02

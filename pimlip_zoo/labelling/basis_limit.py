@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["Extrapolation", "extrapolation"]
-
 _FAMILIES = {
     "cc-pv{}z": ("d", "t", "q"),
     "aug-cc-pv{}z": ("d", "t", "q"),

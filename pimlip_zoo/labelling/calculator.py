@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.labelling.uncertainty import Posterior
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["UncertainCalculator"]
-
 _ITS_OWN = ("energy_uncertainty", "forces_uncertainty")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pimlip_zoo.errors import InputError, reason_of
@@ -13,8 +14,6 @@ from pimlip_zoo.weak_labels.calculators import find_cheap_calculator, package_ve
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
-
-__all__ = ["KEY", "Labeller", "find_labeller"]
 
 KEY = "--calculator"
 _LEVELS = {"gfn1": "GFN1-xTB", "gfn2": "GFN2-xTB", "emt": "EMT"}
@@ -79,9 +78,7 @@ def _quantum(name: str, memory: float | None) -> Labeller:
 def _imported(name: str) -> Labeller:
     module, _, path = name.partition(":")
     try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
+        found: Any = reduce(getattr, path.split("."), importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(reason_of(error), key=KEY, hint=f"is {name} importable from here?") from error
     except Exception as error:

@@ -33,8 +33,6 @@ from pimlip_zoo.labelling.structures import (
     structure_text,
 )
 
-__all__ = ["Written", "read_folders", "write_folders"]
-
 MANIFEST, SCRIPT, STRUCTURE, RESULT = "manifest.json", "array.slurm", "structure.extxyz", "result.extxyz"
 _FORMAT, _VERSION = "pimlip-zoo label folders", 1
 _MOVED = 1e-3

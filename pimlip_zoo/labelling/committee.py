@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.neighbours import batches_of
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, collate
+from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.labelling.uncertainty import calibrate
 from pimlip_zoo.models.potential import Potential
-
-__all__ = ["CommitteeUncertainty"]
 
 _BATCH = 8
 
@@ -44,9 +42,7 @@ class CommitteeUncertainty:
             raise InputError("the members have other species or another cutoff", hint="train them alike")
         energies: list[Tensor] = []
         forces: list[Tensor] = []
-        for start in range(0, len(valid), _BATCH):
-            part = valid[start : start + _BATCH]
-            batch = collate([frame_to_sample(frame, first.species, first.cutoff) for frame in part])
+        for batch in batches_of(valid, first.species, first.cutoff, _BATCH):
             mean, spread, mean_forces, spread_forces = self._predict(batch.graph)
             energies.append(torch.stack([(batch.labels.energy - mean).abs(), spread]))
             error = torch.linalg.vector_norm(batch.labels.forces - mean_forces, dim=1)

@@ -19,9 +19,6 @@ from pimlip_zoo.datasets.readers.convergence import PROGRAMS
 from pimlip_zoo.files import expansion_limit, regular_file
 from pimlip_zoo.labelling.failures import CalculationError
 
-__all__ = ["check_converged", "output_of"]
-
-
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _UNREADABLE = (EOFError, OSError, lzma.LZMAError, zlib.error)
 _PRINTED = 1.5e-8

@@ -19,8 +19,6 @@ from pimlip_zoo.labelling.structures import Structure, as_atoms
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["compute", "force_factor", "input_writer", "plain_result"]
-
 _STEP = 0.01
 """Å, of the structures by which energies and forces are compared."""
 _SMALL = 0.1

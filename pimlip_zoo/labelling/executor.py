@@ -20,8 +20,6 @@ from pimlip_zoo.processes import refusal
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ExecutorPool"]
-
 
 class ExecutorPool:
     """Like :class:`~pimlip_zoo.labelling.processes.Pool`, where somebody else has the processes.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CalculationError"]
-
 
 class CalculationError(RuntimeError):
     """A calculation that ended without a result that can be used, such as an SCF that did not converge."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbours import frame_to_sample
-from pimlip_zoo.graph import Batch, collate
+from pimlip_zoo.datasets.neighbours import batches_of, frame_to_sample
 from pimlip_zoo.labelling.last_layer import LastLayer
 from pimlip_zoo.models.potential import Potential
-
-__all__ = ["atom_features", "force_information", "gradient_features", "untrained", "whitened"]
 
 _BATCH = 16
 _SKETCH = 256
@@ -53,7 +50,7 @@ def atom_features(potential: Potential, frames: Sequence[Frame]) -> list[NDArray
     """(N, D) of each structure: what the readouts of the potential look at."""
     layer = LastLayer(potential)
     found: list[NDArray[np.float64]] = []
-    for batch in _batches(frames, potential):
+    for batch in batches_of(frames, potential.species, potential.cutoff, _BATCH):
         features = layer.features(batch.graph).numpy()
         ends = np.cumsum(np.bincount(batch.graph.batch.numpy(), minlength=batch.graph.num_graphs))[:-1]
         found += np.split(features, ends)
@@ -108,16 +105,10 @@ def force_information(potential: Potential, frames: Sequence[Frame]) -> NDArray[
     layer = LastLayer(potential)
     unit = torch.eye(len(layer), dtype=torch.float64)
     found = []
-    for batch in _batches(frames, potential):
+    for batch in batches_of(frames, potential.species, potential.cutoff, _BATCH):
         changes = layer.forces(batch.graph, unit)  # (D, N, 3)
         for structure in range(batch.graph.num_graphs):
             mine = batch.graph.batch == structure
             rows = changes[:, mine].reshape(len(layer), -1)
             found.append((rows @ rows.T / max(int(mine.sum()), 1)).numpy())
     return np.array(found).reshape(len(frames), len(layer), len(layer))
-
-
-def _batches(frames: Sequence[Frame], potential: Potential) -> Iterator[Batch]:
-    for start in range(0, len(frames), _BATCH):
-        part = frames[start : start + _BATCH]
-        yield collate([frame_to_sample(frame, potential.species, potential.cutoff) for frame in part])

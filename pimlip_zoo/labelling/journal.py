@@ -13,8 +13,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import append, regular_file, replacing, write_text
 from pimlip_zoo.locks import making, try_lock
 
-__all__ = ["Journal", "entries_of", "journal_path", "opened_journal"]
-
 _FORMAT, _VERSION = "pimlip-zoo labels", 1
 _LONGEST_HEAD = 1 << 20  # bytes
 _SUM = "crc32"

@@ -23,8 +23,6 @@ from pimlip_zoo.labelling.journal import Journal, journal_path, opened_journal
 from pimlip_zoo.labelling.processes import Limits, Outcome, Pool
 from pimlip_zoo.labelling.structures import Structure
 
-__all__ = ["Failure", "Labelling", "check_output", "finish", "label", "labelled_frame", "write_labels"]
-
 log = logging.getLogger("pimlip_zoo")
 
 Progress = Callable[[Outcome, int, int], None]

@@ -15,8 +15,6 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.models.readouts import last_weights, readout_perceptrons, set_last_weights
 from pimlip_zoo.nn.mlp import ScalarMLP
 
-__all__ = ["LastLayer"]
-
 _TOLERANCE = 1e-3
 
 

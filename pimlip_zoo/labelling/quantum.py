@@ -24,6 +24,7 @@ import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 from numpy.typing import NDArray
 
+from pimlip_zoo.datasets.electrons import electrons_of_atoms
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.files import append, write_text
 from pimlip_zoo.labelling.basis_limit import extrapolation, is_basis_name
@@ -31,8 +32,6 @@ from pimlip_zoo.labelling.failures import CalculationError
 
 if TYPE_CHECKING:
     from ase import Atoms
-
-__all__ = ["PySCFCalculator", "QuantumLevel", "parse_level"]
 
 _CORRELATED = ("mp2", "ccsd", "ccsd(t)")
 _MEMORY = 4000.0  # MB
@@ -347,15 +346,8 @@ class _Displaced:
 
 def _charge_and_spin(atoms: Atoms) -> tuple[int, int]:
     """Charge and number of unpaired electrons."""
-    charge = atoms.info.get("charge")
-    charge = round(float(atoms.get_initial_charges().sum())) if charge is None else int(charge)
-    electrons = int(atoms.numbers.sum()) - charge
-    multiplicity = atoms.info.get("multiplicity")
-    if multiplicity is not None:
-        return charge, int(multiplicity) - 1
-    moments = atoms.get_initial_magnetic_moments()
-    unpaired = round(abs(float(moments.sum()))) if moments.any() else electrons % 2
-    return charge, unpaired
+    found = electrons_of_atoms(atoms)
+    return found.charge, found.multiplicity - 1
 
 
 def _pyscf() -> Any:

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.index import geometry_digest
-from pimlip_zoo.datasets.neighbour_list import neighbour_list
-
-__all__ = ["LeftOut", "screen"]
+from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 
 _CLOSE = 0.5
 _BOND = 1.3
@@ -79,9 +77,8 @@ def _fault(
         return "it has no atoms"
     if len(frame.numbers) > 1:
         largest = 2 * _CLOSE * float(covalent_radii[frame.numbers].max())
-        edges, shift = neighbour_list(frame.positions, frame.cell, frame.pbc, largest)
-        vectors = frame.positions[edges[1]] - frame.positions[edges[0]] + shift @ frame.cell
-        ratio = np.linalg.norm(vectors, axis=1) / covalent_radii[frame.numbers[edges]].sum(axis=0)
+        edges, _, lengths = neighbour_distances(frame, largest)
+        ratio = lengths / covalent_radii[frame.numbers[edges]].sum(axis=0)
         if ratio.min(initial=1.0) < _CLOSE:
             return f"two atoms are at {ratio.min():.2f} of the sum of their covalent radii"
     if forces is not None:
@@ -123,8 +120,7 @@ def _fragments(frame: Frame) -> int | None:
 
     count = len(frame.numbers)
     reach = 2 * _BOND * float(covalent_radii[frame.numbers].max())
-    edges, _ = neighbour_list(frame.positions, frame.cell, frame.pbc, reach)
-    distances = np.linalg.norm(frame.positions[edges[1]] - frame.positions[edges[0]], axis=1)
+    edges, _, distances = neighbour_distances(frame, reach)
     bonded = distances < _BOND * covalent_radii[frame.numbers[edges]].sum(axis=0)
     ends = edges[:, bonded]
     graph = coo_matrix((np.ones(ends.shape[1]), (ends[0], ends[1])), shape=(count, count))

@@ -6,21 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import collate
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS, Candidates, Choice
 from pimlip_zoo.labelling.screening import LeftOut, screen
 from pimlip_zoo.labelling.uncertainty import Posterior
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
+from pimlip_zoo.weak_labels.ensemble import predict_labels
 from pimlip_zoo.weak_labels.pool import cached_labels
-
-__all__ = ["Selection", "predicted_forces", "select"]
 
 
 @dataclass(frozen=True)
@@ -111,14 +107,7 @@ def select(
 
 def predicted_forces(potential: Potential, frames: Sequence[Frame]) -> list[NDArray[np.float64]]:
     """(N, 3) eV/Å of each structure."""
-    found: list[NDArray[np.float64]] = []
-    for start in range(0, len(frames), 16):
-        part = frames[start : start + 16]
-        batch = collate([frame_to_sample(f, potential.species, potential.cutoff) for f in part])
-        with torch.no_grad():
-            forces = potential(batch.graph, virial=False).forces.numpy()
-        found += np.split(forces, np.cumsum([len(frame.numbers) for frame in part])[:-1])
-    return found
+    return [np.asarray(frame.forces) for frame in predict_labels(potential, frames, 16)]
 
 
 def _differences(

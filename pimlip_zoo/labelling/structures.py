@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.electrons import electrons_of
+from pimlip_zoo.datasets.electrons import electrons_of, whole
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers import open_source, parse_spec, read_window, window_of
 from pimlip_zoo.datasets.readers.left_out import say_not_kept
@@ -17,16 +17,6 @@ from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
     from ase import Atoms
-
-__all__ = [
-    "Structure",
-    "as_atoms",
-    "load_structures",
-    "same_but_rounded",
-    "set_charge_and_spin",
-    "structure_of",
-    "structure_text",
-]
 
 _CHARGE = ("charge", "total_charge")
 _MULTIPLICITY = ("multiplicity", "spin_multiplicity")
@@ -227,14 +217,10 @@ def set_charge_and_spin(atoms: Atoms, structure: Structure) -> None:
 
 def _whole(info: dict[str, Any], names: tuple[str, ...], at: dict[str, Any]) -> int | None:
     for name in names:
-        if name not in info:
-            continue
-        value = info[name]
         try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if number != round(number) if np.isfinite(number) else True:
-            raise InputError(f"{value!r} is no whole number", key=name, **at)
-        return int(number)
+            number = whole(info, name)
+        except InputError as error:
+            raise error.at(**at) from error
+        if number is not None:
+            return number
     return None

@@ -11,7 +11,7 @@ likelihood, and a conformal quantile says which multiple of the uncertainty cove
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.neighbours import batches_of
 from pimlip_zoo.datasets.readers.numpy_file import open_npz
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import content_hash, replacing
-from pimlip_zoo.graph import AtomGraph, Batch, collate, sum_by_structure
+from pimlip_zoo.graph import AtomGraph, sum_by_structure
 from pimlip_zoo.labelling.last_layer import LastLayer
 from pimlip_zoo.models.potential import Potential
-
-__all__ = [
-    "COVERAGE",
-    "Calibration",
-    "Posterior",
-    "calibrate",
-    "covered",
-    "fit_posterior",
-    "load_posterior",
-    "posterior_path",
-    "save_posterior",
-]
 
 COVERAGE = 0.9
 """Share of the errors that the conformal quantile covers."""
@@ -177,7 +165,7 @@ def fit_posterior(potential: Potential, train: Sequence[Frame], valid: Sequence[
     size = len(layer)
     data = torch.zeros((size, size), dtype=torch.float64)
     unit = torch.eye(size, dtype=torch.float64)
-    for batch in _batches(train, potential):
+    for batch in batches_of(train, potential.species, potential.cutoff, _BATCH):
         atoms = torch.bincount(batch.graph.batch, minlength=batch.graph.num_graphs)
         known = ~torch.isnan(batch.labels.energy)
         f = sum_by_structure(layer.features(batch.graph), batch.graph) / atoms.unsqueeze(1)
@@ -233,7 +221,7 @@ def _validation(
     """Features (M, D) of energies and (A, D, 3) of forces, and the errors (M,) eV and (A,) eV/Å."""
     unit = torch.eye(len(layer), dtype=torch.float64)
     energies, forces, energy_errors, force_errors = [], [], [], []
-    for batch in _batches(valid, potential):
+    for batch in batches_of(valid, potential.species, potential.cutoff, _BATCH):
         with torch.no_grad():
             predicted = potential(batch.graph, forces=True, virial=False)
         known = ~torch.isnan(batch.labels.energy)
@@ -258,7 +246,7 @@ def _noise(potential: Potential, frames: Sequence[Frame]) -> tuple[float, float]
     """Root mean square errors: eV/atom and eV/Å by component."""
     energy: list[Tensor] = []
     forces: list[Tensor] = []
-    for batch in _batches(frames, potential):
+    for batch in batches_of(frames, potential.species, potential.cutoff, _BATCH):
         with torch.no_grad():
             predicted = potential(batch.graph, forces=True, virial=False)
         atoms = torch.bincount(batch.graph.batch, minlength=batch.graph.num_graphs)
@@ -271,12 +259,6 @@ def _root_mean(parts: list[Tensor], otherwise: float) -> float:
     values = torch.cat(parts) if parts else torch.zeros(0)
     values = values[~torch.isnan(values)]
     return max(float(values.mean().sqrt()), 1e-9) if len(values) else otherwise
-
-
-def _batches(frames: Sequence[Frame], potential: Potential) -> Iterator[Batch]:
-    for start in range(0, len(frames), _BATCH):
-        part = frames[start : start + _BATCH]
-        yield collate([frame_to_sample(frame, potential.species, potential.cutoff) for frame in part])
 
 
 def posterior_path(checkpoint: Path) -> Path:

@@ -17,8 +17,6 @@ from pimlip_zoo.files import append
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["UncertaintyWatch"]
-
 _APART = 50
 """Steps between structures that are kept: nearer ones are nearly the same."""
 

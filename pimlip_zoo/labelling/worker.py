@@ -13,8 +13,6 @@ from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.structures import Structure
 from pimlip_zoo.processes import Reply, refusal, serve
 
-__all__ = ["as_message", "from_message", "main", "reply"]
-
 
 def as_message(structure: Structure) -> dict[str, Any]:
     """A structure in plain numbers and lists."""

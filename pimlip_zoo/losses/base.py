@@ -20,20 +20,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.consistency.sampling import Sampling
     from pimlip_zoo.consistency.surface import Reads, Surface
 
-__all__ = [
-    "LEVEL_NAME",
-    "LOSSES",
-    "Evaluated",
-    "LossInfo",
-    "LossOptions",
-    "LossTerm",
-    "LossValue",
-    "PotentialLike",
-    "Requests",
-    "Step",
-    "loss",
-]
-
 LEVEL_NAME = r"\w[\w.+-]*"
 """What the name of a level of theory may be, as a regular expression: it is part of names of files."""
 

@@ -10,8 +10,6 @@ import torch
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch, collate
 
-__all__ = ["Pool", "step_generator"]
-
 
 class Pool:
     """Unlabelled structures, some of which every step looks at.

@@ -22,8 +22,6 @@ from pimlip_zoo.losses.base import (
     Step,
 )
 
-__all__ = ["Distance", "Quantity", "Residuals", "SupervisedOptions", "SupervisedTerm", "residuals"]
-
 Distance = Literal["mse", "mae", "huber"]
 Quantity = Literal["energy", "energy_per_atom", "forces", "stress"]
 """What can be labelled."""

@@ -24,8 +24,6 @@ from pimlip_zoo.nn.mlp import ScalarMLP, num_weights
 from pimlip_zoo.nn.pair import PairEmbedding
 from pimlip_zoo.registry import register_model
 
-__all__ = ["Allegro", "AllegroConfig"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class AllegroConfig(ModelConfig):

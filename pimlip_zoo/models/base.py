@@ -19,8 +19,6 @@ from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.electrons import FixedElectrons, StateEmbedding
 from pimlip_zoo.nn.elements import atomic_numbers
 
-__all__ = ["AtomicEnergyModel", "Count", "ForceHead", "ModelConfig", "PositiveNumber", "Widths"]
-
 _SHORTEST = 1e-3
 """Å; the square of a much smaller cutoff is no number any more."""
 

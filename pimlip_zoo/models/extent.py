@@ -9,8 +9,6 @@ from torch import Tensor
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 
-__all__ = ["check_extent"]
-
 _PATIENCE, _WEIGHTS_A_SECOND = 2.0, 100_000
 """How long the smallest file may keep us busy, and how much larger one has to be that may do so for a second more."""
 

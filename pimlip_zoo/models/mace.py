@@ -30,8 +30,6 @@ from pimlip_zoo.nn.symmetric_contraction import (
 )
 from pimlip_zoo.registry import register_model
 
-__all__ = ["MACE", "MACEConfig", "ProductsConfig"]
-
 DistanceTransform = Literal["none", "agnesi"]
 Normalization = Literal["neighbors", "density"]
 

@@ -27,8 +27,6 @@ from pimlip_zoo.nn.readout import BiasedReadout
 from pimlip_zoo.nn.symmetric_contraction import SymmetricContraction, symmetric_contraction_spec
 from pimlip_zoo.registry import register_model
 
-__all__ = ["MACENonlinear", "MACENonlinearConfig", "NonlinearLayer"]
-
 DENSITY_WIDTH = 64
 """Of the hidden layer of the network that makes an edge's share of the density."""
 

@@ -25,8 +25,6 @@ from pimlip_zoo.nn.mlp import ScalarMLP, num_weights
 from pimlip_zoo.nn.readout import DirectForces
 from pimlip_zoo.registry import register_model
 
-__all__ = ["NequIP", "NequIPConfig"]
-
 log = logging.getLogger("pimlip_zoo")
 
 

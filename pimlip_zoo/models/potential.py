@@ -21,8 +21,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph, Predictions, edge_vectors, sum_by_structure
 from pimlip_zoo.models.base import AtomicEnergyModel
 
-__all__ = ["Potential"]
-
 
 class Potential(PhysicsWeakMixin, nn.Module):
     """Wraps any :class:`AtomicEnergyModel`: total energies, forces, virial; references and scale.

@@ -13,8 +13,6 @@ from pimlip_zoo.nn.mlp import ScalarMLP
 if TYPE_CHECKING:
     from pimlip_zoo.models.base import AtomicEnergyModel
 
-__all__ = ["last_weights", "readout_perceptrons", "set_last_weights"]
-
 
 def readout_perceptrons(model: AtomicEnergyModel) -> list[ScalarMLP]:
     """Those with one output.

@@ -11,8 +11,6 @@ from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.elements import covalent_radii
 
-__all__ = ["AgnesiTransform"]
-
 
 class AgnesiTransform(ExactBuffers):
     """Maps a distance to (0, 1), steepest where the two elements are bonded.

@@ -28,20 +28,6 @@ from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 from pimlip_zoo.nn.convolution import TrilinearBlock
 from pimlip_zoo.nn.symmetric_contraction import PolynomialBlock
 
-__all__ = [
-    "CentreMatrices",
-    "ContractionSpec",
-    "EdgeContraction",
-    "EdgeEnvironment",
-    "EdgeProduct",
-    "EdgeTensors",
-    "EnvironmentBlock",
-    "MatricesBlock",
-    "ProductBlock",
-    "TensorsBlock",
-    "contraction_spec",
-]
-
 
 @dataclass(frozen=True)
 class ContractionSpec:

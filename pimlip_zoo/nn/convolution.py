@@ -17,8 +17,6 @@ from pimlip_zoo.compiled.kernels.edges import EdgeLists, edge_lists
 from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, blocks
 from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 
-__all__ = ["Convolution", "ConvolutionBlock", "ConvolutionSpec", "TrilinearBlock", "convolution_spec"]
-
 
 @dataclass(frozen=True)
 class ConvolutionSpec:

@@ -21,8 +21,6 @@ from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.radial import BesselBasis, PolynomialCutoff, XplorCutoff
 from pimlip_zoo.nn.spherical import SphericalHarmonics
 
-__all__ = ["EdgeEmbedding", "EmbeddingBlock", "pair_cutoffs"]
-
 
 class EdgeEmbedding(ExactBuffers):
     """Bessel functions times a cutoff, and spherical harmonics, of every edge.

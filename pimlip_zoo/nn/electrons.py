@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
 
-__all__ = ["ElectronEmbedding", "ElectronTables", "FixedElectrons", "StateEmbedding"]
-
 
 class StateEmbedding(nn.Module):
     """Features of a structure's charge and number of unpaired electrons, the same for all of its atoms.

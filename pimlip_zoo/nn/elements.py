@@ -9,8 +9,6 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["atomic_numbers", "covalent_radii"]
-
 
 def atomic_numbers(species: Sequence[str]) -> Tensor:
     """Chemical symbols -> (S,) int64.

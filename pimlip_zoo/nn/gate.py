@@ -14,8 +14,6 @@ from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, blocks
 from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 from pimlip_zoo.nn.mlp import ScaledActivation
 
-__all__ = ["Gate", "GateBlock"]
-
 _BY_PARITY = {1: "silu", -1: "tanh"}
 
 

@@ -21,16 +21,6 @@ from pimlip_zoo.compiled.kernels.linear import (
 from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, Tensors, blocks, joined, listed, parted
 from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 
-__all__ = [
-    "EquivariantLinear",
-    "LinearBlock",
-    "ScalarBias",
-    "SpeciesLinear",
-    "SpeciesLinearBlock",
-    "irrep_slices",
-    "linear_form",
-]
-
 
 def irrep_slices(irreps: o3.Irreps) -> list[tuple[o3.Irrep, int, int]]:
     """Where each irrep's components lie: ``(irrep, first component, multiplicity)``.

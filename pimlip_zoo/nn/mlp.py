@@ -18,16 +18,6 @@ from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 from pimlip_zoo.compiled.sweeps.trace import Trace
 from pimlip_zoo.errors import InputError
 
-__all__ = [
-    "ACTIVATIONS",
-    "MLPBlock",
-    "ScalarMLP",
-    "ScaledActivation",
-    "activation",
-    "keep_slopes",
-    "num_weights",
-]
-
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,

@@ -10,8 +10,6 @@ from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.electrons import ElectronEmbedding
 from pimlip_zoo.nn.mlp import ScalarMLP
 
-__all__ = ["PairEmbedding"]
-
 
 class PairEmbedding(nn.Module):
     """Radial functions of an edge, mixed, times an embedding of the species of its centre and its neighbour.

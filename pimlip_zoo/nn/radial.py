@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.errors import InputError
 
-__all__ = ["BesselBasis", "PolynomialCutoff", "XplorCutoff"]
-
 
 class BesselBasis(ExactBuffers):
     """Spherical Bessel functions of order zero that vanish at the cutoff.

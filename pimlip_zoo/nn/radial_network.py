@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from pimlip_zoo.graph import AtomGraph
 
-__all__ = ["LAYER_NORM_EPS", "LayerNorm", "RadialNetwork"]
-
 LAYER_NORM_EPS = 1e-5
 """Added to the variance."""
 

@@ -12,8 +12,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.nn.linear import EquivariantLinear, irrep_slices
 from pimlip_zoo.nn.mlp import ScaledActivation
 
-__all__ = ["BiasedReadout", "DirectForces"]
-
 
 class DirectForces(nn.Module):
     """Atomic features -> force vectors: an equivariant linear map to one vector per atom.

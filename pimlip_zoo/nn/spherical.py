@@ -11,8 +11,6 @@ from torch import Tensor
 from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.errors import InputError
 
-__all__ = ["SphericalHarmonics"]
-
 
 class SphericalHarmonics(ExactBuffers):
     """``Y_l(r / |r|)`` for l = 0..l_max in e3nn's order, sign and ``component`` normalisation (``|Y_l|² = 2l+1``).

@@ -25,17 +25,6 @@ from pimlip_zoo.compiled.sweeps.block import Call, NotCovered, Tensors, blocks
 from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 from pimlip_zoo.errors import InputError
 
-__all__ = [
-    "ContractionBlock",
-    "CouplingBasis",
-    "PolynomialBlock",
-    "SymmetricContraction",
-    "SymmetricContractionSpec",
-    "WeightBlock",
-    "coupling_terms",
-    "symmetric_contraction_spec",
-]
-
 CouplingBasis = Literal["paths", "reduced"]
 Term = tuple[int, tuple[int, ...]]
 Array = NDArray[np.float64]

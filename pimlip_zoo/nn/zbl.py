@@ -12,8 +12,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.nn.elements import atomic_numbers, covalent_radii
 
-__all__ = ["ZBL"]
-
 _COULOMB = 14.3996  # e² / (4 pi eps0), eV Å
 _BOHR = 0.529  # Å
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from pimlip_zoo.datasets.neighbour_list import neighbour_list
+from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 from pimlip_zoo.physics.crystal import repeats
 from pimlip_zoo.physics.molecule import relaxed_molecule
 from pimlip_zoo.physics.property import Findings, NotPossibleError, Options, Work, register_property
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pimlip_zoo.physics.task import Task
-
-__all__ = ["BondOptions", "bonds"]
 
 _REACH = 6.0  # Å
 _WIDTH, _MOST = 7.0, 64
@@ -117,11 +115,7 @@ def _shortest(atoms: Atoms) -> dict[str, tuple[int, int, NDArray[np.float64]]]:
     """
     from ase.data import chemical_symbols, covalent_radii
 
-    edges, shifts = neighbour_list(atoms.positions, np.array(atoms.cell), atoms.pbc, _REACH)
-    if edges.shape[1] == 0:
-        return {}
-    vectors = atoms.positions[edges[1]] - atoms.positions[edges[0]] + shifts @ np.array(atoms.cell)
-    lengths = np.linalg.norm(vectors, axis=1)
+    edges, vectors, lengths = neighbour_distances(atoms, _REACH)
     radii = covalent_radii[atoms.numbers]
     other = edges[0] != edges[1]
     near = other & (lengths < 1.3 * (radii[edges[0]] + radii[edges[1]]))

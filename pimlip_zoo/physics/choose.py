@@ -14,8 +14,6 @@ from pimlip_zoo.physics.kinds import find_kind
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["typical_structures"]
-
 _MOST_FRAMES = 2000
 _ALIKE = 0.03  # eV per atom
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
-__all__ = ["Rate", "measure_rate"]
-
 _LARGE = 64  # atoms
 _SHIFT = 1e-3  # Å: ASE does not compute the same structure twice
 

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbour_list import neighbour_list
+from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 
 if TYPE_CHECKING:
     from ase import Atoms
-
-__all__ = ["Coverage", "coverage_of"]
 
 _MOST = 300
 _REACH = 6.0  # Å
@@ -33,13 +31,8 @@ class Coverage:
         """What of a structure the data do not cover: the shortest distance in Å by pair of elements; empty: all is."""
         if not self.nearest or len(atoms) == 0:
             return {}
-        edges, shifts = neighbour_list(
-            atoms.positions, np.array(atoms.cell), atoms.pbc, max(self.nearest.values())
-        )
-        if edges.shape[1] == 0:
-            return {}
-        vectors = atoms.positions[edges[1]] - atoms.positions[edges[0]] + shifts @ np.array(atoms.cell)
-        lengths, numbers = np.linalg.norm(vectors, axis=1), atoms.numbers[edges]
+        edges, _, lengths = neighbour_distances(atoms, max(self.nearest.values()))
+        numbers = atoms.numbers[edges]
         found: dict[tuple[int, int], float] = {}
         for (first, second), nearest in self.nearest.items():
             pairs = (numbers[0] == first) & (numbers[1] == second)
@@ -65,11 +58,9 @@ def coverage_of(frames: Sequence[Frame]) -> Coverage:
     nearest: dict[tuple[int, int], float] = {}
     for index in chosen:
         frame = frames[int(index)]
-        edges, shifts = neighbour_list(frame.positions, frame.cell, frame.pbc, _REACH)
-        if edges.shape[1] == 0:
+        edges, _, lengths = neighbour_distances(frame, _REACH)
+        if len(lengths) == 0:
             continue
-        vectors = frame.positions[edges[1]] - frame.positions[edges[0]] + shifts @ frame.cell
-        lengths = np.linalg.norm(vectors, axis=1)
         numbers = np.sort(frame.numbers[edges], axis=0)
         for first, second in np.unique(numbers, axis=1).T.tolist():
             of_pair = (numbers[0] == first) & (numbers[1] == second)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
-__all__ = ["Crystal", "conventional", "oriented", "primitive", "relax_crystal", "repeats", "widths"]
-
 _LATTICE_TOLERANCE = 2e-3
 _SYMMETRY_TOLERANCE = 1e-2  # Å
 _FMAX, _STEPS = 1e-4, 300  # eV/Å; of a cell eV per atom

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["ElasticOptions", "elastic", "stiffness"]
-
 _STILL = 1e-4  # eV/Å
 _SPREAD = 0.02
 _LEAST_SPREAD = 0.5  # GPa

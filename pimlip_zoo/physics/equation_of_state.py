@@ -13,8 +13,6 @@ from pimlip_zoo.physics.property import Findings, NotPossibleError, Options, Wor
 if TYPE_CHECKING:
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["EquationOfStateOptions", "equation_of_state"]
-
 _STILL = 1e-3  # eV/Å
 _SMOOTH = 1e-3  # eV per atom, from the fitted curve
 

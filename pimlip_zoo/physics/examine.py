@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.coverage import Coverage
 
-__all__ = ["Examination", "Step", "Subject", "select"]
-
 _FAULTS = (ArithmeticError, LookupError, ValueError, RuntimeError, NotImplementedError)
 VERSION = 1
 

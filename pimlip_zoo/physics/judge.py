@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.coverage import Coverage
 
-__all__ = ["Judge"]
-
 
 class Judge(Calculator):
     """An ASE calculator that passes on what another one says.

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
-__all__ = ["bragg_order", "find_kind"]
-
 _VACUUM = 7.0  # Å
 _FINEST = 1.5  # Å, the narrowest planes that are looked at
 _ORDERED = 0.3

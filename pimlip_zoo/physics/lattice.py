@@ -9,8 +9,6 @@ from pimlip_zoo.physics.property import Findings, Options, Work, register_proper
 if TYPE_CHECKING:
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["lattice"]
-
 _STEPS = 25
 
 

@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.task import Task
 
-__all__ = [
-    "DiffusionOptions",
-    "LiquidOptions",
-    "diffusion",
-    "diffusion_coefficient",
-    "mean_square_displacement",
-    "rdf",
-]
-
 _BIN = 0.05  # Å
 _MOST_ELEMENTS = 4
 _PER_PS = 10.0

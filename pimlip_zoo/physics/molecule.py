@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["bonds_of", "relaxed_molecule", "rotors", "side_of"]
-
 _FMAX, _STEPS, _USABLE = 1e-3, 500, 0.02  # eV/Å
 _BONDED = 1.25  # times the sum of covalent radii
 _STRETCHED = 0.25

@@ -13,8 +13,6 @@ from pimlip_zoo.physics.property import KINDS, Findings, NotPossibleError, Optio
 if TYPE_CHECKING:
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["NEBOptions", "neb"]
-
 _SAME = 0.05  # Å
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.physics.judge import Judge
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["PhononOptions", "by_ase", "by_phonopy", "phonons"]
-
 Frequencies = Callable[["NDArray[np.float64]"], "NDArray[np.float64]"]
 """THz, (Q, 3N), imaginary ones as negative numbers, at the wave vectors (Q, 3) in reciprocal lattice units."""
 

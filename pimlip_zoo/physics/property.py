@@ -15,20 +15,6 @@ from pimlip_zoo.section import parse_options
 if TYPE_CHECKING:
     from pimlip_zoo.physics.task import Task
 
-__all__ = [
-    "KINDS",
-    "PROPERTIES",
-    "Findings",
-    "Kind",
-    "NotPossibleError",
-    "Options",
-    "Property",
-    "StoppedError",
-    "Value",
-    "Work",
-    "register_property",
-]
-
 Kind = Literal["crystal", "liquid", "slab", "chain", "molecule", "atom"]
 KINDS: tuple[Kind, ...] = ("crystal", "liquid", "slab", "chain", "molecule", "atom")
 """What a structure can be; see :func:`pimlip_zoo.physics.kinds.find_kind`."""

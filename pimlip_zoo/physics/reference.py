@@ -14,8 +14,6 @@ from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.physics.property import PROPERTIES
 from pimlip_zoo.yaml_file import read_yaml
 
-__all__ = ["Expected", "Reference", "attach", "outside_tolerance", "read_reference", "reference_of_result"]
-
 _KEYS = ("value", "unit", "tolerance", "source")
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["COLUMNS", "summarise_values", "value_rows"]
-
 COLUMNS = ("structure", "property", "status", "value", "unit", "reference", "error")
 """Of :func:`value_rows`."""
 

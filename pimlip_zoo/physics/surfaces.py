@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.physics.crystal import Crystal
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["SurfaceOptions", "surfaces"]
-
 _RELAXATION = 15
 _FAR = 1.0  # Å
 _VACUUM = 7.5  # Å on either side

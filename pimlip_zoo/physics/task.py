@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.judge import Judge
 
-__all__ = ["Task"]
-
 T = TypeVar("T")
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["TorsionOptions", "torque", "torsions"]
-
 _RELAXATION = 40
 _UNEVEN = 0.005  # eV
 

@@ -14,8 +14,6 @@ from pimlip_zoo.physics.property import Findings, Options, Work, register_proper
 if TYPE_CHECKING:
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["VacancyOptions", "compound", "vacancy"]
-
 _RELAXATION = 15
 _FAR = 1.0  # Å
 

@@ -12,8 +12,6 @@ from pimlip_zoo.physics.property import Findings, Options, Work, register_proper
 if TYPE_CHECKING:
     from pimlip_zoo.physics.task import Task
 
-__all__ = ["vibrations"]
-
 _RELAXATION = 40
 _SOFT = 50.0  # 1/cm
 

@@ -9,8 +9,6 @@ from typing import Any
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.report.figures import save_figure
 
-__all__ = ["calibration_plot"]
-
 _AXES = {"energy": ("energy (meV)", 1e3), "forces": ("forces (meV/Å)", 1e3)}
 
 

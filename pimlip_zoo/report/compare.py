@@ -15,8 +15,6 @@ from pimlip_zoo.written import milli
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["comparison_curves", "render_comparison", "write_comparison"]
-
 _FACTS = ("Architecture", "Parameters", "Cutoff", "Trained on", "Steps", "Best weights", "Time")
 _COLOURS = ("#1f5fa8", "#b3541e", "#3c7d3c", "#7a4a99", "#a8871f", "#1f8f8f", "#a83a5b", "#5b6570")
 

@@ -15,8 +15,6 @@ from pimlip_zoo.report.figures import save_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["curve_figure", "curve_plot"]
-
 _QUANTITIES = {
     "energy_per_atom_rmse": ("energies", "energy RMSE (meV/atom)", 1e3),
     "forces_rmse": ("forces", "force RMSE (meV/Å)", 1e3),

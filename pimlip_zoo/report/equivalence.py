@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["QUANTITIES", "Equivalence", "equivalences"]
-
 QUANTITIES = {
     "energies": "energy_per_atom_rmse",
     "forces": "forces_rmse",

@@ -11,8 +11,6 @@ from pimlip_zoo.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["save_figure"]
-
 
 def save_figure(figure: Figure, file: Path) -> None:
     """Write a picture, all of it or nothing.

@@ -23,18 +23,6 @@ from pimlip_zoo.written import milli
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "QUANTITIES",
-    "ReportData",
-    "breakable",
-    "page",
-    "render_curve",
-    "render_report",
-    "section",
-    "table",
-    "write_report",
-]
-
 QUANTITIES = {
     "energy_per_atom": ("energy", "meV/atom"),
     "forces": ("forces", "meV/Å"),

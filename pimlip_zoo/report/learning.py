@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PANELS", "finish", "learning_curves", "points"]
-
 PANELS = (
     ("forces", "forces / meV/Å"),
     ("energy", "energy / meV/atom"),

@@ -18,8 +18,6 @@ from pimlip_zoo.written import milli
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Pairs", "load_pairs", "parity_figure", "parity_plot", "save_pairs"]
-
 _LABELS = {
     "energy_per_atom": ("energy", "eV/atom", 1e3, "meV/atom"),
     "forces": ("forces", "eV/Å", 1e3, "meV/Å"),

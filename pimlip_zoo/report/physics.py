@@ -11,8 +11,6 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["physics_figure", "physics_rows", "physics_text"]
-
 _SHOWN = 6
 """Of the numbers of one value, such as frequencies; all of them are in ``physics.json``."""
 Draw = Callable[[Any, Mapping[str, Any]], None]

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["pictures"]
-
 _MARGIN, _GAP = 0.04, 1.1
 """Inches around a panel; percent of the width between panels."""
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.audit.factors import ENERGY_FACTORS, FORCE_FACTORS, STRESS_FACTORS, looks_like
 from pimlip_zoo.errors import plain_number
 
-__all__ = ["remarks_on"]
-
 _APART = 5.0
 _SHIFT = 5.0
 """eV per atom that energies may be off before their zero is doubted."""

@@ -12,8 +12,6 @@ from pimlip_zoo.report.html import page, section, table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Bought", "RoundStory", "render_rounds"]
-
 
 @dataclass(frozen=True)
 class Bought:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CSS"]
-
 CSS = """
 :root { --ink: #1c2733; --quiet: #66727f; --line: #e3e8ed; --accent: #1f5fa8; --paper: #ffffff; --wash: #f6f8fa; }
 * { box-sizing: border-box; }

@@ -13,8 +13,6 @@ from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS
 from pimlip_zoo.yaml_file import read_yaml
 
-__all__ = ["Rounds", "lasting_options", "load_rounds", "training_config"]
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -27,6 +27,7 @@ from pimlip_zoo.datasets.readers.left_out import say_not_kept
 from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
+from pimlip_zoo.experiment import has_checkpoint
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.files import read_json, write_json
 from pimlip_zoo.labelling.label import label
@@ -42,8 +43,6 @@ from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, labelled_pool
 from pimlip_zoo.weak_labels.pool_work import told_duration
-
-__all__ = ["StoppedError", "run_rounds"]
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -337,11 +336,8 @@ def _tells(what: str) -> Callable[[Outcome, int, int], None]:
 def _train(config: RunConfig, run: Path) -> None:
     if (run / "trained").exists():
         return
-    last = run / "checkpoints" / "last.ckpt"
-    resume = any(path.exists() for path in (last, *run.glob("*/checkpoints/last.ckpt")))
-    experiment = prepare_run(
-        config, checkpoint=last if last.exists() else None, resumes=run if resume else None
-    )
+    resume = has_checkpoint(run)
+    experiment = prepare_run(config, resumes=run if resume else None)
     outcome = train_run(experiment, run, resume=resume)
     if outcome.signal is not None:
         raise StoppedError(outcome.signal)

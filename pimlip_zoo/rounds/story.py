@@ -14,8 +14,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import read_json, write_text
 from pimlip_zoo.report.rounds import Bought, RoundStory
 
-__all__ = ["REPORT", "TABLE", "checked_row", "curve_point", "read_table", "write_rounds_report"]
-
 TABLE = "rounds.json"
 REPORT = "report.html"
 

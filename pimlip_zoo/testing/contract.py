@@ -23,8 +23,6 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.testing.structures import STRUCTURES, as_graph, structure
 
-__all__ = ["ArchitectureContract"]
-
 PERIODIC = ("crystal", "triclinic", "left_handed", "thin")
 
 

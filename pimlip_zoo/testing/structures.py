@@ -10,8 +10,6 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.graph import AtomGraph
 
-__all__ = ["STRUCTURES", "as_graph", "structure"]
-
 STRUCTURES = (
     "molecule",
     "crystal",

@@ -30,22 +30,6 @@ from pimlip_zoo.training.schedule import RunClock
 if TYPE_CHECKING:
     from pimlip_zoo.training.module import PotentialTraining
 
-__all__ = [
-    "AveragedWeights",
-    "GracefulStop",
-    "Interrupted",
-    "KeepBest",
-    "KeepLast",
-    "MetricsTable",
-    "Patience",
-    "Plateau",
-    "StaysInItsFolder",
-    "TimeLimit",
-    "columns_of",
-    "watched_terms",
-]
-
-
 log = logging.getLogger("pimlip_zoo")
 
 

@@ -17,8 +17,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.training.packed_batch import PackedBatch, pack
 
-__all__ = ["SampleList", "StepSampler", "evaluation_loader", "in_bursts", "training_loader"]
-
 _T = TypeVar("_T")
 
 Joined = Batch | PackedBatch | BatchWithoutEdges | InputError

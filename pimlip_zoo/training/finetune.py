@@ -29,17 +29,6 @@ from pimlip_zoo.training.checkpoint import (
 )
 from pimlip_zoo.training.shipped import is_shipped, recipe_of
 
-__all__ = [
-    "cluster",
-    "freeze",
-    "inherit_options",
-    "parameter_groups",
-    "refit_references",
-    "set_references",
-    "start_from",
-    "tunable_names",
-]
-
 log = logging.getLogger("pimlip_zoo")
 
 FINE_TUNING = "finetune"

@@ -21,8 +21,6 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 from pimlip_zoo.nn.mlp import ScalarMLP
 
-__all__ = ["Adapters", "adapted_maps"]
-
 
 def adapted_maps(potential: Potential) -> dict[str, nn.Parameter]:
     """The matrices of a potential by name: equivariant maps, those by species, and those of scalars."""

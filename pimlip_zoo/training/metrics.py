@@ -11,8 +11,6 @@ from torch import Tensor
 from pimlip_zoo.graph import Batch, Predictions
 from pimlip_zoo.losses.supervised import Quantity, residuals
 
-__all__ = ["QUANTITIES", "ErrorStatistics"]
-
 QUANTITIES: tuple[Quantity, ...] = ("energy", "energy_per_atom", "forces", "stress")
 
 

@@ -22,8 +22,6 @@ from pimlip_zoo.training.low_rank import Adapters
 from pimlip_zoo.training.metrics import ErrorStatistics
 from pimlip_zoo.training.present import Whole
 
-__all__ = ["LOGGED_EVERY", "LatePhase", "PotentialTraining"]
-
 POTENTIAL, WORKING, ADAPTERS = "potential.", "working_state", "low_rank_updates"
 """Of the names of a checkpoint: weights of the potential, the potential as it is trained, updates of its maps."""
 

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Muon", "linear_maps"]
-
 NARROWEST = 4
 """Maps to or from fewer channels are left to Adam: they are vectors rather than matrices."""
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from pimlip_zoo.graph import AtomGraph, Batch, Labels
 
-__all__ = ["PackedBatch", "pack", "unpack"]
-
 
 class PackedBatch(NamedTuple):
     """All numbers of a batch, which have 8 bytes each, one tensor after the other."""

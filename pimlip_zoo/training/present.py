@@ -20,8 +20,6 @@ from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.checkpoint import build_potential, describe
 
-__all__ = ["Whole", "cut_down"]
-
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Relative, by the precision of the weights: how well the small potential has to repeat the energies of the whole."""
 

@@ -16,8 +16,6 @@ from pimlip_zoo.training.callbacks import columns_of, watched_terms
 from pimlip_zoo.training.schedule import RunClock
 from pimlip_zoo.written import milli
 
-__all__ = ["PlainProgress", "Progress", "TimeLeft", "duration", "legend", "validation_line"]
-
 log = logging.getLogger("pimlip_zoo")
 
 _FIRST_AFTER, _NEXT_AFTER = 5.0, 60.0

@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.registry import Registry
 
-__all__ = ["DEFAULT_RECIPE", "Recipe", "RunFacts", "available_recipes", "get_recipe", "register_recipe"]
-
 DEFAULT_RECIPE = "default"
 
 Settings = Mapping[str, object]

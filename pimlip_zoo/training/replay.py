@@ -17,8 +17,6 @@ from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, PotentialLike
 from pimlip_zoo.losses.pool import step_generator
 from pimlip_zoo.models.potential import Potential
 
-__all__ = ["AMPLITUDE", "STRAIN", "Replay", "displaced_copies"]
-
 AMPLITUDE, STRAIN = 0.15, 0.03
 """Å, of the displacements of copies, and of the strain of periodic ones (standard deviations)."""
 

@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-__all__ = ["RunClock", "ScheduleName", "learning_rate_factor"]
-
 ScheduleName = Literal["constant", "cosine", "exponential", "linear", "plateau"]
 
 

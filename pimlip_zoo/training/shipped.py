@@ -13,8 +13,6 @@ from pathlib import Path
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["PREFIX", "STARTS", "Start", "full_name", "is_shipped", "recipe_of", "shipped_file"]
-
 PREFIX = "builtin:"
 _FOLDER = Path(__file__).parent / "weights"
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from pimlip_zoo.errors import plain_number
 
-__all__ = ["verdict_on"]
-
 _FEWEST = 6
 """Validations before anything is said."""
 _FALLS = 0.03

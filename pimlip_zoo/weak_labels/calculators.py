@@ -11,6 +11,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -24,16 +25,6 @@ from pimlip_zoo.yaml_file import parse_yaml
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
-
-__all__ = [
-    "CALCULATORS",
-    "CalculatorInfo",
-    "CalculatorOptions",
-    "CheapCalculator",
-    "calculator",
-    "find_cheap_calculator",
-    "package_version",
-]
 
 KEY = "weak.labels.calculator"
 
@@ -213,7 +204,8 @@ def _registered(text: str) -> CheapCalculator:
             raise InputError(f"{part!r} is no option", key=KEY, hint=f"write {name}?OPTION=VALUE")
         values[option] = parse_yaml(value, key=KEY)
     options = parse_options(info.options, values, KEY)
-    if importlib.util.find_spec(info.package.replace("-", "_")) is None and not _is_installed(info.package):
+    known_as = package_version(info.package)
+    if importlib.util.find_spec(info.package.replace("-", "_")) is None and known_as == info.package:
         raise InputError(f"{info.package} is not installed", key=KEY, hint=info.install)
     chosen = {
         key: value for key, value in options.model_dump(mode="json").items() if _differs(info, key, value)
@@ -221,7 +213,7 @@ def _registered(text: str) -> CheapCalculator:
     full = "&".join(f"{key}={value}" for key, value in sorted(chosen.items()))
     return CheapCalculator(
         f"{name}?{full}" if full else name,
-        package_version(info.package),
+        known_as,
         lambda: info.make(**options.model_dump()),
         charged=info.charged,
     )
@@ -244,13 +236,11 @@ def _quiet(calculator: Calculator) -> Calculator:
 def _imported(name: str) -> Calculator:
     module, _, factory = name.partition(":")
     try:
-        found = importlib.import_module(module)
-        for part in factory.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+        found: Any = reduce(getattr, factory.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
         raise InputError(str(error), key=KEY, hint=f"is {name} importable?") from error
     try:
-        made = cast("Calculator", found())  # type: ignore[operator]
+        made = cast("Calculator", found())
     except Exception as error:
         raise InputError(
             f"{name} fails: {reason_of(error)}",
@@ -260,14 +250,6 @@ def _imported(name: str) -> Calculator:
     if not hasattr(made, "get_potential_energy"):
         raise InputError(f"{name} returns {type(made).__name__}, which is no ASE calculator", key=KEY)
     return made
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def package_version(name: str) -> str:

@@ -13,8 +13,6 @@ from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.weak_labels.pool import PoolOptions
 from pimlip_zoo.weak_labels.recipe import RECIPES, Recipe, RecipeOptions
 
-__all__ = ["WeakLabelsConfig"]
-
 log = logging.getLogger("pimlip_zoo")
 
 KEY = "weak.labels"

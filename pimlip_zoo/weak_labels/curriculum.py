@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment import Outcome
     from pimlip_zoo.experiment.stages import Run
 
-__all__ = ["Curriculum", "CurriculumOptions"]
-
 
 class CurriculumOptions(DistillOptions):
     """Options of the curriculum; ``steps`` are those of each difference model and of each student before the last."""

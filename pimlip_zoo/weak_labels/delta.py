@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment import Experiment
     from pimlip_zoo.experiment.stages import Preparation
 
-__all__ = ["Delta"]
-
 log = logging.getLogger("pimlip_zoo")
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment import Experiment, Outcome
     from pimlip_zoo.experiment.stages import Run
 
-__all__ = ["LABEL_SHARE", "Distill", "DistillOptions", "teach", "with_taught"]
-
 LABEL_SHARE = 0.3
 """Of what a distilled student sees, how much are reference labels."""
 

@@ -10,12 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.neighbours import frames_to_batch
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import collate, stress_from_virial
+from pimlip_zoo.graph import stress_from_virial
 from pimlip_zoo.losses.base import PotentialLike
-
-__all__ = ["ensemble_labels", "predict_labels"]
 
 
 def ensemble_labels(
@@ -77,7 +75,7 @@ def predict_labels(potential: PotentialLike, frames: Sequence[Frame], batch_size
     labelled: list[Frame] = []
     for start in range(0, len(frames), batch_size):
         part = frames[start : start + batch_size]
-        batch = collate([frame_to_sample(frame, potential.species, potential.cutoff) for frame in part])
+        batch = frames_to_batch(part, potential.species, potential.cutoff)
         with torch.no_grad():
             crystals = any(frame.pbc.all() for frame in part)
             predictions = potential(batch.graph, forces=True, virial=crystals)

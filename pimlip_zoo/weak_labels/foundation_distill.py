@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment import Experiment, Outcome
     from pimlip_zoo.experiment.stages import Preparation, Run
 
-__all__ = ["FoundationDistill", "FoundationDistillOptions"]
-
 log = logging.getLogger("pimlip_zoo")
 
 KEY = "weak.labels.calculator"

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
     from pimlip_zoo.weak_labels.pool import PoolOptions
 
-__all__ = ["KEY", "REFERENCE", "Level", "LevelOptions", "LevelTerm", "Levels", "LevelsOptions"]
-
 log = logging.getLogger("pimlip_zoo")
 
 KEY = "weak.levels"

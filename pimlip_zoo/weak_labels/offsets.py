@@ -13,8 +13,6 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.statistics import composition_matrix
 from pimlip_zoo.errors import InputError
 
-__all__ = ["EnergyOffset", "add_labels", "fit_offset", "shift_energies", "subtract_labels"]
-
 
 class EnergyOffset(NamedTuple):
     """What a species' atom adds to the cheap level to make the reference level."""

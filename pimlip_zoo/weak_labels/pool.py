@@ -24,8 +24,6 @@ from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calcu
 from pimlip_zoo.weak_labels.pool_work import Part, answer_parts, do_parts, forget, told_duration
 from pimlip_zoo.weak_labels.sampling import Sampling
 
-__all__ = ["PoolOptions", "cache_folder", "cached_labels", "label_frames", "labelled_pool", "sample_pool"]
-
 log = logging.getLogger("pimlip_zoo")
 
 Progress = Callable[[int, int], None]

@@ -12,8 +12,6 @@ from typing import Any
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.processes import Processes, Reply
 
-__all__ = ["Part", "answer_parts", "do_parts", "forget", "told_duration"]
-
 log = logging.getLogger("pimlip_zoo")
 
 Part = Mapping[str, Any]

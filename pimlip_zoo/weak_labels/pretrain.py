@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment import Outcome
     from pimlip_zoo.experiment.stages import Run
 
-__all__ = ["STAGE", "Pretrain", "PretrainOptions", "PretrainStageOptions", "pretrain_stage"]
-
 STAGE = "pretrain"
 """Name of the stage's folder."""
 

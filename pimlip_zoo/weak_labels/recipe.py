@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment.stages import Preparation, Run
     from pimlip_zoo.weak_labels.pool import PoolOptions
 
-__all__ = ["RECIPES", "Recipe", "RecipeOptions", "StageOptions", "StressOptions", "recipe"]
-
 
 class RecipeOptions(Section):
     """The options of a recipe; they stand beside ``weak.labels.method``."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.weak_labels.pool import PoolOptions
 
-__all__ = ["Sampling"]
-
 Report = Callable[[int], None]
 """Is told how many structures of a part there are."""
 

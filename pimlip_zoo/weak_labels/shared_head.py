@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.experiment import Outcome
     from pimlip_zoo.experiment.stages import Run
 
-__all__ = ["SecondHead", "SharedFeatures", "SharedHead", "SharedHeadOptions"]
-
 
 class SharedHeadOptions(StressOptions):
     """Options of training on two levels at once."""

@@ -10,8 +10,6 @@ from torch import nn
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["readout_names", "twin_of"]
-
 
 def readout_names(potential: nn.Module) -> tuple[str, ...]:
     """The parameters of a potential that turn features into energies and forces, as the architecture says.

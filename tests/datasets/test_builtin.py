@@ -417,7 +417,3 @@ def test_another_format_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="format 2"):
         read_packed(tmp_path / "x.npz")
-
-
-def test_the_module_offers_what_it_documents():
-    assert all(hasattr(builtin, name) for name in builtin.__all__)

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.scope import parameters_wanted
 
-__all__ = ["Given", "Operation", "Tensors", "Wanted", "differentiable"]
-
 Tensors = tuple[Tensor | None, ...]
 Given = Sequence[Tensor]
 Wanted = Sequence[bool]

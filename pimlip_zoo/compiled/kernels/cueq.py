@@ -22,8 +22,6 @@ from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
 from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm
 from pimlip_zoo.compiled.kernels.product.cpu import Entries
 
-__all__ = ["contract", "convolve", "multiply_edges", "status"]
-
 _OPERATORS = "cuequivariance_ops_torch"
 Term = tuple[tuple[int, ...], float]
 

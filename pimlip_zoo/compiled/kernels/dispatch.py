@@ -30,21 +30,6 @@ from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
 
-__all__ = [
-    "BACKENDS",
-    "OPERATIONS",
-    "available_backends",
-    "chosen_backend",
-    "compiled_for",
-    "contract",
-    "convolve",
-    "embed_edges",
-    "multiply_edges",
-    "or_reference",
-    "perceptron",
-    "use_kernels",
-]
-
 ENVIRONMENT = "PIMLIP_ZOO_KERNELS"
 BACKENDS = ("auto", "reference", "scatter", "cpu", "triton", "cueq")
 _IN_TORCH = ("reference", "scatter")

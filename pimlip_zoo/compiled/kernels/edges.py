@@ -14,8 +14,6 @@ from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.compiled.kernels.watch import watchers
 
-__all__ = ["EdgeLists", "EdgePairs", "edge_lists"]
-
 
 class EdgePairs:
     """Edges and their opposites, ``(i, j, shift)`` and ``(j, i, -shift)``: what is radial is equal for both.

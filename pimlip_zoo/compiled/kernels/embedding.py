@@ -16,8 +16,6 @@ from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
 from pimlip_zoo.compiled.kernels.scope import leaf_geometry
 
-__all__ = ["CpuEmbedding", "EmbeddingForm", "EmbeddingOperation", "cpu_embedding", "embed"]
-
 Reference = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 

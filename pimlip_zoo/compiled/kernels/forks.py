@@ -7,8 +7,6 @@ from functools import cache
 
 import torch
 
-__all__ = ["one_thread_after_fork"]
-
 
 @cache
 def one_thread_after_fork() -> None:

@@ -14,8 +14,6 @@ from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 
-__all__ = ["FUNCTIONS", "CpuGate", "GateForm", "GateOperation", "GatedScalar", "cpu_gate"]
-
 FUNCTIONS = ("silu", "tanh")
 """Activations that are known."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Target", "channel_segments", "kernel_head", "prelude"]
-
 _SIGNATURE = """void kernel(int64_t rows, int64_t threads, const int64_t *restrict first,
     const int32_t *restrict row, const int32_t *restrict slot,
     const T *restrict x0, const T *restrict x1, const T *restrict y0, const T *restrict y1,

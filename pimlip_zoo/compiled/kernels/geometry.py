@@ -13,8 +13,6 @@ from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 from pimlip_zoo.graph import AtomGraph
 
-__all__ = ["EdgeGeometry", "edge_geometry"]
-
 _PARALLEL = "#pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)"
 _SOURCES = {
     "vectors": """

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Launcher", "Source", "indented", "interpreted", "missing", "status", "works_on"]
-
 _WIDEST = 128  # channels of one program
 _WARP = 32
 _ADD = "def add(a, b):\n    return a + b\n\n\n"

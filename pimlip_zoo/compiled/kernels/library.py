@@ -19,8 +19,6 @@ from pimlip_zoo.compiled.kernels.watch import KernelCall, watchers
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FormLibrary", "KernelLibrary", "Noted", "build_together", "rehearsal"]
-
 _SMALL = 1 << 16  # below this many numbers, starting threads costs more than it saves
 _POINTERS = 14
 

@@ -19,8 +19,6 @@ from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 from pimlip_zoo.compiled.kernels.watch import watchers
 
-__all__ = ["CpuLinear", "LinearForm", "LinearOperation", "LinearSweep", "RowTiles", "cpu_linear", "row_tiles"]
-
 TILE = 32
 """Rows that are worked on together."""
 

@@ -13,12 +13,11 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
+from pimlip_zoo.compiled.kernels.bridge import Given, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
-
-__all__ = ["CpuMLP", "MLPForm", "MLPSweep", "PerceptronOperation", "cpu_mlp", "mlp"]
+from pimlip_zoo.compiled.kernels.swept import Sweep, SweptOperation
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,9 @@ class MLPForm:
 
 
 @dataclass(frozen=True)
-class MLPSweep:
-    """What a kernel computes: ``kind`` 0 the output, 1 gradients, 2 derivatives of the input's gradient."""
+class MLPSweep(Sweep):
+    """With where the input comes from, and what is kept."""
 
-    kind: int
-    wants_input: bool = False
-    wants_weights: bool = False
-    wants_cotangent: bool = False
-    """In the second kind: the derivative by the cotangent, which is the output's tangent."""
-    adds: bool = False
-    """In the second kind: add the gradients that another cotangent gives."""
     keeps: bool = False
     """The output's kernel leaves the derivatives of the activations for the gradient of the input, which then needs
     neither the input nor the layers below again."""
@@ -63,10 +55,6 @@ class MLPSweep:
     def incoming(self) -> tuple[str, ...]:
         """Operands that the pieces are, or the first of them the whole."""
         return ("x0", "x1", "y0", "y1") if self.kind == 0 else ("g0", "x0", "x1", "y0")
-
-
-_sweep = cache(MLPSweep)
-"""One of each: what they are made for is asked for at every step."""
 
 
 _FORWARD = MLPSweep(0)
@@ -337,7 +325,7 @@ def mlp(op: CpuMLP, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return out
 
 
-class PerceptronOperation(Operation):
+class PerceptronOperation(SweptOperation):
     """Of (x, all weights).
 
     Args:
@@ -345,16 +333,11 @@ class PerceptronOperation(Operation):
         keeps: leave the derivatives of the activations for the gradient of the input, where nothing else is wanted.
     """
 
-    parameters = (1,)
+    sweep = staticmethod(cache(MLPSweep))
 
     def __init__(self, kernels: CpuMLP, *, keeps: bool = False) -> None:
         self.kernels, self.keeps = kernels, keeps
         self._kept: Tensor | None = None
-
-    def expect(self, wanted: Wanted) -> None:
-        inner, weights = wanted
-        if weights:  # training: compile at once what the steps after this one need
-            self.kernels.prepare(_sweep(1, True), _sweep(1, inner, True), _sweep(2, inner, True, True))
 
     def forward(self, *x: Tensor) -> Tensor:
         out, self._kept, _ = self.kernels.run(_KEEPING if self.keeps else _FORWARD, *x)
@@ -364,15 +347,7 @@ class PerceptronOperation(Operation):
     def adjoint(self, x: Given, g: Given, wanted: Wanted) -> Tensors:
         if self._kept is not None and not wanted[1]:
             return self.kernels.run(_KEPT, x[0], x[1], g[0], kept=self._kept)[0], None
-        return self.kernels.run(_sweep(1, wanted[0], wanted[1]), x[0], x[1], g[0])[:2]
-
-    def second(
-        self, x: Given, g: Tensors, h: Tensors, wanted: Wanted, more: Tensor | None = None
-    ) -> Tensors | None:
-        if h[1] is not None:
-            return None
-        kernel = _sweep(2, wanted[0], wanted[1], wanted[2], adds=more is not None)
-        return self.kernels.run(kernel, x[0], x[1], g[0], h[0], more)
+        return super().adjoint(x, g, wanted)
 
     def reference(self, *x: Tensor) -> Tensor:
         form, (out, flat) = self.kernels.form, x

@@ -6,8 +6,6 @@ import math
 
 from pimlip_zoo.compiled.kernels.generate import Target
 
-__all__ = ["mlp_functions"]
-
 _BLOCK = """
 static inline void block{width}(int64_t n, const T *restrict a, int64_t row, int64_t step,
     const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add) {{

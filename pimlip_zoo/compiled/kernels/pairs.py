@@ -11,8 +11,6 @@ from pimlip_zoo.compiled.kernels.edges import EdgeLists, EdgePairs
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 
-__all__ = ["pair_up"]
-
 _SOURCE = """
 int32_t *of = (int32_t *)out0; int64_t *one = (int64_t *)out1, *two = one + first[rows], *count = (int64_t *)out2;
 int64_t pairs = 0;

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Program"]
-
 Value = int | None
 """None: exactly zero."""
 

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["geometry_is_leaf", "geometry_only", "leaf_geometry", "parameters_wanted"]
-
 _state = threading.local()
 
 

@@ -14,8 +14,6 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
 from pimlip_zoo.compiled.kernels.dispatch import chosen_backend
 
-__all__ = ["segment_sum", "sum_by_centre"]
-
 
 def sum_by_centre(values: Tensor, centre: Tensor, num_atoms: int) -> Tensor:
     """Add the values of edges at their centres.

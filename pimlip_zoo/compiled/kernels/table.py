@@ -16,8 +16,6 @@ from torch import Tensor
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import FormLibrary
 
-__all__ = ["CpuTable", "TableForm", "cpu_table", "hermite_weights"]
-
 _BASIS = (
     (1, 0, 0, -10, 15, -6),
     (0, 1, 0, -6, 8, -3),

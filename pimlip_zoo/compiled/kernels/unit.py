@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["Unit"]
-
 _ATTRIBUTE = re.compile(r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)")
 _WORD = re.compile(r"\w+")
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)

@@ -10,8 +10,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["KernelCall", "Watcher", "watched_by", "watchers"]
-
 
 @dataclass(frozen=True)
 class KernelCall:

@@ -11,8 +11,6 @@ from typing import Any
 from pimlip_zoo.compiled.kernels.mlp import MLPSweep
 from pimlip_zoo.compiled.native.program import KernelOp, ListsOp, Operation, Program, Size, TensorOp, View
 
-__all__ = ["without_copies"]
-
 _OPERANDS = ("first", "row", "slot", "x0", "x1", "y0", "y1", "w0", "w1", "g0", "g1")
 """A kernel's views, before its three results."""
 _ZEROS = {"zeros", "new_zeros", "zeros_like"}

@@ -10,8 +10,6 @@ from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
 from pimlip_zoo.compiled.native.program import Size, TensorOp, View
 from pimlip_zoo.compiled.native.tensors import pointer
 
-__all__ = ["is_product", "product_call", "product_source"]
-
 _VECTORS = 3
 """Of a panel: as many as the widest block of the kernels' products."""
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from pimlip_zoo.compiled.native.program import Program, Size
 
-__all__ = ["Plan", "plan_memory"]
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["INPUTS", "OUTPUTS", "KernelOp", "ListsOp", "Operation", "Program", "Size", "TensorOp", "View"]
-
 INPUTS = {
     "vectors": torch.float64,
     "edge_index": torch.int64,

@@ -31,8 +31,6 @@ from pimlip_zoo.compiled.native.program import (
 )
 from pimlip_zoo.errors import InputError
 
-__all__ = ["MEND", "Evaluate", "record"]
-
 Evaluate = Callable[..., tuple[Tensor, ...]]
 """(vectors, edge_index, species, is_local) -> energies (N,) and edge gradient (E, 3), float64."""
 

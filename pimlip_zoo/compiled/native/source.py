@@ -14,8 +14,6 @@ from pimlip_zoo.compiled.native.memory import Plan, plan_memory
 from pimlip_zoo.compiled.native.program import KernelOp, ListsOp, Operation, Program, Size, TensorOp, View
 from pimlip_zoo.compiled.native.tensors import C_TYPES, pointer, tensor_lines
 
-__all__ = ["ALIGNMENT", "constant_offsets", "model_source"]
-
 ALIGNMENT = 64
 """Bytes, of every constant and every piece of memory."""
 

@@ -12,8 +12,6 @@ import torch
 from pimlip_zoo.compiled.native.program import Size, TensorOp, View
 from pimlip_zoo.errors import InputError
 
-__all__ = ["C_TYPES", "pointer", "tensor_lines"]
-
 C_TYPES = {
     torch.float32: "float",
     torch.float64: "double",

@@ -9,22 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "Block",
-    "Call",
-    "Cotangents",
-    "NotCovered",
-    "Part",
-    "Place",
-    "Tensors",
-    "blocks",
-    "is_block",
-    "joined",
-    "listed",
-    "parted",
-    "registered",
-]
-
 
 class Part(NamedTuple):
     """The cotangent of ``x[index]`` as one of x: zero elsewhere, which need not be written before parts are added."""

@@ -15,8 +15,6 @@ from pimlip_zoo.compiled.kernels.geometry import edge_geometry
 from pimlip_zoo.compiled.sweeps.run import Sweeps, Tape
 from pimlip_zoo.graph import AtomGraph, Predictions, sum_by_structure
 
-__all__ = ["Levels", "energies_and_gradient", "predict_structures", "virial_of_edges"]
-
 
 def energies_and_gradient(
     sweeps: Sweeps, graph: AtomGraph, vectors: Tensor, scale: Tensor, *, gradient: bool

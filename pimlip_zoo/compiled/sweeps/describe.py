@@ -10,8 +10,6 @@ from torch import nn
 from pimlip_zoo.compiled.sweeps.fallback import AutogradBlock
 from pimlip_zoo.compiled.sweeps.trace import Step, trace_model
 
-__all__ = ["StepInfo", "described"]
-
 How = Literal["block", "autograd", "plain"]
 
 

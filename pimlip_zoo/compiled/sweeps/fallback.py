@@ -10,8 +10,6 @@ from torch import Tensor
 
 from pimlip_zoo.compiled.sweeps.block import Block, Call, NotCovered, Tensors, registered
 
-__all__ = ["AutogradBlock", "block_for"]
-
 
 @dataclass
 class _Record:

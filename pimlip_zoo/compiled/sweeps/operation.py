@@ -9,8 +9,6 @@ from torch import Tensor
 from pimlip_zoo.compiled.kernels.bridge import Operation, Wanted
 from pimlip_zoo.compiled.sweeps.block import Block, Call, NotCovered, Tensors
 
-__all__ = ["Bound", "OperationBlock"]
-
 Bound = tuple[Operation, tuple[Tensor, ...]]
 """An operation with everything that it is not differentiated by, and what it is differentiated by."""
 

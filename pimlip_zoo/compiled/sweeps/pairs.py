@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from pimlip_zoo.compiled.sweeps.trace import Step, Trace
 
-__all__ = ["share_radial"]
-
 
 def share_radial(trace: Trace) -> None:
     """Let the embeddings of a trace make radial functions once for each pair of opposite edges where that is possible.

@@ -24,8 +24,6 @@ from pimlip_zoo.compiled.sweeps.pairs import share_radial
 from pimlip_zoo.compiled.sweeps.trace import Step, Trace, Value, trace_model
 from pimlip_zoo.graph import AtomGraph
 
-__all__ = ["Sweeps", "Tape", "attribute", "call", "filler", "put", "sweeps_of"]
-
 Values = list[Any]
 
 

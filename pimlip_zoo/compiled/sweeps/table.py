@@ -21,8 +21,6 @@ from pimlip_zoo.compiled.kernels.table import TableForm, cpu_table
 from pimlip_zoo.compiled.sweeps.block import Block, Call, Tensors
 from pimlip_zoo.compiled.sweeps.operation import Bound, OperationBlock
 
-__all__ = ["HarmonicsBlock", "Table", "TableBlock"]
-
 
 @dataclass(frozen=True)
 class Table:

@@ -11,16 +11,6 @@ from torch import Tensor
 from pimlip_zoo.compiled.kernels import sum_by_centre
 from pimlip_zoo.compiled.sweeps.block import Block, Call, Cotangents, NotCovered, Part, Tensors, blocks
 
-__all__ = [
-    "CatBlock",
-    "CentreSumBlock",
-    "IndexAddBlock",
-    "ItemBlock",
-    "ProductOfTensors",
-    "ReshapeBlock",
-    "SumOfTensors",
-]
-
 
 class LinearCall(Block):
     """A call that is linear in its active arguments: its sweeps are the call itself and its adjoint."""

@@ -14,8 +14,6 @@ from pimlip_zoo.compiled.sweeps.fallback import block_for
 from pimlip_zoo.compiled.sweeps.tracer import LocalTracer
 from pimlip_zoo.graph import AtomGraph
 
-__all__ = ["Step", "Trace", "Value", "trace_model", "values_in"]
-
 _SHAPES = {"size", "new_zeros", "new_ones", "new_full", "dim", getattr, torch.zeros_like, torch.ones_like}
 _COMPARISONS = {operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne}
 _CONSTANT = _SHAPES | _COMPARISONS

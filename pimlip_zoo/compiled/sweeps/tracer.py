@@ -12,8 +12,6 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-__all__ = ["LocalTracer"]
-
 _CALL: Callable[..., Any] = nn.Module.__call__
 
 

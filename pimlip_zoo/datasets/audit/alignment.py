@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 
-__all__ = ["Displacement", "displacement", "near_pairs"]
-
 _SMALL = 300
 _DISTANCES = 2000
 """Features of a molecule: at most so many of its interatomic distances."""

@@ -22,8 +22,6 @@ from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import plain_number
 
-__all__ = ["TRUSTED", "check_consistency"]
-
 _PER_GROUP = 1000
 _BUDGET = 40_000_000
 """Pairs times atoms that are looked at."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-__all__ = ["ENERGY_FACTORS", "FORCE_FACTORS", "STRESS_FACTORS", "looks_like"]
-
 _ENERGY = {"Hartree": 27.211386, "Rydberg": 13.605693, "kcal/mol": 0.0433641, "kJ/mol": 0.0103643, "eV": 1.0}
 _LENGTH = {"Bohr": 0.529177, "Å": 1.0, "nm": 10.0}
 _USED = (

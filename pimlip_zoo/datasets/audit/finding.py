@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-
-__all__ = ["Finding", "Severity", "frames_of"]
 
 Severity = Literal["refused", "warning", "note"]
 _LISTED = 20
@@ -35,16 +33,7 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "code": self.code,
-            "severity": self.severity,
-            "message": self.message,
-            "data": self.data,
-            "count": self.count,
-            "frames": list(self.frames),
-            "hint": self.hint,
-            "values": self.values,
-        }
+        return asdict(self) | {"frames": list(self.frames)}
 
 
 def frames_of(concerned: Iterable[Any]) -> dict[str, Any]:

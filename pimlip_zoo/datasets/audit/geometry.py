@@ -12,8 +12,6 @@ from pimlip_zoo.datasets.audit.finding import Finding, frames_of
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.errors import plain_number
 
-__all__ = ["check_duplicates", "check_geometry", "check_leakage"]
-
 _TOO_CLOSE = 0.5
 _NEAR = 0.02
 """Å root mean square displacement below which two frames are the same for a test's purpose."""

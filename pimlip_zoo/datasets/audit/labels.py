@@ -13,8 +13,6 @@ from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.lmdb.record import ENERGY, FORCES, STRESS
 from pimlip_zoo.errors import plain_number
 
-__all__ = ["check_coverage", "check_energies", "check_forces", "check_stress"]
-
 _MASKS = {"energy": ENERGY, "forces": FORCES, "stress": STRESS}
 _FAR = 12.0
 """Robust standard deviations beyond which a value is an outlier."""

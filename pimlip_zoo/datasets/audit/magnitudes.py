@@ -18,17 +18,8 @@ from pimlip_zoo.datasets.audit.factors import ENERGY_FACTORS, FORCE_FACTORS, loo
 from pimlip_zoo.datasets.audit.finding import Finding
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbour_list import neighbour_list
+from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 from pimlip_zoo.errors import plain_number
-
-__all__ = [
-    "Agreement",
-    "check_magnitudes",
-    "close_agreement",
-    "quick_agreement",
-    "stiffness_of_hydrogen",
-    "stress_agreement",
-]
 
 _ATOMS = 4_000
 """Atoms of the sample that are looked at."""
@@ -119,7 +110,7 @@ def stiffness_of_hydrogen(frames: Sequence[Frame]) -> float | None:
         light = frame.numbers == 1
         if not light.any() or light.all() or frame.forces is None:
             continue
-        (centre, other), vectors, distance = _neighbours(frame, 2.0)
+        (centre, other), vectors, distance = neighbour_distances(frame, 2.0)
         kept = light[centre] & ~light[other]
         kept &= distance < _BOND * (covalent_radii[1] + covalent_radii[frame.numbers[other]])
         single = np.bincount(centre[kept], minlength=len(light)) == 1
@@ -273,7 +264,7 @@ def stress_agreement(frames: Sequence[Frame]) -> float | None:
     said: list[NDArray[np.float64]] = []
     known: list[NDArray[np.float64]] = []
     for frame in chosen:
-        pairs, vectors, distance = _neighbours(frame, _REACH)
+        pairs, vectors, distance = neighbour_distances(frame, _REACH)
         _, derivative = _radial(distance)
         slopes = np.sum(
             derivative * weights.reshape(-1, len(_CENTRES))[_kinds(frame, pairs, elements)], axis=1
@@ -332,7 +323,7 @@ def _pair_sums(frames: Sequence[Frame]) -> tuple[NDArray[np.float64], NDArray[np
     gradients = []
     for number, frame in enumerate(frames):
         n = len(frame.numbers)
-        pairs, vectors, distance = _neighbours(frame, _REACH)
+        pairs, vectors, distance = neighbour_distances(frame, _REACH)
         centre, kind = pairs[0], _kinds(frame, pairs, elements)
         value, derivative = _radial(distance)
         force = np.zeros((3 * n, columns))
@@ -396,12 +387,3 @@ def _agreement(survey: Survey, frames: Sequence[Frame]) -> Iterator[Finding]:
             f"{found.compared + 1} structures"
         )
         yield Finding("force-agrees", "note", text, survey.name, values=values)
-
-
-def _neighbours(
-    frame: Frame, reach: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Pairs within a distance, each twice: (2, E) atoms, (E, 3) vectors from the first to the second, distances."""
-    pairs, shift = neighbour_list(frame.positions, frame.cell, frame.pbc, reach)
-    vectors = frame.positions[pairs[1]] - frame.positions[pairs[0]] + shift @ frame.cell
-    return pairs, vectors, np.sqrt(np.einsum("ij,ij->i", vectors, vectors))

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.datasets.audit import Audit
 
-__all__ = ["as_html", "as_json", "describe", "finding_table", "survey_tables"]
-
 _SHOWN = 12
 _Section = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 """Title, columns, rows."""

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.audit.finding import Finding
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.lmdb.index import geometry_digest
+from pimlip_zoo.datasets.lmdb.index import force_numbers, geometry_digest
 from pimlip_zoo.datasets.lmdb.record import label_mask
+from pimlip_zoo.datasets.neighbour_list import neighbour_distances
 from pimlip_zoo.errors import InputError
-
-__all__ = ["FACTS", "Survey", "survey_frames", "survey_sample"]
 
 _BINS = 12
 _SAMPLE = 2000
@@ -166,15 +165,10 @@ def survey_sample(name: str, frames: Sequence[Frame], *, cutoff: float = 5.0, at
 
 def _facts(frame: Frame, composition: int, cutoff: float) -> tuple[object, ...]:
     n = len(frame.numbers)
-    force_square, force_max, force_net, force_atoms = 0.0, np.nan, np.nan, 0
-    if frame.forces is not None:
-        square = np.einsum("ij,ij->i", frame.forces, frame.forces)
-        labelled = square[~np.isnan(square)]
-        force_atoms = len(labelled)
-        if force_atoms:
-            force_square, force_max = float(labelled.sum()), float(labelled.max()) ** 0.5
-        if force_atoms == n:
-            force_net = float(np.linalg.norm(frame.forces.sum(axis=0)))
+    force_square, force_max, force_atoms = force_numbers(frame)
+    force_net = np.nan
+    if frame.forces is not None and force_atoms == n:
+        force_net = float(np.linalg.norm(frame.forces.sum(axis=0)))
     edges, closest, lonely, fingerprint = _surroundings(frame, cutoff)
     periodic = bool(frame.pbc.any())
     return (
@@ -205,18 +199,7 @@ def _surroundings(frame: Frame, cutoff: float) -> tuple[int, float, int, NDArray
     from ase.data import covalent_radii
 
     n = len(frame.numbers)
-    if n <= 64 and not frame.pbc.any():
-        delta = frame.positions[:, None] - frame.positions[None]
-        square = np.einsum("ijk,ijk->ij", delta, delta)
-        square.flat[:: n + 1] = np.inf
-        centre, neighbour = np.nonzero(square < cutoff * cutoff)
-        distance = np.sqrt(square[centre, neighbour])
-    else:
-        from pimlip_zoo.datasets.neighbour_list import neighbour_list
-
-        (centre, neighbour), shift = neighbour_list(frame.positions, frame.cell, frame.pbc, cutoff)
-        vectors = frame.positions[neighbour] - frame.positions[centre] + shift @ frame.cell
-        distance = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    (centre, neighbour), _, distance = neighbour_distances(frame, cutoff)
     if not len(centre):
         return 0, np.inf, n if n > 1 else 0, np.zeros(2 * _BINS)
     a, b = frame.numbers[centre], frame.numbers[neighbour]

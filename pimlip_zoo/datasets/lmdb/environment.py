@@ -22,15 +22,6 @@ import numpy as np
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import regular_file
 
-__all__ = [
-    "PAGES_CHECKED_ON_OPENING",
-    "SharedEnvironment",
-    "check_header",
-    "check_pages",
-    "open_readonly",
-    "pad_to_header",
-]
-
 _T = TypeVar("_T")
 
 PAGES_CHECKED_ON_OPENING = 64 << 20
@@ -49,8 +40,16 @@ _COMPARED = 256
 _READ_AT_ONCE = 1 << 22
 
 
-class _Meta:
-    """The newer of the two headers of an LMDB file."""
+class Header:
+    """The newer of the two headers of an LMDB file.
+
+    Args:
+        path: the file.
+        may_be_short: it is still being written, and its last pages may not be.
+
+    Raises:
+        InputError: for a file that is no LMDB file or that is shorter than its header says.
+    """
 
     def __init__(self, path: Path, *, may_be_short: bool = False) -> None:
         size = regular_file(path).stat().st_size
@@ -90,24 +89,11 @@ def pad_to_header(path: Path) -> None:
 
     After this a shorter file is a truncated one.
     """
-    meta = _Meta(path, may_be_short=True)
+    meta = Header(path, may_be_short=True)
     size = (meta.last_page + 1) * meta.page_size
     if path.stat().st_size < size:
         with path.open("r+b") as file:
             file.truncate(size)
-
-
-def check_header(path: Path, *, may_be_short: bool = False) -> None:
-    """Refuse a file that is no LMDB file or that is shorter than its header says.
-
-    Args:
-        path: the file.
-        may_be_short: it is still being written, and its last pages may not be.
-
-    Raises:
-        InputError: naming the file.
-    """
-    _Meta(path, may_be_short=may_be_short)
 
 
 def check_pages(path: Path) -> int:
@@ -127,7 +113,7 @@ class _PageWalk:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.meta = _Meta(path)
+        self.meta = Header(path)
         shape = (self.meta.pages, self.meta.page_size)
         self.pages = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
         self.seen = np.zeros(self.meta.pages, dtype=bool)
@@ -205,7 +191,7 @@ class SharedEnvironment:
         self._forget = weakref.finalize(self, os.close, self._descriptor)
         self._forget.atexit = False
         self._state = _state(self._descriptor)
-        self._page_size = _Meta(path).page_size
+        self._page_size = Header(path).page_size
         self._content = self._look()
         self._begin()
 
@@ -313,7 +299,7 @@ def open_readonly(path: Path, *, every_page: bool = False) -> SharedEnvironment:
             if every_page or path.stat().st_size <= PAGES_CHECKED_ON_OPENING:
                 check_pages(path)
             else:
-                check_header(path)
+                Header(path)
             shared = _OPEN[identity] = SharedEnvironment(path, identity)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", file=path) from error

@@ -18,19 +18,6 @@ from pimlip_zoo.datasets.frame import EVEN, Frame
 from pimlip_zoo.datasets.lmdb.record import ENERGY, FORCES, STRESS, label_mask
 from pimlip_zoo.datasets.same_size import groups_of_alike
 
-__all__ = [
-    "BLOCK",
-    "CHECKSUM",
-    "ENTRY",
-    "FRAME",
-    "count_edges",
-    "entries_of",
-    "entry_of",
-    "force_sums",
-    "geometry_digest",
-    "uncounted",
-]
-
 ENTRY = np.dtype(
     [
         ("natoms", "<u4"),
@@ -63,14 +50,7 @@ def entry_of(frame: Frame, composition: int, cutoff: float) -> tuple[object, ...
         composition: its number in the store's table.
         cutoff: Å, within which edges are counted.
     """
-    force_square, force_max, force_atoms = 0.0, np.nan, 0
-    if frame.forces is not None:
-        labelled = np.einsum("ij,ij->i", frame.forces, frame.forces)
-        if math.isnan(np.add.reduce(labelled)):
-            labelled = labelled[~np.isnan(labelled)]
-        force_atoms = len(labelled)
-        if force_atoms:
-            force_square, force_max = float(labelled.sum()), float(labelled.max()) ** 0.5
+    force_square, force_max, force_atoms = force_numbers(frame)
     return (
         len(frame.numbers),
         count_edges(frame, cutoff),
@@ -84,6 +64,16 @@ def entry_of(frame: Frame, composition: int, cutoff: float) -> tuple[object, ...
         force_atoms,
         geometry_digest(frame),
     )
+
+
+def force_numbers(frame: Frame) -> tuple[float, float, int]:
+    """Sum of squares, largest norm (NaN where there is none), and atoms, of labelled atoms."""
+    if frame.forces is None:
+        return 0.0, np.nan, 0
+    labelled = np.einsum("ij,ij->i", frame.forces, frame.forces)
+    if math.isnan(np.add.reduce(labelled)):
+        labelled = labelled[~np.isnan(labelled)]
+    return float(labelled.sum()), float(labelled.max()) ** 0.5 if len(labelled) else np.nan, len(labelled)
 
 
 def uncounted(frame: Frame) -> int:

@@ -9,19 +9,6 @@ from typing import Any
 
 from pimlip_zoo.errors import InputError
 
-__all__ = [
-    "FORMAT",
-    "INDEX_CUTOFF",
-    "META",
-    "VERSION",
-    "checksum_key",
-    "composition_key",
-    "frame_key",
-    "index_key",
-    "load_meta",
-    "new_meta",
-]
-
 FORMAT = "pimlip-zoo frames"
 VERSION = 1
 INDEX_CUTOFF = 5.0

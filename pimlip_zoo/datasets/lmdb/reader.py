@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ from pimlip_zoo.datasets.lmdb.index import BLOCK, CHECKSUM, ENTRY, count_edges, 
 from pimlip_zoo.datasets.lmdb.keys import META, checksum_key, composition_key, frame_key, index_key, load_meta
 from pimlip_zoo.datasets.lmdb.record import ENERGY, STRESS, RecordError, decode
 from pimlip_zoo.errors import InputError
-
-__all__ = ["FrameStore", "shard_paths"]
 
 _ELEMENTS = 119
 _VERIFIED = 512
@@ -63,8 +62,6 @@ class FrameStore:
         self.path = Path(path)
         self._shards = [_Shard(file) for file in shard_paths(path)]
         self._ends = list(accumulate(shard.count for shard in self._shards))
-        self._index: NDArray[Any] | None = None
-        self._compositions: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -129,18 +126,12 @@ class FrameStore:
     @property
     def index(self) -> NDArray[Any]:
         """One entry per frame: see :data:`~pimlip_zoo.datasets.lmdb.index.ENTRY`."""
-        if self._index is None:
-            self._load_index()
-        assert self._index is not None
-        return self._index
+        return self._tables[0]
 
     @property
     def compositions(self) -> NDArray[np.int64]:
         """(compositions, 119): atoms of each element; rows are numbered by ``index["composition"]``."""
-        if self._compositions is None:
-            self._load_index()
-        assert self._compositions is not None
-        return self._compositions
+        return self._tables[1]
 
     def checksums(self) -> NDArray[np.uint32] | None:
         """(frames,) CRC-32 of each frame as its writer noted it; None in stores of versions that noted none."""
@@ -175,11 +166,10 @@ class FrameStore:
         """
         for shard in self._shards:
             check_pages(shard.path)
-        self._load_index()
-        checksums = self.checksums()
+        index, checksums = self.index, self.checksums()
         for start in range(0, len(self), _VERIFIED):
             stop = min(start + _VERIFIED, len(self))
-            self._verify_part(start, stop)
+            self._verify_part(start, index[start:stop])
             found = np.frombuffer(b"".join(self.raw(i)[:4] for i in range(start, stop)), CHECKSUM)
             if checksums is not None and (other := np.flatnonzero(found != checksums[start:stop])).size:
                 raise InputError(
@@ -189,9 +179,8 @@ class FrameStore:
                 progress(stop - start)
         return len(self)
 
-    def _verify_part(self, start: int, stop: int) -> None:
-        entries = self.index[start:stop]
-        frames = [self[i] for i in range(start, stop)]
+    def _verify_part(self, start: int, entries: NDArray[Any]) -> None:
+        frames = [self[i] for i in range(start, start + len(entries))]
         expected = entries_of(frames, entries["composition"].tolist(), self.index_cutoff)
         for name in (name for name in ENTRY.names or () if name != "composition"):
             for k in np.flatnonzero(~_same(entries[name], expected[name], _ROUNDED.get(name))).tolist():
@@ -215,7 +204,8 @@ class FrameStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
 
-    def _load_index(self) -> None:
+    @cached_property
+    def _tables(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
         entries, rows, offset = [], [], 0
         for shard in self._shards:
             part = shard.load_index()
@@ -237,7 +227,7 @@ class FrameStore:
         unique, renumbered = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
         if len(index):
             index["composition"] = renumbered.reshape(-1)[index["composition"]]
-        self._index, self._compositions = index, unique
+        return index, unique
 
 
 def _same(a: NDArray[Any], b: NDArray[Any], tolerance: float | None) -> NDArray[np.bool_]:

@@ -17,21 +17,6 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import EVEN, NO_CELL, Frame
 
-__all__ = [
-    "FORCES",
-    "HEADER",
-    "KIND",
-    "MAX_ATOMS",
-    "STRESS",
-    "RecordError",
-    "decode",
-    "decode_alike",
-    "encode",
-    "encode_all",
-    "is_molecule",
-    "label_mask",
-]
-
 HEADER = struct.Struct("<IHBBIIdd")
 """crc32 of the rest, layout, flags, periodic directions, natoms, bytes of info, energy, weight."""
 KIND = slice(4, 12)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.electrons import stated_at_all
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.indices import whole_numbers
-from pimlip_zoo.datasets.lmdb.environment import check_header, pad_to_header
+from pimlip_zoo.datasets.lmdb.environment import Header, pad_to_header
 from pimlip_zoo.datasets.lmdb.index import BLOCK, CHECKSUM, ENTRY, entries_of
 from pimlip_zoo.datasets.lmdb.keys import (
     INDEX_CUTOFF,
@@ -34,8 +34,6 @@ from pimlip_zoo.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-__all__ = ["StoreWriter", "partial_path", "write_store"]
 
 _FIRST_MAP = 16 << 20
 _EMPTY = 2 << 12
@@ -119,7 +117,8 @@ class StoreWriter:
         first = self._count
         self._meta["count"] = first + len(self._rows)
         self._meta["compositions"] = len(self._compositions)
-        puts = [(composition_key(number), pairs) for number, pairs in self._pending_compositions()]
+        known = len(self._compositions) - len(self._new_compositions)
+        puts = [(composition_key(known + k), pairs) for k, pairs in enumerate(self._new_compositions)]
         puts += self._index_blocks(first)
         puts.append((META, json.dumps(self._meta, ensure_ascii=False).encode()))
         self._write(puts, self._rows)
@@ -209,10 +208,6 @@ class StoreWriter:
             self._new_compositions.append(key)
         return number
 
-    def _pending_compositions(self) -> Iterable[tuple[int, bytes]]:
-        first = len(self._compositions) - len(self._new_compositions)
-        return enumerate(self._new_compositions, start=first)
-
     def _index_blocks(self, first: int) -> list[tuple[bytes, bytes]]:
         """The blocks of the index and of checksums that change; the last one may be filled up."""
         blocks, self._tail = _blocks(np.array(self._entries, dtype=ENTRY), self._tail, first, index_key)
@@ -250,7 +245,7 @@ class StoreWriter:
                 os.truncate(self._claim, 0)
                 size = 0
             else:
-                check_header(self._partial, may_be_short=True)
+                Header(self._partial, may_be_short=True)
             self._environment = lmdb.open(
                 str(self._partial),
                 subdir=False,

@@ -7,12 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.errors import InputError
-
-__all__ = ["AseDatabase"]
+from pimlip_zoo.errors import InputError, reading
 
 _NOT_KEPT = (
     *("momenta", "tags", "masses", "charges", "magmom", "magmoms", "dipole", "energies", "stresses"),
@@ -52,41 +50,29 @@ class AseDatabase:
         stop = min(window.stop, self._count)
         if window.start >= stop:
             return
-        try:
-            with self._held():
-                rows = self._database.select(offset=window.start, limit=stop - window.start)
-                for i, row in enumerate(rows):
-                    index = window.start + i
-                    if index in window:
-                        yield index, self._item(row, index)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"cannot be read: {error}", file=self.path) from error
+        with reading(self.path), self._held():
+            rows = self._database.select(offset=window.start, limit=stop - window.start)
+            for index, row in enumerate(rows, start=window.start):
+                if index in window:
+                    yield item_of(self.path, index, self._frame, row, index)
 
-    def _item(self, row: Any, index: int) -> Frame | InputError:
+    def _frame(self, row: Any, index: int) -> Frame:
         results = {key: row.get(key) for key in ("energy", "forces", "stress", "free_energy") if key in row}
-        try:
-            data = dict(row.data or {})
-            initial = {key: row.get(key) for key in INITIAL if key in row}
-            return self.finder.frame(
-                row.numbers,
-                row.positions,
-                row.cell,
-                row.pbc,
-                [
-                    ("calculator", results),
-                    ("key_value_pairs", row.key_value_pairs),
-                    ("data", data),
-                    ("arrays", initial),
-                ],
-                index=index,
-                also=[key for key in _NOT_KEPT if key in row] + ["constraints"] * bool(row.constraints),
-            )
-        except InputError as error:
-            return error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            return InputError(f"cannot be read: {error}", file=self.path, frame=index)
+        initial = {key: row.get(key) for key in INITIAL if key in row}
+        return self.finder.frame(
+            row.numbers,
+            row.positions,
+            row.cell,
+            row.pbc,
+            [
+                ("calculator", results),
+                ("key_value_pairs", row.key_value_pairs),
+                ("data", dict(row.data or {})),
+                ("arrays", initial),
+            ],
+            index=index,
+            also=[key for key in _NOT_KEPT if key in row] + ["constraints"] * bool(row.constraints),
+        )
 
     def _held(self) -> AbstractContextManager[Any]:
         """One connection for all rows: ASE's SQLite class otherwise makes one for each."""

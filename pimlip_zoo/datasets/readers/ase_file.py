@@ -12,15 +12,13 @@ import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.convergence import unconverged_in
-from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     from ase import Atoms
-
-__all__ = ["AseFile", "frame_from_atoms"]
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -62,10 +60,7 @@ class AseFile:
                     ),
                 )
                 continue
-            try:
-                yield index, frame_from_atoms(atoms, self.finder, index)
-            except InputError as error:
-                yield index, error
+            yield item_of(self.path, index, frame_from_atoms, atoms, self.finder, index)
 
     def _unconverged(self) -> set[int]:
         """Structures whose labels are no results; of what cannot be told apart, one line."""
@@ -99,8 +94,7 @@ class AseFile:
                 "is of no known format", file=self.path, hint="name it with ?format=, as ASE calls it"
             ) from error
         except Exception as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"cannot be read: {text}", file=self.path, frame=index) from error
+            raise InputError(f"cannot be read: {reason_of(error)}", file=self.path, frame=index) from error
 
 
 def frame_from_atoms(atoms: Atoms, finder: LabelFinder, index: int) -> Frame:

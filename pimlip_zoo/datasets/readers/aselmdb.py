@@ -17,8 +17,6 @@ from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reason_of
 
-__all__ = ["AseLmdbFile"]
-
 _MAX_ROW, _EXPANSION = 1 << 24, 100
 _LEAST_ROW = 16
 """Bytes that an entry of LMDB takes at least."""

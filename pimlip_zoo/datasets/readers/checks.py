@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import LABELS, Frame
+from pimlip_zoo.datasets.neighbour_list import complete_cell, neighbour_list
 from pimlip_zoo.datasets.same_size import groups_of_alike
 from pimlip_zoo.errors import InputError
-
-__all__ = ["MAX_NUMBER", "SAME_SPOT", "all_usable", "check_frame", "coinciding_atoms"]
 
 SAME_SPOT = 1e-3
 _MANY_ATOMS = 64
@@ -101,7 +100,10 @@ def _check_geometry(frame: Frame, place: dict[str, Any]) -> None:
         if not _finite(values):
             raise InputError(f"{_first_bad(values, key)} is NaN or infinite", **place, key=key)
     if frame.pbc.any():
-        _check_cell(frame, place)
+        try:
+            complete_cell(frame.cell, frame.pbc)
+        except InputError as error:
+            raise error.at(**place) from error
 
 
 def coinciding_atoms(
@@ -138,8 +140,6 @@ def _to_nearest_image(
 def _coinciding_in_large(
     positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
 ) -> tuple[int, int] | None:
-    from pimlip_zoo.datasets.neighbour_list import neighbour_list
-
     pairs, shift = neighbour_list(positions, cell, pbc, 0.5)
     delta = positions[pairs[1]] - positions[pairs[0]] + shift @ cell
     close = np.flatnonzero(np.linalg.norm(delta, axis=1) < SAME_SPOT)
@@ -147,17 +147,6 @@ def _coinciding_in_large(
         return None
     i, j = sorted(int(atom) for atom in pairs[:, close[0]])
     return i, j
-
-
-def _check_cell(frame: Frame, place: dict[str, Any]) -> None:
-    vectors = frame.cell[frame.pbc]
-    lengths = np.linalg.norm(vectors, axis=1)
-    if (lengths < 1e-10).any():
-        axis = "abc"[int(np.flatnonzero(frame.pbc)[int(np.argmin(lengths))])]
-        raise InputError(f"direction {axis} is periodic but has no cell vector", **place, key="cell")
-    gram = (vectors / lengths[:, None]) @ (vectors / lengths[:, None]).T
-    if np.linalg.det(gram) < 1e-12:
-        raise InputError("the cell is singular: its periodic vectors are coplanar", **place, key="cell")
 
 
 def _without_nan_labels(frame: Frame) -> Frame:

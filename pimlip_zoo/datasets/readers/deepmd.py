@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.indices import whole_numbers
-from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.numpy_file import load_npy
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.errors import InputError, reason_of
+from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import read_text, regular_file
-
-__all__ = ["DeepmdFolder"]
 
 _VIRTUAL = -1
 _OF_FRAMES = "real_atom_types.npy"
@@ -47,7 +45,7 @@ class DeepmdFolder:
 
     def count(self) -> int:
         """Frames of all systems and sets."""
-        return sum(len(_load(part / "coord.npy", mapped=True)) for s in self._systems for part in _sets(s))
+        return sum(len(load_npy(part / "coord.npy", mapped=True)) for s in self._systems for part in _sets(s))
 
     def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
         """Frames of the window, system by system."""
@@ -57,7 +55,7 @@ class DeepmdFolder:
             types = self._types(system, len(table))
             periodic = not (system / "nopbc").exists()
             for folder in _sets(system):
-                m = len(_load(folder / "coord.npy", mapped=True))
+                m = len(load_npy(folder / "coord.npy", mapped=True))
                 if offset + m > window.start and offset < window.stop:
                     yield from self._read_set(folder, table, types, periodic, offset, window)
                 offset += m
@@ -71,7 +69,7 @@ class DeepmdFolder:
         offset: int,
         window: range,
     ) -> Iterator[Item]:
-        m, n = len(_load(folder / "coord.npy", mapped=True)), len(types)
+        m, n = len(load_npy(folder / "coord.npy", mapped=True)), len(types)
         mixed = folder / _OF_FRAMES
         of_frames = _shaped(mixed, (m, n)) if os.path.lexists(mixed) else None
         data = {
@@ -83,39 +81,34 @@ class DeepmdFolder:
         if periodic and "box" not in data:
             raise InputError("has no box.npy", file=folder, hint="a file nopbc beside type.raw says open")
         positions = _shaped(folder / "coord.npy", (m, n, 3))
-        for i in range(m):
-            if offset + i not in window:
-                continue
+
+        def frame(i: int) -> Frame:
+            of_atoms = types if of_frames is None else _checked_types(of_frames[i], len(table), mixed, i)
+            real = of_atoms != _VIRTUAL
             labels: dict[str, Any] = {
                 key: data[key][i] for key in ("energy", "force", "virial") if key in data
             }
-            cell = data["box"][i] if periodic else None
-            try:
-                if of_frames is not None:
-                    types = _checked_types(of_frames[i], len(table), mixed, i)
-                real = types != _VIRTUAL
-                if "force" in labels:
-                    labels["force"] = labels["force"][real]
-                frame: Frame | InputError = self.finder.frame(
-                    table[types[real]],
-                    positions[i][real],
-                    cell,
-                    periodic,
-                    [("npy", labels)],
-                    index=offset + i,
-                    also=others,
-                )
-            except InputError as error:
-                frame = error
-            yield offset + i, frame
+            if "force" in labels:
+                labels["force"] = labels["force"][real]
+            return self.finder.frame(
+                table[of_atoms[real]],
+                positions[i][real],
+                data["box"][i] if periodic else None,
+                periodic,
+                [("npy", labels)],
+                index=offset + i,
+                also=others,
+            )
+
+        for i in range(m):
+            if offset + i in window:
+                yield item_of(self.path, offset + i, frame, i)
 
     def _types(self, system: Path, count: int) -> NDArray[np.int64]:
         if not read_text(system / "type.raw").strip():
             raise InputError("names no atoms", file=system / "type.raw")
-        try:
+        with reading(system / "type.raw"):
             types = np.loadtxt(regular_file(system / "type.raw"), dtype=np.int64, ndmin=1)
-        except (ValueError, OSError) as error:
-            raise InputError(f"cannot be read: {reason_of(error)}", file=system / "type.raw") from error
         return _checked_types(types.reshape(-1), count, system / "type.raw", None)
 
     def _table(self, system: Path) -> NDArray[np.int64]:
@@ -194,13 +187,9 @@ def _sets(system: Path) -> list[Path]:
     return found
 
 
-def _load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
-    return load_npy(path, mapped=mapped)
-
-
 def _shaped(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Numbers of frames, which the first axis counts; the others may be flat."""
-    array = _load(path)
+    array = load_npy(path)
     if array.dtype.kind not in "biuf":
         raise InputError(f"holds no numbers but {array.dtype}", file=path)
     if array.size != int(np.prod(shape)) or array.shape[:1] != shape[:1]:

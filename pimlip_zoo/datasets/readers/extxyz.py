@@ -21,13 +21,11 @@ from typing import IO, Any
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import expansion_limit
-
-__all__ = ["ExtxyzFile", "check_expansion"]
 
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _MAX_ATOMS = 100_000_000
@@ -78,14 +76,8 @@ class ExtxyzFile:
                 be told apart.
         """
         for index, _, comment, rows in self._cut(window, hint or (0, 0)):
-            if index not in window:
-                continue
-            try:
-                yield index, self._frame(index, comment.decode(), rows)
-            except InputError as error:
-                yield index, error
-            except Exception as error:  # noqa: BLE001 - whatever a parser throws at a bad line
-                yield index, InputError(_one_line(error), file=self.path, frame=index)
+            if index in window:
+                yield item_of(self.path, index, self._frame, index, comment, rows)
 
     def _cut(self, window: range, hint: tuple[int, int]) -> Iterator[tuple[int, int, bytes, list[bytes]]]:
         """Index, place, header line, atom lines; lines of frames outside the window are not kept."""
@@ -121,7 +113,7 @@ class ExtxyzFile:
                     index += 1
             except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
                 raise InputError(
-                    f"cannot be read: {_one_line(error)}", file=self.path, frame=index
+                    f"cannot be read: {reason_of(error)}", file=self.path, frame=index
                 ) from error
 
     def _checked(self, line: bytes, longest: int, index: int) -> bytes:
@@ -149,8 +141,8 @@ class ExtxyzFile:
             )
         return n
 
-    def _frame(self, index: int, comment: str, rows: list[bytes]) -> Frame:
-        info, columns = _header(comment)
+    def _frame(self, index: int, comment: bytes, rows: list[bytes]) -> Frame:
+        info, columns = _header(comment.decode())
         table = _Table([row.decode() for row in rows], columns or _PLAIN, announced=columns is not None)
         cell = info.pop("Lattice", None)
         pbc = info.pop("pbc", None)
@@ -215,7 +207,7 @@ def check_expansion(path: str | Path) -> None:
             while room >= 0 and (part := file.read(_PART)):
                 room -= len(part)
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"cannot be read: {_one_line(error)}", file=path) from error
+        raise InputError(f"cannot be read: {reason_of(error)}", file=path) from error
     if room < 0:
         raise InputError(
             f"holds more than {limit} bytes in {path.stat().st_size}, which structures do not",
@@ -359,7 +351,3 @@ def _last(lines: Iterator[bytes]) -> tuple[int, bytes]:
     for count, line in enumerate(lines, 1):  # noqa: B007
         pass
     return count, line
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

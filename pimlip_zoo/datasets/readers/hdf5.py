@@ -16,10 +16,8 @@ from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.errors import InputError, did_you_mean, reading
 from pimlip_zoo.files import expansion_limit
-
-__all__ = ["Hdf5File"]
 
 _BLOCK = 1024
 
@@ -270,21 +268,16 @@ class Hdf5File:
             parent, _, name = path.rpartition("/")
             held.setdefault(parent or "/", set()).add(name)
 
-        with self._open() as file:
+        with reading(self.path), self._open() as file:
             from h5py import Dataset  # it is there: the file is open
 
-            try:
-                file.visit(visit)
-                for group, members in held.items():
-                    key = _first(tuple(sorted(positions & members)), members)
-                    if key is None:
-                        continue
-                    found = file[f"{group}/{key}"]
-                    if isinstance(found, Dataset):
-                        names.update(members)
-                        groups.append(_Group(group, len(found), frozenset(members)))
-            except (OSError, RuntimeError, KeyError, TypeError) as error:
-                raise InputError(f"cannot be read: {error}", file=self.path) from error
+            file.visit(visit)
+            for group, members in held.items():
+                key = _first(tuple(sorted(positions & members)), members)
+                found = None if key is None else file[f"{group}/{key}"]
+                if isinstance(found, Dataset):
+                    names.update(members)
+                    groups.append(_Group(group, len(found), frozenset(members)))
         return groups, names
 
     def _open(self) -> Any:

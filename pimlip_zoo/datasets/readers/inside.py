@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError
-
-__all__ = ["BuiltinSet", "StoreFile"]
 
 
 class BuiltinSet:
@@ -49,10 +47,7 @@ class StoreFile:
     def read(self, window: range = ALL_FRAMES) -> Iterator[Item]:
         """Frames of the window."""
         for index in range(window.start, min(window.stop, len(self.store)), window.step):
-            try:
-                yield index, self.store[index]
-            except InputError as error:
-                yield index, error
+            yield item_of(self.store.path, index, self.store.__getitem__, index)
 
 
 def _refuse_options(options: ReadOptions, path: str) -> None:

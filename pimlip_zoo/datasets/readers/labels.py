@@ -21,8 +21,6 @@ from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit, stress_unit
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["INITIAL", "LabelFinder"]
-
 log = logging.getLogger("pimlip_zoo")
 
 _PREFIXES = ("", "ref_", "dft_", "reference_")

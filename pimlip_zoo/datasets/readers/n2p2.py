@@ -7,12 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
+from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean
-
-__all__ = ["N2p2File"]
 
 _KNOWN = {"comment", "lattice", "atom", "energy", "charge"}
 
@@ -35,12 +33,7 @@ class N2p2File:
             if index >= window.stop:
                 return
             if index in window:
-                try:
-                    yield index, self._frame(lines, index)
-                except InputError as error:
-                    yield index, error
-                except (ValueError, IndexError, KeyError) as error:
-                    yield index, InputError(f"cannot be read: {error}", file=self.path, frame=index)
+                yield item_of(self.path, index, self._frame, lines, index)
 
     def _blocks(self) -> Iterator[list[list[str]]]:
         block: list[list[str]] | None = None

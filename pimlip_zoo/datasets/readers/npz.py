@@ -17,8 +17,6 @@ from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.units import energy_unit, length_unit
 from pimlip_zoo.errors import InputError
 
-__all__ = ["NpzFile"]
-
 _NUMBERS = ("z", "nuclear_charges", "numbers", "atomic_numbers")
 _POSITIONS = ("R", "coords", "positions", "coordinates")
 _ENERGY = ("E", "energies", "energy")

@@ -10,10 +10,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import expansion_limit, regular_file
-
-__all__ = ["UNREADABLE", "check_npz", "load_npy", "open_npz"]
 
 UNREADABLE = (OSError, ValueError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile)
 """What numpy raises for files that are none of its own, or damaged."""
@@ -26,14 +24,10 @@ def load_npy(path: str | Path, *, mapped: bool = False) -> NDArray[Any]:
         InputError: when there is none, or fewer bytes than its shape needs.
     """
     path = regular_file(path)
-    try:
+    with reading(path):
         with path.open("rb") as file:
             _check_header(file, path.stat().st_size, path)
         return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        raise InputError(f"cannot be read: {' '.join(str(error).split())}", file=path) from error
 
 
 def check_npz(path: str | Path) -> None:

@@ -12,9 +12,6 @@ from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
 from pimlip_zoo.errors import InputError, did_you_mean, no_such_file, reading
 from pimlip_zoo.files import regular_file
 
-__all__ = ["check_bounded", "check_chosen", "format_by_ending", "open_source", "window_of"]
-
-
 _READERS = {
     "builtin": "inside.BuiltinSet",
     "extxyz": "extxyz.ExtxyzFile",

@@ -14,8 +14,6 @@ from typing import Any
 
 from pimlip_zoo.errors import InputError, did_you_mean, no_such_file
 
-__all__ = ["DataSource", "ReadOptions", "parse_spec"]
-
 _SLICE = re.compile(r"(-?\d+)?(:(-?\d+)?(:(-?\d+)?)?)?")
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 _GLOB = re.compile(r"[*?\[]")

@@ -6,8 +6,6 @@ from functools import lru_cache
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["energy_unit", "forces_unit", "length_unit", "stress_unit"]
-
 
 @lru_cache(maxsize=1)
 def _tables() -> dict[str, dict[str, float]]:

@@ -19,8 +19,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing, scratch_folder, seal, sealed, writing
 from pimlip_zoo.outputs import LIBRARY, check_output
 
-__all__ = ["PLUGIN_NAME", "build_plugin", "plugin_cache", "source_files"]
-
 log = logging.getLogger(__name__)
 
 PLUGIN_NAME = "pimlipplugin.so"

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.graph import AtomGraph
 
-__all__ = ["CheckRow", "SinglePoint", "check_deployment", "single_points"]
-
 BAR = 1.6021765e6
 """LAMMPS' factor from eV/Å³ to bar in metal units (``nktv2p``)."""
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
-__all__ = ["AtomTypes", "atom_types", "data_text", "has_charges", "in_lammps_axes", "left_out", "write_data"]
-
 _MARGIN = 6.0  # Å of empty space beyond the atoms in open directions
 _CARRIED = {"numbers", "positions", "momenta", "masses", "initial_charges", "type", "id"}
 _STANDARD = 1e-3  # relative; what `pair_style pimlip` takes for the element's own mass

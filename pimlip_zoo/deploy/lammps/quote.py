@@ -7,8 +7,6 @@ import re
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["lammps_word"]
-
 _PLAIN = re.compile(r"[\w./+:@%,=~^-]+", re.ASCII)
 
 

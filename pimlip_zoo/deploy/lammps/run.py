@@ -10,8 +10,6 @@ from pathlib import Path
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["lammps_command", "run_lammps"]
-
 
 def lammps_command(ranks: int = 1) -> list[str]:
     """``lmp``, or ``mpirun -np N lmp``; those of this Python environment come first.

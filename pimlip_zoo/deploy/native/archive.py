@@ -12,8 +12,6 @@ from pathlib import Path
 from pimlip_zoo.deploy.native.uncertainty import KEY, OtherWeights
 from pimlip_zoo.errors import InputError, reading
 
-__all__ = ["SUFFIX", "TARGETS", "NativeFile", "read_native", "source_entry", "write_native"]
-
 SUFFIX = ".pimlip"
 TARGETS = {64: 32, 32: 16, 16: 16}
 """Bytes of a vector, and registers, of the processors that the C is written for: AVX-512, AVX2, any other."""

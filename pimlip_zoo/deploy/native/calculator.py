@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
-__all__ = ["NativeCalculator"]
-
 _FEW_ATOMS = 200
 """Up to so many atoms without periodic images, the model looks at all distances itself."""
 

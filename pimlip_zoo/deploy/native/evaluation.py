@@ -20,8 +20,6 @@ from pimlip_zoo.nn.mlp import keep_slopes
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["evaluation", "recorded", "steps_of"]
-
 
 def steps_of(potential: Potential) -> Trace:
     """The steps of a potential's model, what opposite edges share and what perceptrons keep marked.

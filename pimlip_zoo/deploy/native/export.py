@@ -29,8 +29,6 @@ from pimlip_zoo.graph import AtomGraph, Predictions
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["export_native", "pair_style_function"]
-
 Evaluate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 

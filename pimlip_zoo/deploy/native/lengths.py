@@ -21,8 +21,6 @@ from pimlip_zoo.graph import AtomGraph
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["LengthFunctions", "ancestors", "find_length_functions"]
-
 _SAME = 1e-10
 """Relative to the largest number of a value: what differs less is equal, in float64."""
 _LENGTHS = (0.31, 0.52, 0.83)

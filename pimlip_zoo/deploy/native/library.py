@@ -25,8 +25,6 @@ from pimlip_zoo.deploy.native.archive import NativeFile, read_native, source_has
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import scratch_folder, seal, seal_of, sealed
 
-__all__ = ["NativeModel", "StructureResult", "machine_level", "num_threads"]
-
 Reals = NDArray[np.float64]
 Integers = NDArray[np.int64]
 

@@ -24,8 +24,6 @@ from pimlip_zoo.nn.edges import EdgeEmbedding
 if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["Errors", "Tabulated", "by_steps", "deviation", "tabulated"]
-
 Predict = Callable[[AtomGraph], Predictions]
 
 _FIRST_KNOT = 0.02

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from pimlip_zoo.compiled.native.program import Program
     from pimlip_zoo.models.potential import Potential
 
-__all__ = ["KEY", "Directions", "OtherWeights", "other_weights"]
-
 KEY = "uncertainty"
 """Of the metadata: ``K factor exponent quantile offset:bytes ...``, the last ones the parts of the weights."""
 

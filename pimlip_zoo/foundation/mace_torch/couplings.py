@@ -20,8 +20,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.foundation.arrays import Storage, make_storage
 from pimlip_zoo.foundation.unpickle import Record, unpickle
 
-__all__ = ["check_couplings"]
-
 _SYMBOL = re.compile(r"_w3j_(\d)_(\d)_(\d)")
 _LARGEST = 1 << 26
 _UNREADABLE = (OSError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile)

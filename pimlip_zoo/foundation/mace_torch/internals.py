@@ -14,8 +14,6 @@ from pimlip_zoo.foundation.unpickle import Record
 from pimlip_zoo.models.mace import MACEConfig
 from pimlip_zoo.models.mace_nonlinear import MACENonlinearConfig
 
-__all__ = ["check_internals"]
-
 
 def check_internals(record: Record, config: MACEConfig | MACENonlinearConfig) -> None:
     """Compare them with what this package computes with; files of older versions lack some, which are not compared.

@@ -17,8 +17,6 @@ from pimlip_zoo.foundation.unpickle import Record
 from pimlip_zoo.models.mace import MACEConfig
 from pimlip_zoo.models.mace_nonlinear import MACENonlinearConfig
 
-__all__ = ["check_layout", "parts_of"]
-
 
 def check_layout(record: Record, config: MACEConfig | MACENonlinearConfig) -> None:
     """Compare what a file says of its layers with the model that its weights are given to.

@@ -30,8 +30,6 @@ from pimlip_zoo.foundation.unpickle import Named, Record
 from pimlip_zoo.models.mace_nonlinear import DENSITY_WIDTH, MACENonlinear, MACENonlinearConfig
 from pimlip_zoo.nn.radial_network import LAYER_NORM_EPS
 
-__all__ = ["NONLINEAR", "import_nonlinear", "is_nonlinear"]
-
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
 
 _MOST_HIDDEN = 16

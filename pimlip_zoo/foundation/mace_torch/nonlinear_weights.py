@@ -17,8 +17,6 @@ from pimlip_zoo.foundation.mace_torch.weights import (
 from pimlip_zoo.models.mace_nonlinear import MACENonlinear, MACENonlinearConfig, NonlinearLayer
 from pimlip_zoo.nn.radial_network import RadialNetwork
 
-__all__ = ["convert_nonlinear"]
-
 _LINEAR = {
     "linear_in": "linear_up",
     "linear_self": "linear_res",

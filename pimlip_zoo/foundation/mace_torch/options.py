@@ -17,20 +17,6 @@ from pimlip_zoo.foundation.unpickle import Named, Record
 from pimlip_zoo.nn.elements import covalent_radii
 from pimlip_zoo.nn.mlp import ACTIVATIONS, ScaledActivation
 
-__all__ = [
-    "activation_name",
-    "bessel_moved",
-    "check_activation",
-    "check_attribute",
-    "check_radii",
-    "correlation_of",
-    "heads_of",
-    "plain",
-    "readout_gate",
-    "same",
-    "transform_of",
-]
-
 _TORCH = re.compile(
     r"torch\.(?:nn\.functional\.|nn\.modules\.activation\.|_C\._VariableFunctions(?:Class)?\.|_C\._nn\.)?\w+"
 )

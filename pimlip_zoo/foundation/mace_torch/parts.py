@@ -18,8 +18,6 @@ from pimlip_zoo.foundation.mace_torch.couplings import check_couplings
 from pimlip_zoo.foundation.mace_torch.options import activation_name, check_attribute, plain
 from pimlip_zoo.foundation.unpickle import Named, Record
 
-__all__ = ["check_parts"]
-
 _CONTRACTION = r"products\.#\.symmetric_contractions\.contractions\.#"
 _READOUT = r"(?:readouts\.#|embedding_readout)"
 _LINEAR = r"(?:linear_up|linear|linear_1|linear_2|linear_res|source_embedding|target_embedding)"

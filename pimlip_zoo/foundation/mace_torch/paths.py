@@ -22,8 +22,6 @@ from pimlip_zoo.models.mace_nonlinear import MACENonlinear, NonlinearLayer
 from pimlip_zoo.nn.convolution import ConvolutionSpec
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 
-__all__ = ["check_paths"]
-
 Part = tuple[int, int, int]
 """Multiplicity, degree, parity."""
 Path = tuple[Any, ...]

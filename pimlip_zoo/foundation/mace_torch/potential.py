@@ -37,8 +37,6 @@ from pimlip_zoo.models.mace_nonlinear import MACENonlinear
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.zbl import ZBL
 
-__all__ = ["import_potential"]
-
 _INTERACTIONS = {
     "RealAgnosticInteractionBlock": ("neighbors", False),
     "RealAgnosticResidualInteractionBlock": ("neighbors", True),

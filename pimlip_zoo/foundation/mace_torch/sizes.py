@@ -12,8 +12,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.mace import MACEConfig
 from pimlip_zoo.models.mace_nonlinear import MACENonlinearConfig
 
-__all__ = ["check_count", "check_most", "check_sizes"]
-
 _MOST_LAYERS, _LARGEST_L = 32, 8
 _HIGHEST_ORDER = 6
 

@@ -18,8 +18,6 @@ from pimlip_zoo.nn.convolution import ConvolutionSpec
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 from pimlip_zoo.nn.symmetric_contraction import SymmetricContraction, SymmetricContractionSpec, WeightBlock
 
-__all__ = ["Weights", "blocks_of", "checked", "contraction_of", "convert_weights", "radial_columns"]
-
 Array = NDArray[np.float64]
 Weights = Mapping[str, Tensor]
 

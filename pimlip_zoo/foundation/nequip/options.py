@@ -9,8 +9,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.allegro import AllegroConfig
 from pimlip_zoo.models.nequip import NequIPConfig
 
-__all__ = ["BUILDERS", "configure"]
-
 BUILDERS = ("nequip.model.NequIPGNNModel", "allegro.model.AllegroModel")
 """The builders whose models can be converted, by the names that configurations have for them."""
 

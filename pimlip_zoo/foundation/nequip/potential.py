@@ -19,8 +19,6 @@ from pimlip_zoo.models.extent import check_extent
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
 
-__all__ = ["import_potential"]
-
 _LEVELS = "per_type_energy_scale_shift"
 _MOST = {"num_layers": 32, "l_max": 8, "num_bessel": 1024}
 

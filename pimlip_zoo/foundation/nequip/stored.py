@@ -16,8 +16,6 @@ from pimlip_zoo.foundation.objects import archive_objects, state_of
 from pimlip_zoo.foundation.unpickle import Record
 from pimlip_zoo.yaml_file import parse_yaml
 
-__all__ = ["StoredModel", "read_model"]
-
 _KNOWN_VERSIONS = {"nequip": (0, 19), "allegro": (0, 8)}
 _PACKAGE_VERSION = 2
 _PACKAGE_PICKLE = "model/eager_model.pkl"

@@ -18,8 +18,6 @@ from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig, NequIPLayer
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 
-__all__ = ["allegro_weights", "nequip_weights"]
-
 Weights = Mapping[str, Tensor]
 
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 
-__all__ = ["Layer", "Layout", "copies", "read_layout"]
-
 _MOST_LAYERS, _LARGEST_L, _MOST_CHANNELS = 32, 8, 1 << 16
 
 

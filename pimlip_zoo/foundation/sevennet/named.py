@@ -7,8 +7,6 @@ from pathlib import Path
 
 from pimlip_zoo.errors import InputError, did_you_mean
 
-__all__ = ["NAMES", "find_file"]
-
 NAMES = {
     "7net-0": "SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",
     "7net-0_11July2024": "SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",

@@ -20,8 +20,6 @@ from pimlip_zoo.models.extent import check_extent
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
 
-__all__ = ["import_potential"]
-
 NEWEST = (0, 13)
 """Of that package: its layout is known up to this version."""
 

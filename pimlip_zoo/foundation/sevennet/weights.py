@@ -19,8 +19,6 @@ from pimlip_zoo.foundation.sevennet.layout import Layer, Layout, copies
 from pimlip_zoo.models.nequip import NequIP, NequIPLayer
 from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 
-__all__ = ["Converted", "convert_weights", "current_names"]
-
 Weights = Mapping[str, Tensor]
 
 _ELSEWHERE = (

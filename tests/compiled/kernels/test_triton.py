@@ -25,10 +25,10 @@ from pimlip_zoo.compiled.kernels.convolution import gpu as convolution
 from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
 from pimlip_zoo.compiled.kernels.launch import Block, compiled
-from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialSweep
 from pimlip_zoo.compiled.kernels.polynomial.gpu import triton_polynomial
 from pimlip_zoo.compiled.kernels.product.cpu import CentreSum, EdgeRows
 from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
+from pimlip_zoo.compiled.kernels.swept import Sweep
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.nn.convolution import Convolution, convolution_spec
 
@@ -243,7 +243,7 @@ def test_all_kernels_compile_for_a_gpu_and_keep_their_coefficients(dtype, monkey
     product = triton_edge_product(((0, 0), (0, 1), (1, 1)), 2, 2, 20, dtype)
     products = [EdgeRows("out", ((0, 0),)), EdgeRows("in", ((0, 1), (1, 0))), CentreSum(((0, 0),))]
     contraction = triton_polynomial(polynomial_of("0e + 1o", "0e", 2, 20).form, 20, dtype)
-    sweeps = [PolynomialSweep(0), PolynomialSweep(2, True, False, True), PolynomialSweep(1, False, True)]
+    sweeps = [Sweep(0), Sweep(2, True, False, True), Sweep(1, False, True)]
     others = [*map(product.source, products), *map(contraction.source, sweeps)]
     assembly = [compile_for_gpu(source, block) for source in (*convolutions, *others)]
     assert all(len(asm["cubin"]) > 0 for asm in assembly)

@@ -14,8 +14,6 @@ from pimlip_zoo.compiled.kernels.edges import EdgeLists, EdgePairs
 from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.library import FormLibrary
 
-__all__ = ["CpuConvolution", "cpu_convolution"]
-
 
 class CpuConvolution(FormLibrary[TrilinearForm]):
     """The kernels of one trilinear form for one number of channels and one dtype."""

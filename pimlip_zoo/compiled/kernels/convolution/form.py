@@ -9,8 +9,6 @@ from itertools import accumulate
 
 from torch import Tensor
 
-__all__ = ["FORWARD", "EdgeSum", "NodeSum", "Operands", "Path", "TrilinearForm"]
-
 # Which tensor stands in the place of an operand: 0 itself, 1 its tangent (for g, a second cotangent).
 # A term of a sum names one variant for each operand that it multiplies.
 Term = tuple[int, int, int]

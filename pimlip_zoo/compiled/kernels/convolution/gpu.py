@@ -17,8 +17,6 @@ from pimlip_zoo.compiled.kernels.convolution.source import Coupling, products_ar
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
 from pimlip_zoo.compiled.kernels.launch import Block, Launcher, Source, indented
 
-__all__ = ["TritonConvolution", "edge_sum_source", "node_sum_source", "triton_convolution"]
-
 _ACCUMULATORS = 48  # results that one program holds; a thread has 255 registers
 
 

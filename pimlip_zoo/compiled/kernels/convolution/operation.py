@@ -15,14 +15,6 @@ from pimlip_zoo.compiled.kernels.convolution.form import FORWARD, EdgeSum, NodeS
 from pimlip_zoo.compiled.kernels.convolution.gpu import TritonConvolution
 from pimlip_zoo.compiled.kernels.edges import EdgeLists
 
-__all__ = [
-    "ConvolutionOperation",
-    "convolve",
-    "gradient_kernels",
-    "second_kernels",
-    "tangent_kernel",
-]
-
 AnyKernel = TypeVar("AnyKernel", NodeSum, EdgeSum)
 Flags = tuple[bool, bool, bool]
 """Of x, Y and w."""

@@ -9,8 +9,6 @@ from pimlip_zoo.compiled.exact import ExactBuffers
 from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
 from pimlip_zoo.compiled.kernels.sums import sum_by_centre
 
-__all__ = ["ReferenceConvolution", "reference_convolution"]
-
 
 class ReferenceConvolution(ExactBuffers):
     """Few large operations: coupling matrices from the harmonics, one batched product, one sum over edges.

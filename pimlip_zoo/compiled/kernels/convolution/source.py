@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pimlip_zoo.compiled.kernels.convolution.form import EdgeSum, NodeSum, Path, Term, TrilinearForm
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
 
-__all__ = ["Coupling", "edge_sum_source", "node_sum_source", "products_around"]
-
 _BLOCK = 16  # edges whose coupling coefficients are computed together
 
 

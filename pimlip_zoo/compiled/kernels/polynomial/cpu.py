@@ -16,14 +16,7 @@ from torch import Tensor
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
-
-__all__ = [
-    "CpuPolynomial",
-    "PolynomialForm",
-    "PolynomialSweep",
-    "cpu_polynomial",
-    "sweep_program",
-]
+from pimlip_zoo.compiled.kernels.swept import Sweep
 
 
 @dataclass(frozen=True)
@@ -38,20 +31,7 @@ class PolynomialForm:
     """(component of the result, ascending components of A that are multiplied)."""
 
 
-@dataclass(frozen=True)
-class PolynomialSweep:
-    """``kind`` 0: the result. 1: gradients. 2: derivatives of ``<h, dS/dA>``."""
-
-    kind: int
-    wants_input: bool = False
-    wants_coefficients: bool = False
-    wants_cotangent: bool = False
-    """In the second kind: the derivative by g, which is the result's tangent."""
-    adds: bool = False
-    """In the second kind: add the gradients that another cotangent gives."""
-
-
-_FORWARD = PolynomialSweep(0)
+_FORWARD = Sweep(0)
 _GROUP = 32  # terms in one function: with more, values are spilled, and compilers take longer
 _PART = (
     "const T *restrict pa, const T *restrict ph, const T *restrict pg, const T *restrict pk, const T *restrict pq, "
@@ -65,7 +45,7 @@ class CpuPolynomial(FormLibrary[PolynomialForm]):
     value = _FORWARD
 
     def source(self, kernel: Hashable, machine: Target) -> str:
-        assert isinstance(kernel, PolynomialSweep)
+        assert isinstance(kernel, Sweep)
         form, width = self.form, self.channels
         segments = channel_segments(width, machine.lanes)
         lines = prelude(machine, [lanes for _, _, lanes in segments])
@@ -80,7 +60,7 @@ class CpuPolynomial(FormLibrary[PolynomialForm]):
         first = form.dim_out if kernel.kind == 0 else form.dim_in
         for start, stop, lanes in segments:
             chunks = f"for (int c = {start}; c < {stop}; c += {lanes}) {{"
-            lines += [parallel, *((chunks, atoms) if kernel.wants_coefficients else (atoms, chunks))]
+            lines += [parallel, *((chunks, atoms) if kernel.wants_weights else (atoms, chunks))]
             lines.append(f"const int64_t q = (int64_t)row[n] * {len(form.terms) * width} + c;")
             rows = [("x0", form.dim_in), ("x1", form.dim_in), ("g0", form.dim_out), ("g1", form.dim_out)]
             rows += [("out0", first), ("out2", form.dim_out)]
@@ -103,7 +83,7 @@ class CpuPolynomial(FormLibrary[PolynomialForm]):
         order = sorted(range(len(self.form.terms)), key=lambda t: self.form.terms[t])
         return [order[i : i + _GROUP] for i in range(0, len(order), _GROUP)]
 
-    def _body(self, kernel: PolynomialSweep, vector: str, group: list[int]) -> list[str]:
+    def _body(self, kernel: Sweep, vector: str, group: list[int]) -> list[str]:
         program, results = sweep_program(self.form, kernel, group)
         load = {name: f"*(const {vector} *)(p{name} + {{}} * {self.channels})" for name in "ahgkq"}
         writes = [
@@ -113,7 +93,7 @@ class CpuPolynomial(FormLibrary[PolynomialForm]):
 
     def run(
         self,
-        kernel: PolynomialSweep,
+        kernel: Sweep,
         species: Tensor,
         a: Tensor,
         q: Tensor,
@@ -127,9 +107,7 @@ class CpuPolynomial(FormLibrary[PolynomialForm]):
         first = (
             torch.empty((rows, dim, width), dtype=a.dtype) if kernel.kind == 0 or kernel.wants_input else None
         )
-        sums = (
-            torch.zeros_like(q, memory_format=torch.contiguous_format) if kernel.wants_coefficients else None
-        )
+        sums = torch.zeros_like(q, memory_format=torch.contiguous_format) if kernel.wants_weights else None
         third = torch.empty((rows, form.dim_out, width), dtype=a.dtype) if kernel.wants_cotangent else None
         self.call(
             kernel,
@@ -143,7 +121,7 @@ class CpuPolynomial(FormLibrary[PolynomialForm]):
 
 
 def sweep_program(
-    form: PolynomialForm, kernel: PolynomialSweep, group: Sequence[int]
+    form: PolynomialForm, kernel: Sweep, group: Sequence[int]
 ) -> tuple[Program, list[tuple[int, str, int]]]:
     """What some of the terms contribute to a sweep, for one atom and channel.
 
@@ -170,14 +148,14 @@ def sweep_program(
     if kernel.kind == 0 or kernel.wants_cotangent:
         name = "o" if kernel.kind == 0 else "og"
         results += [(value, name, k) for k, value in zip(components, out, strict=True)]
-    if kernel.wants_input or kernel.wants_coefficients:
+    if kernel.wants_input or kernel.wants_weights:
         total = program.dot([program.input("g", k) for k in components], out)
         if kernel.adds:
             total = program.add(total, program.dot([program.input("k", k) for k in components], plain))
         found = program.gradients(total, [*a.values(), *q.values()])
         if kernel.wants_input:
             results += [(value, "o", i) for i, value in zip(inputs, found[: len(a)], strict=True)]
-        if kernel.wants_coefficients:
+        if kernel.wants_weights:
             results += [(value, "oq", t) for t, value in zip(group, found[len(a) :], strict=True)]
     return program, [(value, name, row) for value, name, row in results if value is not None]
 

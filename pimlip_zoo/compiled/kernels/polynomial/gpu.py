@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.launch import Block, Launcher, Source, indented
-from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm, PolynomialSweep, sweep_program
-
-__all__ = ["TritonPolynomial", "triton_polynomial"]
+from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm, sweep_program
+from pimlip_zoo.compiled.kernels.swept import Sweep
 
 _ACCUMULATORS = 32  # coefficients whose gradients one program sums
 _SLICES = 32  # programs that share the atoms of a species, at most
@@ -35,14 +34,14 @@ class TritonPolynomial:
         self.form, self.channels, self._block = form, channels, Block(channels, dtype)
         self._launcher = Launcher(self.source, self._block)
 
-    def prepare(self, *kernels: PolynomialSweep) -> None:
+    def prepare(self, *kernels: Sweep) -> None:
         """Nothing: triton compiles at the first launch."""
 
-    def source(self, kernel: PolynomialSweep) -> Source:
+    def source(self, kernel: Sweep) -> Source:
         """The triton function of a sweep, either of coefficients or of everything else."""
-        return self._coefficients(kernel) if kernel.wants_coefficients else self._atoms(kernel)
+        return self._coefficients(kernel) if kernel.wants_weights else self._atoms(kernel)
 
-    def _atoms(self, kernel: PolynomialSweep) -> Source:
+    def _atoms(self, kernel: Sweep) -> Source:
         form, block = self.form, self._block
         dims = {"o": form.dim_out if kernel.kind == 0 else form.dim_in, "og": form.dim_out}
         order = sorted(range(len(form.terms)), key=lambda t: form.terms[t])
@@ -63,7 +62,7 @@ class TritonPolynomial:
                 lines.append(block.store(f"p{name}", row, value))
         return Source(tuple(dict.fromkeys(("species", "q", *read, *wanted))), tuple(lines))
 
-    def _coefficients(self, kernel: PolynomialSweep) -> Source:
+    def _coefficients(self, kernel: Sweep) -> Source:
         """``first`` has each species' slots, ``row[s]`` the atom in slot s; every ``slices``-th is a program's own."""
         block, terms = self._block, len(self.form.terms)
         lines = [
@@ -88,7 +87,7 @@ class TritonPolynomial:
         return Source(names, tuple(lines), len(groups))
 
     def _statements(
-        self, kernel: PolynomialSweep, group: Sequence[int], write: str
+        self, kernel: Sweep, group: Sequence[int], write: str
     ) -> tuple[list[str], list[str], set[tuple[str, int]]]:
         """Statements, the operands that they read, and the (name, row) that they write."""
         program, results = sweep_program(self.form, kernel, group)
@@ -105,7 +104,7 @@ class TritonPolynomial:
 
     def run(
         self,
-        kernel: PolynomialSweep,
+        kernel: Sweep,
         species: Tensor,
         a: Tensor,
         q: Tensor,
@@ -122,15 +121,15 @@ class TritonPolynomial:
         if kernel.wants_cotangent:
             third = a.new_empty((rows, form.dim_out, width))
         if first is not None or third is not None:
-            plain = replace(kernel, wants_coefficients=False)
+            plain = replace(kernel, wants_weights=False)
             self._launcher.run(plain, rows, {**operands, "o": first, "og": third})
-        if not kernel.wants_coefficients:
+        if not kernel.wants_weights:
             return first, None, third
         kinds = q.shape[0]
         slices = max(1, min(_SLICES, rows // (8 * max(kinds, 1))))
         parts = q.new_empty((kinds, slices, len(form.terms), width))
         lists = _by_species(species, kinds)
-        alone = PolynomialSweep(kernel.kind, wants_coefficients=True, adds=kernel.adds)
+        alone = Sweep(kernel.kind, wants_weights=True, adds=kernel.adds)
         self._launcher.run(alone, kinds * slices, {**operands, **lists, "slices": slices, "oq": parts})
         return first, parts.sum(dim=1), third
 

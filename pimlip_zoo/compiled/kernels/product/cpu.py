@@ -17,13 +17,6 @@ from pimlip_zoo.compiled.kernels.edges import EdgeLists
 from pimlip_zoo.compiled.kernels.generate import Target, channel_segments, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
 
-__all__ = [
-    "CentreSum",
-    "CpuEdgeProduct",
-    "EdgeRows",
-    "cpu_edge_product",
-]
-
 Entries = tuple[tuple[int, int], ...]
 Operands = tuple[Tensor | None, Tensor | None]
 

@@ -11,8 +11,6 @@ from pimlip_zoo.compiled.kernels.edges import EdgeLists
 from pimlip_zoo.compiled.kernels.launch import Block, Launcher, Source, indented
 from pimlip_zoo.compiled.kernels.product.cpu import CentreSum, EdgeRows, Entries, Operands
 
-__all__ = ["TritonEdgeProduct", "triton_edge_product"]
-
 _ACCUMULATORS = 32  # rows of the matrices that one program sums
 
 

@@ -11,8 +11,6 @@ from pimlip_zoo.compiled.kernels.edges import EdgeLists
 from pimlip_zoo.compiled.kernels.product.cpu import CentreSum, CpuEdgeProduct, EdgeRows, Operands
 from pimlip_zoo.compiled.kernels.product.gpu import TritonEdgeProduct
 
-__all__ = ["ProductOperation", "edge_product"]
-
 EdgeProductKernels = CpuEdgeProduct | TritonEdgeProduct
 """The derivatives of S by one backend."""
 
