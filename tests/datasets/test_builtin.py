@@ -12,7 +12,6 @@ import pytest
 from ase.data import chemical_symbols
 from ase.io import read
 
-from pimlip_zoo.datasets import builtin
 from pimlip_zoo.datasets.builtin import (
     builtin_atom_energies,
     builtin_names,
