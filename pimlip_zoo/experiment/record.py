@@ -20,6 +20,7 @@ from pimlip_zoo.experiment.data import reference_frames, structures_of
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.experiment.seen import recorded_hashes, seen_of
 from pimlip_zoo.files import read_text, write_text
+from pimlip_zoo.outputs import check_unused
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
 log = logging.getLogger("pimlip_zoo")
 
 CONFIG, DATA = "config.yaml", "data.json"
+_WRITTEN = (CONFIG, DATA, "metrics.csv", "log.txt", "report.html", "parity.npz", "test.json")
+"""What a run writes into its folder beside checkpoints."""
 LEVEL = "level "
 """Of the name of a part with labels of another level."""
 
@@ -126,6 +129,8 @@ def check_data(folder: Path, record: DataRecord) -> None:
         if new is None:
             continue  # what has no structures at all is an option that was compared before
         old, seen = (kept or {}).get(part), written.get(part)
+        if old is None and seen is None and (kept or written):  # begun by a version that did not note them
+            log.warning("whether the %s structures of %s are still the same is not known", part, folder)
         if old is not None and old["sha256"] != new["sha256"]:
             raise InputError(
                 f"the {part} structures are not those of the run: {_described(old)} then, {_described(new)} now",
@@ -190,7 +195,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse to begin a run where there are weights: of a run or a stage of it, or of a model that was imported.
+    """Refuse to begin a run where there are weights, of a run, a stage or an imported model, or files of its names.
 
     Raises:
         InputError: naming the folder, or what stands in its place.
@@ -206,6 +211,24 @@ def check_free(folder: Path) -> None:
             file=folder,
             hint=f"{go_on} give another --out",
         )
+    if _is_begun(folder):
+        raise InputError(
+            "holds a run that ended before its first checkpoint",
+            file=folder,
+            hint=f"pimlip-zoo train --out {folder} --resume begins it again; or give another --out",
+        )
+    check_unused(folder, _WRITTEN)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether the configuration is one that a run wrote, with everything in it."""
+    if not ((folder / CONFIG).is_file() and (folder / DATA).is_file()):
+        return False
+    try:
+        load_config(folder / CONFIG, complete=True)
+        return _kept(folder / DATA) is not None
+    except InputError:
+        return False
 
 
 def check_settings(folder: Path, given: RunConfig) -> None:
