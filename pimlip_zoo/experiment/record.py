@@ -22,6 +22,7 @@ from pimlip_zoo.experiment.seen import recorded_hashes, seen_of
 from pimlip_zoo.files import read_text, write_text
 from pimlip_zoo.outputs import check_unused
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
+from pimlip_zoo.yaml_file import read_yaml
 
 __all__ = [
     "CONFIG",
@@ -211,22 +212,24 @@ def check_free(folder: Path) -> None:
             file=folder,
             hint=f"{go_on} give another --out",
         )
-    if _is_begun(folder):
-        raise InputError(
-            "holds a run that ended before its first checkpoint",
-            file=folder,
-            hint=f"pimlip-zoo train --out {folder} --resume begins it again; or give another --out",
-        )
-    check_unused(folder, _WRITTEN)
+    if not _is_begun(folder):
+        check_unused(folder, _WRITTEN)
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether the configuration is one that a run wrote, with everything in it."""
+    """Whether a run was begun here, which ended before its first checkpoint: it may be begun over."""
     if not ((folder / CONFIG).is_file() and (folder / DATA).is_file()):
         return False
     try:
-        load_config(folder / CONFIG, complete=True)
-        return _kept(folder / DATA) is not None
+        written = read_yaml(folder / CONFIG)  # people leave out what a run writes
+        whole = isinstance(written, dict) and set(written) >= {
+            "recipe",
+            "model",
+            "data",
+            "trainer",
+            "optimizer",
+        }
+        return whole and _kept(folder / DATA) is not None
     except InputError:
         return False
 

@@ -508,9 +508,9 @@ def test_a_new_run_replaces_no_file_of_its_names(name, begun, tmp_path):
     assert content(folder) == before
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_is_resumed_and_not_begun_over(run):
+def test_a_run_that_ended_before_its_first_checkpoint_may_be_begun_over(run):
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(InputError, match=r"ended before its first checkpoint .*--resume begins it again"):
+    check_free(run)
+    (run / "config.yaml").write_text("# mine")
+    with pytest.raises(InputError, match=r"config\.yaml, --out: is there, and would be replaced"):
         check_free(run)
-    train_run(prepare_run(load_config(run / "config.yaml", complete=True), resumes=run), run)
-    assert (run / "checkpoints" / "last.ckpt").exists()
