@@ -5,6 +5,8 @@ from __future__ import annotations
 import lzma
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pimlip_zoo.datasets.readers.scan import matches
@@ -44,7 +46,7 @@ def check_elements_named(path: str | Path, kind: str | None = None) -> None:
             file=path,
             hint="write a text dump with a column `element`",
         )
-    elif kind == _DATA and not _found(path, _MASSES):
+    elif kind == _DATA and next(_found(path, _MASSES), None) is None:
         raise InputError(
             "this data file of LAMMPS has numbers of atom types and no masses, which tell the elements",
             file=path,
@@ -61,8 +63,6 @@ def _kind(path: str | Path) -> str | None:
         return None
 
 
-def _found(path: str | Path, pattern: re.Pattern[bytes]) -> list[re.Match[bytes]]:
-    try:
-        return list(matches(path, pattern))
-    except (EOFError, OSError, lzma.LZMAError, zlib.error):  # ASE says it
-        return []
+def _found(path: str | Path, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
+    with suppress(EOFError, OSError, lzma.LZMAError, zlib.error):  # ASE says it
+        yield from matches(path, pattern)
