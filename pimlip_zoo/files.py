@@ -23,6 +23,7 @@ _EXPANSION, _ALWAYS = 100, 4 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONG_AGO = 86_400.0  # s
 _PART = 1 << 20
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def regular_file(path: str | Path) -> Path:
@@ -293,25 +294,61 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def belongs_to_user(folder: Path) -> bool:
+    """Whether a folder and the one that it is in are this user's; others are kept from writing to them from now on.
+
+    What is loaded from a folder runs with the user's rights: whoever else may write there must not choose it.
+
+    Raises:
+        OSError: when one is not there.
+    """
+    if not hasattr(os, "getuid"):
+        return True
+    for place in (folder.parent, folder):
+        status = place.stat()
+        if status.st_uid != os.getuid():
+            return False
+        keep_others_out(place)
+    return True
+
+
+def keep_others_out(path: Path) -> None:
+    """Take from the group and from others the right to write to one's own file or folder."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & _OTHERS_WRITE:
+        path.chmod(mode & ~_OTHERS_WRITE)
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is this user's, and nobody else may write to it.
+
+    Raises:
+        OSError: when it is not there.
+    """
+    status = path.stat()
+    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & _OTHERS_WRITE)
+
+
 def seal(path: Path) -> None:
     """Write the hash of a file beside it, so that :func:`sealed` can tell whether it is still what it was.
 
     Raises:
         InputError: when that cannot be written.
     """
+    keep_others_out(path)
     with replacing(_seal_of(path)) as temporary:
         temporary.write_text(content_hash(path) + "\n", encoding="ascii")
 
 
 def sealed(path: Path) -> bool:
-    """Whether a file is there and has the content that it was sealed with.
+    """Whether a file of this user is there and has the content that it was sealed with.
 
     A library that is truncated or damaged ends the process that maps it: look before it is loaded.
     """
     if not path.is_file():  # reading a pipe would wait
         return False
     try:
-        return seal_of(path) == content_hash(path)
+        return is_own(path) and seal_of(path) == content_hash(path)
     except OSError:
         return False
 

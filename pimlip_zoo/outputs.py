@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pimlip_zoo.errors import InputError
@@ -23,6 +23,8 @@ _OUR_CHECKPOINT = b"X\n\x00\x00\x00pimlip_zoo"
 """The key of a checkpoint, as pickle writes text."""
 _OF_A_TRAINING = (b"optimizer_states", b"global_step")
 _LARGEST_PICKLE = 1 << 26
+_LARGEST_LIBRARY = 1 << 27
+_OF_THE_PLUGIN = (b"lammpsplugin_init", b"pair_style pimlip")
 _LIBRARIES = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 
 Kind = tuple[str, Callable[[Path], bool]]
@@ -59,7 +61,10 @@ def _is_exported(path: Path) -> bool:
 
 
 def _is_plugin(path: Path) -> bool:
-    return _head(path).startswith(_LIBRARIES)
+    if path.stat().st_size > _LARGEST_LIBRARY or not _head(path).startswith(_LIBRARIES):
+        return False
+    content = path.read_bytes()
+    return all(name in content for name in _OF_THE_PLUGIN)
 
 
 def results(*keys: str) -> Kind:
@@ -82,7 +87,7 @@ ANY: Kind = ("file", lambda _: True)
 PAGE: Kind = ("HTML page", _is_page)
 PICTURE: Kind = ("picture", lambda path: _head(path).startswith(_PICTURES))
 EXPORTED: Kind = ("exported model", _is_exported)
-LIBRARY: Kind = ("shared library", _is_plugin)
+PLUGIN: Kind = ("plugin for LAMMPS that this command built", _is_plugin)
 
 
 def check_output(path: Path | None, kind: Kind, *, key: str) -> None:
@@ -116,6 +121,24 @@ def check_output(path: Path | None, kind: Kind, *, key: str) -> None:
             key=key,
             hint="give another, or remove it first",
         )
+
+
+def check_unused(folder: Path, names: Iterable[str], *, key: str | None = "--out") -> None:
+    """Refuse to begin in a folder in which something has a name that is going to be written there.
+
+    Args:
+        folder: which may not be there.
+        names: of files.
+        key: the option that names the folder, if one does.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name in names:
+        if (folder / name).exists():
+            raise InputError(
+                "is there, and would be replaced", file=folder / name, key=key, hint="name another folder"
+            )
 
 
 def check_different(outputs: Mapping[str, Path | None]) -> None:

@@ -251,17 +251,11 @@ def _say_what_equals(screen: Any, equal: Sequence[Any], weak: str, *, equal_time
 
 def _check_folder(out: Path) -> None:
     """Refuse to replace tables and pictures that no learning curve has written: no finished run is beside them."""
-    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.outputs import check_unused
 
-    if out.is_dir() and not any(True for _ in out.glob("*/result.json")):
-        for name in ("runs.csv", "curve.csv", "equal.csv", "physics.csv", "curve.png", "report.html"):
-            if (out / name).exists():
-                raise InputError(
-                    "is there, and would be replaced",
-                    file=out / name,
-                    key="--out",
-                    hint="name another folder",
-                )
+    if not any(True for _ in out.glob("*/result.json")):
+        names = ("runs.csv", "curve.csv", "equal.csv", "physics.csv", "physics-curve.csv", "curve.png")
+        check_unused(out, (*names, "report.html"))
 
 
 def _write_equal(equal: Sequence[Any], summary: Sequence[Mapping[str, Any]], out: Path) -> None:

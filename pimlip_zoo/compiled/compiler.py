@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -11,6 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from pimlip_zoo.commands import command_words
+from pimlip_zoo.files import belongs_to_user, keep_others_out
+
+log = logging.getLogger("pimlip_zoo")
 
 
 class CompilerError(RuntimeError):
@@ -40,14 +44,25 @@ def cache_folder() -> Path:
 
 
 def writable(folder: Path) -> Path:
-    """This folder, made if it is not there, or one of this process where it cannot be written."""
+    """This folder, made if it is not there, or one of this process where it cannot be written, or by others as well."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
-            return folder
+            if belongs_to_user(folder):
+                return folder
+            _say_whose(folder)
     except OSError:
         pass
     return _private_folder()
+
+
+@cache
+def _say_whose(folder: Path) -> None:
+    log.warning(
+        "%s belongs to somebody else, who could put programs there: what is compiled is kept for this process (set "
+        "XDG_CACHE_HOME to a folder of your own)",
+        folder,
+    )
 
 
 @cache
@@ -75,6 +90,7 @@ def compile_library(
         command = [*compiler, "-std=gnu11", *flags, *compile_flags, str(source), "-shared", "-o", str(built)]
         done = subprocess.run([*command, "-lm", *link], capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode == 0:
+            keep_others_out(built)
             return
     reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
     raise CompilerError(f"{compiler[0]} failed: {reason}")

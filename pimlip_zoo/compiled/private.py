@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from pimlip_zoo.errors import InputError
@@ -22,7 +24,8 @@ _lock = threading.Lock()
 def load_private(path: Path, expected: str | None) -> ctypes.CDLL:
     """Load a library from a copy of its own; the same content once per process.
 
-    A cache that cannot be written to is loaded from as it is.
+    The copy is beside the library, or where temporary files are if no program may run there; a library of which no copy
+    can be made is loaded as it is.
 
     Args:
         path: the library.
@@ -45,10 +48,13 @@ def load_private(path: Path, expected: str | None) -> ctypes.CDLL:
 
 
 def _load(path: Path, content: bytes) -> ctypes.CDLL:
-    try:
-        with scratch_folder(path.parent, "load") as folder:
-            copy = folder / path.name
-            copy.write_bytes(content)
-            return ctypes.CDLL(str(copy))
-    except (InputError, OSError):  # no space, or nothing may be written there
-        return ctypes.CDLL(str(path))
+    with suppress(InputError, OSError), scratch_folder(path.parent, "load") as folder:
+        return _loaded_from(folder / path.name, content)
+    with suppress(OSError), tempfile.TemporaryDirectory(prefix="pimlip-zoo-load-") as folder:
+        return _loaded_from(Path(folder, path.name), content)
+    return ctypes.CDLL(str(path))  # no space, or nothing may be written there
+
+
+def _loaded_from(copy: Path, content: bytes) -> ctypes.CDLL:
+    copy.write_bytes(content)
+    return ctypes.CDLL(str(copy))

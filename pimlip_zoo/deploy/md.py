@@ -16,6 +16,7 @@ from pimlip_zoo.deploy.stability import StabilityLimits, StabilityMonitor
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.files import append, regular_file, replacing
 from pimlip_zoo.locks import claimed
+from pimlip_zoo.outputs import check_unused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -223,9 +224,7 @@ def _check_folder(out: Path) -> None:
         raise InputError("is a file, a folder is needed", file=out)
     if (out / "trajectory.extxyz").exists():
         raise InputError("holds a simulation already", file=out, hint="name another folder")
-    for name in ("final.extxyz", "result.json"):
-        if (out / name).exists():
-            raise InputError("is there, and would be replaced", file=out / name, hint="name another folder")
+    check_unused(out, ("final.extxyz", "result.json"), key=None)
     log = out / "log.csv"
     if log.exists() and not _is_log(log):
         raise InputError("is there, and is no log of a simulation", file=log, hint="name another folder")

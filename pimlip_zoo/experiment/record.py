@@ -20,11 +20,15 @@ from pimlip_zoo.experiment.data import reference_frames, structures_of
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.experiment.seen import recorded_hashes, seen_of
 from pimlip_zoo.files import read_text, write_text
+from pimlip_zoo.outputs import check_unused
 from pimlip_zoo.training.checkpoint import KEY, read_checkpoint
+from pimlip_zoo.yaml_file import read_yaml
 
 log = logging.getLogger("pimlip_zoo")
 
 CONFIG, DATA = "config.yaml", "data.json"
+_WRITTEN = (CONFIG, DATA, "metrics.csv", "log.txt", "report.html", "parity.npz", "test.json")
+"""What a run writes into its folder beside checkpoints."""
 LEVEL = "level "
 """Of the name of a part with labels of another level."""
 
@@ -115,6 +119,8 @@ def check_data(folder: Path, record: DataRecord) -> None:
         if new is None:
             continue  # what has no structures at all is an option that was compared before
         old, seen = (kept or {}).get(part), written.get(part)
+        if old is None and seen is None and (kept or written):  # begun by a version that did not note them
+            log.warning("whether the %s structures of %s are still the same is not known", part, folder)
         if old is not None and old["sha256"] != new["sha256"]:
             raise InputError(
                 f"the {part} structures are not those of the run: {_described(old)} then, {_described(new)} now",
@@ -179,7 +185,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse to begin a run where there are weights: of a run or a stage of it, or of a model that was imported.
+    """Refuse to begin a run where there are weights, of a run, a stage or an imported model, or files of its names.
 
     Raises:
         InputError: naming the folder, or what stands in its place.
@@ -195,6 +201,26 @@ def check_free(folder: Path) -> None:
             file=folder,
             hint=f"{go_on} give another --out",
         )
+    if not _is_begun(folder):
+        check_unused(folder, _WRITTEN)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a run was begun here, which ended before its first checkpoint: it may be begun over."""
+    if not ((folder / CONFIG).is_file() and (folder / DATA).is_file()):
+        return False
+    try:
+        written = read_yaml(folder / CONFIG)  # people leave out what a run writes
+        whole = isinstance(written, dict) and set(written) >= {
+            "recipe",
+            "model",
+            "data",
+            "trainer",
+            "optimizer",
+        }
+        return whole and _kept(folder / DATA) is not None
+    except InputError:
+        return False
 
 
 def check_settings(folder: Path, given: RunConfig) -> None:

@@ -36,8 +36,9 @@ from pimlip_zoo.labelling.screening import screen
 from pimlip_zoo.labelling.select import select
 from pimlip_zoo.labelling.structures import structure_of
 from pimlip_zoo.locks import claimed
+from pimlip_zoo.outputs import check_unused
 from pimlip_zoo.rounds.options import Rounds, lasting_options, training_config
-from pimlip_zoo.rounds.story import TABLE, checked_row, write_rounds_report
+from pimlip_zoo.rounds.story import REPORT, TABLE, checked_row, write_rounds_report
 from pimlip_zoo.run_posterior import posterior_of
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
@@ -78,6 +79,8 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
         InputError: when something cannot be used; all that was done stays.
         StoppedError: when a signal ended a training.
     """
+    if not any(True for _ in rounds.out.glob("round-*")):
+        check_unused(rounds.out, (TABLE, REPORT), key="out")
     with claimed(rounds.out):
         _check_same(rounds)
         rows: list[dict[str, Any]] = []

@@ -20,7 +20,7 @@ from pimlip_zoo.files import append
 from pimlip_zoo.labelling.label import check_output as check_labels
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.outputs import EXPORTED, LIBRARY, PAGE, PICTURE, check_different, check_output, results
+from pimlip_zoo.outputs import EXPORTED, PAGE, PICTURE, PLUGIN, check_different, check_output, results
 from pimlip_zoo.training.checkpoint import KEY, describe
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -42,7 +42,7 @@ def run(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("kind", [results("a"), EXPORTED, LIBRARY, PAGE, PICTURE])
+@pytest.mark.parametrize("kind", [results("a"), EXPORTED, PLUGIN, PAGE, PICTURE])
 def test_other_kinds_are_not_replaced(kind, data, tmp_path):
     np.savez(tmp_path / "d.npz", R=np.zeros(3))
     (tmp_path / "other.json").write_text('{"b": 1}')
@@ -59,7 +59,7 @@ def test_other_kinds_are_not_replaced(kind, data, tmp_path):
         (results("a", "b"), b'{"b": 1, "c": 2}'),
         (PAGE, b"\n<!DOCTYPE html>"),
         (PICTURE, PNG),
-        (LIBRARY, b"\x7fELF\x02"),
+        (PLUGIN, b"\x7fELF\x02 lammpsplugin_init pair_style pimlip"),
         (EXPORTED, b"\x80\x04 pimlip_zoo.deploy.mliap"),
         (results("a"), b""),
     ],
@@ -137,16 +137,18 @@ def test_what_others_saved_with_torch_is_no_exported_model(tmp_path):
             export_potential(potential, tmp_path / name, format=form)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/best.ckpt"])
+@pytest.mark.parametrize("name", ["notes.txt", "program", "checkpoints/best.ckpt"])
 def test_a_plugin_replaces_plugins_only(name, run, monkeypatch):
     (run / "notes.txt").write_text("precious")
+    (run / "program").write_bytes(b"\x7fELF\x02 lammpsplugin_init of somebody else")
+    before = (run / name).read_bytes()
     monkeypatch.setattr(build, "_compiler", lambda _: pytest.fail("looked for a compiler first"))
-    with pytest.raises(InputError, match=r"is a checkpoint of a run|is there, and is not a shared library"):
+    with pytest.raises(InputError, match=r"is a checkpoint of a run|is there, and is not a plugin"):
         build.build_plugin(run / name)
     (run / build.PLUGIN_NAME).write_text("precious")
-    with pytest.raises(InputError, match="is there, and is not a shared library"):
+    with pytest.raises(InputError, match="is there, and is not a plugin"):
         build.build_plugin(run)
-    assert (run / name).read_text() == "precious"
+    assert (run / name).read_bytes() == before
 
 
 def test_a_plot_of_rounds_is_checked_before_the_rounds(data):

@@ -59,3 +59,32 @@ def test_files_that_tell_the_elements_are_read(tmp_path):
     write(tmp_path / "plain.cif", Atoms("Cu", cell=[3, 3, 3], pbc=True))
     assert read_structure(str(tmp_path / "plain.cif")).get_chemical_formula() == "Cu"
     assert load_frames(str(tmp_path / "element.lammpstrj"))[0].numbers.tolist() == [29, 29]
+
+
+def test_every_frame_of_a_dump_has_to_tell_them(tmp_path):
+    good = HEAD + "ITEM: ATOMS id element x y z\n1 Cu 0 0 0\n2 Al 0 0 2\n"
+    with pytest.raises(InputError, match=r"frame 1: this dump of LAMMPS has numbers of atom types"):
+        read_structure(put(tmp_path / "joined.lammpstrj", good + TYPES))
+
+
+@pytest.mark.parametrize(
+    ("comment", "kinds", "refused"),
+    [
+        ("Atoms. Timestep: 0", "1 2", True),
+        ("Atoms. Timestep: 0", "1 1", True),
+        ("Atoms. Timestep: 0", "Cu Al", False),
+        ("", "1 2", True),
+        ("Properties=species:S:1:pos:R:3", "2 1", True),
+        ("", "1 1", False),  # hydrogen, for all that is known
+        ("water", "1 8", False),
+        ("Properties=Z:I:1:pos:R:3", "1 2", False),
+    ],
+)
+def test_types_in_the_first_column_of_an_xyz_file_are_no_elements(tmp_path, comment, kinds, refused):
+    first, second = kinds.split()
+    path = put(tmp_path / "lmp.xyz", f"2\n{comment}\n{first} 0 0 0\n{second} 0 0 2\n")
+    if not refused:
+        assert len(load_frames(path)[0].numbers) == 2
+        return
+    with pytest.raises(InputError, match="frame 0, species: has numbers in the place of elements"):
+        load_frames(path)

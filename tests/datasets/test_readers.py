@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.coverage import coverage, is_isolated_atom, isolated_atom_energies
 from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
-from pimlip_zoo.datasets.readers import DataSource, checked, convergence, load_frames, read_frames
+from pimlip_zoo.datasets.readers import DataSource, checked, convergence, load_frames, read_frames, scan
 from pimlip_zoo.datasets.readers.ase_file import AseFile
 from pimlip_zoo.datasets.readers.checks import all_usable, check_frame, coinciding_atoms
 from pimlip_zoo.datasets.readers.extxyz import _keys
@@ -947,7 +947,8 @@ def test_steps_of_vasp_that_did_not_converge_are_refused_by_number(tmp_path, vas
     outcar(vasp, path, ends)
     (tmp_path / "OUTCAR.gz").write_bytes(gzip.compress(path.read_bytes()))
     for name, chunk in (("OUTCAR", 1 << 22), ("OUTCAR", 700), ("OUTCAR.gz", 1 << 22)):
-        monkeypatch.setattr(convergence, "_CHUNK", chunk)
+        monkeypatch.setattr(scan, "_CHUNK", chunk)
+        monkeypatch.setattr(scan, "_OVERLAP", min(chunk // 2, 1024))
         found = convergence.unconverged_in(tmp_path / name)
         assert (found.steps, found.others) == (wrong, 0)
     items = dict(AseFile(str(path), ReadOptions()).read())
@@ -961,21 +962,26 @@ def test_steps_of_vasp_that_did_not_converge_are_refused_by_number(tmp_path, vas
         load_frames(str(path))
 
 
-def test_steps_of_a_vasprun_whose_last_iteration_changed_the_energy_are_refused(tmp_path):
-    def calculation(*energies):
+def test_steps_of_a_vasprun_whose_last_iteration_changed_the_energy_are_refused(tmp_path, caplog):
+    def calculation(*energies, end="</calculation>\n"):
         steps = "".join(
             f'<scstep><energy><i name="e_fr_energy"> {e:.8f} </i></energy></scstep>' for e in energies
         )
-        return f'<calculation>{steps}<energy><i name="e_fr_energy"> 0.0 </i></energy></calculation>\n'
+        return f'<calculation>{steps}<energy><i name="e_fr_energy"> 0.0 </i></energy>{end}'
 
     text = '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling>\n{}{}</modeling>\n'
-    steps = (
-        calculation(-1.0, -1.5, -1.500001) + calculation(-1.0, -1.4) + calculation(-1.0) + calculation(1, 1)
-    )
+    # converged, not, one step alone, none (a force field), converged, and one of a run that was killed
+    steps = calculation(-1.0, -1.5, -1.500001) + calculation(-1.0, -1.4) + calculation(-1.0) + calculation()
+    steps += calculation(1, 1) + calculation(-1.0, -1.2, end="")
     least = '<incar><i name="EDIFF"> 0.00001000</i></incar>'
-    for setting, wrong in ((least, {1}), ("", set()), (least.replace("0.00001000", "broken"), set())):
-        (tmp_path / "vasprun.xml").write_text(text.format(setting, steps))
-        assert convergence.unconverged_in(tmp_path / "vasprun.xml").steps == wrong
+    path = tmp_path / "vasprun.xml"
+    for setting, wrong in ((least, {1, 2, 5}), ("", set())):
+        path.write_text(text.format(setting, steps))
+        found = convergence.unconverged_in(path)
+        assert found.steps == wrong
+        assert found.unknown == (not setting)
+    AseFile(str(path), ReadOptions())._unconverged()
+    assert "does not say its EDIFF" in caplog.text
 
 
 def test_what_other_programs_say_is_said_once_for_the_file(tmp_path, caplog, monkeypatch):

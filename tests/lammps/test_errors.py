@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 import zipfile
 
 import numpy as np
@@ -239,19 +241,31 @@ def test_native_code_is_for_this_processor_and_in_the_cache_of_python(plugin, ex
         assert library.read_bytes() != other
         assert sealed(library)
     assert not any(path.exists() for path in left)
+    made = library.stat().st_ino
+    library.chmod(0o777)  # who could have written it?
+    empty_cache.chmod(0o777)
+    attempt(model, plugin)
+    assert library.stat().st_ino != made
+    assert not (library.stat().st_mode | empty_cache.stat().st_mode) & 0o022
     seal.unlink()
     attempt(model, plugin)
     assert sealed(library)
 
 
 @pytest.mark.parametrize("file_format", ["native"], indirect=True)
-def test_a_cache_that_is_emptied_during_a_run_changes_nothing(plugin, exported, empty_cache, tmp_path):
+def test_a_cache_that_is_emptied_during_a_run_changes_nothing(
+    plugin, exported, empty_cache, tmp_path, monkeypatch
+):
     model = exported("nequip")
     atoms = geometries()["a skewed triclinic cell"]
     expected = attempt(model, plugin)[0].energy
     (library,) = empty_cache.glob("native-*.so")
     write_data(tmp_path / "structure.data", atoms, SPECIES)
     (tmp_path / "library").symlink_to(library)  # a path without spaces
+    for name, age in (("killed", 2 * 86400), ("at work", 60)):
+        (empty_cache / f".load-{name}").mkdir()
+        os.utime(empty_cache / f".load-{name}", times=(time.time() - age,) * 2)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "of another node"))
     (tmp_path / "in.lammps").write_text(
         f"units metal\nplugin load {plugin}\nread_data structure.data\npair_style pimlip\n"
         f"pair_coeff * * {model} H C O\nrun 0\nshell truncate -s 0 library\nrun 0\n"
@@ -260,7 +274,7 @@ def test_a_cache_that_is_emptied_during_a_run_changes_nothing(plugin, exported, 
     run_lammps(tmp_path / "in.lammps")  # mapped, the library would end it with SIGBUS
     assert library.stat().st_size == 0
     assert float((tmp_path / "energy.txt").read_text()) == pytest.approx(expected, abs=1e-10)
-    assert not [path for path in empty_cache.iterdir() if path.name.startswith(".load")]
+    assert [path.name for path in empty_cache.iterdir() if path.name.startswith(".load")] == [".load-at work"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pimlip_zoo.datasets.frame import Frame, frame_to_atoms
 from pimlip_zoo.datasets.lmdb import write_store
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.experiment import check_settings, stages
+from pimlip_zoo.experiment import check_free, check_settings, stages
 from pimlip_zoo.experiment.record import check_data, data_record
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.locks import claimed
@@ -233,7 +233,7 @@ def test_unlabelled_structures_are_compared_too(tmp_path):
     assert first["unlabelled"]["sha256"] != second["unlabelled"]["sha256"]
 
 
-def test_structures_to_replay_and_atoms_apart_are_compared_too(begun, run, tmp_path):
+def test_structures_to_replay_and_atoms_apart_are_compared_too(begun, run, tmp_path, caplog):
     frames = load_builtin("ethanol-gfn2")[20:24]
     atoms = [Frame(np.array([z]), np.zeros((1, 3)), energy=-1.0 * z) for z in (1, 6, 8)]
     replay, apart = write(tmp_path / "replay.extxyz", frames), write(tmp_path / "atoms.extxyz", atoms)
@@ -259,7 +259,13 @@ def test_structures_to_replay_and_atoms_apart_are_compared_too(begun, run, tmp_p
     with pytest.raises(InputError, match="energy_references: the references structures are not those"):
         check_data(run, record())
     (run / "data.json").write_text(json.dumps({name: kept[name] for name in ("training", "validation")}))
+    caplog.clear()
     check_data(run, record())  # of a version that did not note them
+    for part in ("replay", "references"):
+        assert (
+            caplog.text.count(f"whether the {part} structures of {run} are still the same is not known") == 1
+        )
+    assert "training" not in caplog.text
 
 
 def test_what_was_kept_for_other_structures_is_not_replayed(run):
@@ -483,3 +489,28 @@ def test_a_run_that_appears_while_another_one_is_prepared_is_not_replaced(begun,
     with pytest.raises(InputError, match="holds a run already"):
         api.train(settings, out=tmp_path / "run")
     assert content(tmp_path / "run") == content(begun / "run")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "data.json", "metrics.csv", "log.txt", "report.html", "test.json"]
+)
+def test_a_new_run_replaces_no_file_of_its_names(name, begun, tmp_path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("other names do not matter")
+    (folder / name).write_text("# mine")
+    before = content(folder)
+    result = CliRunner().invoke(train_app, ["--data", str(begun / "data.extxyz"), "--out", str(folder)])
+    assert name in str(result.exception)
+    assert "is there, and would be replaced" in str(result.exception)
+    with pytest.raises(InputError, match="is there, and would be replaced"):
+        api.train({"data.train": begun / "data.extxyz"}, out=folder)
+    assert content(folder) == before
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_may_be_begun_over(run):
+    shutil.rmtree(run / "checkpoints")
+    check_free(run)
+    (run / "config.yaml").write_text("# mine")
+    with pytest.raises(InputError, match=r"config\.yaml, --out: is there, and would be replaced"):
+        check_free(run)

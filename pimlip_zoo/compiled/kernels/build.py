@@ -27,7 +27,7 @@ from pimlip_zoo.compiled.compiler import (
 from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.unit import Unit
 from pimlip_zoo.compiled.private import load_private
-from pimlip_zoo.files import content_hash, scratch_folder
+from pimlip_zoo.files import content_hash, is_own, scratch_folder
 
 __all__ = ["CompilerError", "cache_folder", "compile_kernels", "compiler", "machine_flags", "target"]
 
@@ -144,7 +144,7 @@ def _intact(folder: Path, digests: Sequence[str]) -> dict[str, Path]:
         if digest not in wanted or not library.is_file():  # reading a pipe would wait
             continue
         with suppress(OSError):
-            if content_hash(library)[:_CONTENT] == content:
+            if is_own(library) and content_hash(library)[:_CONTENT] == content:
                 found[digest] = library
             else:
                 library.unlink()

@@ -76,6 +76,11 @@ class AseFile:
                 "are read like all others",
                 *(self.path, found.others, found.program),
             )
+        if found.unknown:
+            log.warning(
+                "%s: does not say its EDIFF, and so not whether its SCFs converged; its labels are read as if they had",
+                self.path,
+            )
         return found.steps
 
     def _iterate(self) -> Iterator[Atoms]:

@@ -5,14 +5,12 @@ Programs write energies and forces of such a step as of any other, and ASE reads
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pimlip_zoo.datasets.readers.scan import matches, opened
 
 __all__ = ["PROGRAMS", "Program", "Unconverged", "unconverged_in"]
 
@@ -64,14 +62,12 @@ PROGRAMS = {
 }
 """What outputs say, by program."""
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_HEAD = 1 << 17
+_HEAD = 1 << 22
 """Bytes within which a program names itself."""
-_CHUNK, _OVERLAP = 1 << 22, 512
 _STEP_OF_VASP = b"FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
 """Once in every ionic step of an OUTCAR, behind its SCF; ASE makes a structure of each."""
 _XML = re.compile(
-    rb'(?P<begin><calculation>)|(?P<end></calculation>)|(?P<step><scstep>)|(?P<stop></scstep>)|name="EDIFF"[^>]*>'
+    rb'(?P<begin><calculation>)|(?P<step><scstep>)|(?P<stop></scstep>)|name="EDIFF"[^>]*>'
     rb'\s*(?P<least>[-+.\deE]+)\s*<|<i name="e_fr_energy">\s*(?P<energy>[-+.\deE]+)\s*<'
 )
 _PRINTED = 1.5e-8
@@ -85,6 +81,8 @@ class Unconverged:
     program: str
     steps: set[int] = field(default_factory=set)
     """Numbers of the structures, from 0, that are of one that did not converge."""
+    unknown: bool = False
+    """The output does not tell."""
     others: int = 0
     """How many did not converge of which it is not known to which structure they belong."""
 
@@ -101,12 +99,10 @@ def unconverged_in(path: str | Path) -> Unconverged | None:
     Raises:
         OSError, EOFError, zlib.error, lzma.LZMAError: where it cannot be read.
     """
-    path = Path(path)
-    opener = _OPENERS.get(path.suffix, open)
-    with opener(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(_HEAD)
     if b"<modeling" in head[:1024]:
-        return _of_xml(_found(path, opener, _XML))
+        return _of_xml(matches(path, _XML))
     named = [(head.find(program.signature), name) for name, program in PROGRAMS.items()]
     known = [entry for entry in named if entry[0] >= 0]
     if not known or b"\0" in head[:1024]:
@@ -116,25 +112,8 @@ def unconverged_in(path: str | Path) -> Unconverged | None:
     marks = {b"begins": program.begins, b"converged": program.converged, b"step": _STEP_OF_VASP}
     parts = [b"(?P<%s>%s)" % (key, re.escape(mark)) for key, mark in marks.items()]
     parts.append(b"(?P<failed>%s)" % b"|".join(map(re.escape, program.failed)))
-    found = _found(path, opener, re.compile(b"|".join(parts)))
+    found = matches(path, re.compile(b"|".join(parts)))
     return _of_outcar(found) if name == "VASP" else _of_text(name, found)
-
-
-def _found(path: Path, opener: Callable[..., Any], pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
-    """All matches in a file, which may be larger than the memory; none is longer than the overlap of its parts."""
-    with opener(path, "rb") as file:
-        rest = b""
-        while part := file.read(_CHUNK):
-            text = rest + part
-            safe = len(text) - _OVERLAP if len(part) == _CHUNK else len(text)
-            done = 0
-            for match in pattern.finditer(text):
-                if match.start() >= safe:
-                    break
-                done = match.end()
-                yield match
-            rest = text[max(safe, done) :] if safe < len(text) else b""
-        yield from pattern.finditer(rest)
 
 
 def _of_outcar(found: Iterator[re.Match[bytes]]) -> Unconverged:
@@ -158,21 +137,33 @@ def _of_text(name: str, found: Iterator[re.Match[bytes]]) -> Unconverged:
 
 
 def _of_xml(found: Iterator[re.Match[bytes]]) -> Unconverged:
-    """``vasprun.xml`` does not say it: the last step of an SCF has to have changed the energy by less than EDIFF."""
-    least, number, inside, energies, wrong = None, -1, False, list[float](), set()
+    """``vasprun.xml`` does not say it: the last step of an SCF has to have changed the energy by less than EDIFF.
+
+    The last calculation of a run that was killed may have all of its labels and no end.
+    """
+    least: float | None = None
+    calculations: list[list[float]] = []
+    inside = False
     for match in found:
         kind = match.lastgroup
         if kind == "least":
             least = _number(match["least"])
         elif kind == "begin":
-            number, energies = number + 1, []
-        elif kind in ("step", "stop"):
-            inside = kind == "step"
-            energies = [*energies[-1:], float("nan")] if inside else energies
-        elif kind == "energy" and inside:
-            energies[-1] = _number(match["energy"])
-        elif kind == "end" and least is not None and len(energies) == 2:
-            wrong |= {number} if abs(energies[1] - energies[0]) >= least + _PRINTED else set()
+            calculations.append([])
+        elif kind == "step" and calculations:
+            inside = True
+            calculations[-1] = [*calculations[-1][-1:], float("nan")]  # of the last two steps
+        elif kind == "stop":
+            inside = False
+        elif kind == "energy" and inside and calculations:
+            calculations[-1][-1] = _number(match["energy"])
+    if least is None:
+        return Unconverged("VASP", unknown=any(calculations))
+    wrong = {
+        number
+        for number, energies in enumerate(calculations)
+        if energies and not (len(energies) == 2 and abs(energies[1] - energies[0]) < least + _PRINTED)
+    }
     return Unconverged("VASP", wrong)
 
 

@@ -168,8 +168,10 @@ class ExtxyzFile:
             for name in table.names
             if table.is_number(name) and name not in _GEOMETRY
         }
+        numbers = _numbers(table)
+        _check_types(table, numbers, comment)
         return self.finder.frame(
-            _numbers(table),
+            numbers,
             table.floats("pos"),
             None if cell is None else np.asarray(cell).T,
             pbc,
@@ -343,6 +345,28 @@ def _numbers(table: _Table) -> np.ndarray[Any, np.dtype[np.int64]]:
         if (values != found[0][1]).any():
             raise InputError(f"{found[0][0]} and {name} are of different elements", key="Properties")
     return found[0][1]
+
+
+def _check_types(table: _Table, numbers: np.ndarray[Any, np.dtype[np.int64]], comment: str) -> None:
+    """Refuse atom types of LAMMPS in the place of elements: 1, 2, ... in a file that names no column of atomic numbers.
+
+    Raises:
+        InputError: for these.
+    """
+    if not len(numbers) or not all(
+        table.texts(name)[0].isdigit() for name in _ELEMENTS if name in table.names
+    ):
+        return
+    if any(name != "species" for name in _ELEMENTS if name in table.names):
+        return
+    kinds = set(numbers.tolist())
+    in_turn = len(kinds) > 1 and kinds == set(range(1, len(kinds) + 1))
+    if in_turn or comment.startswith("Atoms"):
+        raise InputError(
+            "has numbers in the place of elements, which look like atom types of LAMMPS",
+            key="species",
+            hint="write symbols (dump_modify ... element), or a column Z:I:1 of atomic numbers",
+        )
 
 
 def _last(lines: Iterator[bytes]) -> tuple[int, bytes]:

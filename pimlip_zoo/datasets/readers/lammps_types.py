@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import lzma
+import re
 import zlib
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from pimlip_zoo.datasets.readers.scan import matches
 from pimlip_zoo.errors import InputError
 
 __all__ = ["check_elements_named"]
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _TEXT, _BINARY, _DATA = "lammps-dump-text", "lammps-dump-binary", "lammps-data"
-_LONGEST, _HEAD = 1 << 16, 1000
-"""Bytes of a line, and lines within which a dump has its columns."""
+_COLUMNS = re.compile(rb"(?m)^ITEM: ATOMS\b([^\r\n]{0,900})")
+_MASSES = re.compile(rb"(?m)^[ \t]*Masses\b")
 
 
 def check_elements_named(path: str | Path, kind: str | None = None) -> None:
@@ -29,24 +27,26 @@ def check_elements_named(path: str | Path, kind: str | None = None) -> None:
         kind: its format, as ASE calls it; None: ASE says which.
 
     Raises:
-        InputError: for a dump without a column ``element`` or ``mass``, and data without masses.
+        InputError: for a dump of which a frame has no column ``element`` or ``mass``, and data without masses.
     """
     if kind is None:
         kind = _kind(path)
     if kind == _TEXT:
-        if _columns(path).isdisjoint({b"element", b"mass"}):
-            raise InputError(
-                "this dump of LAMMPS has numbers of atom types and no elements",
-                file=path,
-                hint="write a column of them: dump ... custom ... id element x y z, and dump_modify ... element",
-            )
+        for frame, found in enumerate(_found(path, _COLUMNS)):
+            if {b"element", b"mass"}.isdisjoint(found[1].split()):
+                raise InputError(
+                    "this dump of LAMMPS has numbers of atom types and no elements",
+                    file=path,
+                    frame=frame,
+                    hint="write a column of them: dump ... custom ... id element x y z, and dump_modify ... element",
+                )
     elif kind == _BINARY:
         raise InputError(
             "a binary dump of LAMMPS has numbers of atom types and no elements",
             file=path,
             hint="write a text dump with a column `element`",
         )
-    elif kind == _DATA and not any(line.startswith(b"Masses") for line in _lines(path)):
+    elif kind == _DATA and next(_found(path, _MASSES), None) is None:
         raise InputError(
             "this data file of LAMMPS has numbers of atom types and no masses, which tell the elements",
             file=path,
@@ -63,16 +63,6 @@ def _kind(path: str | Path) -> str | None:
         return None
 
 
-def _columns(path: str | Path) -> set[bytes]:
-    found = (line.split()[2:] for line in islice(_lines(path), _HEAD) if line.startswith(b"ITEM: ATOMS"))
-    return set(next(found, [b"element"]))  # without atoms there is nothing to mistake
-
-
-def _lines(path: str | Path) -> Iterator[bytes]:
-    path = Path(path)
-    try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-            while line := file.readline(_LONGEST):
-                yield line
-    except (EOFError, OSError, lzma.LZMAError, zlib.error):
-        return
+def _found(path: str | Path, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
+    with suppress(EOFError, OSError, lzma.LZMAError, zlib.error):  # ASE says it
+        yield from matches(path, pattern)

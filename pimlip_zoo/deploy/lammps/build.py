@@ -16,8 +16,8 @@ import torch
 
 from pimlip_zoo.commands import command_words
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import replacing, scratch_folder, seal, sealed, writing
-from pimlip_zoo.outputs import LIBRARY, check_output
+from pimlip_zoo.files import belongs_to_user, replacing, scratch_folder, seal, sealed, writing
+from pimlip_zoo.outputs import PLUGIN, check_output
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def build_plugin(
 
     Raises:
         InputError: with everything that is missing, the compiler's first error, or where ``out`` is there and is no
-            shared library.
+            such plugin.
     """
     target = _target(out)
     flags = _Flags()
@@ -106,9 +106,11 @@ def build_plugin(
     library = folder / PLUGIN_NAME
     if not sealed(library):
         _compile(command, library)
+    elif not belongs_to_user(library.parent):
+        raise _of_others(library.parent)
     if target is None:
         return library
-    check_output(target, LIBRARY, key="--out")  # a compiler takes its time
+    check_output(target, PLUGIN, key="--out")  # a compiler takes its time
     _copy(library, target)
     return target.resolve()
 
@@ -120,7 +122,7 @@ def _target(out: str | os.PathLike[str] | None) -> Path | None:
     target = Path(out)
     if target.is_dir():
         target /= PLUGIN_NAME
-    check_output(target, LIBRARY, key="--out")
+    check_output(target, PLUGIN, key="--out")
     return target
 
 
@@ -226,6 +228,8 @@ def _compile(command: list[str], library: Path) -> None:
             file=library.parent,
             hint="set XDG_CACHE_HOME to another folder",
         ) from error
+    if not belongs_to_user(library.parent):
+        raise _of_others(library.parent)
     log.info("compiling pair_style pimlip for LAMMPS; this takes up to a minute, once")
     with scratch_folder(library.parent, "build") as scratch:
         built = scratch / library.name
@@ -241,6 +245,14 @@ def _compile(command: list[str], library: Path) -> None:
             )
         built.replace(library)
         seal(library)
+
+
+def _of_others(folder: Path) -> InputError:
+    return InputError(
+        "belongs to somebody else, who could put programs there",
+        file=folder,
+        hint="set XDG_CACHE_HOME to a folder of your own",
+    )
 
 
 def _copy(library: Path, target: Path) -> None:

@@ -515,6 +515,7 @@ void PairPimlip::add_results()
   double sum = 0.0;
   for (int64_t row = 0; row < graph->num_local; row++) sum += energy[row];
   for (size_t k = 0; k < graph->vectors.size(); k++) sum += gradient[k];
+  for (int64_t k = 0; direct && k < 3 * graph->num_local; k++) sum += direct[k];
   if (!std::isfinite(sum)) not_finite();
 
   for (int64_t row = 0; row < graph->num_local; row++) {

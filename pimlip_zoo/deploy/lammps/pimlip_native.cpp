@@ -6,6 +6,7 @@
 #include "pimlip_sha256.h"
 
 #include <cerrno>
+#include <chrono>
 #include <dlfcn.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -25,6 +26,7 @@ namespace pimlip {
 namespace {
 
 constexpr const char *SUFFIX = ".pimlip";
+constexpr const char *COPIES = ".load-";    // begins the names of folders with copies of libraries, as in Python
 
 constexpr const char *DAMAGED = "it is not a complete native model (export it again)";
 constexpr const char *OTHER = "it is not a native model (write it with `pimlip-zoo export --format native`)";
@@ -55,6 +57,15 @@ std::string machine_level()
 #endif
 }
 
+// Whether a file or folder is this user's; others are kept from writing to it from now on. What is loaded runs with the
+// user's rights: whoever else may write there must not choose it.
+bool belongs_to_user(const std::filesystem::path &path)
+{
+  struct stat found{};
+  if (stat(path.c_str(), &found) != 0 || found.st_uid != getuid()) return false;
+  return !(found.st_mode & 022) || chmod(path.c_str(), found.st_mode & 07755) == 0;
+}
+
 std::filesystem::path cache_folder()
 {
   const char *base = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
@@ -62,7 +73,8 @@ std::filesystem::path cache_folder()
   folder /= "pimlip-zoo/kernels";
   std::error_code failed;
   std::filesystem::create_directories(folder, failed);
-  if (!failed && access(folder.c_str(), W_OK) == 0) return folder;
+  const bool ours = belongs_to_user(folder.parent_path()) && belongs_to_user(folder);
+  if (!failed && ours && access(folder.c_str(), W_OK) == 0) return folder;
   // Others may write beside it, and would name a library as they like: the folder has to be one's own.
   folder = std::filesystem::temp_directory_path() / ("pimlip-zoo-" + std::to_string(getuid()));
   mkdir(folder.c_str(), 0700);
@@ -91,9 +103,41 @@ bool is_intact(const std::filesystem::path &library)
   std::error_code failed;
   if (!std::filesystem::is_regular_file(library, failed) || !std::filesystem::is_regular_file(seal_of(library), failed))
     return false;
+  struct stat found{};
+  if (stat(library.c_str(), &found) != 0 || found.st_uid != getuid() || (found.st_mode & 022)) return false;
   std::string seal;
   std::ifstream(seal_of(library)) >> seal;
   return seal.size() == 64 && seal == sha256(read_file(library.string()));
+}
+
+void *open_copy_in(const std::filesystem::path &place, const std::string &name, const std::string &content)
+{
+  std::string folder = (place / (std::string(COPIES) + "XXXXXX")).string();
+  if (!mkdtemp(&folder[0])) return nullptr;    // for this user alone
+  const std::string copy = folder + "/" + name;
+  bool whole = false;
+  {
+    std::ofstream out(copy, std::ios::binary);
+    out << content << std::flush;
+    whole = static_cast<bool>(out);
+  }
+  void *const found = whole ? dlopen(copy.c_str(), RTLD_NOW | RTLD_LOCAL) : nullptr;
+  std::remove(copy.c_str());
+  rmdir(folder.c_str());
+  return found;
+}
+
+// Of processes that were killed while they loaded.
+void remove_old_copies(const std::filesystem::path &place)
+{
+  std::error_code failed;
+  const auto day_ago = std::filesystem::file_time_type::clock::now() - std::chrono::hours(24);
+  std::vector<std::filesystem::path> found;
+  for (const auto &entry : std::filesystem::directory_iterator(place, failed)) {
+    const bool ours = entry.path().filename().string().rfind(COPIES, 0) == 0 && entry.is_directory(failed);
+    if (ours && entry.last_write_time(failed) < day_ago && !failed) found.push_back(entry.path());
+  }
+  for (const auto &path : found) std::filesystem::remove_all(path, failed);
 }
 
 // A library is mapped, not read: where its file is shortened later, by a copy over it or a cleaner of disks, the next page
@@ -105,23 +149,12 @@ void *open_private_copy(const std::filesystem::path &library)
   std::ifstream(seal_of(library)) >> seal;
   const std::string content = read_file(library.string());
   if (sha256(content) != seal) throw ModelError(library.string() + " was changed while it was loaded (start again)");
-  std::vector<std::string> places = {library.parent_path().string(), std::filesystem::temp_directory_path().string()};
-  void *found = nullptr;
-  for (const std::string &place : places) {
-    std::string folder = place + "/.load.XXXXXX";
-    if (found || !mkdtemp(&folder[0])) continue;    // for this user alone
-    const std::string copy = folder + "/" + library.filename().string();
-    bool whole = false;
-    {
-      std::ofstream out(copy, std::ios::binary);
-      out << content << std::flush;
-      whole = static_cast<bool>(out);
-    }
-    if (whole) found = dlopen(copy.c_str(), RTLD_NOW | RTLD_LOCAL);
-    std::remove(copy.c_str());
-    rmdir(folder.c_str());
-  }
-  return found;
+  const std::filesystem::path cache = library.parent_path();
+  remove_old_copies(cache);
+  void *found = open_copy_in(cache, library.filename().string(), content);
+  std::error_code failed;
+  const std::filesystem::path other = found ? cache : std::filesystem::temp_directory_path(failed);
+  return found || failed ? found : open_copy_in(other, library.filename().string(), content);
 }
 
 // What compilers that were killed left of this library; the caller holds its lock, so that none is at work.
@@ -175,6 +208,7 @@ void compile(const std::string &source, const std::string &level, const std::fil
       if (reason.empty() || (line.find("error") != std::string::npos && reason.find("error") == std::string::npos))
         reason = line;
   } else {
+    belongs_to_user(built);    // takes from others the right to write
     // The seal first: with it and without the library, or with another's, the library is compiled again.
     const std::string seal = stem + ".seal.tmp";
     std::ofstream out(seal);
@@ -297,7 +331,7 @@ void Native::load(const std::string &source, const std::string &hash, const std:
   library_ = open_private_copy(library);
   if (!library_) library_ = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library_) throw ModelError(std::string("what was compiled of it cannot be loaded: ") + dlerror() +
-                     " (remove that file, it is compiled again)");
+                     " (set XDG_CACHE_HOME to a folder on a file system where programs may run)");
   workspace_ = reinterpret_cast<decltype(workspace_)>(dlsym(library_, "pimlip_workspace"));
   evaluate_ = reinterpret_cast<decltype(evaluate_)>(dlsym(library_, "pimlip_evaluate"));
   if (!workspace_ || !evaluate_) throw ModelError(OTHER);

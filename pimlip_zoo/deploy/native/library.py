@@ -22,7 +22,7 @@ from pimlip_zoo.compiled.compiler import (
 )
 from pimlip_zoo.compiled.private import load_private
 from pimlip_zoo.deploy.native.archive import NativeFile, read_native, source_hash
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import scratch_folder, seal, seal_of, sealed
 
 Reals = NDArray[np.float64]
@@ -284,7 +284,14 @@ def _load(source: str, level: str, path: str | os.PathLike[str]) -> ctypes.CDLL:
     library = writable(cache_folder()) / name
     if not sealed(library):
         _compile(source, _LEVELS[level][1], library, path)
-    loaded = load_private(library, seal_of(library))
+    try:
+        loaded = load_private(library, seal_of(library))
+    except OSError as error:
+        raise InputError(
+            f"cannot be loaded: {reason_of(error)}",
+            file=library,
+            hint="set XDG_CACHE_HOME to a folder on a file system where programs may run",
+        ) from error
     integer, address = ctypes.c_int64, ctypes.c_void_p
     loaded.pimlip_workspace.argtypes, loaded.pimlip_workspace.restype = [integer] * 2, integer
     loaded.pimlip_evaluate.argtypes = [address] * 2 + [integer] * 3 + [address] * 6
