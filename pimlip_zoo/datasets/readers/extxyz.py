@@ -41,6 +41,8 @@ _PLAIN = (("species", "S", 1), ("pos", "R", 3))
 _OTHER_CELLS = ("cell", "unit_cell", "unitcell", "box", "cell_vectors", "lattice_vectors")
 _SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
 _CLOSING = {'"': re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL), "'": re.compile(r"(?:[^'\\]|\\.)*'", re.DOTALL)}
+_PROPERTIES, _WIDTH = re.compile(rb"(?i:Properties)\s*=\s*[\"']?(\S+)"), re.compile(rb":[A-Z]:(\d+)")
+_MOST_DIGITS = 40
 _COUNT = re.compile(rb"\s*\+?\d+\s*")
 _WORD = re.compile(r"""[^\s="'{\[]+""")
 _SMALL, _PART = 1 << 24, 1 << 20
@@ -59,6 +61,20 @@ class ExtxyzFile:
     def count(self) -> int:
         """Frames in the file; only the lines with numbers of atoms are looked at."""
         return self.starts(1 << 62)[0]
+
+    def check(self) -> None:
+        """Whether every frame has as many lines as it announces, and no more columns than there is room for.
+
+        Raises:
+            InputError: naming the frame.
+        """
+        packed = Path(self.path).suffix.lower() in _OPENERS
+        most = expansion_limit(self.path) if packed else Path(self.path).stat().st_size
+        for index, _, comment, _ in self._cut(range(0), (0, 0)):
+            for properties in _PROPERTIES.findall(comment):
+                columns = sum(int(count[:_MOST_DIGITS]) for count in _WIDTH.findall(properties))
+                if columns > most:
+                    raise InputError(f"announces {columns:.3g} columns", file=self.path, frame=index)
 
     def starts(self, every: int) -> tuple[int, list[tuple[int, int]]]:
         """The number of frames, and (frame, byte) where frames 0, every, 2 every, ... start."""
