@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.io import write
 
 from pimlip_zoo.cli.report import read_metrics
 from pimlip_zoo.config import load_config
@@ -355,6 +357,39 @@ def _of_package(folder):
 
 
 OF_PACKAGE = ("rounds", "curve", "stable time", "manifest", "journal", "uncertainty", "parity", "physics")
+
+
+POSCAR = "x\n1.0\n5 0 0\n0 5 0\n0 0 5\n{species}{counts}\nDirect\n0 0 0\n"
+ANNOUNCED = {
+    "POSCAR": POSCAR.format(species="H O\n", counts="300000000 1"),
+    "of-vasp-4.vasp": POSCAR.format(species="", counts="300000000"),
+    "CONTCAR": POSCAR.format(species="H\n", counts="9" * 500),
+    "OUTCAR": " vasp.6.4.2\n POTCAR: PAW_PBE H\n   ions per type =    300000000   1\n",
+    "a.json": '{"1": {"numbers": {"__ndarray__": [[300000000], "int64", [1]]}, "ids": [1], "nextid": 2}}',
+    "b.json": '{"1": {"positions": {"__ndarray__": [ [ 30000,\\n 30000 ], "float64", [0]]}, "ids": [1]}}'.replace(
+        "\\n", "\n"
+    ),
+    "a.extxyz": "1\nProperties=species:S:1:pos:R:3:x:R:4000000000\nH 0 0 0\n",
+}
+
+
+@pytest.mark.parametrize("read", [load_frames, read_structure])
+@pytest.mark.parametrize("name", ANNOUNCED)
+def test_no_room_is_made_for_what_files_of_ase_announce(name, read, tmp_path):
+    (tmp_path / name).write_text(ANNOUNCED[name])
+    refused(read, str(tmp_path / name))
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(ANNOUNCED[name].encode()))
+    refused(read, str(tmp_path / f"{name}.gz"))
+
+
+@pytest.mark.parametrize(
+    "name", ["POSCAR", "a.vasp", "a.json", "a.extxyz", "a.traj", "a.cif", "a.gen", "a.xsf"]
+)
+def test_what_files_of_ase_announce_and_have_is_read(name, tmp_path):
+    atoms = bulk("Cu", cubic=True).repeat(3)
+    write(tmp_path / name, atoms)
+    assert len(read_structure(str(tmp_path / name))) == 108
+    assert len(load_frames(str(tmp_path / name))[0].numbers) == 108
 
 
 @pytest.mark.parametrize(

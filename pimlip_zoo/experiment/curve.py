@@ -20,6 +20,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.evaluation import check_labelled, evaluate
 from pimlip_zoo.experiment import check_settings, has_checkpoint, load_split
+from pimlip_zoo.experiment.made_with import check_made_with, check_tests, given_options, hashes_of
 from pimlip_zoo.experiment.record import CONFIG
 from pimlip_zoo.experiment.stable_time import stable_ps
 from pimlip_zoo.experiment.stages import Split, prepare_run, train_run
@@ -141,16 +142,8 @@ def _run_claimed(
     config_file: Path | None,
     variants: Mapping[str, Settings] | None,
 ) -> int | None:
-    options = [*fitting(settings, point.weak), ("seed", point.seed)]
-    if variants is not None and point.weak in variants:
-        options += variants[point.weak]
-    elif point.weak != "none":
-        options.append(("weak.preset", point.weak))
+    options = _options_of(point, settings, config_file, variants)
     config = load_config(config_file, options)
-    if (
-        "max_steps" not in config.trainer.model_fields_set
-    ):  # all points are of one length, whatever their size
-        config = load_config(config_file, [*options, ("trainer.max_steps", config.trainer.max_steps)])
     train_frames, valid_frames = load_split(config)
     split: Split = (subset(train_frames, point.size, point.seed), valid_frames)
     before = _spent(run)
@@ -185,9 +178,57 @@ def _run_claimed(
             **spent,
             "parameters": sum(p.numel() for p in potential.model.parameters()),
             "tests": errors,
+            "test_structures": hashes_of(tests),
+            "given": given_options(config_file, options),
         },
     )
     return None
+
+
+def _options_of(
+    point: Point,
+    settings: Settings,
+    config_file: Path | None,
+    variants: Mapping[str, Settings] | None,
+) -> list[tuple[str, Any]]:
+    """What is given for a point."""
+    options = [*fitting(settings, point.weak), ("seed", point.seed)]
+    if variants is not None and point.weak in variants:
+        options += variants[point.weak]
+    elif point.weak != "none":
+        options.append(("weak.preset", point.weak))
+    trainer = load_config(config_file, options).trainer
+    if "max_steps" not in trainer.model_fields_set:  # all points are of one length, whatever their size
+        options.append(("trainer.max_steps", trainer.max_steps))
+    return options
+
+
+def check_finished(
+    points: Sequence[Point],
+    settings: Settings,
+    tests: Sequence[str],
+    folder: Path,
+    config_file: Path | None = None,
+    variants: Mapping[str, Settings] | None = None,
+) -> None:
+    """Whether the points that are finished are those that are asked for, so that one table may hold all.
+
+    Raises:
+        InputError: naming the point and what differs.
+    """
+    finished = [point for point in points if (folder / point.name / "result.json").exists()]
+    structures: dict[int, Split] = {}  # by seed, which draws the validation
+    hashes = hashes_of(tests) if finished else {}
+    for point in finished:
+        run = folder / point.name
+        content = read_json(run / "result.json", dict)
+        check_tests(run, list(content["tests"]), content.get("test_structures"), hashes)
+        options = _options_of(point, settings, config_file, variants)
+        if point.seed not in structures:
+            structures[point.seed] = load_split(load_config(config_file, options))
+        train, valid = structures[point.seed]
+        split = (subset(train, point.size, point.seed), valid)
+        check_made_with(run, content.get("given"), config_file, options, split)
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:
@@ -258,8 +299,10 @@ def run_points(
     """Run the points one after the other and keep the tables up to date; the signal that ended it, or None.
 
     Raises:
-        InputError: before the first training, when there are fewer structures than the largest point has.
+        InputError: before the first training, when there are fewer structures than the largest point has, or when a
+            finished point was made with something else.
     """
+    check_finished(points, settings, tests, folder, config_file, variants)
     missing = [point for point in points if not (folder / point.name / "result.json").exists()]
     if missing:
         largest = max(missing, key=lambda point: point.size)

@@ -235,15 +235,15 @@ def check_settings(folder: Path, given: RunConfig) -> None:
             for weights without the checkpoint that a run goes on from.
     """
     kept, done = _begun_with(folder)
-    old, new = dict(_options(kept)), dict(_options(given))
+    old, new = dict(dotted_options(kept)), dict(dotted_options(given))
     different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     _check_weights_stay(folder, kept, different)
-    changed = [key for key in different if not _may_change(key)]
+    changed = [key for key in different if not is_in(key, MAY_CHANGE)]
     if changed:
         key, *others = changed
         more = f"; {len(others)} more differ, such as {others[0]}" if others else ""
         raise InputError(
-            f"the run has {_shown(old.get(key))}, given is {_shown(new.get(key))}{more}",
+            f"the run has {shown(old.get(key))}, given is {shown(new.get(key))}{more}",
             file=folder,
             key=key,
             hint="a run keeps what it began with: give that, or start another run",
@@ -297,7 +297,7 @@ def _begun_with(folder: Path) -> tuple[RunConfig, int]:
     return kept, int(content["global_step"])
 
 
-def _options(config: RunConfig) -> Iterator[tuple[str, Any]]:
+def dotted_options(config: RunConfig) -> Iterator[tuple[str, Any]]:
     """Every option by its dotted key; those of the architecture with what its preset fills in."""
     model = {"name": config.model.name, "preset": config.model.preset}
     sections = {name: getattr(config, name) for name in RunConfig.model_fields}
@@ -321,11 +321,13 @@ def _of_sections(table: Mapping[str, Any]) -> bool:
     return bool(table) and all(isinstance(value, BaseModel) for value in table.values())
 
 
-def _may_change(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+def is_in(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of some options, or in one of some sections."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a sentence."""
     return "nothing" if value is None or value == {} else str(value)
 
 

@@ -28,6 +28,7 @@ from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import has_checkpoint
+from pimlip_zoo.experiment.made_with import hashes_of
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.files import read_json, write_json
 from pimlip_zoo.labelling.label import label
@@ -349,6 +350,7 @@ def _train(config: RunConfig, run: Path) -> None:
 
 def _check_same(rounds: Rounds) -> None:
     """Refuse to go on with other options than the rounds began with; when to stop, and limits, may change."""
+    _check_same_structures(rounds)
     path = rounds.out / "rounds-began-with.json"
     now = lasting_options(rounds)
     if path.exists():  # options that are newer than the file have their defaults there
@@ -367,6 +369,24 @@ def _check_same(rounds: Rounds) -> None:
             "%s has no %s: whether its options are still the same is not known", rounds.out, path.name
         )
     write_json(path, now)
+
+
+def _check_same_structures(rounds: Rounds) -> None:
+    """Refuse other structures under the old names: rows of the table would be errors on different ones."""
+    path = rounds.out / "rounds-structures.json"
+    specs = {"sample.pool": rounds.sample.pool, "sample.start": rounds.sample.start, "test": rounds.test}
+    now = {key: hashes_of([spec])[spec] for key, spec in specs.items() if spec is not None}
+    if not path.exists():
+        write_json(path, now)
+        return
+    for key, before in read_json(path, dict).items():
+        if now.get(key, before) != before:
+            raise InputError(
+                f"has other structures than the rounds began with: {specs[key]}",
+                file=rounds.out,
+                key=key,
+                hint="put the old ones back, or name another folder with out:",
+            )
 
 
 def _calculator(run: str) -> Any:

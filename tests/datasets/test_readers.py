@@ -259,6 +259,11 @@ ROW = "H 0 0 0 1 0 0"
         (f"{FORCES} energy=T", ROW, "truth value"),
         (f'{FORCES} Lattice="5 0 0 0 5 0 0 0 5" PBC="F F F"', ROW, "write pbc"),
         (f'{FORCES} lattice="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
+        (f'{FORCES} cell="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
+        (f'{FORCES} Box="5 5 5" pbc="T T T"', ROW, "write Lattice"),
+        (f"{FORCES} unit_cell=[5, 5, 5, 90, 90, 90]", ROW, "write Lattice"),
+        (f"{FORCES} energy=-1.0 Hartree", ROW, "the header says Hartree by itself"),
+        (f"{FORCES} energy=-1.0 kcal/mol", ROW, "the header says kcal/mol by itself"),
         (f'{FORCES} "energy"=-1 energy=-2', ROW, "energy: stands twice"),
         (f"{FORCES} 'energy' = -1 energy=-2", ROW, "energy: stands twice"),
         (f'{FORCES} "lattice"="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
@@ -273,6 +278,52 @@ def test_an_xyz_file_that_contradicts_itself_is_refused(tmp_path, comment, rows,
     (tmp_path / "a.xyz").write_text(f"1\n{comment}\n{rows}\n", encoding="utf8")
     with pytest.raises(InputError, match=rf"a\.xyz, frame 0.*{message}"):
         load_frames(str(tmp_path / "a.xyz"))
+
+
+@pytest.mark.parametrize(
+    ("comment", "options"),
+    [
+        (f'{FORCES} energy=-1 cell="5 0 0 0 5 0 0 0 5" pbc="F F F"', ""),
+        (f'{FORCES} energy=-1 cell="5 0 0 0 5 0 0 0 5" Lattice="5 0 0 0 5 0 0 0 5" pbc="F F F"', ""),
+        (f"{FORCES} energy=-1 box=small converged", ""),
+        (f"{FORCES} energy=-1 eV", ""),
+        (f"{FORCES} energy=-1 Ha", "?energy=Hartree&length=Å"),
+    ],
+)
+def test_what_contradicts_nothing_in_an_xyz_header_is_read(tmp_path, comment, options):
+    (tmp_path / "a.xyz").write_text(f"1\n{comment}\n{ROW}\n")
+    (frame,) = load_frames(f"{tmp_path / 'a.xyz'}{options}")
+    assert not frame.pbc.any()
+    assert frame.energy == pytest.approx(-27.2114 if options else -1, rel=1e-5)
+
+
+@pytest.mark.parametrize("count", ["0_1", "1_", "1.0", "0x1"])
+def test_numbers_of_atoms_are_digits(tmp_path, count):
+    (tmp_path / "a.xyz").write_text(f"{count}\n{FORCES} energy=-1\n{ROW}\n")
+    with pytest.raises(InputError, match="should be a number of atoms"):
+        load_frames(str(tmp_path / "a.xyz"))
+
+
+@pytest.mark.parametrize(
+    ("key", "place"), [("CONFIG_WEIGHT", None), ("Config_Energy_Weight", 0), ("config_FORCES_weight", 1)]
+)
+def test_weights_are_read_in_upper_and_lower_case(tmp_path, key, place, caplog):
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES} energy=-1 {key}=0.25\n{ROW}\n")
+    (frame,) = load_frames(str(tmp_path / "a.xyz"))
+    assert (frame.weight if place is None else frame.label_weights[place]) == 0.25
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "key", ["config_virial_weight", "config_force_weight", "Config_Forces_Stress_Weight"]
+)
+def test_weights_that_are_not_known_are_said_once(tmp_path, key, caplog):
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES} energy=-1 {key}=0.25\n{ROW}\n" * 3)
+    frames = load_frames(str(tmp_path / "a.xyz"))
+    assert {frame.label_weights for frame in frames} == {(1.0, 1.0, 1.0)}
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
+        f"{tmp_path / 'a.xyz'}: {key} is no weight that is known, and is ignored"
+    ]
 
 
 def test_what_stands_in_quotes_of_an_xyz_header_is_no_key(tmp_path):

@@ -209,6 +209,21 @@ def test_other_options_than_it_began_with_are_refused(whole, tmp_path):
         run_rounds(load_rounds(path))
 
 
+def test_other_structures_than_they_began_with_are_refused(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    path = tmp_path / "out" / "rounds-structures.json"
+    kept = json.loads(path.read_text())
+    assert list(kept) == ["sample.pool"]
+    path.write_text(json.dumps({"sample.pool": "0" * 64}))
+    with pytest.raises(
+        InputError, match=r"sample\.pool: has other structures than the rounds began with: builtin"
+    ):
+        run_rounds(load_rounds(written(tmp_path)))
+    path.unlink()  # as versions before left it
+    run_rounds(load_rounds(written(tmp_path)))
+    assert json.loads(path.read_text()) == kept
+
+
 def test_it_is_said_when_what_the_rounds_began_with_is_not_known(whole, tmp_path, caplog):
     shutil.copytree(whole, tmp_path / "out")
     (tmp_path / "out" / "rounds-began-with.json").unlink()

@@ -24,6 +24,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.datasets.readers.units import energy_unit
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import expansion_limit
 
@@ -35,8 +36,12 @@ _OTHER_GEOMETRY = {"positions", *(name.lower() for name in _GEOMETRY)}
 """Names in other letters, which might be meant for it."""
 _PLAIN = (("species", "S", 1), ("pos", "R", 3))
 """Columns of a file that does not name them."""
+_OTHER_CELLS = ("cell", "unit_cell", "unitcell", "box", "cell_vectors", "lattice_vectors")
 _SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
 _CLOSING = {'"': re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL), "'": re.compile(r"(?:[^'\\]|\\.)*'", re.DOTALL)}
+_PROPERTIES, _WIDTH = re.compile(rb"(?i:Properties)\s*=\s*[\"']?(\S+)"), re.compile(rb":[A-Z]:(\d+)")
+_MOST_DIGITS = 40
+_COUNT = re.compile(rb"\s*\+?\d+\s*")
 _WORD = re.compile(r"""[^\s="'{\[]+""")
 _SMALL, _PART = 1 << 24, 1 << 20
 _LONGEST_NUMBER, _LONGEST_COMMENT, _LONGEST_ROW = 1 << 12, 1 << 24, 1 << 20
@@ -54,6 +59,20 @@ class ExtxyzFile:
     def count(self) -> int:
         """Frames in the file; only the lines with numbers of atoms are looked at."""
         return self.starts(1 << 62)[0]
+
+    def check(self) -> None:
+        """Whether every frame has as many lines as it announces, and no more columns than there is room for.
+
+        Raises:
+            InputError: naming the frame.
+        """
+        packed = Path(self.path).suffix.lower() in _OPENERS
+        most = expansion_limit(self.path) if packed else Path(self.path).stat().st_size
+        for index, _, comment, _ in self._cut(range(0), (0, 0)):
+            for properties in _PROPERTIES.findall(comment):
+                columns = sum(int(count[:_MOST_DIGITS]) for count in _WIDTH.findall(properties))
+                if columns > most:
+                    raise InputError(f"announces {columns:.3g} columns", file=self.path, frame=index)
 
     def starts(self, every: int) -> tuple[int, list[tuple[int, int]]]:
         """The number of frames, and (frame, byte) where frames 0, every, 2 every, ... start."""
@@ -122,10 +141,7 @@ class ExtxyzFile:
         return line
 
     def _natoms(self, header: bytes, index: int, line_number: int) -> int:
-        try:
-            n = int(header)
-        except ValueError:
-            n = -1
+        n = int(header) if _COUNT.fullmatch(header) else -1
         if not 0 <= n <= _MAX_ATOMS:
             text = header.strip()[:40].decode(errors="replace")
             if "\0" in text:
@@ -146,10 +162,13 @@ class ExtxyzFile:
         table = _Table([row.decode() for row in rows], columns or _PLAIN, announced=columns is not None)
         cell = info.pop("Lattice", None)
         pbc = info.pop("pbc", None)
+        if cell is None and (pbc is None or np.any(pbc)):
+            _refuse_other_cell(info)
         if pbc is None:
             pbc = [cell is not None] * 3
         elif not set(np.ravel(pbc).tolist()) <= {True, False}:
             raise InputError("is not made of T and F", file=self.path, frame=index, key="pbc")
+        self._refuse_units(info)
         if cell is not None and np.shape(cell) != (3, 3):
             raise InputError("is not nine numbers", file=self.path, frame=index, key="Lattice")
         if "pos" not in table.names:
@@ -180,6 +199,17 @@ class ExtxyzFile:
             also=[name for name in table.names if name not in arrays and name not in _GEOMETRY]
             + ["columns without a name"] * table.has_more,
         )
+
+    def _refuse_units(self, info: dict[str, Any]) -> None:
+        """A unit behind a number without quotes is a word of its own, which would change nothing."""
+        for key, value in info.items():
+            said = _energy(key) if value is True else None
+            if said is not None and not np.isclose(said, self.finder.energy_unit, rtol=1e-6, atol=0.0):
+                raise InputError(
+                    f"the header says {key} by itself",
+                    key=key,
+                    hint=f"name units as in {self.path}?energy={key}",
+                )
 
     def _open(self) -> IO[bytes]:
         opener: Any = _OPENERS.get(Path(self.path).suffix.lower(), open)
@@ -254,6 +284,26 @@ class _Table:
         except ValueError as error:
             raise InputError(f"{error}", key=name) from error
         return values if stop - start == 1 else values.reshape(len(self._words), stop - start)
+
+
+@lru_cache(maxsize=256)
+def _energy(name: str) -> float | None:
+    """How many eV a unit of energy is; None for any other word."""
+    try:
+        return energy_unit(name)
+    except InputError:
+        return None
+
+
+def _refuse_other_cell(info: dict[str, Any]) -> None:
+    """A cell under another name would be passed over, and a crystal be a cluster."""
+    for key, value in info.items():
+        if (
+            key.lower() in _OTHER_CELLS
+            and np.size(value) in (3, 6, 9)
+            and np.asarray(value).dtype.kind in "if"
+        ):
+            raise InputError(f"the header says {key}", key=key, hint='write Lattice="...", or pbc="F F F"')
 
 
 def _header(comment: str) -> tuple[dict[str, Any], tuple[tuple[str, str, int], ...] | None]:

@@ -8,6 +8,7 @@ different values, nothing is chosen silently: that is an error, and a named key 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ _WEIGHTS = {
     "config_virials_weight": "stress_weight",
 }
 """As mace-torch and others call them."""
+_LIKE_A_WEIGHT = re.compile(r"config_\w+_weight", re.IGNORECASE)
 _KINDS = {
     "constraints": ("constraints", "move_mask", "fixed", "selective_dynamics"),
     "velocities": ("momenta", "velocities", "velocity", "velo", "vel"),
@@ -323,7 +325,9 @@ class LabelFinder:
         if found is None:
             if key == "free_energy" and "energy" not in self._requested:
                 return "free_energy"
-            weight = _WEIGHTS.get(key)
+            weight = _WEIGHTS.get(key.lower())
+            if weight is None and _LIKE_A_WEIGHT.fullmatch(key):
+                self._say_no_weight(key)
             return None if weight == "weight" and "weight" in self._requested else weight
         # A named key silences the usual names of the same label, also across forces and gradient.
         same = {
@@ -334,6 +338,13 @@ class LabelFinder:
         if any(kind in self._requested for kind in same.get(found, (found,))):
             return None
         return found
+
+    def _say_no_weight(self, key: str) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            log.warning(
+                "%s: %s is no weight that is known, and is ignored (%s)", self.file, key, ", ".join(_WEIGHTS)
+            )
 
     def is_label(self, key: str) -> bool:
         """Whether a key is that of a label."""

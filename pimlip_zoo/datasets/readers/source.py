@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from pimlip_zoo.datasets.readers.announced import check_announced
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, FrameFile
 from pimlip_zoo.datasets.readers.lammps_types import check_elements_named
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
@@ -75,13 +76,15 @@ def check_bounded(path: str | Path) -> None:
     Raises:
         InputError: for what is no file, what announces more atoms than it has, and what decompression would blow up.
     """
-    from pimlip_zoo.datasets.readers.extxyz import check_expansion
+    from pimlip_zoo.datasets.readers.extxyz import ExtxyzFile, check_expansion
 
     path = regular_file(path)
     if _guess(path) == "extxyz":
-        _opened("extxyz", str(path), ReadOptions()).count()
-    elif path.suffix.lower() in _COMPRESSED:
+        ExtxyzFile(str(path), ReadOptions()).check()
+        return
+    if path.suffix.lower() in _COMPRESSED:
         check_expansion(path)
+    check_announced(path)
 
 
 def window_of(frames: slice, file: FrameFile) -> range:
