@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from pimlip_zoo.datasets.frame import Frame
 
-__all__ = ["LOOKED_AT", "UnseenElectrons", "unseen_in_frames"]
-
 log = logging.getLogger("pimlip_zoo")
 
 LOOKED_AT = 256

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["InTurns", "Turns"]
-
 
 class Turns:
     """A lock that a copy, a pickle or a forked process has anew."""

@@ -18,8 +18,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.record import CONFIG, check_data, data_record, dotted_options, is_in, shown
 from pimlip_zoo.yaml_file import read_yaml
 
-__all__ = ["check_made_with", "check_tests", "given_options", "hashes_of"]
-
 _NEUTRAL = (
     "data.train",  # under another name the structures have to be the same
     "data.valid",

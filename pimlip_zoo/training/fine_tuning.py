@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pimlip_zoo.training.recipes import RunFacts, Settings, register_recipe
 
-__all__: list[str] = []
-
 _ATOMS_OF_A_STEP, _MOST = 100, 8
 _FEW = 25
 _STEPS_OF_EACH, _SHORTEST, _LONGEST = 40, 500, 20_000

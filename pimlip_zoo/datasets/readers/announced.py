@@ -14,8 +14,6 @@ from typing import Any
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import expansion_limit
 
-__all__ = ["check_announced"]
-
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _HEAD, _OF_JSON = 1 << 22, 1 << 26
 """Bytes that are looked at."""

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from pimlip_zoo.datasets.readers.scan import matches, opened
 
-__all__ = ["PROGRAMS", "Program", "Unconverged", "unconverged_in"]
-
 
 @dataclass(frozen=True)
 class Program:

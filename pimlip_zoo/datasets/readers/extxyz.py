@@ -188,7 +188,7 @@ class ExtxyzFile:
             if table.is_number(name) and name not in _GEOMETRY
         }
         numbers = _numbers(table)
-        _check_types(table, numbers, comment)
+        _check_types(table, numbers, comment.decode())
         return self.finder.frame(
             numbers,
             table.floats("pos"),

@@ -12,8 +12,6 @@ from pathlib import Path
 from pimlip_zoo.datasets.readers.scan import matches
 from pimlip_zoo.errors import InputError
 
-__all__ = ["check_elements_named"]
-
 _TEXT, _BINARY, _DATA = "lammps-dump-text", "lammps-dump-binary", "lammps-data"
 _COLUMNS = re.compile(rb"(?m)^ITEM: ATOMS\b([^\r\n]{0,900})")
 _MASSES = re.compile(rb"(?m)^[ \t]*Masses\b")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-__all__ = ["say_not_kept"]
-
 log = logging.getLogger("pimlip_zoo")
 
 _OF_STRUCTURES = ("constraints", "velocities", "tags", "masses", "charges", "magnetic moments")
