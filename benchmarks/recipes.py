@@ -406,7 +406,7 @@ def drop_pairs(potential: Potential, share: float) -> None:
 
 
 def with_copies(frames: Sequence[Frame], amplitude: float, seed: int, copies: int = 4) -> list[Frame]:
-    """Displaced copies beside the structures: energies to first order by the labelled forces, forces as they are."""
+    """Displaced copies beside the structures, with energies alone: to first order, by the labelled forces."""
     from dataclasses import replace
 
     import numpy as np
@@ -416,7 +416,7 @@ def with_copies(frames: Sequence[Frame], amplitude: float, seed: int, copies: in
         for _ in range(copies):
             moved = draw.normal(0.0, amplitude, frame.positions.shape)
             energy = frame.energy - float((frame.forces * moved).sum())
-            found.append(replace(frame, positions=frame.positions + moved, energy=energy))
+            found.append(replace(frame, positions=frame.positions + moved, energy=energy, forces=None))
     return found
 
 
