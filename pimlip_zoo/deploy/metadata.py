@@ -58,6 +58,8 @@ REQUIRED_KEYS = (
     "allow_tf32",
     "nequip_version",
 )
+ELECTRON_KEYS = ("charge", "multiplicity")
+"""Of a file that is for one of each."""
 
 
 def torch_version() -> str:

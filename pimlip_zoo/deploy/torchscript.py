@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pimlip_zoo.deploy.metadata import REQUIRED_KEYS, export_metadata, read_metadata, torch_version
+from pimlip_zoo.deploy.metadata import (
+    ELECTRON_KEYS,
+    REQUIRED_KEYS,
+    export_metadata,
+    read_metadata,
+    torch_version,
+)
 from pimlip_zoo.deploy.module import PairStyleModule
 from pimlip_zoo.deploy.selfcheck import compare
 from pimlip_zoo.errors import InputError, no_such_file
@@ -114,7 +120,7 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]
     Raises:
         InputError: when it is missing, truncated, or no file of ours.
     """
-    extra: dict[str, Any] = dict.fromkeys(REQUIRED_KEYS, "")
+    extra: dict[str, Any] = dict.fromkeys((*REQUIRED_KEYS, *ELECTRON_KEYS), "")
     if not Path(path).is_file():
         raise no_such_file(path)
     check_archive(path, "not a complete TorchScript file", hint="export it again")
@@ -126,6 +132,7 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]
         reason = str(error).strip().split("\n", 1)[0].split(". This is an internal")[0]
         raise InputError(f"{_what_is_wrong(path)}: {reason}", file=path, hint="export it again") from error
     metadata = {key: text.decode() if isinstance(text, bytes) else str(text) for key, text in extra.items()}
+    metadata = {key: text for key, text in metadata.items() if text or key in REQUIRED_KEYS}
     if not metadata["pimlip_format"]:
         raise InputError("has no metadata of pimlip-zoo", file=path, hint="write it with `pimlip-zoo export`")
 
