@@ -58,8 +58,8 @@ REQUIRED_KEYS = (
     "allow_tf32",
     "nequip_version",
 )
-ELECTRON_KEYS = ("charge", "multiplicity")
-"""Of a file that is for one of each."""
+OPTIONAL_KEYS = ("charge", "multiplicity")
+"""In a file that is for one charge and multiplicity."""
 
 
 def torch_version() -> str:

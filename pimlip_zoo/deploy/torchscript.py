@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.deploy.metadata import (
-    ELECTRON_KEYS,
+    OPTIONAL_KEYS,
     REQUIRED_KEYS,
     export_metadata,
     read_metadata,
@@ -120,7 +120,7 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]
     Raises:
         InputError: when it is missing, truncated, or no file of ours.
     """
-    extra: dict[str, Any] = dict.fromkeys((*REQUIRED_KEYS, *ELECTRON_KEYS), "")
+    extra: dict[str, Any] = dict.fromkeys((*REQUIRED_KEYS, *OPTIONAL_KEYS), "")
     if not Path(path).is_file():
         raise no_such_file(path)
     check_archive(path, "not a complete TorchScript file", hint="export it again")
