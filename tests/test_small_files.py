@@ -364,6 +364,7 @@ ANNOUNCED = {
     "POSCAR": POSCAR.format(species="H O\n", counts="300000000 1"),
     "of-vasp-4.vasp": POSCAR.format(species="", counts="300000000"),
     "CONTCAR": POSCAR.format(species="H\n", counts="9" * 500),
+    "signed.vasp": POSCAR.format(species="H\n", counts="+3_0000_0000"),
     "OUTCAR": " vasp.6.4.2\n POTCAR: PAW_PBE H\n   ions per type =    300000000   1\n",
     "a.json": '{"1": {"numbers": {"__ndarray__": [[300000000], "int64", [1]]}, "ids": [1], "nextid": 2}}',
     "b.json": '{"1": {"positions": {"__ndarray__": [ [ 30000,\\n 30000 ], "float64", [0]]}, "ids": [1]}}'.replace(
@@ -380,6 +381,11 @@ def test_no_room_is_made_for_what_files_of_ase_announce(name, read, tmp_path):
     refused(read, str(tmp_path / name))
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(ANNOUNCED[name].encode()))
     refused(read, str(tmp_path / f"{name}.gz"))
+
+
+def test_numbers_in_a_comment_behind_counts_are_no_atoms(tmp_path):
+    (tmp_path / "a.vasp").write_text(POSCAR.format(species="H\n", counts="1 ! 20230101 # 300000000"))
+    assert len(read_structure(str(tmp_path / "a.vasp"))) == 1
 
 
 @pytest.mark.parametrize(

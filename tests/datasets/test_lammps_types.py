@@ -65,6 +65,11 @@ def test_every_frame_of_a_dump_has_to_tell_them(tmp_path):
     good = HEAD + "ITEM: ATOMS id element x y z\n1 Cu 0 0 0\n2 Al 0 0 2\n"
     with pytest.raises(InputError, match=r"frame 1: this dump of LAMMPS has numbers of atom types"):
         read_structure(put(tmp_path / "joined.lammpstrj", good + TYPES))
+    with pytest.raises(InputError, match="frame 1"):
+        read_structure(put(tmp_path / "blank.lammpstrj", good + TYPES.replace("ITEM: ATOMS", " ITEM: ATOMS")))
+    names, values = "".join(f" c_{k}[1]" for k in range(400)), " 0" * 400
+    many = HEAD + f"ITEM: ATOMS id x y z{names} element\n1 0 0 0{values} Cu\n2 0 0 2{values} Al\n"
+    assert read_structure(put(tmp_path / "many.lammpstrj", many)).get_chemical_symbols() == ["Cu", "Al"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import lzma
 import math
 import re
 import zlib
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ _HEAD, _OF_JSON = 1 << 22, 1 << 26
 """Bytes that are looked at."""
 _IONS = re.compile(rb"ions per type\s*=([ \t\d]+)")
 _SHAPE = re.compile(rb'"__ndarray__"\s*:\s*\[\s*\[([\d\s,]*)\]')
+_COUNT = re.compile(rb"\+?\d[\d_]*")
+"""What ASE takes for a number of atoms."""
 _MOST_DIGITS, _MOST = 40, 10**30
 
 
@@ -56,8 +59,8 @@ def _of_poscar(head: bytes) -> int:
     lines = head[: 1 << 16].splitlines()[:7]
     if len(lines) < 6 or not all(map(_is_vector, lines[2:5])):
         return 0
-    words = next((line.split() for line in lines[5:7] if line.split()[:1] and line.split()[0].isdigit()), [])
-    return _sum(b" ".join(word for word in words if word.isdigit()))
+    counts = (list(takewhile(_COUNT.fullmatch, line.split())) for line in lines[5:7])  # a comment may follow
+    return _sum(b" ".join(next(filter(None, counts), [])))
 
 
 def _is_vector(line: bytes) -> bool:
@@ -72,4 +75,4 @@ def _sum(text: bytes) -> int:
 
 
 def _numbers(text: bytes) -> list[int]:
-    return [int(word[:_MOST_DIGITS]) for word in text.split()]
+    return [int(word.replace(b"_", b"")[:_MOST_DIGITS]) for word in text.split()]

@@ -13,7 +13,7 @@ from pimlip_zoo.datasets.readers.scan import matches
 from pimlip_zoo.errors import InputError
 
 _TEXT, _BINARY, _DATA = "lammps-dump-text", "lammps-dump-binary", "lammps-data"
-_COLUMNS = re.compile(rb"(?m)^ITEM: ATOMS\b([^\r\n]{0,900})")
+_COLUMNS = re.compile(rb"(?m)^[ \t]{0,99}ITEM: ATOMS\b([^\r\n]{0,60000})")
 _MASSES = re.compile(rb"(?m)^[ \t]*Masses\b")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_CHUNK, _OVERLAP = 1 << 22, 1024
+_CHUNK, _OVERLAP = 1 << 22, 1 << 16
 
 
 def opened(path: str | Path) -> IO[bytes]:
@@ -25,7 +25,7 @@ def matches(path: str | Path, pattern: re.Pattern[bytes]) -> Iterator[re.Match[b
 
     Args:
         path: the file.
-        pattern: whose matches are no longer than a kilobyte.
+        pattern: whose matches are no longer than 64 KiB.
     """
     with opened(path) as file:
         rest = b""
