@@ -371,6 +371,7 @@ ANNOUNCED = {
         "\\n", "\n"
     ),
     "a.extxyz": "1\nProperties=species:S:1:pos:R:3:x:R:4000000000\nH 0 0 0\n",
+    "signed.extxyz": "1\nProperties=species:S:1:pos:R:3:x:R:+4_000_000_000\nH 0 0 0\n",
 }
 
 

@@ -25,6 +25,7 @@ from pimlip_zoo.datasets.readers.ase_file import AseFile
 from pimlip_zoo.datasets.readers.checks import all_usable, check_frame, coinciding_atoms
 from pimlip_zoo.datasets.readers.extxyz import _keys
 from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.deploy.structure import read_structure
 from pimlip_zoo.errors import InputError
 
 KCAL = units.kcal / units.mol
@@ -240,6 +241,17 @@ def test_nan_labels_are_missing_ones_when_it_is_said(tmp_path):
 
 FORCES = "Properties=species:S:1:pos:R:3:forces:R:3"
 ROW = "H 0 0 0 1 0 0"
+
+
+def test_a_structure_to_simulate_has_its_cell_under_its_name_too(tmp_path):
+    for comment in (f'{FORCES} cell="5 0 0 0 5 0 0 0 5"', f"{FORCES} Unit_Cell=[5, 5, 5, 90, 90, 90]"):
+        (tmp_path / "a.xyz").write_text(f"1\n{FORCES}\n{ROW}\n1\n{comment}\n{ROW}\n")
+        with pytest.raises(InputError, match=r"frame 1, (?i:\w*cell): .*write Lattice"):
+            read_structure(str(tmp_path / "a.xyz"))
+    for comment in (f'{FORCES} box="0 0 0"', f'{FORCES} cell="5 0 0 0 5 0 0 0 5" pbc="F F F"'):
+        (tmp_path / "a.xyz").write_text(f"1\n{comment}\n{ROW}\n")
+        assert not read_structure(str(tmp_path / "a.xyz")).pbc.any()
+        assert not frame_to_atoms(load_frames(str(tmp_path / "a.xyz"))[0]).pbc.any()
 
 
 @pytest.mark.parametrize(

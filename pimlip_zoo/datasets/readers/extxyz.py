@@ -37,9 +37,10 @@ _OTHER_GEOMETRY = {"positions", *(name.lower() for name in _GEOMETRY)}
 _PLAIN = (("species", "S", 1), ("pos", "R", 3))
 """Columns of a file that does not name them."""
 _OTHER_CELLS = ("cell", "unit_cell", "unitcell", "box", "cell_vectors", "lattice_vectors")
+_OTHER_CELL = re.compile(rb"(?i)(?<!\w)(?:%s)[\"']?\s*=" % "|".join(_OTHER_CELLS).encode())
 _SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
 _CLOSING = {'"': re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL), "'": re.compile(r"(?:[^'\\]|\\.)*'", re.DOTALL)}
-_PROPERTIES, _WIDTH = re.compile(rb"(?i:Properties)\s*=\s*[\"']?(\S+)"), re.compile(rb":[A-Z]:(\d+)")
+_PROPERTIES, _WIDTH = re.compile(rb"(?i:Properties)\s*=\s*[\"']?(\S+)"), re.compile(rb":[A-Z]:\+?([\d_]+)")
 _MOST_DIGITS = 40
 _COUNT = re.compile(rb"\s*\+?\d+\s*")
 _WORD = re.compile(r"""[^\s="'{\[]+""")
@@ -61,7 +62,7 @@ class ExtxyzFile:
         return self.starts(1 << 62)[0]
 
     def check(self) -> None:
-        """Whether every frame has as many lines as it announces, and no more columns than there is room for.
+        """Whether frames have the lines that they announce, columns that fit, and no cell under other names.
 
         Raises:
             InputError: naming the frame.
@@ -70,9 +71,23 @@ class ExtxyzFile:
         most = expansion_limit(self.path) if packed else Path(self.path).stat().st_size
         for index, _, comment, _ in self._cut(range(0), (0, 0)):
             for properties in _PROPERTIES.findall(comment):
-                columns = sum(int(count[:_MOST_DIGITS]) for count in _WIDTH.findall(properties))
+                counts = (count.replace(b"_", b"")[:_MOST_DIGITS] for count in _WIDTH.findall(properties))
+                columns = sum(int(count or 0) for count in counts)
                 if columns > most:
                     raise InputError(f"announces {columns:.3g} columns", file=self.path, frame=index)
+            if _OTHER_CELL.search(comment):
+                self._check_cell(index, comment)
+
+    def _check_cell(self, index: int, comment: bytes) -> None:
+        """As for data, for those who read the file with ASE."""
+        try:
+            info, _ = _header(comment.decode())
+            if "Lattice" not in info and np.any(info.get("pbc", True)):
+                _refuse_other_cell(info)
+        except InputError as error:
+            raise error.at(file=self.path, frame=index) from error
+        except ValueError:
+            return  # ASE says what is wrong with it
 
     def starts(self, every: int) -> tuple[int, list[tuple[int, int]]]:
         """The number of frames, and (frame, byte) where frames 0, every, 2 every, ... start."""
@@ -302,6 +317,7 @@ def _refuse_other_cell(info: dict[str, Any]) -> None:
             key.lower() in _OTHER_CELLS
             and np.size(value) in (3, 6, 9)
             and np.asarray(value).dtype.kind in "if"
+            and np.any(value)  # a box of zeros is none
         ):
             raise InputError(f"the header says {key}", key=key, hint='write Lattice="...", or pbc="F F F"')
 
