@@ -305,10 +305,11 @@ def belongs_to_user(folder: Path) -> bool:
     if not hasattr(os, "getuid"):
         return True
     for place in (folder.parent, folder):
-        status = place.stat()
-        if status.st_uid != os.getuid():
+        if place.stat().st_uid != os.getuid():
             return False
         keep_others_out(place)
+        if not is_own(place):  # a file system on which modes are what they are
+            return False
     return True
 
 

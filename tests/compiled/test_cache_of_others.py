@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from pimlip_zoo.compiled.compiler import compile_library, writable
 from pimlip_zoo.compiled.kernels import build
 from pimlip_zoo.deploy.lammps.build import _compile
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import content_hash, seal, sealed
+from pimlip_zoo.files import belongs_to_user, content_hash, seal, sealed
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system has no owners of files")
 
@@ -37,6 +38,14 @@ def test_from_an_own_folder_others_are_kept_out(tmp_path):
         place.chmod(0o777)
     assert writable(folder) == folder
     assert mode(folder) == mode(folder.parent) == 0o755
+
+
+def test_a_folder_whose_mode_cannot_be_changed_is_not_trusted(tmp_path, monkeypatch):
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    folder.chmod(0o777)
+    monkeypatch.setattr(Path, "chmod", lambda *_: None)  # as on file systems without modes
+    assert not belongs_to_user(folder)
 
 
 def test_a_folder_of_somebody_else_is_not_used_and_that_is_said_once(tmp_path, of_others, caplog):
