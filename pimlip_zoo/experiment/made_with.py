@@ -16,7 +16,7 @@ from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.record import CONFIG, check_data, data_record, dotted_options, is_in, shown
-from pimlip_zoo.yaml_file import read_yaml
+from pimlip_zoo.yaml_file import dotted, read_yaml
 
 _NEUTRAL = (
     "data.train",  # under another name the structures have to be the same
@@ -42,7 +42,7 @@ _ANEW = "name another --out, or remove this folder, and it is made anew"
 def given_options(config_file: Path | None, options: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """What was given, by dotted key: the file's options and those that change them."""
     content = {} if config_file is None else read_yaml(config_file)
-    return {**dict(_flat(content or {})), **dict(options)}
+    return {**dotted(content or {}), **dict(options)}
 
 
 def check_made_with(
@@ -118,13 +118,3 @@ def check_tests(
 
 def _other(run: Path, key: str, old: Any, new: Any) -> InputError:
     return InputError(f"was made with {shown(old)}, now it is {shown(new)}", file=run, key=key, hint=_ANEW)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", value))
-    return found

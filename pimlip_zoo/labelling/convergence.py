@@ -5,21 +5,18 @@ ASE reads energies and forces of outputs that did not converge as well.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from pimlip_zoo.datasets.readers.convergence import PROGRAMS
+from pimlip_zoo.datasets.readers.scan import OPENERS
 from pimlip_zoo.files import expansion_limit, regular_file
 from pimlip_zoo.labelling.failures import CalculationError
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _UNREADABLE = (EOFError, OSError, lzma.LZMAError, zlib.error)
 _PRINTED = 1.5e-8
 """eV, by which two energies may differ that are printed with eight digits."""
@@ -32,7 +29,7 @@ def output_of(path: Path) -> bytes:
         CalculationError: when it is damaged, or a few bytes stand for very many.
         InputError: when there is no such file.
     """
-    opener = _OPENERS.get(regular_file(path).suffix)
+    opener = OPENERS.get(regular_file(path).suffix)
     if opener is None:
         return path.read_bytes()
     limit = expansion_limit(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS
-from pimlip_zoo.yaml_file import read_yaml
+from pimlip_zoo.yaml_file import dotted, read_yaml
 
 
 class _Section(BaseModel):
@@ -139,7 +138,7 @@ def training_config(rounds: Rounds, train: str, valid: str, number: int) -> RunC
         InputError: for an option that the training does not have.
     """
     settings = [("seed", rounds.seed + number), ("data.energy_references", "least_squares")]
-    flat = [*settings, *_flat(rounds.train), ("data.train", train), ("data.valid", valid)]
+    flat = [*settings, *dotted(rounds.train).items(), ("data.train", train), ("data.valid", valid)]
     return load_config(None, flat)
 
 
@@ -147,13 +146,3 @@ def lasting_options(rounds: Rounds) -> dict[str, Any]:
     """The options that may not change on the way."""
     passing: Any = {"out": True, "stop": True, "label": {"workers", "seconds", "memory"}}
     return rounds.model_dump(mode="json", exclude=passing)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", value))
-    return found

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import lzma
 import math
 import re
 import zlib
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
+from pimlip_zoo.datasets.readers.scan import OPENERS
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import expansion_limit
 
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _HEAD, _OF_JSON = 1 << 22, 1 << 26
 """Bytes that are looked at."""
 _IONS = re.compile(rb"ions per type\s*=([ \t\d]+)")
@@ -36,9 +33,9 @@ def check_announced(path: Path) -> None:
     Raises:
         InputError: for more than there can be.
     """
-    packed = path.suffix.lower() in _OPENERS
+    packed = path.suffix.lower() in OPENERS
     most = expansion_limit(path) if packed else path.stat().st_size
-    opener = _OPENERS.get(path.suffix.lower(), open)
+    opener = OPENERS.get(path.suffix.lower(), open)
     try:
         with opener(path, "rb") as file:
             head = file.read(_HEAD)

@@ -6,8 +6,6 @@ which is several times faster than atom by atom.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import lzma
 import re
 import zlib
@@ -23,12 +21,12 @@ import numpy as np
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.scan import OPENERS
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.units import energy_unit
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import expansion_limit
 
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _MAX_ATOMS = 100_000_000
 _ELEMENTS = ("species", "Z", "numbers", "atomic_numbers")
 _GEOMETRY = {"pos", *_ELEMENTS}
@@ -67,7 +65,7 @@ class ExtxyzFile:
         Raises:
             InputError: naming the frame.
         """
-        packed = Path(self.path).suffix.lower() in _OPENERS
+        packed = Path(self.path).suffix.lower() in OPENERS
         most = expansion_limit(self.path) if packed else Path(self.path).stat().st_size
         for index, _, comment, _ in self._cut(range(0), (0, 0)):
             for properties in _PROPERTIES.findall(comment):
@@ -227,7 +225,7 @@ class ExtxyzFile:
                 )
 
     def _open(self) -> IO[bytes]:
-        opener: Any = _OPENERS.get(Path(self.path).suffix.lower(), open)
+        opener: Any = OPENERS.get(Path(self.path).suffix.lower(), open)
         if opener is not open and not self._checked_expansion:
             check_expansion(self.path)
             self._checked_expansion = True
@@ -248,7 +246,7 @@ def check_expansion(path: str | Path) -> None:
     if path.stat().st_size > _SMALL:
         return
     limit = room = expansion_limit(path)
-    opener: Any = _OPENERS[path.suffix.lower()]
+    opener: Any = OPENERS[path.suffix.lower()]
     try:
         with opener(path, "rb") as file:
             while room >= 0 and (part := file.read(_PART)):

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""How files are opened that ASE unpacks by their endings."""
 _CHUNK, _OVERLAP = 1 << 22, 1 << 16
 
 
 def opened(path: str | Path) -> IO[bytes]:
     """The bytes of a file, unpacked where its name ends with ``.gz``, ``.bz2`` or ``.xz``."""
-    file: IO[bytes] = _OPENERS.get(Path(path).suffix, open)(path, "rb")
+    file: IO[bytes] = OPENERS.get(Path(path).suffix, open)(path, "rb")
     return file
 
 
