@@ -1,16 +1,16 @@
 """Which structures to label: chosen ones against random ones, and uncertainties against true errors.
 
-    python benchmarks/labelling.py run --root DATA --sets acac,tio2,cual --seeds 0,1,2
-    python benchmarks/labelling.py run --root DATA --sets acac,tio2 --parts curve --steps 1000
+    python benchmarks/labelling.py run --root DATA --sets acac,tio2 --seeds 0,1,2
+    python benchmarks/labelling.py run --root DATA --sets acac --start builtin:organic-gfn2
     python benchmarks/labelling.py show
     python benchmarks/labelling.py docs                                   (docs/results/labelling.md)
 
-``first``: a first batch of --labels structures by each acquisition that needs no model, one training on it. ``next``:
-half as many at random, one training, the other half by each acquisition, a training on all. Both with the same number
-of steps, the same validation structures and the same tests. ``curve``: how many random labels it takes to be as good
-as chosen ones: trainings on 25, 50, 75 and 100 at random and on 50 that are chosen, ``variance`` as in ``next``, the
-others as in ``first``; no uncertainties. Each training is one line in ``benchmarks/results/labelling.jsonl``; what is
-there is not run again. DATA is the folder of the data sets, see ``benchmarks/weak/sets.py``; cual is built in.
+Batches ``random`` are trainings on 25 to 200 structures at random: the curve that says how many random labels make an
+error. ``first``: 50 by each acquisition that needs no model. ``next``: 25 at random, one training, 25 more by each
+acquisition, a training on all. All have the same number of steps, the same validation structures and the same tests.
+With ``--start`` every training begins there, and so does the one that chooses. Each training is one line in
+``benchmarks/results/labelling.jsonl``; what is there is not run again. DATA is the folder of the data sets, see
+``benchmarks/weak/sets.py``; cual is built in.
 """
 
 from __future__ import annotations
@@ -49,20 +49,43 @@ SETS: dict[str, dict[str, Any]] = {
         "tests": ("builtin:cual-emt/test",),
         "batch_size": 4,
     },
+    "mlearn_Si": {
+        "pool": ",".join(f"mlearn_Si/train.extxyz@{k}::6" for k in range(1, 6)),
+        "valid": "mlearn_Si/train.extxyz@::6",
+        "tests": ("mlearn_Si/test.extxyz",),
+        "batch_size": 2,
+    },
+    "mlearn_Mo": {
+        "pool": ",".join(f"mlearn_Mo/train.extxyz@{k}::6" for k in range(1, 6)),
+        "valid": "mlearn_Mo/train.extxyz@::6",
+        "tests": ("mlearn_Mo/test.extxyz",),
+        "batch_size": 2,
+    },
+    "deepmd_water": {
+        "pool": "deepmd_water/train_data_0.extxyz,deepmd_water/train_data_1.extxyz",
+        "valid": "deepmd_water/train_data_2.extxyz",
+        "tests": ("deepmd_water/test_data_3.extxyz",),
+        "batch_size": 1,
+    },
 }
-FIRST = ("random", "farthest", "coverage", "cluster")
-NEXT = ("random", "coverage", "gradient", "variance")
-CURVE = (25, 50, 75, 100)
-CHOSEN = ("farthest", "coverage", "variance")
+CURVE = (25, 35, 50, 70, 100, 140, 200)
+LABELS = 50
+"""Of all batches that are chosen."""
+CHOSEN = {
+    "first": ("farthest", "coverage", "cluster"),
+    "next": ("coverage", "gradient", "variance"),
+}
 
 
 def main() -> int:
     parser, run = parsers(
-        "labelling", __doc__, sets="acac,tio2,cual", steps=400, run=run_all, show=show, docs=docs
+        "labelling", __doc__, sets="acac,tio2,cual", steps=2000, run=run_all, show=show, docs=docs
     )
-    run.add_argument("--parts", default="first,next")
-    run.add_argument("--labels", type=int, default=50)
     run.add_argument("--model", default="nequip")
+    run.add_argument("--preset", default="compact")
+    run.add_argument("--start", default="", help="what the trainings begin with, as of `train --from`")
+    run.add_argument("--start-name", help="what the tables call it")
+    run.add_argument("--batches", default="random,first,next")
     options = parser.parse_args()
     return options.function(options)
 
@@ -74,38 +97,40 @@ def run_all(options: argparse.Namespace) -> int:
     end = time.monotonic() + 60 * options.minutes
     for seed in map(int, options.seeds.split(",")):
         for name in options.sets.split(","):
-            for part in options.parts.split(","):
-                for way, labels in points(part, options.labels):
-                    key = {
-                        "set": name,
-                        "part": part,
-                        "acquisition": way,
-                        "labels": labels,
-                        "steps": options.steps,
-                        "model": options.model,
-                        "seed": seed,
-                    }
-                    if any(all(row.get(k) == v for k, v in key.items()) for row in read_rows(RESULTS)):
-                        continue
-                    if time.monotonic() > end:
-                        print("out of time: call it again")
-                        return 0
-                    row = key | point(key, options)
-                    add_row(RESULTS, row)
-                    print(line(row), flush=True)
+            for batch, way, labels in points(options.batches.split(",")):
+                key = {
+                    "set": name,
+                    "batch": batch,
+                    "acquisition": way,
+                    "labels": labels,
+                    "steps": options.steps,
+                    "model": options.model,
+                    "preset": options.preset,
+                    "start": options.start_name or options.start,
+                    "seed": seed,
+                }
+                if any(all(row.get(k) == v for k, v in key.items()) for row in read_rows(RESULTS)):
+                    continue
+                if time.monotonic() > end:
+                    print("out of time: call it again")
+                    return 0
+                row = point(key, options)
+                if row is not None:
+                    add_row(RESULTS, key | row)
+                    print(line(key | row), flush=True)
     print("all done")
     return 0
 
 
-def points(part: str, labels: int) -> list[tuple[str, int]]:
-    """Acquisitions and numbers of labels of a part."""
-    if part == "curve":
-        return [*(("random", count) for count in CURVE), *((way, labels) for way in CHOSEN)]
-    return [(way, labels) for way in (FIRST if part == "first" else NEXT)]
+def points(batches: list[str]) -> list[tuple[str, str, int]]:
+    """Batches, acquisitions and numbers of labels."""
+    random = [("random", "random", count) for count in CURVE]
+    chosen = [(batch, way, LABELS) for batch, ways in CHOSEN.items() for way in ways]
+    return [point for point in [*random, *chosen] if point[0] in batches]
 
 
-def point(key: dict, options: argparse.Namespace) -> dict:
-    """Choose, train, test."""
+def point(key: dict, options: argparse.Namespace) -> dict | None:
+    """Choose, train, test; None where the pool is too small."""
     import numpy as np
 
     from pimlip_zoo.datasets.readers import load_frames
@@ -114,26 +139,26 @@ def point(key: dict, options: argparse.Namespace) -> dict:
     study = SETS[key["set"]]
     pool = load_frames(placed(options.root, study["pool"]))
     valid = load_frames(placed(options.root, study["valid"]))[:50]
-    count = min(key["labels"], len(pool) // 2)
+    count, way = key["labels"], key["acquisition"]
+    if count > 0.8 * len(pool):
+        return None
+    order = np.random.default_rng(1000 + key["seed"]).permutation(len(pool)).tolist()
     started = time.process_time()
-    if key["part"] == "first" or (key["part"] == "curve" and key["acquisition"] != "variance"):
-        if key["acquisition"] == "random":
-            chosen = np.random.default_rng(1000 + key["seed"]).permutation(len(pool))[:count].tolist()
-        else:
-            made = select(pool, count, acquisition=key["acquisition"], seed=key["seed"])
-            chosen = [choice.index for choice in made.choices]
+    if key["batch"] == "random":
+        chosen = order[:count]
+    elif key["batch"] == "first":
+        chosen = [choice.index for choice in select(pool, count, acquisition=way, seed=key["seed"]).choices]
     else:
-        half = np.random.default_rng(1000 + key["seed"]).permutation(len(pool))[: count // 2].tolist()
-        rest = [index for index in range(len(pool)) if index not in set(half)]
+        half, rest = order[: count // 2], sorted(order[count // 2 :])
         known = [pool[index] for index in half]
-        before = options.runs / f"{key['set']}-{key['seed']}-{count // 2}-{key['steps']}-{key['model']}"
-        potential = trained(before, known, valid, key, study)
-        posterior = fitted(before, potential, known, valid) if key["acquisition"] == "variance" else None
+        before = folder_of(options, {**key, "batch": "random", "acquisition": "random", "labels": len(half)})
+        potential = trained(before, known, valid, key, study, options.start)
+        posterior = fitted(before, potential, known, valid)
         started = time.process_time()
         made = select(
             [pool[index] for index in rest],
             count - len(half),
-            acquisition=key["acquisition"],
+            acquisition=way,
             known=known,
             potential=potential,
             posterior=posterior,
@@ -142,14 +167,13 @@ def point(key: dict, options: argparse.Namespace) -> dict:
         chosen = half + [rest[choice.index] for choice in made.choices]
     choosing = time.process_time() - started
     train = [pool[index] for index in chosen]
-    folder = (
-        options.runs / f"{key['set']}-{key['seed']}-{key['part']}-{key['acquisition']}-{count}-{key['steps']}"
-    )
+    folder = folder_of(options, key)
     started = time.process_time()
-    potential = trained(folder, train, valid, key, study)
+    potential = trained(folder, train, valid, key, study, options.start)
     training = time.process_time() - started
-    posterior = None if key["part"] == "curve" else fitted(folder, potential, train, valid)
-    shutil.rmtree(folder)
+    posterior = fitted(folder, potential, train, valid)
+    if count > LABELS // 2:  # the others are what the next batches are chosen with
+        shutil.rmtree(folder)
     tests = {test: tested(potential, posterior, placed(options.root, test)) for test in study["tests"]}
     return {
         "chosen": chosen,
@@ -159,7 +183,12 @@ def point(key: dict, options: argparse.Namespace) -> dict:
     }
 
 
-def trained(folder: Path, train: list, valid: list, key: dict, study: dict) -> Any:
+def folder_of(options: argparse.Namespace, key: dict) -> Path:
+    names = ("set", "batch", "acquisition", "labels", "steps", "model", "preset", "start", "seed")
+    return options.runs / "-".join(str(key[name]).replace("/", "_").replace(":", "_") for name in names)
+
+
+def trained(folder: Path, train: list, valid: list, key: dict, study: dict, start: str) -> Any:
     """The potential of a training, which is not repeated while its folder is there."""
     from pimlip_zoo.config import load_config
     from pimlip_zoo.experiment import prepare
@@ -170,8 +199,11 @@ def trained(folder: Path, train: list, valid: list, key: dict, study: dict) -> A
         shutil.rmtree(folder, ignore_errors=True)
         settings: dict[str, object] = {
             "seed": key["seed"],
-            "model.name": key["model"],
-            "model.preset": "small",
+            **(
+                {"finetune.run": start}
+                if start
+                else {"model.name": key["model"], "model.preset": key["preset"]}
+            ),
             "data.train": "given",
             "data.valid": "given",
             "data.energy_references": "least_squares",
@@ -238,28 +270,26 @@ TRUST = " corr {correlation:.2f} cover {coverage:.2f}"
 
 
 def line(row: dict) -> str:
-    cells = [
-        (ERRORS + (TRUST if "coverage" in values else "")).format(**values)
-        for values in row["tests"].values()
-    ]
+    cells = [(ERRORS + TRUST).format(**values) for values in row["tests"].values()]
     return (
-        f"{row['set']:5s} {row['part']:5s} {row['acquisition']:9s} {row['labels']:3d} seed {row['seed']}  "
-        f"{row['choosing_s']:.0f}+{row['training_s']:.0f} s  " + "  |  ".join(cells)
+        f"{row['set']:9s} {row['start']} {row['batch']:6s} {row['acquisition']:9s} {row['labels']:3d} seed "
+        f"{row['seed']}  {row['choosing_s']:.0f}+{row['training_s']:.0f} s  " + "  |  ".join(cells)
     )
 
 
 def show(options: argparse.Namespace) -> int:  # noqa: ARG001
     for row in sorted(
-        read_rows(RESULTS), key=lambda r: (r["set"], r["part"], r["acquisition"], r["labels"], r["seed"])
+        read_rows(RESULTS),
+        key=lambda r: (r["set"], r["start"], r["batch"], r["acquisition"], r["labels"], r["seed"]),
     ):
         print(line(row))
-    for lines in (table(), needed("forces"), needed("forces_worst_tenth")):
+    for lines in (table(), needed("energy"), needed("forces"), needed("forces_worst_tenth")):
         print("\n" + "\n".join(lines))
     return 0
 
 
 HEAD = (
-    *("set", "labels", "batch", "test", "acquisition", "seeds", "energy, meV/atom", "forces, meV/Å"),
+    *("set", "test", "start", "batch", "acquisition", "labels", "seeds", "energy, meV/atom", "forces, meV/Å"),
     *("worst tenth", "correlation", "coverage"),
 )
 
@@ -268,21 +298,25 @@ def table() -> list[str]:
     """Means and standard deviations over seeds."""
     groups: dict[tuple, list[dict]] = {}
     for row in read_rows(RESULTS):
-        for test, values in row["tests"].items() if row["part"] != "curve" else ():
-            group = (row["set"], row["labels"], row["part"], test.split("@")[0], row["acquisition"])
+        for test, values in row["tests"].items():
+            group = (
+                *(row["set"], named(test), row["start"], row["batch"], row["acquisition"], row["labels"]),
+            )
             groups.setdefault(group, []).append(values)
-    order = {name: place for place, name in enumerate(dict.fromkeys(FIRST + NEXT))}
-    lines = [
-        "| " + " | ".join(HEAD) + " |",
-        "|" + "---|" * len(HEAD),
-    ]
-    for group in sorted(groups, key=lambda g: (*g[:4], order[g[4]])):
+    order = ["random", *dict.fromkeys(way for ways in CHOSEN.values() for way in ways)]
+    batches = ["random", *CHOSEN]
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    for group in sorted(groups, key=lambda g: (*g[:3], batches.index(g[3]), order.index(g[4]), g[5])):
         rows = groups[group]
         cells = [spread([r[k] for r in rows]) for k in ("energy", "forces", "forces_worst_tenth")]
         cells += [f"{statistics.mean(r[k] for r in rows):.2f}" for k in ("correlation", "coverage")]
-        head = [*map(str, group), str(len(rows))]
-        lines.append("| " + " | ".join([*head, *cells]) + " |")
+        lines.append("| " + " | ".join([*map(str, group), str(len(rows)), *cells]) + " |")
     return lines
+
+
+def named(test: str) -> str:
+    """Of a test, without folder and ending."""
+    return Path(test.split("@", maxsplit=1)[0]).name.removesuffix(".extxyz")
 
 
 def spread(values: list[float]) -> str:
@@ -292,57 +326,51 @@ def spread(values: list[float]) -> str:
 
 
 def needed(quantity: str) -> list[str]:
-    """How many random labels make the error that chosen ones have: means over seeds."""
-    means: dict[tuple, dict[int, list[float]]] = {}
-    chosen: dict[tuple, dict[int, float]] = {}
-    for row in (row for row in read_rows(RESULTS) if row["part"] == "curve"):
+    """How many random labels make the error that 50 chosen ones have, and what part of these the chosen ones are."""
+    random: dict[tuple, list[tuple[int, float]]] = {}
+    chosen: dict[tuple, list[float]] = {}
+    for row in read_rows(RESULTS):
         for test, values in row["tests"].items():
-            place = (row["set"], test.split("@")[0], row["steps"])
-            if row["acquisition"] == "random":
-                means.setdefault(place, {}).setdefault(row["labels"], []).append(values[quantity])
+            place = (row["set"], named(test), row["start"])
+            if row["batch"] == "random":
+                random.setdefault(place, []).append((row["labels"], values[quantity]))
             else:
-                chosen.setdefault((*place, row["acquisition"]), {})[row["seed"]] = values[quantity]
-    head = [
-        "test",
-        *(f"random, {count}" for count in CURVE),
-        "50 chosen by",
-        "seeds",
-        "error",
-        "as good as random",
-    ]
+                chosen.setdefault((*place, row["batch"], row["acquisition"]), []).append(values[quantity])
+    head = ["set", "test", "start", "50 random", "batch", "50 chosen by", "seeds", "error"]
+    head += ["as good as random", "share of these"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for group in sorted(chosen, key=lambda g: (*g[:3], CHOSEN.index(g[3]))):
-        place, errors = group[:3], chosen[group]
-        curve = {count: statistics.mean(values) for count, values in means.get(place, {}).items()}
-        cells = [f"{curve[count]:.3g}" if count in curve else "" for count in CURVE]
-        mean = statistics.mean(errors.values())
-        cells += [group[3], str(len(errors)), spread(list(errors.values())), as_good(curve, mean)]
-        lines.append("| " + " | ".join([place[1], *cells]) + " |")
+    for group in sorted(chosen, key=lambda g: (*g[:4], CHOSEN[g[3]].index(g[4]))):
+        errors, curve = chosen[group], random.get(group[:3], [])
+        beside = [error for count, error in curve if count == LABELS]
+        equal = [as_good(curve, error) for error in errors]
+        if not beside or None in equal:
+            continue
+        known = [count for count in equal if count is not None]
+        cells = [spread(beside), group[3], group[4], str(len(errors)), spread(errors)]
+        cells += [spread(known), spread([LABELS / count for count in known])]
+        lines.append("| " + " | ".join([*group[:3], *cells]) + " |")
     return lines
 
 
-def as_good(curve: dict[int, float], error: float) -> str:
-    """The number of random labels with that error."""
-    counts = sorted(curve)
-    if len(counts) < 2:
-        return ""
-    # The curve scatters: a power law through all of its points.
-    x, y = [math.log(count) for count in counts], [math.log(curve[count]) for count in counts]
-    slope, start = statistics.linear_regression(x, y)
+def as_good(curve: list[tuple[int, float]], error: float) -> float | None:
+    """The number of random labels with that error: by a power law through all points, since these scatter."""
+    if len({count for count, _ in curve}) < 3:
+        return None
+    slope, start = statistics.linear_regression(
+        [math.log(count) for count, _ in curve], [math.log(error) for _, error in curve]
+    )
     if slope >= 0:
-        return "no curve"
-    count = math.exp((math.log(error) - start) / slope)
-    return f"{count:.0f}" if count < 400 else "> 400"
+        return None
+    return math.exp((math.log(error) - start) / slope)
 
 
-MARKS = ("labelling", "needed forces", "needed worst tenth")
+MARKS = ("labelling", "needed energy", "needed forces", "needed worst tenth")
 
 
 def docs(options: argparse.Namespace) -> int:  # noqa: ARG001
-    tables = (table(), needed("forces"), needed("forces_worst_tenth"))
+    tables = (table(), needed("energy"), needed("forces"), needed("forces_worst_tenth"))
     for mark, lines in zip(MARKS, tables, strict=True):
-        if len(lines) > 2:  # something was measured
-            write_between(PAGE, mark, lines)
+        write_between(PAGE, mark, lines)
     return 0
 
 

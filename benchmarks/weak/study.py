@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -68,6 +69,8 @@ def run(args):
 
     log_to_screen()
     study, results = SETS[args.set], results_of(args)
+    if args.cheap:
+        study = replace(study, cheap=args.cheap)
     runs = Path(args.runs) / results.stem
     settings, tests = shared_settings(args, study), [placed(args, test) for test in study.tests]
     for point in points_of(args, study):
@@ -138,6 +141,7 @@ def main():
         command.add_argument("set", choices=list(SETS))
         command.add_argument("--model", default="nequip")
         command.add_argument("--preset", default="small")
+        command.add_argument("--cheap", help="calculator of the weak labels, instead of the set's")
         command.add_argument(
             "--set", action="append", default=[], dest="options", help="such as model.channels=16"
         )
