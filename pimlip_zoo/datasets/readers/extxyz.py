@@ -34,8 +34,11 @@ _OTHER_GEOMETRY = {"positions", *(name.lower() for name in _GEOMETRY)}
 """Names in other letters, which might be meant for it."""
 _PLAIN = (("species", "S", 1), ("pos", "R", 3))
 """Columns of a file that does not name them."""
-_OTHER_CELLS = ("cell", "unit_cell", "unitcell", "box", "cell_vectors", "lattice_vectors")
-_OTHER_CELL = re.compile(rb"(?i)(?<!\w)(?:%s)[\"']?\s*=" % "|".join(_OTHER_CELLS).encode())
+_OTHER_CELL = re.compile(r"(?i)(?!super)[a-z_-]*(?:cell|latt?ice|box)[a-z_-]*|abc")
+"""Names that a cell may have, such as unit_cell, box_size, simulation_cell, cellpar, LatticeVectors."""
+_LENGTHS_AND_ANGLES = ("a", "b", "c", "alpha", "beta", "gamma")
+_SEEMS_OTHER_CELL = re.compile(rb"(?i)cell|lattice[\w-]|latice|box|abc|alpha")
+"""In a header that may have a cell under another name."""
 _SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
 _CLOSING = {'"': re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL), "'": re.compile(r"(?:[^'\\]|\\.)*'", re.DOTALL)}
 _PROPERTIES, _WIDTH = re.compile(rb"(?i:Properties)\s*=\s*[\"']?(\S+)"), re.compile(rb":[A-Z]:\+?([\d_]+)")
@@ -73,7 +76,7 @@ class ExtxyzFile:
                 columns = sum(int(count or 0) for count in counts)
                 if columns > most:
                     raise InputError(f"announces {columns:.3g} columns", file=self.path, frame=index)
-            if _OTHER_CELL.search(comment):
+            if _SEEMS_OTHER_CELL.search(comment):
                 self._check_cell(index, comment)
 
     def _check_cell(self, index: int, comment: bytes) -> None:
@@ -310,14 +313,30 @@ def _energy(name: str) -> float | None:
 
 def _refuse_other_cell(info: dict[str, Any]) -> None:
     """A cell under another name would be passed over, and a crystal be a cluster."""
+    hint = 'write Lattice="...", or pbc="F F F"'
     for key, value in info.items():
-        if (
-            key.lower() in _OTHER_CELLS
-            and np.size(value) in (3, 6, 9)
-            and np.asarray(value).dtype.kind in "if"
-            and np.any(value)  # a box of zeros is none
-        ):
-            raise InputError(f"the header says {key}", key=key, hint='write Lattice="...", or pbc="F F F"')
+        if not _OTHER_CELL.fullmatch(key):
+            continue
+        numbers = _only_numbers(value)
+        if numbers is not None and len(numbers) in (3, 6, 9) and any(numbers):  # a box of zeros is none
+            raise InputError(f"the header says {key}", key=key, hint=hint)
+    lengths = {key.lower() for key in info if _only_numbers(info[key]) is not None}
+    if lengths.issuperset(_LENGTHS_AND_ANGLES):
+        raise InputError("the header says a, b, c, alpha, beta and gamma", key="a", hint=hint)
+
+
+def _only_numbers(value: Any) -> list[float] | None:
+    """The numbers of a value, be it a text with brackets and commas; None where there is anything else."""
+    if isinstance(value, str):
+        words = re.sub(r"[\[\](){},;]", " ", value).split()
+    elif np.asarray(value).dtype.kind in "if":
+        words = np.ravel(value).tolist()
+    else:
+        return None
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        return None
 
 
 def _header(comment: str) -> tuple[dict[str, Any], tuple[tuple[str, str, int], ...] | None]:
