@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pimlip_zoo.errors import InputError
 
-_HEAD = 1024
+_HEAD = 4096
 _LARGEST_JSON = 1 << 26
 _OF_A_RUN = ("config.yaml", "metrics.csv", "data.json")
+_OF_OUR_PAGES = b" \xc2\xb7 pimlip-zoo</title>"
 _PICTURES = (b"\x89PNG\r\n", b"%PDF-", b"<svg", b"<?xml")
 _PICKLED_EXPORT = b"pimlip_zoo.deploy.mliap"
 _OURS, _AOT = "/extra/pimlip_format", "aotinductor/pimlip/"
@@ -37,8 +38,7 @@ def _head(path: Path) -> bytes:
 
 
 def _is_page(path: Path) -> bool:
-    head = _head(path).lstrip().lower()
-    return head.startswith((b"<!doctype html", b"<html"))
+    return _OF_OUR_PAGES in _head(path)
 
 
 def _is_exported(path: Path) -> bool:
@@ -84,7 +84,7 @@ def results(*keys: str) -> Kind:
 
 ANY: Kind = ("file", lambda _: True)
 """For what is replaced only where the user asks for it."""
-PAGE: Kind = ("HTML page", _is_page)
+PAGE: Kind = ("page that this program wrote", _is_page)
 PICTURE: Kind = ("picture", lambda path: _head(path).startswith(_PICTURES))
 EXPORTED: Kind = ("exported model", _is_exported)
 PLUGIN: Kind = ("plugin for LAMMPS that this command built", _is_plugin)

@@ -21,6 +21,7 @@ from pimlip_zoo.labelling.label import check_output as check_labels
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.outputs import EXPORTED, PAGE, PICTURE, PLUGIN, check_different, check_output, results
+from pimlip_zoo.report.html import page
 from pimlip_zoo.training.checkpoint import KEY, describe
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -46,7 +47,8 @@ def run(tmp_path):
 def test_other_kinds_are_not_replaced(kind, data, tmp_path):
     np.savez(tmp_path / "d.npz", R=np.zeros(3))
     (tmp_path / "other.json").write_text('{"b": 1}')
-    for name in ("d.extxyz", "d.npz", "other.json"):
+    (tmp_path / "notes.html").write_text("<!DOCTYPE html><title>Notes on pimlip-zoo</title>")
+    for name in ("d.extxyz", "d.npz", "other.json", "notes.html"):
         with pytest.raises(InputError, match=rf"{name}, --out: is there, and is not"):
             check_output(tmp_path / name, kind, key="--out")
     with pytest.raises(InputError, match="is a folder"):
@@ -57,7 +59,7 @@ def test_other_kinds_are_not_replaced(kind, data, tmp_path):
     ("kind", "content"),
     [
         (results("a", "b"), b'{"b": 1, "c": 2}'),
-        (PAGE, b"\n<!DOCTYPE html>"),
+        (PAGE, page("&" * 255, "kind", [], ["<p>"]).encode()),
         (PICTURE, PNG),
         (PLUGIN, b"\x7fELF\x02 lammpsplugin_init pair_style pimlip"),
         (EXPORTED, b"\x80\x04 pimlip_zoo.deploy.mliap"),
