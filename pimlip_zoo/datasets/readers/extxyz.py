@@ -444,7 +444,7 @@ def _check_types(table: _Table, numbers: np.ndarray[Any, np.dtype[np.int64]], co
         return
     kinds = set(numbers.tolist())
     in_turn = len(kinds) > 1 and kinds == set(range(1, len(kinds) + 1))
-    if in_turn or comment.startswith("Atoms"):
+    if in_turn or comment.lstrip().startswith("Atoms"):
         raise InputError(
             "has numbers in the place of elements, which look like atom types of LAMMPS",
             key="species",
