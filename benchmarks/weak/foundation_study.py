@@ -3,6 +3,7 @@
     python benchmarks/weak/foundation_study.py run tio2 --model runs/7net-0 --root data
     python benchmarks/weak/foundation_study.py run tio2 ... --ways rate --option optimizer.lr=1e-3
     python benchmarks/weak/foundation_study.py run tio2 ... --sizes 50 --ways chosen --choose coverage
+    python benchmarks/weak/foundation_study.py replay replay.extxyz        (structures of other elements, to be replayed)
     python benchmarks/weak/foundation_study.py show                                          (what is there)
     python benchmarks/weak/foundation_study.py docs                (the tables of docs/results/foundation-study.md)
 
@@ -250,6 +251,38 @@ def show(args):
     return 0
 
 
+def replay(args):
+    """Small cells of metals, semiconductors and salts, strained by 2 % and displaced by 0.05 to 0.3 Å."""
+    import numpy as np
+    from ase.build import bulk
+    from ase.io import write
+
+    rng, frames = np.random.default_rng(0), []
+    for name, (structure, length) in CRYSTALS.items():
+        for _ in range(5):
+            atoms = bulk(name, crystalstructure=structure, a=length, cubic=True)
+            atoms = atoms.repeat((2, 1, 1) if len(atoms) > 4 else (2, 2, 1))
+            atoms.set_cell(atoms.cell @ (np.eye(3) + rng.normal(0, 0.02, (3, 3))), scale_atoms=True)
+            atoms.rattle(rng.choice([0.05, 0.15, 0.3]), rng=rng)
+            frames.append(atoms)
+    write(args.file, frames, format="extxyz")
+    return 0
+
+
+CRYSTALS = {
+    **{
+        "Si": ("diamond", 5.43),
+        "Ge": ("diamond", 5.66),
+        "GaAs": ("zincblende", 5.65),
+        "SiC": ("zincblende", 4.36),
+    },
+    **{"Mo": ("bcc", 3.16), "W": ("bcc", 3.17), "Fe": ("bcc", 2.87)},
+    **{"Cu": ("fcc", 3.6), "Al": ("fcc", 4.05), "Ni": ("fcc", 3.52)},
+    **{"MgO": ("rocksalt", 4.21), "NaCl": ("rocksalt", 5.64)},
+}
+"""Structure and lattice constant, Å."""
+
+
 def docs(args):
     """Write the tables into the page, between the marks of each set."""
     page, rows = args.page.read_text(), read(args.out)
@@ -336,6 +369,9 @@ def main():
     written.set_defaults(function=docs)
     written.add_argument("--out", type=Path, default=RESULTS)
     written.add_argument("--page", type=Path, default=PAGE)
+    made = commands.add_parser("replay")
+    made.set_defaults(function=replay)
+    made.add_argument("file", type=Path)
     command = commands.add_parser("run")
     command.add_argument("--out", type=Path, default=RESULTS, help="the file of the results")
     command.set_defaults(function=run)

@@ -7,7 +7,8 @@ acac          acetylacetone, PBE-D3: dataset_acac of github.com/davkovacs/BOTNet
 rmd17_aspirin revised MD17 aspirin, PBE: figshare 10.6084/m9.figshare.12672038
 tio2          TiO2, PBE: example data of github.com/atomisticnet/aenet-PyTorch, 1,000 of the structures split 800/50/150
 deepmd_water  water, PBE0: examples/water of github.com/deepmodeling/deepmd-kit, train 0-2, test 3
-mlearn_Si     silicon, PBE: data/Si of github.com/materialsvirtuallab/mlearn, its own split; mlearn_Mo: molybdenum
+mlearn_Si     silicon, PBE: data/Si of github.com/materialsvirtuallab/mlearn, its own split; mlearn_Mo: molybdenum,
+              mlearn_Li: lithium, mlearn_Ge: germanium
 3bpa          3BPA, wB97X: dataset_3BPA of github.com/davkovacs/BOTNet-datasets (MIT)
 ethanol, cual built in
 
@@ -97,6 +98,28 @@ SETS = {
         tests=("mlearn_Mo/test.extxyz",),
         cheap=CHGNET,
         sizes=(50, 170),
+        pool=300,
+        displaced=(0.05, 0.15),
+        batch_size=2,
+        periodic=True,
+    ),
+    "mlearn_Li": StudySet(
+        train="mlearn_Li/train.extxyz",
+        valid=None,
+        tests=("mlearn_Li/test.extxyz",),
+        cheap=CHGNET,
+        sizes=(50, 200),
+        pool=300,
+        displaced=(0.05, 0.15),
+        batch_size=2,
+        periodic=True,
+    ),
+    "mlearn_Ge": StudySet(
+        train="mlearn_Ge/train.extxyz",
+        valid=None,
+        tests=("mlearn_Ge/test.extxyz",),
+        cheap=CHGNET,
+        sizes=(50, 190),
         pool=300,
         displaced=(0.05, 0.15),
         batch_size=2,
