@@ -3,7 +3,7 @@
     python benchmarks/weak/foundation_study.py run tio2 --model runs/7net-0 --root data
     python benchmarks/weak/foundation_study.py run tio2 ... --ways rate --option optimizer.lr=1e-3
     python benchmarks/weak/foundation_study.py run tio2 ... --sizes 50 --ways chosen --choose coverage
-    python benchmarks/weak/foundation_study.py replay replay.extxyz        (structures of other elements, to be replayed)
+    python benchmarks/weak/foundation_study.py replay replay.extxyz              (structures of other elements)
     python benchmarks/weak/foundation_study.py show                                          (what is there)
     python benchmarks/weak/foundation_study.py docs                (the tables of docs/results/foundation-study.md)
 
@@ -270,15 +270,18 @@ def replay(args):
 
 
 CRYSTALS = {
-    **{
-        "Si": ("diamond", 5.43),
-        "Ge": ("diamond", 5.66),
-        "GaAs": ("zincblende", 5.65),
-        "SiC": ("zincblende", 4.36),
-    },
-    **{"Mo": ("bcc", 3.16), "W": ("bcc", 3.17), "Fe": ("bcc", 2.87)},
-    **{"Cu": ("fcc", 3.6), "Al": ("fcc", 4.05), "Ni": ("fcc", 3.52)},
-    **{"MgO": ("rocksalt", 4.21), "NaCl": ("rocksalt", 5.64)},
+    "Si": ("diamond", 5.43),
+    "Ge": ("diamond", 5.66),
+    "GaAs": ("zincblende", 5.65),
+    "SiC": ("zincblende", 4.36),
+    "Mo": ("bcc", 3.16),
+    "W": ("bcc", 3.17),
+    "Fe": ("bcc", 2.87),
+    "Cu": ("fcc", 3.6),
+    "Al": ("fcc", 4.05),
+    "Ni": ("fcc", 3.52),
+    "MgO": ("rocksalt", 4.21),
+    "NaCl": ("rocksalt", 5.64),
 }
 """Structure and lattice constant, Å."""
 
