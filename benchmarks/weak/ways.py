@@ -105,6 +105,7 @@ SETTINGS = {
     "distill-iterated": [("weak.preset", "distill"), ("weak.labels.iterations", 2)],
     "curriculum-share-0.1": [("weak.labels.method", "curriculum"), ("weak.labels.label_share", 0.1)],
     "curriculum": [("weak.labels.method", "curriculum")],
+    "curriculum-3": [("weak.labels.method", "curriculum"), ("weak.labels.teachers", 3)],
     # Pre-training and difference model of T steps or two thirds of it, as runs of their own have them.
     "curriculum-long-stages": [
         ("weak.labels.method", "curriculum"),
@@ -313,15 +314,16 @@ def stages(method, steps, befores):
     Args:
         method: of the weak labels.
         steps: T.
-        befores: how many stages come before a distilled student.
+        befores: how many stages come before a distilled student, beside pre-training.
     """
     if method in ("pretrain", "curvature"):
         return steps - steps // 3, steps // 3
     if method == "distill":
         before = steps // (2 + befores)
         return before, steps - before * befores
-    if method == "curriculum":  # pre-training, a teacher, and the student
-        return steps // 4, steps - 2 * (steps // 4)
+    if method == "curriculum":  # pre-training and teachers take half of the steps, the student the other half
+        before = steps // (2 + 2 * befores)
+        return before, steps - (1 + befores) * before
     if method in ("second_head", "shared_head"):
         return steps, steps // 2  # two batches a step
     return steps, steps

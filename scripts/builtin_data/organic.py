@@ -1,4 +1,4 @@
-"""Many organic molecules of H, C, N, O with energies and forces of GFN2-xTB: what ``builtin:organic-gfn2`` learnt.
+"""Many organic molecules of H, C, N, O, F, S and Cl with energies and forces of GFN2-xTB: what ``builtin:organic-gfn2`` learnt.
 
 Molecules are assembled at random from the rings, chains and groups below (:data:`CORES`, :data:`GROUPS`), with RDKit
 (BSD licence), which is needed for this script alone. RDKit embeds each; dynamics with MMFF94 at 300 to 1000 K shakes
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SEED = 2026
-SPLITS = {"test": 80, "valid": 50, "train": 971}
+SPLITS = {"test": 120, "valid": 60, "train": 1700}
 """Molecules; of the last some of :data:`SMALL` come twice."""
 LABELLED = (0, 6, 14)
 """Steps of the dynamics with GFN2, after which a frame is labelled."""
@@ -57,6 +57,8 @@ CORES = tuple(
     O=C1C=CC(=O)C=C1 c1ccccc1 c1ccncc1 c1ccncn1 c1cnccn1 c1cc[nH]c1 c1ccoc1 c1c[nH]cn1 c1cocn1 c1cn[nH]c1
     c1ccc2[nH]ccc2c1 c1ccc2ncccc2c1 c1ccc2occc2c1 c1ccc2ccccc2c1 O=c1cc[nH]cc1 O=c1ccocc1 O=c1cc[nH]c(=O)[nH]1
     c1ccccc1O c1ccccc1N c1ccccc1C=O c1ccccc1C(=O)O c1ccccc1OC NC(=O)N NCC(=O)O OCCO NN ON OO
+    CS CSC CSSC C=S CC=S CS(C)=O CS(C)(=O)=O CS(=O)(=O)N NC(=S)N CC(=O)SC C1CCSC1 C1CSCCN1 c1ccsc1 c1cscn1
+    c1ccc2sccc2c1 c1ccccc1S FCF ClCCl CC(F)(F)F C=CCl c1ccccc1F c1ccccc1Cl
     """.split()  # noqa: SIM905  (a list literal has a line for each)
 )
 """What a molecule begins with."""
@@ -65,6 +67,8 @@ GROUPS = tuple(
     C C C CC C(C)C C=C C#C O O OC OC N N NC N(C)C C=O C(C)=O C(=O)O C(=O)OC OC(C)=O C(N)=O NC(C)=O C#N
     [N+](=O)[O-] CO CN COC C=NO NO NC=O OC=O CC(C)=O CC(=O)O C=CC=O C1CC1 C1CCCC1 C1CCCCC1 C1CCNCC1 N1CCOCC1
     N1CCCC1 C1CCCO1 c1ccccc1 c1ccccc1 Cc1ccccc1 Oc1ccccc1 OCc1ccccc1 c1ccncc1 c1ccccn1 c1ccco1 c1ccc[nH]1
+    F F F Cl Cl CF CCl C(F)(F)F OC(F)(F)F C(F)F S S SC SC CS CSC S(C)=O S(C)(=O)=O S(N)(=O)=O C(N)=S SC#N
+    c1cccs1 c1ccc(F)cc1 c1ccc(Cl)cc1
     """.split()  # noqa: SIM905  (a list literal has a line for each)
 )
 """What takes the place of a hydrogen; the first atom is bonded."""
@@ -86,6 +90,20 @@ SMALL = (
     "C=N",
     "O=C=O",
     "[H][H]",
+    "S",
+    "F",
+    "Cl",
+    "CF",
+    "CCl",
+    "CS",
+    "C=S",
+    "SS",
+    "O=S=O",
+    "O=C=S",
+    "FC(F)(F)F",
+    "ClC(Cl)Cl",
+    "FC=O",
+    "ClC#N",
 )
 """The smallest, which are always in the training set."""
 LEFT_OUT = {
