@@ -158,10 +158,15 @@ def train_nequip(options: argparse.Namespace) -> int:
     folder = options.folder.resolve() / f"nequip-{options.steps}"
     folder.mkdir(parents=True, exist_ok=True)
     symbols = list(description["references"])
-    # With labels that are not a number, and told to ignore them, its weights become none either: where some structures
-    # (slabs) have no stress, it is trained without.
-    frames = [a for part in ("train", "valid") for a in ase.io.read(options.folder / f"{part}.extxyz", ":")]
+    # With labels that are not a number, and told to ignore them, its weights become none either, and it refuses batches
+    # in which some have none: where some structures (slabs) have no stress, it is trained without.
+    parts = {part: ase.io.read(options.folder / f"{part}.extxyz", ":") for part in ("train", "valid")}
+    frames = [atoms for part in parts.values() for atoms in part]
     stress = description["stress"] = all("stress" in atoms.calc.results for atoms in frames)
+    for part, members in parts.items():
+        for atoms in members if not stress else ():
+            atoms.calc.results.pop("stress", None)
+        ase.io.write(folder / f"{part}.extxyz", members)
     loss = {"total_energy": 1.0, "forces": 1.0}
     metrics = {"total_energy_mae": 1.0, "forces_mae": 1.0}
     kind = "EnergyForceStress" if stress else "EnergyForce"
@@ -194,8 +199,8 @@ def train_nequip(options: argparse.Namespace) -> int:
         "data": {
             "_target_": "nequip.data.datamodule.ASEDataModule",
             "seed": description["seed"],
-            "train_file_path": str(options.folder.resolve() / "train.extxyz"),
-            "val_file_path": str(options.folder.resolve() / "valid.extxyz"),
+            "train_file_path": str(folder / "train.extxyz"),
+            "val_file_path": str(folder / "valid.extxyz"),
             "test_file_path": [],
             "transforms": [
                 {
