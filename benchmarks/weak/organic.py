@@ -3,9 +3,9 @@
     python benchmarks/weak/organic.py run --root data [--sets acac,ethanol] [--ways scratch,start]
     python benchmarks/weak/organic.py docs                                (docs/results/organic-start.md)
 
-Preset small, the same 50 structures and as many steps on them for every way of a set; `pretrain` takes as many
-steps on GFN2's labels of the molecule itself before. Errors of the weights that validated best, on structures that were
-neither trained nor validated on. Where the sets are from says `sets.py`; ethanol is that of sGDML, CCSD(T).
+The architecture's default preset, the same 50 structures and as many steps on them for every way of a set; `pretrain`
+takes as many steps on GFN2's labels of the molecule itself before. Errors of the weights that validated best, on
+structures that were neither trained nor validated on. Where the sets are from says `sets.py`; ethanol is that of sGDML, CCSD(T).
 """
 
 import argparse
@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "weak" / "results"
 PAGE = ROOT / "docs" / "results" / "organic-start.md"
 START = "builtin:organic-gfn2"
-MODELS = ("nequip", "mace", "allegro")
+MODELS = {"nequip": "compact", "mace": "small", "allegro": "small"}
+"""Architectures and their presets."""
 LABELS = 50
 
 ETHANOL = StudySet(
@@ -100,7 +101,7 @@ def run(args):
             print(name, point.name, flush=True)
             settings = [
                 ("model.name", args.model),
-                *([] if way.startswith("start") else [("model.preset", "small")]),
+                *([] if way.startswith("start") else [("model.preset", MODELS[args.model])]),
                 ("data.train", ",".join(f"{args.root}/{part}" for part in study.train.split(","))),
                 ("data.valid", f"{args.root}/{study.valid}"),
                 ("data.batch_size", 5),
@@ -178,7 +179,7 @@ def main():
     command.set_defaults(function=run)
     command.add_argument("--root", default="data")
     command.add_argument("--runs", default="runs/organic-start")
-    command.add_argument("--model", default="nequip", choices=MODELS)
+    command.add_argument("--model", default="nequip", choices=list(MODELS))
     command.add_argument("--sets")
     command.add_argument("--ways")
     command.add_argument("--labels", type=int, default=LABELS)
