@@ -5,7 +5,8 @@
 
 The architecture's default preset, the same 50 structures and as many steps on them for every way of a set; `pretrain`
 takes as many steps on GFN2's labels of the molecule itself before. Errors of the weights that validated best, on
-structures that were neither trained nor validated on. Where the sets are from says `sets.py`; ethanol is that of sGDML, CCSD(T).
+structures that were neither trained nor validated on. Where the sets are from says `sets.py`; ethanol is that of sGDML,
+CCSD(T).
 """
 
 import argparse
