@@ -86,6 +86,8 @@ def main() -> int:
     run.add_argument("--start", default="", help="what the trainings begin with, as of `train --from`")
     run.add_argument("--start-name", help="what the tables call it")
     run.add_argument("--batches", default="random,first,next")
+    run.add_argument("--sizes", default=",".join(map(str, CURVE)), help="of random batches")
+    run.add_argument("--acquisitions", help="some of them, with commas")
     options = parser.parse_args()
     return options.function(options)
 
@@ -97,7 +99,7 @@ def run_all(options: argparse.Namespace) -> int:
     end = time.monotonic() + 60 * options.minutes
     for seed in map(int, options.seeds.split(",")):
         for name in options.sets.split(","):
-            for batch, way, labels in points(options.batches.split(",")):
+            for batch, way, labels in points(options):
                 key = {
                     "set": name,
                     "batch": batch,
@@ -122,11 +124,17 @@ def run_all(options: argparse.Namespace) -> int:
     return 0
 
 
-def points(batches: list[str]) -> list[tuple[str, str, int]]:
+def points(options: argparse.Namespace) -> list[tuple[str, str, int]]:
     """Batches, acquisitions and numbers of labels."""
-    random = [("random", "random", count) for count in CURVE]
-    chosen = [(batch, way, LABELS) for batch, ways in CHOSEN.items() for way in ways]
-    return [point for point in [*random, *chosen] if point[0] in batches]
+    random = [("random", "random", int(count)) for count in options.sizes.split(",")]
+    wanted = options.acquisitions.split(",") if options.acquisitions else None
+    chosen = [
+        (batch, way, LABELS)
+        for batch, ways in CHOSEN.items()
+        for way in ways
+        if wanted is None or way in wanted
+    ]
+    return [point for point in [*random, *chosen] if point[0] in options.batches.split(",")]
 
 
 def point(key: dict, options: argparse.Namespace) -> dict | None:
