@@ -87,6 +87,7 @@ WAYS = (
     "low:3e-3+pitc_central:1:0.05",
     "near:3e-3",
     "near:1e-3",
+    "near:3e-4",
     "delta",
     "delta+optimizer.lr=0.003",
     "delta+pitc_central:10:0.15",
