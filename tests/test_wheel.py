@@ -54,7 +54,7 @@ def test_the_distributions_hold_licences_data_and_sources_of_what_is_compiled(di
         "pimlip_zoo/py.typed",
         "pimlip_zoo/deploy/lammps/pair_pimlip.cpp",
         "pimlip_zoo/deploy/lammps/CMakeLists.txt",
-        "pimlip_zoo/training/weights/organic-gfn2-nequip.ckpt",
+        *(f"pimlip_zoo/training/weights/organic-gfn2-{name}.ckpt" for name in ("nequip", "mace", "allegro")),
     ):
         assert needed in names
     shipped = {name.rsplit("/", 1)[-1] for name in names if "/licenses/" in name}

@@ -33,11 +33,13 @@ class Start:
 
 STARTS: dict[str, Start] = {
     "organic-gfn2": Start(
-        summary="molecules of H, C, N, O with up to 16 heavy atoms, energies and forces of GFN2-xTB",
-        species=("H", "C", "N", "O"),
+        summary="molecules of H, C, N, O, F, S, Cl with up to 16 heavy atoms, energies and forces of GFN2-xTB",
+        species=("H", "C", "N", "O", "F", "S", "Cl"),
         recipe="default",  # lower errors than with that of fine-tuning: docs/results/organic-start.md
         checksums={
-            "nequip": "a0f4eda61a9e1a8d860013fa82b8c58aa130e46d37bc74e1b0cb310be34c0914",
+            "nequip": "e047941a4b58e24d7b63ca98f139662c7aa6a8b3557f18f2e9d2c73fd77fe2b8",
+            "mace": "adf24416d6e4686e14288d4a6c6d90b4439f6ead93a6bbbcbba23ea49de9d120",
+            "allegro": "038432ae4f2acc6c921b4d01fb9ff614554b53a2f0824b094e378e93b8d8f38b",
         },
     ),
 }

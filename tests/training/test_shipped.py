@@ -19,7 +19,7 @@ NAMES = [f"builtin:{name}/{model}" for name, start in shipped.STARTS.items() for
 def test_a_molecule_that_was_left_out_has_the_energies_and_forces_of_gfn2(name, dtype):
     frames = load_builtin("ethanol-gfn2/test_600K")[:20]
     potential = load_potential(name, dtype=dtype)
-    assert potential.species == ("H", "C", "N", "O")
+    assert potential.species == ("H", "C", "N", "O", "F", "S", "Cl")
     found = predict_labels(potential, frames)
     forces = np.concatenate([a.forces - b.forces for a, b in zip(found, frames, strict=True)])
     energies = np.array([a.energy - b.energy for a, b in zip(found, frames, strict=True)]) / 9
@@ -54,7 +54,7 @@ def test_the_one_of_the_chosen_architecture_is_taken(model):
     ("run", "said"),
     [
         ("builtin:organic-gfn", "did you mean organic-gfn2"),
-        ("builtin:organic-gfn2/schnet", "there is nequip"),
+        ("builtin:organic-gfn2/schnet", "there is nequip, mace, allegro"),
         ("builtin:", "known"),
     ],
 )
@@ -66,8 +66,8 @@ def test_a_name_that_there_is_not_is_refused_with_those_that_there_are(run, said
 
 
 def test_elements_beyond_it_are_refused_with_what_to_do():
-    with pytest.raises(InputError, match="the data have S") as caught:
-        start_from("builtin:organic-gfn2", ["H", "S"])
+    with pytest.raises(InputError, match="the data have Br") as caught:
+        start_from("builtin:organic-gfn2", ["H", "Br"])
     assert "finetune.extend_species" in str(caught.value)
 
 
