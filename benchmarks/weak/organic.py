@@ -77,8 +77,21 @@ WAYS = {
         "pre-trained on GFN2 of the molecule itself",
         [("weak.labels.method", "pretrain"), ("weak.labels.calculator", "gfn2")],
     ),
+    "start-pretrain": (
+        "from the start, two thirds of the steps on GFN2 of the molecule itself",
+        [("finetune.run", START), ("recipe.name", "default"), ("weak.labels.method", "pretrain")],
+    ),
+    "start-curriculum": (
+        "from the start, GFN2 of the molecule, a difference model, and the student",
+        [("finetune.run", START), ("recipe.name", "default"), ("weak.labels.method", "curriculum")],
+    ),
 }
 """What it is, and its settings."""
+POOL = [
+    ("weak.labels.pool.structures", 500),
+    ("weak.labels.pool.timestep", 1.0),
+    ("weak.labels.pool.stride", 10),
+]
 
 
 def results_of(model):
@@ -97,7 +110,8 @@ def run(args):
         for way in ways:
             point, (_, study) = Point(args.labels, way, args.seed), STUDY[name]
             tests = [f"{args.root}/{test}" for test in study.tests]
-            if any(is_of(row, name, args.labels, way, args.seed) for row in read(results_of(args.model))):
+            rows = [row for row in read(results_of(args.model)) if int(row["total_steps"]) == args.steps]
+            if any(is_of(row, name, args.labels, way, args.seed) for row in rows):
                 continue
             print(name, point.name, flush=True)
             settings = [
@@ -107,12 +121,24 @@ def run(args):
                 ("data.valid", f"{args.root}/{study.valid}"),
                 ("data.batch_size", 5),
                 ("trainer.max_steps", args.steps),
-                ("trainer.valid_every", max(args.steps // 4, 1)),
+                ("trainer.valid_every", min(max(args.steps // 4, 1), 1000)),
             ]
             own = list(WAYS[way][1])
             if way == "pretrain":
-                own += [("weak.labels.steps", args.steps), ("weak.labels.pool.structures", 500)]
-                own += [("weak.labels.pool.timestep", 1.0), ("weak.labels.pool.stride", 10)]
+                own += [("weak.labels.steps", args.steps), *POOL]
+            if way == "start-pretrain":
+                own += [
+                    ("weak.labels.steps", 2 * args.steps // 3),
+                    ("trainer.max_steps", args.steps // 3),
+                    *POOL,
+                ]
+            if way == "start-curriculum":
+                stages = ("weak.labels.pretrain_steps", "weak.labels.steps")
+                own += [
+                    *((key, args.steps // 4) for key in stages),
+                    ("trainer.max_steps", args.steps // 2),
+                    *POOL,
+                ]
             if args.start and way.startswith("start"):
                 own = [(key, args.start if key == "finetune.run" else value) for key, value in own]
             signal = run_point(
@@ -142,8 +168,8 @@ def is_of(row, name, labels, way, seed):
 def table():
     """Lines of Markdown."""
     lines = [
-        "| molecule | test | model | training | E meV | F meV/Å | steps on labels | CPU s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| molecule | test | model | training | E meV | F meV/Å | steps in all | on labels | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     cases = (
         (text, test, model, way, meaning)
@@ -158,8 +184,8 @@ def table():
                 energy, forces = (1e3 * row[f"{name}_rmse"] for name in ("energy", "forces"))
                 where = NAMES[test]
                 lines.append(
-                    f"| {text} | {where} | {model} | {meaning} | {energy:.3g} | {forces:.3g} | {row['steps']:,} "
-                    f"| {row['cpu_seconds']:.0f} |"
+                    f"| {text} | {where} | {model} | {meaning} | {energy:.3g} | {forces:.3g} "
+                    f"| {int(row['total_steps']):,} | {row['steps']:,} | {row['cpu_seconds']:.0f} |"
                 )
     return lines
 
