@@ -73,7 +73,7 @@ LABELS = 50
 """Of all batches that are chosen."""
 CHOSEN = {
     "first": ("farthest", "coverage", "cluster"),
-    "next": ("coverage", "gradient", "variance"),
+    "next": ("cluster", "coverage", "gradient", "variance"),
 }
 
 
