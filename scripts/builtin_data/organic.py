@@ -1,4 +1,6 @@
-"""Many organic molecules of H, C, N, O, F, S and Cl with energies and forces of GFN2-xTB: what ``builtin:organic-gfn2`` learnt.
+"""Many organic molecules with energies and forces of GFN2-xTB: what ``builtin:organic-gfn2`` learnt.
+
+They are of H, C, N, O, F, S and Cl.
 
 Molecules are assembled at random from the rings, chains and groups below (:data:`CORES`, :data:`GROUPS`), with RDKit
 (BSD licence), which is needed for this script alone. RDKit embeds each; dynamics with MMFF94 at 300 to 1000 K shakes

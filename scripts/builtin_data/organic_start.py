@@ -3,12 +3,12 @@ r"""Pack trained runs as ``builtin:organic-gfn2``: weights alone, float32, with 
 ::
 
     python scripts/builtin_data/organic.py FOLDER
-    pimlip-zoo train --model nequip --preset small --data FOLDER/train.extxyz --valid FOLDER/valid.extxyz --out RUN \
-        --max-steps 20000 --max-time 310s --set trainer.valid_every=2000
+    pimlip-zoo train --model nequip --preset compact --data FOLDER/train.extxyz --valid FOLDER/valid.extxyz --out RUN \
+        --max-steps 18000 --set trainer.valid_every=2000
     python scripts/builtin_data/organic_start.py RUN --test FOLDER/test.extxyz
 
 writes ``pimlip_zoo/training/weights/organic-gfn2-nequip.ckpt`` and prints its checksum, which belongs into
-``pimlip_zoo/training/shipped.py``.
+``pimlip_zoo/training/shipped.py``. MACE ``small`` had 14,000 steps, Allegro ``small`` 7,000.
 """
 
 from __future__ import annotations
