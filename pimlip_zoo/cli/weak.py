@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from pimlip_zoo.datasets.frame import Frame
     from pimlip_zoo.experiment.advice import Advice
 
 app = typer.Typer(no_args_is_help=True, help="Weak labels: which cheap level helps?")
@@ -94,6 +96,7 @@ def advise(
     )
     advice.skipped.update(skipped)
     _show(screen, advice, data)
+    _show_start(screen, frames, data)
     if json_file is not None:
         _write(advice, json_file)
 
@@ -156,6 +159,22 @@ def _show(screen: Any, advice: Advice, data: str) -> None:
             screen.print(
                 "where the calculator may run at inference, too: weak.labels.method=delta", style="dim"
             )
+
+
+def _show_start(screen: Any, frames: Sequence[Frame], data: str) -> None:
+    """A start for such molecules, which costs nothing."""
+    from ase.data import chemical_symbols
+
+    from pimlip_zoo.training.shipped import start_for
+
+    start = start_for({chemical_symbols[number] for frame in frames for number in frame.numbers})
+    if start is not None and not any(frame.pbc.any() for frame in frames):
+        screen.print(
+            f"these molecules have a start that costs nothing: pimlip-zoo train --data {data} --from {start}",
+            style="dim",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _write(advice: Advice, file: Path) -> None:

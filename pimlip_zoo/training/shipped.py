@@ -7,7 +7,7 @@ Each is a checkpoint without the optimiser's state, in the package's own format,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,15 @@ STARTS: dict[str, Start] = {
     ),
 }
 """By name; docs/results/organic-start.md has what they are worth."""
+
+
+def start_for(species: Collection[str]) -> str | None:
+    """The first one that knows all of these elements, as a run is named; None: there is none.
+
+    >>> start_for(["H", "Cl"])
+    'builtin:organic-gfn2'
+    """
+    return next((PREFIX + name for name, start in STARTS.items() if set(species) <= set(start.species)), None)
 
 
 def is_shipped(run: object) -> bool:

@@ -161,6 +161,7 @@ def test_weak_advise_says_how_to_begin_with_the_level_that_helps(cli):
     )
     assert done.code == 0, done.err
     assert "--set weak.labels.calculator=gfn1" in done.out
+    assert "--from builtin:organic-gfn2" in done.out
 
 
 @pytest.mark.parametrize(
