@@ -27,6 +27,7 @@ from pimlip_zoo.datasets.readers.extxyz import _keys
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.deploy.structure import read_structure
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.labelling.convergence import check_converged
 
 KCAL = units.kcal / units.mol
 
@@ -1045,6 +1046,22 @@ def test_steps_of_a_vasprun_whose_last_iteration_changed_the_energy_are_refused(
         assert found.unknown == (not setting)
     AseFile(str(path), ReadOptions())._unconverged()
     assert "does not say its EDIFF" in caplog.text
+
+
+def test_steps_behind_the_forces_of_a_vasprun_are_of_the_response_and_not_of_its_scf(tmp_path):
+    def steps(*energies):
+        return "".join(
+            f'<scstep><energy><i name="e_fr_energy"> {e:.8f} </i></energy></scstep>' for e in energies
+        )
+
+    response = f'<varray name="forces" ></varray>{steps(-30.1, -30.2)}</calculation>\n'
+    path = tmp_path / "vasprun.xml"
+    path.write_text(
+        '<modeling>\n<incar><i name="EDIFF"> 0.00001000</i></incar>\n'
+        f"<calculation>{steps(-1.0, -1.5)}{response}<calculation>{steps(-1.0, -1.5, -1.500001)}{response}</modeling>"
+    )
+    assert convergence.unconverged_in(path).steps == {0}
+    check_converged(path.read_bytes())
 
 
 def test_what_other_programs_say_is_said_once_for_the_file(tmp_path, caplog, monkeypatch):
