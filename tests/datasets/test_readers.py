@@ -256,6 +256,32 @@ def test_a_structure_to_simulate_has_its_cell_under_its_name_too(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ('lattice="5 0 0 0 5 0 0 0 5"', "lattice"),
+        ('LATTICE = "5 0 0 0 5 0 0 0 5"', "LATTICE"),
+        ('Lattice="5 0 0 0 5 0 0 0 5" PBC="F F F"', "PBC"),
+        ('Lattice="5 0 0 0 5 0 0 0 5" Lattice="6 0 0 0 6 0 0 0 6"', "Lattice"),
+        ('Lattice="5 0 0 0 5 0 0 0 5" pbc="FFF"', "pbc"),
+        ("properties=species:S:1:pos:R:3", "properties"),
+    ],
+)
+def test_geometry_that_ase_would_pass_over_is_refused_in_data_and_structures_alike(tmp_path, said, key):
+    columns = "" if key == "properties" else FORCES
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES}\n{ROW}\n1\n{said} {columns}\n{ROW}\n")
+    for read in (load_frames, read_structure):
+        with pytest.raises(InputError, match=f"a.xyz, frame 1, {key}: "):
+            read(str(tmp_path / "a.xyz"))
+
+
+@pytest.mark.parametrize("pbc", ['"T T F"', '"1 1 0"', '"True True False"', "{T T F}"])
+def test_periodicity_as_people_write_it_is_the_same_in_data_and_structures(tmp_path, pbc):
+    (tmp_path / "a.xyz").write_text(f'1\nLattice="5 0 0 0 5 0 0 0 5" {FORCES} pbc={pbc}\n{ROW}\n')
+    (frame,) = load_frames(str(tmp_path / "a.xyz"))
+    assert frame.pbc.tolist() == read_structure(str(tmp_path / "a.xyz")).pbc.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
     ("comment", "rows", "message"),
     [
         (f"{FORCES} energy=-1 energy=-2", ROW, "energy: stands twice"),

@@ -35,8 +35,10 @@ _OTHER_GEOMETRY = {"positions", *(name.lower() for name in _GEOMETRY)}
 _PLAIN = (("species", "S", 1), ("pos", "R", 3))
 """Columns of a file that does not name them."""
 _OTHER_CELLS = ("cell", "unit_cell", "unitcell", "box", "cell_vectors", "lattice_vectors")
-_OTHER_CELL = re.compile(rb"(?i)(?<!\w)(?:%s)[\"']?\s*=" % "|".join(_OTHER_CELLS).encode())
 _SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
+_OF_CELL = re.compile(rb"(?i)(?<!\w)(%s)[\"']?\s*=" % "|".join((*_OTHER_CELLS, *_SPELLED)).encode())
+_USUAL = {name.encode() for name in _SPELLED.values()}
+_PBC = re.compile(rb"pbc=(?:\"[TF] [TF] [TF]\"|[TF])(?!\S)")
 _CLOSING = {'"': re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL), "'": re.compile(r"(?:[^'\\]|\\.)*'", re.DOTALL)}
 _PROPERTIES, _WIDTH = re.compile(rb"(?i:Properties)\s*=\s*[\"']?(\S+)"), re.compile(rb":[A-Z]:\+?([\d_]+)")
 _MOST_DIGITS = 40
@@ -73,7 +75,9 @@ class ExtxyzFile:
                 columns = sum(int(count or 0) for count in counts)
                 if columns > most:
                     raise InputError(f"announces {columns:.3g} columns", file=self.path, frame=index)
-            if _OTHER_CELL.search(comment):
+            names = _OF_CELL.findall(comment)
+            usual = len(names) == len(set(names)) and _USUAL.issuperset(names)
+            if not usual or (b"pbc" in names and _PBC.search(comment) is None):
                 self._check_cell(index, comment)
 
     def _check_cell(self, index: int, comment: bytes) -> None:
@@ -82,6 +86,8 @@ class ExtxyzFile:
             info, _ = _header(comment.decode())
             if "Lattice" not in info and np.any(info.get("pbc", True)):
                 _refuse_other_cell(info)
+            if "pbc" in info:
+                _check_periodic(info["pbc"])
         except InputError as error:
             raise error.at(file=self.path, frame=index) from error
         except ValueError:
@@ -179,8 +185,8 @@ class ExtxyzFile:
             _refuse_other_cell(info)
         if pbc is None:
             pbc = [cell is not None] * 3
-        elif not set(np.ravel(pbc).tolist()) <= {True, False}:
-            raise InputError("is not made of T and F", file=self.path, frame=index, key="pbc")
+        else:
+            _check_periodic(pbc)
         self._refuse_units(info)
         if cell is not None and np.shape(cell) != (3, 3):
             raise InputError("is not nine numbers", file=self.path, frame=index, key="Lattice")
@@ -318,6 +324,11 @@ def _refuse_other_cell(info: dict[str, Any]) -> None:
             and np.any(value)  # a box of zeros is none
         ):
             raise InputError(f"the header says {key}", key=key, hint='write Lattice="...", or pbc="F F F"')
+
+
+def _check_periodic(pbc: Any) -> None:
+    if not set(np.ravel(pbc).tolist()) <= {True, False}:
+        raise InputError("is not made of T and F", key="pbc")
 
 
 def _header(comment: str) -> tuple[dict[str, Any], tuple[tuple[str, str, int], ...] | None]:
