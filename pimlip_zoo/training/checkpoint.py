@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,16 +144,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             lacks a field, or has weights that are NaN or infinite.
     """
     check_archive(regular_file(path), "not a readable checkpoint")
+    if _is_exported(Path(path)):
+        raise InputError(
+            "is an exported file, and no checkpoint",
+            file=path,
+            hint="give the run's folder; `lammps` takes every exported file, `md` and the calculator those of --format native",
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if "TorchScript" in reason:
-            raise InputError(
-                "is an exported file, and no checkpoint",
-                file=path,
-                hint="give the run's folder; in Python, torch.jit.load or the calculator of nequip reads this one",
-            ) from error
         raise InputError(
             f"not a readable checkpoint: {reason[:120]}",
             file=path,
@@ -167,6 +169,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         _check_weights(content.get("state_dict"), Path(path).stat().st_size)
         _check_levels(content.get(LEVELS, {}), Path(path).stat().st_size)
     return content
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether it is an archive with texts beside the model, which exported files have; others are looked at by torch."""
+    with suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any("/extra/" in name for name in archive.namelist())
+    return False
 
 
 def baseline_of(run: str | Path, which: str = "best") -> str | None:

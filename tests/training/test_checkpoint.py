@@ -1,5 +1,7 @@
 """Checkpoints hold a whole potential, run no code, and say what is wrong with them."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -226,3 +228,12 @@ def test_best_is_preferred_and_last_stands_in(tmp_path):
     (folder / "best.ckpt").touch()
     assert checkpoint_path(tmp_path / "run").name == "best.ckpt"
     assert checkpoint_path(tmp_path / "run", "last").name == "last.ckpt"
+
+
+@pytest.mark.parametrize("name", ["model.pimlip", "model.pth", "best.ckpt"])
+def test_an_exported_file_is_said_to_be_one(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("archive/extra/pimlip_format", "native")
+        archive.writestr("archive/version", "3")
+    with pytest.raises(InputError, match="is an exported file, and no checkpoint"):
+        read_checkpoint(tmp_path / name)
