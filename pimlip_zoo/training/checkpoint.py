@@ -148,7 +148,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(
             "is an exported file, and no checkpoint",
             file=path,
-            hint="give the run's folder; `lammps` takes every exported file, `md` and the calculator those of --format native",
+            hint="give the run's folder; `lammps` takes all exported files, `md` and calculators those of --format native",
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -172,7 +172,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _is_exported(path: Path) -> bool:
-    """Whether it is an archive with texts beside the model, which exported files have; others are looked at by torch."""
+    """Whether it is an archive with texts beside the model, which exported files have."""
     with suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         return any("/extra/" in name for name in archive.namelist())
     return False
