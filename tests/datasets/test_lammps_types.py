@@ -99,7 +99,7 @@ def test_units_that_a_file_states_are_its_units(tmp_path):
         assert read_structure(path).get_velocities()[0, 2] == pytest.approx(found[name][1], rel=1e-9)
 
 
-def test_a_data_file_is_known_by_its_text_and_its_labels_stay_with_their_atoms(tmp_path):
+def test_a_data_file_is_known_by_its_text_and_its_labels_stay_with_their_atoms(tmp_path, caplog):
     text = (
         "x\n\n3 atoms\n2 atom types\n\n0 9 xlo xhi\n0 9 ylo yhi\n0 9 zlo zhi\n\n"
         "Atom Type Labels\n\n1 Cu\n2 Al\n\nMasses\n\n{}\n\nAtoms # atomic\n\n{}\n"
@@ -118,6 +118,7 @@ def test_a_data_file_is_known_by_its_text_and_its_labels_stay_with_their_atoms(t
             3: "Cu",
         }
         assert len(load_frames(at)[0].numbers) == 3
+        assert caplog.text.count(f"{name}: taken as periodic in all directions") == 2
     structure = read_structure(put(tmp_path / "a.data", labels))
     assert dict(zip(structure.positions[:, 2], structure.symbols, strict=True)) == {1: "Al", 2: "Cu", 3: "Cu"}
 

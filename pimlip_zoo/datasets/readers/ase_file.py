@@ -14,7 +14,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.convergence import unconverged_in
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
-from pimlip_zoo.datasets.readers.lammps_types import is_dump, told_to_ase
+from pimlip_zoo.datasets.readers.lammps_types import is_dump, say_periodic, told_to_ase
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reason_of
 
@@ -54,6 +54,7 @@ class AseFile:
             InputError: where ASE cannot read on.
         """
         unconverged = self._unconverged()
+        say_periodic(self.path, self._told)
         for index, atoms in enumerate(self._iterate()):
             if index >= window.stop:
                 return

@@ -6,6 +6,7 @@ element: ASE takes the nearest one's. Labels of types: ASE sorts the atoms, and 
 
 from __future__ import annotations
 
+import logging
 import lzma
 import re
 import zlib
@@ -16,6 +17,8 @@ from typing import Any
 
 from pimlip_zoo.datasets.readers.scan import matches, opened
 from pimlip_zoo.errors import InputError
+
+log = logging.getLogger("pimlip_zoo")
 
 _TEXT, _BINARY, _DATA = "lammps-dump-text", "lammps-dump-binary", "lammps-data"
 _COLUMNS = re.compile(rb"(?m)^[ \t]{0,99}ITEM: ATOMS\b([^\r\n]{0,60000})")
@@ -97,6 +100,12 @@ def told_to_ase(path: str | Path, kind: str | None = None) -> dict[str, Any]:
 def is_dump(told: dict[str, Any]) -> bool:
     """Whether :func:`told_to_ase` is of a dump, which has no energies; ASE gives it some, of zero."""
     return told.get("format") == _TEXT
+
+
+def say_periodic(path: str | Path, told: dict[str, Any]) -> None:
+    """Say of a data file that it is taken as periodic, which it does not tell."""
+    if told.get("format") == _DATA:
+        log.warning("%s: taken as periodic in all directions: a data file of LAMMPS does not say", path)
 
 
 def _masses_of_types(path: str | Path) -> Iterator[bytes]:
