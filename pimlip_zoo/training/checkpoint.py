@@ -148,7 +148,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(
             "is an exported file, and no checkpoint",
             file=path,
-            hint="give the run's folder; LAMMPS takes any exported file, `md` and calculators those of --format native",
+            hint="give the run's folder, or its .ckpt file",
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
