@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         _check_weights(content.get("state_dict"), Path(path).stat().st_size)
         _check_levels(content.get(LEVELS, {}), Path(path).stat().st_size)
     return content
+
+
+def check_members(runs: Sequence[str | Path]) -> None:
+    """Refuse a committee in which a run stands twice, or a copy of it: these agree, whatever they are asked.
+
+    Args:
+        runs: run folders, checkpoints or exported files.
+
+    Raises:
+        InputError: naming the second one; as of :func:`checkpoint_path`.
+    """
+    files = [checkpoint_path(run) for run in runs]
+    for k, file in enumerate(files):
+        for other, name in zip(files[:k], runs, strict=False):
+            if file.samefile(other) or cmp(file, other, shallow=False):
+                raise InputError(
+                    f"has the same weights as {name}, so that the two have no spread",
+                    file=runs[k],
+                    hint="give runs of different seeds",
+                )
 
 
 def _is_exported(path: Path) -> bool:

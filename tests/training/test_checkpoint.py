@@ -14,6 +14,7 @@ from pimlip_zoo.training.checkpoint import (
     FORMAT_VERSION,
     KEY,
     build_potential,
+    check_members,
     checkpoint_path,
     describe,
     load_potential,
@@ -237,3 +238,16 @@ def test_an_exported_file_is_said_to_be_one(tmp_path, name):
         archive.writestr("archive/version", "3")
     with pytest.raises(InputError, match="is an exported file, and no checkpoint"):
         read_checkpoint(tmp_path / name)
+
+
+def test_a_run_that_stands_twice_in_a_committee_is_refused_and_so_is_a_copy(tmp_path, monkeypatch):
+    for name, content in (("a", b"one"), ("b", b"two"), ("copy", b"one")):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "best.ckpt").write_bytes(content)
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    check_members(["a", "b"])
+    check_members(["a", "b/checkpoints/best.ckpt"])
+    for runs in (["a", "a"], ["b", "a", "./a/"], ["a", "b", "copy"], ["a", "link"]):
+        with pytest.raises(InputError, match="has the same weights as a, so that the two have no spread"):
+            check_members(runs)
