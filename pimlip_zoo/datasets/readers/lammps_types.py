@@ -48,9 +48,12 @@ def check_elements_named(path: str | Path, kind: str | None = None) -> None:
     """
     if kind is None:
         kind = _kind(path)
+    by_mass = kind == _DATA
     if kind == _TEXT:
         for frame, found in enumerate(_found(path, _COLUMNS)):
-            if {b"element", b"mass"}.isdisjoint(found[1].split()):
+            columns = found[1].split()
+            by_mass = by_mass or b"element" not in columns
+            if {b"element", b"mass"}.isdisjoint(columns):
                 raise InputError(
                     "this dump of LAMMPS has numbers of atom types and no elements",
                     file=path,
@@ -69,7 +72,7 @@ def check_elements_named(path: str | Path, kind: str | None = None) -> None:
             file=path,
             hint="add its section Masses",
         )
-    if kind in (_TEXT, _DATA):
+    if by_mass:
         with suppress(EOFError, OSError, lzma.LZMAError, zlib.error):  # ASE says it
             _check_masses(path, _masses_of_atoms(path) if kind == _TEXT else _masses_of_types(path))
 
