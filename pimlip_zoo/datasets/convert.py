@@ -33,7 +33,8 @@ _PLAN = "conversion.json"
 _LONGEST_PLAN = 1 << 28
 _REPLACED = "replaced"
 """Where the former store is while the new one gets its name."""
-_OF_LMDB = ("data.mdb", "lock.mdb")
+_OF_STORES = ("data.mdb", "lock.mdb", _PLAN, _REPLACED)
+"""What is in the folder of a store beside shards; the last two where a conversion was killed in its last moment."""
 _LISTED = 1000
 
 
@@ -388,7 +389,7 @@ def _check_store(out: Path) -> None:
     others = sorted(
         path.name
         for path in out.iterdir()
-        if path.suffix not in (".lmdb", ".lmdb-lock") and path.name not in _OF_LMDB
+        if path.suffix not in (".lmdb", ".lmdb-lock") and path.name not in _OF_STORES
     )
     if others:
         raise InputError(

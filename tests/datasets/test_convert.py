@@ -279,7 +279,9 @@ def test_what_is_no_store_is_not_replaced_and_neither_is_what_has_a_name_like_it
         assert len(FrameStore(tmp_path / "a.lmdb")) == 97
     (tmp_path / "a.lmdb").rename(tmp_path / "store")
     convert(data, tmp_path / "store", overwrite=True)
-    (tmp_path / "empty").mkdir()
+    for name in ("conversion.json", "replaced"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        (tmp_path / "empty" / name).write_text("of a conversion that was killed in its last moment")
     convert(data, tmp_path / "empty", overwrite=True)
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert left == {"run/checkpoints/best.ckpt", "run/notes", "notes.txt", "a.lmdb.old", "store", "empty"}
