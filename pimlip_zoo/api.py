@@ -165,9 +165,10 @@ def calculator(
     from pimlip_zoo.deploy.ase import PimlipCalculator, check_device
     from pimlip_zoo.deploy.difference import with_baseline
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.training.checkpoint import baseline_of
+    from pimlip_zoo.training.checkpoint import baseline_of, check_members
 
     check_device(device)
+    check_members(runs)
     members = [
         _native(run, device=device, skin=skin, options={**options, **electrons})
         if str(run).endswith(SUFFIX)

@@ -27,6 +27,7 @@ _LARGEST_PICKLE = 1 << 26
 _LARGEST_LIBRARY = 1 << 27
 _OF_THE_PLUGIN = (b"lammpsplugin_init", b"pair_style pimlip")
 _LIBRARIES = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
+_MAGIC_OF_LMDB = b"\xde\xc0\xef\xbe"
 
 Kind = tuple[str, Callable[[Path], bool]]
 """What a file is called, and whether one is of this kind."""
@@ -67,6 +68,10 @@ def _is_plugin(path: Path) -> bool:
     return all(name in content for name in _OF_THE_PLUGIN)
 
 
+def _is_store(path: Path) -> bool:
+    return path.suffix == ".lmdb" or _head(path)[16:20] == _MAGIC_OF_LMDB
+
+
 def results(*keys: str) -> Kind:
     """JSON with one of these keys."""
 
@@ -85,6 +90,7 @@ def results(*keys: str) -> Kind:
 ANY: Kind = ("file", lambda _: True)
 """For what is replaced only where the user asks for it."""
 PAGE: Kind = ("page that this program wrote", _is_page)
+STORE: Kind = ("store", _is_store)
 PICTURE: Kind = ("picture", lambda path: _head(path).startswith(_PICTURES))
 EXPORTED: Kind = ("exported model", _is_exported)
 PLUGIN: Kind = ("plugin for LAMMPS that this command built", _is_plugin)

@@ -251,9 +251,13 @@ def _say_what_equals(screen: Any, equal: Sequence[Any], weak: str, *, equal_time
 
 def _check_folder(out: Path) -> None:
     """Refuse to replace tables and pictures that no learning curve has written: no finished run is beside them."""
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.experiment.curve import has_results
     from pimlip_zoo.outputs import check_unused
 
-    if not any(True for _ in out.glob("*/result.json")):
+    if out.exists() and not out.is_dir():
+        raise InputError("is a file, a folder is needed", file=out, key="--out")
+    if not has_results(out):
         names = ("runs.csv", "curve.csv", "equal.csv", "physics.csv", "physics-curve.csv", "curve.png")
         check_unused(out, (*names, "report.html"))
 

@@ -40,6 +40,7 @@ def distill(
     from pimlip_zoo.datasets.lmdb import write_store
     from pimlip_zoo.datasets.readers import load_frames
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.training.checkpoint import check_members
     from pimlip_zoo.weak_labels.calculators import CheapCalculator
     from pimlip_zoo.weak_labels.ensemble import ensemble_labels
     from pimlip_zoo.weak_labels.pool import PoolOptions, sample_pool
@@ -50,6 +51,7 @@ def distill(
         )
     if out.exists():
         raise InputError("the file is there already", file=out, hint="give another --out")
+    check_members(runs)
     potentials = [pimlip_zoo.load(run) for run in runs]
     frames = load_frames(data)
     if sample != "none":

@@ -25,12 +25,16 @@ from pimlip_zoo.datasets.readers import DataSource, check_chosen, checked, open_
 from pimlip_zoo.datasets.readers.source import format_by_ending
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import read_text, write_text
-from pimlip_zoo.outputs import ANY, check_output
+from pimlip_zoo.outputs import STORE, check_output
 
 SHARD_FRAMES = 100_000
 """Frames in a shard when nothing else is said."""
 _PLAN = "conversion.json"
 _LONGEST_PLAN = 1 << 28
+_REPLACED = "replaced"
+"""Where the former store is while the new one gets its name."""
+_OF_STORES = ("data.mdb", "lock.mdb", _PLAN, _REPLACED)
+"""What is in the folder of a store beside shards; the last two where a conversion was killed in its last moment."""
 _LISTED = 1000
 
 
@@ -113,8 +117,10 @@ def convert(
     out = Path(out)
     if out.exists() and not overwrite:
         raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
-    if out.is_file():
-        check_output(out, ANY, key="--out")
+    if out.is_dir():
+        _check_store(out)
+    elif out.exists():
+        check_output(out, STORE, key="--out")
     if format_by_ending(out) not in (None, "lmdb"):
         raise InputError(
             f"a store is LMDB, and {out.suffix} would have it read as something else",
@@ -358,9 +364,9 @@ class _ShardJob:
 
 def _give_name(folder: Path, out: Path, shards: int) -> None:
     """The finished store under its own name; what was there before goes when the new one has its place."""
-    old = out.with_name(out.name + ".old")
+    old = folder / _REPLACED
     if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         out.replace(old)
     if shards == 1:
         (folder / "shard-00000.lmdb").replace(out)
@@ -368,7 +374,27 @@ def _give_name(folder: Path, out: Path, shards: int) -> None:
     else:
         folder.replace(out)
         (out / _PLAN).unlink()
-    if old.is_dir():
-        shutil.rmtree(old)
+        _remove(out / _REPLACED)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
-        old.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _check_store(out: Path) -> None:
+    """Refuse to replace a folder that holds anything but a store."""
+    others = sorted(
+        path.name
+        for path in out.iterdir()
+        if path.suffix not in (".lmdb", ".lmdb-lock") and path.name not in _OF_STORES
+    )
+    if others:
+        raise InputError(
+            f"is a folder with other things than a store: {', '.join(others[:3])}",
+            file=out,
+            key="--out",
+            hint="name another, or remove it first",
+        )

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pimlip_zoo.datasets.readers.lammps_types import check_elements_named
+from pimlip_zoo.datasets.readers.lammps_types import check_elements_named, say_periodic, told_to_ase
 from pimlip_zoo.datasets.readers.source import check_bounded
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
 
@@ -55,7 +55,8 @@ def holds_several(spec: str) -> bool:
         return False
     # Readers of formats of one structure say in their own ways that there is no second.
     with suppress(Exception):
-        return not isinstance(ase.io.read(spec, index=1, do_not_split_by_at_sign=True), list)
+        told = told_to_ase(spec)
+        return not isinstance(ase.io.read(spec, index=1, do_not_split_by_at_sign=True, **told), list)
     return False
 
 
@@ -103,8 +104,10 @@ def _from_file(path: str, index: int) -> Atoms:
 
     check_bounded(path)
     check_elements_named(path)
+    told = told_to_ase(path)
+    say_periodic(path, told)
     try:
-        atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
+        atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True, **told)
     except (IndexError, StopIteration) as error:
         if index == -1:
             raise InputError("there is no structure in it", file=path) from error

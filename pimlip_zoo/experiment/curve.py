@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,12 +231,25 @@ def check_finished(
         check_made_with(run, content.get("given"), config_file, options, split)
 
 
+def _results(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What the finished runs have written; simulations beside them have a file of this name, too."""
+    for path in sorted(folder.glob("*/result.json")):
+        result = read_json(path, dict)
+        if "tests" in result:
+            yield path, result
+        elif (path.parent / CONFIG).exists():
+            raise InputError("is no result of a point of a curve", file=path, key="tests")
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a learning curve has a finished run in a folder."""
+    return any(True for _ in _results(folder))
+
+
 def collect(folder: Path) -> list[dict[str, Any]]:
     """The finished runs of a curve as rows of :data:`COLUMNS`, sorted."""
     rows = []
-    for path in sorted(folder.glob("*/result.json")):
-        with reading(path):
-            result = json.loads(read_text(path))
+    for path, result in _results(folder):
         for spec, summary in result["tests"].items():
             row = {
                 key: result.get(key) for key in ("size", "weak", "seed", "steps", "seconds", "cpu_seconds")
@@ -253,8 +266,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
 def collect_physics(folder: Path) -> list[dict[str, Any]]:
     """The physical properties of the finished runs: size, weak, seed and the columns of ``value_rows``."""
     rows = []
-    for path in sorted(folder.glob("*/result.json")):
-        result = read_json(path, dict)
+    for _, result in _results(folder):
         if "physics" in result:
             point = {key: result[key] for key in ("size", "weak", "seed")}
             rows += [point | row for row in value_rows(result["physics"])]

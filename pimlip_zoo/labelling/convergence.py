@@ -9,6 +9,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -87,7 +88,10 @@ def _check_vasp_xml(content: bytes) -> None:
     calculations = root.findall("calculation")
     if least is None or not calculations:
         raise CalculationError("the xml does not say whether the SCF converged: EDIFF or steps are missing")
-    steps = calculations[-1].findall("scstep")
+    labelled = takewhile(
+        lambda part: part.get("name") != "forces", calculations[-1]
+    )  # then come responses to fields
+    steps = [part for part in labelled if part.tag == "scstep"]
     energies = _numbers(step.find("energy/i[@name='e_fr_energy']") for step in steps[-2:])
     if len(energies) < 2 or not abs(energies[1] - energies[0]) < least + _PRINTED:
         raise CalculationError("the SCF did not converge")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
@@ -142,16 +145,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             lacks a field, or has weights that are NaN or infinite.
     """
     check_archive(regular_file(path), "not a readable checkpoint")
+    if _is_exported(Path(path)):
+        raise InputError(
+            "is an exported file, and no checkpoint",
+            file=path,
+            hint="give the run's folder, or its .ckpt file",
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if "TorchScript" in reason:
-            raise InputError(
-                "is an exported file, and no checkpoint",
-                file=path,
-                hint="give the run's folder; in Python, torch.jit.load or the calculator of nequip reads this one",
-            ) from error
         raise InputError(
             f"not a readable checkpoint: {reason[:120]}",
             file=path,
@@ -167,6 +170,33 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         _check_weights(content.get("state_dict"), Path(path).stat().st_size)
         _check_levels(content.get(LEVELS, {}), Path(path).stat().st_size)
     return content
+
+
+def check_members(runs: Sequence[str | Path]) -> None:
+    """Refuse a committee in which a run stands twice, or a copy of it: these agree, whatever they are asked.
+
+    Args:
+        runs: run folders, checkpoints or exported files.
+
+    Raises:
+        InputError: naming the second one; as of :func:`checkpoint_path`.
+    """
+    files = [checkpoint_path(run) for run in runs]
+    for k, file in enumerate(files):
+        for other, name in zip(files[:k], runs, strict=False):
+            if file.samefile(other) or cmp(file, other, shallow=False):
+                raise InputError(
+                    f"has the same weights as {name}, so that the two have no spread",
+                    file=runs[k],
+                    hint="give runs of different seeds",
+                )
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether it is an archive with texts beside the model, which exported files have."""
+    with suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any("/extra/" in name for name in archive.namelist())
+    return False
 
 
 def baseline_of(run: str | Path, which: str = "best") -> str | None:

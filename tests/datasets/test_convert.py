@@ -265,3 +265,24 @@ def test_check_exits_3_when_training_would_be_refused(tmp_path):
     run = CliRunner().invoke(app, ["check", data, "--test", "builtin:ethanol-gfn2/train@290:310"])
     assert run.exit_code == 3
     assert "also in train" in run.output.replace("\n", " ")
+
+
+def test_what_is_no_store_is_not_replaced_and_neither_is_what_has_a_name_like_it(tmp_path, data):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in ("run/checkpoints/best.ckpt", "run/notes", "notes.txt", "a.lmdb.old"):
+        (tmp_path / name).write_text("mine")
+    for name in ("run", "run/checkpoints", "notes.txt"):
+        with pytest.raises(InputError, match=r"is a folder with other things than a store|is not a store"):
+            convert(data, tmp_path / name, overwrite=True)
+    for shard_frames in (100, 10, 10, 100):
+        convert(data, tmp_path / "a.lmdb", overwrite=True, shard_frames=shard_frames)
+        assert len(FrameStore(tmp_path / "a.lmdb")) == 97
+    (tmp_path / "a.lmdb").rename(tmp_path / "store")
+    convert(data, tmp_path / "store", overwrite=True)
+    for name in ("conversion.json", "replaced"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        (tmp_path / "empty" / name).write_text("of a conversion that was killed in its last moment")
+    convert(data, tmp_path / "empty", overwrite=True)
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {"run/checkpoints/best.ckpt", "run/notes", "notes.txt", "a.lmdb.old", "store", "empty"}
+    assert all((tmp_path / name).read_text() == "mine" for name in left - {"store", "empty"})

@@ -3,7 +3,7 @@
 import gzip
 
 import pytest
-from ase import Atoms
+from ase import Atoms, units
 from ase.io import write
 
 from pimlip_zoo.datasets.convert import convert
@@ -70,6 +70,85 @@ def test_every_frame_of_a_dump_has_to_tell_them(tmp_path):
     names, values = "".join(f" c_{k}[1]" for k in range(400)), " 0" * 400
     many = HEAD + f"ITEM: ATOMS id x y z{names} element\n1 0 0 0{values} Cu\n2 0 0 2{values} Al\n"
     assert read_structure(put(tmp_path / "many.lammpstrj", many)).get_chemical_symbols() == ["Cu", "Al"]
+
+
+def test_forces_of_a_dump_are_labels_and_the_energy_that_ase_gives_it_is_none(tmp_path):
+    text = HEAD + "ITEM: ATOMS id element x y z fx fy fz\n1 Cu 0 0 0 0 0 1.5\n2 Cu 0 0 2 0 0 -1.5\n"
+    (frame,) = load_frames(put(tmp_path / "a.lammpstrj", text))
+    assert frame.energy is None
+    assert frame.forces.tolist() == [[0, 0, 1.5], [0, 0, -1.5]]
+
+
+def test_units_that_a_file_states_are_its_units(tmp_path):
+    columns = (
+        "ITEM: ATOMS id element x y z vx vy vz fx fy fz\n1 Cu 0 0 0 0 0 1 0 0 1\n2 Cu 0 0 2 0 0 0 0 0 0\n"
+    )
+    found = {}
+    for name in ("metal", "real"):
+        path = put(tmp_path / f"{name}.lammpstrj", f"ITEM: UNITS\n{name}\n" + HEAD + columns)
+        found[name] = (load_frames(path)[0].forces[0, 2], read_structure(path).get_velocities()[0, 2])
+    assert found["real"][0] == pytest.approx(units.kcal / units.mol, rel=1e-6)
+    assert found["real"][1] == pytest.approx(1000 * found["metal"][1], rel=1e-9)
+    with pytest.raises(InputError, match="says itself that its units are real"):
+        load_frames(f"{path}?energy=kcal/mol")
+    with pytest.raises(InputError, match="several units: metal, real"):
+        read_structure(put(tmp_path / "b.dump", "".join(each.read_text() for each in tmp_path.iterdir())))
+    data = DATA.format("Masses\n\n1 63.546\n\n") + "\nVelocities\n\n1 0 0 1\n2 0 0 0\n"
+    for name in ("metal", "real"):
+        path = put(tmp_path / "a.lmp", data.replace("copper", f"via write_data, units = {name}"))
+        assert read_structure(path).get_velocities()[0, 2] == pytest.approx(found[name][1], rel=1e-9)
+
+
+def test_a_data_file_is_known_by_its_text_and_its_labels_stay_with_their_atoms(tmp_path, caplog):
+    text = (
+        "x\n\n3 atoms\n2 atom types\n\n0 9 xlo xhi\n0 9 ylo yhi\n0 9 zlo zhi\n\n"
+        "Atom Type Labels\n\n1 Cu\n2 Al\n\nMasses\n\n{}\n\nAtoms # atomic\n\n{}\n"
+    )
+    masses = "1 63.546\n2 26.98"
+    labels = text.format(masses, "3 Cu 0 0 3\n1 Al 0 0 1\n2 Cu 0 0 2")
+    numbers = text.replace("Atom Type Labels\n\n1 Cu\n2 Al\n\n", "").format(
+        masses, "3 1 0 0 3\n1 2 0 0 1\n2 1 0 0 2"
+    )
+    for name in ("a.data", "data.a", "a.lmp", "a.lammps-data"):
+        at = put(tmp_path / name, numbers)
+        structure = read_structure(at)
+        assert dict(zip(structure.positions[:, 2], structure.symbols, strict=True)) == {
+            1: "Al",
+            2: "Cu",
+            3: "Cu",
+        }
+        assert len(load_frames(at)[0].numbers) == 3
+        assert caplog.text.count(f"{name}: taken as periodic in all directions") == 2
+    structure = read_structure(put(tmp_path / "a.data", labels))
+    assert dict(zip(structure.positions[:, 2], structure.symbols, strict=True)) == {1: "Al", 2: "Cu", 3: "Cu"}
+
+
+@pytest.mark.parametrize(
+    ("mass", "symbol"),
+    [
+        ("1.008", "H"),
+        ("1.0", None),
+        ("2.014", "H"),
+        ("64", "Cu"),
+        ("35", "Cl"),
+        ("3.024", None),
+        ("5.96", None),
+        ("15.035", None),
+    ],
+)
+def test_masses_that_are_of_no_element_tell_none(tmp_path, mass, symbol):
+    dump = HEAD + f"ITEM: ATOMS id type mass x y z\n1 1 {mass} 0 0 0\n2 1 {mass} 0 0 2\n"
+    texts = {"a.lammpstrj": dump, "a.lammps-data": DATA.format(f"Masses\n\n1 {mass} # C1\n\n")}
+    for name, text in texts.items():
+        path = put(tmp_path / name, text)
+        if symbol is not None:
+            assert set(read_structure(path).symbols) == {symbol}
+            continue
+        for read in (read_structure, load_frames):
+            with pytest.raises(InputError, match=f"the mass {float(mass):g} is of no element"):
+                read(path)
+    named = HEAD + f"ITEM: ATOMS id element mass x y z\n1 H {mass} 0 0 0\n2 H {mass} 0 0 2\n"
+    assert set(read_structure(put(tmp_path / "named.dump", named)).symbols) == {"H"}
 
 
 @pytest.mark.parametrize(

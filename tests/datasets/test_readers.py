@@ -27,6 +27,7 @@ from pimlip_zoo.datasets.readers.extxyz import _keys
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.deploy.structure import read_structure
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.labelling.convergence import check_converged
 
 KCAL = units.kcal / units.mol
 
@@ -252,6 +253,32 @@ def test_a_structure_to_simulate_has_its_cell_under_its_name_too(tmp_path):
         (tmp_path / "a.xyz").write_text(f"1\n{comment}\n{ROW}\n")
         assert not read_structure(str(tmp_path / "a.xyz")).pbc.any()
         assert not frame_to_atoms(load_frames(str(tmp_path / "a.xyz"))[0]).pbc.any()
+
+
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ('lattice="5 0 0 0 5 0 0 0 5"', "lattice"),
+        ('LATTICE = "5 0 0 0 5 0 0 0 5"', "LATTICE"),
+        ('Lattice="5 0 0 0 5 0 0 0 5" PBC="F F F"', "PBC"),
+        ('Lattice="5 0 0 0 5 0 0 0 5" Lattice="6 0 0 0 6 0 0 0 6"', "Lattice"),
+        ('Lattice="5 0 0 0 5 0 0 0 5" pbc="FFF"', "pbc"),
+        ("properties=species:S:1:pos:R:3", "properties"),
+    ],
+)
+def test_geometry_that_ase_would_pass_over_is_refused_in_data_and_structures_alike(tmp_path, said, key):
+    columns = "" if key == "properties" else FORCES
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES}\n{ROW}\n1\n{said} {columns}\n{ROW}\n")
+    for read in (load_frames, read_structure):
+        with pytest.raises(InputError, match=f"a.xyz, frame 1, {key}: "):
+            read(str(tmp_path / "a.xyz"))
+
+
+@pytest.mark.parametrize("pbc", ['"T T F"', '"1 1 0"', '"True True False"', "{T T F}"])
+def test_periodicity_as_people_write_it_is_the_same_in_data_and_structures(tmp_path, pbc):
+    (tmp_path / "a.xyz").write_text(f'1\nLattice="5 0 0 0 5 0 0 0 5" {FORCES} pbc={pbc}\n{ROW}\n')
+    (frame,) = load_frames(str(tmp_path / "a.xyz"))
+    assert frame.pbc.tolist() == read_structure(str(tmp_path / "a.xyz")).pbc.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -1055,6 +1082,22 @@ def test_steps_of_a_vasprun_whose_last_iteration_changed_the_energy_are_refused(
         assert found.unknown == (not setting)
     AseFile(str(path), ReadOptions())._unconverged()
     assert "does not say its EDIFF" in caplog.text
+
+
+def test_steps_behind_the_forces_of_a_vasprun_are_of_the_response_and_not_of_its_scf(tmp_path):
+    def steps(*energies):
+        return "".join(
+            f'<scstep><energy><i name="e_fr_energy"> {e:.8f} </i></energy></scstep>' for e in energies
+        )
+
+    response = f'<varray name="forces" ></varray>{steps(-30.1, -30.2)}</calculation>\n'
+    path = tmp_path / "vasprun.xml"
+    path.write_text(
+        '<modeling>\n<incar><i name="EDIFF"> 0.00001000</i></incar>\n'
+        f"<calculation>{steps(-1.0, -1.5)}{response}<calculation>{steps(-1.0, -1.5, -1.500001)}{response}</modeling>"
+    )
+    assert convergence.unconverged_in(path).steps == {0}
+    check_converged(path.read_bytes())
 
 
 def test_what_other_programs_say_is_said_once_for_the_file(tmp_path, caplog, monkeypatch):

@@ -15,6 +15,7 @@ from pimlip_zoo.compiled.kernels.build import CompilerError
 from pimlip_zoo.compiled.native.tensors import tensor_lines
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.deploy.ase import PimlipCalculator
+from pimlip_zoo.deploy.committee import CommitteeCalculator
 from pimlip_zoo.deploy.loading import load_exported
 from pimlip_zoo.deploy.metadata import read_metadata
 from pimlip_zoo.deploy.native import library
@@ -235,7 +236,9 @@ def test_lists_with_a_skin_follow_moving_atoms(exported):
 def test_native_models_form_committees(exported):
     _, path = exported
     atoms = frame_to_atoms(structure("molecule", SPECIES))
-    atoms.calc = pz.calculator(path, path)
+    with pytest.raises(InputError, match="has the same weights as"):
+        pz.calculator(path, path)
+    atoms.calc = CommitteeCalculator([pz.calculator(path), pz.calculator(path)])
     one = atoms.copy()
     one.calc = pz.calculator(path)
     assert atoms.get_potential_energy() == pytest.approx(one.get_potential_energy(), abs=1e-11)

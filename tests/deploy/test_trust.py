@@ -58,7 +58,9 @@ def test_a_function_that_a_checkpoint_names_is_called_only_with_trust(named, tmp
     with pytest.raises(InputError, match=r"payload:make.*trust=True"):
         pimlip_zoo.calculator(named)
     with pytest.raises(InputError, match="payload:make"):
-        pimlip_zoo.calculator(named, named)
+        pimlip_zoo.calculator(
+            named, checkpoint(tmp_path / "b.ckpt", {"calculator": "payload:make", "version": "2"})
+        )
     assert not (tmp_path / "imported").exists()
     atoms = water()
     atoms.calc = pimlip_zoo.calculator(named, trust=True)

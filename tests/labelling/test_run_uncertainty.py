@@ -1,9 +1,12 @@
 """What a run says of its own uncertainty: the calculator, ``eval``, and dynamics that stop or collect."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from ase.io import read
 from typer.testing import CliRunner
 
@@ -163,12 +166,20 @@ def test_dynamics_collect_and_go_on(run, tmp_path):
 
 
 def test_dynamics_of_a_committee_use_its_spread(run, tmp_path):
-    out = tmp_path / "md"
-    said = called(
-        *("md", run, run, "--structure", ONE, "--steps", 10, "--temperature", 10, "--out", out),
-        *("--stop-at-uncertainty", "0.1"),
-    )
-    assert "the least certain force was uncertain by 0 eV/Å" in said  # two equal members
+    out, other = tmp_path / "md", tmp_path / "other"
+    shutil.copytree(run, other)
+    simulated = [*("--structure", ONE, "--steps", 10, "--out", out, "--stop-at-uncertainty")]
+    assert "other: has the same weights as" in called("md", run, other, *simulated, "10", code=2)
+    assert not out.exists()
+    file = other / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    for value in content["state_dict"].values():
+        if value.is_floating_point():
+            value.add_(0.02)
+    torch.save(content, file)
+    said = called("md", run, other, *simulated, "100")
+    (largest,) = re.findall(r"the least certain force was uncertain by (\S+) eV/Å", said)
+    assert 0 < float(largest) < 100
 
 
 def test_a_limit_that_is_none_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Checkpoints hold a whole potential, run no code, and say what is wrong with them."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from pimlip_zoo.training.checkpoint import (
     FORMAT_VERSION,
     KEY,
     build_potential,
+    check_members,
     checkpoint_path,
     describe,
     load_potential,
@@ -226,3 +229,25 @@ def test_best_is_preferred_and_last_stands_in(tmp_path):
     (folder / "best.ckpt").touch()
     assert checkpoint_path(tmp_path / "run").name == "best.ckpt"
     assert checkpoint_path(tmp_path / "run", "last").name == "last.ckpt"
+
+
+@pytest.mark.parametrize("name", ["model.pimlip", "model.pth", "best.ckpt"])
+def test_an_exported_file_is_said_to_be_one(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("archive/extra/pimlip_format", "native")
+        archive.writestr("archive/version", "3")
+    with pytest.raises(InputError, match="is an exported file, and no checkpoint"):
+        read_checkpoint(tmp_path / name)
+
+
+def test_a_run_that_stands_twice_in_a_committee_is_refused_and_so_is_a_copy(tmp_path, monkeypatch):
+    for name, content in (("a", b"one"), ("b", b"two"), ("copy", b"one")):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "best.ckpt").write_bytes(content)
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    check_members(["a", "b"])
+    check_members(["a", "b/checkpoints/best.ckpt"])
+    for runs in (["a", "a"], ["b", "a", "./a/"], ["a", "b", "copy"], ["a", "link"]):
+        with pytest.raises(InputError, match="has the same weights as a, so that the two have no spread"):
+            check_members(runs)

@@ -1,15 +1,17 @@
 """What is finished of a curve is taken for what is asked for only where it is that: options, structures, tests."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import ase.io
 import pytest
 
+from pimlip_zoo.cli.curve import _check_folder
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.experiment.curve import Point, run_points
+from pimlip_zoo.experiment.curve import Point, collect, collect_physics, has_results, run_points
 
 SMALL = [("model.channels", 4), ("trainer.valid_every", 2), ("data.max_valid", 3)]
 POINTS = (Point(5, "none", 0),)
@@ -116,3 +118,20 @@ def test_errors_on_another_test_set_are_not_taken_for_those_on_this(made, tmp_pa
     other = write(tmp_path / "other.extxyz", load_builtin("ethanol-gfn2")[40:42])
     with pytest.raises(InputError, match=r"its errors are on .*test\.extxyz, not on .*other\.extxyz"):
         again(made, test=other)
+
+
+def test_results_of_simulations_beside_a_curve_are_none_of_its_points(made, tmp_path):
+    (tmp_path / "md-1").mkdir()
+    (tmp_path / "md-1" / "result.json").write_text(json.dumps({"steps": 5, "stable": True}))
+    (tmp_path / "curve.csv").write_text("mine")
+    assert not has_results(tmp_path)
+    with pytest.raises(InputError, match=r"curve.csv, --out: is there, and would be replaced"):
+        _check_folder(tmp_path)
+    shutil.copytree(made / "curve" / "none-5-seed0", tmp_path / "none-5-seed0")
+    assert len(collect(tmp_path)) == 1
+    assert collect_physics(tmp_path) == []
+    (tmp_path / "none-5-seed0" / "result.json").write_text("{}")
+    with pytest.raises(InputError, match=r"none-5-seed0/result.json, tests: is no result"):
+        collect(tmp_path)
+    with pytest.raises(InputError, match=r"curve.csv, --out: is a file, a folder is needed"):
+        _check_folder(tmp_path / "curve.csv")

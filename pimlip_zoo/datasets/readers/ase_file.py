@@ -14,6 +14,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.convergence import unconverged_in
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
+from pimlip_zoo.datasets.readers.lammps_types import is_dump, say_periodic, told_to_ase
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reason_of
 
@@ -31,7 +32,16 @@ class AseFile:
     def __init__(self, path: str, options: ReadOptions) -> None:
         self.path = path
         self.finder = LabelFinder(options, file=path)
-        self._format = None if options.format in (None, "ase") else options.format
+        kind = None if options.format in (None, "ase") else options.format
+        self._told = {"format": kind, **told_to_ase(path, kind)}
+        named = [name for name in ("energy", "length", "forces") if getattr(options, name)]
+        if named and "units" in self._told:
+            raise InputError(
+                f"says itself that its units are {self._told['units']}",
+                file=path,
+                key=named[0],
+                hint="name none",
+            )
 
     def count(self) -> int:
         """Frames in the file; all of it is read."""
@@ -44,6 +54,7 @@ class AseFile:
             InputError: where ASE cannot read on.
         """
         unconverged = self._unconverged()
+        say_periodic(self.path, self._told)
         for index, atoms in enumerate(self._iterate()):
             if index >= window.stop:
                 return
@@ -89,7 +100,9 @@ class AseFile:
 
         index = 0
         try:
-            for atoms in iread(self.path, index=":", format=self._format):
+            for atoms in iread(self.path, index=":", **self._told):
+                if is_dump(self._told) and atoms.calc is not None:
+                    del atoms.calc.results["energy"]
                 yield atoms
                 index += 1
         except InputError:

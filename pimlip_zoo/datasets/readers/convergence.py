@@ -65,8 +65,8 @@ _HEAD = 1 << 22
 _STEP_OF_VASP = b"FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
 """Once in every ionic step of an OUTCAR, behind its SCF; ASE makes a structure of each."""
 _XML = re.compile(
-    rb'(?P<begin><calculation>)|(?P<step><scstep>)|(?P<stop></scstep>)|name="EDIFF"[^>]*>'
-    rb'\s*(?P<least>[-+.\deE]+)\s*<|<i name="e_fr_energy">\s*(?P<energy>[-+.\deE]+)\s*<'
+    rb'(?P<begin><calculation>)|(?P<step><scstep>)|(?P<stop></scstep>)|(?P<done><varray name="forces")|'
+    rb'name="EDIFF"[^>]*>\s*(?P<least>[-+.\deE]+)\s*<|<i name="e_fr_energy">\s*(?P<energy>[-+.\deE]+)\s*<'
 )
 _PRINTED = 1.5e-8
 """eV, by which two energies may differ that are printed with eight digits."""
@@ -137,18 +137,22 @@ def _of_text(name: str, found: Iterator[re.Match[bytes]]) -> Unconverged:
 def _of_xml(found: Iterator[re.Match[bytes]]) -> Unconverged:
     """``vasprun.xml`` does not say it: the last step of an SCF has to have changed the energy by less than EDIFF.
 
-    The last calculation of a run that was killed may have all of its labels and no end.
+    The last calculation of a run that was killed may have all of its labels and no end. Steps behind the forces are of
+    the response to fields and displacements.
     """
     least: float | None = None
     calculations: list[list[float]] = []
-    inside = False
+    inside = done = False
     for match in found:
         kind = match.lastgroup
         if kind == "least":
             least = _number(match["least"])
         elif kind == "begin":
             calculations.append([])
-        elif kind == "step" and calculations:
+            done = False
+        elif kind == "done":
+            done = True
+        elif kind == "step" and calculations and not done:
             inside = True
             calculations[-1] = [*calculations[-1][-1:], float("nan")]  # of the last two steps
         elif kind == "stop":

@@ -40,6 +40,9 @@ _LENGTHS_AND_ANGLES = ("a", "b", "c", "alpha", "beta", "gamma")
 _SEEMS_OTHER_CELL = re.compile(rb"(?i)cell|lattice[\w-]|latice|box|abc|alpha")
 """In a header that may have a cell under another name."""
 _SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
+_OURS = re.compile(rb"(?i)(?<!\w)(%s)[\"']?\s*=" % "|".join(_SPELLED).encode())
+_USUAL = {name.encode() for name in _SPELLED.values()}
+_PBC = re.compile(rb"pbc=(?:\"[TF] [TF] [TF]\"|[TF])(?!\S)")
 _CLOSING = {'"': re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL), "'": re.compile(r"(?:[^'\\]|\\.)*'", re.DOTALL)}
 _PROPERTIES, _WIDTH = re.compile(rb"(?i:Properties)\s*=\s*[\"']?(\S+)"), re.compile(rb":[A-Z]:\+?([\d_]+)")
 _MOST_DIGITS = 40
@@ -76,7 +79,10 @@ class ExtxyzFile:
                 columns = sum(int(count or 0) for count in counts)
                 if columns > most:
                     raise InputError(f"announces {columns:.3g} columns", file=self.path, frame=index)
-            if _SEEMS_OTHER_CELL.search(comment):
+            names = _OURS.findall(comment)
+            usual = len(names) == len(set(names)) and _USUAL.issuperset(names)
+            odd = not usual or (b"pbc" in names and _PBC.search(comment) is None)
+            if odd or _SEEMS_OTHER_CELL.search(comment):
                 self._check_cell(index, comment)
 
     def _check_cell(self, index: int, comment: bytes) -> None:
@@ -85,6 +91,8 @@ class ExtxyzFile:
             info, _ = _header(comment.decode())
             if "Lattice" not in info and np.any(info.get("pbc", True)):
                 _refuse_other_cell(info)
+            if "pbc" in info:
+                _check_periodic(info["pbc"])
         except InputError as error:
             raise error.at(file=self.path, frame=index) from error
         except ValueError:
@@ -182,8 +190,8 @@ class ExtxyzFile:
             _refuse_other_cell(info)
         if pbc is None:
             pbc = [cell is not None] * 3
-        elif not set(np.ravel(pbc).tolist()) <= {True, False}:
-            raise InputError("is not made of T and F", file=self.path, frame=index, key="pbc")
+        else:
+            _check_periodic(pbc)
         self._refuse_units(info)
         if cell is not None and np.shape(cell) != (3, 3):
             raise InputError("is not nine numbers", file=self.path, frame=index, key="Lattice")
@@ -337,6 +345,11 @@ def _only_numbers(value: Any) -> list[float] | None:
         return [float(word) for word in words]
     except ValueError:
         return None
+
+
+def _check_periodic(pbc: Any) -> None:
+    if not set(np.ravel(pbc).tolist()) <= {True, False}:
+        raise InputError("is not made of T and F", key="pbc")
 
 
 def _header(comment: str) -> tuple[dict[str, Any], tuple[tuple[str, str, int], ...] | None]:
