@@ -164,7 +164,7 @@ def test_a_curve_replaces_no_table_or_picture_of_others(name, tmp_path):
     with pytest.raises(InputError, match=f"{name}, --out: is there, and would be replaced"):
         curve._check_folder(tmp_path)
     (tmp_path / "n25-none-0").mkdir()
-    (tmp_path / "n25-none-0" / "result.json").write_text("{}")
+    (tmp_path / "n25-none-0" / "result.json").write_text('{"tests": {}}')
     curve._check_folder(tmp_path)
 
 
