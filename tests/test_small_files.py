@@ -360,7 +360,14 @@ OF_PACKAGE = ("rounds", "curve", "stable time", "manifest", "journal", "uncertai
 
 
 POSCAR = "x\n1.0\n5 0 0\n0 5 0\n0 0 5\n{species}{counts}\nDirect\n0 0 0\n"
+DUMP = (
+    "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n{}\nITEM: BOX BOUNDS pp pp pp\n0 8\n0 8\n0 8\n"
+    "ITEM: ATOMS id type element x y z\n1 1 Cu 0 0 0\n"
+)
 ANNOUNCED = {
+    "a.lammpstrj": DUMP.format(1) + DUMP.format(99999999999),
+    "a.lmp": "LAMMPS data\n\n 3000000000 atoms\n1 atom types\n0 8 xlo xhi\n0 8 ylo yhi\n0 8 zlo zhi\n\n"
+    "Masses\n\n1 63.5\n\nAtoms # atomic\n\n1 1 0 0 0\n",
     "POSCAR": POSCAR.format(species="H O\n", counts="300000000 1"),
     "of-vasp-4.vasp": POSCAR.format(species="", counts="300000000"),
     "CONTCAR": POSCAR.format(species="H\n", counts="9" * 500),

@@ -9,13 +9,15 @@ import zlib
 from itertools import takewhile
 from pathlib import Path
 
-from pimlip_zoo.datasets.readers.scan import OPENERS
+from pimlip_zoo.datasets.readers.scan import OPENERS, matches
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import expansion_limit
 
 _HEAD, _OF_JSON = 1 << 22, 1 << 26
 """Bytes that are looked at."""
 _IONS = re.compile(rb"ions per type\s*=([ \t\d]+)")
+_OF_DUMP = re.compile(rb"ITEM: NUMBER OF ATOMS[ \t]*\r?\n[ \t]*(\+?\d[\d_]*)")
+_OF_DATA = re.compile(rb"(?m)^[ \t]*(\+?\d[\d_]*)[ \t]+atoms\b")
 _SHAPE = re.compile(rb'"__ndarray__"\s*:\s*\[\s*\[([\d\s,]*)\]')
 _COUNT = re.compile(rb"\+?\d[\d_]*")
 """What ASE takes for a number of atoms."""
@@ -23,7 +25,7 @@ _MOST_DIGITS, _MOST = 40, 10**30
 
 
 def check_announced(path: Path) -> None:
-    """Compare the numbers of atoms in POSCAR and OUTCAR, and sizes of arrays in JSON, with the file's size.
+    """Compare numbers of atoms in POSCAR, OUTCAR and LAMMPS' files, and sizes of arrays in JSON, with the file's size.
 
     An atom takes a line, and a number of an array a digit and a comma.
 
@@ -41,9 +43,12 @@ def check_announced(path: Path) -> None:
             head = file.read(_HEAD)
             if head.lstrip()[:1] in (b"{", b"["):
                 head += file.read(_OF_JSON - len(head))
+        dump = matches(path, _OF_DUMP) if head.lstrip().startswith(b"ITEM:") else ()
+        announced = [_sum(found[1]) for found in dump]
     except (OSError, EOFError, zlib.error, lzma.LZMAError):
         return  # whoever reads it says so
-    announced = [_sum(found) for found in _IONS.findall(head)] + [_of_poscar(head)]
+    announced += [_sum(found) for pattern in (_IONS, _OF_DATA) for found in pattern.findall(head)]
+    announced += [_of_poscar(head)]
     if max(announced) > most:
         raise InputError(f"announces {max(announced):.3g} atoms and has {most} bytes", file=path)
     sizes = [min(math.prod(_numbers(found.replace(b",", b" "))), _MOST) for found in _SHAPE.findall(head)]
