@@ -49,6 +49,12 @@ SETS: dict[str, dict[str, Any]] = {
         "tests": ("builtin:cual-emt/test",),
         "batch_size": 4,
     },
+    "ethanol": {
+        "pool": "builtin:ethanol-gfn2/train",
+        "valid": "builtin:ethanol-gfn2/valid",
+        "tests": ("builtin:ethanol-gfn2/test_300K", "builtin:ethanol-gfn2/test_600K"),
+        "batch_size": 5,
+    },
     "mlearn_Si": {
         "pool": ",".join(f"mlearn_Si/train.extxyz@{k}::6" for k in range(1, 6)),
         "valid": "mlearn_Si/train.extxyz@::6",

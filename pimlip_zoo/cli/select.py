@@ -22,8 +22,6 @@ Examples:
 
 Then: pimlip-zoo label next.extxyz --calculator ... -o labels.lmdb. Names of acquisitions: --acquisition list.
 """
-FIRST, NEXT = "coverage", "variance"
-"""The acquisitions that are taken without and with a run, when none is named; see docs/guide/selection.md."""
 
 
 @app.command("select", epilog=EXAMPLE)
@@ -38,7 +36,9 @@ def select_command(
     ] = None,
     acquisition: Annotated[
         str | None,
-        typer.Option(help=f"How; {FIRST} without a run and {NEXT} with one if not given; or list."),
+        typer.Option(
+            help="How: with a run variance; without, cluster for one molecule, else coverage; or list."
+        ),
     ] = None,
     known: Annotated[str | None, typer.Option(help="Structures that are labelled already.")] = None,
     features: Annotated[
@@ -62,7 +62,7 @@ def select_command(
     from pimlip_zoo.datasets.readers.left_out import say_not_kept
     from pimlip_zoo.datasets.writing import write_frames
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.labelling.acquisition import ACQUISITIONS
+    from pimlip_zoo.labelling.acquisition import ACQUISITIONS, usual_acquisition
     from pimlip_zoo.labelling.select import select
 
     screen = console()
@@ -78,11 +78,12 @@ def select_command(
     from pimlip_zoo.outputs import ANY, check_output
 
     check_output(out, ANY, key="--out")
-    name = acquisition or (NEXT if run is not None else FIRST)
-    ACQUISITIONS.get(name, key="--acquisition")
+    if acquisition is not None:
+        ACQUISITIONS.get(acquisition, key="--acquisition")
     not_kept: set[str] = set()
     frames = load_frames(pool, not_kept=not_kept)
     say_not_kept(pool, not_kept)
+    name = acquisition or usual_acquisition(frames, trained=run is not None)
     labelled = load_frames(known) if known else []
     potential = posterior = None
     if run is not None:

@@ -110,6 +110,20 @@ ACQUISITIONS: Registry[Acquisition] = Registry(
 )
 
 
+def usual_acquisition(pool: Sequence[Frame], *, trained: bool) -> str:
+    """What is taken where none is named, by what was measured (docs/results/labelling.md).
+
+    Args:
+        pool: to choose from.
+        trained: whether there is a potential.
+    """
+    if trained:
+        return "variance"
+    compositions = {tuple(sorted(frame.numbers.tolist())) for frame in pool}
+    one_molecule = len(compositions) == 1 and not any(frame.pbc.any() for frame in pool)
+    return "cluster" if one_molecule else "coverage"
+
+
 def register_acquisition(name: str, *, needs_run: bool = False) -> Callable[[Function], Function]:
     """Decorator that makes an acquisition known under a name.
 

@@ -53,8 +53,10 @@ class Labels(_Section):
 class Choosing(_Section):
     """How structures are chosen."""
 
-    first: str = "coverage"
+    first: str | None = None
+    """The acquisition of the first round; None: ``cluster`` for one molecule, else ``coverage``."""
     later: str = "variance"
+    """That of all others."""
     number: int = Field(20, gt=0)
     """In a round."""
     valid: int = Field(10, gt=0)
@@ -115,10 +117,10 @@ def load_rounds(file: Path) -> Rounds:
         raise InputError(
             "strains are for sampled structures", file=file, key="sample.strain", hint="give start, too"
         )
-    for key, name in (("select.first", rounds.select.first), ("select.later", rounds.select.later)):
-        ACQUISITIONS.get(name, key=key)
-    if ACQUISITIONS.get(rounds.select.first).needs_run:
-        raise InputError(f"{rounds.select.first} needs a trained potential", file=file, key="select.first")
+    ACQUISITIONS.get(rounds.select.later, key="select.later")
+    at_first = rounds.select.first
+    if at_first is not None and ACQUISITIONS.get(at_first, key="select.first").needs_run:
+        raise InputError(f"{at_first} needs a trained potential", file=file, key="select.first")
     training_config(rounds, "given", "given", 1)  # what the training does not know is said now
     return rounds
 

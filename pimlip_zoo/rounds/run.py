@@ -31,6 +31,7 @@ from pimlip_zoo.experiment import has_checkpoint
 from pimlip_zoo.experiment.made_with import hashes_of
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.files import read_json, write_json
+from pimlip_zoo.labelling.acquisition import usual_acquisition
 from pimlip_zoo.labelling.label import label
 from pimlip_zoo.labelling.processes import Limits, Outcome
 from pimlip_zoo.labelling.screening import screen
@@ -147,7 +148,7 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
         "forces": summary["forces"]["rmse"] if summary.get("forces") else None,
         "test": rounds.test or "validation",
         "uncertainty": _uncertainty(rounds, run, pool),
-        "acquisition": rounds.select.first if number == 1 else rounds.select.later,
+        "acquisition": _acquisition_of(rounds, number, folder),
         "run": str(run),
     }
     write_json(done, row)
@@ -243,6 +244,12 @@ def _uncertainty(rounds: Rounds, run: Path, pool: Sequence[Frame]) -> float | No
     return float(np.sqrt(np.mean(np.concatenate(squares))))
 
 
+def _acquisition_of(rounds: Rounds, number: int, folder: Path) -> str:
+    """By which the structures of a round were chosen; former versions did not write it down."""
+    given = rounds.select.first if number == 1 else rounds.select.later
+    return str(read_json(folder / "choice.json", dict).get("acquisition", given))
+
+
 def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) -> None:
     """The structures to label; in the first round those for validation, too."""
     path = folder / "chosen.lmdb"
@@ -257,7 +264,7 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
             drawn = select(pool, rounds.select.valid, acquisition="random", seed=rounds.seed)
             write_frames(held, drawn.frames)
         known = list(FrameStore(held))
-        name = rounds.select.first
+        name = rounds.select.first or usual_acquisition(pool, trained=False)
     else:
         for before in range(1, number):
             known += list(FrameStore(rounds.out / f"round-{before}" / "chosen.lmdb"))
@@ -285,7 +292,13 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
         "round %d: %d of the pool's %d structures by %s%s",
         *(number, len(made.frames), len(pool), name, why_not),
     )
-    why = {"unit": made.unit, "pool": len(pool), "usable": made.usable, "left_out": dict(reasons)}
+    why = {
+        "acquisition": name,
+        "unit": made.unit,
+        "pool": len(pool),
+        "usable": made.usable,
+        "left_out": dict(reasons),
+    }
     write_json(folder / "choice.json", why)
     write_frames(path, made.frames)
 

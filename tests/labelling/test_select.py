@@ -13,7 +13,13 @@ from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.labelling import acquisition as acq
-from pimlip_zoo.labelling.acquisition import ACQUISITIONS, Candidates, Choice, register_acquisition
+from pimlip_zoo.labelling.acquisition import (
+    ACQUISITIONS,
+    Candidates,
+    Choice,
+    register_acquisition,
+    usual_acquisition,
+)
 from pimlip_zoo.labelling.features import atom_features, force_information, gradient_features, untrained
 from pimlip_zoo.labelling.screening import screen
 from pimlip_zoo.labelling.select import select
@@ -181,6 +187,24 @@ def test_a_crystal_is_not_broken():
     assert screen([frame]) == ([0], [])
 
 
+@pytest.mark.parametrize(
+    ("data", "trained", "name"),
+    [
+        ("ethanol-gfn2/train", False, "cluster"),
+        ("cual-emt/train", False, "coverage"),
+        ("ethanol-gfn2/train", True, "variance"),
+    ],
+)
+def test_the_usual_acquisition_goes_by_the_pool(data, trained, name):
+    pool = load_builtin(data)[:20]
+    assert usual_acquisition(pool, trained=trained) == name
+
+
+def test_a_pool_of_two_molecules_is_covered():
+    pool = [*load_builtin("ethanol-gfn2/train")[:3], *load_builtin("methanol-low/train")[:3]]
+    assert usual_acquisition(pool, trained=False) == "coverage"
+
+
 def called(*arguments, code=0):
     result = CliRunner().invoke(app, ["select", *map(str, arguments)])
     if code == 2:
@@ -193,8 +217,8 @@ def called(*arguments, code=0):
 def test_the_command_writes_what_it_chose_and_says_why(tmp_path):
     out = tmp_path / "chosen.extxyz"
     said = called("builtin:ethanol-gfn2/train@:12", "-n", 3, "-o", out)
-    assert "3 of 12 structures by coverage" in said
-    assert "% of the pool's neighbourhoods" in said
+    assert "3 of 12 structures by cluster" in said
+    assert "distance to what was known before" in said
     chosen = read(out, ":")
     assert len(chosen) == 3
     assert [atoms.info["selected_rank"] for atoms in chosen] == [0, 1, 2]
