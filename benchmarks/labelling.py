@@ -303,7 +303,7 @@ def show(options: argparse.Namespace) -> int:  # noqa: ARG001
 
 
 HEAD = (
-    *("set", "test", "start", "batch", "acquisition", "labels", "seeds", "energy, meV/atom", "forces, meV/Å"),
+    *("set", "test", "batch", "acquisition", "labels", "seeds", "energy, meV/atom", "forces, meV/Å"),
     *("worst tenth", "correlation", "coverage"),
 )
 
@@ -313,19 +313,22 @@ def table() -> list[str]:
     groups: dict[tuple, list[dict]] = {}
     for row in read_rows(RESULTS):
         for test, values in row["tests"].items():
-            group = (
-                *(row["set"], named(test), row["start"], row["batch"], row["acquisition"], row["labels"]),
-            )
+            group = (*(set_of(row), named(test), row["batch"], row["acquisition"], row["labels"]),)
             groups.setdefault(group, []).append(values)
     order = ["random", *dict.fromkeys(way for ways in CHOSEN.values() for way in ways)]
     batches = ["random", *CHOSEN]
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    for group in sorted(groups, key=lambda g: (*g[:3], batches.index(g[3]), order.index(g[4]), g[5])):
+    for group in sorted(groups, key=lambda g: (*g[:2], batches.index(g[2]), order.index(g[3]), g[4])):
         rows = groups[group]
         cells = [spread([r[k] for r in rows]) for k in ("energy", "forces", "forces_worst_tenth")]
         cells += [f"{statistics.mean(r[k] for r in rows):.2f}" for k in ("correlation", "coverage")]
         lines.append("| " + " | ".join([*map(str, group), str(len(rows)), *cells]) + " |")
     return lines
+
+
+def set_of(row: dict) -> str:
+    """The set, and where its trainings begin."""
+    return f"{row['set']}, from {row['start']}" if row["start"] else row["set"]
 
 
 def named(test: str) -> str:
@@ -345,24 +348,24 @@ def needed(quantity: str) -> list[str]:
     chosen: dict[tuple, list[float]] = {}
     for row in read_rows(RESULTS):
         for test, values in row["tests"].items():
-            place = (row["set"], named(test), row["start"])
+            place = (set_of(row), named(test))
             if row["batch"] == "random":
                 random.setdefault(place, []).append((row["labels"], values[quantity]))
             else:
                 chosen.setdefault((*place, row["batch"], row["acquisition"]), []).append(values[quantity])
-    head = ["set", "test", "start", "50 random", "batch", "50 chosen by", "seeds", "error"]
+    head = ["set", "test", "50 random", "batch", "50 chosen by", "seeds", "error"]
     head += ["as good as random", "share of these"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for group in sorted(chosen, key=lambda g: (*g[:4], CHOSEN[g[3]].index(g[4]))):
-        errors, curve = chosen[group], random.get(group[:3], [])
+    for group in sorted(chosen, key=lambda g: (*g[:3], CHOSEN[g[2]].index(g[3]))):
+        errors, curve = chosen[group], random.get(group[:2], [])
         beside = [error for count, error in curve if count == LABELS]
         equal = [as_good(curve, error) for error in errors]
         if not beside or None in equal:
             continue
         known = [count for count in equal if count is not None]
-        cells = [spread(beside), group[3], group[4], str(len(errors)), spread(errors)]
+        cells = [spread(beside), group[2], group[3], str(len(errors)), spread(errors)]
         cells += [spread(known), spread([LABELS / count for count in known])]
-        lines.append("| " + " | ".join([*group[:3], *cells]) + " |")
+        lines.append("| " + " | ".join([*group[:2], *cells]) + " |")
     return lines
 
 

@@ -100,7 +100,9 @@ option; several are joined by +."""
 
 def placed(args, data):
     """Where the data are: below --root, unless built in."""
-    return data if data.startswith("builtin:") else ",".join(f"{args.root}/{part}" for part in data.split(","))
+    return (
+        data if data.startswith("builtin:") else ",".join(f"{args.root}/{part}" for part in data.split(","))
+    )
 
 
 def own(args, way):
