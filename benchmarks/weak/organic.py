@@ -12,6 +12,7 @@ CCSD(T).
 import argparse
 import json
 import shutil
+import statistics
 import sys
 from pathlib import Path
 
@@ -166,28 +167,42 @@ def is_of(row, name, labels, way, seed):
 
 
 def table():
-    """Lines of Markdown."""
+    """Lines of Markdown, means and standard deviations over seeds."""
     lines = [
-        "| molecule | test | model | training | E meV | F meV/Å | steps in all | on labels | CPU s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| molecule | test | model | labels | training | E meV | F meV/Å | steps in all | on labels | CPU s | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    cases = (
-        (text, test, model, way, meaning)
-        for text, study in STUDY.values()
-        for test in study.tests
-        for model in MODELS
-        for way, (meaning, _) in WAYS.items()
-    )
-    for text, test, model, way, meaning in cases:
+    groups = {}
+    for model in MODELS:
         for row in read(results_of(model)):
-            if (row["test"], row["weak"]) == (test, way):
-                energy, forces = (1e3 * row[f"{name}_rmse"] for name in ("energy", "forces"))
-                where = NAMES[test]
-                lines.append(
-                    f"| {text} | {where} | {model} | {meaning} | {energy:.3g} | {forces:.3g} "
-                    f"| {int(row['total_steps']):,} | {row['steps']:,} | {row['cpu_seconds']:.0f} |"
-                )
+            key = (row["test"], int(row["total_steps"]), model, int(row["size"]), row["weak"])
+            groups.setdefault(key, []).append(row)
+    tests = [test for _, study in STUDY.values() for test in study.tests]
+    texts = {test: text for text, study in STUDY.values() for test in study.tests}
+    models, ways = list(MODELS), list(WAYS)
+
+    def place(key):
+        test, total, model, size, way = key
+        return total, tests.index(test), models.index(model), size, ways.index(way)
+
+    for key in sorted(groups, key=place):
+        test, total, model, size, way = key
+        rows = groups[key]
+        energy, forces = (
+            spread([1e3 * row[f"{name}_rmse"] for row in rows]) for name in ("energy", "forces")
+        )
+        seconds = statistics.mean(row["cpu_seconds"] for row in rows)
+        lines.append(
+            f"| {texts[test]} | {NAMES[test]} | {model} | {size} | {WAYS[way][0]} | {energy} | {forces} "
+            f"| {total:,} | {rows[0]['steps']:,} | {seconds:.0f} | {len(rows)} |"
+        )
     return lines
+
+
+def spread(values):
+    """The mean, and the standard deviation where there are several."""
+    mean = f"{statistics.mean(values):.3g}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2g}"
 
 
 def docs(args):  # noqa: ARG001
