@@ -337,12 +337,17 @@ def docs(args):
 
 def table_of(rows):
     """Mean and standard deviation over seeds."""
-    lines = ["| energies | training | E meV | F meV/Å | CPU s | seeds |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| energies | training | steps | E meV | F meV/Å | CPU s | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     groups = {}
     for row in rows:
-        groups.setdefault((row["size"], row["way"]), []).append(row)
-    for (size, way), members in sorted(groups.items(), key=lambda item: (item[0][0], order_of(item[0][1]))):
-        cells = [size, way, *(spread(members, key) for key in ("energy_rmse", "forces_rmse"))]
+        groups.setdefault((row["size"], row["way"], row["steps"]), []).append(row)
+    for (size, way, steps), members in sorted(
+        groups.items(), key=lambda item: (item[0][0], order_of(item[0][1]), item[0][2])
+    ):
+        cells = [size, way, f"{steps:,}", *(spread(members, key) for key in ("energy_rmse", "forces_rmse"))]
         cells += [f"{statistics.mean(row['cpu_seconds'] for row in members):.0f}", len(members)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
