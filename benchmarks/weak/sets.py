@@ -44,6 +44,22 @@ class StudySet:
     periodic: bool = False
 
 
+def mlearn(element: str, labels: int) -> StudySet:
+    """The set of an element; all of its labels, but for those of validation, are the larger number."""
+    return StudySet(
+        train=f"mlearn_{element}/train.extxyz",
+        valid=None,
+        tests=(f"mlearn_{element}/test.extxyz",),
+        cheap=CHGNET,
+        sizes=(50, labels),
+        pool=300,
+        displaced=(0.05, 0.15),
+        batch_size=2,
+        periodic=True,
+    )
+
+
+MLEARN = {"Si": 180, "Mo": 170, "Li": 200, "Ge": 190}
 SETS = {
     "acac": StudySet(
         train="acac/train_300K.extxyz@0:450",
@@ -81,50 +97,7 @@ SETS = {
         batch_size=1,
         periodic=True,
     ),
-    "mlearn_Si": StudySet(
-        train="mlearn_Si/train.extxyz",
-        valid=None,
-        tests=("mlearn_Si/test.extxyz",),
-        cheap=CHGNET,
-        sizes=(50, 180),
-        pool=300,
-        displaced=(0.05, 0.15),
-        batch_size=2,
-        periodic=True,
-    ),
-    "mlearn_Mo": StudySet(
-        train="mlearn_Mo/train.extxyz",
-        valid=None,
-        tests=("mlearn_Mo/test.extxyz",),
-        cheap=CHGNET,
-        sizes=(50, 170),
-        pool=300,
-        displaced=(0.05, 0.15),
-        batch_size=2,
-        periodic=True,
-    ),
-    "mlearn_Li": StudySet(
-        train="mlearn_Li/train.extxyz",
-        valid=None,
-        tests=("mlearn_Li/test.extxyz",),
-        cheap=CHGNET,
-        sizes=(50, 200),
-        pool=300,
-        displaced=(0.05, 0.15),
-        batch_size=2,
-        periodic=True,
-    ),
-    "mlearn_Ge": StudySet(
-        train="mlearn_Ge/train.extxyz",
-        valid=None,
-        tests=("mlearn_Ge/test.extxyz",),
-        cheap=CHGNET,
-        sizes=(50, 190),
-        pool=300,
-        displaced=(0.05, 0.15),
-        batch_size=2,
-        periodic=True,
-    ),
+    **{f"mlearn_{element}": mlearn(element, labels) for element, labels in MLEARN.items()},
     "3bpa": StudySet(
         train=",".join(f"3bpa/train_300K.extxyz@{k}::10" for k in range(1, 10)),
         valid="3bpa/train_300K.extxyz@::10",

@@ -102,7 +102,7 @@ class AseFile:
         try:
             for atoms in iread(self.path, index=":", **self._told):
                 if is_dump(self._told) and atoms.calc is not None:
-                    del atoms.calc.results["energy"]
+                    atoms.calc.results.pop("energy", None)
                 yield atoms
                 index += 1
         except InputError:
