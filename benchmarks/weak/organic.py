@@ -6,7 +6,7 @@
 The architecture's default preset, the same 50 structures and as many steps on them for every way of a set; `pretrain`
 takes as many steps on GFN2's labels of the molecule itself before. Errors of the weights that validated best, on
 structures that were neither trained nor validated on. Where the sets are from says `sets.py`; ethanol is that of sGDML,
-CCSD(T).
+CCSD(T), and `many` is what `heterogeneous_molecules.py` makes.
 """
 
 import argparse
@@ -43,11 +43,19 @@ THREE_BPA = StudySet(
     cheap="gfn2",
     sizes=(LABELS,),
 )
+MANY = StudySet(
+    train="heterogeneous/labelled.extxyz@110:",
+    valid="heterogeneous/labelled.extxyz@80:110",
+    tests=("heterogeneous/labelled.extxyz@:80",),
+    cheap="gfn2",
+    sizes=(LABELS,),
+)
 STUDY = {
     "acac": ("acetylacetone, PBE-D3", SETS["acac"]),
     "ethanol": ("ethanol, CCSD(T)", ETHANOL),
     "aspirin": ("aspirin, PBE", SETS["rmd17_aspirin"]),
     "3bpa": ("3BPA, ωB97X", THREE_BPA),
+    "many": ("many different molecules, B3LYP", MANY),
 }
 """What it is, and its structures."""
 NAMES = {
@@ -57,6 +65,7 @@ NAMES = {
     SETS["rmd17_aspirin"].tests[0]: "500 K",
     THREE_BPA.tests[0]: "300 K",
     THREE_BPA.tests[1]: "300, 600, 1200 K",
+    MANY.tests[0]: "other molecules",
 }
 """Of the tests, as the table has them."""
 
@@ -77,6 +86,10 @@ WAYS = {
     "pretrain": (
         "pre-trained on GFN2 of the molecule itself",
         [("weak.labels.method", "pretrain"), ("weak.labels.calculator", "gfn2")],
+    ),
+    "delta": (
+        "a difference to GFN2, which runs beside it",
+        [("weak.labels.method", "delta"), ("weak.labels.calculator", "gfn2")],
     ),
     "start-pretrain": (
         "from the start, two thirds of the steps on GFN2 of the molecule itself",
