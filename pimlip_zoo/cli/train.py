@@ -18,6 +18,9 @@ app = typer.Typer()
 _FEW_STEPS = 10
 """Fewer say nothing of how long a step takes."""
 
+_FEW_LABELS = 200
+"""What 200 structures gave, 50 came near to with a start that knows GFN2-xTB (docs/results/organic-start.md)."""
+
 EXAMPLE = """
 Examples:
 
@@ -230,6 +233,8 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     split = load_split(config, checked_structures(config, tests_of(config)) if resumes is None else None)
     experiment = prepare_run(config, split=split, resumes=resumes)
     config, potential = experiment.config, experiment.potential
+    if resumes is None and (better := _with_few_labels(config, experiment.frames)):
+        log.info("%s", better)
     tests = tests_of(config)
     for spec in tests.values():
         check_labelled(potential, spec)
@@ -307,6 +312,27 @@ def _cut_short(config: Any, outcome: Any, before: int) -> str:
     if made < _FEW_STEPS:
         return text
     return f"{text}, which take about {duration(outcome.seconds * planned / made)}"
+
+
+def _with_few_labels(config: Any, frames: Sequence[Any]) -> str:
+    """What helps where labels are few, of a run that uses nothing of it; empty where nothing is known.
+
+    Args:
+        config: of the run.
+        frames: that are trained on.
+    """
+    weak = config.weak.preset is not None or config.weak.labels is not None or config.weak.terms
+    if len(frames) > _FEW_LABELS or weak or config.finetune.run is not None:
+        return ""
+    from pimlip_zoo.training.shipped import start_for_molecules
+
+    start = start_for_molecules(frames, config.model.name)
+    if start is None or config.data.train.startswith("builtin:"):
+        return ""
+    return (
+        f"few labels: errors on such molecules were a third lower with --from {start}, which costs nothing; "
+        f"what else may help, says: pimlip-zoo weak advise --data {config.data.train}"
+    )
 
 
 def _length(config: Any) -> str:

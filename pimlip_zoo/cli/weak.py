@@ -163,12 +163,10 @@ def _show(screen: Any, advice: Advice, data: str) -> None:
 
 def _show_start(screen: Any, frames: Sequence[Frame], data: str) -> None:
     """A start for such molecules, which costs nothing."""
-    from ase.data import chemical_symbols
+    from pimlip_zoo.training.shipped import start_for_molecules
 
-    from pimlip_zoo.training.shipped import start_for
-
-    start = start_for({chemical_symbols[number] for frame in frames for number in frame.numbers})
-    if start is not None and not any(frame.pbc.any() for frame in frames):
+    start = start_for_molecules(frames)
+    if start is not None:
         screen.print(
             f"these molecules have a start that costs nothing: pimlip-zoo train --data {data} --from {start}",
             style="dim",
