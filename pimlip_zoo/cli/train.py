@@ -233,8 +233,7 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     split = load_split(config, checked_structures(config, tests_of(config)) if resumes is None else None)
     experiment = prepare_run(config, split=split, resumes=resumes)
     config, potential = experiment.config, experiment.potential
-    if resumes is None and (better := _with_few_labels(config, experiment.frames)):
-        log.info("%s", better)
+    _advise(config, experiment.frames if resumes is None else ())
     tests = tests_of(config)
     for spec in tests.values():
         check_labelled(potential, spec)
@@ -312,6 +311,12 @@ def _cut_short(config: Any, outcome: Any, before: int) -> str:
     if made < _FEW_STEPS:
         return text
     return f"{text}, which take about {duration(outcome.seconds * planned / made)}"
+
+
+def _advise(config: Any, frames: Sequence[Any]) -> None:
+    """Say what would help a new run with these training structures, where something is known to."""
+    if frames and (advice := _with_few_labels(config, frames)):
+        logging.getLogger("pimlip_zoo").info("%s", advice)
 
 
 def _with_few_labels(config: Any, frames: Sequence[Any]) -> str:
