@@ -119,13 +119,9 @@ def select_command(
 
 def _training_structures(run: Path) -> list[Frame]:
     """Those of a run folder; of a checkpoint alone, none are known."""
-    from pimlip_zoo.config import load_config
-    from pimlip_zoo.experiment import load_split
+    from pimlip_zoo.experiment import split_of_run
 
-    path = run / "config.yaml"
-    if not path.exists():
-        return []
-    return list(load_split(load_config(path, complete=True))[0])
+    return list(split_of_run(run)[0]) if (run / "config.yaml").exists() else []
 
 
 def _report(chosen: Selection, total: int, out: Path, screen: Any) -> None:
