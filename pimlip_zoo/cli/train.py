@@ -105,7 +105,7 @@ def train(
     _say_first()
     _look_first((data, valid, test, unlabelled), max_time)
     from pimlip_zoo.cli.import_ import run_of
-    from pimlip_zoo.config import load_config, parse_settings
+    from pimlip_zoo.config import check_once, load_config, parse_settings
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.experiment import check_free, from_rank_zero, join_ranks
 
@@ -123,17 +123,18 @@ def train(
         ("trainer.max_steps", max_steps),
         ("trainer.max_time", max_time),
         ("model.force_head", forces),
-        ("data.labels", labels.split(",") if labels else None),
+        ("data.labels", labels.split(",") if labels is not None else None),
         ("trainer.dtype", dtype),
         ("weak.preset", weak),
         ("weak.unlabelled", unlabelled),
         ("finetune.run", run_of(start) if start is not None else None),
         ("data.check", None if check else False),
-        ("trainer.loggers", loggers.split(",") if loggers else None),
+        ("trainer.loggers", loggers.split(",") if loggers is not None else None),
         ("trainer.patience", patience),
     ]
     options = [(key, value) for key, value in given if value is not None]
     options += [(key, _by_name(key, value)) for key, value in parse_settings(settings or [])]
+    check_once(options)
     if resume and start is not None:
         raise InputError(
             "--from starts a run, --resume goes on with one", key="--resume", hint="give one of them"
