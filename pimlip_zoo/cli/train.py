@@ -36,12 +36,30 @@ Examples:
 
 @app.command(epilog=EXAMPLE)
 def train(
-    model: Annotated[str | None, typer.Option(help="Architecture; `pimlip-zoo models` lists them.")] = None,
-    data: Annotated[str | None, typer.Option(help="Training structures: a file, builtin:NAME, ...")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Architecture, nequip if not given; `pimlip-zoo models` lists them.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Training structures: a file, builtin:NAME, ...; built-in ethanol if not given."),
+    ] = None,
     valid: Annotated[str | None, typer.Option(help="Validation structures; else a part of --data.")] = None,
     test: Annotated[str | None, typer.Option(help="Evaluated at the end.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Fine-tune this run, or a model by name: 7net-0, builtin:organic-gfn2 (comes with the package). Its "
+            "architecture and weights are the start.",
+        ),
+    ] = None,
+    weak: Annotated[
+        str | None, typer.Option(help="Weak supervision by name; `pimlip-zoo models --weak` lists them.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A run.yaml; single options win over it.")] = None,
-    preset: Annotated[str | None, typer.Option(help="small, medium or large.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="small, medium or large; if not given, it follows the data.")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(help="What fills in optimiser, schedule, losses: default, mace-torch, nequip."),
@@ -53,12 +71,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out (or the newest).")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (if not given), cpu, cuda, ...")] = None,
     devices: Annotated[
         int | None, typer.Option(help="Devices of each node; start with torchrun or srun.")
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and split; 0 if not given.")] = None,
     max_steps: Annotated[
         int | None,
         typer.Option(
@@ -71,12 +89,14 @@ def train(
             help="90s, 10m, 2h, ...: the training ends then or at its last step, its rate decayed either way."
         ),
     ] = None,
-    forces: Annotated[str | None, typer.Option(help="conservative or direct.")] = None,
-    labels: Annotated[str | None, typer.Option(help="energy | energy,forces | energy,forces,stress")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
-    weak: Annotated[
-        str | None, typer.Option(help="Weak supervision by name; `pimlip-zoo models --weak` lists them.")
+    forces: Annotated[str | None, typer.Option(help="conservative (if not given) or direct.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="energy | energy,forces | energy,forces,stress; all that the data have if not given."
+        ),
     ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (if not given) or float64.")] = None,
     unlabelled: Annotated[
         str | None, typer.Option(help="Structures without labels, for losses and weak labels.")
     ] = None,
@@ -92,14 +112,6 @@ def train(
             "--check/--no-check", help="Refuse what `data check` refuses; --no-check: train all the same."
         ),
     ] = True,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="Fine-tune this run, or a model by name: 7net-0, builtin:organic-gfn2 (comes with the package). Its "
-            "architecture and weights are the start.",
-        ),
-    ] = None,
 ) -> None:
     """Train a potential and leave everything in a run folder."""
     _say_first()
