@@ -21,6 +21,7 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -119,6 +120,14 @@ class DataSection(Section):
     energy_references: dict[str, float] | str = "auto"
     """eV: a table by symbol, a file of isolated atoms, or how to get them: isolated, least_squares, none, auto (the
     isolated atoms of the data where there are any, least squares otherwise)."""
+
+    @field_validator("labels")
+    @classmethod
+    def _each_once(cls, labels: Any) -> Any:
+        if labels != "auto" and len(set(labels)) < len(labels):
+            raise ValueError("a label is named twice")
+        return labels
+
     check: bool = True
     """Refuse to train on what `pimlip-zoo data check` refuses; false, or --no-check: train all the same."""
     check_references: bool = True
@@ -291,7 +300,7 @@ class TrainerSection(Section):
     """Machines; start with torchrun or srun."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the weights; positions, cells and sums over atoms are float64 always."""
-    threads: PositiveInt | None = None
+    threads: int | None = Field(None, gt=0, le=1024)
     """Of torch; None: as torch and OMP_NUM_THREADS have it. 1 is best where other work has the cores."""
     products: Literal["float32", "tf32", "bf16"] = "float32"
     """Matrix products while training: tf32 (GPUs only) and bf16 are faster and less exact; validation uses float32, or
@@ -484,17 +493,35 @@ def save_config(config: RunConfig, file: Path) -> None:
         temporary.write_text(text)
 
 
+def check_once(options: Sequence[tuple[str, Any]]) -> None:
+    """Refuse two values for one option: whichever counted, the other would be passed over.
+
+    Args:
+        options: (dotted key, value), as the user gave them in one command.
+
+    Raises:
+        InputError: naming both values.
+    """
+    given: dict[str, Any] = {}
+    for key, value in options:
+        first = given.setdefault(key, value)
+        if first != value:
+            raise InputError(f"is given twice: {first} and {value}", key=key, hint="leave one of them")
+
+
 def parse_settings(settings: Sequence[str]) -> list[tuple[str, Any]]:
     """``key=value`` strings, the values read as YAML.
 
     Raises:
-        InputError: for one without ``=``.
+        InputError: for one without ``=``, and for what only runs write.
     """
     result = []
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise InputError(f"--set {setting}", hint="write --set key=value, such as optimizer.lr=0.01")
+        if key.strip().startswith("recipe.filled"):
+            raise InputError("is written by runs", key=key.strip(), hint="leave it out")
         result.append((key.strip(), _number(parse_yaml(value, key=key.strip()))))
     return result
 

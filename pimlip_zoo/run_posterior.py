@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.config import load_config
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.experiment.data import load_split
+from pimlip_zoo.experiment.record import split_of_run
 from pimlip_zoo.labelling.committee import CommitteeUncertainty
 from pimlip_zoo.labelling.uncertainty import Posterior, fit_posterior, load_posterior, save_posterior
 from pimlip_zoo.training.checkpoint import baseline_of, checkpoint_path, load_potential
@@ -85,14 +84,13 @@ def posterior_of(run: str | Path, *, trust: bool = False) -> Posterior:
 
 def _data_of(run: str | Path, *, trust: bool) -> tuple[Sequence[Frame], Sequence[Frame]]:
     """Training and validation structures of a run, with the labels that it learnt."""
-    config = Path(run) / "config.yaml"
-    if not config.exists():
+    if not (Path(run) / "config.yaml").exists():
         raise InputError(
             "the data that it was trained on are not known",
             file=run,
             hint="give the run folder, not a checkpoint",
         )
-    train, valid = load_split(load_config(config, complete=True))
+    train, valid = split_of_run(Path(run))
     baseline = baseline_of(run)
     if baseline is None:
         return train, valid

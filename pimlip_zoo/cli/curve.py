@@ -72,7 +72,7 @@ def curve(
     from functools import partial
 
     from pimlip_zoo.cli.console import console, log_to_screen
-    from pimlip_zoo.config import parse_settings
+    from pimlip_zoo.config import check_once, parse_settings
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.experiment.curve import (
         Point,
@@ -97,6 +97,7 @@ def curve(
         ("trainer.max_time", max_time),
     ]
     options = [(key, value) for key, value in given if value is not None] + parse_settings(settings or [])
+    check_once(options)
     tests = _tests(data, test)
     points = [
         Point(size, name, seed) for seed in range(seeds) for size in _sizes(sizes) for name in _presets(weak)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pimlip_zoo.cli.options import Ensemble
+from pimlip_zoo.cli.options import Ensemble, check_ensemble
 from pimlip_zoo.errors import InputError
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def write_input(
     temperature: Annotated[
         float, typer.Option(help="K, of the thermostat; and of the velocities, unless the file has its own.")
     ] = 300.0,
-    pressure: Annotated[float, typer.Option(help="bar, for npt.")] = 0.0,
+    pressure: Annotated[float | None, typer.Option(help="bar, for npt; 0 if not given.")] = None,
     timestep: Annotated[
         float | None, typer.Option(help="fs; 0.5 with hydrogen, 1 without by default.")
     ] = None,
@@ -62,7 +62,9 @@ def write_input(
         int | None,
         typer.Option(help="Steps between lines of the log and frames; 100 or a tenth of all by default."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the velocities.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the velocities, where the file has none; 1 if not given.")
+    ] = None,
     chunk: Annotated[int, typer.Option(help="Atoms evaluated at once, to bound the memory; 0: all.")] = 0,
 ) -> None:
     """Write a folder with a working input script and the structure."""
@@ -75,19 +77,25 @@ def write_input(
 
     if timestep is not None and not timestep > 0:
         raise InputError(f"timestep is {timestep}", key="timestep", hint="give a time > 0 in fs")
+    check_ensemble(ensemble.value, {"--pressure": (pressure, "npt")})
     settings = MDSettings(
         ensemble=ensemble.value,
         temperature=temperature,
-        pressure=pressure,
+        pressure=0.0 if pressure is None else pressure,
         timestep=None if timestep is None else timestep / 1000.0,
         steps=steps,
         every=every,
-        seed=seed,
+        seed=1 if seed is None else seed,
         chunk=chunk,
     )
     atoms = read_structure(structure)
     if holds_several(structure):
         typer.echo(f"from the last structure of {structure} ({structure}@0 is the first)")
+    if seed is not None and atoms.has("momenta"):
+        raise InputError(
+            "velocities are those in the file, and none are drawn", key="--seed", hint="leave it out"
+        )
+    _check_apart(atoms, structure)
     check_own(output)
     with writing(output), making(output):
         model = _exported(run, output)
@@ -134,6 +142,14 @@ def check(
         typer.echo(f"{verdict:8}{row.structure}, {row.ranks} rank(s), {row.quantity}: {row.deviation:.1e}")
     if any(not row.deviation <= row.allowed for row in rows):
         raise typer.Exit(1)
+
+
+def _check_apart(atoms: Any, structure: str) -> None:
+    """Refuse what LAMMPS would end at in its first step."""
+    from pimlip_zoo.datasets.readers.checks import coinciding_atoms
+
+    if pair := coinciding_atoms(atoms.positions, atoms.cell.array, atoms.pbc):
+        raise InputError(f"atoms {pair[0]} and {pair[1]} are on one spot", file=structure, key="positions")
 
 
 def _start_of(atoms: Any, ensemble: Ensemble, temperature: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pimlip_zoo.cli.options import Ensemble, Level, Precision, Trust
+from pimlip_zoo.cli.options import Ensemble, Level, Precision, Trust, check_ensemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,8 +49,8 @@ def md_command(
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     steps: Annotated[int, typer.Option(help="How many.")] = 1000,
     timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
-    pressure: Annotated[float, typer.Option(help="GPa, for npt.")] = 0.0,
-    friction: Annotated[float, typer.Option(help="1/fs, for nvt.")] = 0.01,
+    pressure: Annotated[float | None, typer.Option(help="GPa, for npt; 0 if not given.")] = None,
+    friction: Annotated[float | None, typer.Option(help="1/fs, for nvt; 0.01 if not given.")] = None,
     interval: Annotated[int, typer.Option(help="Steps between frames and lines of the log.")] = 10,
     seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; RUN/md-k if not given.")] = None,
@@ -79,13 +79,14 @@ def md_command(
     from pimlip_zoo.deploy.structure import holds_several, read_structure
     from pimlip_zoo.errors import InputError
 
+    check_ensemble(ensemble.value, {"--pressure": (pressure, "npt"), "--friction": (friction, "nvt")})
     settings = MDSettings(
         ensemble=ensemble.value,
         temperature=temperature,
         steps=steps,
         timestep=timestep,
-        pressure=pressure,
-        friction=friction,
+        pressure=0.0 if pressure is None else pressure,
+        friction=0.01 if friction is None else friction,
         seed=seed,
         interval=interval,
         keep_velocities=keep_velocities,

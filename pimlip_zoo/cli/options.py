@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated
 
@@ -32,3 +33,20 @@ Level = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust", help="Call the function that the run names as its cheap calculator.")
 ]
+
+
+def check_ensemble(ensemble: str, given: Mapping[str, tuple[float | None, str]]) -> None:
+    """Refuse options that belong to another ensemble, which they would not make the one that is run.
+
+    Args:
+        ensemble: that is run.
+        given: by option its value, None where it is not given, and the ensemble that has it.
+
+    Raises:
+        InputError: naming that ensemble.
+    """
+    from pimlip_zoo.errors import InputError
+
+    for option, (value, owner) in given.items():
+        if value is not None and owner != ensemble:
+            raise InputError(f"{ensemble} has none", key=option, hint=f"--ensemble {owner}, or leave it out")

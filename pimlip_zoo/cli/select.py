@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_MOST_REASONS = 20
+
 EXAMPLE = """
 Examples:
 
@@ -89,6 +91,7 @@ def select_command(
     if run is not None:
         from pimlip_zoo.training.checkpoint import load_potential
 
+        screen.print(f"looking at {len(frames):,} structures with {run} ...", style="dim", soft_wrap=True)
         potential = load_potential(run, difference=True)
         labelled += _training_structures(run)
         if name == "variance":
@@ -119,13 +122,25 @@ def select_command(
 
 def _training_structures(run: Path) -> list[Frame]:
     """Those of a run folder; of a checkpoint alone, none are known."""
-    from pimlip_zoo.config import load_config
-    from pimlip_zoo.experiment import load_split
+    from pimlip_zoo.experiment import split_of_run
 
-    path = run / "config.yaml"
-    if not path.exists():
-        return []
-    return list(load_split(load_config(path, complete=True))[0])
+    return list(split_of_run(run)[0]) if (run / "config.yaml").exists() else []
+
+
+def _reasons(chosen: Selection) -> list[str]:
+    """Why structures were left out, a line for each reason with some of their numbers."""
+    by_reason: dict[str, list[int]] = {}
+    for each in chosen.left_out:
+        by_reason.setdefault(each.reason, []).append(each.index)
+    lines = []
+    for reason, indices in list(by_reason.items())[:_MOST_REASONS]:
+        if len(indices) == 1:
+            lines.append(f"structure {indices[0]}: {reason}")
+        else:
+            some = ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
+            lines.append(f"{len(indices)} structures: {reason} ({some})")
+    further = sum(map(len, list(by_reason.values())[_MOST_REASONS:]))
+    return [*lines, f"and {further} more"] if further else lines
 
 
 def _report(chosen: Selection, total: int, out: Path, screen: Any) -> None:
@@ -134,10 +149,8 @@ def _report(chosen: Selection, total: int, out: Path, screen: Any) -> None:
     screen.print(f"{len(chosen.frames)} of {total} structures by {chosen.acquisition}: {out}", soft_wrap=True)
     if chosen.left_out:
         screen.print(f"{len(chosen.left_out)} were left out:")
-        for each in chosen.left_out[:20]:
-            screen.print(f"  structure {each.index}: {each.reason}", soft_wrap=True)
-        if len(chosen.left_out) > 20:
-            screen.print(f"  and {len(chosen.left_out) - 20} more")
+        for line in _reasons(chosen):
+            screen.print(f"  {line}", soft_wrap=True)
     gains = [choice.gain for choice in chosen.choices]
     if not chosen.unit or not all(map(math.isfinite, gains)):
         return

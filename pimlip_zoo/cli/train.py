@@ -18,6 +18,9 @@ app = typer.Typer()
 _FEW_STEPS = 10
 """Fewer say nothing of how long a step takes."""
 
+_FEW_LABELS = 200
+"""What 200 structures gave, 50 came near to with a start that knows GFN2-xTB (docs/results/organic-start.md)."""
+
 EXAMPLE = """
 Examples:
 
@@ -33,12 +36,30 @@ Examples:
 
 @app.command(epilog=EXAMPLE)
 def train(
-    model: Annotated[str | None, typer.Option(help="Architecture; `pimlip-zoo models` lists them.")] = None,
-    data: Annotated[str | None, typer.Option(help="Training structures: a file, builtin:NAME, ...")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Architecture, nequip if not given; `pimlip-zoo models` lists them.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Training structures: a file, builtin:NAME, ...; built-in ethanol if not given."),
+    ] = None,
     valid: Annotated[str | None, typer.Option(help="Validation structures; else a part of --data.")] = None,
     test: Annotated[str | None, typer.Option(help="Evaluated at the end.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Fine-tune this run, or a model by name: 7net-0, builtin:organic-gfn2 (comes with the package). Its "
+            "architecture and weights are the start.",
+        ),
+    ] = None,
+    weak: Annotated[
+        str | None, typer.Option(help="Weak supervision by name; `pimlip-zoo models --weak` lists them.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A run.yaml; single options win over it.")] = None,
-    preset: Annotated[str | None, typer.Option(help="small, medium or large.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="small, medium or large; if not given, it follows the data.")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(help="What fills in optimiser, schedule, losses: default, mace-torch, nequip."),
@@ -50,12 +71,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out (or the newest).")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (if not given), cpu, cuda, ...")] = None,
     devices: Annotated[
         int | None, typer.Option(help="Devices of each node; start with torchrun or srun.")
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and split; 0 if not given.")] = None,
     max_steps: Annotated[
         int | None,
         typer.Option(
@@ -68,12 +89,14 @@ def train(
             help="90s, 10m, 2h, ...: the training ends then or at its last step, its rate decayed either way."
         ),
     ] = None,
-    forces: Annotated[str | None, typer.Option(help="conservative or direct.")] = None,
-    labels: Annotated[str | None, typer.Option(help="energy | energy,forces | energy,forces,stress")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
-    weak: Annotated[
-        str | None, typer.Option(help="Weak supervision by name; `pimlip-zoo models --weak` lists them.")
+    forces: Annotated[str | None, typer.Option(help="conservative (if not given) or direct.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="energy | energy,forces | energy,forces,stress; all that the data have if not given."
+        ),
     ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (if not given) or float64.")] = None,
     unlabelled: Annotated[
         str | None, typer.Option(help="Structures without labels, for losses and weak labels.")
     ] = None,
@@ -89,20 +112,12 @@ def train(
             "--check/--no-check", help="Refuse what `data check` refuses; --no-check: train all the same."
         ),
     ] = True,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="Fine-tune this run, or a model by name: 7net-0, builtin:organic-gfn2 (comes with the package). Its "
-            "architecture and weights are the start.",
-        ),
-    ] = None,
 ) -> None:
     """Train a potential and leave everything in a run folder."""
     _say_first()
     _look_first((data, valid, test, unlabelled), max_time)
     from pimlip_zoo.cli.import_ import run_of
-    from pimlip_zoo.config import load_config, parse_settings
+    from pimlip_zoo.config import check_once, load_config, parse_settings
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.experiment import check_free, from_rank_zero, join_ranks
 
@@ -120,17 +135,18 @@ def train(
         ("trainer.max_steps", max_steps),
         ("trainer.max_time", max_time),
         ("model.force_head", forces),
-        ("data.labels", labels.split(",") if labels else None),
+        ("data.labels", labels.split(",") if labels is not None else None),
         ("trainer.dtype", dtype),
         ("weak.preset", weak),
         ("weak.unlabelled", unlabelled),
         ("finetune.run", run_of(start) if start is not None else None),
         ("data.check", None if check else False),
-        ("trainer.loggers", loggers.split(",") if loggers else None),
+        ("trainer.loggers", loggers.split(",") if loggers is not None else None),
         ("trainer.patience", patience),
     ]
     options = [(key, value) for key, value in given if value is not None]
     options += [(key, _by_name(key, value)) for key, value in parse_settings(settings or [])]
+    check_once(options)
     if resume and start is not None:
         raise InputError(
             "--from starts a run, --resume goes on with one", key="--resume", hint="give one of them"
@@ -230,6 +246,7 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     split = load_split(config, checked_structures(config, tests_of(config)) if resumes is None else None)
     experiment = prepare_run(config, split=split, resumes=resumes)
     config, potential = experiment.config, experiment.potential
+    _advise(config, experiment.frames if resumes is None else ())
     tests = tests_of(config)
     for spec in tests.values():
         check_labelled(potential, spec)
@@ -307,6 +324,33 @@ def _cut_short(config: Any, outcome: Any, before: int) -> str:
     if made < _FEW_STEPS:
         return text
     return f"{text}, which take about {duration(outcome.seconds * planned / made)}"
+
+
+def _advise(config: Any, frames: Sequence[Any]) -> None:
+    """Say what would help a new run with these training structures, where something is known to."""
+    if frames and (advice := _with_few_labels(config, frames)):
+        logging.getLogger("pimlip_zoo").info("%s", advice)
+
+
+def _with_few_labels(config: Any, frames: Sequence[Any]) -> str:
+    """What helps where labels are few, of a run that uses nothing of it; empty where nothing is known.
+
+    Args:
+        config: of the run.
+        frames: that are trained on.
+    """
+    weak = config.weak.preset is not None or config.weak.labels is not None or config.weak.terms
+    if len(frames) > _FEW_LABELS or weak or config.finetune.run is not None:
+        return ""
+    from pimlip_zoo.training.shipped import start_for_molecules
+
+    start = start_for_molecules(frames, config.model.name)
+    if start is None or config.data.train.startswith("builtin:"):
+        return ""
+    return (
+        f"few labels: errors on such molecules were a third lower with --from {start}, which costs nothing; "
+        f"what else may help, says: pimlip-zoo weak advise --data {config.data.train}"
+    )
 
 
 def _length(config: Any) -> str:

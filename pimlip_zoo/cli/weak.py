@@ -43,7 +43,7 @@ def advise(
     steps: Annotated[int, typer.Option(min=10, help="Of the longer ones.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of these, and of the structures that are measured.")] = 0,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any option of these trainings.")
+        list[str] | None, typer.Option("--set", help="Any other option of these trainings.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
 ) -> None:
@@ -60,7 +60,7 @@ def advise(
     from pimlip_zoo.datasets.readers import load_frames
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.experiment.advice import advise as compare
-    from pimlip_zoo.experiment.advice import known_levels, labels_of_level
+    from pimlip_zoo.experiment.advice import check_settings, known_levels, labels_of_level
     from pimlip_zoo.outputs import check_output, results
     from pimlip_zoo.registry import get_model
 
@@ -68,6 +68,8 @@ def advise(
     if labels not in (None, "energy", "energy,forces"):
         raise InputError(f"{labels!r} is not possible", key="--labels", hint="energy, or leave it out")
     get_model(model)
+    given = parse_settings(settings or [])
+    check_settings(given)
     frames = load_frames(data)
     if labels == "energy":
         import dataclasses
@@ -91,7 +93,7 @@ def advise(
         model=model,
         steps=steps,
         seed=seed,
-        settings=parse_settings(settings or []),
+        settings=given,
         told=lambda text: screen.print(text, style="dim"),
     )
     advice.skipped.update(skipped)
@@ -163,12 +165,10 @@ def _show(screen: Any, advice: Advice, data: str) -> None:
 
 def _show_start(screen: Any, frames: Sequence[Frame], data: str) -> None:
     """A start for such molecules, which costs nothing."""
-    from ase.data import chemical_symbols
+    from pimlip_zoo.training.shipped import start_for_molecules
 
-    from pimlip_zoo.training.shipped import start_for
-
-    start = start_for({chemical_symbols[number] for frame in frames for number in frame.numbers})
-    if start is not None and not any(frame.pbc.any() for frame in frames):
+    start = start_for_molecules(frames)
+    if start is not None:
         screen.print(
             f"these molecules have a start that costs nothing: pimlip-zoo train --data {data} --from {start}",
             style="dim",

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pimlip_zoo.datasets.readers.lammps_types import check_elements_named, say_periodic, told_to_ase
+from pimlip_zoo.datasets.readers.lammps_types import check_elements_named, say_guessed, told_to_ase
 from pimlip_zoo.datasets.readers.source import check_bounded
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
 
@@ -105,7 +105,7 @@ def _from_file(path: str, index: int) -> Atoms:
     check_bounded(path)
     check_elements_named(path)
     told = told_to_ase(path)
-    say_periodic(path, told)
+    say_guessed(path, told)
     try:
         atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True, **told)
     except (IndexError, StopIteration) as error:

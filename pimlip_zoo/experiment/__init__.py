@@ -12,6 +12,7 @@ from pimlip_zoo.experiment.record import (
     check_settings,
     data_record,
     has_checkpoint,
+    split_of_run,
     write_record,
 )
 from pimlip_zoo.experiment.run import Outcome, steps_done, train
@@ -32,6 +33,7 @@ __all__ = [
     "load_split",
     "parse_duration",
     "prepare",
+    "split_of_run",
     "steps_done",
     "train",
     "unlabelled_frames",

@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.config import load_config
 from pimlip_zoo.datasets.coverage import is_isolated_atom
-from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.electrons import electrons_of
+from pimlip_zoo.datasets.frame import Frame, without_uncounted
 from pimlip_zoo.datasets.readers import load_frames
-from pimlip_zoo.datasets.statistics import composition_matrix, species_of
+from pimlip_zoo.datasets.statistics import composition_matrix, fit_references, species_of
 from pimlip_zoo.errors import InputError, no_such_file
 from pimlip_zoo.experiment import prepare, train
 from pimlip_zoo.training.progress import duration
@@ -67,6 +68,23 @@ _TRIAL = 10
 _DRAWS = 2000
 _ATOMS_OF_A_STEP = 200
 _SAME_PLACE = 1e-4
+_OWNED = {
+    "data.train": "give --data",
+    "data.labels": "give --labels",
+    "model.name": "give --model",
+    "seed": "give --seed",
+    "trainer.max_steps": "give --steps",
+    "weak": "name levels with --calculator",
+    **dict.fromkeys(
+        ("data.valid", "data.test", "data.valid_fraction", "data.energy_references"),
+        "the comparison divides the structures and fits their energies itself",
+    ),
+    **dict.fromkeys(
+        ("trainer.valid_every", "trainer.max_time", "trainer.patience"),
+        "the trainings have to be as long as they were planned: give --steps",
+    ),
+}
+"""Options, or sections of them, that the comparison sets; what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -194,20 +212,54 @@ def labels_of_level(
         known.setdefault(frame.numbers.tobytes(), []).append(frame)
     found = []
     for index, frame in enumerate(frames):
-        same = [
-            other
-            for other in known.get(frame.numbers.tobytes(), [])
-            if np.abs(other.positions - frame.positions).max() < _SAME_PLACE
-            and np.abs(other.cell - frame.cell).max() < _SAME_PLACE
-        ]
+        same = [other for other in known.get(frame.numbers.tobytes(), []) if _alike(frame, other)]
         if not same:
             raise InputError(
                 f"has no structure like the one with index {index} of the labelled ones",
                 file=name,
-                hint="label the same structures, elements in the same order",
+                hint="label the same structures, elements in the same order, of the same charge",
+            )
+        if any(_labels_differ(same[0], other) for other in same[1:]):
+            raise InputError(
+                f"has the structure with index {index} of the labelled ones {len(same)} times, with different labels",
+                file=name,
+                hint="leave one of them",
             )
         found.append(replace(same[0], positions=frame.positions, cell=frame.cell, info=frame.info))
     return found
+
+
+def _alike(frame: Frame, other: Frame) -> bool:
+    """Whether a structure is the same one, with the same electrons."""
+    return (
+        bool(np.abs(other.positions - frame.positions).max(initial=0.0) < _SAME_PLACE)
+        and bool(np.abs(other.cell - frame.cell).max() < _SAME_PLACE)
+        and bool(np.array_equal(other.pbc, frame.pbc))
+        and electrons_of(other.numbers, other.info) == electrons_of(frame.numbers, frame.info)
+    )
+
+
+def _labels_differ(one: Frame, other: Frame) -> bool:
+    pairs = ((one.energy, other.energy), (one.forces, other.forces))
+    return any(
+        (a is None) != (b is None) or (a is not None and b is not None and not np.array_equal(a, b))
+        for a, b in pairs
+    )
+
+
+def check_settings(settings: Sequence[tuple[str, Any]]) -> None:
+    """Refuse what the trainings cannot be told, as it would be overridden or make the comparison another one.
+
+    Args:
+        settings: (dotted key, value).
+
+    Raises:
+        InputError: naming what to do instead.
+    """
+    for key, _ in settings:
+        for owned, instead in _OWNED.items():
+            if key == owned or key.startswith(f"{owned}."):
+                raise InputError("is set by the comparison", key=f"--set {key}", hint=instead)
 
 
 def advise(
@@ -228,12 +280,14 @@ def advise(
         model: architecture of the trainings.
         steps: of the longer ones; the others have a quarter.
         seed: of their weights, and of the structures that are measured.
-        settings: further (dotted key, value) of these trainings.
+        settings: further (dotted key, value) of these trainings, see :func:`check_settings`.
         told: called with what is being done.
 
     Raises:
-        InputError: for too few structures, or labels that are neither energies nor forces.
+        InputError: for too few structures, labels that are neither energies nor forces or that only some have,
+            settings that the comparison has itself.
     """
+    check_settings(settings)
     kept, chosen, by_forces = _counted(frames)
     order = np.random.default_rng(seed).permutation(len(chosen))
     measured = order[: max(3, len(chosen) // 4)]
@@ -245,7 +299,6 @@ def advise(
         ("data.batch_size", _batch(chosen)),
         ("seed", seed),
         ("data.train", "labels of the advice"),
-        ("data.energy_references", "least_squares"),
         ("data.check_references", False),
     ]
     lengths = (max(steps // SHORTER, 1), steps)
@@ -255,9 +308,10 @@ def advise(
         clock.begins(f"{name}: {length} steps on {len(learnt)} structures")
         split = ([labels[i] for i in learnt], [labels[i] for i in valid])
         validations = 2 if length == _TRIAL else 10
+        zero = [("data.energy_references", _references(split[0], chosen))]
         often = [("trainer.max_steps", length), ("trainer.valid_every", max(1, length // validations))]
         with tempfile.TemporaryDirectory(prefix="pimlip-advise-") as folder:
-            experiment = prepare(load_config(None, [*options, *often, *settings]), split=split)
+            experiment = prepare(load_config(None, [*options, *zero, *often, *settings]), split=split)
             potential = _trained(experiment, Path(folder) / "run")
             clock.ended(Path(folder) / "run", length)
         of_measured = [labels[i] for i in measured]
@@ -307,21 +361,26 @@ def advise(
 
 def _counted(frames: Sequence[Frame]) -> tuple[list[int], list[Frame], bool]:
     """Indices of the structures that count, these with the labels that count, and whether forces do."""
-    kept = [index for index, frame in enumerate(frames) if not is_isolated_atom(frame)]
+    kept = [index for index, frame in enumerate(frames) if frame.weight and not is_isolated_atom(frame)]
     if len(kept) < LEAST:
         raise InputError(
             f"{len(kept)} structures are too few to say anything",
             key="--data",
             hint=f"give {LEAST} or more; without, the table of docs/guide/weak-supervision.md is the best guess",
         )
-    chosen = [replace(frames[index], stress=None) for index in kept]
-    by_forces = all(frame.forces is not None for frame in chosen)
+    chosen = [replace(without_uncounted(frames[index]), stress=None) for index in kept]
+    without = [index for index, frame in zip(kept, chosen, strict=True) if frame.forces is None]
+    by_forces = not without
+    if 0 < len(without) < len(chosen):
+        raise InputError(
+            f"{len(without)} of {len(chosen)} structures have no forces, the first is that with index {without[0]}",
+            key="--data",
+            hint="leave them out, or compare energies: --labels energy",
+        )
     if not by_forces and any(frame.energy is None for frame in chosen):
         raise InputError(
             "some structures have neither energy nor forces", key="--data", hint="leave them out"
         )
-    if not by_forces:
-        chosen = [replace(frame, forces=None) for frame in chosen]
     return kept, chosen, by_forces
 
 
@@ -419,10 +478,18 @@ class _Clock:
             self.left.remove(steps)
 
 
+def _references(taught: Sequence[Frame], frames: Sequence[Frame]) -> dict[str, float] | str:
+    """Energies of atoms by least squares; that compositions do not determine them does not matter to a comparison."""
+    if not any(frame.energy is not None for frame in taught):
+        return "none"
+    species = species_of(frames)
+    return dict(zip(species, fit_references(taught, species).energies.tolist(), strict=True))
+
+
 def _seconds_of_step(run: Path) -> float:
     """From the last two validations of a run; in its first steps much is set up."""
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as stream:
-        *_, before, last = csv.DictReader(stream)
+        *_, before, last = [{"seconds": 0, "step": 0}, *csv.DictReader(stream)]
     return (float(last["seconds"]) - float(before["seconds"])) / (int(last["step"]) - int(before["step"]))
 
 

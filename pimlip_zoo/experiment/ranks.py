@@ -26,6 +26,8 @@ from pimlip_zoo.experiment.trainer import check_trainer
 
 T = TypeVar("T")
 
+_STARTED = ("MASTER_ADDR", "SLURM_PROCID", "LSB_DJOB_RANKFILE", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+"""One of these is set where torchrun, SLURM, LSF or MPI has started the process, or the user says who is the first."""
 _GRACE = 20.0
 """s"""
 
@@ -39,11 +41,17 @@ def join_ranks(config: RunConfig) -> int:
         The rank of this process.
 
     Raises:
-        InputError: for devices that are not there.
+        InputError: for devices that are not there, or several machines that nothing has joined.
     """
     check_trainer(config)
     section = config.trainer
     if section.devices * section.nodes > 1 and not _joined():
+        if section.nodes > 1 and not any(name in os.environ for name in _STARTED):
+            raise InputError(
+                f"nothing has started processes on {section.nodes} machines",
+                key="trainer.nodes",
+                hint="start the command with torchrun or srun",
+            )
         from lightning.fabric import Fabric
 
         for name in ("lightning.fabric", "lightning.pytorch"):

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from pimlip_zoo.config import RunConfig, load_config, restored, save_config
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.frames import as_frames
+from pimlip_zoo.datasets.frames import Frames, as_frames
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.experiment.data import reference_frames, structures_of
+from pimlip_zoo.experiment.data import load_split, reference_frames, structures_of
 from pimlip_zoo.experiment.ranks import from_rank_zero
 from pimlip_zoo.experiment.seen import recorded_hashes, seen_of
 from pimlip_zoo.files import read_text, write_text
@@ -135,6 +135,43 @@ def check_data(folder: Path, record: DataRecord) -> None:
                 key=key,
                 hint="put the run's own checkpoint or its data back, or start from the run with --from",
             )
+
+
+def split_of_run(folder: Path) -> tuple[Frames, Frames]:
+    """Training and validation structures of a run, read again from where they were, and no others.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        InputError: when they cannot be read, or are not those that the run was trained on.
+    """
+    known = "give the checkpoint in it where its structures need not be known"
+    config = load_config(folder / CONFIG, complete=True)
+    try:
+        split = load_split(config)
+    except InputError as error:
+        raise InputError(
+            f"the structures that it was trained on cannot be read again: {error}",
+            file=folder,
+            hint=f"relative names are those of the folder that it was trained in; {known}",
+        ) from error
+    kept = _kept(folder / DATA)
+    last, best = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+    written = _written_with(last) or _written_with(best)
+    specs = config.data.train, config.data.valid or config.data.train
+    for part, spec, frames in zip(("training", "validation"), specs, split, strict=True):
+        begun = {str((kept or {})[part]["sha256"])} if part in (kept or {}) else set()
+        begun |= {str(written[part])} if part in written else set()
+        if not begun:
+            log.warning("whether the %s structures of %s are still the same is not known", part, folder)
+        elif begun != {as_frames(frames).fingerprint()}:
+            raise InputError(
+                f"the {part} structures in {spec} are not those of the run any more",
+                file=folder,
+                hint=f"put the old ones back; {known}",
+            )
+    return split
 
 
 def seen_by(run: Path, frames: Iterable[Frame]) -> dict[str, int] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo.files import write_text
-from pimlip_zoo.report.html import QUANTITIES, ReportData, breakable, page, section, table
+from pimlip_zoo.report.html import QUANTITIES, ReportData, breakable, option_text, page, section, table
 from pimlip_zoo.report.learning import points
 from pimlip_zoo.written import milli
 
@@ -142,11 +142,7 @@ def _options(names: Sequence[str], runs: Sequence[ReportData]) -> str:
     rows = []
     for key in keys:
         default = next(run.changed[key][1] for run in runs if key in run.changed)
-        values = [_said(run.changed[key][0] if key in run.changed else default) for run in runs]
+        values = [option_text(run.changed[key][0] if key in run.changed else default) for run in runs]
         if len(set(values)) > 1:
-            rows.append([f"<code>{breakable(key)}</code>", *(breakable(value[:80]) for value in values)])
+            rows.append([f"<code>{breakable(key)}</code>", *(breakable(value) for value in values)])
     return section("What differs", table(["option", *map(escape, names)], rows, text=True)) if rows else ""
-
-
-def _said(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

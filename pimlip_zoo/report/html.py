@@ -259,8 +259,8 @@ def _configuration(data: ReportData) -> str:
         rows = [
             [
                 f"<code>{breakable(key)}</code>",
-                breakable(_short(value)),
-                "chosen by the recipe" if key in data.filled else breakable(_short(default)),
+                breakable(option_text(value)),
+                "chosen by the recipe" if key in data.filled else breakable(option_text(default)),
             ]
             for key, (value, default) in sorted(data.changed.items(), key=lambda item: item[0] in data.filled)
         ]
@@ -311,12 +311,12 @@ def breakable(text: str) -> str:
     return re.sub(r"([_/:@]|(?<=[a-z])\.(?=[a-z]))", r"\1<wbr>", escape(text))
 
 
-def _short(value: Any) -> str:
-    text = (
-        "none"
-        if value is None
-        else ", ".join(map(str, value)) or "none"
-        if isinstance(value, list)
-        else str(value)
-    )
+def option_text(value: Any) -> str:
+    """The value of an option, short enough for a table; numbers that were fitted have six digits."""
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, list):
+        text = ", ".join(map(option_text, value))
+    else:
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -16,6 +16,7 @@ from pimlip_zoo.report.figures import save_figure
 from pimlip_zoo.written import milli
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _LABELS = {
@@ -79,16 +80,31 @@ def parity_figure(pairs: Pairs, *, title: str = "", errors: Mapping[str, Any] | 
             transform=top.transAxes,
             va="top",
         )
-        span = float(np.quantile(np.abs(error), 0.999)) + 1e-9
+        span = _span(np.abs(error))
         bottom.axhline(0, color="0.6", lw=0.8, zorder=0)
         below = (low - pad, high + pad, -span, span)
         bottom.hexbin(reference, error, gridsize=(70, 16), norm=LogNorm(), extent=below, **bins)
-        bottom.locator_params(axis="x", nbins=5)
+        for axis in (top.yaxis, bottom.xaxis):
+            _plain_ticks(axis, low - pad, high + pad)
         bottom.set(ylim=(-span, span), xlabel=f"reference {label} / {unit}", ylabel=f"error / {error_unit}")
     figure.align_ylabels()
     if title:
         figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _span(sizes: NDArray[np.float64]) -> float:
+    """How far the panel of errors reaches: to the largest, unless it is far beyond all but one in a thousand."""
+    largest, usual = float(sizes.max()), float(np.quantile(sizes, 0.999))
+    return 1.06 * min(largest, 2 * usual) + 1e-9
+
+
+def _plain_ticks(axis: Axis, low: float, high: float) -> None:
+    """Few ticks with whole numbers: total energies have many digits, and a number set apart is overlooked."""
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    axis.set_major_locator(MaxNLocator(4))
+    axis.set_major_formatter(ScalarFormatter(useOffset=high - low < 1e-6 * max(abs(low), abs(high))))
 
 
 def save_pairs(pairs: Mapping[str, Pairs], file: Path, *, most: int = 10_000) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,6 +11,8 @@ from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS
 from pimlip_zoo.yaml_file import dotted, read_yaml
+
+_Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -28,9 +30,9 @@ class Sampling(_Section):
     """The cheap level, of the dynamics of the first round; later ones use the potential of the round before."""
     structures: int = Field(200, gt=0)
     """Sampled in a round."""
-    temperatures: tuple[float, ...] = (300.0, 600.0, 900.0)
+    temperatures: tuple[_Limit, ...] = Field((300.0, 600.0, 900.0), min_length=1)
     """K. The first round has all; the potential begins with the lowest and gets one more in each round."""
-    timestep: float = Field(0.5, gt=0)
+    timestep: float = Field(0.5, gt=0, allow_inf_nan=False)
     stride: int = Field(100, gt=0)
     """Steps between two structures that are kept: 50 fs, so that 200 structures are more than one vibration."""
     strain: float = Field(0.0, ge=0, lt=0.5)
@@ -43,10 +45,10 @@ class Labels(_Section):
     calculator: str
     """As ``label --calculator``."""
     level: str | None = None
-    workers: int = Field(1, gt=0)
-    seconds: float | None = None
+    workers: int = Field(1, gt=0, le=1024)
+    seconds: _Limit | None = None
     """Limit of a calculation."""
-    memory: float | None = None
+    memory: _Limit | None = None
     """MB, limit of a calculation."""
 
 
@@ -67,11 +69,11 @@ class Stop(_Section):
     """When it is enough; the first that is met."""
 
     rounds: int = Field(3, gt=0)
-    labels: int | None = None
+    labels: int | None = Field(None, gt=0)
     """Training structures."""
-    forces: float | None = None
+    forces: _Limit | None = None
     """eV/Å, root mean square error on the tests, or else on the validation structures."""
-    uncertainty: float | None = None
+    uncertainty: _Limit | None = None
     """eV/Å, root mean square uncertainty of the forces in the pool of the round: what is left to be learnt there."""
 
 
@@ -87,7 +89,7 @@ class Rounds(_Section):
     test: str | None = None
     """DATA with labels."""
     stop: Stop = Stop()
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
 
 
 def load_rounds(file: Path) -> Rounds:
@@ -113,16 +115,37 @@ def load_rounds(file: Path) -> Rounds:
         raise InputError(
             "needs start or pool", file=file, key="sample", hint="start: molecule.xyz, or pool: DATA"
         )
-    if rounds.sample.strain and rounds.sample.start is None:
+    if rounds.sample.start is None and (idle := sorted(rounds.sample.model_fields_set - {"pool", "start"})):
         raise InputError(
-            "strains are for sampled structures", file=file, key="sample.strain", hint="give start, too"
+            "is for sampled structures, and the pool has them",
+            file=file,
+            key=f"sample.{idle[0]}",
+            hint="give start, too",
         )
+    _check_owned(rounds, file)
     ACQUISITIONS.get(rounds.select.later, key="select.later")
     at_first = rounds.select.first
     if at_first is not None and ACQUISITIONS.get(at_first, key="select.first").needs_run:
         raise InputError(f"{at_first} needs a trained potential", file=file, key="select.first")
     training_config(rounds, "given", "given", 1)  # what the training does not know is said now
     return rounds
+
+
+_OWNED = {
+    "data.train": "the structures of the training are those that were labelled",
+    "data.valid": "validation structures are drawn in the first round: select.valid",
+    "data.valid_fraction": "validation structures are drawn in the first round: select.valid",
+    "data.max_valid": "validation structures are drawn in the first round: select.valid",
+    "data.test": "give test beside train",
+    "seed": "give seed beside train",
+}
+"""Options of the training that the rounds set, and what to do instead."""
+
+
+def _check_owned(rounds: Rounds, file: Path) -> None:
+    for key in dotted(rounds.train):
+        if key in _OWNED:
+            raise InputError("is set by the rounds", file=file, key=f"train.{key}", hint=_OWNED[key])
 
 
 def _nearest(place: tuple[int | str, ...]) -> str | None:

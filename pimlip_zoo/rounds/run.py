@@ -32,6 +32,7 @@ from pimlip_zoo.experiment.made_with import hashes_of
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.files import read_json, write_json
 from pimlip_zoo.labelling.acquisition import usual_acquisition
+from pimlip_zoo.labelling.calculators import find_labeller
 from pimlip_zoo.labelling.label import label
 from pimlip_zoo.labelling.processes import Limits, Outcome
 from pimlip_zoo.labelling.screening import screen
@@ -83,6 +84,11 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
     """
     if not any(True for _ in rounds.out.glob("round-*")):
         check_unused(rounds.out, (TABLE, REPORT), key="out")
+    if not (rounds.out / "round-1" / "labels.lmdb").exists():  # before structures are sampled for it
+        try:
+            find_labeller(rounds.label.calculator)
+        except InputError as error:
+            raise InputError(error.message, key="label.calculator", hint=error.hint) from error
     with claimed(rounds.out):
         _check_same(rounds)
         rows: list[dict[str, Any]] = []

@@ -7,11 +7,15 @@ Each is a checkpoint without the optimiser's state, in the package's own format,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pimlip_zoo.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from pimlip_zoo.datasets.frame import Frame
 
 PREFIX = "builtin:"
 _FOLDER = Path(__file__).parent / "weights"
@@ -53,6 +57,26 @@ def start_for(species: Collection[str]) -> str | None:
     'builtin:organic-gfn2'
     """
     return next((PREFIX + name for name, start in STARTS.items() if set(species) <= set(start.species)), None)
+
+
+def start_for_molecules(frames: Iterable[Frame], model: str | None = None) -> str | None:
+    """A start for these structures, as ``--from`` takes it; None where there is none.
+
+    Args:
+        frames: crystals and what states a charge have none: the starts have seen neutral molecules.
+        model: the architecture that is wanted, as the name then says where the start has it.
+    """
+    from ase.data import chemical_symbols
+
+    numbers: set[int] = set()
+    for frame in frames:
+        if frame.pbc.any() or frame.info.get("charge"):
+            return None
+        numbers.update(frame.numbers.tolist())
+    name = start_for({chemical_symbols[number] for number in numbers}) if numbers else None
+    if name is None or model not in STARTS[name.removeprefix(PREFIX)].checksums:
+        return name
+    return f"{name}/{model}"
 
 
 def is_shipped(run: object) -> bool:

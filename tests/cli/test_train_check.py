@@ -60,7 +60,7 @@ def test_warnings_are_said_before_the_training(cli, file, tmp_path):
     with path.open("a") as opened:
         opened.write(file("again.extxyz", slice(1)).read_text())
     result = cli("train", "--data", path, *SMALL, "--out", tmp_path / "run")
-    assert f"warning: {path}: 1 structures are equal to an earlier one" in result.out
+    assert f"warning: {path}: 1 structure is equal to an earlier one" in result.out
     assert "checked: warnings" in result.out
     assert "nothing speaks against" not in result.out
 

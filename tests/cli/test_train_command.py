@@ -1,6 +1,7 @@
 """``pimlip-zoo train`` and what follows it; everything that a user can get wrong is one line, exit code 2, no trace."""
 
 import csv
+import dataclasses
 import errno
 import json
 import re
@@ -15,8 +16,8 @@ import torch
 import yaml
 from ase.io import write
 
-from pimlip_zoo.cli.train import _cut_short
-from pimlip_zoo.config import load_config
+from pimlip_zoo.cli.train import _cut_short, _with_few_labels
+from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.training import callbacks
@@ -69,6 +70,35 @@ def run(trained, tmp_path):
 
 
 # ---- what it does
+
+
+def frames_of(count=50, **changes):
+    return [
+        dataclasses.replace(frame, **changes) for frame in load_frames(f"builtin:ethanol-gfn2/train@:{count}")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "frames", "says"),
+    [
+        ("model.name=mace", {}, "--from builtin:organic-gfn2/mace,"),
+        ("model.name=nequip", {}, "--from builtin:organic-gfn2/nequip,"),
+        ("model.name=mace", {"count": 201}, None),
+        ("model.name=mace finetune.run=builtin:organic-gfn2/mace", {}, None),
+        ("weak.preset=gfn2", {}, None),
+        ("weak.labels.method=delta weak.labels.calculator=emt", {}, None),
+        ("model.name=mace", {"info": {"charge": -1}}, None),
+        ("model.name=mace", {"numbers": np.full(9, 14)}, None),
+        ("model.name=mace", {"cell": 9 * np.eye(3), "pbc": np.array([True, False, False])}, None),
+    ],
+)
+def test_few_labels_of_molecules_that_have_a_start_are_told_of_it(options, frames, says):
+    config = load_config(None, [("data.train", "few.extxyz"), *parse_settings(options.split())])
+    said = _with_few_labels(config, frames_of(**frames))
+    assert (says or "") in said
+    assert bool(said) is bool(says)
+    builtin = load_config(None, [("data.train", "builtin:ethanol-gfn2"), *parse_settings(options.split())])
+    assert _with_few_labels(builtin, frames_of(**frames)) == ""
 
 
 def test_a_run_folder_holds_what_is_needed_to_use_resume_and_understand_it(cli, tmp_path):
@@ -414,6 +444,15 @@ def test_test_data_are_looked_at_before_the_training(refused, tmp_path):
     [
         (["--model", "nequp"], ["nequp", "did you mean nequip?"]),
         (["--preset", "tiny"], ["tiny", "small"]),
+        (["--max-steps", "2", "--set", "trainer.max_steps=3"], ["trainer.max_steps", "twice: 2 and 3"]),
+        (["--set", "data.train=b.extxyz"], ["data.train", "is given twice", "b.extxyz"]),
+        (["--set", "optimizer.lr=0.1", "--set", "optimizer.lr=0.2"], ["optimizer.lr", "twice: 0.1 and 0.2"]),
+        (["--set", "recipe.filled=[optimizer.lr]"], ["recipe.filled", "is written by runs"]),
+        (["--labels", "energy,energy"], ["data.labels", "a label is named twice"]),
+        (["--labels", ""], ["data.labels"]),
+        (["--log", ""], ["no logger is called ''"]),
+        (["--nodes", "2"], ["trainer.nodes", "torchrun or srun"]),
+        (["--set", "trainer.threads=100000"], ["trainer.threads", "1024"]),
         (["--set", "optimizer.lrr=1"], ["optimizer.lrr", "did you mean lr"]),
         (["--set", "optimiser.lr=1"], ["optimiser", "did you mean optimizer"]),
         (["--set", "model.chanels=8"], ["model.chanels", "did you mean channels"]),

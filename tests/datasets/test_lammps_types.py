@@ -79,6 +79,57 @@ def test_forces_of_a_dump_are_labels_and_the_energy_that_ase_gives_it_is_none(tm
     assert frame.forces.tolist() == [[0, 0, 1.5], [0, 0, -1.5]]
 
 
+FULL = HEAD + "ITEM: ATOMS id element x y z fx fy fz\n1 O 1 2 3 0.1 0 0\n2 H 2 2 3 -0.1 0 0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (FULL + FULL.rpartition("2 H")[0], "frame 1: is cut off: of 2 atoms there are 1 .*head -n 11"),
+        (FULL.rpartition("2 H")[0], "frame 0: is cut off"),
+        (FULL.rpartition("2 H")[0] + FULL, "frame 0: is cut off"),
+        (FULL + "3 H 3 2 3 0 0 0\n", "frame 0: goes on behind its end: of 2 atoms there are 3"),
+        (FULL.replace("2 H", "1 H"), "frame 0: has the atom 1 twice"),
+        (FULL.replace(" fz", "").replace(" 0\n", "\n"), "has of the forces only fx, fy"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.lammpstrj", "a.lammpstrj.gz"])
+def test_a_dump_that_is_not_whole_is_refused(tmp_path, text, says, name):
+    path = put(tmp_path / name, text)
+    for read in (read_structure, load_frames):
+        with pytest.raises(InputError, match=says):
+            read(path)
+
+
+def test_frames_of_other_numbers_of_atoms_and_columns_are_whole(tmp_path):
+    one = (
+        FULL.replace("ATOMS\n2", "ATOMS\n1")
+        .rpartition("2 H")[0]
+        .replace("ITEM: ATOMS id", "ITEM: ATOMS  id ")
+    )
+    frames = load_frames(put(tmp_path / "a.lammpstrj", one + FULL + "\n" + one))
+    assert [len(frame.numbers) for frame in frames] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(("mass", "said"), [("2.014", True), ("15.999", True), ("1.008", False)])
+def test_masses_beside_elements_are_said_to_be_passed_over(tmp_path, caplog, mass, said):
+    text = FULL.replace("element", "element mass").replace(" O ", " O 15.999 ").replace(" H ", f" H {mass} ")
+    read_structure(put(tmp_path / "a.lammpstrj", text))
+    assert (f"not those of the column mass (H {mass})" in caplog.text) is said
+
+
+def test_that_a_dump_states_no_units_is_said_unless_they_are_named(tmp_path, caplog):
+    path = put(tmp_path / "a.lammpstrj", FULL)
+    for read in (read_structure, load_frames):
+        caplog.clear()
+        read(path)
+        assert "taken as of LAMMPS' units metal" in caplog.text
+    caplog.clear()
+    load_frames(f"{path}?energy=kcal/mol")
+    load_frames(put(tmp_path / "b.lammpstrj", "ITEM: UNITS\nmetal\n" + FULL))
+    assert not caplog.text
+
+
 def test_units_that_a_file_states_are_its_units(tmp_path):
     columns = (
         "ITEM: ATOMS id element x y z vx vy vz fx fy fz\n1 Cu 0 0 0 0 0 1 0 0 1\n2 Cu 0 0 2 0 0 0 0 0 0\n"

@@ -240,7 +240,23 @@ def test_it_is_said_when_what_the_rounds_began_with_is_not_known(whole, tmp_path
         ("channels: 4", "chanels: 4", "chanels"),
         ("pool:", "pol:", "sample.pol: no such option"),
         (POOL, "{}", "needs start or pool"),
-        (POOL, POOL.replace("}", ", strain: 0.05}"), "strains are for sampled structures"),
+        (POOL, POOL.replace("}", ", strain: 0.05}"), "sample.strain: is for sampled structures"),
+        (POOL, POOL.replace("}", ", stride: 9}"), "sample.stride: is for sampled structures"),
+        (POOL, "{start: a.xyz, temperatures: [-5]}", "sample.temperatures.0"),
+        (POOL, "{start: a.xyz, temperatures: [.nan]}", "sample.temperatures.0"),
+        (POOL, "{start: a.xyz, temperatures: [.inf]}", "sample.temperatures.0"),
+        (POOL, "{start: a.xyz, temperatures: []}", "sample.temperatures"),
+        (POOL, "{start: a.xyz, timestep: .inf}", "sample.timestep"),
+        ("stop:", "seed: -1\nstop:", "seed"),
+        ("rounds: 2}", "forces: .nan}", "stop.forces"),
+        ("rounds: 2}", "uncertainty: -1}", "stop.uncertainty"),
+        ("rounds: 2}", "labels: 0}", "stop.labels"),
+        ("emt}", "emt, seconds: -1}", "label.seconds"),
+        ("emt}", "emt, memory: .nan}", "label.memory"),
+        ("emt}", "emt, workers: 1000000000}", "label.workers"),
+        ("train:", "train:\n  data: {train: b.xyz}", "train.data.train: is set by the rounds"),
+        ("train:", "train:\n  data: {valid_fraction: 0.3}", "train.data.valid_fraction"),
+        ("train:", "train:\n  seed: 9", "train.seed: is set by the rounds (give seed beside train)"),
         ("number: 3", "number: 3, first: gradient", "gradient needs a trained potential"),
         ("number: 3", "number: 3, later: gradent", "did you mean gradient?"),
         ("max_steps: 2", "max_stps: 2", "max_stps"),
@@ -253,6 +269,15 @@ def test_mistakes_are_one_line_before_anything_is_done(tmp_path, old, new, says)
         load_rounds(path)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["nonsense", "nowhere:make"])
+def test_a_calculator_that_there_is_not_is_refused_before_anything_is_sampled(tmp_path, name):
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("emt}", f"'{name}'}}"))
+    with pytest.raises(InputError, match=r"^label\.calculator: "):
+        run_rounds(load_rounds(path))
     assert not (tmp_path / "out").exists()
 
 

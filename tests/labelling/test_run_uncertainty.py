@@ -15,10 +15,12 @@ from pimlip_zoo.cli import app
 from pimlip_zoo.config import load_config, save_config
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
+from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.deploy.structure import read_structure
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import uncertainty_summary
 from pimlip_zoo.experiment import prepare, train
+from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.labelling.uncertainty import covered, posterior_path
 from pimlip_zoo.labelling.watch import UncertaintyWatch
 from pimlip_zoo.run_posterior import posterior_of
@@ -73,6 +75,43 @@ def test_a_checkpoint_alone_cannot_be_fitted(run, tmp_path):
         posterior_of(lone)
 
 
+@pytest.fixture
+def moved(tmp_path, monkeypatch):
+    """A run that was trained on files, and the folder that it was trained in."""
+    monkeypatch.chdir(tmp_path)
+    frames = load_frames("builtin:ethanol-gfn2/train@:12")
+    for name, part in (("train", frames[:4]), ("valid", frames[4:6]), ("pool", frames)):
+        write_frames(tmp_path / f"{name}.extxyz", part)
+    settings = {"model.channels": 4, "model.num_layers": 1, "model.l_max": 1, "trainer.max_steps": 2}
+    data = {"data.train": "train.extxyz", "data.valid": "valid.extxyz", "data.check": False}
+    config = load_config(None, [*settings.items(), *data.items()])
+    train_run(prepare_run(config), tmp_path / "run")
+    return tmp_path
+
+
+@pytest.mark.parametrize("part", ["train", "valid"])
+def test_nothing_is_fitted_to_or_known_of_other_structures_than_the_run_had(moved, part):
+    write_frames(moved / f"{part}.extxyz", load_frames("builtin:ethanol-gfn2/train@6:9"))
+    name = {"train": "training", "valid": "validation"}[part]
+    with pytest.raises(InputError, match=f"{name} structures in {part}.extxyz are not those of the run"):
+        posterior_of("run")
+    assert not posterior_path(moved / "run" / "checkpoints" / "best.ckpt").exists()
+    select = ["select", "pool.extxyz", "-n", 2, "-o", "out.extxyz", "--run", "run"]
+    assert "are not those of the run" in called(*select, "--acquisition", "random", code=2)
+    (moved / "run" / "data.json").unlink()  # the checkpoint has the hashes, too
+    assert "are not those of the run" in called(*select, "--acquisition", "random", code=2)
+
+
+def test_structures_of_a_run_that_are_not_found_are_named_with_it(moved, monkeypatch):
+    (moved / "other").mkdir()
+    monkeypatch.chdir(moved / "other")
+    select = ["select", "../pool.extxyz", "-n", 2, "-o", "out.extxyz"]
+    said = called(*select, "--run", "../run", "--acquisition", "random", code=2)
+    assert "../run: the structures that it was trained on cannot be read again: train.extxyz" in said
+    assert "relative names are those of the folder that it was trained in" in said
+    called(*select, "--run", "../run/checkpoints/best.ckpt", "--acquisition", "random")
+
+
 def test_the_calculator_reports_uncertainties(run):
     atoms = read_structure(ONE)
     atoms.calc = pimlip_zoo.calculator(run, uncertainty=True)
@@ -108,7 +147,7 @@ def test_select_knows_what_a_run_was_trained_on(run, tmp_path, acquisition):
     said = called("select", "builtin:ethanol-gfn2/train@:12", "--run", run, "-n", 3, "-o", out, *way)
     assert f"3 of 12 structures by {acquisition or 'variance'}" in said
     assert "8 were left out" in said
-    assert "structure 0: it is labelled already" in said
+    assert "8 structures: it is labelled already (0, 1, 2, 3, 4, ...)" in said
     assert {atoms.info["pool_index"] for atoms in read(out, ":")} < {8, 9, 10, 11}
     refusal = called(
         "select", "builtin:ethanol-gfn2/train@:12", "--run", run, "-n", 5, "-o", tmp_path / "b.xyz", code=2

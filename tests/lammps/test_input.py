@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixCom, FixScaled
 from toys import SPECIES, geometries, potential_of, predict, relative
+from typer.testing import CliRunner
 
+from pimlip_zoo.cli import app
 from pimlip_zoo.deploy.lammps.input import MDSettings, in_lammps_axes, write_data, write_run
 from pimlip_zoo.deploy.lammps.run import run_lammps
 from pimlip_zoo.errors import InputError
@@ -19,6 +22,29 @@ def test_a_constraint_without_single_atoms_is_refused(tmp_path):
     atoms.constraints = [FixCom()]
     with pytest.raises(InputError, match="its constraint FixCom cannot be kept here"):
         write_run(tmp_path, atoms, model="a.pimlip", plugin="a.so", species=SPECIES)
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "says"),
+    [
+        ("still.extxyz", ["--pressure", "1"], "--pressure: nvt has none"),
+        ("still.extxyz", ["--pressure", "0", "--ensemble", "nve"], "--pressure: nve has none"),
+        ("moving.extxyz", ["--seed", "7"], "--seed: velocities are those in the file"),
+        ("spot.extxyz", [], "atoms 0 and 1 are on one spot"),
+    ],
+)
+def test_options_without_effect_and_atoms_on_one_spot_are_refused(file, options, says, tmp_path):
+    atoms = molecule("H2O")
+    ase.io.write(tmp_path / "still.extxyz", atoms)
+    atoms.set_velocities(np.full((3, 3), 0.01))
+    ase.io.write(tmp_path / "moving.extxyz", atoms)
+    atoms.positions[1] = atoms.positions[0]
+    ase.io.write(tmp_path / "spot.extxyz", atoms)
+    command = ["lammps", "input", "a.pimlip", "--structure", tmp_path / file, "-o", tmp_path / "md", *options]
+    result = CliRunner().invoke(app, [*map(str, command)])
+    assert isinstance(result.exception, InputError)
+    assert says in str(result.exception)
+    assert not (tmp_path / "md").exists()
 
 
 @pytest.mark.parametrize(

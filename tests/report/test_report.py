@@ -2,12 +2,14 @@
 
 import base64
 import errno
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from pimlip_zoo import experiment
 from pimlip_zoo.cli.report import _changed, write_run_report
@@ -181,6 +183,29 @@ def test_a_parity_plot_says_the_errors_of_its_points_or_those_that_it_is_given()
     assert text.get_text() == "MAE 2.00 meV/Å\nRMSE 2.24 meV/Å"
     (text,) = parity_figure(values, errors={"forces": {"mae": 0.1, "rmse": 0.2}}).axes[0].texts
     assert text.get_text() == "MAE 100.00 meV/Å\nRMSE 200.00 meV/Å"
+
+
+def test_ticks_of_total_energies_neither_overlap_nor_hide_their_first_digits():
+    reference = np.linspace(-626.103, -626.089, 7)
+    figure = parity_figure({"energy_per_atom": (reference, reference + 1e-4)})
+    FigureCanvasAgg(figure).draw()
+    top, bottom = figure.axes
+    for axis in (top.yaxis, bottom.xaxis):
+        assert axis.get_offset_text().get_text() == ""
+        assert all("626." in label.get_text() for label in axis.get_ticklabels())
+    boxes = [label.get_window_extent() for label in bottom.get_xticklabels() if label.get_text()]
+    assert len(boxes) >= 2
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_the_panel_of_errors_shows_the_largest_unless_it_is_far_beyond_all_others():
+    reference = np.linspace(-1.0, 1.0, 11)
+    few = parity_figure({"forces": (reference, reference + 1e-3 * np.arange(11.0))})
+    assert few.axes[1].get_ylim()[1] > 10.0
+    reference = np.linspace(-1.0, 1.0, 10_000)
+    error = 1e-3 * reference
+    error[-1] = 1.0
+    assert 1.0 < parity_figure({"forces": (reference, reference + error)}).axes[1].get_ylim()[1] < 3.0
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -217,6 +217,94 @@ def test_a_file_is_a_level_whatever_its_order(ethanol, tmp_path):
         labels_of_level(str(tmp_path / "b.extxyz"), ethanol)
 
 
+@pytest.mark.parametrize("labels", [None, "energy", "forces"])
+def test_a_structure_that_a_file_has_twice_counts_once_where_its_labels_agree(ethanol, tmp_path, labels):
+    level = spring(ethanol)
+    again = {
+        None: level[0],
+        "energy": replace(level[0], energy=level[0].energy + 1e-3),
+        "forces": replace(level[0], forces=None),
+    }[labels]
+    ase.io.write(tmp_path / "a.extxyz", [frame_to_atoms(frame) for frame in [*level, again]])
+    if labels is None:
+        assert len(labels_of_level(str(tmp_path / "a.extxyz"), ethanol)) == len(ethanol)
+        return
+    with pytest.raises(InputError, match="index 0 of the labelled ones 2 times"):
+        labels_of_level(str(tmp_path / "a.extxyz"), ethanol)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"info": {"charge": 1}}, {"info": {"charge": 0, "multiplicity": 3}}, {"pbc": np.array([True] * 3)}],
+)
+def test_a_level_of_other_electrons_or_periodicity_is_another_one(ethanol, tmp_path, changes):
+    boxed = [replace(frame, cell=9 * np.eye(3)) for frame in ethanol[:2]]
+    other = [replace(frame, **changes) for frame in boxed]
+    ase.io.write(tmp_path / "a.extxyz", [frame_to_atoms(frame) for frame in other])
+    assert len(labels_of_level(str(tmp_path / "a.extxyz"), other)) == 2
+    with pytest.raises(InputError, match="no structure like the one with index 0"):
+        labels_of_level(str(tmp_path / "a.extxyz"), boxed)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("trainer.max_steps", "--steps"),
+        ("trainer.valid_every", "--steps"),
+        ("trainer.max_time", "--steps"),
+        ("data.train", "--data"),
+        ("data.valid", "itself"),
+        ("data.labels", "--labels"),
+        ("model.name", "--model"),
+        ("seed", "--seed"),
+        ("weak.labels.method", "--calculator"),
+        ("weak", "--calculator"),
+    ],
+)
+def test_what_the_comparison_sets_itself_is_refused(ethanol, key, hint):
+    with pytest.raises(InputError, match="is set by the comparison") as caught:
+        advise(ethanol, {}, settings=[("model.channels", 4), (key, 3)])
+    assert key in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_what_has_no_weight_is_not_compared(ethanol, monkeypatch):
+    seen = []
+
+    def prepared(config, *, split):
+        seen.extend(frame for part in split for frame in part)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(advice, "prepare", prepared)
+    frames = [replace(ethanol[0], weight=0.0), *ethanol[1:]]
+    with pytest.raises(KeyboardInterrupt):
+        advise(frames, {}, steps=10)
+    assert all(frame.weight for frame in seen)
+    with pytest.raises(InputError, match="9 structures are too few"):
+        advise([replace(frame, weight=float(k < 9)) for k, frame in enumerate(ethanol)], {})
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        advise([replace(frame, label_weights=(1.0, 0.0, 1.0)) for frame in ethanol], {}, steps=10)
+    assert seen
+    assert all(frame.forces is None for frame in seen)
+
+
+def test_forces_that_only_some_structures_have_are_refused(ethanol):
+    frames = [*ethanol[:3], replace(ethanol[3], forces=None), *ethanol[4:]]
+    with pytest.raises(InputError, match="1 of 16 structures have no forces, the first is that with index 3"):
+        advise(frames, {})
+
+
+def test_that_one_composition_does_not_determine_energies_of_atoms_is_no_warning(ethanol, caplog):
+    advise(ethanol, {}, model="nequip", steps=10, settings=SMALL)
+    assert "compositions determine" not in caplog.text
+
+
+def test_a_training_that_was_validated_once_tells_the_time_of_its_steps(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,seconds\n4,2.0\n")
+    assert advice._seconds_of_step(tmp_path) == 0.5
+
+
 def test_levels_that_know_the_elements_are_found():
     pytest.importorskip("tblite")
     assert known_levels(load_builtin("ethanol-gfn2")[:1])[0] == ["gfn2", "gfn1", "emt"]

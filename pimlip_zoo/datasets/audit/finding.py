@@ -42,3 +42,12 @@ def frames_of(concerned: Iterable[Any]) -> dict[str, Any]:
     if array.dtype == bool:
         array = np.flatnonzero(array)
     return {"count": len(array), "frames": tuple(int(i) for i in array[:_LISTED])}
+
+
+def counted(concerned: int, one: str, many: str) -> str:
+    """The number with what is said of it.
+
+    >>> counted(1, "cell is", "cells are"), counted(2, "cell is", "cells are")
+    ('1 cell is', '2 cells are')
+    """
+    return f"{concerned} {one if concerned == 1 else many}"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.audit.alignment import displacement
-from pimlip_zoo.datasets.audit.finding import Finding, frames_of
+from pimlip_zoo.datasets.audit.finding import Finding, counted, frames_of
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.errors import plain_number
 
@@ -26,7 +26,8 @@ def check_geometry(survey: Survey, cutoff: float) -> Iterator[Finding]:
         yield Finding(
             "too-close",
             "warning",
-            f"{int(close.sum())} structures have atoms closer than half the sum of their covalent radii, down to "
+            f"{counted(int(close.sum()), 'structure has', 'structures have')} "
+            f"atoms closer than half the sum of their covalent radii, down to "
             f"{float(facts['closest'].min()):.2f} of it",
             survey.name,
             **frames_of(close),
@@ -37,7 +38,8 @@ def check_geometry(survey: Survey, cutoff: float) -> Iterator[Finding]:
         yield Finding(
             "isolated-atoms",
             "warning",
-            f"{int(lonely.sum())} structures have atoms without a neighbour within {cutoff:g} Å",
+            f"{counted(int(lonely.sum()), 'structure has', 'structures have')} "
+            f"atoms without a neighbour within {cutoff:g} Å",
             survey.name,
             **frames_of(lonely),
             hint="such atoms get no force: is the cutoff too small?",
@@ -47,7 +49,8 @@ def check_geometry(survey: Survey, cutoff: float) -> Iterator[Finding]:
         yield Finding(
             "open-cells",
             "warning",
-            f"{int(cut.sum())} structures have a cell that their atoms fill, but pbc is off where it ends: atoms at "
+            f"{counted(int(cut.sum()), 'structure has', 'structures have')} "
+            f"a cell that their atoms fill, but pbc is off where it ends: atoms at "
             "its faces have no neighbours beyond them",
             survey.name,
             **frames_of(cut),
@@ -58,7 +61,7 @@ def check_geometry(survey: Survey, cutoff: float) -> Iterator[Finding]:
         yield Finding(
             "thin-cells",
             "note",
-            f"{int(thin.sum())} cells are thinner than the cutoff of {cutoff:g} Å, down to "
+            f"{counted(int(thin.sum()), 'cell is', 'cells are')} thinner than the cutoff of {cutoff:g} Å, down to "
             f"{float(facts['thinnest'].min()):.2f} Å: several images are neighbours, which is handled",
             survey.name,
             **frames_of(thin),
@@ -77,7 +80,7 @@ def check_duplicates(survey: Survey) -> Iterator[Finding]:
     yield Finding(
         "duplicates",
         "warning",
-        f"{len(again)} structures are equal to an earlier one",
+        f"{counted(len(again), 'structure is', 'structures are')} equal to an earlier one",
         survey.name,
         **frames_of(again),
         values={"pairs": [[int(original[i]), int(i)] for i in again[:20]]},

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pimlip_zoo.datasets.audit.finding import Finding, frames_of
+from pimlip_zoo.datasets.audit.finding import Finding, counted, frames_of
 from pimlip_zoo.datasets.audit.references import fit_atom_energies
 from pimlip_zoo.datasets.audit.survey import Survey
 from pimlip_zoo.datasets.lmdb.record import ENERGY, FORCES, STRESS
@@ -37,7 +37,7 @@ def check_coverage(survey: Survey, labels: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             "unusable",
             "refused",
-            f"{len(survey.bad)} structures cannot be used; the first: {survey.bad[0]}",
+            f"{counted(len(survey.bad), 'structure', 'structures')} cannot be used; the first: {survey.bad[0]}",
             survey.name,
             len(survey.bad),
             tuple(places[:20]),
@@ -178,7 +178,8 @@ def check_forces(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "force-outliers",
             "warning",
-            f"{int(far.sum())} structures have forces up to {plain_number(float(largest[far].max()), 4)} eV/Å, "
+            f"{counted(int(far.sum()), 'structure has', 'structures have')} "
+            f"forces up to {plain_number(float(largest[far].max()), 4)} eV/Å, "
             f"the median of the largest is {plain_number(typical)}",
             survey.name,
             **frames_of(far),
@@ -190,7 +191,7 @@ def check_forces(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "forces-zero",
             "warning",
-            f"all forces of {int(zero.sum())} structures are exactly zero",
+            f"all forces of {counted(int(zero.sum()), 'structure', 'structures')} are exactly zero",
             survey.name,
             **frames_of(zero),
             hint="zero is a label: leave forces out where they were not computed",
@@ -204,7 +205,7 @@ def check_forces(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "net-forces",
             "warning",
-            f"the forces of {int(large.sum())} structures do not add up to zero, up to "
+            f"the forces of {counted(int(large.sum()), 'structure', 'structures')} do not add up to zero, up to "
             f"{plain_number(float(facts['force_net'][large].max()))} eV/Å",
             survey.name,
             **frames_of(large),

@@ -121,7 +121,7 @@ def as_html(audit: Audit) -> str:
         (
             finding.severity,
             finding.data,
-            f"{finding.message}. {finding.hint}",
+            finding.message + (f" ({finding.hint})" if finding.hint else ""),
             " ".join(map(str, finding.frames)),
         )
         for finding in audit.findings

@@ -14,7 +14,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.convergence import unconverged_in
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
-from pimlip_zoo.datasets.readers.lammps_types import is_dump, say_periodic, told_to_ase
+from pimlip_zoo.datasets.readers.lammps_types import is_dump, say_guessed, told_to_ase
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reason_of
 
@@ -35,6 +35,7 @@ class AseFile:
         kind = None if options.format in (None, "ase") else options.format
         self._told = {"format": kind, **told_to_ase(path, kind)}
         named = [name for name in ("energy", "length", "forces") if getattr(options, name)]
+        self._units_named = bool(named)
         if named and "units" in self._told:
             raise InputError(
                 f"says itself that its units are {self._told['units']}",
@@ -54,7 +55,7 @@ class AseFile:
             InputError: where ASE cannot read on.
         """
         unconverged = self._unconverged()
-        say_periodic(self.path, self._told)
+        say_guessed(self.path, self._told, units=self._units_named)
         for index, atoms in enumerate(self._iterate()):
             if index >= window.stop:
                 return

@@ -44,7 +44,8 @@ def check_elements_named(path: str | Path, kind: str | None = None) -> None:
         kind: its format, as ASE calls it; None: ASE says which.
 
     Raises:
-        InputError: for a dump of which a frame has no column ``element`` or ``mass``, and data without masses.
+        InputError: for a dump of which a frame has no column ``element`` or ``mass``, or is not whole (see
+            :class:`_DumpCheck`), and data without masses.
     """
     if kind is None:
         kind = _kind(path)
@@ -60,6 +61,8 @@ def check_elements_named(path: str | Path, kind: str | None = None) -> None:
                     frame=frame,
                     hint="write a column of them: dump ... custom ... id element x y z, and dump_modify ... element",
                 )
+        with suppress(EOFError, OSError, lzma.LZMAError, zlib.error):  # ASE says it
+            _DumpCheck(path).run()
     elif kind == _BINARY:
         raise InputError(
             "a binary dump of LAMMPS has numbers of atom types and no elements",
@@ -105,10 +108,119 @@ def is_dump(told: dict[str, Any]) -> bool:
     return told.get("format") == _TEXT
 
 
-def say_periodic(path: str | Path, told: dict[str, Any]) -> None:
-    """Say of a data file that it is taken as periodic, which it does not tell."""
+def say_guessed(path: str | Path, told: dict[str, Any], *, units: bool = False) -> None:
+    """Say what a file of LAMMPS does not: that data are periodic, of which units a dump is.
+
+    Args:
+        path: the file.
+        told: what ASE is told of it.
+        units: whether the user has named them.
+    """
     if told.get("format") == _DATA:
         log.warning("%s: taken as periodic in all directions: a data file of LAMMPS does not say", path)
+    elif is_dump(told) and "units" not in told and not units:
+        log.warning(
+            "%s: taken as of LAMMPS' units metal (eV, Å): the dump does not say (dump_modify ... units yes)",
+            path,
+        )
+
+
+class _DumpCheck:
+    """Looks at every line of a dump: what ASE passes over there would be another structure, or another label.
+
+    A frame with fewer or more atoms than it says, as where LAMMPS was killed, with an atom twice, or with only some
+    components of the forces is refused; masses beside elements that are not theirs are said.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self.frame = -1
+        self.begins = 1
+        """The line that the frame begins at."""
+        self.item = b""
+        self.expected: int | None = None
+        self.columns: list[bytes] = []
+        self.rows = 0
+        self.ids: set[bytes] = set()
+        self.strange: set[bytes] = set()
+
+    def run(self) -> None:
+        """Read the file once.
+
+        Raises:
+            InputError: naming the frame.
+        """
+        with opened(self.path) as file:
+            for number, line in enumerate(file, start=1):
+                words = line.split()
+                if words[:1] == [b"ITEM:"]:
+                    self._begin(words[1:], number)
+                elif words and self.item == b"ATOMS":
+                    self._row(words)
+                elif words and self.item == b"NUMBER":
+                    self.expected = int(words[0]) if words[0].isdigit() else None
+        self._end()
+        if self.strange:
+            log.warning(
+                "%s: elements have their usual masses, and not those of the column mass (%s)",
+                self.path,
+                b", ".join(sorted(self.strange)[:3]).decode(errors="replace"),
+            )
+
+    def _begin(self, words: list[bytes], number: int) -> None:
+        self._end()
+        self.item = words[0] if words else b""
+        if self.item == b"TIMESTEP":
+            self.begins, self.expected = number, None
+        elif self.item == b"ATOMS":
+            self.frame, self.columns, self.rows, self.ids = self.frame + 1, words[1:], 0, set()
+            _check_components(self.path, self.frame, self.columns)
+
+    def _row(self, words: list[bytes]) -> None:
+        self.rows += 1
+        row = dict(zip(self.columns, words, strict=False))
+        name = row.get(b"id")
+        if name is not None and name in self.ids:
+            raise InputError(
+                f"has the atom {name.decode(errors='replace')} twice", file=self.path, frame=self.frame
+            )
+        if name is not None:
+            self.ids.add(name)
+        if b"element" in row and b"mass" in row:
+            self.strange |= _strange_mass(row[b"element"], row[b"mass"])
+
+    def _end(self) -> None:
+        if self.item != b"ATOMS" or self.expected in (None, self.rows):
+            return
+        fault = "is cut off" if self.rows < (self.expected or 0) else "goes on behind its end"
+        raise InputError(
+            f"{fault}: of {self.expected} atoms there are {self.rows}",
+            file=self.path,
+            frame=self.frame,
+            hint=f"head -n {self.begins - 1} leaves the frames before it" if self.frame else "write it again",
+        )
+
+
+def _check_components(path: str | Path, frame: int, columns: list[bytes]) -> None:
+    forces = [name for name in (b"fx", b"fy", b"fz") if name in columns]
+    if 0 < len(forces) < 3:
+        raise InputError(
+            f"has of the forces only {b', '.join(forces).decode()}",
+            file=path,
+            frame=frame,
+            hint="write fx fy fz, or none of them",
+        )
+
+
+def _strange_mass(element: bytes, mass: bytes) -> set[bytes]:
+    """The two, where the mass is another one than the element's."""
+    from ase.data import atomic_masses, atomic_numbers
+
+    with suppress(ValueError, KeyError):
+        usual = float(atomic_masses[atomic_numbers[element.decode(errors="replace")]])
+        if abs(float(mass) - usual) > max(_OFF, _OFF_OF_MASS * usual):
+            return {element + b" " + mass}
+    return set()
 
 
 def _masses_of_types(path: str | Path) -> Iterator[bytes]:
