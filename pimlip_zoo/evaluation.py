@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.compiled.kernels import plain_torch
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.neighbours import batches_of, frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.unseen import unseen_in_frames
 from pimlip_zoo.errors import InputError
@@ -32,6 +32,10 @@ from pimlip_zoo.weak_labels.offsets import subtract_labels
 from pimlip_zoo.weak_labels.pool import cached_labels
 
 log = logging.getLogger("pimlip_zoo")
+
+_WITH_UNCERTAINTY = 10
+"""Structures whose uncertainties are computed at once."""
+_SOME = 200
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def evaluate_frames(
 
 @plain_torch()
 def uncertainty_summary(
-    potential: Potential, posterior: Posterior, frames: Sequence[Frame], *, batch_size: int = 10
+    potential: Potential, posterior: Posterior, frames: Sequence[Frame]
 ) -> dict[str, Any]:
     """How uncertainties compare with errors on labelled frames.
 
@@ -130,8 +134,7 @@ def uncertainty_summary(
         ``rms_uncertainty`` (eV, eV/Å), and ``bins``: root mean squares of both in ten groups by uncertainty.
     """
     values: dict[str, list[NDArray[np.float64]]] = {"energy": [], "forces": []}
-    for start in range(0, len(frames), batch_size):
-        batch = collate(_samples(frames[start : start + batch_size], start, potential, ""))
+    for batch in batches_of(frames, potential.species, potential.cutoff, _WITH_UNCERTAINTY):
         with torch.no_grad():
             predicted = potential(batch.graph, forces=True, virial=False)
         energy = (batch.labels.energy - predicted.energy).abs().numpy()
@@ -194,9 +197,9 @@ def _pairs(batch: Batch, predictions: Predictions) -> dict[str, tuple[torch.Tens
     return result
 
 
-def some_frames(frames: Sequence[Frame], most: int = 200) -> list[Frame]:
-    """So many structures, spread over the set, with the energy or forces that errors are of."""
-    places = np.unique(np.linspace(0, max(len(frames) - 1, 0), min(len(frames), most)).astype(int)).tolist()
+def some_frames(frames: Sequence[Frame]) -> list[Frame]:
+    """At most 200 structures, spread over the set, with the energy or forces that errors are of."""
+    places = np.unique(np.linspace(0, max(len(frames) - 1, 0), min(len(frames), _SOME)).astype(int)).tolist()
     chosen = [frames[place] for place in places]
     return [f for f in chosen if f.energy is not None or f.forces is not None or f.stress is not None]
 

@@ -199,19 +199,14 @@ def _is_exported(path: Path) -> bool:
     return False
 
 
-def baseline_of(run: str | Path, which: str = "best") -> str | None:
+def baseline_of(run: str | Path) -> str | None:
     """The calculator that a run's potential is a difference to, such as gfn2; None: it stands alone."""
-    return _baseline(read_checkpoint(checkpoint_path(run, which)))
+    return _baseline(read_checkpoint(checkpoint_path(run)))
 
 
 def _baseline(content: Mapping[str, Any]) -> str | None:
     baseline = (content[KEY].get("summary") or {}).get("baseline")
     return None if baseline is None else str(baseline["calculator"])
-
-
-def levels_of(run: str | Path, which: str = "best") -> tuple[str, ...]:
-    """The levels of theory of a run, that of the reference labels first."""
-    return (REFERENCE, *read_checkpoint(checkpoint_path(run, which)).get(LEVELS, {}))
 
 
 @plain_torch()

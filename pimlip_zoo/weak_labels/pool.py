@@ -78,21 +78,14 @@ _OTHERS = 0.5
 """Load above the number of cores from which it is said that they are shared."""
 
 
-def label_frames(
-    frames: Sequence[Frame], supervisor: CheapCalculator, progress: Progress | None = None
-) -> list[Frame]:
+def label_frames(frames: Sequence[Frame], supervisor: CheapCalculator) -> list[Frame]:
     """The same structures with the calculator's energies and forces, and stress where they are crystals and it has it.
 
     Raises:
         InputError: when the calculator fails, or knows no charges and a structure has one; naming the structure.
     """
     _check_electrons(frames, supervisor)
-
-    def report(count: int) -> None:
-        if progress is not None:
-            progress(count, len(frames))
-
-    return Sampling(frames, supervisor, PoolOptions()).labels(range(len(frames)), report)
+    return Sampling(frames, supervisor, PoolOptions()).labels(range(len(frames)), lambda _: None)
 
 
 def sample_pool(

@@ -232,13 +232,13 @@ class _Writer:
         size = self.form.sizes[layer]
         return f"store_rows({name}, {self.padded[layer]}, count, {size}, {target} + begin * {size});"
 
-    def _times(self, a: str, n: int, result: str, *, transposed: bool = False, add: bool = False) -> str:
+    def _times(self, a: str, n: int, result: str, *, transposed: bool = False) -> str:
         """``result = a W_n`` or ``a W_n^T``."""
         source, target = (n + 1, n) if transposed else (n, n + 1)
         weights = f"u{n}" if transposed else f"w{n}"
         return (
             f"product({TILE}, {self.form.sizes[source]}, {self.padded[target] // self.lanes}, {a}, "
-            f"{self.padded[source]}, 1, {weights}, {self.padded[target]}, {result}, {self.padded[target]}, {int(add)});"
+            f"{self.padded[source]}, 1, {weights}, {self.padded[target]}, {result}, {self.padded[target]}, 0);"
         )
 
     def _outer(self, a: str, b: str, n: int) -> str:
