@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo.files import write_text
-from pimlip_zoo.report.html import QUANTITIES, ReportData, breakable, page, section, table
-from pimlip_zoo.report.learning import points
+from pimlip_zoo.report.html import QUANTITIES, ReportData, breakable, page, section, short, table
+from pimlip_zoo.report.learning import PANELS, finish, points
+from pimlip_zoo.report.pictures import pictures
 from pimlip_zoo.written import milli
 
 if TYPE_CHECKING:
@@ -96,8 +97,6 @@ def comparison_curves(names: Sequence[str], runs: Sequence[ReportData]) -> Figur
     """Validation errors by step, a panel for each quantity and a line for each run; None where none was validated."""
     from matplotlib.figure import Figure
 
-    from pimlip_zoo.report.learning import PANELS, finish
-
     panels = [
         (name, label)
         for name, label in PANELS
@@ -122,8 +121,6 @@ def _curves(names: Sequence[str], runs: Sequence[ReportData]) -> str:
     figure = comparison_curves(names, runs)
     if figure is None:
         return ""
-    from pimlip_zoo.report.pictures import pictures
-
     return section("Learning curves", pictures(figure, "Validation errors of the runs by step"))
 
 
@@ -142,11 +139,7 @@ def _options(names: Sequence[str], runs: Sequence[ReportData]) -> str:
     rows = []
     for key in keys:
         default = next(run.changed[key][1] for run in runs if key in run.changed)
-        values = [_said(run.changed[key][0] if key in run.changed else default) for run in runs]
+        values = [short(run.changed[key][0] if key in run.changed else default) for run in runs]
         if len(set(values)) > 1:
             rows.append([f"<code>{breakable(key)}</code>", *(breakable(value[:80]) for value in values)])
     return section("What differs", table(["option", *map(escape, names)], rows, text=True)) if rows else ""
-
-
-def _said(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
