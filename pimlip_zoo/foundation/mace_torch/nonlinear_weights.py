@@ -7,13 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pimlip_zoo.foundation.mace_torch.weights import (
-    Weights,
-    blocks_of,
-    checked,
-    contraction_of,
-    radial_columns,
-)
+from pimlip_zoo.foundation.mace_torch.weights import contraction_of, radial_columns
+from pimlip_zoo.foundation.shapes import Weights, blocks_of, checked
 from pimlip_zoo.models.mace_nonlinear import MACENonlinear, MACENonlinearConfig, NonlinearLayer
 from pimlip_zoo.nn.radial_network import RadialNetwork
 
