@@ -27,9 +27,7 @@ from pimlip_zoo.report.parity import save_pairs
 from pimlip_zoo.report.remarks import remarks_on
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.training.metrics import ErrorStatistics
-from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
-from pimlip_zoo.weak_labels.offsets import subtract_labels
-from pimlip_zoo.weak_labels.pool import cached_labels
+from pimlip_zoo.weak_labels.pool import corrections
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -78,7 +76,7 @@ def evaluate(
     if not (known or potential.model.electrons_are_open) and (unseen := unseen_in_frames(frames)) is not None:
         log.warning("%s: %s", spec, unseen)
     if baseline is not None:
-        frames = subtract_labels(frames, cached_labels(frames, find_cheap_calculator(baseline, trust=trust)))
+        frames = corrections(frames, baseline, trust=trust)
     return evaluate_frames(potential, frames, batch_size=batch_size, model=model, source=spec)
 
 

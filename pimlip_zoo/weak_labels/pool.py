@@ -21,6 +21,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.processes import Reply, cores, serve
 from pimlip_zoo.section import Section
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
+from pimlip_zoo.weak_labels.offsets import subtract_labels
 from pimlip_zoo.weak_labels.pool_work import Part, answer_parts, do_parts, forget, told_duration
 from pimlip_zoo.weak_labels.sampling import Sampling
 
@@ -163,6 +164,18 @@ def cached_labels(
         return _Work(frames, supervisor, PoolOptions(structures=len(frames)), progress, parts).label()
 
     return _cached(folder, supervisor, key, make)
+
+
+def corrections(frames: Sequence[Frame], calculator: str, *, trust: bool = False) -> list[Frame]:
+    """The structures with their labels less those of a cheap calculator: what a potential learns that corrects it.
+
+    Args:
+        frames: with labels.
+        calculator: its name.
+        trust: call it when it is the name of a function.
+    """
+    cheap = cached_labels(frames, find_cheap_calculator(calculator, trust=trust))
+    return subtract_labels(frames, cheap)
 
 
 def _cached(
