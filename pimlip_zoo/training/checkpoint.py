@@ -68,7 +68,7 @@ def describe(potential: Potential) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "model": _registered_name(potential.model),
-        "config": _plain(dataclasses.asdict(potential.model.config)),
+        "config": plain(dataclasses.asdict(potential.model.config)),
         "species": list(potential.species),
         "dtype": str(potential.model.dtype).removeprefix("torch."),
         "repulsion": type(potential.repulsion).__name__.lower() if potential.repulsion is not None else None,
@@ -387,11 +387,12 @@ def _migrate(description: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """With lists in the place of tuples, as files have them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

@@ -6,12 +6,12 @@ Each is a checkpoint without the optimiser's state, in the package's own format,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.files import content_hash
 
 PREFIX = "builtin:"
 _FOLDER = Path(__file__).parent / "weights"
@@ -113,12 +113,8 @@ def shipped_file(run: str) -> Path:
     file = _FOLDER / f"{name}-{architecture}.ckpt"
     if not file.is_file():
         raise InputError("is missing in this installation", file=file, hint="install pimlip-zoo again")
-    if _digest(file) != STARTS[name].checksums[architecture]:
+    if content_hash(file) != STARTS[name].checksums[architecture]:
         raise InputError(
             "is not the file that came with the package", file=file, hint="install pimlip-zoo again"
         )
     return file
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
