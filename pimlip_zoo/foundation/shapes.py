@@ -14,18 +14,21 @@ from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 Weights = Mapping[str, Tensor]
 
 
-def blocks_of(name: str, linear: EquivariantLinear | SpeciesLinear, flat: Tensor) -> dict[str, Tensor]:
+def blocks_of(
+    name: str, linear: EquivariantLinear | SpeciesLinear, theirs: Weights, their_name: str
+) -> dict[str, Tensor]:
     """e3nn keeps one vector, blocks in the order of the input's irreps; ours go by the output's.
 
     Raises:
         InputError: when it has another number of weights.
     """
+    flat = theirs[f"{their_name}.weight"]
     irreps_in, irreps_out = o3.Irreps(linear.irreps_in), o3.Irreps(linear.irreps_out)
     matching = [irrep for _, irrep in irreps_out if irrep in irreps_in]
     shapes = dict(zip(matching, (weight.shape for weight in linear.weights), strict=True))
     expected = sum(shape.numel() for shape in shapes.values())
     if flat.numel() != expected:
-        raise InputError(f"{name} has {flat.numel()} weights in the file, and {expected} here")
+        raise InputError(f"{their_name} has {flat.numel()} weights in the file, and {expected} here")
     order = [irrep for _, irrep in irreps_in if irrep in shapes]
     parts = flat.reshape(-1).split([shapes[irrep].numel() for irrep in order])
     found = {irrep: part.reshape(shapes[irrep]) for irrep, part in zip(order, parts, strict=True)}

@@ -54,7 +54,7 @@ def _layer(layer: MACELayer, theirs: Weights, interaction: str, product: str) ->
         ("skip", layer.skip, f"{interaction}skip_tp"),
         ("linear_update", layer.linear_update, f"{product}linear"),
     ):
-        ours |= blocks_of(name, linear, theirs[f"{their_name}.weight"])
+        ours |= blocks_of(name, linear, theirs, their_name)
     for index in range(len(layer.radial.weights)):
         ours[f"radial.weights.{index}"] = theirs[f"{interaction}conv_tp_weights.layer{index}.weight"]
     last = f"radial.weights.{len(layer.radial.weights) - 1}"

@@ -30,10 +30,10 @@ def nequip_weights(model: NequIP, theirs: Weights) -> dict[str, Tensor]:
         assert isinstance(layer, NequIPLayer)
         there, here = f"layer{index}_convnet.conv", f"layers.{index}"
         ours |= _mlp(theirs, f"{there}.edge_mlp", f"{here}.radial")
-        ours |= blocks_of(f"{here}.linear_in", layer.linear_in, theirs[f"{there}.linear_1.weight"])
-        ours |= blocks_of(f"{here}.linear_out", layer.linear_out, theirs[f"{there}.linear_2.weight"])
+        ours |= blocks_of(f"{here}.linear_in", layer.linear_in, theirs, f"{there}.linear_1")
+        ours |= blocks_of(f"{here}.linear_out", layer.linear_out, theirs, f"{there}.linear_2")
         if layer.self_connection is not None:
-            ours |= blocks_of(f"{here}.self_connection", layer.self_connection, theirs[f"{there}.sc.weight"])
+            ours |= blocks_of(f"{here}.self_connection", layer.self_connection, theirs, f"{there}.sc")
     return checked(model, ours)
 
 
