@@ -102,8 +102,7 @@ class Replay(LossTerm):
 
     def forward(self, evaluated: Evaluated) -> LossValue:
         """See :class:`LossTerm`; the labelled structures are not looked at."""
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        generator = step_generator(self.seed, rank, evaluated.step.batch)
+        generator = step_generator(self.seed, evaluated.step.batch)
         drawn = torch.randperm(len(self.samples), generator=generator)[: self.batch_size].tolist()
         potential = cast("PotentialLike", evaluated.potential)
         graph = self._graph(drawn, self.energy.device)
