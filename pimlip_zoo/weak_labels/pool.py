@@ -112,8 +112,6 @@ def sample_pool(
         InputError: when too few structures stay within the limit of force.
     """
     starts = _starts(frames, unlabelled, options)
-    if not starts:
-        raise InputError("there is no structure to start from", key="weak.labels.pool")
     options = options.for_structures(starts)
     return _Work(starts, supervisor, options, progress).sample(unlabelled)
 
@@ -144,8 +142,6 @@ def labelled_pool(
     key = _key(starts, supervisor, ["parts", _plain(options)])
 
     def make(parts: Path) -> list[Frame]:
-        if not starts:
-            raise InputError("there is no structure to start from", key="weak.labels.pool")
         return _Work(starts, supervisor, options, progress, parts).sample(unlabelled)
 
     return _cached(folder, supervisor, key, make)
@@ -282,6 +278,8 @@ class _Work:
 
     def sample(self, unlabelled: Sequence[Frame]) -> list[Frame]:
         """The structures of a pool."""
+        if not self.starts:
+            raise InputError("there is no structure to start from", key="weak.labels.pool")
         _check_electrons(self.starts, self.supervisor)
         total = self.options.structures or 0
         moving = {"md": total, "both": total - total // 2}.get(self.options.method, 0)
