@@ -206,9 +206,7 @@ def _registered(text: str) -> CheapCalculator:
     known_as = package_version(info.package)
     if importlib.util.find_spec(info.package.replace("-", "_")) is None and known_as == info.package:
         raise InputError(f"{info.package} is not installed", key=KEY, hint=info.install)
-    chosen = {
-        key: value for key, value in options.model_dump(mode="json").items() if _differs(info, key, value)
-    }
+    chosen = options.model_dump(mode="json", exclude_defaults=True)
     full = "&".join(f"{key}={value}" for key, value in sorted(chosen.items()))
     return CheapCalculator(
         f"{name}?{full}" if full else name,
@@ -216,10 +214,6 @@ def _registered(text: str) -> CheapCalculator:
         lambda: info.make(**options.model_dump()),
         charged=info.charged,
     )
-
-
-def _differs(info: CalculatorInfo, key: str, value: Any) -> bool:
-    return bool(value != info.options().model_dump(mode="json")[key])
 
 
 def _quiet(calculator: Calculator) -> Calculator:

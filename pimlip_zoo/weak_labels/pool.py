@@ -139,7 +139,7 @@ def labelled_pool(
     """
     starts = _starts(frames, unlabelled, options)
     options = options.for_structures(starts)
-    key = _key(starts, supervisor, ["parts", _plain(options)])
+    key = _key(starts, supervisor, ["parts", options.model_dump(mode="json")])
 
     def make(parts: Path) -> list[Frame]:
         return _Work(starts, supervisor, options, progress, parts).sample(unlabelled)
@@ -330,7 +330,7 @@ class _Work:
 
         if self._processes > 1 and self.parts is not None and len(parts) > 1:
             self.parts.mkdir(parents=True, exist_ok=True)
-            job = {"supervisor": self.supervisor.name, "options": _plain(self.options)}
+            job = {"supervisor": self.supervisor.name, "options": self.options.model_dump(mode="json")}
             (self.parts / "job.json").write_text(json.dumps(job), encoding="utf-8")
             if not (self.parts / "starts.lmdb").exists():
                 write_store(self.parts / "starts.lmdb", self.starts)
@@ -435,10 +435,6 @@ def _key(frames: Sequence[Frame], supervisor: CheapCalculator, what: Any) -> str
     for frame in frames:
         digest.update(geometry_bytes(frame) + electrons_bytes(frame))
     return digest.hexdigest()
-
-
-def _plain(options: PoolOptions) -> dict[str, Any]:
-    return options.model_dump(mode="json")
 
 
 def _counted(processes: int) -> str:
