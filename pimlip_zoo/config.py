@@ -551,10 +551,8 @@ def _explain(error: ValidationError, file: Path | None) -> InputError:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        fields = _fields_at(path[:-1])
-        return InputError(
-            "no such option", file=file, key=".".join(path), hint=did_you_mean(path[-1], fields)
-        )
+        hint = did_you_mean(path[-1], fields_at(RunConfig, path[:-1]))
+        return InputError("no such option", file=file, key=".".join(path), hint=hint)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return cause
@@ -568,8 +566,8 @@ def _explain(error: ValidationError, file: Path | None) -> InputError:
     return InputError(f"{told['msg']}, got {told['input']!r}", file=file, key=".".join(path))
 
 
-def _fields_at(path: Sequence[str]) -> list[str]:
-    section: Any = RunConfig
+def fields_at(section: Any, path: Sequence[str]) -> list[str]:
+    """The options that a section of a configuration has, given the keys that lead there from another."""
     for name in path:
         if name in section.model_fields:
             annotation = section.model_fields[name].annotation

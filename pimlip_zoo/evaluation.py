@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.compiled.kernels import plain_torch
 from pimlip_zoo.datasets.frame import Frame
-from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.datasets.neighbours import batches_of, frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.unseen import unseen_in_frames
 from pimlip_zoo.errors import InputError
@@ -27,11 +27,13 @@ from pimlip_zoo.report.parity import save_pairs
 from pimlip_zoo.report.remarks import remarks_on
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.training.metrics import ErrorStatistics
-from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
-from pimlip_zoo.weak_labels.offsets import subtract_labels
-from pimlip_zoo.weak_labels.pool import cached_labels
+from pimlip_zoo.weak_labels.pool import corrections
 
 log = logging.getLogger("pimlip_zoo")
+
+_WITH_UNCERTAINTY = 10
+"""Structures whose uncertainties are computed at once."""
+_SOME = 200
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def evaluate(
     if not (known or potential.model.electrons_are_open) and (unseen := unseen_in_frames(frames)) is not None:
         log.warning("%s: %s", spec, unseen)
     if baseline is not None:
-        frames = subtract_labels(frames, cached_labels(frames, find_cheap_calculator(baseline, trust=trust)))
+        frames = corrections(frames, baseline, trust=trust)
     return evaluate_frames(potential, frames, batch_size=batch_size, model=model, source=spec)
 
 
@@ -120,7 +122,7 @@ def evaluate_frames(
 
 @plain_torch()
 def uncertainty_summary(
-    potential: Potential, posterior: Posterior, frames: Sequence[Frame], *, batch_size: int = 10
+    potential: Potential, posterior: Posterior, frames: Sequence[Frame]
 ) -> dict[str, Any]:
     """How uncertainties compare with errors on labelled frames.
 
@@ -130,8 +132,7 @@ def uncertainty_summary(
         ``rms_uncertainty`` (eV, eV/Å), and ``bins``: root mean squares of both in ten groups by uncertainty.
     """
     values: dict[str, list[NDArray[np.float64]]] = {"energy": [], "forces": []}
-    for start in range(0, len(frames), batch_size):
-        batch = collate(_samples(frames[start : start + batch_size], start, potential, ""))
+    for batch in batches_of(frames, potential.species, potential.cutoff, _WITH_UNCERTAINTY):
         with torch.no_grad():
             predicted = potential(batch.graph, forces=True, virial=False)
         energy = (batch.labels.energy - predicted.energy).abs().numpy()
@@ -194,9 +195,9 @@ def _pairs(batch: Batch, predictions: Predictions) -> dict[str, tuple[torch.Tens
     return result
 
 
-def some_frames(frames: Sequence[Frame], most: int = 200) -> list[Frame]:
-    """So many structures, spread over the set, with the energy or forces that errors are of."""
-    places = np.unique(np.linspace(0, max(len(frames) - 1, 0), min(len(frames), most)).astype(int)).tolist()
+def some_frames(frames: Sequence[Frame]) -> list[Frame]:
+    """At most 200 structures, spread over the set, with the energy or forces that errors are of."""
+    places = np.unique(np.linspace(0, max(len(frames) - 1, 0), min(len(frames), _SOME)).astype(int)).tolist()
     chosen = [frames[place] for place in places]
     return [f for f in chosen if f.energy is not None or f.forces is not None or f.stress is not None]
 

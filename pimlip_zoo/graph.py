@@ -84,16 +84,7 @@ class Predictions(NamedTuple):
 
 def graph_to(graph: AtomGraph, device: torch.device | str) -> AtomGraph:
     """The same graph with its tensors on a device."""
-    return AtomGraph(
-        positions=graph.positions.to(device),
-        species=graph.species.to(device),
-        edge_index=graph.edge_index.to(device),
-        edge_shift=graph.edge_shift.to(device),
-        cell=graph.cell.to(device),
-        batch=graph.batch.to(device),
-        num_graphs=graph.num_graphs,
-        electrons=None if graph.electrons is None else graph.electrons.to(device),
-    )
+    return AtomGraph(*(value.to(device) if isinstance(value, Tensor) else value for value in graph))  # type: ignore[arg-type]
 
 
 def edge_vectors(graph: AtomGraph) -> Tensor:

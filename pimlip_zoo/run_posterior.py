@@ -15,9 +15,7 @@ from pimlip_zoo.experiment.record import split_of_run
 from pimlip_zoo.labelling.committee import CommitteeUncertainty
 from pimlip_zoo.labelling.uncertainty import Posterior, fit_posterior, load_posterior, save_posterior
 from pimlip_zoo.training.checkpoint import baseline_of, checkpoint_path, load_potential
-from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
-from pimlip_zoo.weak_labels.offsets import subtract_labels
-from pimlip_zoo.weak_labels.pool import cached_labels
+from pimlip_zoo.weak_labels.pool import corrections
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -94,8 +92,4 @@ def _data_of(run: str | Path, *, trust: bool) -> tuple[Sequence[Frame], Sequence
     baseline = baseline_of(run)
     if baseline is None:
         return train, valid
-    supervisor = find_cheap_calculator(baseline, trust=trust)
-    first, second = (
-        subtract_labels(list(part), cached_labels(list(part), supervisor)) for part in (train, valid)
-    )
-    return first, second
+    return corrections(list(train), baseline, trust=trust), corrections(list(valid), baseline, trust=trust)

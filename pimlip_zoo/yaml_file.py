@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.files import regular_file
+from pimlip_zoo.files import read_text
 
 _LONGEST = 1 << 18
 _MOST_NODES, _DEEPEST = 100_000, 100
@@ -33,14 +33,7 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         InputError: when there is no such file, it is no YAML, or larger than anything that a person writes.
     """
-    path = regular_file(path)
-    if path.stat().st_size > _LONGEST:
-        raise InputError(f"has {path.stat().st_size} bytes; a configuration has a few thousand", file=path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", file=path) from error
-    return parse_yaml(text, file=path)
+    return parse_yaml(read_text(path, most=_LONGEST), file=Path(path))
 
 
 def parse_yaml(text: str, *, file: Path | None = None, key: str | None = None) -> Any:

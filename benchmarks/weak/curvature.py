@@ -74,7 +74,7 @@ class Curvature(LossTerm):
 
     def forward(self, evaluated):
         """The batch of labels is not looked at."""
-        generator = step_generator(self.seed, 0, self.steps if self.training else -1)
+        generator = step_generator(self.seed, self.steps if self.training else -1)
         self.steps += self.training
         drawn = torch.randperm(len(self.samples) // 2, generator=generator)[: self.batch].tolist()
         ends = [self.samples[2 * i + side] for side in (0, 1) for i in drawn]

@@ -268,16 +268,14 @@ def _uncertainty(run: Path, data: str, plot: Path | None, *, trust: bool) -> dic
     from pimlip_zoo.evaluation import uncertainty_summary
     from pimlip_zoo.run_posterior import posterior_of
     from pimlip_zoo.training.checkpoint import baseline_of, load_potential
-    from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
-    from pimlip_zoo.weak_labels.offsets import subtract_labels
-    from pimlip_zoo.weak_labels.pool import cached_labels
+    from pimlip_zoo.weak_labels.pool import corrections
 
     screen = console()
     posterior = posterior_of(run, trust=trust)
     frames = load_frames(data)
     baseline = baseline_of(run)
     if baseline is not None:
-        frames = subtract_labels(frames, cached_labels(frames, find_cheap_calculator(baseline, trust=trust)))
+        frames = corrections(frames, baseline, trust=trust)
     summary = uncertainty_summary(load_potential(run, difference=True), posterior, frames)
     for name, unit in (("energy", "meV"), ("forces", "meV/Å")):
         if name not in summary:

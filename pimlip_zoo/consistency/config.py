@@ -8,18 +8,12 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from pimlip_zoo.consistency.displacements import DISPLACEMENTS, DisplacementOptions
-from pimlip_zoo.consistency.residuals import RESIDUALS, residual_names
+from pimlip_zoo.consistency.residuals import RESIDUALS
 from pimlip_zoo.consistency.surface import Detach
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.registry import BASELINE
 from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
-
-
-def term_names() -> dict[str, str]:
-    """Every term that can be asked for, with its equation."""
-    return residual_names()
-
 
 _OLD_ITERATIONS = 3
 _Left = dict[str, tuple[tuple[Any, ...], str]]
@@ -141,7 +135,7 @@ class WeakConfig(Section):
     preset: str | None = None
     """A named set of losses and weak labels; `pimlip-zoo models --weak` lists them."""
     terms: dict[str, TermConfig] = Field(default_factory=dict)
-    """By name, see :func:`term_names`."""
+    """By the names of residuals."""
     perturbation: PerturbationConfig = PerturbationConfig()
     strain: float = Field(default=0.01, gt=0, lt=0.2)
     """Largest component of random strains."""

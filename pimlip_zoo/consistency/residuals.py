@@ -108,11 +108,6 @@ def get_residual(name: str) -> Residual:
     return RESIDUALS.get(name)
 
 
-def residual_names() -> dict[str, str]:
-    """Every residual with its equation."""
-    return {name: one.equation for name, one in RESIDUALS.all().items()}
-
-
 def evaluate_residuals(
     surface: Surface, names: Iterable[str], detach: Detach | Mapping[str, Detach] | None = None
 ) -> dict[str, Tensor]:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pimlip_zoo.consistency.displaced import choose, trim_edges
-from pimlip_zoo.consistency.displacements import Context, Displacement, RandomStrain, remove_mean
+from pimlip_zoo.consistency.displacements import (
+    Context,
+    Displacement,
+    RandomStrain,
+    random_direction,
+    remove_mean,
+)
 from pimlip_zoo.consistency.surface import Reads, Surface
 from pimlip_zoo.consistency.teacher import EmaTeacher
 from pimlip_zoo.graph import AtomGraph, Batch, Labels, Predictions, collate, graph_to, sum_by_structure
@@ -90,8 +96,7 @@ class Sampling(nn.Module):
             step: how far the training is.
             predictions: of the potential on the labelled structures, where displacements depend on them.
         """
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        generator = step_generator(self.seed, rank, step.batch if self.training else -1)
+        generator = step_generator(self.seed, step.batch if self.training else -1)
         whole, start = batch, predictions
         if self.pool is not None:
             whole, start = join_unlabelled(batch, self.pool.draw(generator)), None
@@ -120,10 +125,7 @@ class Sampling(nn.Module):
 
 def random_unit(graph: AtomGraph, generator: torch.Generator) -> Tensor:
     """(N, 3) random directions without mean, of unit norm over each structure."""
-    normal = torch.randn(
-        graph.positions.shape, generator=generator, device=generator.device, dtype=torch.float64
-    )
-    v = remove_mean(normal.to(graph.positions.device, graph.positions.dtype), graph)
+    v = remove_mean(random_direction(graph, generator), graph)
     square = sum_by_structure(v.square().sum(dim=1), graph)
     return v / square.clamp_min(1e-300).sqrt()[graph.batch].unsqueeze(1)
 

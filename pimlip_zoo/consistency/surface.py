@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.consistency.displaced import displaced_copies, strained, trim_edges
+from pimlip_zoo.consistency.displacements import atom_count
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, Labels, Predictions, join, sum_by_structure
+from pimlip_zoo.graph import AtomGraph, Labels, Predictions, join
 
 if TYPE_CHECKING:
     from pimlip_zoo.losses.base import PotentialLike
@@ -315,8 +316,7 @@ class Surface:
     @property
     def atoms(self) -> Tensor:
         """(M,) number of atoms, at least one."""
-        ones = self.graph.positions.new_ones(len(self.graph.positions))
-        return sum_by_structure(ones, self.graph).clamp_min(1.0)
+        return atom_count(self.graph)
 
     def displacement(self, path: Point) -> Tensor:
         """``a d + b p``, (N, 3) Å."""

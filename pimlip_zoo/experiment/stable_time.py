@@ -14,6 +14,7 @@ from pimlip_zoo.files import read_json, write_json
 
 FILE = "stability.json"
 STARTS = 3
+_TIMESTEP = 0.5  # fs
 
 
 def measure_stability(
@@ -22,7 +23,6 @@ def measure_stability(
     *,
     ps: float,
     temperature: float = 300.0,
-    timestep: float = 0.5,
     trust: bool = False,
 ) -> None:
     """Run dynamics at constant temperature from structures of each test set; the mean time is kept in the run folder.
@@ -35,7 +35,6 @@ def measure_stability(
         tests: DATA specifications; three structures of each are started from.
         ps: longest time of each.
         temperature: K.
-        timestep: fs.
         trust: call the function that the run names as its cheap calculator.
 
     Raises:
@@ -48,10 +47,10 @@ def measure_stability(
 
     if not ps > 0:
         raise InputError(f"{ps} ps is no time", key="--stability", hint="give a number > 0")
-    settings = {"ps": ps, "temperature": temperature, "timestep": timestep}
+    settings = {"ps": ps, "temperature": temperature, "timestep": _TIMESTEP}
     known = _read(run)
     times = dict(known.get("times", {})) if known.get("settings") == settings else {}
-    steps = max(1, round(1e3 * ps / timestep))
+    steps = max(1, round(1e3 * ps / _TIMESTEP))
     calculator = pimlip_zoo.calculator(run, trust=trust)
     for spec in tests:
         if spec in times:
@@ -62,10 +61,10 @@ def measure_stability(
         for seed, index in enumerate(chosen.tolist()):
             atoms = frame_to_atoms(frames[index])
             atoms.calc = calculator
-            of_run = MDSettings(temperature=temperature, steps=steps, timestep=timestep, seed=seed)
+            of_run = MDSettings(temperature=temperature, steps=steps, timestep=_TIMESTEP, seed=seed)
             with tempfile.TemporaryDirectory(prefix="pimlip-stability-") as scratch:
                 result = run_md(atoms, of_run, Path(scratch) / "md")
-            lasted.append(ps if result.stable else min(ps, 1e-3 * max(result.time_fs, timestep)))
+            lasted.append(ps if result.stable else min(ps, 1e-3 * max(result.time_fs, _TIMESTEP)))
         times[spec] = lasted
         write_json(run / FILE, {"settings": settings, "times": times})
 

@@ -41,14 +41,9 @@ def archive_objects(archive: TorchArchive, storages: str = "data/{}") -> object:
     Raises:
         InputError: when it cannot be read.
     """
-    known: dict[str, tuple[str, int, Storage]] = {}
 
     def storage(kind: str, key: str, count: int) -> Storage:
-        if key not in known:
-            known[key] = (kind, count, make_storage(kind, archive.read(storages.format(key)), count))
-        if known[key][:2] != (kind, count):
-            raise InputError(f"has two storages {key[:60]}")
-        return known[key][2]
+        return make_storage(kind, archive.read(storages.format(key)), count)
 
     try:
         return unpickle(bytes(archive.read(archive.pickle)), storage)
@@ -89,14 +84,14 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
             raise InputError(f"has numbers that are not finite in {name}")
 
 
-def state_of(record: Record, prefix: str = "") -> dict[str, Tensor]:
+def state_of(record: Record) -> dict[str, Tensor]:
     """All parameters and buffers under a recorded module, by their names in its state dict.
 
     Raises:
         InputError: when modules contain each other.
     """
     state: dict[str, Tensor] = {}
-    waiting, seen = [(prefix, record)], 0
+    waiting, seen = [("", record)], 0
     while waiting:
         name, module = waiting.pop()
         seen += 1

@@ -117,7 +117,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.storages: dict[tuple[str, str, int], Storage] = {}
+        self.storages: dict[str, tuple[str, int, Storage]] = {}
         self.room = 0
         self.steps: Mapping[str, Callable[[Any], None]] = {
             "MARK": self._mark,
@@ -323,10 +323,13 @@ class _Machine:
         # torch.package counts its storages, torch.save names them
         if not (isinstance(kind, Named) and type(key) in (str, int) and type(count) is int):
             raise InputError("its pickle refers to a storage in a way that torch.save does not")
-        place = (kind.name, str(key), count)
-        if place not in self.storages:
-            self.storages[place] = self.storage(*place)
-        self.stack.append(self.storages[place])
+        key = str(key)
+        if key not in self.storages:
+            self.storages[key] = (kind.name, count, self.storage(kind.name, key, count))
+        *same, numbers = self.storages[key]
+        if same != [kind.name, count]:
+            raise InputError(f"has two storages {key[:60]}")
+        self.stack.append(numbers)
 
 
 _LITERALS = frozenset(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
-from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pimlip_zoo.errors import InputError, reason_of
-from pimlip_zoo.weak_labels.calculators import find_cheap_calculator, package_version
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.weak_labels.calculators import (
+    as_calculator,
+    find_cheap_calculator,
+    import_factory,
+    package_version,
+)
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -76,26 +80,14 @@ def _quantum(name: str, memory: float | None) -> Labeller:
 
 
 def _imported(name: str) -> Labeller:
-    module, _, path = name.partition(":")
-    try:
-        found: Any = reduce(getattr, path.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(reason_of(error), key=KEY, hint=f"is {name} importable from here?") from error
-    except Exception as error:
-        raise InputError(f"{module} cannot be imported: {reason_of(error)}", key=KEY) from error
-    if not callable(found):
-        raise InputError(f"{name} is no function", key=KEY, hint="it has to return an ASE calculator")
-    takes = _takes_structure(found)
+    factory = import_factory(name, KEY)
+    takes = _takes_structure(factory)
 
     def make(atoms: Atoms) -> Calculator:
-        calculator = found(atoms) if takes else found()
-        if not hasattr(calculator, "get_potential_energy"):
-            raise InputError(
-                f"{name} returns {type(calculator).__name__}, which is no ASE calculator", key=KEY
-            )
-        return calculator
+        return as_calculator(factory(atoms) if takes else factory(), name, KEY)
 
-    return Labeller(name, package_version(module.split(".")[0]), name, make, known=False, takes_charge=True)
+    version = package_version(name.partition(":")[0].partition(".")[0])
+    return Labeller(name, version, name, make, known=False, takes_charge=True)
 
 
 def _takes_structure(factory: Callable[..., Any]) -> bool:

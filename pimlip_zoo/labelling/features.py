@@ -15,10 +15,12 @@ from pimlip_zoo.models.potential import Potential
 
 _BATCH = 16
 _SKETCH = 256
+_CUTOFF = 5.0
+"""Å, of a potential that was not trained."""
 _SMALLEST = 1e-6
 
 
-def untrained(frames: Sequence[Frame], *, cutoff: float = 5.0) -> Potential:
+def untrained(frames: Sequence[Frame]) -> Potential:
     """A potential with random weights for the elements of these structures: its features need no training.
 
     They are random nonlinear functions of an atom's neighbourhood, invariant under rotations and of high body order.
@@ -32,15 +34,14 @@ def untrained(frames: Sequence[Frame], *, cutoff: float = 5.0) -> Potential:
     info = get_model("mace")
     neighbours = []
     for frame in frames[:: max(1, len(frames) // 20)]:
-        sample = frame_to_sample(frame, species, cutoff)
+        sample = frame_to_sample(frame, species, _CUTOFF)
         neighbours.append(sample.graph.edge_index.shape[1] / max(len(frame.numbers), 1))
     mean = max(float(np.mean(neighbours)), 1.0)
     state = torch.get_rng_state()
     try:
         torch.manual_seed(0)
-        model = info.model(
-            info.configure("small", channels=64, cutoff=cutoff, avg_num_neighbors=mean), species
-        )
+        config = info.configure("small", channels=64, cutoff=_CUTOFF, avg_num_neighbors=mean)
+        model = info.model(config, species)
     finally:
         torch.set_rng_state(state)
     return Potential(model).eval().requires_grad_(False)
@@ -72,7 +73,7 @@ def whitened(features: Sequence[NDArray[np.float64]], frames: Sequence[Frame]) -
     return np.split(result, np.cumsum([len(frame.numbers) for frame in frames])[:-1])
 
 
-def gradient_features(potential: Potential, frames: Sequence[Frame], seed: int = 0) -> NDArray[np.float64]:
+def gradient_features(potential: Potential, frames: Sequence[Frame]) -> NDArray[np.float64]:
     """(M, 256) random projections of the derivative of each energy per atom by all weights of the model.
 
     Their scalar products approximate the neural tangent kernel (D. Holzmueller, V. Zaverkin, J. Kaestner,
@@ -82,7 +83,7 @@ def gradient_features(potential: Potential, frames: Sequence[Frame], seed: int =
 
     model = copy.deepcopy(potential)
     parameters = [p.requires_grad_(True) for p in model.model.parameters()]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     size = sum(p.numel() for p in parameters)
     projection = torch.randn((size, _SKETCH), generator=generator) / _SKETCH**0.5
     rows = []

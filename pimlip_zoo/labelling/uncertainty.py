@@ -275,8 +275,8 @@ def save_posterior(posterior: Posterior, checkpoint: Path) -> Path:
             version=_VERSION,
             checkpoint=content_hash(checkpoint),
             root=posterior.root.numpy(),
-            energy=_numbers(posterior.energy),
-            forces=_numbers(posterior.forces),
+            energy=astuple(posterior.energy),
+            forces=astuple(posterior.forces),
         )
     return path
 
@@ -301,10 +301,6 @@ def load_posterior(potential: Potential, checkpoint: Path) -> Posterior | None:
     if root.shape != (len(posterior.layer),) * 2:
         raise InputError("does not fit the potential", file=path, hint="remove it, and it is made anew")
     return posterior
-
-
-def _numbers(calibration: Calibration) -> NDArray[np.float64]:
-    return np.array(astuple(calibration), dtype=np.float64)
 
 
 def _calibration(values: Any) -> Calibration:

@@ -30,7 +30,11 @@ class Pool:
         return collate([self.samples[index] for index in order.tolist()])
 
 
-def step_generator(seed: int, rank: int, step: int) -> torch.Generator:
-    """A stream that is determined by these numbers. They are hashed: torch's generator looks at 32 bits."""
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A stream that is determined by these numbers and the rank of the process.
+
+    They are hashed: torch's generator looks at 32 bits.
+    """
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     digest = hashlib.blake2b(f"{seed} {rank} {step}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

@@ -14,7 +14,6 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from pimlip_zoo.compiled.kernels import sum_by_centre
-from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.models.base import AtomicEnergyModel, Count, ModelConfig, Widths
 from pimlip_zoo.nn.contraction import EdgeContraction, EdgeEnvironment, EdgeTensors, contraction_spec
@@ -65,10 +64,7 @@ class AllegroConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.force_head == "direct" and self.l_max < 1:
-            raise InputError(
-                "a direct force head needs vectors, and l_max 0 has none", key="l_max", hint="give l_max >= 1"
-            )
+        self._require_vectors(self.l_max)
 
     def mlp(self, inputs: int, hidden: tuple[int, ...], outputs: int) -> ScalarMLP:
         """An MLP with this model's activation."""

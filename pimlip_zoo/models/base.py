@@ -58,6 +58,13 @@ class ModelConfig:
         if not holds:
             raise InputError(f"{name} is {getattr(self, name)!r}", key=name, hint=f"give {allowed}")
 
+    def _require_vectors(self, l_max: int) -> None:
+        """Refuse a direct force head for features without any vectors."""
+        if self.force_head == "direct" and l_max < 1:
+            raise InputError(
+                "a direct force head needs vectors, and l_max 0 has none", key="l_max", hint="give l_max >= 1"
+            )
+
 
 def _check_types(config: ModelConfig) -> None:
     """Refuse values that are not of the type that their option is annotated with, also in derived classes."""

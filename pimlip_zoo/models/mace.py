@@ -13,7 +13,6 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from pimlip_zoo.compiled.kernels import sum_by_centre
-from pimlip_zoo.errors import InputError
 from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.models.base import AtomicEnergyModel, Count, ModelConfig, Widths
 from pimlip_zoo.nn.agnesi import AgnesiTransform
@@ -97,10 +96,7 @@ class MACEConfig(ProductsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.force_head == "direct" and self.l_max < 1:
-            raise InputError(
-                "a direct force head needs vectors, and l_max 0 has none", key="l_max", hint="give l_max >= 1"
-            )
+        self._require_vectors(self.l_max)
         least, most = int(self.force_head == "direct"), self.l_max * self.correlation
         allowed = f"{least} to {most}, what l_max {self.l_max}, correlation {self.correlation} and the force head allow"
         self._require("hidden_l_max", least <= self.hidden_l_max <= most, allowed)

@@ -89,10 +89,7 @@ class NequIPConfig(ModelConfig):
                 key="force_head",
                 hint="use conservative, or reflections=true",
             )
-        if self.force_head == "direct" and self.l_max < 1:
-            raise InputError(
-                "a direct force head needs vectors, and l_max 0 has none", key="l_max", hint="give l_max >= 1"
-            )
+        self._require_vectors(self.l_max)
 
     def _check_lengths(self) -> None:
         """Options that list a value for each of something."""

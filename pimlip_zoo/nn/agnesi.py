@@ -20,16 +20,11 @@ class AgnesiTransform(ExactBuffers):
 
     Args:
         species: chemical symbols.
-        q: power at short distance.
-        p: power at long distance.
-        a: the weight of both.
     """
 
-    def __init__(
-        self, species: Sequence[str], *, q: float = 0.9183, p: float = 4.5791, a: float = 1.0805
-    ) -> None:
+    def __init__(self, species: Sequence[str]) -> None:
         super().__init__()
-        self.q, self.p, self.a = q, p, a
+        self.q, self.p, self.a = 0.9183, 4.5791, 1.0805
         self.num_species = len(species)
         radius = covalent_radii(species)
         self._r0 = nn.Buffer(0.5 * (radius[:, None] + radius[None, :]).reshape(-1), persistent=False)

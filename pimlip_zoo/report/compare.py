@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo.files import write_text
 from pimlip_zoo.report.html import QUANTITIES, ReportData, breakable, option_text, page, section, table
-from pimlip_zoo.report.learning import points
+from pimlip_zoo.report.learning import PANELS, finish, points
+from pimlip_zoo.report.pictures import pictures
 from pimlip_zoo.written import milli
 
 if TYPE_CHECKING:
@@ -96,8 +97,6 @@ def comparison_curves(names: Sequence[str], runs: Sequence[ReportData]) -> Figur
     """Validation errors by step, a panel for each quantity and a line for each run; None where none was validated."""
     from matplotlib.figure import Figure
 
-    from pimlip_zoo.report.learning import PANELS, finish
-
     panels = [
         (name, label)
         for name, label in PANELS
@@ -122,8 +121,6 @@ def _curves(names: Sequence[str], runs: Sequence[ReportData]) -> str:
     figure = comparison_curves(names, runs)
     if figure is None:
         return ""
-    from pimlip_zoo.report.pictures import pictures
-
     return section("Learning curves", pictures(figure, "Validation errors of the runs by step"))
 
 

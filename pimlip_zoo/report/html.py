@@ -17,6 +17,7 @@ from pimlip_zoo.files import write_text
 from pimlip_zoo.report.learning import Row, learning_curves
 from pimlip_zoo.report.parity import Pairs, parity_figure
 from pimlip_zoo.report.physics import physics_figure, physics_rows, physics_text
+from pimlip_zoo.report.pictures import pictures
 from pimlip_zoo.report.style import CSS
 from pimlip_zoo.written import milli
 
@@ -75,7 +76,7 @@ def write_report(data: ReportData, file: Path) -> None:
 def render_report(data: ReportData) -> str:
     """The HTML text."""
     sections = [
-        _facts(data),
+        _named("", data.facts),
         _tests(data.tests),
         _curve(data.curve),
         _parity(data.pairs, data.tests),
@@ -83,7 +84,7 @@ def render_report(data: ReportData) -> str:
         _coverage(data.coverage),
         _species(data),
         _configuration(data),
-        _versions(data.versions),
+        _named("Versions", data.versions),
     ]
     return page(data.name, "pimlip-zoo run", data.notes, sections)
 
@@ -99,7 +100,7 @@ def render_curve(name: str, rows: Sequence[Sequence[str]], sentences: Sequence[s
     """
     head, *body = [[breakable(cell) for cell in row] for row in rows]
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    figure = _pictures(plot, "Errors against labels")
+    figure = pictures(plot, "Errors against labels")
     return page(
         name,
         "pimlip-zoo curve",
@@ -139,16 +140,9 @@ def section(title: str, body: str) -> str:
     return f"<section>{heading}{body}</section>" if body else ""
 
 
-def _pictures(figure: Figure, alternative: str, *, narrow: bool = False) -> str:
-    """See :func:`pimlip_zoo.report.pictures.pictures`; matplotlib takes half a second to import."""
-    from pimlip_zoo.report.pictures import pictures
-
-    return pictures(figure, alternative, narrow=narrow)
-
-
-def _facts(data: ReportData) -> str:
-    items = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in data.facts.items())
-    return section("", f'<dl class="facts">{"".join(items)}</dl>' if data.facts else "")
+def _named(title: str, facts: Mapping[str, str]) -> str:
+    items = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
+    return section(title, f'<dl class="facts">{"".join(items)}</dl>' if facts else "")
 
 
 def _tests(tests: Mapping[str, Mapping[str, Any]]) -> str:
@@ -187,7 +181,7 @@ def _curve(rows: Sequence[Row]) -> str:
     if len(rows) < 2:
         return ""
     return section(
-        "Learning curves", _pictures(learning_curves(rows), "Validation errors and training loss by step")
+        "Learning curves", pictures(learning_curves(rows), "Validation errors and training loss by step")
     )
 
 
@@ -198,7 +192,7 @@ def _parity(pairs: Mapping[str, Pairs], tests: Mapping[str, Mapping[str, Any]]) 
         return ""
     for number, (name, values) in enumerate(compared.items()):
         figure = parity_figure(values, errors=tests.get(name))
-        image = _pictures(figure, f"Predicted against reference values, {name}", narrow=len(values) < 3)
+        image = pictures(figure, f"Predicted against reference values, {name}", narrow=len(values) < 3)
         state = " open" if number == 0 else ""
         parts.append(f"<details{state}><summary>{escape(name)}</summary>{image}</details>")
     return section("Predicted against reference", "".join(parts))
@@ -219,7 +213,7 @@ def _physics(physics: Mapping[str, Any]) -> str:
             [breakable(row[0]), *row[1:]] if compared else [breakable(row[0]), *row[1:3]] for row in rows
         ]
         figure = physics_figure(part)
-        image = _pictures(figure, f"Curves of {name}") if figure is not None else ""
+        image = pictures(figure, f"Curves of {name}") if figure is not None else ""
         text = "".join(f'<p class="note">{line}</p>' for line in physics_text(part))
         parts.append(
             f"<h3>{escape(name)}</h3>" + (table(head[: len(shown[0])], shown) if rows else "") + image + text
@@ -272,11 +266,6 @@ def _configuration(data: ReportData) -> str:
             f"<details><summary>Complete configuration</summary><pre>{escape(data.config)}</pre></details>"
         )
     return section("Configuration", body)
-
-
-def _versions(versions: Mapping[str, str]) -> str:
-    items = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in versions.items())
-    return section("Versions", f'<dl class="facts">{"".join(items)}</dl>' if versions else "")
 
 
 def table(

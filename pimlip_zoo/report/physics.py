@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def physics_figure(part: Mapping[str, Any]) -> Figure | None:
     from matplotlib.figure import Figure
 
     drawn = [
-        (name, one["series"], _DRAWINGS[name])
+        (name, one["series"], _DRAWINGS[name][0])
         for name, one in part["properties"].items()
         if name in _DRAWINGS and _complete(name, one.get("series") or {})
     ]
@@ -93,32 +93,18 @@ def _phonons(axis: Any, series: Mapping[str, Any]) -> None:
     axis.set(ylabel="frequency / THz", xlim=(series["path"][0], series["path"][-1]))
 
 
-def _rdf(axis: Any, series: Mapping[str, Any]) -> None:
-    _lines(axis, series["distances"], series, "g_")
-    axis.set(xlabel="distance / Å", ylabel="g")
+def _lines(x: str, prefix: str, factor: float = 1.0, **labels: str) -> Draw:
+    """Draws a line for every series ``PREFIX + NAME`` over another, named in the legend."""
 
+    def draw(axis: Any, series: Mapping[str, Any]) -> None:
+        for name, values in series.items():
+            if name.startswith(prefix):
+                line = factor * np.array(values, dtype=float)
+                axis.plot(series[x], line, lw=1, label=name.removeprefix(prefix))
+        axis.legend(fontsize=8)
+        axis.set(**labels)
 
-def _diffusion(axis: Any, series: Mapping[str, Any]) -> None:
-    _lines(axis, series["times"], series, "msd_")
-    axis.set(xlabel="time / ps", ylabel="mean square displacement / Å²")
-
-
-def _torsions(axis: Any, series: Mapping[str, Any]) -> None:
-    _lines(axis, series["angles"], series, "energies_", factor=1e3)
-    axis.set(xlabel="angle / °", ylabel="energy / meV")
-
-
-def _bonds(axis: Any, series: Mapping[str, Any]) -> None:
-    _lines(axis, series["shifts"], series, "energies_")
-    axis.set(xlabel="stretched by / Å", ylabel="energy / eV")
-
-
-def _lines(axis: Any, x: Any, series: Mapping[str, Any], prefix: str, *, factor: float = 1.0) -> None:
-    """A line for every series ``PREFIX + NAME``, named in the legend."""
-    for name, values in series.items():
-        if name.startswith(prefix):
-            axis.plot(x, factor * np.array(values, dtype=float), lw=1, label=name.removeprefix(prefix))
-    axis.legend(fontsize=8)
+    return draw
 
 
 def _neb(axis: Any, series: Mapping[str, Any]) -> None:
@@ -126,29 +112,24 @@ def _neb(axis: Any, series: Mapping[str, Any]) -> None:
     axis.set(xlabel="image", ylabel="energy / eV")
 
 
-_DRAWINGS: dict[str, Draw] = {
-    "equation_of_state": _equation_of_state,
-    "phonons": _phonons,
-    "rdf": _rdf,
-    "diffusion": _diffusion,
-    "torsions": _torsions,
-    "bonds": _bonds,
-    "neb": _neb,
+_DRAWINGS: dict[str, tuple[Draw, set[str]]] = {
+    "equation_of_state": (_equation_of_state, {"volumes", "energies", "fitted", "lowest"}),
+    "phonons": (_phonons, {"path", "bands", "ticks", "labels"}),
+    "rdf": (_lines("distances", "g_", xlabel="distance / Å", ylabel="g"), {"distances", "g_all"}),
+    "diffusion": (
+        _lines("times", "msd_", xlabel="time / ps", ylabel="mean square displacement / Å²"),
+        {"times"},
+    ),
+    "torsions": (_lines("angles", "energies_", 1e3, xlabel="angle / °", ylabel="energy / meV"), {"angles"}),
+    "bonds": (_lines("shifts", "energies_", xlabel="stretched by / Å", ylabel="energy / eV"), {"shifts"}),
+    "neb": (_neb, {"energies"}),
 }
-_NEEDED: dict[str, Sequence[str]] = {
-    "equation_of_state": ("volumes", "energies", "fitted", "lowest"),
-    "phonons": ("path", "bands", "ticks", "labels"),
-    "rdf": ("distances", "g_all"),
-    "diffusion": ("times",),
-    "torsions": ("angles",),
-    "bonds": ("shifts",),
-    "neb": ("energies",),
-}
+"""How the curves of a property are drawn, and the series that this needs."""
 
 
 def _complete(name: str, series: Mapping[str, Any]) -> bool:
     """Whether a property got far enough to be drawn."""
-    return all(key in series for key in _NEEDED[name]) and len(series) > 1 - (name == "neb")
+    return _DRAWINGS[name][1] <= series.keys() and len(series) > 1 - (name == "neb")
 
 
 def _number(value: Any, *, sign: bool = False) -> str:

@@ -10,11 +10,10 @@ import io
 from html import escape
 from typing import TYPE_CHECKING
 
-from matplotlib.transforms import Bbox
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 _MARGIN, _GAP = 0.04, 1.1
 """Inches around a panel; percent of the width between panels."""
@@ -28,6 +27,8 @@ def pictures(figure: Figure, alternative: str, *, narrow: bool = False) -> str:
         alternative: what it shows, for those who do not see it.
         narrow: leave space beside it.
     """
+    from matplotlib.transforms import Bbox
+
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the panels stay where they are while the others are hidden
     panels = _panels(figure)
@@ -62,6 +63,8 @@ def _panels(figure: Figure) -> list[list[Axes]]:
 
 def _box(figure: Figure, panel: list[Axes]) -> Bbox:
     """Inches; ``axes`` with all that is written around them."""
+    from matplotlib.transforms import Bbox
+
     found = [box for axis in panel if (box := axis.get_tightbbox()) is not None]
     return Bbox.union(found).transformed(figure.dpi_scale_trans.inverted()).padded(_MARGIN)
 

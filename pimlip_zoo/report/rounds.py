@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo.report.html import page, section, table
+from pimlip_zoo.report.pictures import pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ def render_rounds(
         stories: of the same rounds.
         plot: error against labels.
     """
-    figure = _drawn(plot) if plot is not None else ""
+    figure = pictures(plot, "Errors against labels") if plot is not None else ""
     return page(
         name,
         "pimlip-zoo rounds",
@@ -113,9 +114,3 @@ def _milli(value: float | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form).replace("-", "−")
-
-
-def _drawn(plot: Figure) -> str:
-    from pimlip_zoo.report.pictures import pictures
-
-    return pictures(plot, "Errors against labels")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pimlip_zoo.config import RunConfig, load_config
+from pimlip_zoo.config import RunConfig, fields_at, load_config
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.labelling.acquisition import ACQUISITIONS
 from pimlip_zoo.yaml_file import dotted, read_yaml
@@ -108,7 +108,9 @@ def load_rounds(file: Path) -> Rounds:
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            raise InputError("no such option", file=file, key=key, hint=_nearest(first["loc"])) from error
+            *place, last = map(str, first["loc"])
+            hint = did_you_mean(last, fields_at(Rounds, place))
+            raise InputError("no such option", file=file, key=key, hint=hint) from error
         message = "is missing" if first["type"] == "missing" else first["msg"]
         raise InputError(message, file=file, key=key) from error
     if rounds.sample.pool is None and rounds.sample.start is None:
@@ -146,14 +148,6 @@ def _check_owned(rounds: Rounds, file: Path) -> None:
     for key in dotted(rounds.train):
         if key in _OWNED:
             raise InputError("is set by the rounds", file=file, key=f"train.{key}", hint=_OWNED[key])
-
-
-def _nearest(place: tuple[int | str, ...]) -> str | None:
-    """The option that was meant, by where the one stands that there is not."""
-    section: Any = Rounds
-    for name in place[:-1]:
-        section = section.model_fields[name].annotation if name in section.model_fields else Rounds
-    return did_you_mean(str(place[-1]), section.model_fields)
 
 
 def training_config(rounds: Rounds, train: str, valid: str, number: int) -> RunConfig:

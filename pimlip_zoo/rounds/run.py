@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from pimlip_zoo.api import calculator
 from pimlip_zoo.config import RunConfig
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
@@ -54,8 +55,6 @@ _STRAINED = 8
 """Strained cells of each crystal where sampling starts."""
 _LOOKED_AT = 200
 """Structures of a pool whose uncertainty is computed."""
-
-
 _LINE_AFTER = 30.0
 """Seconds between two lines that say how far labelling is."""
 
@@ -193,7 +192,7 @@ def _sampled(rounds: Rounds, number: int, folder: Path) -> list[Frame]:
             stride=sample.stride,
             seed=rounds.seed + number,
         )
-        supervisor = find_cheap_calculator(name, trust=True, load_run=_calculator)
+        supervisor = find_cheap_calculator(name, trust=True, load_run=calculator)
         parts = folder / "sampling"  # trajectories are kept one by one
         frames = labelled_pool(starts, supervisor, options, parts)
         write_frames(path, frames)
@@ -406,9 +405,3 @@ def _check_same_structures(rounds: Rounds) -> None:
                 key=key,
                 hint="put the old ones back, or name another folder with out:",
             )
-
-
-def _calculator(run: str) -> Any:
-    import pimlip_zoo
-
-    return pimlip_zoo.calculator(run)

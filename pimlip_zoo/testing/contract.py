@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.neighbours import frame_to_sample
-from pimlip_zoo.graph import AtomGraph, Predictions, collate, edge_vectors, sum_by_structure
+from pimlip_zoo.graph import AtomGraph, Predictions, collate, edge_vectors, graph_to, sum_by_structure
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.testing.structures import STRUCTURES, as_graph, structure
@@ -320,8 +320,7 @@ class ArchitectureContract:
         for potential, tolerance in self.precisions(1e-9):
             graph = as_graph(structure("triclinic", self.species), self.species, potential.cutoff)
             on_cpu = potential(graph)
-            tensors: Any = {k: v.cuda() for k, v in graph._asdict().items() if isinstance(v, Tensor)}
-            on_gpu = potential.cuda()(graph._replace(**tensors))
+            on_gpu = potential.cuda()(graph_to(graph, "cuda"))
             for name in ("energy", "forces", "virial"):
                 _close(getattr(on_gpu, name).cpu(), getattr(on_cpu, name), tolerance)
 

@@ -68,7 +68,7 @@ def describe(potential: Potential) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "model": _registered_name(potential.model),
-        "config": _plain(dataclasses.asdict(potential.model.config)),
+        "config": plain(dataclasses.asdict(potential.model.config)),
         "species": list(potential.species),
         "dtype": str(potential.model.dtype).removeprefix("torch."),
         "repulsion": type(potential.repulsion).__name__.lower() if potential.repulsion is not None else None,
@@ -199,19 +199,14 @@ def _is_exported(path: Path) -> bool:
     return False
 
 
-def baseline_of(run: str | Path, which: str = "best") -> str | None:
+def baseline_of(run: str | Path) -> str | None:
     """The calculator that a run's potential is a difference to, such as gfn2; None: it stands alone."""
-    return _baseline(read_checkpoint(checkpoint_path(run, which)))
+    return _baseline(read_checkpoint(checkpoint_path(run)))
 
 
 def _baseline(content: Mapping[str, Any]) -> str | None:
     baseline = (content[KEY].get("summary") or {}).get("baseline")
     return None if baseline is None else str(baseline["calculator"])
-
-
-def levels_of(run: str | Path, which: str = "best") -> tuple[str, ...]:
-    """The levels of theory of a run, that of the reference labels first."""
-    return (REFERENCE, *read_checkpoint(checkpoint_path(run, which)).get(LEVELS, {}))
 
 
 @plain_torch()
@@ -392,11 +387,12 @@ def _migrate(description: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """With lists in the place of tuples, as files have them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pimlip_zoo.training.recipes import RunFacts, Settings, register_recipe
+from pimlip_zoo.training.recipes import RunFacts, Settings, batch_of_atoms, register_recipe
 
-_ATOMS_OF_A_STEP, _MOST = 100, 8
 _FEW = 25
 _STEPS_OF_EACH, _SHORTEST, _LONGEST = 40, 500, 20_000
 
 
 def _batch(facts: RunFacts) -> int:
     """So many structures that a step has about 100 atoms, eight at most."""
-    if facts.batch is not None:
-        return facts.batch
-    if not facts.atoms or not facts.structures:
-        return 4
-    return min(max(round(_ATOMS_OF_A_STEP * facts.structures / facts.atoms), 1), _MOST)
+    return batch_of_atoms(facts, 100, 8, unknown=4)
 
 
 def _steps(facts: RunFacts) -> int:

@@ -25,6 +25,7 @@ from pimlip_zoo.training.checkpoint import (
     build_potential,
     checkpoint_path,
     load_potential,
+    plain,
     read_checkpoint,
 )
 from pimlip_zoo.training.shipped import is_shipped, recipe_of
@@ -76,7 +77,7 @@ def _inherit_model(given: Mapping[str, Any], description: Mapping[str, Any], pat
     wanted = {**(info.presets.get(preset, {}) if preset is not None else {}), **given}
     for key, value in wanted.items():
         if key in options:
-            _agree(f"model.{key}", _listed(value), _listed(options[key]), path)
+            _agree(f"model.{key}", plain(value), plain(options[key]), path)
     unknown = {key: value for key, value in given.items() if key not in options}
     return {**unknown, "name": name, "preset": None, **options}
 
@@ -89,10 +90,6 @@ def _agree(key: str, given: object, found: object, path: object) -> None:
             key=key,
             hint="leave it out: it comes from the run",
         )
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def start_from(
@@ -158,9 +155,7 @@ def _extended_weights(old: Potential, new: Potential, path: object) -> dict[str,
             raise InputError(
                 f"{name} is not in it: {description_of(new)} cannot be extended", file=path, key="species"
             )
-        weight = before[name]
-        short = name.removeprefix("model.")
-        factor = old.model.species_factor(short) / new.model.species_factor(short)
+        weight, factor = before[name], species_factor(old, new, name)
         axes = [axis for axis in range(value.dim()) if value.shape[axis] != weight.shape[axis]]
         if value.dim() != weight.dim() or len(axes) > 1 or (axes and weight.shape[axes[0]] != count):
             raise InputError(
@@ -186,14 +181,8 @@ def description_of(potential: Potential) -> str:
 def _check_extension(old: Potential, new: Potential, path: object) -> None:
     """Compare energies in float64 on a cluster of the known species."""
     graph = cluster(old)
-    energies = []
-    for potential in (old, new):
-        double = copy.deepcopy(potential).set_dtype(torch.float64).eval()
-        double.energy_references.data.zero_()
-        with torch.no_grad():
-            energies.append(double(graph, forces=False, virial=False).atomic_energy)
-    error = float((energies[0] - energies[1]).abs().max())
-    if error > EXTENSION_TOLERANCE[old.model.dtype] * max(1.0, float(energies[0].abs().max())):
+    error, size = deviation((old, graph), (new, graph))
+    if error > EXTENSION_TOLERANCE[old.model.dtype] * size:
         raise InputError(
             f"with more species the known ones change their energies by {error:.1e} eV: some factor of "
             f"{description_of(new)} depends on the number of species",
@@ -201,6 +190,27 @@ def _check_extension(old: Potential, new: Potential, path: object) -> None:
             key="finetune.extend_species",
             hint="give the architecture a species_factor method, or train on all species from the start",
         )
+
+
+def deviation(one: tuple[Potential, AtomGraph], other: tuple[Potential, AtomGraph]) -> tuple[float, float]:
+    """How far two potentials are apart in the energies of the same atoms, without references, in float64.
+
+    Returns:
+        eV, the largest difference, and the largest energy of the first, at least 1.
+    """
+    energies = []
+    for potential, graph in (one, other):
+        double = copy.deepcopy(potential).set_dtype(torch.float64).eval()
+        double.energy_references.data.zero_()
+        with torch.no_grad():
+            energies.append(double(graph, forces=False, virial=False).atomic_energy)
+    return float((energies[0] - energies[1]).abs().max()), max(1.0, float(energies[0].abs().max()))
+
+
+def species_factor(start: Potential, end: Potential, name: str) -> float:
+    """What a weight by its name is multiplied by when it is taken over to a potential for other species."""
+    short = name.removeprefix("model.")
+    return start.model.species_factor(short) / end.model.species_factor(short)
 
 
 def cluster(potential: Potential) -> AtomGraph:

@@ -10,16 +10,14 @@ The potential itself always holds ``W + A B``. Gradients of A and B follow from 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
-from pimlip_zoo.nn.mlp import ScalarMLP
 
 
 def adapted_maps(potential: Potential) -> dict[str, nn.Parameter]:
@@ -27,8 +25,8 @@ def adapted_maps(potential: Potential) -> dict[str, nn.Parameter]:
     of_maps = {
         id(weight)
         for part in potential.model.modules()
-        if isinstance(part, EquivariantLinear | SpeciesLinear | ScalarMLP)
-        for weight in part.weights
+        if getattr(part, "weights_are_maps", False)
+        for weight in cast("Iterable[Tensor]", part.weights)
     }
     named = potential.model.named_parameters()
     return {name: weight for name, weight in named if id(weight) in of_maps and weight.requires_grad}

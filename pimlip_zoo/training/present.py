@@ -7,18 +7,16 @@ a step of a MACE for 89 species takes almost three times as long as that of the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.training.checkpoint import build_potential, describe
+from pimlip_zoo.training.finetune import cluster, deviation, species_factor
 
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Relative, by the precision of the weights: how well the small potential has to repeat the energies of the whole."""
@@ -44,7 +42,7 @@ class Whole:
         """
         result = {}
         for name, saved in self.potential.state_dict().items():
-            value, factor = weights[name], _factor(small, self.potential, name)
+            value, factor = weights[name], species_factor(small, self.potential, name)
             before = saved.detach().to(value.device, copy=True)
             axis = _axis(tuple(before.shape), tuple(value.shape))
             place = torch.tensor(self.rows, device=value.device)
@@ -88,14 +86,9 @@ def _selected(whole: Potential, small: Potential, rows: tuple[int, ...]) -> dict
         axis = _axis(tuple(weight.shape), tuple(value.shape))
         if axis is not None:
             weight = weight.index_select(axis, torch.tensor(rows))
-        factor = _factor(whole, small, name)
+        factor = species_factor(whole, small, name)
         result[name] = weight * factor if factor != 1.0 else weight
     return result
-
-
-def _factor(start: Potential, end: Potential, name: str) -> float:
-    short = name.removeprefix("model.")
-    return start.model.species_factor(short) / end.model.species_factor(short)
 
 
 def _axis(many: tuple[int, ...], few: tuple[int, ...]) -> int | None:
@@ -109,15 +102,7 @@ def _axis(many: tuple[int, ...], few: tuple[int, ...]) -> int | None:
 
 
 def _agree(whole: Potential, small: Potential, rows: tuple[int, ...]) -> bool:
-    from pimlip_zoo.training.finetune import cluster
-
-    graph: AtomGraph = cluster(small)
+    graph = cluster(small)
     of_whole = graph._replace(species=torch.tensor(rows)[graph.species])
-    energies: list[Tensor] = []
-    for potential, structure in ((whole, of_whole), (small, graph)):
-        double: Any = copy.deepcopy(potential).set_dtype(torch.float64).eval()
-        double.energy_references.data.zero_()
-        with torch.no_grad():
-            energies.append(double(structure, forces=False, virial=False).atomic_energy)
-    error = float((energies[0] - energies[1]).abs().max())
-    return error <= EXACT[whole.model.dtype] * max(1.0, float(energies[0].abs().max()))
+    error, size = deviation((whole, of_whole), (small, graph))
+    return error <= EXACT[whole.model.dtype] * size

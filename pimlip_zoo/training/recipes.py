@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.registry import Registry
+from pimlip_zoo.registry import Registry, first_line
 
 DEFAULT_RECIPE = "default"
 
@@ -93,8 +93,7 @@ def register_recipe(
         other = _recipes.get((name, version))
         if other is not None and other.settings.__qualname__ != function.__qualname__:
             raise InputError(f"two recipes are called {name!r}, version {version}", hint="rename one of them")
-        summary = (function.__doc__ or "").strip().split("\n", 1)[0]
-        _recipes[name, version] = Recipe(name, version, summary, function, reasons)
+        _recipes[name, version] = Recipe(name, version, first_line(function), function, reasons)
         return function
 
     return register
@@ -166,20 +165,31 @@ def _rate(constant: float, passes: float) -> float:
 
 # ---- lengths and sizes that follow the data
 
-_ATOMS_OF_A_STEP = 200
 _MOST, _STEPS_OF_THOUSAND = 10, 20_000
 _SHORTEST, _LONGEST = 4_000, 400_000
 _MANY_LABELS, _VERY_MANY_LABELS = 2_000_000, 50_000_000
 _SHELLS, _SPARSE = 1.75, 2.9
 
 
-def _batch(facts: RunFacts) -> int:
-    """So many structures that a step has about 200 atoms, ten at most."""
+def batch_of_atoms(facts: RunFacts, atoms: int, most: int, unknown: int) -> int:
+    """So many structures that a step has about so many atoms, or as many as were given.
+
+    Args:
+        facts: of the run.
+        atoms: of a step.
+        most: structures.
+        unknown: structures where nobody counted atoms.
+    """
     if facts.batch is not None:
         return facts.batch
     if not facts.atoms or not facts.structures:
-        return _MOST
-    return min(max(round(_ATOMS_OF_A_STEP * facts.structures / facts.atoms), 1), _MOST)
+        return unknown
+    return min(max(round(atoms * facts.structures / facts.atoms), 1), most)
+
+
+def _batch(facts: RunFacts) -> int:
+    """So many structures that a step has about 200 atoms, ten at most."""
+    return batch_of_atoms(facts, 200, _MOST, _MOST)
 
 
 def _steps(facts: RunFacts) -> int:

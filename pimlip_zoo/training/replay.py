@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.graph import AtomGraph, Batch, collate, graph_to
+from pimlip_zoo.graph import Batch, collate, graph_to
 from pimlip_zoo.losses.base import Evaluated, LossTerm, LossValue, PotentialLike
 from pimlip_zoo.losses.pool import step_generator
 from pimlip_zoo.models.potential import Potential
@@ -102,20 +102,16 @@ class Replay(LossTerm):
 
     def forward(self, evaluated: Evaluated) -> LossValue:
         """See :class:`LossTerm`; the labelled structures are not looked at."""
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        generator = step_generator(self.seed, rank, evaluated.step.batch)
+        generator = step_generator(self.seed, evaluated.step.batch)
         drawn = torch.randperm(len(self.samples), generator=generator)[: self.batch_size].tolist()
         potential = cast("PotentialLike", evaluated.potential)
-        graph = self._graph(drawn, self.energy.device)
+        graph = graph_to(collate([self.samples[i] for i in drawn]).graph, self.energy.device)
         predicted = potential(graph, forces=True, virial=False)
         counts = torch.tensor([self._count[i] for i in drawn], device=self.energy.device)
         energy = (predicted.energy - self.energy[drawn]) / counts
         forces = predicted.forces - self._said(drawn)
         total = self.energy_weight * energy.square().mean() + self.force_weight * forces.square().mean()
         return LossValue(total, torch.ones_like(total))
-
-    def _graph(self, drawn: Sequence[int], device: torch.device) -> AtomGraph:
-        return graph_to(collate([self.samples[i] for i in drawn]).graph, device)
 
     def _said(self, drawn: Sequence[int]) -> Tensor:
         return torch.cat([self.forces[self._first[i] : self._first[i] + self._count[i]] for i in drawn])

@@ -6,13 +6,13 @@ Each is a checkpoint without the optimiser's state, in the package's own format,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.files import content_hash
 
 if TYPE_CHECKING:
     from pimlip_zoo.datasets.frame import Frame
@@ -137,12 +137,8 @@ def shipped_file(run: str) -> Path:
     file = _FOLDER / f"{name}-{architecture}.ckpt"
     if not file.is_file():
         raise InputError("is missing in this installation", file=file, hint="install pimlip-zoo again")
-    if _digest(file) != STARTS[name].checksums[architecture]:
+    if content_hash(file) != STARTS[name].checksums[architecture]:
         raise InputError(
             "is not the file that came with the package", file=file, hint="install pimlip-zoo again"
         )
     return file
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

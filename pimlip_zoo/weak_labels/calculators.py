@@ -6,12 +6,11 @@ through the entry-point group ``pimlip_zoo.calculators``.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
+import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -207,9 +206,7 @@ def _registered(text: str) -> CheapCalculator:
     known_as = package_version(info.package)
     if importlib.util.find_spec(info.package.replace("-", "_")) is None and known_as == info.package:
         raise InputError(f"{info.package} is not installed", key=KEY, hint=info.install)
-    chosen = {
-        key: value for key, value in options.model_dump(mode="json").items() if _differs(info, key, value)
-    }
+    chosen = options.model_dump(mode="json", exclude_defaults=True)
     full = "&".join(f"{key}={value}" for key, value in sorted(chosen.items()))
     return CheapCalculator(
         f"{name}?{full}" if full else name,
@@ -217,10 +214,6 @@ def _registered(text: str) -> CheapCalculator:
         lambda: info.make(**options.model_dump()),
         charged=info.charged,
     )
-
-
-def _differs(info: CalculatorInfo, key: str, value: Any) -> bool:
-    return bool(value != info.options().model_dump(mode="json")[key])
 
 
 def _quiet(calculator: Calculator) -> Calculator:
@@ -233,23 +226,46 @@ def _quiet(calculator: Calculator) -> Calculator:
     return calculator
 
 
-def _imported(name: str) -> Calculator:
-    module, _, factory = name.partition(":")
+def import_factory(name: str, key: str) -> Callable[..., object]:
+    """The function ``MODULE:FACTORY``.
+
+    Raises:
+        InputError: of the key, when it cannot be imported or is no function.
+    """
     try:
-        found: Any = reduce(getattr, factory.split("."), importlib.import_module(module))
+        found: object = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(str(error), key=KEY, hint=f"is {name} importable?") from error
+        raise InputError(reason_of(error), key=key, hint=f"is {name} importable from here?") from error
+    except Exception as error:
+        module = name.partition(":")[0]
+        raise InputError(f"{module} cannot be imported: {reason_of(error)}", key=key) from error
+    if not callable(found):
+        raise InputError(f"{name} is no function", key=key, hint="it has to return an ASE calculator")
+    return found
+
+
+def as_calculator(made: object, name: str, key: str) -> Calculator:
+    """What a factory of that name returned.
+
+    Raises:
+        InputError: of the key, when it is no ASE calculator.
+    """
+    if not hasattr(made, "get_potential_energy"):
+        raise InputError(f"{name} returns {type(made).__name__}, which is no ASE calculator", key=key)
+    return cast("Calculator", made)
+
+
+def _imported(name: str) -> Calculator:
+    factory = import_factory(name, KEY)
     try:
-        made = cast("Calculator", found())
+        made = factory()
     except Exception as error:
         raise InputError(
             f"{name} fails: {reason_of(error)}",
             key=KEY,
             hint="it has to be a function without arguments that returns an ASE calculator",
         ) from error
-    if not hasattr(made, "get_potential_energy"):
-        raise InputError(f"{name} returns {type(made).__name__}, which is no ASE calculator", key=KEY)
-    return made
+    return as_calculator(made, name, KEY)
 
 
 def package_version(name: str) -> str:

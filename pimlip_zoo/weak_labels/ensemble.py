@@ -21,7 +21,6 @@ def ensemble_labels(
     frames: Sequence[Frame],
     *,
     scale: float | None = 0.1,
-    batch_size: int = 32,
 ) -> list[Frame]:
     """Label structures with the mean of several potentials.
 
@@ -32,7 +31,6 @@ def ensemble_labels(
         potentials: the members, at least one.
         frames: structures; their own labels are replaced.
         scale: eV/Å, spread at which a structure counts half; None: each counts as it did.
-        batch_size: structures evaluated at once.
 
     Returns:
         Frames whose ``info`` holds ``force_spread`` (eV/Å) and ``energy_spread`` (eV).
@@ -44,7 +42,7 @@ def ensemble_labels(
         raise InputError("there is no potential to ask", key="runs")
     if scale is not None and not scale > 0:
         raise InputError(f"the scale is {scale}", key="--scale", hint="give a number > 0 in eV/Å")
-    members = [predict_labels(potential, frames, batch_size) for potential in potentials]
+    members = [predict_labels(potential, frames) for potential in potentials]
     labelled = []
     for index, frame in enumerate(frames):
         energies = np.array([member[index].energy for member in members], dtype=np.float64)

@@ -347,9 +347,8 @@ class LevelTerm(LossTerm):
 
     def forward(self, evaluated: Evaluated) -> LossValue:
         """See :class:`LossTerm`; the batch of reference labels is not looked at."""
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         step, device = evaluated.step, evaluated.predictions.energy.device
-        drawn = self.pool.draw(step_generator(self.seed, rank, step.batch))
+        drawn = self.pool.draw(step_generator(self.seed, step.batch))
         labels = Labels(*(value.to(device) for value in drawn.labels))
         batch = Batch(graph_to(drawn.graph, device), labels)
         losses = [cast("LossTerm", module) for module in self.losses]

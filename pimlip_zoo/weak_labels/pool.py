@@ -21,6 +21,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.processes import Reply, cores, serve
 from pimlip_zoo.section import Section
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
+from pimlip_zoo.weak_labels.offsets import subtract_labels
 from pimlip_zoo.weak_labels.pool_work import Part, answer_parts, do_parts, forget, told_duration
 from pimlip_zoo.weak_labels.sampling import Sampling
 
@@ -78,21 +79,14 @@ _OTHERS = 0.5
 """Load above the number of cores from which it is said that they are shared."""
 
 
-def label_frames(
-    frames: Sequence[Frame], supervisor: CheapCalculator, progress: Progress | None = None
-) -> list[Frame]:
+def label_frames(frames: Sequence[Frame], supervisor: CheapCalculator) -> list[Frame]:
     """The same structures with the calculator's energies and forces, and stress where they are crystals and it has it.
 
     Raises:
         InputError: when the calculator fails, or knows no charges and a structure has one; naming the structure.
     """
     _check_electrons(frames, supervisor)
-
-    def report(count: int) -> None:
-        if progress is not None:
-            progress(count, len(frames))
-
-    return Sampling(frames, supervisor, PoolOptions()).labels(range(len(frames)), report)
+    return Sampling(frames, supervisor, PoolOptions()).labels(range(len(frames)), lambda _: None)
 
 
 def sample_pool(
@@ -118,8 +112,6 @@ def sample_pool(
         InputError: when too few structures stay within the limit of force.
     """
     starts = _starts(frames, unlabelled, options)
-    if not starts:
-        raise InputError("there is no structure to start from", key="weak.labels.pool")
     options = options.for_structures(starts)
     return _Work(starts, supervisor, options, progress).sample(unlabelled)
 
@@ -147,11 +139,9 @@ def labelled_pool(
     """
     starts = _starts(frames, unlabelled, options)
     options = options.for_structures(starts)
-    key = _key(starts, supervisor, ["parts", _plain(options)])
+    key = _key(starts, supervisor, ["parts", options.model_dump(mode="json")])
 
     def make(parts: Path) -> list[Frame]:
-        if not starts:
-            raise InputError("there is no structure to start from", key="weak.labels.pool")
         return _Work(starts, supervisor, options, progress, parts).sample(unlabelled)
 
     return _cached(folder, supervisor, key, make)
@@ -170,6 +160,18 @@ def cached_labels(
         return _Work(frames, supervisor, PoolOptions(structures=len(frames)), progress, parts).label()
 
     return _cached(folder, supervisor, key, make)
+
+
+def corrections(frames: Sequence[Frame], calculator: str, *, trust: bool = False) -> list[Frame]:
+    """The structures with their labels less those of a cheap calculator: what a potential learns that corrects it.
+
+    Args:
+        frames: with labels.
+        calculator: its name.
+        trust: call it when it is the name of a function.
+    """
+    cheap = cached_labels(frames, find_cheap_calculator(calculator, trust=trust))
+    return subtract_labels(frames, cheap)
 
 
 def _cached(
@@ -276,6 +278,8 @@ class _Work:
 
     def sample(self, unlabelled: Sequence[Frame]) -> list[Frame]:
         """The structures of a pool."""
+        if not self.starts:
+            raise InputError("there is no structure to start from", key="weak.labels.pool")
         _check_electrons(self.starts, self.supervisor)
         total = self.options.structures or 0
         moving = {"md": total, "both": total - total // 2}.get(self.options.method, 0)
@@ -326,7 +330,7 @@ class _Work:
 
         if self._processes > 1 and self.parts is not None and len(parts) > 1:
             self.parts.mkdir(parents=True, exist_ok=True)
-            job = {"supervisor": self.supervisor.name, "options": _plain(self.options)}
+            job = {"supervisor": self.supervisor.name, "options": self.options.model_dump(mode="json")}
             (self.parts / "job.json").write_text(json.dumps(job), encoding="utf-8")
             if not (self.parts / "starts.lmdb").exists():
                 write_store(self.parts / "starts.lmdb", self.starts)
@@ -431,10 +435,6 @@ def _key(frames: Sequence[Frame], supervisor: CheapCalculator, what: Any) -> str
     for frame in frames:
         digest.update(geometry_bytes(frame) + electrons_bytes(frame))
     return digest.hexdigest()
-
-
-def _plain(options: PoolOptions) -> dict[str, Any]:
-    return options.model_dump(mode="json")
 
 
 def _counted(processes: int) -> str:

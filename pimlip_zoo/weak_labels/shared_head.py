@@ -106,8 +106,7 @@ class SecondHead(LossTerm):
 
     def forward(self, evaluated: Evaluated) -> LossValue:
         """See :class:`LossTerm`; the batch of reference labels is not looked at."""
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        drawn = self.pool.draw(step_generator(self.seed, rank, self.steps if self.training else -1))
+        drawn = self.pool.draw(step_generator(self.seed, self.steps if self.training else -1))
         if self.training:
             self.steps += 1
         device, potential = evaluated.predictions.energy.device, cast("PotentialLike", evaluated.potential)

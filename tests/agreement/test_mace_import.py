@@ -20,7 +20,8 @@ from pimlip_zoo.cli.import_ import app
 from pimlip_zoo.config import load_config
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.foundation.mace_torch import import_potential
-from pimlip_zoo.foundation.mace_torch.records import read_records, state_of
+from pimlip_zoo.foundation.mace_torch.potential import read_records
+from pimlip_zoo.foundation.objects import state_of
 from pimlip_zoo.foundation.unpickle import Named, Record
 from pimlip_zoo.training.checkpoint import load_potential
 

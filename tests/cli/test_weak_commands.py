@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from pimlip_zoo.consistency.config import PRESETS, term_names
+from pimlip_zoo.consistency.config import PRESETS
+from pimlip_zoo.consistency.residuals import RESIDUALS
 from pimlip_zoo.datasets.lmdb import FrameStore
 
 SMALL = (
@@ -20,11 +21,11 @@ SMALL = (
 
 def test_models_lists_every_weak_preset_and_every_loss(cli):
     text = cli("models", "--weak").out
-    for name in (*PRESETS, *term_names()):
+    for name in (*PRESETS, *RESIDUALS.all()):
         assert name in text
     content = json.loads(cli("models", "--weak", "--json").out)
     assert content["presets"]["piwsl"]["options"]["terms"]["pitc_first_order"]["weight"] == 1.2
-    assert content["terms"] == term_names()
+    assert content["terms"] == {name: one.equation for name, one in RESIDUALS.all().items()}
 
 
 def test_curve_writes_a_table_and_a_plot_and_goes_on_where_it_stopped(cli, tmp_path):

@@ -24,8 +24,8 @@ import torch
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.foundation.archive import TorchArchive
 from pimlip_zoo.foundation.mace_torch import import_potential
-from pimlip_zoo.foundation.mace_torch.records import read_objects, state_of
 from pimlip_zoo.foundation.nequip import import_potential as import_nequip
+from pimlip_zoo.foundation.objects import read_objects, state_of
 from pimlip_zoo.foundation.sevennet import import_potential as import_sevennet
 
 AGREEMENT = Path(__file__).parents[1] / "agreement"

@@ -26,11 +26,15 @@ from pimlip_zoo.graph import collate
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import MODELS, register_model
-from pimlip_zoo.training.checkpoint import levels_of, load_potential, read_checkpoint
+from pimlip_zoo.training.checkpoint import checkpoint_path, load_potential, read_checkpoint
 from pimlip_zoo.weak_labels.levels import Level, LevelOptions, _moved, _offset
 
 EMT = {"calculator": "emt", "quantities": ["forces"], "batch_size": 2}
 FILE = {"data": "builtin:ethanol-gfn2@20:30", "name": "old"}
+
+
+def levels_of(run):
+    return ("reference", *read_checkpoint(checkpoint_path(run)).get("levels", {}))
 
 
 def settings(tmp_path, *levels, **options):

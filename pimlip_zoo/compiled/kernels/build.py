@@ -28,6 +28,7 @@ from pimlip_zoo.compiled.kernels.generate import Target
 from pimlip_zoo.compiled.kernels.unit import Unit
 from pimlip_zoo.compiled.private import load_private
 from pimlip_zoo.files import content_hash, is_own, scratch_folder
+from pimlip_zoo.processes import cores
 
 __all__ = ["CompilerError", "cache_folder", "compile_kernels", "compiler", "machine_flags", "target"]
 
@@ -99,7 +100,7 @@ def compile_kernels(sources: Sequence[str]) -> list[Callable[..., None]]:
         }
         units = _units(missing)
         if units:
-            with ThreadPoolExecutor(min(len(units), _cpus())) as pool:
+            with ThreadPoolExecutor(min(len(units), cores())) as pool:
                 for made in pool.map(lambda unit: _compile(unit[0], unit[1], flags, folder), units):
                     there.update(made)
             _forget_unused(folder)
@@ -115,11 +116,6 @@ _CONTENT = 16
 """Digits of the hash of a file's content in its name."""
 _LARGE = 40_000
 """Characters in one file, if it is not a single kernel's."""
-
-
-def _cpus() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _units(sources: Mapping[str, str]) -> list[tuple[Unit, list[str]]]:

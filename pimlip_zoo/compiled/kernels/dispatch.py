@@ -324,13 +324,13 @@ def _plain(*tensors: Tensor) -> bool:
     )
 
 
-def or_reference(make: Callable[[], Kernels], *, required: bool | None = None) -> Kernels | None:
+def or_reference(make: Callable[[], Kernels]) -> Kernels | None:
     """What needs compiled kernels, or None where they cannot be had, which is said once.
 
     Raises:
-        InputError: when they are required, as they are by the name of the backend in force if nothing else is said.
+        InputError: when they are required by the name of the backend in force.
     """
-    required = chosen_backend() == "cpu" if required is None else required
+    required = chosen_backend() == "cpu"
     if _failed and not required:
         return None
     try:

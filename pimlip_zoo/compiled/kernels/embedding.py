@@ -153,7 +153,7 @@ class CpuEmbedding(FormLibrary[EmbeddingForm]):
         return program, values, u
 
     def _emit(self, program: Program, results: list[tuple[Value, str]]) -> list[str]:
-        load = {"u": "u{}", "v": "v{}_", "h": "w{}", "g": "z{}", "constant": "zero + (T){}"}
+        load = {"u": "u{}", "v": "v{}_", "h": "h{}", "g": "z{}", "constant": "zero + (T){}"}
         return program.emit("V", load, [(v, text) for v, text in results if v is not None])
 
     def _values(self) -> list[str]:
@@ -212,10 +212,7 @@ class CpuEmbedding(FormLibrary[EmbeddingForm]):
         ]
         tangents = program.tangents(values, {u[i]: program.input("h", i) for i in range(3)})
         out += [f"V p{k} = zero;" for k in range(dim)]
-        load = {"u": "u{}", "v": "v{}_", "h": "h{}", "constant": "zero + (T){}"}
-        out += program.emit(
-            "V", load, [(v, f"p{k} = {{}};") for k, v in enumerate(tangents) if v is not None]
-        )
+        out += self._emit(program, [(v, f"p{k} = {{}};") for k, v in enumerate(tangents)])
         out.append("for (int j = 0; j < n; j++) {")
         out += [f"out0[(e + j) * {basis} + {n}] = d{n + 1}[j] * along[j];" for n in range(basis)]
         out += [f"out1[(e + j) * {dim} + {k}] = p{k}[j];" for k in range(dim)]

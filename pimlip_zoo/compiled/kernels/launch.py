@@ -45,12 +45,8 @@ class Block:
     def _mask(self) -> str:
         return "" if self.channels % self.size == 0 else f"c < {self.channels}"
 
-    def load(self, pointer: str, row: int) -> str:
-        """Channels ``c`` of a row."""
-        return self.load_at(pointer, str(row))
-
-    def load_at(self, pointer: str, row: str) -> str:
-        """The same where the row is known later."""
+    def load(self, pointer: str, row: int | str) -> str:
+        """Channels ``c`` of a row; ``{}`` where the row is known later."""
         mask = f", mask={self._mask}, other=0.0" if self._mask else ""
         return f"tl.load({pointer} + {row} * {self.channels}{mask})"
 
@@ -59,9 +55,9 @@ class Block:
         mask = f", mask={self._mask}" if self._mask else ""
         return f"tl.store({pointer} + {row} * {self.channels}, {value}{mask})"
 
-    def zeros(self, size: int | None = None) -> str:
-        """A vector of zeros, as wide as the block by default."""
-        return f"tl.full(({self.size if size is None else size},), 0.0, {self.scalar})"
+    def zeros(self) -> str:
+        """A vector of zeros, as wide as the block."""
+        return f"tl.full(({self.size},), 0.0, {self.scalar})"
 
 
 @dataclass(frozen=True)

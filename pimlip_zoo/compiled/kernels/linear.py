@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -55,11 +56,7 @@ class LinearForm:
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Where each block's weights begin among those of one species, and their number."""
-        begin = [0]
-        for block in self.blocks:
-            a, b = self.shape(block)
-            begin.append(begin[-1] + a * b)
-        return tuple(begin)
+        return tuple(accumulate((a * b for a, b in map(self.shape, self.blocks)), initial=0))
 
 
 class RowTiles:

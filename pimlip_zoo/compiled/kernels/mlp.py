@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -34,10 +35,7 @@ class MLPForm:
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Where each layer's weights begin among all, and their number."""
-        begin = [0]
-        for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True):
-            begin.append(begin[-1] + a * b)
-        return tuple(begin)
+        return tuple(accumulate((a * b for a, b in pairwise(self.sizes)), initial=0))
 
 
 @dataclass(frozen=True)
@@ -140,15 +138,11 @@ class _Writer:
         fill = []
         for n in range(self.layers):
             a, b = form.sizes[n], form.sizes[n + 1]
-            sources = f"w0 + {form.offsets[n]}, {a}, {b}, (T){form.scales[n]!r}"
+            sources = f"flat + {form.offsets[n]}, {a}, {b}, (T){form.scales[n]!r}"
             if not (kernel.kind and kernel.keeps):
-                fill.append(
-                    f"pack({sources}, w{n}, {self.padded[n + 1]});".replace("pack(w0 +", "pack(flat +")
-                )
+                fill.append(f"pack({sources}, w{n}, {self.padded[n + 1]});")
             if kernel.kind:
-                fill.append(
-                    f"pack_transposed({sources}, u{n}, {self.padded[n]});".replace("(w0 +", "(flat +")
-                )
+                fill.append(f"pack_transposed({sources}, u{n}, {self.padded[n]});")
         size = sum(width for _, width in self.buffers) * TILE
         sums, per_thread = [], 0
         if kernel.wants_weights:
@@ -232,13 +226,13 @@ class _Writer:
         size = self.form.sizes[layer]
         return f"store_rows({name}, {self.padded[layer]}, count, {size}, {target} + begin * {size});"
 
-    def _times(self, a: str, n: int, result: str, *, transposed: bool = False, add: bool = False) -> str:
+    def _times(self, a: str, n: int, result: str, *, transposed: bool = False) -> str:
         """``result = a W_n`` or ``a W_n^T``."""
         source, target = (n + 1, n) if transposed else (n, n + 1)
         weights = f"u{n}" if transposed else f"w{n}"
         return (
             f"product({TILE}, {self.form.sizes[source]}, {self.padded[target] // self.lanes}, {a}, "
-            f"{self.padded[source]}, 1, {weights}, {self.padded[target]}, {result}, {self.padded[target]}, {int(add)});"
+            f"{self.padded[source]}, 1, {weights}, {self.padded[target]}, {result}, {self.padded[target]}, 0);"
         )
 
     def _outer(self, a: str, b: str, n: int) -> str:
@@ -351,7 +345,7 @@ class PerceptronOperation(SweptOperation):
 
     def reference(self, *x: Tensor) -> Tensor:
         form, (out, flat) = self.kernels.form, x
-        for n, (a, b) in enumerate(zip(form.sizes[:-1], form.sizes[1:], strict=True)):
+        for n, (a, b) in enumerate(pairwise(form.sizes)):
             if n:
                 out = torch.nn.functional.silu(out) * form.gain
             out = out @ (flat[form.offsets[n] : form.offsets[n + 1]].view(a, b) * form.scales[n])

@@ -151,12 +151,6 @@ class CpuTable(FormLibrary[TableForm]):
         )
 
 
-def hermite_weights(t: Tensor) -> Tensor:
-    """(...,) places in an interval -> (..., 6) weights of value, first and second derivative at both ends."""
-    powers = t.unsqueeze(-1) ** torch.arange(6, dtype=t.dtype)
-    return powers @ torch.tensor(_BASIS, dtype=t.dtype).T
-
-
 def _horner(coefficients: tuple[float, ...]) -> str:
     text = f"(T){coefficients[-1]}"
     for c in reversed(coefficients[:-1]):

@@ -139,21 +139,17 @@ class Program:
     @staticmethod
     def views(operation: Operation) -> Sequence[View]:
         """All that an operation reads or writes."""
-        return _views(operation)
-
-
-def _views(operation: Operation) -> Sequence[View]:
-    if isinstance(operation, KernelOp):
-        return [v for v in operation.views if v is not None]
-    if isinstance(operation, ListsOp):
-        source = [] if operation.source is None else [operation.source]
-        return [*operation.out.values(), *operation.given.values(), *source]
-    found: list[View] = [operation.out]
-    stack: list[Any] = [*operation.args, *operation.kwargs.values()]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, View):
-            found.append(item)
-        elif isinstance(item, (list, tuple)):
-            stack += item
-    return found
+        if isinstance(operation, KernelOp):
+            return [v for v in operation.views if v is not None]
+        if isinstance(operation, ListsOp):
+            source = [] if operation.source is None else [operation.source]
+            return [*operation.out.values(), *operation.given.values(), *source]
+        found: list[View] = [operation.out]
+        stack: list[Any] = [*operation.args, *operation.kwargs.values()]
+        while stack:
+            item = stack.pop()
+            if isinstance(item, View):
+                found.append(item)
+            elif isinstance(item, (list, tuple)):
+                stack += item
+        return found

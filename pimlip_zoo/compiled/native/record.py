@@ -21,6 +21,7 @@ from pimlip_zoo.compiled.kernels.watch import KernelCall, watched_by
 from pimlip_zoo.compiled.native.fuse import without_copies
 from pimlip_zoo.compiled.native.program import (
     INPUTS,
+    OUTPUTS,
     KernelOp,
     ListsOp,
     Operation,
@@ -221,7 +222,7 @@ class _Merge:
             {name: self._view([s.inputs[name] for s in self.samples]) for name in INPUTS},
             {
                 name: self._view([s.outputs[place] for s in self.samples])
-                for place, name in enumerate(("energy", "gradient"))
+                for place, name in enumerate(OUTPUTS)
             },
         )
         for operation in operations:

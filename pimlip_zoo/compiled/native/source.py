@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -51,10 +52,8 @@ def model_source(program: Program, vector_bytes: int, registers: int) -> str:
     body = [line for op in program.operations for line in _lines(op, kernels)]
     plan = plan_memory(program)
     runtime = (Path(__file__).parent / "runtime.c").read_text()
-    marker = "/* model */"
-    before, after = runtime.split(marker)
-    parts = [before, *kernels.unit.items, *_driver(program, plan, body), after]
-    return "\n".join(parts)
+    before, after = runtime.split("/* model */")
+    return "\n".join([before, *kernels.unit.items, *_driver(program, plan, body), after])
 
 
 class _Kernels:
@@ -95,28 +94,25 @@ def _lines(op: Operation, kernels: _Kernels) -> list[str]:
     return tensor_lines(op)
 
 
+def _pointers(views: Mapping[str, View], *names: str) -> str:
+    """C of the addresses of lists, null where there is none of that name."""
+    return ", ".join(f"b{views[name].buffer}" if name in views else "0" for name in names)
+
+
 def _lists(op: ListsOp) -> list[str]:
     if op.kind == "pairs":
-        made = ", ".join(
-            f"b{op.out[name].buffer}" if name in op.out else "0"
-            for name in ("of_edge", "both", "slot_c", "slot_n")
-        )
-        given = ", ".join(
-            f"b{op.given[name].buffer}" if name in op.given else "0" for name in ("first_c", "slot_n")
-        )
+        made = _pointers(op.out, "of_edge", "both", "slot_c", "slot_n")
+        given = _pointers(op.given, "first_c", "slot_n")
         return [
             f"const int64_t pairs = native_edge_pairs(atoms, edges, edge_index, vectors, {given}, {made});"
         ]
     if op.kind == "edges":
         assert op.source is not None
-        names = ("centre", "neighbour", "first_c", "first_n", "row_n", "slot_n")
-        out = ", ".join(f"b{op.out[name].buffer}" if name in op.out else "0" for name in names)
+        out = _pointers(op.out, "centre", "neighbour", "first_c", "first_n", "row_n", "slot_n")
         stride = op.source.strides[0].text
         sizes = f"{op.rows.text}, {op.source.sizes[-1].text}"
         return [f"native_edge_lists({sizes}, {pointer(op.source)}, {pointer(op.source)} + {stride}, {out});"]
-    out = ", ".join(
-        f"b{op.out[name].buffer}" if name in op.out else "0" for name in ("first", "order", "species")
-    )
+    out = _pointers(op.out, "first", "order", "species")
     source = "0" if op.source is None else pointer(op.source)
     return [
         f"const int64_t tiles{op.number} = native_row_tiles({op.rows.text}, NUM_SPECIES, {TILE}, {source}, {out});"

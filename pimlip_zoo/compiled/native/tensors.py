@@ -151,13 +151,11 @@ _PARALLEL = "#pragma omp parallel for num_threads(threads) if(threads > 1 && {} 
 def _each(out: View, text: str, inputs: Sequence[View], *, cast: str = "") -> Lines:
     """``out[...] = text``, in which the names of inputs stand for their elements."""
     if out.contiguous and all(view.contiguous and view.sizes == out.sizes for view in inputs):
-        flat = View(out.buffer, out.dtype, (Size(1),), (Size(1),), out.offset)
-        element = lambda v: f"{pointer(v)}[i]"  # noqa: E731
-        filled = text.format(*(f"(({cast}){element(v)})" for v in inputs))
+        filled = text.format(*(f"(({cast}){pointer(v)}[i])" for v in inputs))
         size = _product(out.sizes)
         return [
             _PARALLEL.format(size),
-            f"for (int64_t i = 0; i < {size}; i++) {pointer(flat)}[i] = {filled};",
+            f"for (int64_t i = 0; i < {size}; i++) {pointer(out)}[i] = {filled};",
         ]
     names = _names(out)
     filled = text.format(*(f"(({cast}){_index(v, names)})" for v in inputs))

@@ -9,7 +9,6 @@ from pimlip_zoo.compiled.sweeps import (
 )
 from pimlip_zoo.compiled.sweeps.derivatives import (
     Levels,
-    energies_and_gradient,
     predict_structures,
     virial_of_edges,
 )
@@ -19,7 +18,6 @@ __all__ = [
     "Levels",
     "Sweeps",
     "compile_ahead",
-    "energies_and_gradient",
     "predict_structures",
     "sweeps_of",
     "tensor_calls",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,6 +44,12 @@ class Call:
     """Which of these depend on parameters."""
     dtype: torch.dtype
     """Of the model."""
+
+    def invoke(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the module or function returns, or the method of that name."""
+        if isinstance(self.target, str):
+            return getattr(args[0], self.target)(*args[1:], **kwargs)
+        return self.target(*args, **kwargs)
 
 
 class Block:

@@ -16,32 +16,6 @@ from pimlip_zoo.compiled.sweeps.run import Sweeps, Tape
 from pimlip_zoo.graph import AtomGraph, Predictions, sum_by_structure
 
 
-def energies_and_gradient(
-    sweeps: Sweeps, graph: AtomGraph, vectors: Tensor, scale: Tensor, *, gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Atomic energies of a model and ``d sum_i scale_i e_i / d vectors``, differentiable once by its parameters.
-
-    Args:
-        sweeps: of the model.
-        graph: the structures.
-        vectors: (E, 3) edge vectors in the model's dtype, taken as constants; those of opposite edges are opposite.
-        scale: (N,) in the model's dtype, taken as constants.
-        gradient: whether the gradient is wanted; without, it is empty.
-
-    Returns:
-        (N,), (E, 3). Of an edge and its opposite only the difference of the gradients is defined, which is all that
-        forces and virials have of them.
-    """
-    if _trained(sweeps):
-        out: tuple[Tensor, Tensor] = _EnergiesAndGradient.apply(
-            sweeps, graph, vectors, scale, gradient, *sweeps.parameters()
-        )
-        return out
-    with torch.no_grad():
-        tape = sweeps.forward(graph, vectors)
-        return sweeps.energies(tape), sweeps.adjoint(tape, scale) if gradient else vectors.new_zeros((0, 3))
-
-
 @dataclass(frozen=True)
 class Levels:
     """What a potential makes of a model's energies: ``scale_i e_i + offset_i``; constants of the training."""
@@ -72,7 +46,7 @@ def predict_structures(
     exact = edge_geometry(torch.float64).vectors(graph, edges) if virial else None
     vectors = edge_geometry(dtype).vectors(graph, edges) if exact is None else exact.to(dtype)
     asked = _Asked(sweeps, graph, edges, vectors, exact, levels, forces)
-    if _trained(sweeps):
+    if torch.is_grad_enabled() and any(p.requires_grad for p in sweeps.parameters()):
         return Predictions(*_Structures.apply(asked, *sweeps.parameters()))
     with torch.no_grad():
         return asked.evaluate()[1]
@@ -84,10 +58,6 @@ def virial_of_edges(graph: AtomGraph, vectors: Tensor, gradient: Tensor) -> Tens
     total = products.new_zeros((graph.num_graphs, 3, 3))
     total = total.index_add(0, graph.batch[graph.edge_index[0]], products)
     return -0.5 * (total + total.transpose(1, 2))
-
-
-def _trained(sweeps: Sweeps) -> bool:
-    return torch.is_grad_enabled() and any(p.requires_grad for p in sweeps.parameters())
 
 
 @dataclass(frozen=True)
@@ -153,47 +123,15 @@ class _Structures(torch.autograd.Function):
     def backward(
         ctx: Any, energy: Tensor | None, forces: Tensor | None, virial: Tensor | None, atomic: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        asked = ctx.asked
+        asked, sweeps, tape = ctx.asked, ctx.asked.sweeps, ctx.tape
+        if ctx.versions != _versions(sweeps.parameters()):
+            raise RuntimeError("parameters were changed between a prediction and its derivative")
         h, direction = asked.energy_cotangent(energy, atomic), asked.direction(forces, virial)
-        return (None, *_by_parameters(asked.sweeps, ctx.tape, ctx.versions, h, direction))
-
-
-class _EnergiesAndGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        sweeps: Sweeps,
-        graph: AtomGraph,
-        vectors: Tensor,
-        scale: Tensor,
-        gradient: bool,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.sweeps, ctx.versions = sweeps, _versions(parameters)
-        ctx.tape = sweeps.forward(graph, vectors)
-        energies = sweeps.energies(ctx.tape)
-        out = sweeps.adjoint(ctx.tape, scale) if gradient else vectors.new_zeros((0, 3))
-        # Aliases: what is returned refers to this record, which must not refer to it.
-        return energies.view_as(energies), out.view_as(out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, h: Tensor | None, direction: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None,) * 5 + tuple(_by_parameters(ctx.sweeps, ctx.tape, ctx.versions, h, direction))
+        if h is None:
+            h = torch.zeros_like(sweeps.energies(tape))
+        along = None if direction is None or not direction.numel() else direction.contiguous()
+        return (None, *sweeps.second(tape, sweeps.tangent(tape, along), h))
 
 
 def _versions(parameters: Sequence[Tensor]) -> list[int]:
     return [p._version for p in parameters]  # noqa: SLF001
-
-
-def _by_parameters(
-    sweeps: Sweeps, tape: Tape, versions: list[int], h: Tensor | None, direction: Tensor | None
-) -> list[Tensor | None]:
-    """Both last sweeps."""
-    if versions != _versions(sweeps.parameters()):
-        raise RuntimeError("parameters were changed between a prediction and its derivative")
-    if h is None:
-        h = torch.zeros_like(sweeps.energies(tape))
-    along = None if direction is None or not direction.numel() else direction.contiguous()
-    return sweeps.second(tape, sweeps.tangent(tape, along), h)

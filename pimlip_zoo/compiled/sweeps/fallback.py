@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,6 @@ class AutogradBlock(Block):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Record the call on leaves of its own."""
-        target = self.call.target
         with torch.enable_grad():
             filled: list[Any] = [list(a) if type(a) in (list, tuple) else a for a in args]
             leaves = []
@@ -44,10 +44,7 @@ class AutogradBlock(Block):
                 holder, index = (filled, place[0]) if len(place) == 1 else (filled[place[0]], place[1])
                 holder[index] = holder[index].detach().requires_grad_()
                 leaves.append(holder[index])
-            if isinstance(target, str):
-                out = getattr(filled[0], target)(*filled[1:], **kwargs)
-            else:
-                out = target(*filled, **kwargs)
+            out = self.call.invoke(filled, kwargs)
         outs = (out,) if self.outputs == 1 else tuple(out)
         return self._joined([each.detach() for each in outs]), _Record(outs, leaves)
 
@@ -62,32 +59,25 @@ class AutogradBlock(Block):
         record: _Record = saved
         with torch.enable_grad():
             record.g = tuple(each.detach().requires_grad_() for each in self._parts(g))
-            record.found = _gradients(record.outs, record.leaves, record.g)
+            pairs = _differentiable(record.outs, record.g)
+            record.found = _gradients(pairs, record.leaves, create_graph=True)
         return tuple(None if f is None else f.detach() for f in record.found)
 
     def tangent(self, saved: Any, tangents: Tensors) -> Any:
         """The adjoint is linear in g, and its derivative by g is the tangent."""
         record: _Record = saved
-        pairs = _pairs(record.found, tangents)
-        found: Tensors = (None,) * len(record.outs)
-        if pairs:
-            outs, seeds = [f for f, _ in pairs], [t for _, t in pairs]
-            found = torch.autograd.grad(outs, record.g, seeds, retain_graph=True, allow_unused=True)
+        found = _gradients(_differentiable(record.found, tangents), record.g, retain_graph=True)
         parts = zip(found, record.outs, strict=True)
         return self._joined([torch.zeros_like(z) if t is None else t for t, z in parts])
 
     def second(self, saved: Any, tangents: Tensors, g: Any, h: Any) -> tuple[Tensors, Tensors]:
         """Both terms in one pass of autograd."""
         record: _Record = saved
-        pairs = [(z, each) for z, each in zip(record.outs, self._parts(h), strict=True) if z.requires_grad]
+        pairs = _differentiable(record.outs, self._parts(h))
         if g is not None:
-            pairs += _pairs(record.found, tangents)
+            pairs += _differentiable(record.found, tangents)
         parameters = [p for p in self.parameters() if p.requires_grad]
-        wanted = [*record.leaves, *parameters]
-        found: Tensors = (None,) * len(wanted)
-        if pairs and wanted:
-            outs, seeds = [z for z, _ in pairs], [each for _, each in pairs]
-            found = torch.autograd.grad(outs, wanted, seeds, retain_graph=True, allow_unused=True)
+        found = _gradients(pairs, [*record.leaves, *parameters], retain_graph=True)
         by_parameter = dict(zip(map(id, parameters), found[len(record.leaves) :], strict=True))
         return found[: len(record.leaves)], tuple(by_parameter.get(id(p)) for p in self.parameters())
 
@@ -101,15 +91,15 @@ def block_for(call: Call) -> Block:
         return AutogradBlock(call, kind.outputs)
 
 
-def _gradients(outs: tuple[Tensor, ...], leaves: list[Tensor], g: tuple[Tensor, ...]) -> Tensors:
-    pairs = [(z, each) for z, each in zip(outs, g, strict=True) if z.requires_grad]
-    if not pairs or not leaves:
-        return (None,) * len(leaves)
-    z, seeds = [z for z, _ in pairs], [each for _, each in pairs]
-    return torch.autograd.grad(z, leaves, seeds, create_graph=True, allow_unused=True)
+def _gradients(pairs: Sequence[tuple[Tensor, Tensor]], wanted: Sequence[Tensor], **options: bool) -> Tensors:
+    """Of the sum of products of these pairs, by what is wanted; the second of a pair is a constant."""
+    if not pairs or not wanted:
+        return (None,) * len(wanted)
+    outs, seeds = [out for out, _ in pairs], [seed for _, seed in pairs]
+    return torch.autograd.grad(outs, wanted, seeds, allow_unused=True, **options)
 
 
-def _pairs(found: Tensors, tangents: Tensors) -> list[tuple[Tensor, Tensor]]:
-    """Adjoints that depend on something, with the tangents that they are multiplied with."""
-    pairs = zip(found, tangents, strict=True)
+def _differentiable(outs: Tensors, seeds: Tensors) -> list[tuple[Tensor, Tensor]]:
+    """Values that depend on something, with what they are multiplied with."""
+    pairs = zip(outs, seeds, strict=True)
     return [(f, t) for f, t in pairs if f is not None and t is not None and f.requires_grad]

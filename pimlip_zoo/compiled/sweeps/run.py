@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from pimlip_zoo.compiled.kernels.library import Noted, build_together, rehearsal
 from pimlip_zoo.compiled.kernels.memory import keep_freed_memory
 from pimlip_zoo.compiled.sweeps.block import Part
 from pimlip_zoo.compiled.sweeps.pairs import share_radial
-from pimlip_zoo.compiled.sweeps.trace import Step, Trace, Value, trace_model
+from pimlip_zoo.compiled.sweeps.trace import Step, Trace, Value, numbers_in, trace_model
 from pimlip_zoo.graph import AtomGraph
 
 Values = list[Any]
@@ -186,7 +186,7 @@ class Sweeps:
     def present(self, model: nn.Module) -> list[nn.Parameter]:
         """The parameters that the steps have now."""
         found = [p for step in self.trace.steps if step.block is not None for p in step.block.parameters()]
-        return found + [attribute(model, name) for name in self._names]
+        return found + [operator.attrgetter(name)(model) for name in self._names]
 
     def are_of(self, model: nn.Module) -> bool:
         """Whether the model still has the parameters that it was traced with."""
@@ -260,7 +260,7 @@ class Sweeps:
         for step, (fill_args, fill_kwargs) in zip(trace.steps, self._fills, strict=True):
             args, kwargs = fill_args(values), fill_kwargs(values)
             if step.block is None:
-                out = call(step.call.target, args, kwargs)
+                out = step.call.invoke(args, kwargs)
                 saved.append(None)
             else:
                 out, kept = step.block.forward(*args, **kwargs)
@@ -349,21 +349,6 @@ def _collect(gradients: list[Tensor | None], place: int, part: Tensor | None) ->
     gradients[place] = part if known is None else known if part is None else known + part
 
 
-def call(target: Any, args: Any, kwargs: Any) -> Any:
-    """What a module or function returns, or the method of that name."""
-    if isinstance(target, str):
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    return target(*args, **kwargs)
-
-
-def attribute(model: nn.Module, name: str) -> Any:
-    """A parameter or buffer by its dotted name."""
-    holder: Any = model
-    for part in name.split("."):
-        holder = getattr(holder, part)
-    return holder
-
-
 def _getter(model: nn.Module, name: str) -> Callable[[], Any]:
     """Reads a parameter or buffer; that of the model itself, who must not be kept, once and for all."""
     path, _, attribute = name.rpartition(".")
@@ -378,7 +363,7 @@ def filler(template: Any) -> Callable[[Values], Any]:
     """A function that puts values into the arguments of a call."""
     if isinstance(template, Value):
         return operator.itemgetter(template.number)
-    if not any(True for _ in _values(template)):
+    if not numbers_in(template):
         return lambda _: template
     if isinstance(template, dict):
         items = {key: filler(value) for key, value in template.items()}
@@ -391,17 +376,6 @@ def filler(template: Any) -> Callable[[Values], Any]:
         make = getattr(template, "_make", list if isinstance(template, list) else tuple)
         return lambda values: make([fill(values) for fill in fills])
     raise TypeError(f"a value in {template!r} cannot be reached")
-
-
-def _values(template: Any) -> Iterator[Value]:
-    """All values in the arguments of a call."""
-    if isinstance(template, Value):
-        yield template
-    elif isinstance(template, slice):
-        yield from _values((template.start, template.stop, template.step))
-    elif isinstance(template, (dict, tuple, list)):
-        for part in template.values() if isinstance(template, dict) else template:
-            yield from _values(part)
 
 
 def put(values: Values, results: Sequence[int], out: Any) -> None:

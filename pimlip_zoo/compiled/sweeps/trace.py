@@ -62,8 +62,13 @@ class Trace:
 
 def values_in(step: Step) -> set[int]:
     """All values that a step reads, active or not."""
+    return numbers_in((step.call.args, step.call.kwargs))
+
+
+def numbers_in(arguments: Any) -> set[int]:
+    """All values in the arguments of a call."""
     found: set[int] = set()
-    stack: list[Any] = [step.call.args, step.call.kwargs]
+    stack: list[Any] = [arguments]
     while stack:
         item = stack.pop()
         if isinstance(item, Value):
@@ -145,11 +150,9 @@ class _Builder:
                 if node.target == "vectors":
                     self.geometric.add(self.number[node])
             elif node.op == "get_attr":
-                if not node.target.startswith(
-                    "model."
-                ):  # made while tracing: it would be another one in every call
-                    return None
-                value = self._attribute(node.target)
+                if not node.target.startswith("model."):
+                    return None  # made while tracing: it would be another one in every call
+                value = operator.attrgetter(node.target)(self.root)
                 self.constants[self._new(node)] = node.target.removeprefix("model.")
                 if isinstance(value, nn.Parameter):
                     self.trainable.add(self.number[node])
@@ -173,12 +176,6 @@ class _Builder:
         self.number[node] = self.size
         self.size += 1
         return self.number[node]
-
-    def _attribute(self, name: str) -> Any:
-        holder: Any = self.root
-        for part in name.split("."):
-            holder = getattr(holder, part)
-        return holder
 
     def _takes_output(self, node: fx.Node) -> bool:
         """Whether the node is one output of a block with several, which needs no step."""

@@ -6,6 +6,7 @@ pair of species, in other directions and among other neighbours, such a value ha
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pimlip_zoo.compiled.kernels import use_kernels
-from pimlip_zoo.compiled.sweeps.run import Sweeps, attribute, call, filler, put
+from pimlip_zoo.compiled.sweeps.run import Sweeps, filler, put
 from pimlip_zoo.compiled.sweeps.trace import Step, Trace, trace_model, values_in
 from pimlip_zoo.graph import AtomGraph
 
@@ -160,9 +161,9 @@ def _evaluate(
     for name, field in zip(AtomGraph._fields, graph, strict=True):
         values[trace.places[name]] = field
     for number, name in trace.constants.items():
-        values[number] = attribute(potential.model, name)
+        values[number] = operator.attrgetter(name)(potential.model)
     with use_kernels("reference"):
         for step in ancestors(trace, wanted):
             args, kwargs = filler(step.call.args)(values), filler(step.call.kwargs)(values)
-            put(values, step.results, call(step.call.target, args, kwargs))
+            put(values, step.results, step.call.invoke(args, kwargs))
     return tuple(values[number].reshape(*lengths.shape, -1) for number in wanted)

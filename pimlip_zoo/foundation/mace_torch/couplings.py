@@ -52,10 +52,8 @@ def check_couplings(place: str, module: Record) -> None:
 def _tensors(program: bytes, place: str) -> Mapping[str, Tensor]:
     try:
         with zipfile.ZipFile(io.BytesIO(program)) as archive:
-            names = [
-                name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")
-            ]
-            (pickle,) = names
+            names = archive.namelist()
+            (pickle,) = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
             root = pickle.partition("/")[0]
 
             def read(name: str) -> bytes:

@@ -21,15 +21,15 @@ def check_internals(record: Record, config: MACEConfig | MACENonlinearConfig) ->
     Raises:
         InputError: naming the first that differs.
     """
-    _expect(record, "radial_embedding.apply_cutoff", not isinstance(config, MACENonlinearConfig))
+    expect(record, "radial_embedding.apply_cutoff", not isinstance(config, MACENonlinearConfig))
     heads = len(heads_of(record))
     for n in range(len(record["readouts"])):
-        _expect(record, f"readouts.{n}.num_heads", heads)
+        expect(record, f"readouts.{n}.num_heads", heads)
     for n in range(config.num_interactions):
         if isinstance(config, MACENonlinearConfig):
             _check_gate(record, f"interactions.{n}.equivariant_nonlin", config)
             continue
-        _expect(record, f"products.{n}.use_agnostic_product", expected=False)
+        expect(record, f"products.{n}.use_agnostic_product", expected=False)
         for network in ("conv_tp_weights", "density_fn"):
             _check_network(record, f"interactions.{n}.{network}")
 
@@ -42,7 +42,7 @@ def _check_network(record: Record, place: str) -> None:
         if weight is None:
             continue
         for attribute, value in (("h_in", weight.shape[0]), ("var_in", 1), ("var_out", 1)):
-            _expect(record, f"{place}.{name}.{attribute}", value)
+            expect(record, f"{place}.{name}.{attribute}", value)
 
 
 def _check_gate(record: Record, place: str, config: MACENonlinearConfig) -> None:
@@ -61,10 +61,15 @@ def _check_gate(record: Record, place: str, config: MACENonlinearConfig) -> None
         ("_layout_is_ir_mul", False),
         ("_gated_info", gated),
     ):
-        _expect(record, f"{place}.{attribute}", value)
+        expect(record, f"{place}.{attribute}", value)
 
 
-def _expect(record: Record, path: str, expected: Any) -> None:
+def expect(record: Record, path: str, expected: Any) -> None:
+    """Refuse another value at a path than the expected one; there may be none.
+
+    Raises:
+        InputError: with both.
+    """
     found = record[path]
     if found is None:
         return

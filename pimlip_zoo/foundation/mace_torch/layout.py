@@ -7,6 +7,7 @@ to another function.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -53,11 +54,11 @@ def check_layout(record: Record, config: MACEConfig | MACENonlinearConfig) -> No
 
 
 def _natural(channels: int, l_max: int) -> str:
-    return "+".join(f"{channels}x{degree}{'eo'[degree % 2]}" for degree in range(l_max + 1))
+    return irreps_text([(channels, degree, (-1) ** degree) for degree in range(l_max + 1)])
 
 
 def _check(place: str, what: str, irreps: Any, expected: str) -> None:
-    if isinstance(irreps, Record) and (given := _text(irreps)) != expected:
+    if isinstance(irreps, Record) and (given := irreps_text(parts_of(irreps))) != expected:
         raise InputError(f"{place} has the {what} {given[:80]}", hint=f"only {expected} can be converted")
 
 
@@ -71,6 +72,6 @@ def parts_of(irreps: Record) -> list[tuple[int, int, int]]:
     return parts
 
 
-def _text(irreps: Record) -> str:
-    """Irreps of e3nn, written as there: tuples of a multiplicity and of a degree with a parity."""
-    return "+".join(f"{n}x{degree}{'e' if parity == 1 else 'o'}" for n, degree, parity in parts_of(irreps))
+def irreps_text(parts: Sequence[tuple[int, int, int]]) -> str:
+    """(multiplicity, degree, parity) as e3nn writes them."""
+    return "+".join(f"{n}x{degree}{'e' if parity == 1 else 'o'}" for n, degree, parity in parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +11,15 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.foundation.mace_torch.layout import check_layout, parts_of
+from pimlip_zoo.foundation.mace_torch.layout import check_layout, irreps_text, parts_of
 from pimlip_zoo.foundation.mace_torch.nonlinear_weights import convert_nonlinear
 from pimlip_zoo.foundation.mace_torch.options import (
-    bessel_moved,
     check_activation,
     check_attribute,
-    correlation_of,
+    common_options,
     heads_of,
     plain,
-    readout_gate,
     same,
-    transform_of,
 )
 from pimlip_zoo.foundation.mace_torch.sizes import check_count, check_most
 from pimlip_zoo.foundation.unpickle import Named, Record
@@ -127,35 +123,21 @@ def _states(record: Record) -> _States | None:
 def _config(
     record: Record, weights: Mapping[str, Tensor], species: Sequence[str], states: _States | None
 ) -> MACENonlinearConfig:
-    count, embedding = len(record["interactions"]), record["radial_embedding"]
-    cutoff = float(weights["r_max"])
-    channels = weights["node_embedding.linear.weight"].numel() // len(species)
-    hidden_l_max = len(record["products.0.symmetric_contractions.contractions"]) - 1 if count > 1 else 0
+    common = common_options(record, weights, species)
+    count, channels = common["num_interactions"], common["channels"]
     first = _edges(record, 0)
     edge_channels, edge_l_max = same("edge_irreps", [_edges(record, n) for n in range(1, count)] or [first])
     reduce_first = first[0] != channels
     if first[1] != 0 or (reduce_first and first[0] != edge_channels):
         raise InputError(f"gathers {first[0]} channels to degree {first[1]} in its first layer")
     return MACENonlinearConfig(
-        cutoff=cutoff,
-        avg_num_neighbors=same(
-            "avg_num_neighbors", [float(x["avg_num_neighbors"]) for x in record["interactions"]]
-        ),
-        num_interactions=count,
-        l_max=math.isqrt(weights["products.0.symmetric_contractions.contractions.0.U_matrix_1"].shape[0]) - 1,
-        hidden_l_max=hidden_l_max,
-        channels=channels,
+        **common,
         edge_channels=None if edge_channels == channels else edge_channels,
-        edge_l_max=None if edge_l_max == hidden_l_max else edge_l_max,
+        edge_l_max=None if edge_l_max == common["hidden_l_max"] else edge_l_max,
         reduce_first=reduce_first,
-        correlation=same("correlation", [correlation_of(product) for product in record["products"]]),
         radial_hidden=same("radial MLP", [_hidden(x["conv_tp_weights"]) for x in record["interactions"]]),
         num_bessel=weights["radial_embedding.bessel_fn.bessel_weights"].numel(),
-        bessel_trainable=bessel_moved(embedding, dict(weights), cutoff),
-        cutoff_order=float(weights["radial_embedding.cutoff_fn.p"]),
-        distance_transform=transform_of(embedding, dict(weights), species),
         readout_width=_readout_width(record, weights),
-        readout_gate=readout_gate(record),
         last_readout_only=count > 1 and len(record["readouts"]) == 1,
         embedding_readout=record["embedding_readout"] is not None,
         embed_charge=states is not None,
@@ -169,9 +151,8 @@ def _edges(record: Record, layer: int) -> tuple[int, int]:
     parts = parts_of(record[f"interactions.{layer}.edge_irreps"])
     natural = [(parts[0][0], degree, (-1) ** degree) for degree in range(len(parts))]
     if parts != natural:
-        given = "+".join(f"{n}x{degree}{'e' if parity == 1 else 'o'}" for n, degree, parity in parts)
         raise InputError(
-            f"interactions.{layer} has the edge_irreps {given[:80]}",
+            f"interactions.{layer} has the edge_irreps {irreps_text(parts)[:80]}",
             hint="only equal channels of natural parity are known",
         )
     return parts[0][0], len(parts) - 1

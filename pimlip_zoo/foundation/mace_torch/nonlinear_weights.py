@@ -7,13 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pimlip_zoo.foundation.mace_torch.weights import (
-    Weights,
-    blocks_of,
-    checked,
-    contraction_of,
-    radial_columns,
-)
+from pimlip_zoo.foundation.mace_torch.weights import contraction_of, radial_columns
+from pimlip_zoo.foundation.shapes import Weights, blocks_of, checked
 from pimlip_zoo.models.mace_nonlinear import MACENonlinear, MACENonlinearConfig, NonlinearLayer
 from pimlip_zoo.nn.radial_network import RadialNetwork
 
@@ -90,8 +85,8 @@ def _layer(
 ) -> dict[str, Tensor]:
     ours: dict[str, Tensor] = {}
     for name, their_name in _LINEAR.items():
-        ours |= blocks_of(name, getattr(layer, name), theirs[f"{interaction}{their_name}.weight"])
-    ours |= blocks_of("linear_update", layer.linear_update, theirs[f"{product}linear.weight"])
+        ours |= blocks_of(name, getattr(layer, name), theirs, f"{interaction}{their_name}")
+    ours |= blocks_of("linear_update", layer.linear_update, theirs, f"{product}linear")
     for name, their_name in (("radial", "conv_tp_weights"), ("density", "density_fn")):
         network = getattr(layer, name)
         made = _network(network, theirs, interaction, f"{their_name}.net.", num_species)

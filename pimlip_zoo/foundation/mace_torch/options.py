@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.foundation.mace_torch.records import state_of
+from pimlip_zoo.foundation.objects import state_of
 from pimlip_zoo.foundation.unpickle import Named, Record
 from pimlip_zoo.nn.elements import covalent_radii
 from pimlip_zoo.nn.mlp import ACTIVATIONS, ScaledActivation
@@ -47,14 +47,33 @@ def same(name: str, values: Sequence[Any]) -> Any:
     return values[0]
 
 
-def correlation_of(product: Record) -> int:
+def common_options(record: Record, weights: Mapping[str, Tensor], species: Sequence[str]) -> dict[str, Any]:
+    """The options that models with and without nonlinear interactions have in common."""
+    layers, contractions = record["interactions"], "products.0.symmetric_contractions.contractions"
+    cutoff = float(weights["r_max"])
+    return {
+        "cutoff": cutoff,
+        "avg_num_neighbors": same("avg_num_neighbors", [float(x["avg_num_neighbors"]) for x in layers]),
+        "num_interactions": len(layers),
+        "l_max": math.isqrt(weights[f"{contractions}.0.U_matrix_1"].shape[0]) - 1,
+        "hidden_l_max": len(record[contractions]) - 1 if len(layers) > 1 else 0,
+        "channels": weights["node_embedding.linear.weight"].numel() // len(species),
+        "correlation": same("correlation", [_correlation(product) for product in record["products"]]),
+        "bessel_trainable": _bessel_moved(record["radial_embedding"], weights, cutoff),
+        "cutoff_order": float(weights["radial_embedding.cutoff_fn.p"]),
+        "distance_transform": _transform(record["radial_embedding"], weights, species),
+        "readout_gate": _readout_gate(record),
+    }
+
+
+def _correlation(product: Record) -> int:
     """Number of neighbours that a product couples."""
     return 1 + sum(
         name.startswith("weights.") for name in state_of(product["symmetric_contractions.contractions.0"])
     )
 
 
-def bessel_moved(embedding: Record, weights: dict[str, Tensor], cutoff: float) -> bool:
+def _bessel_moved(embedding: Record, weights: Mapping[str, Tensor], cutoff: float) -> bool:
     """Whether the frequencies of the basis are others than those it began with."""
     if embedding["bessel_fn"].name != "BesselBasis":
         raise InputError(
@@ -68,21 +87,16 @@ def bessel_moved(embedding: Record, weights: dict[str, Tensor], cutoff: float) -
     )
 
 
-def transform_of(embedding: Record, weights: dict[str, Tensor], species: Sequence[str]) -> Any:
+def _transform(embedding: Record, weights: Mapping[str, Tensor], species: Sequence[str]) -> str:
     """Which transform of distances a radial embedding has."""
     transform = embedding["distance_transform"]
     if transform is None:
         return "none"
     prefix = "radial_embedding.distance_transform."
-    constants = (
-        [float(weights[prefix + name]) for name in ("q", "p", "a")]
-        if transform.name == "AgnesiTransform"
-        else []
-    )
-    if (
-        not all(abs(x - y) < 1e-6 for x, y in zip(constants, (0.9183, 4.5791, 1.0805), strict=False))
-        or not constants
-    ):
+    agnesi = transform.name == "AgnesiTransform"
+    constants = [float(weights[prefix + name]) for name in ("q", "p", "a")] if agnesi else []
+    known = all(abs(x - y) < 1e-6 for x, y in zip(constants, (0.9183, 4.5791, 1.0805), strict=False))
+    if not agnesi or not known:
         raise InputError(f"transforms distances by {transform.name} {constants}, which is not supported")
     check_radii(weights[f"{prefix}covalent_radii"], weights["atomic_numbers"], species)
     return "agnesi"
@@ -94,14 +108,12 @@ def check_radii(radii: Tensor, numbers: Tensor, species: Sequence[str]) -> None:
         raise InputError("has other covalent radii than ase.data")
 
 
-def readout_gate(record: Record) -> str:
+def _readout_gate(record: Record) -> str:
     """Activation of the last readout."""
     last = list(record["readouts"])[-1]
-    return (
-        "silu"
-        if last.name == "LinearReadoutBlock"
-        else activation_name(last["non_linearity.acts.0"], "readout")
-    )
+    if last.name == "LinearReadoutBlock":
+        return "silu"
+    return activation_name(last["non_linearity.acts.0"], "readout")
 
 
 def activation_name(act: Any, place: str) -> str:

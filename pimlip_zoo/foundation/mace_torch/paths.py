@@ -14,7 +14,8 @@ from typing import Any
 from e3nn import o3
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.foundation.mace_torch.layout import parts_of
+from pimlip_zoo.foundation.mace_torch.internals import expect
+from pimlip_zoo.foundation.mace_torch.layout import irreps_text, parts_of
 from pimlip_zoo.foundation.mace_torch.options import plain
 from pimlip_zoo.foundation.unpickle import Record
 from pimlip_zoo.models.mace import MACE, MACELayer
@@ -169,7 +170,7 @@ def _check_irreps(place: str, name: str, layer: Any, expected: list[Part] | None
     if known is None:
         known = [(found[0][0] if len(found) == 1 else 0, *_SCALAR)]
     if _joined(found) != _joined(known):
-        raise InputError(f"{place}.{name} is {_text(found)}, and {_text(known)} here")
+        raise InputError(f"{place}.{name} is {irreps_text(found)[:80]}, and {irreps_text(known)[:80]} here")
     return found
 
 
@@ -180,10 +181,6 @@ def _joined(parts: Sequence[Part]) -> list[Part]:
         if before + mul:
             joined.append((before + mul, degree, parity))
     return joined
-
-
-def _text(parts: Sequence[Part]) -> str:
-    return "+".join(f"{n}x{degree}{'e' if parity == 1 else 'o'}" for n, degree, parity in parts)[:80]
 
 
 def _check_instructions(place: str, layer: Record, expected: Sequence[Path]) -> None:
@@ -227,7 +224,7 @@ def _check_gate(record: Record, place: str, gated: list[Part]) -> None:
     scalars = [(gated[0][0], *_SCALAR), (sum(mul for mul, *_ in gated), *_SCALAR)]
     cut = record[f"{place}.sc.cut"]
     _check_irreps(f"{place}.sc.cut", "irreps_in", cut, [*scalars, *gated])
-    _expect(f"{place}.sc.cut.instructions", cut["instructions"], [(0,), (1,), (*range(2, 2 + len(gated)),)])
+    expect(record, f"{place}.sc.cut.instructions", [(0,), (1,), (*range(2, 2 + len(gated)),)])
     for name in ("act_scalars", "act_gates"):
         acts = record[f"{place}.{name}.acts"]
         if not isinstance(acts, Record) or any(
@@ -239,15 +236,8 @@ def _check_gate(record: Record, place: str, gated: list[Part]) -> None:
 
 def _check_reshape(record: Record, n: int, irreps: o3.Irreps, channels: int) -> None:
     """How the gathered features are laid out for the product."""
-    reshape = record[f"interactions.{n}.reshape"]
-    if not isinstance(reshape, Record):
+    if not isinstance(record[f"interactions.{n}.reshape"], Record):
         raise InputError(f"has no interactions.{n}.reshape")
     for name, expected in (("dims", [irrep.dim for _, irrep in irreps]), ("muls", [channels] * len(irreps))):
-        _expect(f"interactions.{n}.reshape.{name}", reshape[name], expected)
-    layout = reshape["cueq_config.layout_str"]
-    _expect(f"interactions.{n}.reshape.cueq_config.layout_str", layout, "mul_ir")
-
-
-def _expect(place: str, found: Any, expected: Any) -> None:
-    if found is not None and found != expected:
-        raise InputError(f"{place} is {plain(found)}, and {plain(expected)} here")
+        expect(record, f"interactions.{n}.reshape.{name}", expected)
+    expect(record, f"interactions.{n}.reshape.cueq_config.layout_str", "mul_ir")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,21 +15,16 @@ from pimlip_zoo.foundation.mace_torch.layout import check_layout
 from pimlip_zoo.foundation.mace_torch.nonlinear import NONLINEAR, import_nonlinear, is_nonlinear
 from pimlip_zoo.foundation.mace_torch.options import (
     activation_name,
-    bessel_moved,
     check_attribute,
     check_radii,
-    correlation_of,
+    common_options,
     heads_of,
-    readout_gate,
-    same,
-    transform_of,
 )
 from pimlip_zoo.foundation.mace_torch.parts import check_parts
 from pimlip_zoo.foundation.mace_torch.paths import check_paths
-from pimlip_zoo.foundation.mace_torch.records import read_records, state_of
 from pimlip_zoo.foundation.mace_torch.sizes import check_sizes
 from pimlip_zoo.foundation.mace_torch.weights import convert_weights
-from pimlip_zoo.foundation.objects import check_finite, laid_out_as
+from pimlip_zoo.foundation.objects import check_finite, laid_out_as, read_objects, state_of
 from pimlip_zoo.foundation.unpickle import Record
 from pimlip_zoo.models.mace import MACE, MACEConfig
 from pimlip_zoo.models.mace_nonlinear import MACENonlinear
@@ -78,6 +72,22 @@ def import_potential(file: str | Path, *, head: str | None = None) -> Potential:
     with laid_out_as("mace-torch 0.3", file):
         _check_options(record)
         return _potential(record, head)
+
+
+def read_records(path: Path) -> Record:
+    """The object that a file holds.
+
+    Raises:
+        InputError: when there is no such file or it is something else.
+    """
+    content = read_objects(path)
+    if not isinstance(content, Record):
+        raise InputError(
+            f"holds a {type(content).__name__}, not a model",
+            file=path,
+            hint="give the .model file of mace-torch",
+        )
+    return content
 
 
 def _check_options(record: Record) -> None:
@@ -139,33 +149,19 @@ def _config(record: Record, weights: dict[str, Tensor], species: Sequence[str]) 
     kinds = [_INTERACTIONS[name] for name in layers]
     if len({kind for kind, _ in kinds}) > 1 or not all(residual for _, residual in kinds[1:]):
         raise InputError(f"has the layers {', '.join(layers)}, a mixture that is not supported")
-    embedding, radial = record["radial_embedding"], "interactions.0.conv_tp_weights.layer"
+    radial = "interactions.0.conv_tp_weights.layer"
     widths = [
         int(weights[f"{radial}{n}.weight"].shape[0])
         for n in range(len(record["interactions.0.conv_tp_weights"]))
     ]
     _check_radial(record)
-    contractions = record["products.0.symmetric_contractions.contractions"]
-    cutoff = float(weights["r_max"])
     return MACEConfig(
-        cutoff=cutoff,
-        avg_num_neighbors=same(
-            "avg_num_neighbors", [float(x["avg_num_neighbors"]) for x in record["interactions"]]
-        ),
-        num_interactions=len(layers),
-        l_max=math.isqrt(weights["products.0.symmetric_contractions.contractions.0.U_matrix_1"].shape[0]) - 1,
-        hidden_l_max=len(contractions) - 1 if len(layers) > 1 else 0,
-        channels=weights["node_embedding.linear.weight"].numel() // len(species),
-        correlation=same("correlation", [correlation_of(product) for product in record["products"]]),
+        **common_options(record, weights, species),
         radial_hidden=tuple(widths[1:]),
         num_bessel=widths[0],
-        bessel_trainable=bessel_moved(embedding, weights, cutoff),
-        cutoff_order=float(weights["radial_embedding.cutoff_fn.p"]),
-        distance_transform=transform_of(embedding, weights, species),
         normalization="density" if kinds[0][0] == "density" else "neighbors",
         residual_first=kinds[0][1],
         readout_hidden=_readout_hidden(record, weights),
-        readout_gate=readout_gate(record),
     )
 
 

@@ -1,25 +1,22 @@
 """Weights of ``mace-torch`` under this package's names, in its shapes and its basis of couplings.
 
-Only tensors are handled here; that package's files are read in ``records``.
+Only tensors are handled here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.foundation.shapes import Weights, blocks_of, checked
 from pimlip_zoo.models.mace import MACE, MACEConfig, MACELayer
 from pimlip_zoo.nn.convolution import ConvolutionSpec
-from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
 from pimlip_zoo.nn.symmetric_contraction import SymmetricContraction, SymmetricContractionSpec, WeightBlock
 
 Array = NDArray[np.float64]
-Weights = Mapping[str, Tensor]
 
 
 def convert_weights(model: MACE, theirs: Weights, *, head: int = 0) -> dict[str, Tensor]:
@@ -49,21 +46,6 @@ def convert_weights(model: MACE, theirs: Weights, *, head: int = 0) -> dict[str,
     return checked(model, ours)
 
 
-def checked(model: nn.Module, ours: Weights) -> dict[str, Tensor]:
-    """The weights in float64, each of the shape that the model has.
-
-    Raises:
-        InputError: naming the first that is missing or has another shape.
-    """
-    ours = {name: value.to(torch.float64).contiguous() for name, value in ours.items()}
-    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, shape in expected.items():
-        if name not in ours or ours[name].shape != shape:
-            found = "missing" if name not in ours else f"of shape {tuple(ours[name].shape)}"
-            raise InputError(f"the weights of {name} are {found}, expected {tuple(shape)}")
-    return ours
-
-
 def _layer(layer: MACELayer, theirs: Weights, interaction: str, product: str) -> dict[str, Tensor]:
     ours: dict[str, Tensor] = {}
     for name, linear, their_name in (
@@ -72,7 +54,7 @@ def _layer(layer: MACELayer, theirs: Weights, interaction: str, product: str) ->
         ("skip", layer.skip, f"{interaction}skip_tp"),
         ("linear_update", layer.linear_update, f"{product}linear"),
     ):
-        ours |= blocks_of(name, linear, theirs[f"{their_name}.weight"])
+        ours |= blocks_of(name, linear, theirs, their_name)
     for index in range(len(layer.radial.weights)):
         ours[f"radial.weights.{index}"] = theirs[f"{interaction}conv_tp_weights.layer{index}.weight"]
     last = f"radial.weights.{len(layer.radial.weights) - 1}"
@@ -82,18 +64,6 @@ def _layer(layer: MACELayer, theirs: Weights, interaction: str, product: str) ->
     ours["contraction.weights"] = contraction_of(
         layer.contraction, theirs, f"{product}symmetric_contractions."
     )
-    return ours
-
-
-def blocks_of(name: str, linear: EquivariantLinear | SpeciesLinear, flat: Tensor) -> dict[str, Tensor]:
-    """e3nn keeps one vector, a matrix after the other in the order of the irreps."""
-    expected = sum(weight.numel() for weight in linear.weights)
-    if flat.numel() != expected:
-        raise InputError(f"{name} has {flat.numel()} weights in the file, and {expected} here")
-    ours, start = {}, 0
-    for index, weight in enumerate(linear.weights):
-        ours[f"{name}.weights.{index}"] = flat[start : start + weight.numel()].reshape(weight.shape)
-        start += weight.numel()
     return ours
 
 

@@ -6,19 +6,13 @@ Only tensors are handled here; those packages' files are read in ``stored``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-import torch
-from e3nn import o3
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.foundation.shapes import Weights, blocks_of, checked
 from pimlip_zoo.models.allegro import Allegro, AllegroConfig
-from pimlip_zoo.models.base import AtomicEnergyModel
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig, NequIPLayer
-from pimlip_zoo.nn.linear import EquivariantLinear, SpeciesLinear
-
-Weights = Mapping[str, Tensor]
 
 
 def nequip_weights(model: NequIP, theirs: Weights) -> dict[str, Tensor]:
@@ -36,11 +30,11 @@ def nequip_weights(model: NequIP, theirs: Weights) -> dict[str, Tensor]:
         assert isinstance(layer, NequIPLayer)
         there, here = f"layer{index}_convnet.conv", f"layers.{index}"
         ours |= _mlp(theirs, f"{there}.edge_mlp", f"{here}.radial")
-        ours |= _linear(theirs, f"{there}.linear_1", f"{here}.linear_in", layer.linear_in)
-        ours |= _linear(theirs, f"{there}.linear_2", f"{here}.linear_out", layer.linear_out)
+        ours |= blocks_of(f"{here}.linear_in", layer.linear_in, theirs, f"{there}.linear_1")
+        ours |= blocks_of(f"{here}.linear_out", layer.linear_out, theirs, f"{there}.linear_2")
         if layer.self_connection is not None:
-            ours |= _linear(theirs, f"{there}.sc", f"{here}.self_connection", layer.self_connection)
-    return _checked(model, ours)
+            ours |= blocks_of(f"{here}.self_connection", layer.self_connection, theirs, f"{there}.sc")
+    return checked(model, ours)
 
 
 def allegro_weights(model: Allegro, theirs: Weights) -> dict[str, Tensor]:
@@ -75,7 +69,7 @@ def allegro_weights(model: Allegro, theirs: Weights) -> dict[str, Tensor]:
         ours |= latent if n == config.num_layers - 1 else _channels_inside(latent, config, width)
         weight = theirs[f"allegro.tps.{n}.weights"]
         ours[f"layers.{n}.contraction.weights"] = weight.t() if config.path_channels else weight[:, None]
-    return _checked(model, ours)
+    return checked(model, ours)
 
 
 def _mlp(theirs: Weights, there: str, here: str) -> dict[str, Tensor]:
@@ -84,26 +78,6 @@ def _mlp(theirs: Weights, there: str, here: str) -> dict[str, Tensor]:
     names = [name for name in theirs if name.startswith(start) and name.endswith(".weight")]
     names.sort(key=lambda name: int(name.removeprefix(start).partition(".")[0]))
     return {f"{here}.weights.{n}": theirs[name] for n, name in enumerate(names)}
-
-
-def _linear(
-    theirs: Weights, there: str, here: str, linear: EquivariantLinear | SpeciesLinear
-) -> dict[str, Tensor]:
-    """e3nn keeps one vector, blocks in the order of the input's irreps; ours go by the output's."""
-    flat = theirs[f"{there}.weight"]
-    irreps_in, irreps_out = o3.Irreps(linear.irreps_in), o3.Irreps(linear.irreps_out)
-    matching = [irrep for _, irrep in irreps_out if irrep in irreps_in]
-    shapes = dict(zip(matching, (weight.shape for weight in linear.weights), strict=True))
-    expected = sum(shape.numel() for shape in shapes.values())
-    if flat.numel() != expected:
-        raise InputError(f"{there} has {flat.numel()} weights in the file, and {expected} here")
-    found: dict[o3.Irrep, Tensor] = {}
-    start = 0
-    for _, irrep in irreps_in:
-        if irrep in shapes:
-            found[irrep] = flat[start : start + shapes[irrep].numel()].reshape(shapes[irrep])
-            start += shapes[irrep].numel()
-    return {f"{here}.weights.{n}": found[irrep] for n, irrep in enumerate(matching)}
 
 
 def _channels_inside(weights: Weights, config: AllegroConfig, first: int) -> dict[str, Tensor]:
@@ -118,14 +92,3 @@ def _channels_inside(weights: Weights, config: AllegroConfig, first: int) -> dic
     tensor = weight[:, first:].reshape(-1, channels, irreps)
     weight[:, first:] = tensor.transpose(1, 2).reshape(-1, irreps * channels)
     return {**weights, last: weight}
-
-
-def _checked(model: AtomicEnergyModel, ours: Weights) -> dict[str, Tensor]:
-    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, shape in expected.items():
-        if name not in ours or ours[name].shape != shape:
-            found = "missing" if name not in ours else f"of the shape {tuple(ours[name].shape)}"
-            raise InputError(f"the weights of {name} are {found}, expected {tuple(shape)}")
-    if spare := sorted(set(ours) - set(expected)):
-        raise InputError(f"has weights {spare[0]} that a model with its options does not have")
-    return {name: value.to(torch.float64).contiguous() for name, value in ours.items()}

@@ -80,15 +80,10 @@ def read_layout(config: Mapping[str, Any], species: Sequence[str], levels: Seque
     layers = []
     for index in range(count):
         last = index == count - 1
-        reached = _reached(here, harmonics, 0 if last else l_max, even=last)
+        highest = wanted[index + 1].lmax if wanted else 0 if last else l_max
+        reached = _reached(here, harmonics, highest, even=last)
         there = wanted[index + 1] if wanted else o3.Irreps([(channels, irrep) for irrep in reached])
-        layer = _layer(
-            here,
-            there,
-            harmonics,
-            reached if not wanted else _reached(here, harmonics, there.lmax, even=last),
-        )
-        layers.append(layer)
+        layers.append(_layer(here, there, harmonics, reached))
         here = there
     return Layout(tuple(species), l_max, reflections, tuple(layers), tuple(levels))
 

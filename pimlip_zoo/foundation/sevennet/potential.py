@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.foundation.mace_torch.records import read_objects
-from pimlip_zoo.foundation.objects import check_finite, laid_out_as
+from pimlip_zoo.foundation.objects import check_finite, laid_out_as, read_objects
 from pimlip_zoo.foundation.sevennet.layout import Layout, read_layout
 from pimlip_zoo.foundation.sevennet.weights import convert_weights, current_names
 from pimlip_zoo.models.extent import check_extent

@@ -9,10 +9,10 @@ from torch import nn
 
 from pimlip_zoo.compiled.kernels import build, library
 from pimlip_zoo.compiled.kernels.generate import kernel_head, prelude
-from pimlip_zoo.compiled.sweeps import energies_and_gradient, sweeps_of
+from pimlip_zoo.compiled.sweeps import Levels, predict_structures, sweeps_of
 from pimlip_zoo.compiled.sweeps.run import _build_quietly as build_quietly
 from pimlip_zoo.datasets.neighbours import frame_to_sample
-from pimlip_zoo.graph import collate, edge_vectors
+from pimlip_zoo.graph import collate
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.edges import EdgeEmbedding
@@ -38,14 +38,14 @@ def batch():
 def test_a_step_compiles_nothing_that_was_not_compiled_before_it(name, training, monkeypatch):
     info, graph = get_model(name), batch()
     model = info.model(info.configure(**OPTIONS[name], cutoff=3.5, avg_num_neighbors=5.0), SPECIES)
-    vectors = edge_vectors(graph).to(torch.float32)
     with torch.set_grad_enabled(training):
         sweeps = sweeps_of(model, torch.float32)
         monkeypatch.setattr(library, "compile_kernels", lambda sources: pytest.fail("compiled in a step"))
-        scale = torch.ones(len(graph.species))
-        energies, gradient = energies_and_gradient(sweeps, graph, vectors, scale, gradient=True)
+        ones = torch.ones(len(graph.species), dtype=torch.float64)
+        levels = Levels(ones, torch.zeros_like(ones))
+        found = predict_structures(sweeps, graph, levels, torch.float32, forces=True, virial=False)
         if training:
-            (energies.square().sum() + gradient.square().sum()).backward()
+            (found.energy.square().sum() + found.forces.square().sum()).backward()
 
 
 class WithMemory(AtomicEnergyModel):

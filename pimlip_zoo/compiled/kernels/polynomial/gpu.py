@@ -91,7 +91,7 @@ class TritonPolynomial:
     ) -> tuple[list[str], list[str], set[tuple[str, int]]]:
         """Statements, the operands that they read, and the (name, row) that they write."""
         program, results = sweep_program(self.form, kernel, group)
-        load = {name: self._block.load_at(f"p{name}", "{}") for name in "ahgkq"}
+        load = {name: self._block.load(f"p{name}", "{}") for name in "ahgkq"}
         writes = [(value, write.format(name, row)) for value, name, row in results]
         lines = program.emit("", load, writes, define="{name} = {value}")
         text = "\n".join(lines)
