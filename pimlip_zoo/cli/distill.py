@@ -38,8 +38,9 @@ def distill(
     import pimlip_zoo
     from pimlip_zoo.cli.console import console
     from pimlip_zoo.datasets.lmdb import write_store
-    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.datasets.readers import files_of, load_frames
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.outputs import check_not_read
     from pimlip_zoo.training.checkpoint import check_members
     from pimlip_zoo.weak_labels.calculators import CheapCalculator
     from pimlip_zoo.weak_labels.ensemble import ensemble_labels
@@ -51,6 +52,7 @@ def distill(
         )
     if out.exists():
         raise InputError("the file is there already", file=out, hint="give another --out")
+    check_not_read(out, files_of(data), key="--out")
     check_members(runs)
     potentials = [pimlip_zoo.load(run) for run in runs]
     frames = load_frames(data)

@@ -36,11 +36,18 @@ def read_structure(spec: str) -> Atoms:
             return _bulk(spec)
         if spec.startswith("molecule:"):
             return _molecule(spec)
-    path, index = spec, -1
-    match = _INDEXED.fullmatch(spec)
-    if match is not None and not Path(spec).exists():
-        path, index = match["path"], int(match["index"])
+    path, index = file_and_index(spec)
     return _builtin(path, index) if path.startswith("builtin:") else _from_file(path, index)
+
+
+def file_and_index(spec: str) -> tuple[str, int]:
+    """What ``FILE@INDEX`` names; -1 without an index.
+
+    >>> file_and_index("md.extxyz@3")
+    ('md.extxyz', 3)
+    """
+    match = _INDEXED.fullmatch(spec)
+    return (spec, -1) if match is None or Path(spec).exists() else (match["path"], int(match["index"]))
 
 
 def holds_several(spec: str) -> bool:
