@@ -79,12 +79,14 @@ def distill(
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
+    import math
+
     from pimlip_zoo.errors import InputError
 
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"{text!r} is no list of numbers", key=option, hint="write 300,600") from error
-    if not values or min(values) <= 0:
-        raise InputError(f"{text!r} has a number that is not positive", key=option)
+    if not all(0 < value < math.inf for value in values):
+        raise InputError(f"{text!r} has a number that is not positive, or not finite", key=option)
     return values
