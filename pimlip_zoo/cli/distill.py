@@ -41,7 +41,7 @@ def distill(
     from pimlip_zoo.datasets.readers import files_of, load_frames
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.outputs import check_not_read
-    from pimlip_zoo.training.checkpoint import check_members
+    from pimlip_zoo.training.checkpoint import check_members, check_weights_differ
     from pimlip_zoo.weak_labels.calculators import CheapCalculator
     from pimlip_zoo.weak_labels.ensemble import ensemble_labels
     from pimlip_zoo.weak_labels.pool import PoolOptions, sample_pool
@@ -55,6 +55,7 @@ def distill(
     check_not_read(out, files_of(data), key="--out")
     check_members(runs)
     potentials = [pimlip_zoo.load(run) for run in runs]
+    check_weights_differ(dict(zip(runs, potentials, strict=True)))
     frames = load_frames(data)
     if sample != "none":
         supervisor = CheapCalculator("runs", "", lambda: pimlip_zoo.calculator(*runs))
