@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pimlip_zoo.datasets.readers.lammps_types import check_elements_named, say_periodic, told_to_ase
 from pimlip_zoo.datasets.readers.source import check_bounded
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
@@ -124,5 +126,10 @@ def _from_file(path: str, index: int) -> Atoms:
         raise InputError(f"ASE cannot read it: {reason}", file=path) from error
     if isinstance(atoms, list):
         raise InputError("there is no structure in it", file=path)
+    for key, numbers in (("positions", atoms.positions), ("cell", atoms.cell.array)):
+        if not np.isfinite(numbers).all():
+            raise InputError(
+                "are not all finite" if key == "positions" else "is not finite", file=path, key=key
+            )
     atoms.calc = None
     return atoms
