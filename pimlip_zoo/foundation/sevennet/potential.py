@@ -253,9 +253,8 @@ def _by_species(
 ) -> Tensor:
     """One number for each element; the package keeps one for all only where neither is a list in its options."""
     count = len(layout.species)
-    listed = level is not None or any(
-        len(given) > 1 for given in map(config.get, ("scale", "shift")) if hasattr(given, "__len__")
-    )
+    given: list[Any] = [config.get("scale"), config.get("shift")]
+    listed = level is not None or any(hasattr(each, "__len__") and len(each) > 1 for each in given)
     value = theirs[f"rescale_atomic_energy.{name}"].to(torch.float64)
     if value.dim() == 2 and level is not None:
         value = value[level]
