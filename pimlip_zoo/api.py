@@ -165,7 +165,7 @@ def calculator(
     from pimlip_zoo.deploy.ase import PimlipCalculator, check_device
     from pimlip_zoo.deploy.difference import with_baseline
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.training.checkpoint import baseline_of, check_members
+    from pimlip_zoo.training.checkpoint import baseline_of, check_members, check_weights_differ
 
     check_device(device)
     check_members(runs)
@@ -175,6 +175,10 @@ def calculator(
         else PimlipCalculator(load(run, difference=True, **options), device=device, skin=skin, **electrons)
         for run in runs
     ]
+    loaded = zip(runs, members, strict=True)
+    check_weights_differ(
+        {run: member.potential for run, member in loaded if isinstance(member, PimlipCalculator)}
+    )
     baselines = {None if str(run).endswith(SUFFIX) else baseline_of(run) for run in runs}
     if electrons and baselines != {None}:
         raise InputError(

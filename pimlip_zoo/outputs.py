@@ -6,6 +6,7 @@ A name that was mistyped, or completed by the shell, must not cost the data or t
 from __future__ import annotations
 
 import json
+import mmap
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ _LARGEST_LIBRARY = 1 << 27
 _OF_THE_PLUGIN = (b"lammpsplugin_init", b"pair_style pimlip")
 _LIBRARIES = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 _MAGIC_OF_LMDB = b"\xde\xc0\xef\xbe"
+_OF_OUR_STORES = b"pimlip-zoo frames"
 
 Kind = tuple[str, Callable[[Path], bool]]
 """What a file is called, and whether one is of this kind."""
@@ -69,7 +71,11 @@ def _is_plugin(path: Path) -> bool:
 
 
 def _is_store(path: Path) -> bool:
-    return path.suffix == ".lmdb" or _head(path)[16:20] == _MAGIC_OF_LMDB
+    """By what its metadata say, which a damaged one has somewhere, too."""
+    if _head(path)[16:20] != _MAGIC_OF_LMDB:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(_OF_OUR_STORES) >= 0
 
 
 def results(*keys: str) -> Kind:
@@ -127,6 +133,39 @@ def check_output(path: Path | None, kind: Kind, *, key: str) -> None:
             key=key,
             hint="give another, or remove it first",
         )
+
+
+def check_not_read(path: Path | None, read: Iterable[str | Path], *, key: str) -> None:
+    """Refuse to write a file that the same command reads, or into a folder of stores that it reads.
+
+    Args:
+        path: the file; None: none is written.
+        read: files and folders of data.
+        key: the option that names the file.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if path is None:
+        return
+    place = path.resolve()
+    for each in map(Path, read):
+        source = each.resolve()
+        if (
+            place == source
+            or place in source.parents
+            or (path.exists() and each.exists() and path.samefile(each))
+        ):
+            raise InputError(
+                f"would replace {each}, which is read", file=path, key=key, hint="name another file"
+            )
+        if place.parent == source and place.suffix == ".lmdb":
+            raise InputError(
+                f"would be a part of the data in {each}, which are read",
+                file=path,
+                key=key,
+                hint="name a file elsewhere",
+            )
 
 
 def check_unused(folder: Path, names: Iterable[str], *, key: str | None = "--out") -> None:

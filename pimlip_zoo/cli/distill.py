@@ -38,9 +38,10 @@ def distill(
     import pimlip_zoo
     from pimlip_zoo.cli.console import console
     from pimlip_zoo.datasets.lmdb import write_store
-    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.datasets.readers import files_of, load_frames
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.training.checkpoint import check_members
+    from pimlip_zoo.outputs import check_not_read
+    from pimlip_zoo.training.checkpoint import check_members, check_weights_differ
     from pimlip_zoo.weak_labels.calculators import CheapCalculator
     from pimlip_zoo.weak_labels.ensemble import ensemble_labels
     from pimlip_zoo.weak_labels.pool import PoolOptions, sample_pool
@@ -51,8 +52,10 @@ def distill(
         )
     if out.exists():
         raise InputError("the file is there already", file=out, hint="give another --out")
+    check_not_read(out, files_of(data), key="--out")
     check_members(runs)
     potentials = [pimlip_zoo.load(run) for run in runs]
+    check_weights_differ(dict(zip(runs, potentials, strict=True)))
     frames = load_frames(data)
     if sample != "none":
         supervisor = CheapCalculator("runs", "", lambda: pimlip_zoo.calculator(*runs))
@@ -77,12 +80,14 @@ def distill(
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
+    import math
+
     from pimlip_zoo.errors import InputError
 
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"{text!r} is no list of numbers", key=option, hint="write 300,600") from error
-    if not values or min(values) <= 0:
-        raise InputError(f"{text!r} has a number that is not positive", key=option)
+    if not all(0 < value < math.inf for value in values):
+        raise InputError(f"{text!r} has a number that is not positive, or not finite", key=option)
     return values

@@ -76,7 +76,7 @@ def evaluate_command(
 ) -> None:
     """Errors of a trained potential on labelled structures, and with --physics the properties it predicts."""
     from pimlip_zoo.errors import InputError, no_such_file
-    from pimlip_zoo.outputs import PICTURE, check_different, check_output, results
+    from pimlip_zoo.outputs import PICTURE, check_different, check_not_read, check_output, results
 
     if dtype not in (None, "float32", "float64"):
         raise InputError(f"{dtype!r} is no precision", key="--dtype", hint="float32 or float64")
@@ -99,6 +99,7 @@ def evaluate_command(
             },
         )
     check_output(json_file, results("model", "weights", "physics"), key="--json")
+    check_not_read(json_file, [reference] if reference else [], key="--json")
     check_output(plot, PICTURE, key="--plot")
     check_output(calibration_plot, PICTURE, key="--calibration-plot")
     check_different({"--json": json_file, "--plot": plot, "--calibration-plot": calibration_plot})

@@ -12,7 +12,7 @@ import typer
 
 from pimlip_zoo.cli.options import Level, Precision
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.outputs import EXPORTED, check_output
+from pimlip_zoo.outputs import EXPORTED, check_not_read, check_output
 
 if TYPE_CHECKING:
     import torch
@@ -234,6 +234,7 @@ def export_potential(
 
     # An exported file has neither the state of the training nor, in other formats, weights to train on.
     check_output(target, EXPORTED, key="-o")
+    check_not_read(target, [source] if source is not None else [], key="-o")
     if target.name.lower().endswith(".nequip.pt2") and format is not ExportFormat.aot:  # which says more
         raise InputError(
             "the ending is that of files of nequip-compile", file=target, key="-o", hint="give another one"

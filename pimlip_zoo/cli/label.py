@@ -80,8 +80,11 @@ def label_command(
 ) -> None:
     """Compute energies, forces and stress of structures with any ASE calculator."""
     from pimlip_zoo.cli.console import console
+    from pimlip_zoo.datasets.readers import files_of
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.labelling.label import failures_path
     from pimlip_zoo.labelling.structures import load_structures
+    from pimlip_zoo.outputs import check_not_read
 
     seconds = amount(time_limit, {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}, "--time-limit")
     megabytes = amount(memory, {"mb": 1.0, "gb": 1000.0, "": 1.0}, "--memory")
@@ -99,6 +102,8 @@ def label_command(
         return
     if out is None:
         raise InputError("is missing", key="--out", hint="name the file of labels: -o labels.lmdb")
+    for path in (out, failures_path(out)):
+        check_not_read(path, files_of(data), key="--out")
     structures = load_structures(data)
     if read_outputs is not None:
         from pimlip_zoo.labelling.cluster import read_folders

@@ -71,9 +71,10 @@ def write_input(
     from pimlip_zoo.deploy.lammps.data import left_out
     from pimlip_zoo.deploy.lammps.input import MDSettings, check_own, write_run
     from pimlip_zoo.deploy.metadata import read_metadata
-    from pimlip_zoo.deploy.structure import holds_several, read_structure
+    from pimlip_zoo.deploy.structure import file_and_index, holds_several, read_structure
     from pimlip_zoo.files import writing
     from pimlip_zoo.locks import making
+    from pimlip_zoo.outputs import check_not_read
 
     if timestep is not None and not timestep > 0:
         raise InputError(f"timestep is {timestep}", key="timestep", hint="give a time > 0 in fs")
@@ -97,6 +98,7 @@ def write_input(
         )
     _check_apart(atoms, structure)
     check_own(output)
+    check_not_read(output / "structure.data", [file_and_index(structure)[0]], key="--out")
     with writing(output), making(output):
         model = _exported(run, output)
         try:

@@ -60,11 +60,11 @@ def select_command(
 ) -> None:
     """Choose from a pool the structures that are worth the next labels."""
     from pimlip_zoo.cli.console import console
-    from pimlip_zoo.datasets.readers import load_frames
+    from pimlip_zoo.datasets.readers import files_of, load_frames
     from pimlip_zoo.datasets.readers.left_out import say_not_kept
     from pimlip_zoo.datasets.writing import write_frames
     from pimlip_zoo.errors import InputError
-    from pimlip_zoo.labelling.acquisition import ACQUISITIONS, usual_acquisition
+    from pimlip_zoo.labelling.acquisition import ACQUISITIONS, check_used, usual_acquisition
     from pimlip_zoo.labelling.select import select
 
     screen = console()
@@ -77,15 +77,17 @@ def select_command(
         raise InputError("is no format for structures", file=out, hint="name it .extxyz, .xyz or .lmdb")
     if out.exists() and not overwrite:
         raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
-    from pimlip_zoo.outputs import ANY, check_output
+    from pimlip_zoo.outputs import ANY, STORE, check_not_read, check_output
 
-    check_output(out, ANY, key="--out")
+    check_output(out, STORE if out.suffix == ".lmdb" else ANY, key="--out")
+    check_not_read(out, [*files_of(pool), *files_of(known), *_files_of_run(run)], key="--out")
     if acquisition is not None:
         ACQUISITIONS.get(acquisition, key="--acquisition")
     not_kept: set[str] = set()
     frames = load_frames(pool, not_kept=not_kept)
     say_not_kept(pool, not_kept)
     name = acquisition or usual_acquisition(frames, trained=run is not None)
+    check_used(name, {"--features": features, "--cheap": cheap})
     labelled = load_frames(known) if known else []
     potential = posterior = None
     if run is not None:
@@ -118,6 +120,24 @@ def select_command(
     )
     write_frames(out, chosen.frames)
     _report(chosen, len(frames), out, screen)
+
+
+def _files_of_run(run: Path | None) -> list[Path]:
+    """The data of a run folder, as far as they are there."""
+    from contextlib import suppress
+
+    from pimlip_zoo.config import load_config
+    from pimlip_zoo.datasets.readers import files_of
+    from pimlip_zoo.errors import InputError
+
+    found: list[Path] = []
+    if run is None or not (run / "config.yaml").exists():
+        return found
+    data = load_config(run / "config.yaml", complete=True).data
+    for spec in (data.train, data.valid, data.test):
+        with suppress(InputError):  # said where they are read
+            found += files_of(spec)
+    return found
 
 
 def _training_structures(run: Path) -> list[Frame]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,20 +22,32 @@ from typing import Any
 
 from pimlip_zoo.datasets.lmdb import FrameStore, StoreWriter
 from pimlip_zoo.datasets.lmdb.writer import partial_path
-from pimlip_zoo.datasets.readers import DataSource, check_chosen, checked, open_source, parse_spec, window_of
+from pimlip_zoo.datasets.readers import (
+    DataSource,
+    check_chosen,
+    checked,
+    files_of,
+    open_source,
+    parse_spec,
+    window_of,
+)
 from pimlip_zoo.datasets.readers.source import format_by_ending
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.files import read_text, write_text
-from pimlip_zoo.outputs import STORE, check_output
+from pimlip_zoo.outputs import STORE, check_not_read, check_output
 
 SHARD_FRAMES = 100_000
 """Frames in a shard when nothing else is said."""
 _PLAN = "conversion.json"
+_START_OF_PLAN = b'{"fingerprint": '
 _LONGEST_PLAN = 1 << 28
 _REPLACED = "replaced"
 """Where the former store is while the new one gets its name."""
-_OF_STORES = ("data.mdb", "lock.mdb", _PLAN, _REPLACED)
-"""What is in the folder of a store beside shards; the last two where a conversion was killed in its last moment."""
+_SHARD = re.compile(r"shard-\d{5,}\.lmdb")
+_BEGUN = re.compile(rf"{_SHARD.pattern}(\.partial)?(-lock)?|\.?{re.escape(_PLAN)}.*|{_REPLACED}")
+"""What is in the folder of a conversion."""
+_LOCK = re.compile(rf"lock\.mdb|{_SHARD.pattern}-lock")
+"""What LMDB puts beside a file where another program opens it."""
 _LISTED = 1000
 
 
@@ -117,10 +130,8 @@ def convert(
     out = Path(out)
     if out.exists() and not overwrite:
         raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
-    if out.is_dir():
-        _check_store(out)
-    elif out.exists():
-        check_output(out, STORE, key="--out")
+    _check_store(out)
+    check_not_read(out, files_of(spec), key="--out")
     if format_by_ending(out) not in (None, "lmdb"):
         raise InputError(
             f"a store is LMDB, and {out.suffix} would have it read as something else",
@@ -131,6 +142,8 @@ def convert(
         raise InputError("must be at least 1", key="shard_frames" if shard_frames < 1 else "workers")
     folder = partial_path(out)
     settings = _Settings(spec, float32, skip_bad, meta or {})
+    if folder.is_dir():
+        _check_partial(folder)
     if restart:
         shutil.rmtree(folder, ignore_errors=True)
     tasks = _plan(folder, settings, shard_frames)
@@ -385,16 +398,41 @@ def _remove(path: Path) -> None:
 
 
 def _check_store(out: Path) -> None:
-    """Refuse to replace a folder that holds anything but a store."""
-    others = sorted(
-        path.name
-        for path in out.iterdir()
-        if path.suffix not in (".lmdb", ".lmdb-lock") and path.name not in _OF_STORES
-    )
+    """Refuse to replace a file that is no store, or a folder that holds anything but one."""
+    if not out.is_dir():
+        check_output(out, STORE, key="--out")
+        return
+    others = sorted(path.name for path in out.iterdir() if not _is_of_a_store(path))
     if others:
         raise InputError(
             f"is a folder with other things than a store: {', '.join(others[:3])}",
             file=out,
             key="--out",
             hint="name another, or remove it first",
+        )
+
+
+def _is_of_a_store(path: Path) -> bool:
+    """A shard; the plan or the former store where a conversion was killed in its last moment."""
+    if path.name == _REPLACED:
+        _check_store(path)
+        return True
+    if not path.is_file():
+        return False
+    if path.name == _PLAN:
+        with path.open("rb") as file:
+            return file.read(len(_START_OF_PLAN)) == _START_OF_PLAN
+    if path.name == "data.mdb" or _SHARD.fullmatch(path.name):
+        return STORE[1](path)
+    return _LOCK.fullmatch(path.name) is not None
+
+
+def _check_partial(folder: Path) -> None:
+    """Refuse to work in a folder, and to remove it in the end, in which somebody has put things."""
+    others = sorted(path.name for path in folder.iterdir() if not _BEGUN.fullmatch(path.name))
+    if others:
+        raise InputError(
+            f"is where the store is made, and holds other things: {', '.join(others[:3])}",
+            file=folder,
+            hint="move them away, or name another store",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pimlip_zoo.datasets.electrons import Electrons
+
+
+log = logging.getLogger("pimlip_zoo")
+
+_WEAK = 1e-3  # eV/Å; weaker forces may be equal by symmetry
+_EQUAL = 1e-5
+"""Relative; what is left of single precision."""
 
 
 class CommitteeCalculator(InTurns, Calculator):
@@ -50,6 +59,7 @@ class CommitteeCalculator(InTurns, Calculator):
             raise InputError(
                 f"a committee of {len(self.members)} has no spread", hint="give two or more trained runs"
             )
+        self._compared = False
         allowed = common_numbers(self.members)
         if allowed is not None:
             self.allowed_atomic_numbers = allowed
@@ -66,6 +76,20 @@ class CommitteeCalculator(InTurns, Calculator):
             unseen = getattr(member, "unseen", None)
             if isinstance(unseen, UnseenElectrons):
                 member.unseen = first.setdefault(unseen.fixed, unseen)
+
+    def _say_equal(self, forces: NDArray[np.float64]) -> None:
+        """Say of two members that are one model, such as a run and what was exported from it."""
+        largest = np.abs(forces).max(initial=0.0)
+        if self._compared or largest < _WEAK:
+            return
+        self._compared = True
+        for first, second in combinations(range(len(forces)), 2):
+            if np.abs(forces[first] - forces[second]).max() <= _EQUAL * largest:
+                log.warning(
+                    "members %d and %d of the committee agree to %.0e of the forces: is it one model twice? Their "
+                    "spread says nothing",
+                    *(first + 1, second + 1, _EQUAL),
+                )
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last evaluation, also in what the members alone look at, such as ``info``."""
@@ -89,6 +113,7 @@ class CommitteeCalculator(InTurns, Calculator):
         }
         if "forces" in self.implemented_properties:
             forces = self._ask("forces")
+            self._say_equal(forces)
             self.results |= {
                 "forces": forces.mean(axis=0),
                 "forces_std": np.sqrt(forces.var(axis=0, ddof=1).sum(axis=-1)),

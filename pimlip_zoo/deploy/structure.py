@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pimlip_zoo.datasets.readers.lammps_types import check_elements_named, say_guessed, told_to_ase
 from pimlip_zoo.datasets.readers.source import check_bounded
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
@@ -36,11 +38,18 @@ def read_structure(spec: str) -> Atoms:
             return _bulk(spec)
         if spec.startswith("molecule:"):
             return _molecule(spec)
-    path, index = spec, -1
-    match = _INDEXED.fullmatch(spec)
-    if match is not None and not Path(spec).exists():
-        path, index = match["path"], int(match["index"])
+    path, index = file_and_index(spec)
     return _builtin(path, index) if path.startswith("builtin:") else _from_file(path, index)
+
+
+def file_and_index(spec: str) -> tuple[str, int]:
+    """What ``FILE@INDEX`` names; -1 without an index.
+
+    >>> file_and_index("md.extxyz@3")
+    ('md.extxyz', 3)
+    """
+    match = _INDEXED.fullmatch(spec)
+    return (spec, -1) if match is None or Path(spec).exists() else (match["path"], int(match["index"]))
 
 
 def holds_several(spec: str) -> bool:
@@ -117,5 +126,10 @@ def _from_file(path: str, index: int) -> Atoms:
         raise InputError(f"ASE cannot read it: {reason}", file=path) from error
     if isinstance(atoms, list):
         raise InputError("there is no structure in it", file=path)
+    for key, numbers in (("positions", atoms.positions), ("cell", atoms.cell.array)):
+        if not np.isfinite(numbers).all():
+            raise InputError(
+                "are not all finite" if key == "positions" else "is not finite", file=path, key=key
+            )
     atoms.calc = None
     return atoms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from pimlip_zoo.foundation.arrays import Storage, make_storage
 from pimlip_zoo.foundation.unpickle import Record, unpickle
 
 _MOST_MODULES, _LONGEST_NAME = 10_000, 1_000
+_COUNTS = re.compile(r"(.*\.)?(p|atomic_numbers|num_interactions|lookup_table|weights_\w+_zeroed)")
+"""Buffers that hold whole numbers or truth values."""
 _OTHER_LAYOUT = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(MemoryError, RuntimeError, TypeError, ValueError),
@@ -74,12 +77,15 @@ def laid_out_as(package: str, file: Path) -> Iterator[None]:
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are no numbers.
+    """Refuse weights that are no real numbers.
 
     Raises:
         InputError: naming the first one.
     """
     for name, value in state.items():
+        if not value.is_floating_point() and (value.is_complex() or not _COUNTS.fullmatch(name)):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise InputError(f"has numbers of the kind {kind} in {name}, where real ones belong")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(f"has numbers that are not finite in {name}")
 

@@ -7,7 +7,7 @@ module in the entry point group ``pimlip_zoo.acquisitions``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -98,6 +98,8 @@ class Acquisition(NamedTuple):
 
     choose: Function
     needs_run: bool
+    ignores: tuple[str, ...] = ()
+    """Options that the function does not look at."""
 
     @property
     def description(self) -> str:
@@ -124,24 +126,48 @@ def usual_acquisition(pool: Sequence[Frame], *, trained: bool) -> str:
     return "cluster" if one_molecule else "coverage"
 
 
-def register_acquisition(name: str, *, needs_run: bool = False) -> Callable[[Function], Function]:
+def register_acquisition(
+    name: str, *, needs_run: bool = False, ignores: Sequence[str] = ()
+) -> Callable[[Function], Function]:
     """Decorator that makes an acquisition known under a name.
 
     Args:
         name: what users write after ``--acquisition``.
         needs_run: whether it looks at a trained potential.
+        ignores: which of ``--features`` and ``--cheap`` it never looks at: they are refused.
     """
-    return ACQUISITIONS.registering(name, lambda function: Acquisition(function, needs_run))
+    return ACQUISITIONS.registering(name, lambda function: Acquisition(function, needs_run, tuple(ignores)))
 
 
-@register_acquisition("random")
+def check_used(name: str, options: Mapping[str, object]) -> None:
+    """Refuse options that an acquisition does not look at.
+
+    Args:
+        name: of the acquisition.
+        options: by name; None: not given.
+
+    Raises:
+        InputError: naming the first.
+    """
+    ways = ACQUISITIONS.all()
+    for option in ways[name].ignores:
+        if options.get(option) is not None:
+            others = ", ".join(other for other, way in ways.items() if option not in way.ignores)
+            raise InputError(
+                f"the acquisition {name} does not look at it",
+                key=option,
+                hint=f"leave it out; it is for {others}",
+            )
+
+
+@register_acquisition("random", ignores=("--features", "--cheap"))
 def choose_at_random(candidates: Candidates, count: int, rng: np.random.Generator) -> list[Choice]:
     """Any of them: what the others have to beat."""
     candidates.unit = ""
     return [Choice(int(index), np.nan) for index in rng.permutation(len(candidates.frames))[:count]]
 
 
-@register_acquisition("farthest")
+@register_acquisition("farthest", ignores=("--cheap",))
 def choose_farthest(candidates: Candidates, count: int, rng: np.random.Generator) -> list[Choice]:  # noqa: ARG001
     """Each farthest from those before, by mean features of its atoms; the most remote 2 % are left aside."""
     candidates.unit = "distance to what was known before, in standard deviations"
@@ -165,7 +191,7 @@ def choose_farthest(candidates: Candidates, count: int, rng: np.random.Generator
     return chosen
 
 
-@register_acquisition("coverage")
+@register_acquisition("coverage", ignores=("--cheap",))
 def choose_by_coverage(candidates: Candidates, count: int, rng: np.random.Generator) -> list[Choice]:
     """Those whose atoms' neighbourhoods stand best for all in the pool: dense regions count more, outliers little.
 
@@ -185,7 +211,7 @@ def choose_by_coverage(candidates: Candidates, count: int, rng: np.random.Genera
     return chosen
 
 
-@register_acquisition("cluster")
+@register_acquisition("cluster", ignores=("--cheap",))
 def choose_by_clusters(candidates: Candidates, count: int, rng: np.random.Generator) -> list[Choice]:  # noqa: ARG001
     """By mean features of its atoms, the remotest of the largest cluster each time (LCMD)."""
     candidates.unit = "distance to what was known before, in standard deviations"
@@ -193,7 +219,7 @@ def choose_by_clusters(candidates: Candidates, count: int, rng: np.random.Genera
     return _largest_cluster(points, known, np.ones(len(points)), count)
 
 
-@register_acquisition("gradient", needs_run=True)
+@register_acquisition("gradient", needs_run=True, ignores=("--features", "--cheap"))
 def choose_by_gradients(candidates: Candidates, count: int, rng: np.random.Generator) -> list[Choice]:  # noqa: ARG001
     """By the kernel of gradients by all weights, from the largest cluster each time (LCMD)."""
     candidates.unit = "distance to what was known before, in the space of gradients"
@@ -203,7 +229,7 @@ def choose_by_gradients(candidates: Candidates, count: int, rng: np.random.Gener
     return _largest_cluster(everything[:size], everything[size:], np.ones(size), count)
 
 
-@register_acquisition("variance", needs_run=True)
+@register_acquisition("variance", needs_run=True, ignores=("--features", "--cheap"))
 def choose_by_variance(candidates: Candidates, count: int, rng: np.random.Generator) -> list[Choice]:  # noqa: ARG001
     """Each lowers the uncertainty of the forces in the whole pool most, knowing those before it."""
     candidates.unit = "lower root mean square uncertainty of the pool's forces, meV/Å"

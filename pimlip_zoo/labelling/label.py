@@ -142,7 +142,12 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
         raise InputError("is a folder", file=out, hint="name a file")
     if out.exists() and not overwrite and not journal_path(out).exists():
         raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
-    outputs.check_output(out, outputs.ANY, key="--out")
+    outputs.check_output(out, outputs.STORE if out.suffix == ".lmdb" else outputs.ANY, key="--out")
+
+
+def failures_path(out: Path) -> Path:
+    """Where structures without a label are written, or none are left."""
+    return out.with_name(out.name + ".failed.extxyz")
 
 
 def labelled_frame(structure: Structure, result: dict[str, Any], about: dict[str, str]) -> Frame:
@@ -251,7 +256,7 @@ def finish(
         failed.append(replace(structure.frame, info={**structure.frame.info, "failure": reason[:250]}))
     if frames:
         write_labels(frames, out, about)
-    failed_file = out.with_name(out.name + ".failed.extxyz")
+    failed_file = failures_path(out)
     if failed:
         write_frames(failed_file, failed)
     else:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.labelling.acquisition import ACQUISITIONS, Candidates, Choice
+from pimlip_zoo.labelling.acquisition import ACQUISITIONS, Candidates, Choice, check_used
 from pimlip_zoo.labelling.screening import LeftOut, screen
 from pimlip_zoo.labelling.uncertainty import Posterior
 from pimlip_zoo.models.potential import Potential
@@ -76,6 +76,11 @@ def select(
         raise InputError(f"{count} structures", key="-n", hint="at least 1")
     if seed < 0:
         raise InputError(f"{seed} is not possible", key="seed", hint="at least 0")
+    if not max_force > 0:  # NaN would leave out nothing
+        raise InputError(f"{max_force:g} eV/Å is not possible", key="--max-force", hint="more than 0")
+    check_used(acquisition, {"--features": eyes, "--cheap": cheap})
+    if cheap is not None and potential is None:
+        raise InputError("is compared with a trained potential", key="--cheap", hint="give --run RUN")
     forces = None if potential is None else predicted_forces(potential, pool)
     usable, left = screen(pool, known, forces, max_force=max_force)
     if not usable:

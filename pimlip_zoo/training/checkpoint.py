@@ -185,11 +185,39 @@ def check_members(runs: Sequence[str | Path]) -> None:
     for k, file in enumerate(files):
         for other, name in zip(files[:k], runs, strict=False):
             if file.samefile(other) or cmp(file, other, shallow=False):
-                raise InputError(
-                    f"has the same weights as {name}, so that the two have no spread",
-                    file=runs[k],
-                    hint="give runs of different seeds",
-                )
+                raise _same(runs[k], name)
+
+
+def check_weights_differ(members: Mapping[str | Path, Potential]) -> None:
+    """Refuse a committee of equal potentials, whatever files they are from.
+
+    Args:
+        members: by what they were loaded from.
+
+    Raises:
+        InputError: naming the second of two whose weights are the same, but for rounding to single precision.
+    """
+    names = list(members)
+    for k, name in enumerate(names):
+        for other in names[:k]:
+            if _same_weights(members[name].state_dict(), members[other].state_dict()):
+                raise _same(name, other)
+
+
+def _same_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        value.shape == theirs[name].shape
+        and torch.allclose(value.cpu().double(), theirs[name].cpu().double(), rtol=1e-6, atol=0.0)
+        for name, value in ours.items()
+    )
+
+
+def _same(run: str | Path, other: str | Path) -> InputError:
+    return InputError(
+        f"has the same weights as {other}, so that the two have no spread",
+        file=run,
+        hint="give runs of different seeds",
+    )
 
 
 def _is_exported(path: Path) -> bool:

@@ -247,6 +247,15 @@ def _replace(path: str, value: float):
     return change
 
 
+def _of_kind(path: str, dtype: torch.dtype):
+    def change(record: Record) -> None:
+        parent, _, name = path.rpartition(".")
+        place = next(place for place in ("_parameters", "_buffers") if name in record[parent].place(place))
+        record[parent].place(place)[name] = record[path].to(dtype)
+
+    return change
+
+
 def _bias(path: str):
     """A layer that adds numbers, as e3nn's and torch's can."""
 
@@ -381,6 +390,12 @@ def _act(path: str, act: object = "that of the first", layer: int = -1):
         (_set("products.1.use_sc", False), "use_sc = False"),
         (_fill("products.0.symmetric_contractions.contractions.1.U_matrix_2", 1.0), "couples"),
         (_fill("products.0.symmetric_contractions.contractions.0.U_matrix_1", 0.5), "couples"),
+        (
+            _of_kind("scale_shift.scale", torch.complex64),
+            "numbers of the kind complex64 in scale_shift.scale",
+        ),
+        (_of_kind("interactions.0.linear_up.weight", torch.bool), "bool in interactions.0.linear_up.weight"),
+        (_of_kind("atomic_energies_fn.atomic_energies", torch.int64), "int64 in atomic_energies_fn"),
         (lambda record: record.attributes["_modules"].pop("radial_embedding"), "laid out"),
         (_set("radial_embedding.apply_cutoff", False), "radial_embedding.apply_cutoff is False"),
         (_set("products.0.use_agnostic_product", True), "products.0.use_agnostic_product is True"),

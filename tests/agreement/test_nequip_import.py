@@ -204,6 +204,41 @@ def test_weights_that_are_not_finite_are_refused(files: Path, monkeypatch: pytes
         import_potential(files / "allegro_file.ckpt")
 
 
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int8, torch.bool])
+def test_weights_that_are_no_real_numbers_are_refused(
+    kind: torch.dtype, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = read_model(files / "allegro_file.ckpt")
+    stored.weights["allegro.tps.0.weights"] = stored.weights["allegro.tps.0.weights"].to(kind)
+    monkeypatch.setattr(module, "read_model", lambda _: stored)
+    with pytest.raises(InputError, match=rf"numbers of the kind {str(kind)[6:]} in allegro\.tps\.0"):
+        import_potential(files / "allegro_file.ckpt")
+
+
+@pytest.mark.parametrize("name", ["shifts", "scales"])
+def test_a_number_for_all_types_is_refused_where_the_options_have_one_for_each(
+    name: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = read_model(files / "nequip_file.ckpt")
+    stored.options[f"per_type_energy_{name}"] = dict.fromkeys(stored.options["type_names"], 1.0)
+    stored.weights[f"per_type_energy_scale_shift.{name}"] = torch.ones(1)
+    monkeypatch.setattr(module, "read_model", lambda _: stored)
+    with pytest.raises(InputError, match=rf"has 1 {name} for \d types"):
+        import_potential(files / "nequip_file.ckpt")
+
+
+def test_frequencies_that_are_not_trained_have_to_be_the_usual_ones(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = read_model(files / "nequip_file.ckpt")
+    (name,) = [name for name in stored.weights if name.endswith("bessel_weights")]
+    stored.options["bessel_trainable"] = False
+    stored.weights[name] = 1.1 * stored.weights[name]
+    monkeypatch.setattr(module, "read_model", lambda _: stored)
+    with pytest.raises(InputError, match="has other frequencies than 1, 2"):
+        import_potential(files / "nequip_file.ckpt")
+
+
 @pytest.mark.parametrize("name", ["nequip_file", "allegro_file"])
 def test_high_degrees_in_many_layers_are_refused_before_they_are_built(
     name: str, files: Path, tmp_path: Path

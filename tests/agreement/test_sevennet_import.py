@@ -248,6 +248,17 @@ def _weight(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]],
         ),
         (_weight("1_convolution.denominator", torch.ones(2)), "not laid out"),
         (_weight("2_self_interaction_2.linear.weight", torch.full((48,), torch.nan)), "not finite"),
+        (_weight("edge_embedding.basis_function.coeffs", torch.zeros(0)), "0 frequencies of 5 radial"),
+        (_weight("rescale_atomic_energy.shift", torch.ones(1)), "shift of energies for 1 elements, and 4"),
+        (_weight("rescale_atomic_energy.scale", torch.ones(1)), "scale of energies for 1 elements, and 4"),
+        *(
+            (_weight(name, torch.ones(1).to(kind)), f"numbers of the kind {str(kind)[6:]} in {name}")
+            for name, kind in (
+                ("edge_embedding.basis_function.coeffs", torch.complex64),
+                ("1_convolution.denominator", torch.bool),
+                ("rescale_atomic_energy.scale", torch.int64),
+            )
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

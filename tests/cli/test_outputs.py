@@ -1,11 +1,15 @@
 """A file that is there is replaced by one of its own kind, and never a part of a run."""
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from pimlip_zoo.cli import curve
@@ -15,6 +19,7 @@ from pimlip_zoo.cli.export import ExportFormat, export_potential
 from pimlip_zoo.cli.rounds import rounds_command
 from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.deploy.lammps import build
+from pimlip_zoo.deploy.lammps.input import write_run
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import append
 from pimlip_zoo.labelling.label import check_output as check_labels
@@ -183,3 +188,61 @@ def test_a_log_that_is_no_file_is_named_and_not_waited_for(make, tmp_path):
     make(tmp_path / "journal")
     with pytest.raises(InputError, match="journal: is a"):
         append(tmp_path / "journal", "a line")
+
+
+def structures(path):
+    atoms = [Atoms("Cu2", [[0, 0, 0], [0, 0, 2.4 + 0.01 * k]], cell=[9, 9, 9], pbc=True) for k in range(6)]
+    for each in atoms:
+        each.calc = SinglePointCalculator(each, energy=-300.0, forces=np.zeros((2, 3)))
+    write(path, atoms)
+    return path
+
+
+def test_no_command_replaces_what_it_reads(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    q = structures(tmp_path / "q.extxyz")
+    shutil.copy(q, "labels.lmdb.failed.extxyz")
+    convert(str(q), "p.lmdb")
+    (tmp_path / "ref.json").write_text('{"physics": {}}')
+    config = NequIPConfig(num_layers=1, l_max=1, channels=2, cutoff=3.0, avg_num_neighbors=5.0)
+    export_potential(
+        Potential(NequIP(config, ("Cu",))).eval(), Path("a.ckpt"), format=ExportFormat.checkpoint
+    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("data: {train: t.extxyz, test: p.lmdb}\n")
+    structures("t.extxyz")
+    write_run(tmp_path / "md", molecule("H2O"), model="a.pimlip", plugin="a.so", species=("H", "O"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for command in (
+        "label q.extxyz --calculator emt -o q.extxyz --overwrite",
+        "label p.lmdb@:2 --calculator emt -o ./p.lmdb --overwrite",
+        "label labels.lmdb.failed.extxyz --calculator emt -o labels.lmdb",
+        "data convert p.lmdb@:2 -o p.lmdb --overwrite",
+        "select q.extxyz -n 2 -o q.extxyz --overwrite",
+        "select q.extxyz -n 2 -o p.lmdb --known p.lmdb --overwrite",
+        "select q.extxyz -n 2 -o t.extxyz --run run --overwrite",
+        "select q.extxyz -n 2 -o p.lmdb --run run --overwrite",
+        "export a.ckpt --format checkpoint -o a.ckpt",
+        "lammps input a.ckpt --structure md/structure.data -o md",
+        "eval a.ckpt --physics --structure q.extxyz --reference ref.json --json ref.json",
+    ):
+        result = cli(*command.split())
+        assert result.code == 2, command
+        assert "would replace" in result.err, command
+        assert sum(line.startswith("pimlip-zoo: ") for line in result.err.splitlines()) == 1
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before, command
+
+
+def test_labels_and_choices_in_a_store_replace_stores_only(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    structures(tmp_path / "q.extxyz")
+    (tmp_path / "a.lmdb").write_text("mine")
+    commands = ("label q.extxyz --calculator emt -o {} --overwrite", "select q.extxyz -n 2 -o {} --overwrite")
+    for command in commands:
+        result = cli(*command.format("a.lmdb").split())
+        assert result.code == 2
+        assert "a.lmdb, --out: is there, and is not a store" in result.err
+        for name in ("b.lmdb", "b.extxyz"):
+            for _ in range(2):
+                assert cli(*command.format(name).split()).code == 0
+    assert (tmp_path / "a.lmdb").read_text() == "mine"

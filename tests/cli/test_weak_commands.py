@@ -5,9 +5,11 @@ import json
 
 import pytest
 
+from pimlip_zoo.cli.distill import _numbers
 from pimlip_zoo.consistency.config import PRESETS
 from pimlip_zoo.consistency.residuals import RESIDUALS
 from pimlip_zoo.datasets.lmdb import FrameStore
+from pimlip_zoo.errors import InputError
 
 SMALL = (
     "--model=nequip",
@@ -191,3 +193,10 @@ def test_a_curve_refuses_tests_with_an_element_its_subset_lacks_before_training(
     point = curve.Point(4, "none", 0)
     with pytest.raises(InputError, match="the model does not know"):
         curve.run_point(point, settings, ["builtin:cual-emt/train@:1"], tmp_path)
+
+
+@pytest.mark.parametrize("text", ["300,nan", "inf", "0", "-300", "300,"])
+def test_temperatures_that_are_none_are_refused(text):
+    with pytest.raises(InputError, match="--temperatures"):
+        _numbers("--temperatures", text)
+    assert _numbers("--temperatures", "300,600") == (300.0, 600.0)

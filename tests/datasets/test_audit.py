@@ -363,3 +363,9 @@ def test_a_factor_is_warned_of_where_its_error_does_not_explain_it(ethanol, fact
 def test_the_last_word_does_not_contradict_warnings(ethanol):
     twice = audit_surveys([survey_frames("train", [*ethanol[:20], ethanol[0]])])
     assert "look at the warnings" in as_html(twice)
+
+
+@pytest.mark.parametrize("cutoff", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_cutoff_that_is_no_length_is_refused(ethanol, cutoff):
+    with pytest.raises(InputError, match=r"--cutoff: .* Å is not possible \(a length"):
+        survey_frames("train", ethanol[:1], cutoff=cutoff)

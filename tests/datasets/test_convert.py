@@ -2,11 +2,13 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 
 import ase.io
+import lmdb
 import numpy as np
 import pytest
 from example_frames import assert_same, crystal, molecule
@@ -279,10 +281,85 @@ def test_what_is_no_store_is_not_replaced_and_neither_is_what_has_a_name_like_it
         assert len(FrameStore(tmp_path / "a.lmdb")) == 97
     (tmp_path / "a.lmdb").rename(tmp_path / "store")
     convert(data, tmp_path / "store", overwrite=True)
-    for name in ("conversion.json", "replaced"):
-        (tmp_path / "empty").mkdir(exist_ok=True)
-        (tmp_path / "empty" / name).write_text("of a conversion that was killed in its last moment")
+    (tmp_path / "empty").mkdir()  # what a conversion leaves that was killed in its last moment
+    (tmp_path / "empty" / "conversion.json").write_text('{"fingerprint": {}, "tasks": []}')
+    shutil.copy(tmp_path / "store", tmp_path / "empty" / "replaced")
     convert(data, tmp_path / "empty", overwrite=True)
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert left == {"run/checkpoints/best.ckpt", "run/notes", "notes.txt", "a.lmdb.old", "store", "empty"}
     assert all((tmp_path / name).read_text() == "mine" for name in left - {"store", "empty"})
+
+
+def listed(folder):
+    return {p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def foreign(path, *, subdir):
+    environment = lmdb.open(str(path), subdir=subdir, map_size=1 << 20, lock=False)
+    with environment, environment.begin(write=True) as transaction:
+        transaction.put(b"key", b"of another program")
+
+
+def test_overwriting_removes_stores_of_this_package_and_nothing_else(tmp_path, data):
+    stores = tmp_path / "stores"  # two sets in one folder: neither is a shard of the other
+    stores.mkdir()
+    convert(f"{data.split(',')[0]}@:3", stores / "train.lmdb")
+    convert(f"{data.split(',')[0]}@3:5", stores / "test.lmdb")
+    for name in (
+        "a.lmdb/weights.pt",
+        "shard-00000.lmdb/weights.pt",
+        "data.mdb",
+        "replaced/mine",
+        "conversion.json",
+    ):
+        (tmp_path / name.replace("/", "-").replace(".", "-") / name).parent.mkdir(parents=True)
+        (tmp_path / name.replace("/", "-").replace(".", "-") / name).write_text("mine")
+    foreign(tmp_path / "foreign", subdir=True)
+    foreign(tmp_path / "foreign.lmdb", subdir=False)
+    (tmp_path / "notes.lmdb").write_text("mine")
+    before = listed(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        with pytest.raises(InputError, match=r"with other things than a store|is there, and is not a store"):
+            convert(data, path, overwrite=True)
+    assert listed(tmp_path) == before
+
+
+def test_a_damaged_store_is_replaced(tmp_path, data):
+    out = tmp_path / "a.lmdb"
+    convert(data, out)
+    os.truncate(out, out.stat().st_size // 2)
+    convert(data, out, overwrite=True)
+    assert len(FrameStore(out)) == 97
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_nothing_of_others_is_removed_where_a_store_is_made(tmp_path, data, restart):
+    folder = tmp_path / "a.lmdb.partial"
+    folder.mkdir()
+    (folder / "my.txt").write_text("mine")
+    with pytest.raises(
+        InputError, match=r"a\.lmdb\.partial: .* holds other things: my\.txt \(move them away"
+    ):
+        convert(data, tmp_path / "a.lmdb", restart=restart)
+    assert (folder / "my.txt").read_text() == "mine"
+
+
+def test_a_conversion_does_not_replace_what_it_reads(tmp_path, data):
+    one, several = tmp_path / "a.lmdb", tmp_path / "b.lmdb"
+    convert(data, one)
+    convert(data, several, shard_frames=50)
+    before = listed(tmp_path)
+    (tmp_path / "link.lmdb").symlink_to(one)
+    for spec, out in (
+        (f"{one}@:2", one),
+        (f"{data},{one}", one),
+        (str(one), tmp_path / "link.lmdb"),
+        (str(several), several),
+        (f"{several}/shard-00000.lmdb", several),
+    ):
+        with pytest.raises(InputError, match=r"--out: would replace .*, which is read"):
+            convert(spec, out, overwrite=True)
+    with pytest.raises(InputError, match=r"new\.lmdb, --out: would be a part of the data in .*b\.lmdb"):
+        convert(str(several), several / "new.lmdb")
+    (tmp_path / "link.lmdb").unlink()
+    assert listed(tmp_path) == before

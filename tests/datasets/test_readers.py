@@ -274,6 +274,21 @@ def test_geometry_that_ase_would_pass_over_is_refused_in_data_and_structures_ali
             read(str(tmp_path / "a.xyz"))
 
 
+@pytest.mark.parametrize("said", ['tv="5 0 0 0 5 0 0 0 5"', 'a="5 0 0" b="0 5 0" c="0 0 5"', 'H0="5 5 5"'])
+def test_a_cell_under_another_name_is_refused_in_structures_too(tmp_path, said):
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES} {said}\n{ROW}\n")
+    with pytest.raises(InputError, match="write Lattice"):
+        read_structure(str(tmp_path / "a.xyz"))
+
+
+def test_a_structure_that_is_not_finite_is_refused(tmp_path):
+    (tmp_path / "a.xyz").write_text(f'1\nLattice="nan 0 0 0 5 0 0 0 5" {FORCES}\n{ROW}\n')
+    (tmp_path / "b.xyz").write_text(f"1\n{FORCES}\nH nan 0 0 0 0 0\n")
+    for name, words in (("a", "cell: is not finite"), ("b", "positions: are not all finite")):
+        with pytest.raises(InputError, match=rf"{name}\.xyz, {words}"):
+            read_structure(str(tmp_path / f"{name}.xyz"))
+
+
 @pytest.mark.parametrize("pbc", ['"T T F"', '"1 1 0"', '"True True False"', "{T T F}"])
 def test_periodicity_as_people_write_it_is_the_same_in_data_and_structures(tmp_path, pbc):
     (tmp_path / "a.xyz").write_text(f'1\nLattice="5 0 0 0 5 0 0 0 5" {FORCES} pbc={pbc}\n{ROW}\n')
@@ -311,6 +326,18 @@ def test_periodicity_as_people_write_it_is_the_same_in_data_and_structures(tmp_p
         (f"{FORCES} a=5 b=5 c=5 alpha=90 beta=90 gamma=90", ROW, "write Lattice"),
         (f"{FORCES} energy=-1.0 Hartree", ROW, "the header says Hartree by itself"),
         (f"{FORCES} energy=-1.0 kcal/mol", ROW, "the header says kcal/mol by itself"),
+        (f"{FORCES} energy=-1.0 units=Hartree", ROW, "the header says units=Hartree.*energy=kcal/mol"),
+        (f"{FORCES} energy=-1.0 energy_unit=kcal/mol", ROW, "the header says energy_unit=kcal/mol"),
+        (f"{FORCES} Units=real", ROW, "the header says Units=real"),
+        (f'{FORCES} units="eV, Bohr"', ROW, "the header says units=eV, Bohr"),
+        (f"{FORCES} force_units=kcal/mol/Å", ROW, "the header says force_units"),
+        (f"{FORCES} energy=-1_0", ROW, "energy: -1_0 is no number"),
+        (f'{FORCES} Lattice="5 0 0 0 5_0 0 0 0 5"', ROW, "Lattice: 5_0 is no number"),
+        (FORCES, ROW.replace("0", "0_1", 1), "0_1 is no number"),
+        (f'{FORCES} A="5 0 0" B="0 5 0" C="0 0 5"', ROW, "write Lattice"),
+        (f'{FORCES} tv="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
+        (f'{FORCES} TV_1="5 0 0" TV_2="0 5 0" TV_3="0 0 5"', ROW, "write Lattice"),
+        (f'{FORCES} H0="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
         (f'{FORCES} "energy"=-1 energy=-2', ROW, "energy: stands twice"),
         (f"{FORCES} 'energy' = -1 energy=-2", ROW, "energy: stands twice"),
         (f'{FORCES} "lattice"="5 0 0 0 5 0 0 0 5"', ROW, "write Lattice"),
@@ -336,6 +363,9 @@ def test_an_xyz_file_that_contradicts_itself_is_refused(tmp_path, comment, rows,
         (f'{FORCES} energy=-1 supercell="2 2 2" cell_volume=125.0', ""),
         (f"{FORCES} energy=-1 a=5 b=5 c=5", ""),
         (f"{FORCES} energy=-1 eV", ""),
+        (f'{FORCES} energy=-1 energy_unit=eV units="eV Å" force_units=eV/Ang name=1_2 unit=7', ""),
+        (f"{FORCES} energy=-1 units=Hartree", "?energy=Hartree&length=Å"),
+        (f"{FORCES} energy=-1 units=metal A=1.5 B=1.2 C=0.9", ""),
         (f"{FORCES} energy=-1 Ha", "?energy=Hartree&length=Å"),
     ],
 )

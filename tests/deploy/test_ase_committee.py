@@ -48,12 +48,22 @@ def test_energy_forces_and_stress_are_the_means_and_the_spread_is_that_of_a_samp
     assert atoms.calc.get_property("forces_std", atoms).shape == (4,)
 
 
-def test_equal_members_have_no_spread():
+def test_equal_members_have_no_spread_which_is_said_once(caplog):
     atoms = crystal()
     atoms.calc = CommitteeCalculator([EMT(), EMT()])
     assert atoms.get_potential_energy() == EMT().get_potential_energy(crystal())
+    atoms.rattle(0.01)
+    atoms.get_potential_energy()
+    assert caplog.text.count("members 1 and 2 of the committee agree") == 1
     assert atoms.calc.results["energy_std"] == 0
     assert not atoms.calc.results["forces_std"].any()
+
+
+def test_of_different_members_nothing_is_said(caplog):
+    atoms = crystal()
+    atoms.calc = CommitteeCalculator(members())
+    atoms.get_potential_energy()
+    assert not caplog.text
 
 
 def test_the_mean_forces_are_the_derivative_of_the_mean_energy():

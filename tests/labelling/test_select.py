@@ -237,6 +237,50 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            ["--cheap", "nonsense"],
+            "--cheap: the acquisition cluster does not look at it (leave it out; it is for",
+        ),
+        (
+            ["--acquisition", "random", "--features", "run"],
+            "--features: the acquisition random does not look at",
+        ),
+        (
+            ["--acquisition", "variance", "--features", "run"],
+            "--features: the acquisition variance does not look",
+        ),
+        *(
+            (["--max-force", value], f"--max-force: {value} eV/Å is not possible")
+            for value in ("nan", "0", "-1")
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, says, tmp_path):
+    assert says in called(
+        "builtin:ethanol-gfn2/train@:5", "-n", 2, "-o", tmp_path / "a.xyz", *options, code=2
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_force_without_a_limit_is_one(tmp_path):
+    called("builtin:ethanol-gfn2/train@:5", "-n", 2, "-o", tmp_path / "a.xyz", "--max-force", "inf")
+
+
+def test_the_cheap_level_is_compared_with_a_run(pool):
+    @register_acquisition("by-difference")
+    def by_difference(candidates, count, rng):
+        raise AssertionError
+
+    try:
+        with pytest.raises(InputError, match="--cheap: is compared with a trained potential"):
+            select(pool, 2, acquisition="by-difference", cheap="gfn2")
+    finally:
+        ACQUISITIONS._items.pop("by-difference")
+
+
 def test_another_package_registers_its_own(pool):
     @register_acquisition("last-ones")
     def last(candidates, count, rng):

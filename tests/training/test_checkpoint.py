@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import pimlip_zoo
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import available_models, get_model
@@ -15,6 +16,7 @@ from pimlip_zoo.training.checkpoint import (
     KEY,
     build_potential,
     check_members,
+    check_weights_differ,
     checkpoint_path,
     describe,
     load_potential,
@@ -251,3 +253,18 @@ def test_a_run_that_stands_twice_in_a_committee_is_refused_and_so_is_a_copy(tmp_
     for runs in (["a", "a"], ["b", "a", "./a/"], ["a", "b", "copy"], ["a", "link"]):
         with pytest.raises(InputError, match="has the same weights as a, so that the two have no spread"):
             check_members(runs)
+
+
+def test_the_same_weights_in_another_file_are_no_second_member(tmp_path):
+    torch.manual_seed(0)
+    one, other = a_potential(channels=4), a_potential(channels=4)
+    write(one, tmp_path / "a.ckpt")
+    write(one, tmp_path / "exported.ckpt", summary={"steps": 3})
+    write(other, tmp_path / "b.ckpt")
+    write(one.set_dtype(torch.float32), tmp_path / "rounded.ckpt")
+    assert (tmp_path / "a.ckpt").read_bytes() != (tmp_path / "exported.ckpt").read_bytes()
+    for name in ("exported", "rounded"):
+        with pytest.raises(InputError, match=rf"{name}\.ckpt: has the same weights as .*a\.ckpt"):
+            pimlip_zoo.calculator(tmp_path / "b.ckpt", tmp_path / "a.ckpt", tmp_path / f"{name}.ckpt")
+    pimlip_zoo.calculator(tmp_path / "a.ckpt", tmp_path / "b.ckpt")
+    check_weights_differ({"one": one})

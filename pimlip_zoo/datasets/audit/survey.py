@@ -110,7 +110,12 @@ def survey_frames(
         cutoff: Å, of the model that is to be trained.
         bad: what the reading of the frames gathers while they are gone through.
         progress: called with the number of frames so far.
+
+    Raises:
+        InputError: for a cutoff that is no length.
     """
+    if not 0 < cutoff < np.inf:
+        raise InputError(f"{cutoff:g} Å is not possible", key="--cutoff", hint="a length, such as 5")
     rows: list[tuple[object, ...]] = []
     compositions: dict[bytes, int] = {}
     counts: list[NDArray[np.int64]] = []

@@ -11,7 +11,7 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.checks import all_usable, check_frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, FrameFile, Item
 from pimlip_zoo.datasets.readers.source import check_chosen, open_source, window_of
-from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions, parse_spec
+from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions, files_of, parse_spec
 from pimlip_zoo.errors import InputError, reading
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check_chosen",
     "check_frame",
     "checked",
+    "files_of",
     "load_frames",
     "open_source",
     "parse_spec",

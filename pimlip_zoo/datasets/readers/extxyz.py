@@ -11,6 +11,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.scan import OPENERS
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.datasets.readers.units import energy_unit
+from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import expansion_limit
 
@@ -34,11 +35,21 @@ _OTHER_GEOMETRY = {"positions", *(name.lower() for name in _GEOMETRY)}
 """Names in other letters, which might be meant for it."""
 _PLAIN = (("species", "S", 1), ("pos", "R", 3))
 """Columns of a file that does not name them."""
-_OTHER_CELL = re.compile(r"(?i)(?!super)[a-z_-]*(?:cell|latt?ice|box)[a-z_-]*|abc")
-"""Names that a cell may have, such as unit_cell, box_size, simulation_cell, cellpar, LatticeVectors."""
+_OTHER_CELL = re.compile(r"(?i)(?!super)[a-z_-]*(?:cell|latt?ice|box)[a-z_-]*|abc|tv[_-]?\d?|h0")
+"""Names that a cell may have, such as unit_cell, box_size, simulation_cell, cellpar, LatticeVectors, TV_1."""
 _LENGTHS_AND_ANGLES = ("a", "b", "c", "alpha", "beta", "gamma")
-_SEEMS_OTHER_CELL = re.compile(rb"(?i)cell|lattice[\w-]|latice|box|abc|alpha")
+_SEEMS_OTHER_CELL = re.compile(
+    rb"(?i)cell|lattice[\w-]|latice|box|abc|alpha|(?<!\w)(?:tv|h0)|(?<!\w)c[\"']?\s*=\s*[\"'{\[]"
+)
 """In a header that may have a cell under another name."""
+_OF_UNITS = re.compile(r"(?i)(?:[a-z]+[_-])?units?")
+"""Keys such as units, energy_unit."""
+_OTHER_STYLES = ("real", "electron", "si", "cgs", "au", "a.u.", "atomic")
+_UNDERSCORE = re.compile(rb"\d_\d")
+_UNDERSCORED = re.compile(r"[-+\d.eE]*\d_\d[\d_.eE+-]*")
+"""A number for Python, and a mistake in a file."""
+_VALUE = re.compile(r"""([^\s="'{]+)["']?\s*=\s*["'{\[]?(?:[-+\d.eE]+[\s,]+)*([-+\d.eE]*\d_\d[\d_.eE+-]*)""")
+"""A key with such a number."""
 _SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
 _OURS = re.compile(rb"(?i)(?<!\w)(%s)[\"']?\s*=" % "|".join(_SPELLED).encode())
 _USUAL = {name.encode() for name in _SPELLED.values()}
@@ -193,6 +204,7 @@ class ExtxyzFile:
         else:
             _check_periodic(pbc)
         self._refuse_units(info)
+        self._refuse_underscores(index, comment)
         if cell is not None and np.shape(cell) != (3, 3):
             raise InputError("is not nine numbers", file=self.path, frame=index, key="Lattice")
         if "pos" not in table.names:
@@ -225,14 +237,37 @@ class ExtxyzFile:
         )
 
     def _refuse_units(self, info: dict[str, Any]) -> None:
-        """A unit behind a number without quotes is a word of its own, which would change nothing."""
+        """A unit behind a number without quotes is a word of its own, which would change nothing; nor would a key."""
         for key, value in info.items():
+            if isinstance(value, str) and _OF_UNITS.fullmatch(key):
+                self._compare_units(key, value)
             said = _energy(key) if value is True else None
             if said is not None and not np.isclose(said, self.finder.energy_unit, rtol=1e-6, atol=0.0):
                 raise InputError(
                     f"the header says {key} by itself",
                     key=key,
                     hint=f"name units as in {self.path}?energy={key}",
+                )
+
+    def _refuse_underscores(self, index: int, comment: bytes) -> None:
+        """In the numbers of cells and labels, which Python would take."""
+        for key, text in _VALUE.findall(comment.decode()) if _UNDERSCORE.search(comment) else ():
+            if key == "Lattice" or self.finder.is_label(key):
+                raise InputError(f"{text} is no number", file=self.path, frame=index, key=key)
+
+    def _compare_units(self, key: str, value: str) -> None:
+        """What a key says of units has to be what they are taken for."""
+        finder = self.finder
+        ours = {"energy": finder.energy_unit, "length": finder.length_unit, "forces": finder.forces_unit}
+        named = finder.options.energy or finder.options.forces or finder.options.length
+        for word in re.split(r"[\s,;]+", value):
+            kind, said = _unit(word)
+            other = kind is not None and not np.isclose(said, ours[kind], rtol=1e-6, atol=0.0)
+            if other or (word.lower() in _OTHER_STYLES and not named):
+                raise InputError(
+                    f"the header says {key}={value}, and it is taken for something else",
+                    key=key,
+                    hint=f"name units as in {self.path}?energy=kcal/mol&length=Å, or leave the key out",
                 )
 
     def _open(self) -> IO[bytes]:
@@ -292,6 +327,7 @@ class _Table:
                 raise InputError(f"atom {atom} has {len(row)} columns, expected {width}")
             self.has_more = self.has_more or len(row) > width
         self._words = words
+        self._odd = any("_" in row for row in rows)
 
     def is_number(self, name: str) -> bool:
         return self._at[name][0] in "RI"
@@ -303,6 +339,8 @@ class _Table:
     def floats(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         _, start, stop = self._at[name]
         flat = [word for row in self._words for word in row[start:stop]]
+        if self._odd and (odd := next(filter(_UNDERSCORED.fullmatch, flat), None)) is not None:
+            raise InputError(f"{odd} is no number", key=name)
         try:
             values = np.array(flat, dtype=np.float64)
         except ValueError as error:
@@ -319,6 +357,15 @@ def _energy(name: str) -> float | None:
         return None
 
 
+@lru_cache(maxsize=256)
+def _unit(name: str) -> tuple[str | None, float]:
+    """What a unit is of, and how many eV, Å or eV/Å; None for any other word."""
+    for kind, find in (("energy", energy_unit), ("length", length_unit), ("forces", forces_unit)):
+        with suppress(InputError):
+            return kind, find(name)
+    return None, 0.0
+
+
 def _refuse_other_cell(info: dict[str, Any]) -> None:
     """A cell under another name would be passed over, and a crystal be a cluster."""
     hint = 'write Lattice="...", or pbc="F F F"'
@@ -331,6 +378,9 @@ def _refuse_other_cell(info: dict[str, Any]) -> None:
     lengths = {key.lower() for key in info if _only_numbers(info[key]) is not None}
     if lengths.issuperset(_LENGTHS_AND_ANGLES):
         raise InputError("the header says a, b, c, alpha, beta and gamma", key="a", hint=hint)
+    vectors = {key.lower() for key, value in info.items() if len(_only_numbers(value) or ()) == 3}
+    if vectors.issuperset("abc"):
+        raise InputError("the header says a, b and c", key="a", hint=hint)
 
 
 def _only_numbers(value: Any) -> list[float] | None:

@@ -90,6 +90,15 @@ def parse_spec(spec: str) -> list[DataSource]:
     return sources
 
 
+def files_of(spec: str | None) -> list[Path]:
+    """The files and folders that a specification names, or none does.
+
+    Raises:
+        InputError: as :func:`parse_spec`.
+    """
+    return [Path(source.path) for source in parse_spec(spec) if not source.is_builtin] if spec else []
+
+
 def _parse_part(part: str) -> list[DataSource]:
     if Path(part).exists():
         return [_with_sidecar(DataSource(part))]

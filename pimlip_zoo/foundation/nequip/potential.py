@@ -14,7 +14,7 @@ from pimlip_zoo.foundation.nequip.options import configure
 from pimlip_zoo.foundation.nequip.stored import StoredModel, read_model
 from pimlip_zoo.foundation.nequip.weights import allegro_weights, nequip_weights
 from pimlip_zoo.foundation.objects import check_finite, laid_out_as
-from pimlip_zoo.models.allegro import Allegro
+from pimlip_zoo.models.allegro import Allegro, AllegroConfig
 from pimlip_zoo.models.extent import check_extent
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
@@ -50,6 +50,7 @@ def _potential(stored: StoredModel) -> Potential:
         if getattr(config, name) > most:
             raise InputError(f"has {name} = {getattr(config, name)}", hint=f"at most {most} can be converted")
     model: NequIP | Allegro
+    _check_frequencies(stored.weights, config)
     check_extent(
         NequIP if isinstance(config, NequIPConfig) else Allegro, config, species, stored.weights.values()
     )
@@ -61,10 +62,20 @@ def _potential(stored: StoredModel) -> Potential:
         model.load_state_dict(allegro_weights(model, stored.weights))
     potential = Potential(
         model,
-        energy_references=_level(stored.weights, "shifts", 0.0, len(species)),
-        scale=_level(stored.weights, "scales", 1.0, len(species)),
+        energy_references=_level(stored, "shifts", 0.0, len(species)),
+        scale=_level(stored, "scales", 1.0, len(species)),
     )
     return potential.set_dtype(_dtype(stored)).eval()
+
+
+def _check_frequencies(weights: dict[str, Tensor], config: NequIPConfig | AllegroConfig) -> None:
+    """Those that are not trained are whole multiples here, whatever the file has."""
+    usual = torch.arange(1, config.num_bessel + 1)
+    for name, value in weights.items():
+        if name.endswith("bessel_encode.bessel_weights") and not config.bessel_trainable:
+            found = value.to(torch.float64).reshape(-1)
+            if found.shape != usual.shape or not torch.allclose(found, usual.to(found.dtype)):
+                raise InputError(f"has other frequencies than 1, 2, ... {config.num_bessel} in {name}")
 
 
 def _dtype(stored: StoredModel) -> torch.dtype:
@@ -75,9 +86,10 @@ def _dtype(stored: StoredModel) -> torch.dtype:
     return names[given]
 
 
-def _level(weights: dict[str, Tensor], name: str, default: float, count: int) -> Tensor:
+def _level(stored: StoredModel, name: str, default: float, count: int) -> Tensor:
     """One number for each species; the package keeps none, one, or as many."""
-    values = weights[f"{_LEVELS}.{name}"].to(torch.float64).reshape(-1)
-    if values.numel() not in (0, 1, count):
+    values = stored.weights[f"{_LEVELS}.{name}"].to(torch.float64).reshape(-1)
+    listed = isinstance(stored.options.get(f"per_type_energy_{name}"), dict | list)
+    if values.numel() != count and (listed or values.numel() > 1):
         raise InputError(f"has {values.numel()} {name} for {count} types")
     return (values if values.numel() else torch.tensor([default], dtype=torch.float64)).expand(count)

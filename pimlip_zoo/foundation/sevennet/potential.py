@@ -83,7 +83,7 @@ def _potential(content: object, level: str | None, dtype: torch.dtype | None) ->
     _check_irreps(model, layout)
     converted = convert_weights(model, layout, theirs, level=number, paths_sorted=version >= (0, 11))
     model.load_state_dict(converted.weights)
-    scale, shift = (_by_species(theirs, name, len(layout.species), number) for name in ("scale", "shift"))
+    scale, shift = (_by_species(config, theirs, name, layout, number) for name in ("scale", "shift"))
     potential = Potential(
         model,
         energy_references=shift + scale * converted.constant,
@@ -168,6 +168,8 @@ def _options(config: Mapping[str, Any], layout: Layout, theirs: Mapping[str, Ten
         for n in range(len(config["weight_nn_hidden_neurons"]) + 1)
     ]
     frequencies = theirs["edge_embedding.basis_function.coeffs"].to(torch.float64) * cutoff / math.pi
+    if frequencies.numel() != hidden[0]:
+        raise InputError(f"has {frequencies.numel()} frequencies of {hidden[0]} radial functions")
     kinds = config.get("self_connection_type", "nequip")
     kinds = [kinds] * len(layout.layers) if isinstance(kinds, str) else list(kinds)
     if len(set(kinds)) > 1 or kinds[0] not in ("nequip", "linear", "none"):
@@ -245,11 +247,17 @@ def _check_irreps(model: NequIP, layout: Layout) -> None:
             )
 
 
-def _by_species(theirs: Mapping[str, Tensor], name: str, count: int, level: int | None) -> Tensor:
+def _by_species(
+    config: Mapping[str, Any], theirs: Mapping[str, Tensor], name: str, layout: Layout, level: int | None
+) -> Tensor:
+    """One number for each element; the package keeps one for all only where neither is a list in its options."""
+    count = len(layout.species)
+    given: list[Any] = [config.get("scale"), config.get("shift")]
+    listed = level is not None or any(hasattr(each, "__len__") and len(each) > 1 for each in given)
     value = theirs[f"rescale_atomic_energy.{name}"].to(torch.float64)
     if value.dim() == 2 and level is not None:
         value = value[level]
     value = value.reshape(-1)
-    if value.numel() not in (1, count):
+    if value.numel() != count and (listed or value.numel() != 1):
         raise InputError(f"has a {name} of energies for {value.numel()} elements, and {count} elements")
     return value.expand(count).clone()
