@@ -2,7 +2,7 @@
 
     python benchmarks/weak/heterogeneous_molecules.py FOLDER              (needs rdkit; two minutes)
     pimlip-zoo label FOLDER/molecules.extxyz --calculator "pyscf:B3LYP/6-31g*?grid=1" \\
-        -o FOLDER/labelled.extxyz                                     (an hour of one core)
+        -o FOLDER/labelled.lmdb                                       (an hour of one core)
 
 Molecules of H, C, N and O with four to eight heavy atoms, assembled as those that the start learnt
 (`scripts/builtin_data/organic.py`), from the same sequence, behind all that it learnt, so that none is among them. Each

@@ -44,9 +44,9 @@ THREE_BPA = StudySet(
     sizes=(LABELS,),
 )
 MANY = StudySet(
-    train="heterogeneous/labelled.extxyz@110:",
-    valid="heterogeneous/labelled.extxyz@80:110",
-    tests=("heterogeneous/labelled.extxyz@:80",),
+    train="heterogeneous/labelled.lmdb@110:",
+    valid="heterogeneous/labelled.lmdb@80:110",
+    tests=("heterogeneous/labelled.lmdb@:80",),
     cheap="gfn2",
     sizes=(LABELS,),
 )

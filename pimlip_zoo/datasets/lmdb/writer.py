@@ -283,7 +283,11 @@ class StoreWriter:
         with suppress(OSError):  # LMDB calls the last page that half fits an input/output error
             if "Input/output" in text and shutil.disk_usage(self.path.parent).free < _LITTLE_ROOM:
                 text = "no space left on device"
-        hint = "make room and run the same command again" if "space" in text.lower() else None
+        hint = None
+        if "space" in text.lower():
+            hint = "make room and run the same command again"
+        elif "Input/output" in text:
+            hint = "a quota, a limit of the size of files, or a damaged disk"
         return InputError(f"cannot be written: {text}", file=self.path, hint=hint)
 
 
