@@ -175,10 +175,6 @@ def calculator(
         else PimlipCalculator(load(run, difference=True, **options), device=device, skin=skin, **electrons)
         for run in runs
     ]
-    loaded = zip(runs, members, strict=True)
-    check_weights_differ(
-        {run: member.potential for run, member in loaded if isinstance(member, PimlipCalculator)}
-    )
     baselines = {None if str(run).endswith(SUFFIX) else baseline_of(run) for run in runs}
     if electrons and baselines != {None}:
         raise InputError(
@@ -190,7 +186,12 @@ def calculator(
         return with_baseline(members[0], baselines, trust=trust)
     from pimlip_zoo.deploy.committee import CommitteeCalculator
 
-    return with_baseline(CommitteeCalculator(members), baselines, trust=trust)
+    committee = with_baseline(CommitteeCalculator(members), baselines, trust=trust)
+    loaded = zip(runs, members, strict=True)
+    check_weights_differ(
+        {run: member.potential for run, member in loaded if isinstance(member, PimlipCalculator)}
+    )
+    return committee
 
 
 def _check_runs(runs: tuple[Any, ...]) -> None:

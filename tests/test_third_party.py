@@ -232,8 +232,9 @@ def test_a_supervised_loss_a_recipe_and_a_calculator_are_found_listed_and_traine
         ("weak.labels.calculator=spring", "no calculator is called 'spring' (did you mean springs"),
         ("recipe.name=stead", "did you mean steady"),
     ):
+        others = given.replace("--set weak.labels.calculator=springs?stiffness=2 ", "")
         done = run(
-            ["-c", main, "train", *given.split(), "--set", wrong, "--out", "wrong"], loss_site, tmp_path
+            ["-c", main, "train", *others.split(), "--set", wrong, "--out", "wrong"], loss_site, tmp_path
         )
         assert done.returncode == 2, done.stderr
         assert answer in " ".join((done.stdout + done.stderr).split())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pimlip_zoo.errors import InputError
@@ -88,6 +91,17 @@ def _imported(name: str) -> Labeller:
 
     version = package_version(name.partition(":")[0].partition(".")[0])
     return Labeller(name, version, name, make, known=False, takes_charge=True)
+
+
+@contextmanager
+def importing_from_here() -> Iterator[None]:
+    """Modules of the folder that the command was called in can be imported, as ``python -m`` does it."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def _takes_structure(factory: Callable[..., Any]) -> bool:

@@ -9,8 +9,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import read_text, regular_file, replacing
-from pimlip_zoo.labelling.calculators import Labeller, find_labeller
+from pimlip_zoo.labelling.calculators import Labeller, find_labeller, importing_from_here
 from pimlip_zoo.labelling.convergence import check_converged, output_of
 from pimlip_zoo.labelling.evaluate import input_writer, plain_result
 from pimlip_zoo.labelling.failures import CalculationError
@@ -73,7 +72,7 @@ def write_folders(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("holds something already", file=folder, key="--write-inputs", hint="name another")
-    with _importing_from_here():
+    with importing_from_here():
         labeller = find_labeller(calculator, memory=memory)
         unique = {structure.key(): structure for structure in structures}
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -292,14 +291,3 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise InputError("was not written by --write-inputs", file=folder, key="--read-outputs") from error
     except Exception as error:
         raise InputError("is damaged", file=folder / MANIFEST) from error
-
-
-@contextmanager
-def _importing_from_here() -> Iterator[None]:
-    """Modules of the folder that the command was called in can be imported, as ``python -m`` does it."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)

@@ -6,11 +6,12 @@ through the entry-point group ``pimlip_zoo.calculators``.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -232,12 +233,12 @@ def import_factory(name: str, key: str) -> Callable[..., object]:
     Raises:
         InputError: of the key, when it cannot be imported or is no function.
     """
+    module, _, path = name.partition(":")
     try:
-        found: object = pkgutil.resolve_name(name)
+        found: object = reduce(getattr, path.split("."), importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(reason_of(error), key=key, hint=f"is {name} importable from here?") from error
     except Exception as error:
-        module = name.partition(":")[0]
         raise InputError(f"{module} cannot be imported: {reason_of(error)}", key=key) from error
     if not callable(found):
         raise InputError(f"{name} is no function", key=key, hint="it has to return an ASE calculator")

@@ -467,7 +467,8 @@ def test_a_read_only_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("free", "says"), [(0, "no space left on device (make room"), (1 << 30, "Input/output error (a quota, a limit")]
+    ("free", "says"),
+    [(0, "no space left on device (make room"), (1 << 30, "Input/output error (a quota, a limit")],
 )
 def test_a_full_disk_is_called_so_where_lmdb_speaks_of_input_and_output(tmp_path, monkeypatch, free, says):
     import shutil
