@@ -21,7 +21,6 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.processes import Reply, cores, serve
 from pimlip_zoo.section import Section
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
-from pimlip_zoo.weak_labels.offsets import subtract_labels
 from pimlip_zoo.weak_labels.pool_work import Part, answer_parts, do_parts, forget, told_duration
 from pimlip_zoo.weak_labels.sampling import Sampling
 
@@ -170,6 +169,10 @@ def corrections(frames: Sequence[Frame], calculator: str, *, trust: bool = False
         calculator: its name.
         trust: call it when it is the name of a function.
     """
+    from pimlip_zoo.weak_labels.offsets import (
+        subtract_labels,
+    )  # needs torch, which those who ask for the cache do not
+
     cheap = cached_labels(frames, find_cheap_calculator(calculator, trust=trust))
     return subtract_labels(frames, cheap)
 
