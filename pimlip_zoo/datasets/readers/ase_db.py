@@ -27,8 +27,10 @@ class AseDatabase:
         self.path = path
         self._database = self._connect()
         try:
+            self._count = int(
+                self._database.count()
+            )  # first: it connects, which metadata of ASE 3.28 and older do not
             metadata = dict(self._database.metadata)
-            self._count = int(self._database.count())
         except Exception as error:
             raise InputError(f"is no ASE database: {error}", file=path) from error
         units = metadata.get("_property_unit_dict") or {}
