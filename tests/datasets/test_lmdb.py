@@ -288,7 +288,9 @@ def test_every_number_of_the_index_is_compared(path, tmp_path, name):
         if value.dtype.kind == "f":
             entries[name][frame] = value * (1 + 1e-5)
         else:
-            entries[name][frame] ^= 1
+            entries[name][frame] ^= entries.dtype[name].type(
+                1
+            )  # NumPy 1 mixes no unsigned numbers with whole ones
         transaction.put(index_key(0), entries.tobytes())
 
     with pytest.raises(
