@@ -348,8 +348,8 @@ def _with_few_labels(config: Any, frames: Sequence[Any]) -> str:
     if start is None or config.data.train.startswith("builtin:"):
         return ""
     return (
-        f"few labels: errors on such molecules were a third lower with --from {start}, which costs nothing; "
-        f"what else may help, says: pimlip-zoo weak advise --data {config.data.train}"
+        f"few labels: force errors on other molecules were a third lower or better with --from {start}, which costs "
+        f"nothing; what else may help, says: pimlip-zoo weak advise --data {config.data.train}"
     )
 
 

@@ -27,9 +27,8 @@ class AseDatabase:
         self.path = path
         self._database = self._connect()
         try:
-            self._count = int(
-                self._database.count()
-            )  # first: it connects, which metadata of ASE 3.28 and older do not
+            # Counting comes first: it connects, which asking ASE 3.28 and older for metadata does not.
+            self._count = int(self._database.count())
             metadata = dict(self._database.metadata)
         except Exception as error:
             raise InputError(f"is no ASE database: {error}", file=path) from error
