@@ -112,6 +112,14 @@ RECIPES: dict[str, dict[str, object]] = {
         for version in (3, 4, 5, 6)
     },
     **{
+        f"default-{version}-in-100s": {
+            "recipe.name": "default",
+            "recipe.version": version,
+            "trainer.max_time": "100s",
+        }
+        for version in (6, 7)
+    },
+    **{
         f"default-4-decay{decay}": {
             "recipe.name": "default",
             "recipe.version": 4,
@@ -349,6 +357,7 @@ def trained(key: dict, options: argparse.Namespace) -> dict | None:
         if outcome.signal is not None:
             return None
         folders.append(folder)
+        done = outcome.steps
     cpu = time.process_time() - started
     with (folders[0] / "metrics.csv").open(newline="") as file:
         curve = [validation(row) for row in csv.DictReader(file)]
@@ -357,7 +366,7 @@ def trained(key: dict, options: argparse.Namespace) -> dict | None:
     if not options.keep_runs:
         for folder in folders:
             shutil.rmtree(folder)
-    return {**key, "cpu_s": round(cpu, 1), "curve": curve, "tests": tests}
+    return {**key, "cpu_s": round(cpu, 1), "done_steps": done, "curve": curve, "tests": tests}
 
 
 def errors_of(potentials: Sequence[Potential], data: str) -> dict[str, dict[str, float]]:

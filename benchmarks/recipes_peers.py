@@ -63,8 +63,9 @@ def write_frames(options: argparse.Namespace) -> int:
         "seed": options.seed,
         "model": "mace",
         "preset": "small",
+        "recipe": "muon",  # any without displaced copies: it does not change which structures are drawn
     }
-    study, settings = settings_of({**key, "steps": 1, "recipe": "muon"}, options.root)
+    study, settings = settings_of({**key, "steps": 1}, options.root)
     train, valid = drawn(load_config(None, list(settings.items())), key)
     options.out.mkdir(parents=True, exist_ok=True)
     tests = [load_frames(spec) for spec in [placed(options.root, test) for test in study.tests]]

@@ -252,6 +252,11 @@ class ScheduleSection(Section):
     """Steps over which the rate rises linearly to its full value."""
     final: float = Field(0.01, ge=0, le=1)
     """Factor at the end of the run: at its last step, or when its time is over."""
+    shorter_power: float = Field(0.0, ge=0, le=1)
+    """Where ``trainer.max_time`` is enough for a part of the steps only: the rate is divided by this power of that
+    part, as soon as the speed is known."""
+    highest_lr: PositiveFloat | None = None
+    """What the rate is raised to at most by ``shorter_power``; None: no limit."""
     plateau_factor: float = Field(0.8, gt=0, lt=1)
     """With plateau: the rate is multiplied by it after ``plateau_patience`` validations without improvement."""
     plateau_patience: PositiveInt = 50

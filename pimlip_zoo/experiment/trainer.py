@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,9 +107,12 @@ def make_trainer(
     terminal = sys.stderr.isatty()
     if seconds is None and section.max_time is not None:
         seconds = parse_duration(section.max_time).total_seconds()
-    callbacks: list[Any] = [] if seconds is None else [TimeLimit(seconds, clock)]
-    if config.schedule.name == "plateau":
-        schedule = config.schedule
+    schedule = config.schedule
+    callbacks: list[Any] = []
+    if seconds is not None:
+        highest = math.inf if schedule.highest_lr is None else schedule.highest_lr / config.optimizer.lr
+        callbacks.append(TimeLimit(seconds, clock, schedule.shorter_power, max(highest, 1.0)))
+    if schedule.name == "plateau":
         callbacks.append(
             Plateau(schedule.plateau_factor, schedule.plateau_patience, schedule.plateau_threshold, clock)
         )

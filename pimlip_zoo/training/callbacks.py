@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -173,6 +174,10 @@ class MetricsTable(Callback):
         self._before = state_dict["seconds"]
 
 
+_MEASURED = 20
+"""Steps at least that tell how fast a run is."""
+
+
 class TimeLimit(Callback):
     """Ends a run when its time is over, and tells its clock how much of it is used.
 
@@ -181,14 +186,21 @@ class TimeLimit(Callback):
     Args:
         seconds: budget of the run.
         clock: of the run; the schedule of the learning rate reads it.
+        shorter_power: where the time is enough for a part of the steps, the rate is divided by this power of it.
+        most: factor of the rate at most.
     """
 
-    def __init__(self, seconds: float, clock: RunClock) -> None:
+    def __init__(
+        self, seconds: float, clock: RunClock, shorter_power: float = 0.0, most: float = math.inf
+    ) -> None:
         self.budget = seconds
         self.clock = clock
+        self.shorter_power, self.most = shorter_power, most
         clock.budget = seconds
         self._before = 0.0
         self._start: float | None = None
+        self._mark: tuple[int, float] | None = None
+        self._known = shorter_power == 0.0
 
     @property
     def seconds(self) -> float:
@@ -205,9 +217,32 @@ class TimeLimit(Callback):
         self._tell(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: object, **kwargs: object) -> None:
-        """End the run after the first step that was taken at the final rate."""
+        """Raise the rate once the speed is known; end the run after the first step that was taken at the final rate."""
+        if not self._known:
+            self._look_ahead(trainer)
         if self.clock.time_share >= 1.0:
             trainer.should_stop = True
+
+    def _look_ahead(self, trainer: pl.Trainer) -> None:
+        """How many steps there is time for, at the speed of those behind the first, which sets up."""
+        step, now = trainer.global_step, self.clock.time_share * self.budget
+        if self._mark is None:
+            self._mark = (step, now)
+        first, then = self._mark
+        if step < max(self.clock.start, first + _MEASURED) or now <= then:
+            return
+        self._known = True
+        expected = step + (self.budget - now) * (step - first) / (now - then)
+        part = expected / self.clock.total_steps
+        if part >= 1.0 or self.clock.time_share >= 1.0:
+            return
+        self.clock.raised, self.clock.raised_at = min(part**-self.shorter_power, self.most), step
+        log.info(
+            "there is time for about %s of %s steps: the learning rate is raised %.2g times",
+            f"{float(f'{expected:.2g}'):,.0f}",
+            f"{self.clock.total_steps:,}",
+            self.clock.raised,
+        )
 
     def _tell(self, trainer: pl.Trainer) -> None:
         share = self.seconds / self.budget
@@ -216,12 +251,16 @@ class TimeLimit(Callback):
         self.clock.time_share = share
 
     def state_dict(self) -> dict[str, Any]:
-        """Time so far, and how much there is."""
-        return {"seconds": self.seconds, "budget": self.budget}
+        """Time so far, how much there is, and what the rate was raised by at which step."""
+        raised = (self.clock.raised, self.clock.raised_at) if self._known else None
+        return {"seconds": self.seconds, "budget": self.budget, "raised": raised}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Go on counting; the rate stays what it was raised to."""
         self._before = state_dict["seconds"]
+        if (raised := state_dict.get("raised")) is not None:
+            self.clock.raised, self.clock.raised_at = raised
+            self._known = True
 
 
 class Plateau(Callback):

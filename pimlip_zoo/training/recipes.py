@@ -157,9 +157,13 @@ def _muon(facts: RunFacts) -> Settings:
     }
 
 
+_LOWEST, _HIGHEST = 0.002, 0.02
+"""Rates of Muon."""
+
+
 def _rate(constant: float, passes: float) -> float:
     """A constant over the root of the passes, 0.002 to 0.02, in two digits."""
-    rate = min(max(constant / math.sqrt(max(passes, 1e-9)), 0.002), 0.02)
+    rate = min(max(constant / math.sqrt(max(passes, 1e-9)), _LOWEST), _HIGHEST)
     return float(f"{rate:.2g}")
 
 
@@ -303,6 +307,16 @@ def _compact(facts: RunFacts) -> Settings:
     (docs/results/recipes.md).
     """
     return {**_equal_outputs(facts), "model.preset": _preset_of(facts)}
+
+
+@register_recipe(DEFAULT_RECIPE, version=7, reasons=_reasons_of_compact)
+def _in_time(facts: RunFacts) -> Settings:
+    """Muon with equal steps of all outputs, its rate by architecture and passes; length and size follow the data.
+
+    Version 6, whose rate follows the passes that there is time for, where ``trainer.max_time`` is enough for a part of
+    the steps (docs/results/recipes.md).
+    """
+    return {**_compact(facts), "schedule.shorter_power": 0.5, "schedule.highest_lr": _HIGHEST}
 
 
 @register_recipe("mace-torch")

@@ -1,7 +1,8 @@
 """How the learning rate changes over a run, and how far a run is.
 
 A run ends at its last step or when its time is over, whichever comes first. Both count as its end for the schedule:
-the rate has decayed to its final value by then.
+the rate has decayed to its final value by then. The best rate is higher the shorter a run is, so that a run that has
+time for a part of its steps raises it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ class RunClock:
         """Seconds that the run may take."""
         self.plateau = 1.0
         """Factor of the learning rate that validations without improvement have led to."""
+        self.raised = 1.0
+        """Factor of the learning rate of a run that has time for a part of its steps."""
+        self.raised_at = 0
+        """The step at which that was known."""
 
     def progress(self, step: int) -> float:
         """From 0 (the end of the warm-up) to 1 (the end of the run)."""
@@ -46,6 +51,8 @@ def learning_rate_factor(
 ) -> Callable[[int], float]:
     """Factor of the learning rate by step: a linear warm-up, then the named decay to ``final`` at the end of the run.
 
+    Where the clock says that the rate is to be raised, it rises for as many steps again, while it decays.
+
     Args:
         name: constant, cosine, exponential or linear; plateau is constant here, validations lower it.
         warmup_steps: steps until the factor is 1.
@@ -56,7 +63,10 @@ def learning_rate_factor(
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
-        progress = clock.progress(step)
+        risen = min(max(step - clock.raised_at, 0) / (warmup_steps + 1), 1.0)  # as slowly as in the warm-up
+        return (1.0 + (clock.raised - 1.0) * risen) * decayed(clock.progress(step))
+
+    def decayed(progress: float) -> float:
         if name == "cosine":
             return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
         if name == "exponential":

@@ -80,12 +80,93 @@ def test_a_run_that_ends_by_its_time_ends_at_the_final_rate(tmp_path, name):
         f"schedule.name={name}",
         "schedule.warmup_steps=0",
         "schedule.final=0.01",
+        "schedule.shorter_power=0",
     )
     assert 1 < outcome.steps < 1000000
     with (tmp_path / "metrics.csv").open() as file:
         *_, row = csv.DictReader(file)
     assert float(row["learning_rate"]) == pytest.approx(1e-4)
     assert int(row["step"]) == outcome.steps
+
+
+def looked_ahead(power, most, seconds_per_step=1.0, budget=500.0, total=2000):
+    """The clock of a run of so many steps, after those of the warm-up and of the measurement."""
+    from pimlip_zoo.training.callbacks import TimeLimit
+    from pimlip_zoo.training.schedule import RunClock
+
+    clock = RunClock(total, start=50)
+    limit = TimeLimit(budget, clock, power, most)
+    for step in range(1, 101):
+        clock.time_share = seconds_per_step * step / budget
+        limit.on_train_batch_end(SimpleNamespace(global_step=step, should_stop=False))
+    return limit, clock
+
+
+def test_a_run_that_has_time_for_a_quarter_of_its_steps_doubles_its_rate():
+    from pimlip_zoo.training.schedule import learning_rate_factor
+
+    _, clock = looked_ahead(0.5, 100.0)
+    assert clock.raised == pytest.approx(2.0, rel=1e-12)
+    assert clock.raised_at == 50
+    clock.time_share = 0.0
+    factor = learning_rate_factor("linear", warmup_steps=50, clock=clock, final=0.0)
+    assert factor(49) == pytest.approx(50 / 51)
+    assert factor(50) == pytest.approx(1.0)  # from there it rises in as many steps as it took to 1
+    assert factor(101) == pytest.approx(2.0 * (1.0 - 51 / 1950))
+    assert factor(2000) == 0.0
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [(0.0, 100.0, 1.0), (0.5, 100.0, 0.2)],
+    ids=["without the power", "with time for all steps"],
+)
+def test_a_rate_is_not_raised(choices):
+    _, clock = looked_ahead(*choices)
+    assert clock.raised == 1.0
+
+
+def test_a_rate_is_raised_to_the_highest_at_most():
+    _, clock = looked_ahead(0.5, 1.5)
+    assert clock.raised == 1.5
+
+
+def test_a_resumed_run_keeps_what_its_rate_was_raised_to():
+    from pimlip_zoo.training.callbacks import TimeLimit
+    from pimlip_zoo.training.schedule import RunClock
+
+    limit, clock = looked_ahead(0.5, 100.0)
+    other = RunClock(2000, start=50)
+    resumed = TimeLimit(500.0, other, 0.5, 100.0)
+    resumed.load_state_dict(limit.state_dict())
+    other.time_share = 0.9  # slower now
+    for step in (101, 201):
+        resumed.on_train_batch_end(SimpleNamespace(global_step=step, should_stop=False))
+    assert (other.raised, other.raised_at) == (clock.raised, clock.raised_at)
+
+
+def test_a_run_of_a_version_before_goes_on_without_a_raised_rate():
+    from pimlip_zoo.training.callbacks import TimeLimit
+    from pimlip_zoo.training.schedule import RunClock
+
+    clock = RunClock(2000)
+    TimeLimit(500.0, clock, 0.5).load_state_dict({"seconds": 10.0, "budget": 500.0})
+    assert clock.raised == 1.0
+
+
+def test_the_default_recipe_raises_the_rate_of_a_run_that_is_ended_by_its_time(tmp_path, caplog):
+    caplog.set_level("INFO", logger="pimlip_zoo")
+    run(
+        tmp_path,
+        "trainer.max_time=3s",
+        "trainer.max_steps=1000000",
+        "schedule.warmup_steps=5",
+        "trainer.valid_every=100000",
+    )
+    assert "of 1,000,000 steps: the learning rate is raised" in caplog.text
+    with (tmp_path / "metrics.csv").open() as file:
+        *_, row = csv.DictReader(file)
+    assert float(row["learning_rate"]) == 0.0  # linear, to zero
 
 
 def test_a_resumed_run_has_the_time_that_is_left(tmp_path):
