@@ -199,7 +199,7 @@ def _directions(run: Path, format: ExportFormat, *, trust: bool) -> Directions: 
         )
     posterior = posterior_of(run, trust=trust)
     found = posterior.forces
-    return Directions(posterior.directions(), found.factor, found.exponent, found.quantile)
+    return Directions(posterior.directions(), found.factor, found.exponent, found.quantile, found.shared)
 
 
 def export_potential(

@@ -252,7 +252,8 @@ def choose_by_variance(candidates: Candidates, count: int, rng: np.random.Genera
         precision = np.linalg.inv(covariance) + sizes[best] * information[best] / noise
         covariance = np.linalg.inv(precision)
         after = float(np.trace(covariance @ pool))
-        lower = calibrated(np.sqrt(np.maximum([before, after], 0.0)))
+        typical = np.sqrt(np.maximum([before, after], 0.0))
+        lower = calibrated(typical, typical)
         chosen.append(Choice(best, 1e3 * float(lower[0] - lower[1])))
         left[best] = False
     return chosen

@@ -4,12 +4,15 @@ The covariance of the last weights is that of Bayesian linear regression on thei
 ``C = (sum_e f f^T / s_E^2 + sum_c g g^T / s_F^2 + r I)^-1`` with f the features of an energy per atom and g those of a
 component of a force over the training structures; the variance of a prediction is ``f^T C f`` (F. Bigi, S. Chong,
 M. Ceriotti, F. Grasselli, Mach. Learn.: Sci. Technol. 5, 045018 (2024), "LLPR"). It needs one pass over the training
-data and no second training. On validation structures the regularisation r, a factor and an exponent are chosen by
-likelihood, and a conformal quantile says which multiple of the uncertainty covers 90 % of the errors.
+data and no second training. On validation structures the regularisation r, a factor and two exponents are chosen by
+likelihood, and a conformal quantile says which multiple of the uncertainty covers 90 % of the errors. The second
+exponent is that of a structure as a whole: where all of it is unusual, as in a hotter simulation, the error of each of
+its forces is larger than the force's own variance says.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
@@ -38,14 +41,15 @@ _BATCH = 8
 _GRID = 10.0 ** np.arange(-6.0, 3.0)
 """Regularisation, in units of the mean diagonal of the data's part."""
 _EXPONENTS = tuple(0.5 + 0.1 * k for k in range(21))
-_MANY = 200
-"""Errors from which an exponent can be learnt; of fewer, it is 1."""
-_VERSION = 1
+_SHARED = tuple(0.25 * k for k in range(13))
+_MANY, _STRUCTURES = 200, 20
+"""Errors, and structures, from which the exponents can be learnt; of fewer, they are 1 and 0."""
+_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How raw uncertainties become what errors are like: ``factor * raw ** exponent``."""
+    """How raw uncertainties become what errors are like: ``factor * raw ** exponent * structure ** shared``."""
 
     factor: float
     exponent: float
@@ -54,35 +58,70 @@ class Calibration:
     """This many calibrated uncertainties cover :data:`COVERAGE` of the errors."""
     count: int
     """Errors that it rests on; 0: none were there."""
+    shared: float = 0.0
+    """Exponent of the root mean square over the atoms of the structure."""
 
-    def __call__(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What errors are like, as a root mean square."""
+    def __call__(
+        self, raw: NDArray[np.float64], structure: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """What errors are like, as a root mean square.
+
+        Args:
+            raw: (n,) uncertainties.
+            structure: (n,) the root mean square of those of the structure; None: of structures themselves.
+        """
         values: NDArray[np.float64] = self.factor * raw**self.exponent
-        return values
+        return values if structure is None or self.shared == 0.0 else values * structure**self.shared
 
 
-def calibrate(errors: NDArray[np.float64], raw: NDArray[np.float64], dimensions: int = 1) -> Calibration:
-    """A factor and an exponent by likelihood, and a split-conformal quantile.
+def calibrate(
+    errors: NDArray[np.float64],
+    raw: NDArray[np.float64],
+    dimensions: int = 1,
+    structure: NDArray[np.float64] | None = None,
+) -> Calibration:
+    """A factor and exponents by likelihood, and a split-conformal quantile.
 
     Args:
-        errors: (n,) not negative.
+        errors: (n,) not negative; others, such as NaN, are left out.
         raw: (n,) uncertainties.
         dimensions: of the vectors whose lengths the errors are.
+        structure: (n,) the root mean square of the uncertainties in the structure of each; None: no such exponent.
 
     >>> calibrate(np.array([2.0, 2.0]), np.array([1.0, 1.0])).factor
     2.0
     """
     known = np.isfinite(errors) & (raw > 0)
     errors, raw = errors[known], raw[known]
+    whole = np.ones_like(raw) if structure is None else structure[known]
     count = len(errors)
     if count == 0:
         return Calibration(1.0, 1.0, math.sqrt(2.71), 0)
     exponents = _EXPONENTS if count >= _MANY else (1.0,)
-    exponent = min(exponents, key=lambda power: _cost(errors, raw**power, dimensions))
-    ratio = errors / raw**exponent
+    of_structures = _SHARED if len(np.unique(whole)) >= _STRUCTURES and count >= _MANY else (0.0,)
+    exponent, shared = min(
+        itertools.product(exponents, of_structures),
+        key=lambda powers: _cost(errors, raw ** powers[0] * whole ** powers[1], dimensions),
+    )
+    ratio = errors / (raw**exponent * whole**shared)
     factor = _rms(ratio) or 1e-12
     rank = min(math.ceil((count + 1) * COVERAGE), count)
-    return Calibration(factor, exponent, float(np.sort(ratio)[rank - 1]) / factor, count)
+    return Calibration(factor, exponent, float(np.sort(ratio)[rank - 1]) / factor, count, shared)
+
+
+def of_its_structure(raw: NDArray[np.float64], structure: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n,) the root mean square over all atoms of the structure that each belongs to.
+
+    Args:
+        raw: (n,) uncertainties of atoms.
+        structure: (n,) which structure an atom is of.
+
+    >>> of_its_structure(np.array([3.0, 4.0, 2.0]), np.array([0, 0, 1])).round(3).tolist()
+    [3.536, 3.536, 2.0]
+    """
+    count = np.maximum(np.bincount(structure), 1)
+    mean: NDArray[np.float64] = np.sqrt(np.bincount(structure, raw**2) / count)
+    return mean[structure]
 
 
 def covered(
@@ -137,7 +176,8 @@ class Posterior:
     def forces_uncertainty(self, graph: AtomGraph) -> NDArray[np.float64]:
         """(N,) eV/Å, what the length of the error of each atom's force is like."""
         changes = self.layer.forces(graph, self.directions())
-        return self.forces(torch.sqrt(changes.square().sum(dim=(0, 2))).numpy())
+        raw = torch.sqrt(changes.square().sum(dim=(0, 2))).numpy()
+        return self.forces(raw, of_its_structure(raw, graph.batch.numpy()))
 
     def directions(self) -> Tensor:
         """(K, D) whose outer products add up to the covariance of the weights, or nearly where there are many."""
@@ -181,7 +221,7 @@ def fit_posterior(potential: Potential, train: Sequence[Frame], valid: Sequence[
 
 def _calibrated(potential: Potential, layer: LastLayer, data: Tensor, valid: Sequence[Frame]) -> Posterior:
     """Choose the regularisation by the likelihood of the validation errors; then factors and quantiles."""
-    energies, forces, energy_errors, force_errors = _validation(potential, layer, valid)
+    energies, forces, structure, energy_errors, force_errors = _validation(potential, layer, valid)
     unit = float(data.diagonal().mean())
     values, vectors = torch.linalg.eigh(data)
     best: tuple[float, Tensor, Calibration, Calibration] | None = None
@@ -189,13 +229,14 @@ def _calibrated(potential: Potential, layer: LastLayer, data: Tensor, valid: Seq
         root = vectors / torch.sqrt(values.clamp(min=0) + strength * unit)
         raw_energy = torch.linalg.vector_norm(energies @ root, dim=1).numpy()
         raw_forces = torch.sqrt(torch.einsum("ndc,de->nec", forces, root).square().sum(dim=(1, 2))).numpy()
-        parts = (calibrate(energy_errors, raw_energy), calibrate(force_errors, raw_forces, 3))
-        if len(force_errors):
+        whole = of_its_structure(raw_forces, structure)
+        parts = (calibrate(energy_errors, raw_energy), calibrate(force_errors, raw_forces, 3, whole))
+        if parts[1].count:
             found, errors, raw, dimensions = parts[1], force_errors, raw_forces, 3
         else:
-            found, errors, raw, dimensions = parts[0], energy_errors, raw_energy, 1
+            found, errors, raw, whole, dimensions = parts[0], energy_errors, raw_energy, raw_energy, 1
         known = np.isfinite(errors) & (raw > 0)
-        cost = _cost(errors[known], raw[known] ** found.exponent, dimensions)
+        cost = _cost(errors[known], found(raw, whole)[known], dimensions)
         if best is None or cost < best[0]:
             best = (cost, root, *parts)
     assert best is not None
@@ -217,26 +258,30 @@ def _cost(errors: NDArray[np.float64], raw: NDArray[np.float64], dimensions: int
 
 def _validation(
     potential: Potential, layer: LastLayer, valid: Sequence[Frame]
-) -> tuple[Tensor, Tensor, NDArray[np.float64], NDArray[np.float64]]:
-    """Features (M, D) of energies and (A, D, 3) of forces, and the errors (M,) eV and (A,) eV/Å."""
+) -> tuple[Tensor, Tensor, NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Features (M, D) of energies and (A, D, 3) of forces, structures of atoms (A,), errors (M,) eV and (A,) eV/Å.
+
+    The error of a force without a label is NaN.
+    """
     unit = torch.eye(len(layer), dtype=torch.float64)
-    energies, forces, energy_errors, force_errors = [], [], [], []
+    energies, forces, structures, energy_errors, force_errors = [], [], [], [], []
+    before = 0
     for batch in batches_of(valid, potential.species, potential.cutoff, _BATCH):
         with torch.no_grad():
             predicted = potential(batch.graph, forces=True, virial=False)
         known = ~torch.isnan(batch.labels.energy)
         energies.append(sum_by_structure(layer.features(batch.graph), batch.graph)[known])
         energy_errors.append((batch.labels.energy - predicted.energy).abs()[known])
-        labelled = ~torch.isnan(batch.labels.forces).any(dim=1)
-        if labelled.any():
-            forces.append(layer.forces(batch.graph, unit)[:, labelled].transpose(0, 1))
-            force_errors.append(
-                torch.linalg.vector_norm((batch.labels.forces - predicted.forces)[labelled], dim=1)
-            )
+        if not torch.isnan(batch.labels.forces).all():
+            forces.append(layer.forces(batch.graph, unit).transpose(0, 1))
+            force_errors.append(torch.linalg.vector_norm(batch.labels.forces - predicted.forces, dim=1))
+            structures.append(batch.graph.batch + before)
+            before += batch.graph.num_graphs
     none = torch.zeros((0, len(layer)), dtype=torch.float64)
     return (
         torch.cat([none, *energies]),
         torch.cat([none.reshape(0, len(layer), 1).expand(0, len(layer), 3), *forces]),
+        torch.cat([torch.zeros(0, dtype=torch.int64), *structures]).numpy(),
         torch.cat([none[:, 0], *energy_errors]).numpy(),
         torch.cat([none[:, 0], *force_errors]).numpy(),
     )
@@ -291,7 +336,9 @@ def load_posterior(potential: Potential, checkpoint: Path) -> Posterior | None:
     if not path.exists():
         return None
     with reading(path), open_npz(path) as content:
-        if int(content["version"]) != _VERSION or str(content["checkpoint"]) != content_hash(checkpoint):
+        if int(content["version"]) not in (1, _VERSION) or str(content["checkpoint"]) != content_hash(
+            checkpoint
+        ):
             return None
         root = torch.from_numpy(np.asarray(content["root"], dtype=np.float64))
         energy, forces = (_calibration(content[name]) for name in ("energy", "forces"))
@@ -304,5 +351,5 @@ def load_posterior(potential: Potential, checkpoint: Path) -> Posterior | None:
 
 
 def _calibration(values: Any) -> Calibration:
-    factor, exponent, quantile, count = (float(value) for value in values)
-    return Calibration(factor, exponent, quantile, int(count))
+    factor, exponent, quantile, count, *shared = (float(value) for value in values)
+    return Calibration(factor, exponent, quantile, int(count), *shared)  # version 1 has no last one

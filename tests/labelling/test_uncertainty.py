@@ -15,6 +15,7 @@ from pimlip_zoo.labelling.uncertainty import (
     calibrate,
     fit_posterior,
     load_posterior,
+    of_its_structure,
     posterior_path,
     save_posterior,
 )
@@ -153,6 +154,51 @@ def test_errors_that_grow_faster_than_uncertainties_are_met_by_an_exponent():
     assert found.exponent == pytest.approx(1.7, abs=0.051)
     assert found(np.array([2.0]))[0] == pytest.approx(2.0**1.7, rel=0.03)
     assert np.mean(errors <= found.quantile * found(raw)) == pytest.approx(0.9, abs=1e-3)
+
+
+def test_errors_that_are_larger_in_unusual_structures_are_met_by_a_shared_exponent():
+    """Forty structures of 250 atoms, each with its own size of raw uncertainties."""
+    rng = np.random.default_rng(2)
+    structure = np.repeat(np.arange(40), 250)
+    raw = rng.uniform(0.5, 1.5, 10_000) * rng.uniform(0.6, 2.0, 40)[structure]
+    typical = of_its_structure(raw, structure)
+    errors = np.linalg.norm(rng.normal(0.0, 1.0, (10_000, 3)), axis=1) * raw * typical**1.5 / 3**0.5
+    found = calibrate(errors, raw, 3, typical)
+    assert found.shared == pytest.approx(1.5, abs=0.26)
+    assert found.exponent == pytest.approx(1.0, abs=0.11)
+    one = calibrate(errors, raw, 3)
+    large = typical > np.quantile(typical, 0.8)
+
+    def coverage(calibration, *more):
+        return np.mean((errors <= calibration.quantile * calibration(raw, *more))[large])
+
+    assert coverage(found, typical) == pytest.approx(0.9, abs=0.02)
+    assert coverage(one) < 0.8  # what is missed without it
+    few = calibrate(errors[:2500], raw[:2500], 3, typical[:2500])  # ten structures
+    assert few.shared == 0.0
+
+
+def test_forces_of_a_structure_share_its_uncertainty_whatever_else_is_in_the_batch(frames):
+    from dataclasses import replace
+
+    posterior = fit_posterior(small("nequip"), frames[:4], frames[4:])
+    posterior.forces = replace(posterior.forces, shared=1.5)
+    together = posterior.forces_uncertainty(batch_of(frames[:3]).graph)
+    alone = [posterior.forces_uncertainty(batch_of([frame]).graph) for frame in frames[:3]]
+    assert np.allclose(together, np.concatenate(alone), rtol=1e-9)
+
+
+def test_what_an_older_version_kept_is_read_as_it_was(frames, tmp_path):
+    potential = small("nequip")
+    posterior = fit_posterior(potential, frames[:4], frames[4:])
+    checkpoint = tmp_path / "best.ckpt"
+    checkpoint.write_bytes(b"one")
+    save_posterior(posterior, checkpoint)
+    with np.load(posterior_path(checkpoint)) as content:
+        values = dict(content)
+    values |= {"version": 1, "energy": values["energy"][:4], "forces": values["forces"][:4]}
+    np.savez(posterior_path(checkpoint), **values)
+    assert load_posterior(potential, checkpoint).forces.shared == 0.0
 
 
 def test_it_is_kept_beside_the_checkpoint_that_it_belongs_to(frames, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,10 @@ from pimlip_zoo.compiled.kernels import use_kernels
 from pimlip_zoo.deploy.lammps.data import write_data
 from pimlip_zoo.deploy.lammps.quote import lammps_word
 from pimlip_zoo.deploy.lammps.run import run_lammps
-from pimlip_zoo.deploy.native.archive import read_native
+from pimlip_zoo.deploy.native.archive import read_native, write_native
 from pimlip_zoo.deploy.native.calculator import NativeCalculator
 from pimlip_zoo.deploy.native.export import export_native
-from pimlip_zoo.deploy.native.uncertainty import Directions, OtherWeights
+from pimlip_zoo.deploy.native.uncertainty import KEY, Directions, OtherWeights
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.labelling.last_layer import LastLayer
 from pimlip_zoo.labelling.uncertainty import Calibration, Posterior
@@ -41,7 +43,9 @@ def posterior_of(name, dtype=torch.float64):
     potential = potential_of(name, dtype)
     size = len(LastLayer(potential))
     root = torch.randn((size, size), dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    return Posterior(potential, 0.1 * root, Calibration(2.0, 1.0, 1.7, 9), Calibration(1.3, 1.2, 1.7, 9))
+    return Posterior(
+        potential, 0.1 * root, Calibration(2.0, 1.0, 1.7, 9), Calibration(1.3, 1.2, 1.7, 9, 0.75)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,9 @@ def models(tmp_path_factory):
         if (name, dtype) not in done:
             posterior = posterior_of(name, dtype)
             found = posterior.forces
-            directions = Directions(posterior.directions(), found.factor, found.exponent, found.quantile)
+            directions = Directions(
+                posterior.directions(), found.factor, found.exponent, found.quantile, found.shared
+            )
             path = folder / f"{name}-{len(done)}.pimlip"
             with use_kernels("auto"):
                 export_native(posterior.layer.potential, path, name=name, uncertainty=directions)
@@ -147,7 +153,9 @@ def test_damage_is_found(models):
             OtherWeights.read(text, other, len(content.weights))
 
 
-@pytest.mark.parametrize("numbers", ["-1 1 1", "0 1 1", "1 -1 1", "1 1 0", "1 1 -2", "nan 1 1", "1 inf 1"])
+@pytest.mark.parametrize(
+    "numbers", ["-1 1 1", "0 1 1", "1 -1 1", "1 1 0", "1 1 -2", "nan 1 1", "1 inf 1", "1 1 1 -1", "1 1 1 nan"]
+)
 def test_an_uncertainty_that_is_negative_or_grows_with_certainty_is_refused(numbers):
     assert OtherWeights.read("1 2.0 1.0 1.5 0:8", bytes(16), 8).factor == 2.0
     with pytest.raises(InputError, match="uncertainty is damaged"):
@@ -171,3 +179,25 @@ def test_the_ase_calculator_of_the_file_says_the_same(models):
         atoms.calc = NativeCalculator(path)
         assert atoms.get_forces() == pytest.approx(forces, abs=1e-12)
         assert "forces_uncertainty" not in atoms.calc.results
+
+
+@pytest.mark.parametrize("file_format", ["native"], indirect=True)
+def test_a_file_without_the_shared_exponent_is_read_as_before(tmp_path, plugin, models):
+    """As files were written before there was one."""
+    posterior, path = models("allegro")
+    content, older = read_native(path), tmp_path / "older.pimlip"
+    count, factor, exponent, quantile, shared, *parts = content.others.text.split()
+    assert float(shared) == 0.75
+    text = " ".join([count, factor, exponent, quantile, *parts])
+    assert OtherWeights.read(text, content.others.content, len(content.weights)).shared == 0.0
+    write_native(older, replace(content, metadata={**content.metadata, KEY: text}))
+    atoms, found = geometries()["a bulk crystal"], posterior.forces
+    with_it = posterior.forces_uncertainty(graph_of(atoms))
+    bare = Posterior(posterior.layer.potential, posterior.root, posterior.energy, replace(found, shared=0.0))
+    expected = bare.forces_uncertainty(graph_of(atoms))
+    assert not np.allclose(with_it, expected, rtol=0.01)
+    rows = in_lammps(tmp_path, atoms, older, plugin)
+    assert np.abs(rows[:, 1] - expected).max() < 1e-8 * expected.max()
+    atoms.calc = NativeCalculator(older, uncertainty=True)
+    atoms.get_forces()
+    assert atoms.calc.results["forces_uncertainty"] == pytest.approx(expected, rel=1e-8)

@@ -631,8 +631,12 @@ void PairPimlip::compute_uncertainty(int block)
       for (int i = 0; i < 3 * nlocal; i++) uncertainty[i / 3] += (change[i] - none[i]) * (change[i] - none[i]);
   }
   model->use_direction(-1);
+  double mine[2] = {0.0, static_cast<double>(list->inum)}, all[2];
+  for (int ii = 0; ii < list->inum; ii++) mine[0] += uncertainty[list->ilist[ii]];
+  MPI_Allreduce(mine, all, 2, MPI_DOUBLE, MPI_SUM, world);
+  const double shared = all[1] > 0.0 ? std::pow(std::sqrt(all[0] / all[1]), known.shared) : 1.0;
   for (double &value : uncertainty)
-    value = energy_unit * known.factor * std::pow(std::sqrt(value), known.exponent);
+    value = energy_unit * known.factor * std::pow(std::sqrt(value), known.exponent) * shared;
 }
 
 void PairPimlip::add_change()

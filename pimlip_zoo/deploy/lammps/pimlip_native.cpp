@@ -282,6 +282,12 @@ void Native::read_uncertainty(const std::string &text, const std::string &conten
   double quantile;
   if (!(words >> uncertainty.directions >> uncertainty.factor >> uncertainty.exponent >> quantile)) throw damaged;
   std::size_t row = 0, offset, size;
+  const std::streampos behind = words.tellg();
+  std::string next;
+  words >> next;
+  words.clear();
+  words.seekg(behind);
+  if (next.find(':') == std::string::npos && !(words >> uncertainty.shared)) throw damaged;    // older files lack it
   for (char colon; words >> offset >> colon >> size;) {
     if (colon != ':' || offset > weights || size > weights - offset || size == 0) throw damaged;
     parts_.emplace_back(offset, size);

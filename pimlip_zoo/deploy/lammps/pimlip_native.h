@@ -19,6 +19,7 @@ namespace pimlip {
 struct Uncertainty {
   int directions = 0;    // 0: the file does not say
   double factor = 1.0, exponent = 1.0;
+  double shared = 0.0;    // exponent of the root of the mean variance over all atoms
 };
 
 class Native {

@@ -252,7 +252,7 @@ class NativeModel:
             else:
                 variance += np.square(forces - none).sum(axis=1)
         found: Reals = others.factor * np.sqrt(variance) ** others.exponent
-        return found
+        return found * np.sqrt(variance.mean()) ** others.shared if len(found) else found
 
     def _num_threads(self) -> int:
         """One in a process that was forked from one with more: GNU's OpenMP would wait for those for ever."""

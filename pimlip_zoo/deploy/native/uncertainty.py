@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from pimlip_zoo.models.potential import Potential
 
 KEY = "uncertainty"
-"""Of the metadata: ``K factor exponent quantile offset:bytes ...``, the last ones the parts of the weights."""
+"""Of the metadata: ``K factor exponent quantile shared offset:bytes ...``, the last ones the parts of the weights.
+Older files lack ``shared``, which is 0."""
 
 
 class Directions(NamedTuple):
-    """A posterior of the last layer: ``uncertainty = factor * sqrt(variance) ** exponent``."""
+    """A posterior of the last layer: ``uncertainty = factor * sqrt(variance) ** exponent * s ** shared``.
+
+    s is the root of the mean variance over all atoms of a structure.
+    """
 
     rows: Tensor
     """(K, D)"""
@@ -36,6 +40,7 @@ class Directions(NamedTuple):
     exponent: float
     quantile: float
     """This many uncertainties cover 90 % of the errors that it was calibrated on."""
+    shared: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class OtherWeights:
     """Offset and number of bytes of what is replaced in the weights."""
     content: bytes
     """K + 1 times all parts: with last weights of 0, then with each direction."""
+    shared: float = 0.0
 
     @property
     def row_bytes(self) -> int:
@@ -63,7 +69,7 @@ class OtherWeights:
     @property
     def text(self) -> str:
         """For the metadata."""
-        numbers = f"{self.directions} {self.factor!r} {self.exponent!r} {self.quantile!r}"
+        numbers = f"{self.directions} {self.factor!r} {self.exponent!r} {self.quantile!r} {self.shared!r}"
         return " ".join([numbers, *(f"{first}:{size}" for first, size in self.parts)])
 
     @classmethod
@@ -80,16 +86,19 @@ class OtherWeights:
         """
         try:
             count, factor, exponent, quantile, *parts = text.split()
+            shared = float(parts.pop(0)) if ":" not in parts[0] else 0.0
             places = tuple((int(a), int(b)) for a, b in (part.split(":") for part in parts))
-            made = cls(float(factor), float(exponent), float(quantile), places, content)
+            made = cls(float(factor), float(exponent), float(quantile), places, content, shared)
             whole = len(content) == (int(count) + 1) * made.row_bytes > 0 and int(count) > 0
             inside = all(first >= 0 and 0 < size <= weights - first for first, size in places)
             ends = [(first, first + size) for first, size in sorted(places)]
             apart = all(end <= first for (_, end), (first, _) in pairwise(ends))
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise InputError("what it says of its uncertainty is damaged", hint="export it again") from error
-        numbers = np.isfinite([made.factor, made.exponent, made.quantile]).all()
-        possible = numbers and made.factor > 0.0 and made.exponent >= 0.0 and made.quantile > 0.0
+        numbers = np.isfinite([made.factor, made.exponent, made.quantile, made.shared]).all()
+        possible = (
+            numbers and made.factor > 0.0 and min(made.exponent, made.shared) >= 0.0 and made.quantile > 0.0
+        )
         if not (whole and inside and apart and possible):
             raise InputError("what it says of its uncertainty is damaged", hint="export it again")
         return made
@@ -145,4 +154,5 @@ def other_weights(
         if any(each[here] != weights[here] for each in all_bytes):
             parts.append((first, sizes[number]))
     content = b"".join(each[first : first + size] for each in all_bytes for first, size in parts)
-    return OtherWeights(directions.factor, directions.exponent, directions.quantile, tuple(parts), content)
+    of_all = (directions.factor, directions.exponent, directions.quantile)
+    return OtherWeights(*of_all, tuple(parts), content, directions.shared)
