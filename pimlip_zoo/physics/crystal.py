@@ -103,14 +103,20 @@ def _relax(atoms: Atoms, calculator: Calculator) -> Any:
 
 
 def primitive(atoms: Atoms) -> Atoms | None:
-    """The primitive cell without rotation; the structure itself where spglib finds none; None without spglib."""
+    """The primitive cell without rotation; the structure itself where spglib finds none; None without spglib.
+
+    Atoms of one element with different masses are different atoms.
+    """
     try:
         import spglib
     except ImportError:
         return None
     from ase import Atoms as AseAtoms
 
-    cell = (np.array(atoms.cell), atoms.get_scaled_positions(), atoms.numbers)
+    kinds, kind = np.unique(
+        np.stack([atoms.numbers, atoms.get_masses().round(6)]), axis=1, return_inverse=True
+    )
+    cell = (np.array(atoms.cell), atoms.get_scaled_positions(), kind.reshape(-1) + 1)
     try:
         found = spglib.standardize_cell(
             cell, to_primitive=True, no_idealize=True, symprec=_SYMMETRY_TOLERANCE
@@ -119,8 +125,11 @@ def primitive(atoms: Atoms) -> Atoms | None:
         found = None
     if found is None:
         return atoms
-    vectors, positions, numbers = found
-    return AseAtoms(numbers=numbers, scaled_positions=positions, cell=vectors, pbc=True)
+    vectors, positions, of_kind = found
+    numbers, masses = kinds[:, of_kind - 1]
+    return AseAtoms(
+        numbers=numbers.astype(int), masses=masses, scaled_positions=positions, cell=vectors, pbc=True
+    )
 
 
 def oriented(atoms: Atoms) -> tuple[Atoms, Any] | None:

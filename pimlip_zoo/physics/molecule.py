@@ -64,6 +64,21 @@ def relaxed_molecule(task: Task, found: Findings) -> Atoms:
     return atoms
 
 
+def in_one_piece(atoms: Atoms) -> Atoms:
+    """A copy without periodicity, that no border of its box cuts: its images begin behind the widest gap."""
+    result = atoms.copy()
+    result.pbc = False
+    if not atoms.pbc.any():
+        return result
+    fractions = atoms.get_scaled_positions(wrap=True)
+    for axis in np.flatnonzero(atoms.pbc):
+        ordered = np.sort(fractions[:, axis])
+        first = ordered[(np.argmax(np.diff(np.append(ordered, ordered[0] + 1.0))) + 1) % len(ordered)]
+        fractions[:, axis] = first + (fractions[:, axis] - first) % 1.0
+    result.set_scaled_positions(fractions)
+    return result
+
+
 def side_of(bonds: list[tuple[int, int]], first: int, second: int) -> set[int] | None:
     """The atoms beyond ``second`` when the bond to ``first`` is cut; None where a ring keeps them together."""
     neighbours: dict[int, set[int]] = {}

@@ -114,7 +114,10 @@ def by_phonopy(
     from ase import Atoms as AseAtoms
 
     cell = PhonopyAtoms(
-        symbols=list(atoms.symbols), cell=np.array(atoms.cell), scaled_positions=atoms.get_scaled_positions()
+        symbols=list(atoms.symbols),
+        cell=np.array(atoms.cell),
+        scaled_positions=atoms.get_scaled_positions(),
+        masses=atoms.get_masses(),
     )
     engine = Phonopy(cell, supercell_matrix=np.diag(numbers), primitive_matrix=np.eye(3))
     engine.generate_displacements(distance=step)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pimlip_zoo.physics.molecule import relaxed_molecule
+from pimlip_zoo.physics.molecule import in_one_piece, relaxed_molecule
 from pimlip_zoo.physics.property import Findings, Options, Work, register_property
 
 if TYPE_CHECKING:
@@ -36,9 +36,8 @@ def vibrations(task: Task, options: Options, found: Findings) -> None:  # noqa: 
     modes = modes_of(atoms)
     frequencies = np.asarray(modes.get_frequencies())
     signed = np.where(np.abs(frequencies.imag) > 1e-12, -np.abs(frequencies.imag), frequencies.real)
-    inert = relaxed.get_moments_of_inertia()
-    turns = 2 if inert[0] < 1e-3 * max(inert[-1], 1e-12) else 3
-    rigid = 3 if relaxed.pbc.any() else 3 + turns
+    inert = in_one_piece(relaxed).get_moments_of_inertia()  # a molecule in a box turns freely, too
+    rigid = 5 if inert[0] < 1e-3 * max(inert[-1], 1e-12) else 6
     order = np.argsort(np.abs(signed))
     internal = np.sort(signed[order[rigid:]])
     found.add("frequencies", internal, "1/cm")

@@ -182,6 +182,32 @@ def test_single_precision_gives_the_same_to_its_noise(measured, copper, value):
         assert value(single, f"elastic.{name}") == pytest.approx(value(copper, f"elastic.{name}"), rel=2e-3)
 
 
+def test_heavy_atoms_have_lower_phonons_with_phonopy_too(rest):
+    pytest.importorskip("phonopy")
+    from pimlip_zoo.physics.phonons import by_phonopy
+
+    points = np.array([[0.5, 0.5, 0.0], [0.1, 0.0, 0.2]])
+    atoms: Atoms = bulk("Cu", a=rest)
+    usual = by_phonopy(atoms, EMT(), (3, 3, 3), 0.01)[0](points)
+    atoms.set_masses(4.0 * atoms.get_masses())
+    heavy = by_phonopy(atoms, EMT(), (3, 3, 3), 0.01)[0](points)
+    np.testing.assert_allclose(heavy, usual / 2.0, rtol=1e-9)
+
+
+def test_isotopes_are_other_atoms_of_a_crystal():
+    pytest.importorskip("spglib")
+    from pimlip_zoo.physics.crystal import primitive
+
+    atoms = bulk("Cu", cubic=True)
+    assert len(primitive(atoms)) == 1
+    atoms.set_masses([63.0, 65.0, 65.0, 65.0])
+    small = primitive(atoms)
+    assert sorted(small.get_masses()) == [63.0, 65.0, 65.0, 65.0]
+    heavy = bulk("Cu", cubic=True)
+    heavy.set_masses([65.0] * 4)
+    assert primitive(heavy).get_masses().tolist() == [65.0]
+
+
 def test_phonopy_and_ase_agree(rest):
     pytest.importorskip("phonopy")
     from pimlip_zoo.physics.phonons import by_ase, by_phonopy

@@ -1,5 +1,6 @@
 """Vibrations, torsions, bonds and paths against what is known, or worked out by hand."""
 
+import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import add_adsorbate, fcc100, molecule
@@ -8,7 +9,7 @@ from ase.optimize import BFGS
 from ase.vibrations import Vibrations
 from calculators import Repulsion, Springs
 
-from pimlip_zoo.physics.molecule import bonds_of, rotors, side_of
+from pimlip_zoo.physics.molecule import bonds_of, in_one_piece, rotors, side_of
 
 PEROXIDE = molecule("H2O2")  # O O H H
 TURN = (2, 0, 1, 3)
@@ -41,6 +42,34 @@ def test_a_molecule_has_3n_minus_6_vibrations_and_a_saddle_is_no_minimum(measure
     assert saddle["status"] == "doubtful"
     assert any("1 imaginary frequency, " in doubt for doubt in saddle["doubts"])
     assert "zero_point_energy" not in saddle["values"]
+
+
+def test_a_molecule_in_a_periodic_box_has_the_vibrations_of_a_free_one(measured, value):
+    """Its images are out of reach; the box cuts it in two, and its turns are no vibrations there, either."""
+    free = value(measured(springs(height=0.2), PEROXIDE, "vibrations"), "vibrations.frequencies")
+    boxed = PEROXIDE.copy()
+    boxed.center(vacuum=12.0)
+    boxed.pbc = True
+    cut = boxed.copy()
+    cut.positions += 0.5 * cut.cell.sum(axis=0)
+    cut.wrap()
+    assert np.ptp(cut.positions, axis=0).max() > 20.0
+    for box in (boxed, in_one_piece(cut)):
+        assert np.ptp(in_one_piece(box).positions, axis=0).max() < 3.0
+    found = measured(springs(height=0.2), boxed, "vibrations")["vibrations"]
+    assert found["status"] == "computed", found["doubts"]
+    assert found["values"]["frequencies"]["value"] == pytest.approx(free, rel=1e-4)
+
+
+def test_a_molecule_that_a_skewed_box_cuts_is_put_together():
+    atoms = molecule("CH3CH2OH", cell=[[12, 0, 0], [5, 11, 0], [-3, 2, 13]], pbc=(True, False, True))
+    whole = atoms.get_all_distances()
+    atoms.positions -= atoms.positions[0]
+    atoms.wrap()
+    assert not np.allclose(atoms.get_all_distances(), whole)
+    again = in_one_piece(atoms)
+    assert np.allclose(again.get_all_distances(), whole, atol=1e-9)
+    assert not again.pbc.any()
 
 
 def test_the_barrier_of_a_turn_is_the_one_of_its_cosine(measured, value):
