@@ -29,20 +29,24 @@ from tables import between
 
 RESULTS = Path(__file__).parent / "results" / "foundation-study.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "foundation-study.md"
-DISTILLED = "distilled"
+DISTILLED, PRETRAINED, DIFFERENCE = "distilled", "pretrained", "difference"
+TAUGHT = (DISTILLED, PRETRAINED, DIFFERENCE)
+"""Small models that the foundation model labels structures for, or runs beside; a name may have an ending."""
 ZERO_SHOT, SCRATCH = "zero-shot", "scratch"
+POOL = {
+    "weak.labels.pool.structures": 300,
+    "weak.labels.pool.method": "displaced",
+    "weak.labels.pool.amplitudes": [0.05, 0.15],
+}
 WAYS = {
     ZERO_SHOT: {},
     SCRATCH: {},
     "finetune": {},
     "lora-4": {"finetune.lora": 4},
     "lora-16": {"finetune.lora": 16},
-    DISTILLED: {
-        "weak.preset": "foundation-distill",
-        "weak.labels.pool.structures": 300,
-        "weak.labels.pool.method": "displaced",
-        "weak.labels.pool.amplitudes": [0.05, 0.15],
-    },
+    DISTILLED: {"weak.preset": "foundation-distill", **POOL},
+    PRETRAINED: {"weak.preset": "pretrain", **POOL},
+    DIFFERENCE: {"weak.preset": "delta"},
 }
 """Settings beside the defaults of `train`; zero-shot re-fits the energy references, and trains nothing."""
 
@@ -60,7 +64,7 @@ def settings_of(args, study, way, size, seed):
     settings = [("data.train", train)]
     if study.valid is not None:
         settings.append(("data.valid", placed(args, study.valid)))
-    if way.startswith((SCRATCH, DISTILLED)):
+    if way.startswith((SCRATCH, *TAUGHT)):
         settings += [("model.name", "nequip"), ("data.energy_references", "least_squares")]
     else:
         settings.append(("finetune.run", args.model))
@@ -87,7 +91,7 @@ def chosen(args, study, size, seed):
 def own(args, way):
     """What is particular to a way."""
     given = {key: json.loads(value) for key, _, value in (item.partition("=") for item in args.options)}
-    return {**WAYS.get(DISTILLED if way.startswith(DISTILLED) else way, {}), **given}
+    return {**WAYS.get(next(filter(way.startswith, TAUGHT), way), {}), **given}
 
 
 def zero_shot(args, study, size, seed):
@@ -143,7 +147,7 @@ def trained(args, study, way, size, seed):
 
     point, name = Point(size, way, seed), f"{args.set}-{way}"
     runs, options = Path(args.runs) / args.set / Path(args.model).name, list(own(args, way).items())
-    if way.startswith(DISTILLED):
+    if way.startswith(TAUGHT):
         options.append(("weak.labels.calculator", f"run:{args.model}"))
     tests = [placed(args, test) for test in study.tests]
     if (
