@@ -33,6 +33,8 @@ Reply = Callable[[dict[str, Any]], dict[str, Any]]
 
 _LOOK = 0.1  # s
 _START = 120.0
+_NOT_FROM_HERE = "import sys; sys.path[:] = [place for place in sys.path if place]"
+"""With ``-c`` Python looks for modules in the working folder first, where a data set may have brought some."""
 """s that a process may take until it is ready."""
 _LAST = 4000
 _OF_MACHINE = 4.0
@@ -91,7 +93,7 @@ class Processes:
         self._environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
         if threads is not None:
             self._environment["OMP_NUM_THREADS"] = str(threads)
-        self._environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *filter(None, sys.path)])
+        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         self._workers = [self._new()]
         self.about = self._workers[0].hello()
         """What the first process said of itself."""
@@ -158,7 +160,7 @@ class _Worker:
         self._rest = b""
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as the process
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", statement],
+            [sys.executable, "-c", f"{_NOT_FROM_HERE}\n{statement}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

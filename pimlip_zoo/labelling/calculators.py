@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pimlip_zoo.errors import InputError
@@ -15,6 +12,7 @@ from pimlip_zoo.weak_labels.calculators import (
     as_calculator,
     find_cheap_calculator,
     import_factory,
+    importing_from_here,
     package_version,
 )
 
@@ -87,21 +85,11 @@ def _imported(name: str) -> Labeller:
     takes = _takes_structure(factory)
 
     def make(atoms: Atoms) -> Calculator:
-        return as_calculator(factory(atoms) if takes else factory(), name, KEY)
+        with importing_from_here():
+            return as_calculator(factory(atoms) if takes else factory(), name, KEY)
 
     version = package_version(name.partition(":")[0].partition(".")[0])
     return Labeller(name, version, name, make, known=False, takes_charge=True)
-
-
-@contextmanager
-def importing_from_here() -> Iterator[None]:
-    """Modules of the folder that the command was called in can be imported, as ``python -m`` does it."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _takes_structure(factory: Callable[..., Any]) -> bool:

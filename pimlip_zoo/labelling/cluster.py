@@ -18,7 +18,7 @@ import numpy as np
 
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import read_text, regular_file, replacing
-from pimlip_zoo.labelling.calculators import Labeller, find_labeller, importing_from_here
+from pimlip_zoo.labelling.calculators import Labeller, find_labeller
 from pimlip_zoo.labelling.convergence import check_converged, output_of
 from pimlip_zoo.labelling.evaluate import input_writer, plain_result
 from pimlip_zoo.labelling.failures import CalculationError
@@ -72,29 +72,28 @@ def write_folders(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("holds something already", file=folder, key="--write-inputs", hint="name another")
-    with importing_from_here():
-        labeller = find_labeller(calculator, memory=memory)
-        unique = {structure.key(): structure for structure in structures}
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(folder) as unfinished:
-            unfinished.mkdir()
-            natively = 0
-            for number, structure in enumerate(unique.values()):
-                place = unfinished / f"{number:05d}"
-                place.mkdir()
-                natively += _native_inputs(structure, labeller, place)
-                (place / STRUCTURE).write_text(structure_text(structure), encoding="utf-8")
-            script = _script(folder, len(unique), calculator, seconds, memory, natively=bool(natively))
-            (unfinished / SCRIPT).write_text(script, encoding="utf-8")
-            content = {
-                "format": _FORMAT,
-                "version": _VERSION,
-                "calculator": calculator,
-                "calculator_version": labeller.version,
-                "level": labeller.level,
-                "keys": list(unique),
-            }
-            (unfinished / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    labeller = find_labeller(calculator, memory=memory)
+    unique = {structure.key(): structure for structure in structures}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
+        natively = 0
+        for number, structure in enumerate(unique.values()):
+            place = unfinished / f"{number:05d}"
+            place.mkdir()
+            natively += _native_inputs(structure, labeller, place)
+            (place / STRUCTURE).write_text(structure_text(structure), encoding="utf-8")
+        script = _script(folder, len(unique), calculator, seconds, memory, natively=bool(natively))
+        (unfinished / SCRIPT).write_text(script, encoding="utf-8")
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "calculator": calculator,
+            "calculator_version": labeller.version,
+            "level": labeller.level,
+            "keys": list(unique),
+        }
+        (unfinished / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
     said = "with the program's input files" if natively else "this calculator has no input files of its own"
     return Written(len(unique), said)
 
@@ -267,8 +266,11 @@ def _script(
     limits = (f" --time-limit {seconds:g}s" if seconds else "") + (
         f" --memory {memory:g}MB" if memory else ""
     )
+    # With -m Python would look for modules in the working folder first.
+    beside = Path(sys.executable).with_name("pimlip-zoo")
+    command = shlex.quote(str(beside)) if beside.exists() else f"{shlex.quote(sys.executable)} -m pimlip_zoo"
     lines.append(
-        f'{shlex.quote(sys.executable)} -m pimlip_zoo label "$folder/{STRUCTURE}" '
+        f'{command} label "$folder/{STRUCTURE}" '
         f'--calculator {shlex.quote(calculator)} -o "$folder/{RESULT}" --retry{limits}'
     )
     if natively:

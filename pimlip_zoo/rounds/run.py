@@ -33,7 +33,7 @@ from pimlip_zoo.experiment.made_with import hashes_of
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.files import read_json, write_json
 from pimlip_zoo.labelling.acquisition import usual_acquisition
-from pimlip_zoo.labelling.calculators import find_labeller, importing_from_here
+from pimlip_zoo.labelling.calculators import find_labeller
 from pimlip_zoo.labelling.label import label
 from pimlip_zoo.labelling.processes import Limits, Outcome
 from pimlip_zoo.labelling.screening import screen
@@ -85,8 +85,7 @@ def run_rounds(rounds: Rounds) -> list[dict[str, Any]]:
         check_unused(rounds.out, (TABLE, REPORT), key="out")
     if not (rounds.out / "round-1" / "labels.lmdb").exists():  # before structures are sampled for it
         try:
-            with importing_from_here():
-                find_labeller(rounds.label.calculator)
+            find_labeller(rounds.label.calculator)
         except InputError as error:
             raise InputError(error.message, key="label.calculator", hint=error.hint) from error
     with claimed(rounds.out):

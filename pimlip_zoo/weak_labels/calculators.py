@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from pydantic import PositiveFloat, PositiveInt
@@ -209,12 +212,16 @@ def _registered(text: str) -> CheapCalculator:
         raise InputError(f"{info.package} is not installed", key=KEY, hint=info.install)
     chosen = options.model_dump(mode="json", exclude_defaults=True)
     full = "&".join(f"{key}={value}" for key, value in sorted(chosen.items()))
-    return CheapCalculator(
-        f"{name}?{full}" if full else name,
-        known_as,
-        lambda: info.make(**options.model_dump()),
-        charged=info.charged,
-    )
+
+    def make() -> Calculator:
+        try:
+            return info.make(**options.model_dump())
+        except ImportError as error:
+            raise InputError(
+                f"{info.package} cannot be imported: {reason_of(error)}", key=KEY, hint=info.install
+            ) from error
+
+    return CheapCalculator(f"{name}?{full}" if full else name, known_as, make, charged=info.charged)
 
 
 def _quiet(calculator: Calculator) -> Calculator:
@@ -227,15 +234,32 @@ def _quiet(calculator: Calculator) -> Calculator:
     return calculator
 
 
+@contextmanager
+def importing_from_here() -> Iterator[None]:
+    """Modules of the working folder can be imported, after all that is installed.
+
+    For functions that the user names, and nothing else: a data set may bring a file that is called like a package.
+    """
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.reverse()
+        sys.path.remove(here)
+        sys.path.reverse()
+
+
 def import_factory(name: str, key: str) -> Callable[..., object]:
-    """The function ``MODULE:FACTORY``.
+    """The function ``MODULE:FACTORY``, which may be in the working folder.
 
     Raises:
         InputError: of the key, when it cannot be imported or is no function.
     """
     module, _, path = name.partition(":")
     try:
-        found: object = reduce(getattr, path.split("."), importlib.import_module(module))
+        with importing_from_here():
+            found: object = reduce(getattr, path.split("."), importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(reason_of(error), key=key, hint=f"is {name} importable from here?") from error
     except Exception as error:
@@ -259,7 +283,8 @@ def as_calculator(made: object, name: str, key: str) -> Calculator:
 def _imported(name: str) -> Calculator:
     factory = import_factory(name, KEY)
     try:
-        made = factory()
+        with importing_from_here():
+            made = factory()
     except Exception as error:
         raise InputError(
             f"{name} fails: {reason_of(error)}",

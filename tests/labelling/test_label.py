@@ -1,5 +1,6 @@
 """``pimlip-zoo label``: what is computed is kept, found again, and right; what fails is kept with its reason."""
 
+import importlib.util
 import json
 import os
 import re
@@ -199,6 +200,40 @@ def test_a_calculator_that_cannot_be_used_is_one_line_and_writes_nothing(here, n
     assert says in called("some.extxyz", "--calculator", name, "-o", "labels.extxyz", code=2)
     after = sorted(path.name for path in here.iterdir() if path.name != "__pycache__")
     assert [name for name in after if not name.startswith("labels.extxyz.journal")] == before
+
+
+FOREIGN = """
+from pathlib import Path
+Path(__file__).with_name("was-run").touch()
+raise ImportError("a library is missing")
+"""
+
+
+@pytest.mark.parametrize("name", ["emt", "gfn2", "pyscf:PBE/sto-3g", "odd:make"])
+@pytest.mark.parametrize(
+    "options", [("-o", "labels.extxyz"), ("--write-inputs", "jobs")], ids=["label", "inputs"]
+)
+def test_modules_of_the_working_folder_do_not_stand_in_for_packages(here, name, options):
+    for package in ("ase", "numpy", "yaml", "pydantic", "tblite", "pyscf", "msgpack", "lmdb"):
+        (here / f"{package}.py").write_text(FOREIGN)
+    if name.startswith("pyscf") and importlib.util.find_spec("pyscf") is None:
+        assert "pyscf is not installed" in called("some.extxyz@:1", "--calculator", name, *options, code=2)
+    else:
+        called("some.extxyz@:1", "--calculator", name, *options)
+    assert not (here / "was-run").exists()
+
+
+def test_a_package_that_does_not_load_is_one_line(here, monkeypatch):
+    site = here / "site"
+    site.mkdir()
+    (site / "tblite.py").write_text(FOREIGN)
+    for module in [name for name in sys.modules if name.split(".")[0] == "tblite"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(str(site))
+    for options in (("-o", "labels.extxyz"), ("--write-inputs", "jobs")):
+        said = called("some.extxyz@:1", "--calculator", "gfn2", *options, code=2)
+        assert "tblite cannot be imported: a library is missing" in said
+    assert not (here / "jobs").exists()
 
 
 def test_a_factory_that_raises_is_a_failure_with_its_reason(here):
