@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -29,7 +30,7 @@ from pimlip_zoo.consistency.config import WeakConfig, merge_tables
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.files import replacing
 from pimlip_zoo.losses.base import LOSSES, LossOptions
-from pimlip_zoo.losses.supervised import SupervisedOptions
+from pimlip_zoo.losses.supervised import StressLossOptions, SupervisedOptions, TotalEnergyOptions
 from pimlip_zoo.models.base import ModelConfig
 from pimlip_zoo.registry import ModelInfo, get_model
 from pimlip_zoo.section import Section, number_given_as_truth, number_too_large, parse_options
@@ -193,13 +194,13 @@ class LossSection(Section):
 
     model_config = ConfigDict(extra="allow", validate_default=True, use_attribute_docstrings=True)
 
-    energy: SupervisedOptions = SupervisedOptions(weight=0.0)
+    energy: TotalEnergyOptions = TotalEnergyOptions()
     """Total energies."""
-    energy_per_atom: SupervisedOptions = SupervisedOptions(weight=1.0)
+    energy_per_atom: SupervisedOptions = SupervisedOptions()
     """Energies divided by the number of atoms."""
-    forces: SupervisedOptions = SupervisedOptions(weight=1.0)
+    forces: SupervisedOptions = SupervisedOptions()
     """Force components."""
-    stress: SupervisedOptions = SupervisedOptions(weight=100.0)
+    stress: StressLossOptions = StressLossOptions()
     """Stress components."""
     late: LatePhaseSection = LatePhaseSection()
     """Other weights for the end of the run."""
@@ -235,7 +236,7 @@ class OptimizerSection(Section):
     """Learning rate after the warm-up."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled: a step shrinks the weights by lr times this share."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Of AdamW: how long gradients and their squares are averaged."""
     amsgrad: bool = False
     """Of AdamW: divide by the largest average of squares so far."""
@@ -392,6 +393,24 @@ class RunConfig(Section):
     trainer: TrainerSection = TrainerSection()
     finetune: FineTuneSection = FineTuneSection()
 
+    _stated: frozenset[str] | None = PrivateAttr(default=None)
+
+    @property
+    def stated(self) -> frozenset[str] | None:
+        """Dotted keys of what the user gave, beside what a run wrote; None: nobody noted it."""
+        return self._stated
+
+    def note_stated(self, keys: Iterable[str] | None) -> RunConfig:
+        """Take these keys as those that the user gave; returns itself."""
+        self._stated = None if keys is None else frozenset(keys)
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all options are equal, whoever gave them."""
+        return isinstance(other, RunConfig) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
     @model_validator(mode="after")
     def _bf16_is_for_float32(self) -> RunConfig:
         if self.trainer.products == "bf16" and self.trainer.dtype != "float32":
@@ -422,10 +441,15 @@ def load_config(
         complete: the file was written by a run; what is fine-tuned need not be looked up again.
         onto: the configuration of a run, complete, that the file and the settings change.
 
+    Returns:
+        The configuration; it knows what was stated here, see :meth:`RunConfig.stated`.
+
     Raises:
         InputError: for a file that cannot be read, an unknown key (with the nearest one), a value that is not allowed.
     """
     content = {} if file is None else _read_table(file)
+    by_user = {} if _written_by_run(content) else content
+    stated = {key for name, value in [*by_user.items(), *settings] for key in _keys(name, value)}
     if onto is not None:
         content, complete = merge_tables(_read_table(onto), content), True
     content = _with_recipe(content)
@@ -442,9 +466,23 @@ def load_config(
         if not (isinstance(content.get("data"), dict) and "train" in content["data"]):
             raise InputError("fine-tuning needs data", file=file, key="data.train", hint="give --data")
     try:
-        return RunConfig.model_validate(content)
+        return RunConfig.model_validate(content).note_stated(stated)
     except ValidationError as error:
         raise _explain(error, file) from error
+
+
+def _written_by_run(content: Mapping[str, Any]) -> bool:
+    """Whether a table is a complete configuration; those of earlier versions lack the recipe."""
+    return set(RunConfig.model_fields) - set(content) <= {"recipe"}
+
+
+def _keys(key: str, value: Any) -> Iterator[str]:
+    """Dotted keys of the single values in a table that stands under a key."""
+    if not isinstance(value, Mapping):
+        yield key
+        return
+    for name, inner in value.items():
+        yield from _keys(f"{key}.{name}", inner)
 
 
 def _without_preset_of_another(content: Mapping[str, Any], name: object) -> Any:
@@ -476,10 +514,10 @@ def _with_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
 
     One that does not say which weights it keeps is from before there was a choice.
     """
-    content, missing = dict(content), set(RunConfig.model_fields) - set(content)
-    if missing == {"recipe"}:
+    content, whole = dict(content), _written_by_run(content)
+    if whole and "recipe" not in content:
         content["recipe"] = {"name": DEFAULT_RECIPE, "version": 1}
-    if missing <= {"recipe"} and isinstance(content["trainer"], dict):
+    if whole and isinstance(content["trainer"], dict):
         content["trainer"] = {"keep": "best", **content["trainer"]}
     return content
 

@@ -311,7 +311,10 @@ def advise(
         zero = [("data.energy_references", _references(split[0], chosen))]
         often = [("trainer.max_steps", length), ("trainer.valid_every", max(1, length // validations))]
         with tempfile.TemporaryDirectory(prefix="pimlip-advise-") as folder:
-            experiment = prepare(load_config(None, [*options, *zero, *often, *settings]), split=split)
+            config = load_config(None, [*options, *zero, *often, *settings])
+            if length == _TRIAL:
+                config.note_stated(None)  # too short for a warm-up that the others have room for
+            experiment = prepare(config, split=split)
             potential = _trained(experiment, Path(folder) / "run")
             clock.ended(Path(folder) / "run", length)
         of_measured = [labels[i] for i in measured]

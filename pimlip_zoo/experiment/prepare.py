@@ -37,6 +37,7 @@ from pimlip_zoo.experiment.data import (
     several_electrons,
     without_isolated_atoms,
 )
+from pimlip_zoo.experiment.effects import check_effects
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import complete
 from pimlip_zoo.experiment.record import DataRecord, seen_by
@@ -106,9 +107,10 @@ def prepare(
     # What is not trained on is not looked at: not for the force scale, not for choosing the best weights.
     train, valid = train.with_labels(labels), valid.with_labels(labels)
     check_validation(data, labels, valid, begun=checkpoint is not None)
-    config = complete(config, train, labels, valid)
+    stated, config = config.stated, complete(config, train, labels, valid)
     data = config.data
     loss_terms(config, labels)
+    check_effects(config, labels, stated)
     log.info("%s", describe_labels("training", train))
     log.info("%s", describe_labels("validation", valid))
     several = several_electrons(train, embedded=config.model.configure().embed_charge, valid=valid)

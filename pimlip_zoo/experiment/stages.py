@@ -155,7 +155,7 @@ class Preparation:
         if data is not None:
             settings = config.model_dump(exclude_unset=True)
             settings.setdefault("data", {}).update(data)
-            config = RunConfig.model_validate(settings)
+            config = RunConfig.model_validate(settings).note_stated(config.stated)
         experiment = prepare(config, split=split or self.split, checkpoint=self.checkpoint)
         if self.labels.recipe().samples:
             unlabelled_frames(config.weak, experiment.potential.species)  # says what cannot be sampled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ from pimlip_zoo.registry import Registered, Registry
 from pimlip_zoo.section import Section
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from pimlip_zoo.consistency.sampling import Sampling
     from pimlip_zoo.consistency.surface import Reads, Surface
@@ -144,6 +144,10 @@ class LossOptions(Section):
 
     weight: NonNegativeFloat = 1.0
     """Factor in the total loss; 0: not trained on."""
+
+    def unread(self) -> Mapping[str, str]:
+        """Options that change nothing beside the others, and why."""
+        return {}
 
 
 @dataclass(frozen=True)

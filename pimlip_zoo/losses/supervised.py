@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
@@ -82,6 +83,24 @@ class SupervisedOptions(LossOptions):
     delta: PositiveFloat = 0.01
     """Of Huber, in the unit of the label: errors above it count linearly."""
 
+    def unread(self) -> Mapping[str, str]:
+        """See :class:`LossOptions`."""
+        return {} if self.distance == "huber" else {"delta": f"the distance is {self.distance}, not huber"}
+
+
+class TotalEnergyOptions(SupervisedOptions):
+    """Those of total energies."""
+
+    weight: NonNegativeFloat = 0.0
+    """Factor in the total loss; 0: not trained on."""
+
+
+class StressLossOptions(SupervisedOptions):
+    """Those of stresses, whose numbers are small."""
+
+    weight: NonNegativeFloat = 100.0
+    """Factor in the total loss; 0: not trained on."""
+
 
 class SupervisedTerm(LossTerm):
     """Distance between prediction and label, averaged over labelled components, weighted by structure.
@@ -135,8 +154,12 @@ _SAYS: dict[Quantity, str] = {
     "forces": "Distance of force components.",
     "stress": "Distance of stress components.",
 }
+_OPTIONS: dict[Quantity, type[SupervisedOptions]] = {
+    "energy": TotalEnergyOptions,
+    "stress": StressLossOptions,
+}
 for _quantity, _says in _SAYS.items():
     _make = partial(SupervisedTerm, _quantity)
     _make.__doc__ = _says
-    _info = LossInfo(_quantity, _make, SupervisedOptions, _LABEL[_quantity][0])
+    _info = LossInfo(_quantity, _make, _OPTIONS.get(_quantity, SupervisedOptions), _LABEL[_quantity][0])
     LOSSES.add(_quantity, _info, SupervisedTerm)

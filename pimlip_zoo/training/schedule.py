@@ -13,6 +13,15 @@ from typing import Literal
 
 ScheduleName = Literal["constant", "cosine", "exponential", "linear", "plateau"]
 
+_DECAYING: tuple[ScheduleName, ...] = ("cosine", "exponential", "linear")
+READ_BY: dict[str, tuple[ScheduleName, ...]] = {
+    "final": _DECAYING,
+    "plateau_factor": ("plateau",),
+    "plateau_patience": ("plateau",),
+    "plateau_threshold": ("plateau",),
+}
+"""Options that only some schedules look at, and which; all others every schedule does."""
+
 
 class RunClock:
     """How far a run is: the larger of the share of its steps and the share of its time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,10 @@ class Delta(Recipe[RecipeOptions]):
     """Learn the difference to a cheap calculator, which is added again whenever the potential is used."""
 
     samples = False
+
+    def learns(self, labels: Sequence[str]) -> Sequence[str]:
+        """Those of the reference that the cheap calculator has, too."""
+        return labels
 
     def prepare(self, run: Preparation) -> Experiment:
         """The run, its labels made differences."""

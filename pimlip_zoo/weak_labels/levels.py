@@ -121,6 +121,11 @@ class LevelsOptions(RecipeOptions):
     levels: tuple[LevelOptions, ...] = ()
     """The levels beside that of the reference labels; ``weak.levels`` is short for it."""
 
+    def learns(self, labels: Sequence[str]) -> Sequence[str]:
+        """Stress where the run learns it, or a level names it."""
+        named = {name for level in self.levels if level.quantities != "auto" for name in level.quantities}
+        return (*labels, "energy", "forces", *named)
+
     @model_validator(mode="before")
     @classmethod
     def _is_a_list(cls, values: Any) -> Any:

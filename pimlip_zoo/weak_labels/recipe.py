@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 class RecipeOptions(Section):
     """The options of a recipe; they stand beside ``weak.labels.method``."""
 
+    def learns(self, labels: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
+        """See :meth:`Recipe.learns`: any, as long as nothing else is said."""
+        return ("energy", "forces", "stress")
+
 
 Options = TypeVar("Options", bound=RecipeOptions)
 
@@ -85,6 +89,16 @@ class Recipe(Generic[Options]):
         """
         return run.train()
 
+    def learns(self, labels: Sequence[str]) -> Sequence[str]:
+        """Labels, of the reference or weak, that the run or a stage learns with the losses of the configuration.
+
+        A loss on others changes nothing.
+
+        Args:
+            labels: which reference labels are learnt.
+        """
+        return self.options.learns(labels)
+
     def learning_rate_factor(self, labels: Sequence[str]) -> float:  # noqa: ARG002
         """What the learning rate of the run itself is multiplied by.
 
@@ -114,6 +128,10 @@ class StressOptions(RecipeOptions):
 
     stress: bool | None = None
     """Learn the cheap level's stress of crystals, too, where it has one; None: where the run learns stress."""
+
+    def learns(self, labels: Sequence[str]) -> Sequence[str]:
+        """Energies and forces always."""
+        return (*labels, "energy", "forces", *(("stress",) if self.stress else ()))
 
 
 RECIPES: Registry[Registered] = Registry(

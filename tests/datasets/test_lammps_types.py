@@ -223,3 +223,54 @@ def test_types_in_the_first_column_of_an_xyz_file_are_no_elements(tmp_path, comm
         return
     with pytest.raises(InputError, match="frame 0, species: has numbers in the place of elements"):
         load_frames(path)
+
+
+MASSES = "Masses\n\n1 63.546\n\n"
+WHOLE = DATA.format(MASSES)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (WHOLE + "3 1 0 0 4\n", "announces 2 atoms, and its section Atoms has 3 rows"),
+        (WHOLE.replace("2 1 0 0 2\n", ""), "announces 2 atoms, and its section Atoms has 1 rows"),
+        (WHOLE.replace("2 1 0", "1 1 0"), "has two rows 1 in its section Atoms"),
+        (WHOLE.replace("2 atoms", "1 atoms"), "announces 1 atoms, and its section Atoms has 2 rows"),
+        (WHOLE.replace("2 atoms\n", "2 atoms\n3 atoms\n"), "says its number of atoms twice"),
+        (WHOLE + "\nMasses\n\n1 196.967\n", "has the section Masses twice"),
+        (WHOLE + "\nMasses # again\n\n1 196.967\n", "has the section Masses twice"),
+        (DATA.format(MASSES.replace("\n\n", "\n\n1 196.967\n", 1)), "has two rows 1 in its section Masses"),
+        (
+            DATA.format(MASSES.replace("546\n", "546\n2 196.967\n")),
+            "announces 1 atom types, and its section Masses",
+        ),
+        (WHOLE + "\nAtoms # atomic\n\n1 1 0 0 0\n2 1 0 0 2\n", "has the section Atoms twice"),
+        (WHOLE + "\nVelocities\n\n1 0 0 0\n2 0 0 1\n\nVelocities\n\n1 0 0 1\n2 0 0 0\n", "Velocities twice"),
+        (WHOLE + "\nVelocities\n\n1 0 0 0\n2 0 0 1\n3 0 0 1\n", "its section Velocities has 3 rows"),
+        (WHOLE + "\nPair Coeffs\n\n1 1 2\n\nPair Coeffs\n\n1 1 2\n", "has the section Pair Coeffs twice"),
+    ],
+)
+@pytest.mark.parametrize("name", ["cu.lammps-data", "cu.data.gz"])
+def test_a_data_file_with_a_part_twice_or_other_numbers_than_it_says_is_refused(tmp_path, name, text, says):
+    path = put(tmp_path / name, text)
+    for read in (read_structure, load_frames):
+        with pytest.raises(InputError, match=says):
+            read(path)
+
+
+def test_a_data_file_with_masses_behind_its_atoms_and_all_its_sections_is_read(tmp_path):
+    rest = "\nVelocities\n\n1 0 0 0\n2 0 0 1\n\nMasses # u\n\n1 63.546 # Cu\n\nPair Coeffs\n\n1 1 2\n"
+    text = (
+        DATA.format("").replace("2 atoms", "2 atoms # all\n1 bonds\n1 bond types")
+        + rest
+        + "\nBonds\n\n1 1 1 2\n"
+    )
+    (frame,) = load_frames(put(tmp_path / "cu.data", text))
+    assert frame.numbers.tolist() == [29, 29]
+
+
+def test_masses_of_no_element_are_refused_wherever_their_section_stands(tmp_path):
+    text = DATA.format("").replace("2 atoms", "5000 atoms").replace("1 1 0 0 0\n2 1 0 0 2\n", "")
+    text += "".join(f"{k} 1 0.0000 0.0000 {k * 1e-3:.6f}\n" for k in range(1, 5001)) + "\nMasses\n\n1 500\n"
+    with pytest.raises(InputError, match="the mass 500 is of no element"):
+        load_frames(put(tmp_path / "cu.data", text))

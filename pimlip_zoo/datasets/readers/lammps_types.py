@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pimlip_zoo.datasets.readers.lammps_data import check_data_file
 from pimlip_zoo.datasets.readers.scan import matches, opened
 from pimlip_zoo.errors import InputError
 
@@ -23,9 +24,6 @@ log = logging.getLogger("pimlip_zoo")
 _TEXT, _BINARY, _DATA = "lammps-dump-text", "lammps-dump-binary", "lammps-data"
 _COLUMNS = re.compile(rb"(?m)^[ \t]{0,99}ITEM: ATOMS\b([^\r\n]{0,60000})")
 _MASSES = re.compile(rb"(?m)^[ \t]*Masses\b")
-_MASSES_OF_TYPES = re.compile(
-    rb"[ \t]*Masses\b[^\n]*\n(?:[ \t]*\r?\n)*((?:[ \t]*\S+[ \t]+[-+.\deE]+[^\n]*\n)*)"
-)
 _COUNTS = [re.compile(rb"(?m)^[ \t]*\d+[ \t]+%s\b" % what) for what in (b"atoms", b"atom types")]
 _LABELS = re.compile(rb"(?m)^[ \t]*Atom Type Labels\b")
 _UNITS = re.compile(rb"(?m)^ITEM: UNITS[ \t]*\r?\n[ \t]*(\w+)")
@@ -45,7 +43,7 @@ def check_elements_named(path: str | Path, kind: str | None = None) -> None:
 
     Raises:
         InputError: for a dump of which a frame has no column ``element`` or ``mass``, or is not whole (see
-            :class:`_DumpCheck`), and data without masses.
+            :class:`_DumpCheck`), and data without masses, or of which a part is there twice.
     """
     if kind is None:
         kind = _kind(path)
@@ -77,7 +75,7 @@ def check_elements_named(path: str | Path, kind: str | None = None) -> None:
         )
     if by_mass:
         with suppress(EOFError, OSError, lzma.LZMAError, zlib.error):  # ASE says it
-            _check_masses(path, _masses_of_atoms(path) if kind == _TEXT else _masses_of_types(path))
+            _check_masses(path, _masses_of_atoms(path) if kind == _TEXT else check_data_file(path))
 
 
 def told_to_ase(path: str | Path, kind: str | None = None) -> dict[str, Any]:
@@ -221,11 +219,6 @@ def _strange_mass(element: bytes, mass: bytes) -> set[bytes]:
         if abs(float(mass) - usual) > max(_OFF, _OFF_OF_MASS * usual):
             return {element + b" " + mass}
     return set()
-
-
-def _masses_of_types(path: str | Path) -> Iterator[bytes]:
-    for line in next(iter(_MASSES_OF_TYPES.findall(_head(path))), b"").splitlines():
-        yield line.split()[1]
 
 
 def _masses_of_atoms(path: str | Path) -> Iterator[bytes]:

@@ -1,0 +1,271 @@
+"""What is given for losses, optimiser and schedule changes the run, or is refused; what runs have written goes on."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pimlip_zoo import api
+from pimlip_zoo.cli.train import app
+from pimlip_zoo.config import (
+    LossSection,
+    OptimizerSection,
+    ScheduleSection,
+    load_config,
+    parse_settings,
+    save_config,
+)
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.errors import InputError
+from pimlip_zoo.experiment import prepare
+from pimlip_zoo.experiment.effects import without_effect
+from pimlip_zoo.experiment.run import _optimizer, run_clock, training_module
+from pimlip_zoo.graph import collate
+from pimlip_zoo.training.callbacks import Plateau
+from pimlip_zoo.training.schedule import READ_BY, learning_rate_factor
+
+SMALL = [
+    "data.train=builtin:ethanol-gfn2@:8",
+    "model.channels=4",
+    "model.radial_hidden=[4]",
+    "model.num_layers=1",
+    "model.l_max=1",
+    "trainer.device=cpu",
+    "trainer.max_steps=40",
+    "trainer.valid_every=2",
+    "schedule.warmup_steps=0",
+]
+OTHERS = {
+    "warmup_steps": 7,
+    "final": 0.5,
+    "plateau_factor": 0.3,
+    "plateau_patience": 3,
+    "plateau_threshold": 0.5,
+    "lr": 0.005,
+    "weight_decay": 0.5,
+    "betas": [0.5, 0.9],
+    "amsgrad": True,
+    "equal_outputs": True,
+    "distance": "mae",
+    "delta": 0.002,
+}
+"""Another value of each option than its default."""
+SCHEDULES = ("constant", *sorted({name for names in READ_BY.values() for name in names}))
+
+
+def configured(*settings):
+    given = dict(setting.split("=", 1) for setting in [*SMALL, *settings])
+    return load_config(None, parse_settings([f"{key}={value}" for key, value in given.items()]))
+
+
+def idle(config, labels=("energy", "forces")):
+    return {found.key for found in without_effect(config, labels)}
+
+
+# ---- every option and every choice: it changes something, or it is known to change nothing
+
+
+def rates(config):
+    """Of a run whose validations improve by a tenth three times, and then not at all."""
+    clock = run_clock(config)
+    section = config.schedule
+    factor = learning_rate_factor(
+        section.name, warmup_steps=section.warmup_steps, clock=clock, final=section.final
+    )
+    plateau = Plateau(section.plateau_factor, section.plateau_patience, section.plateau_threshold, clock)
+    found, scores = [], iter([1.0, 0.9, 0.81, *[0.8] * 100])
+    for step in range(config.trainer.max_steps):
+        found.append(factor(step))
+        if section.name == "plateau" and (step + 1) % config.trainer.valid_every == 0:
+            metrics = {"valid_score": torch.tensor(next(scores))}
+            plateau.on_validation_end(SimpleNamespace(sanity_checking=False, callback_metrics=metrics), None)
+    return found
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("option", [key for key in ScheduleSection.model_fields if key != "name"])
+def test_an_option_of_the_schedule_changes_the_rates_or_is_known_not_to(name, option):
+    base = [f"schedule.name={name}", "schedule.plateau_patience=4"]
+    other = configured(*base, f"schedule.{option}={OTHERS[option]}")
+    changed = rates(other) != rates(configured(*base))
+    assert changed == (f"schedule.{option}" not in idle(other))
+
+
+def moved(config, experiment):
+    """Weights after steps along gradients that are large first and small later."""
+    torch.manual_seed(0)
+    potential = experiment.potential
+    begun = {name: value.clone() for name, value in potential.state_dict().items()}
+    optimizer = _optimizer(SimpleNamespace(config=config, labels=experiment.labels), None, potential)
+    for size in (1.0, 1e-2, 1e-3):
+        for parameter in potential.parameters():
+            parameter.grad = size * torch.randn_like(parameter)
+        optimizer.step()
+    ends = [value.clone() for value in potential.state_dict().values()]
+    potential.load_state_dict(begun)
+    return ends
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return prepare(configured())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("option", [key for key in OptimizerSection.model_fields if key != "name"])
+def test_an_option_of_the_optimiser_changes_its_steps_or_is_known_not_to(name, option, experiment):
+    base = [f"optimizer.name={name}"]
+    other = configured(*base, f"optimizer.{option}={OTHERS[option]}")
+    pairs = zip(moved(configured(*base), experiment), moved(other, experiment), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs) == (f"optimizer.{option}" not in idle(other))
+
+
+def totals(config, experiment, labels, *, late):
+    """The loss of a batch and its gradient, with these labels."""
+    frames = load_builtin("ethanol-gfn2")[:3]
+    potential = experiment.potential
+    batch = collate([frame_to_sample(frame, potential.species, potential.cutoff) for frame in frames])
+    module = training_module(replace(experiment, config=config, labels=labels))
+    if late and module._late is not None:
+        module._trainer = SimpleNamespace(
+            global_step=config.trainer.max_steps - 1, accumulate_grad_batches=1, world_size=1
+        )
+    total, _, _ = module.loss(batch)
+    return float(total.detach())
+
+
+def chosen(*settings):
+    return configured("loss.energy.weight=1", *settings)
+
+
+@pytest.mark.parametrize("labels", [("energy",), ("forces",), ("energy", "forces")])
+@pytest.mark.parametrize("term", [name for name in LossSection.model_fields if name != "late"])
+@pytest.mark.parametrize(
+    "setting",
+    ["weight=0.5", "distance=mae", "delta=0.002", "distance=huber,delta=0.002", "distance=mae,weight=0"],
+)
+def test_an_option_of_a_loss_changes_the_loss_or_is_known_not_to(setting, term, labels, experiment):
+    *before, last = [f"loss.{term}.{part}" for part in setting.split(",")]
+    if last.endswith("weight=0"):  # beside a weight of 0 its other options
+        before, last = [last], before[0]
+    base, other = chosen(*before), chosen(*before, last)
+    first, second = (totals(config, experiment, labels, late=False) for config in (base, other))
+    assert (first != second) == (last.partition("=")[0] not in idle(other, labels))
+
+
+@pytest.mark.parametrize("labels", [("energy",), ("energy", "forces")])
+@pytest.mark.parametrize("start", [None, 0.5])
+@pytest.mark.parametrize("term", ["energy", "energy_per_atom", "forces", "stress"])
+def test_a_later_weight_changes_the_late_loss_or_is_known_not_to(term, start, labels, experiment):
+    base = ["loss.energy.weight=0", *([] if start is None else [f"loss.late.start={start}"])]
+    other = configured(*base, f"loss.late.{term}=3")
+    first, second = (totals(config, experiment, labels, late=True) for config in (configured(*base), other))
+    assert (first != second) == (f"loss.late.{term}" not in idle(other, labels))
+
+
+def test_the_late_rate_changes_nothing_without_a_late_phase():
+    assert "loss.late.rate" in idle(configured("loss.late.rate=0.5"))
+    assert "loss.late.rate" not in idle(configured("loss.late.rate=0.5", "loss.late.start=0.5"))
+
+
+def test_a_distance_leaves_the_weight_of_its_loss_as_it_is():
+    """Of stress it is 100, of total energies 0."""
+    loss = configured("loss.stress.distance=mae", "loss.energy.delta=0.1").loss
+    assert (loss.stress.weight, loss.energy.weight) == (100.0, 0.0)
+
+
+# ---- what users give
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            ["schedule.name=constant", "schedule.final=0.5"],
+            "schedule.final: has no effect: schedule.name is constant",
+        ),
+        (["schedule.plateau_factor=0.5"], "schedule.plateau_factor: has no effect: schedule.name is linear"),
+        (
+            ["recipe.name=mace-torch", "schedule.final=0"],
+            "schedule.final: has no effect: schedule.name is plateau",
+        ),
+        (["optimizer.name=adamw", "optimizer.equal_outputs=true"], "optimizer.name is adamw"),
+        (["loss.stress.weight=10"], "loss.stress.weight: has no effect: no stress is trained on"),
+        (["loss.stress={distance: mae}"], "loss.stress.distance: has no effect"),
+        (
+            ["data.labels=[energy]", "loss.forces.weight=3"],
+            "loss.forces.weight: has no effect: data.labels leaves",
+        ),
+        (["loss.energy.distance=mae"], "loss.energy.weight is 0"),
+        (["loss.forces.delta=0.1"], "loss.forces.delta: has no effect: the distance is mse"),
+        (["loss.late.forces=3"], "loss.late.forces: has no effect: loss.late.start is not given"),
+        (
+            ["loss.late.start=0.5", "loss.late.energy=3"],
+            "loss.late.energy: has no effect: loss.energy.weight is 0",
+        ),
+        (["loss.late.start=0.99"], "loss.late.start: has no effect: the run of 40 steps ends before"),
+        (["schedule.warmup_steps=40"], "schedule.warmup_steps: has no effect: of 40 steps none has the rate"),
+        (["schedule.name=plateau", "schedule.plateau_patience=18"], "with 20 validations the rate stays"),
+        (["optimizer.betas=[2,0.9]"], "optimizer.betas"),
+    ],
+)
+def test_what_would_change_nothing_is_refused_and_nothing_is_written(settings, says, tmp_path):
+    given = [part for setting in [*SMALL, *settings] for part in ("--set", setting)]
+    result = CliRunner().invoke(app, ["--out", str(tmp_path / "run"), *given])
+    assert isinstance(result.exception, InputError)
+    assert says in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["schedule.name=plateau", "schedule.plateau_patience=17"],
+        ["schedule.warmup_steps=39"],
+        ["loss.late.start=0.95"],
+        ["loss.stress.weight=0"],
+        ["data.labels=[energy]", "loss.forces.weight=0"],
+        ["optimizer.name=adamw", "optimizer.equal_outputs=false"],
+        ["weak.preset=gfn2", "data.labels=[energy]", "loss.forces.weight=3"],  # learnt before
+    ],
+)
+def test_what_changes_something_or_says_what_is_so_is_taken(settings):
+    config = configured(*settings)
+    labels = ("energy", "forces") if config.data.labels == "auto" else tuple(config.data.labels)
+    stated = {setting.partition("=")[0] for setting in settings}
+    assert not stated & idle(config, labels)
+
+
+def test_warm_ups_that_nobody_gave_and_that_never_end_are_said(caplog):
+    config = load_config(None, parse_settings([*SMALL[:-1], "trainer.max_steps=10"]))
+    prepare(config)
+    assert "schedule.warmup_steps=100 is too long for this run: of 10 steps none has" in caplog.text
+
+
+def test_what_a_run_has_written_goes_on_and_is_said(tmp_path, caplog):
+    old = configured("trainer.max_steps=2", "schedule.name=constant")
+    values = {"schedule.final": 0.5, "loss.stress.weight": 10.0}  # as versions wrote that took it
+    schedule = old.schedule.model_copy(update={"final": 0.5})
+    loss = old.loss.model_copy(update={"stress": old.loss.stress.model_copy(update={"weight": 10.0})})
+    settings = {"trainer.max_steps": 2}
+    before = old.model_copy(update={"schedule": schedule, "loss": loss}).note_stated(None)
+    experiment = prepare(before)
+    file = tmp_path / "config.yaml"
+    save_config(experiment.config, file)
+    api.train(settings, config=file, out=tmp_path / "run")
+    api.train({"trainer.max_steps": 4}, out=tmp_path / "run", resume=True)
+    for key, value in values.items():
+        assert caplog.text.count(f"{key}={value} has no effect in this run") == 2
+    with pytest.raises(InputError, match=r"schedule\.final: has no effect"):
+        api.train({"schedule.final": 0.4, "trainer.max_steps": 6}, out=tmp_path / "run", resume=True)
+
+
+def test_another_schedule_of_a_resumed_run_leaves_nothing_to_be_refused(tmp_path, caplog):
+    given = dict(parse_settings([*SMALL, "trainer.max_steps=2"]))
+    api.train(given, out=tmp_path / "run")  # the recipe has a final rate of 0
+    api.train({"schedule.name": "constant", "trainer.max_steps": 4}, out=tmp_path / "run", resume=True)
+    assert "no effect" not in caplog.text
