@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -9,12 +10,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pimlip_zoo.datasets.readers.lammps_types import check_elements_named, say_guessed, told_to_ase
+from pimlip_zoo.datasets.open_cell import HINT, MEANS, fills_open_cell, say_unstated
+from pimlip_zoo.datasets.readers.lammps_types import (
+    check_elements_named,
+    format_of,
+    say_guessed,
+    told_to_ase,
+)
 from pimlip_zoo.datasets.readers.source import check_bounded
 from pimlip_zoo.errors import InputError, did_you_mean, reason_of
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+log = logging.getLogger("pimlip_zoo")
 
 _INDEXED = re.compile(r"(?P<path>.+)@(?P<index>-?\d+)")
 
@@ -132,4 +141,7 @@ def _from_file(path: str, index: int) -> Atoms:
                 "are not all finite" if key == "positions" else "is not finite", file=path, key=key
             )
     atoms.calc = None
+    unstated = say_unstated(path, format_of(path))
+    if not unstated and fills_open_cell(atoms.positions, atoms.cell.array, atoms.pbc):
+        log.warning("%s has %s (%s)", path, MEANS.replace("their", "its"), HINT)
     return atoms

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.audit.alignment import displacement
 from pimlip_zoo.datasets.audit.finding import Finding, counted, frames_of
 from pimlip_zoo.datasets.audit.survey import Survey
+from pimlip_zoo.datasets.open_cell import HINT, MEANS
 from pimlip_zoo.errors import plain_number
 
 _TOO_CLOSE = 0.5
@@ -49,12 +50,10 @@ def check_geometry(survey: Survey, cutoff: float) -> Iterator[Finding]:
         yield Finding(
             "open-cells",
             "warning",
-            f"{counted(int(cut.sum()), 'structure has', 'structures have')} "
-            f"a cell that their atoms fill, but pbc is off where it ends: atoms at "
-            "its faces have no neighbours beyond them",
+            f"{counted(int(cut.sum()), 'structure has', 'structures have')} {MEANS}",
             survey.name,
             **frames_of(cut),
-            hint='a liquid or crystal? write pbc="T T T" into the file; a cluster needs no cell',
+            hint=HINT,
         )
     thin = facts["thinnest"] < cutoff
     if thin.any():

@@ -13,16 +13,11 @@ from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb.index import force_numbers, geometry_digest
 from pimlip_zoo.datasets.lmdb.record import label_mask
 from pimlip_zoo.datasets.neighbour_list import neighbour_distances
+from pimlip_zoo.datasets.open_cell import fills_open_cell
 from pimlip_zoo.errors import InputError
 
 _BINS = 12
 _SAMPLE = 2000
-_MANY = 12
-"""Atoms; fewer do not tell a piece of matter from a molecule in a box."""
-_DENSEST = 4.0
-"""Å³ an atom; smaller cells mean nothing, such as one of 1 Å that some programs write for molecules."""
-_GAP = 3.5
-"""Å without an atom along a direction that a filled cell has at most."""
 FACTS = np.dtype(
     [
         ("natoms", "i8"),
@@ -194,7 +189,7 @@ def _facts(frame: Frame, composition: int, cutoff: float) -> tuple[object, ...]:
         lonely,
         _thinnest(frame) if periodic else np.inf,
         abs(float(np.linalg.det(frame.cell))) if periodic else np.nan,
-        _cut(frame),
+        fills_open_cell(frame.positions, frame.cell, frame.pbc),
         fingerprint,
     )
 
@@ -220,21 +215,6 @@ def _surroundings(frame: Frame, cutoff: float) -> tuple[int, float, int, NDArray
         high = np.bincount(left + 1, weight * part, minlength=_BINS + 1)
         prints.append((low + high)[:_BINS])
     return len(centre), closest, lonely, np.concatenate(prints) / n
-
-
-def _cut(frame: Frame) -> bool:
-    """Whether atoms fill a cell up to its open faces, as a piece of a liquid or crystal does without its images.
-
-    Vacuum around a molecule, or above a slab, is wider than the gap that a neighbour over the face would leave.
-    """
-    n = len(frame.numbers)
-    if frame.pbc.all() or n < _MANY or abs(float(np.linalg.det(frame.cell))) < _DENSEST * n:
-        return False
-    inverse = np.linalg.inv(frame.cell)
-    heights = 1.0 / np.linalg.norm(inverse, axis=0)
-    inside = np.sort((frame.positions @ inverse)[:, ~frame.pbc] % 1.0, axis=0)
-    empty = np.diff(inside, axis=0, append=inside[:1] + 1.0).max(axis=0) * heights[~frame.pbc]
-    return bool((empty < _GAP).all())
 
 
 def _thinnest(frame: Frame) -> float:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.open_cell import say_unstated
 from pimlip_zoo.datasets.readers.convergence import unconverged_in
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
-from pimlip_zoo.datasets.readers.lammps_types import is_dump, say_guessed, told_to_ase
+from pimlip_zoo.datasets.readers.lammps_types import format_of, is_dump, say_guessed, told_to_ase
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reason_of
 
@@ -56,6 +57,7 @@ class AseFile:
         """
         unconverged = self._unconverged()
         say_guessed(self.path, self._told, units=self._units_named)
+        say_unstated(self.path, self._told["format"] or format_of(self.path))
         for index, atoms in enumerate(self._iterate()):
             if index >= window.stop:
                 return

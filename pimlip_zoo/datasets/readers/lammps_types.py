@@ -46,7 +46,7 @@ def check_elements_named(path: str | Path, kind: str | None = None) -> None:
             :class:`_DumpCheck`), and data without masses, or of which a part is there twice.
     """
     if kind is None:
-        kind = _kind(path)
+        kind = format_of(path)
     by_mass = kind == _DATA
     if kind == _TEXT:
         for frame, found in enumerate(_found(path, _COLUMNS)):
@@ -88,7 +88,7 @@ def told_to_ase(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     Raises:
         InputError: for a dump of several units.
     """
-    kind = _kind(path) if kind is None else kind
+    kind = format_of(path) if kind is None else kind
     if kind not in (_TEXT, _DATA):
         return {}
     found = _found(path, _UNITS) if kind == _TEXT else iter([_UNITS_OF_DATA.match(_head(path))])
@@ -262,7 +262,8 @@ def _head(path: str | Path) -> bytes:
         return file.read(_HEAD)
 
 
-def _kind(path: str | Path) -> str | None:
+def format_of(path: str | Path) -> str | None:
+    """The format of a file, as ASE calls it; None: it does not know it, or cannot look."""
     from ase.io.formats import filetype
 
     with suppress(EOFError, OSError, lzma.LZMAError, zlib.error):
