@@ -188,10 +188,25 @@ def calculator(
 
     committee = with_baseline(CommitteeCalculator(members), baselines, trust=trust)
     loaded = zip(runs, members, strict=True)
-    check_weights_differ(
-        {run: member.potential for run, member in loaded if isinstance(member, PimlipCalculator)}
-    )
+    potentials = {run: member.potential for run, member in loaded if isinstance(member, PimlipCalculator)}
+    check_weights_differ(potentials)
+    _check_exports_differ(runs, potentials)
     return committee
+
+
+def _check_exports_differ(runs: tuple[str | Path, ...], potentials: Mapping[str | Path, Potential]) -> None:
+    """Refuse a native model beside the run that it was exported from, or beside another export of it."""
+    from pimlip_zoo.deploy.metadata import hashes_of_exports, read_metadata
+    from pimlip_zoo.training.checkpoint import equal_members
+
+    exported = [run for run in runs if run not in potentials]
+    known = [(run, hashes_of_exports(potential)) for run, potential in potentials.items() if exported]
+    for run in exported:
+        own = read_metadata(run)["weights_sha256"]
+        for other, hashes in known:
+            if own in hashes:
+                raise equal_members(run, other)
+        known.append((run, {own}))
 
 
 def _check_runs(runs: tuple[Any, ...]) -> None:

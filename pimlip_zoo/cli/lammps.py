@@ -53,7 +53,9 @@ def write_input(
     temperature: Annotated[
         float, typer.Option(help="K, of the thermostat; and of the velocities, unless the file has its own.")
     ] = 300.0,
-    pressure: Annotated[float | None, typer.Option(help="bar, for npt; 0 if not given.")] = None,
+    pressure: Annotated[
+        str | None, typer.Option(help="bar, or with its unit as in 0.5GPa, for npt; 0 if not given.")
+    ] = None,
     timestep: Annotated[
         float | None, typer.Option(help="fs; 0.5 with hydrogen, 1 without by default.")
     ] = None,
@@ -75,6 +77,7 @@ def write_input(
     from pimlip_zoo.files import writing
     from pimlip_zoo.locks import making
     from pimlip_zoo.outputs import check_not_read
+    from pimlip_zoo.written import parse_pressure, pressure_in_both
 
     if timestep is not None and not timestep > 0:
         raise InputError(f"timestep is {timestep}", key="timestep", hint="give a time > 0 in fs")
@@ -82,7 +85,7 @@ def write_input(
     settings = MDSettings(
         ensemble=ensemble.value,
         temperature=temperature,
-        pressure=0.0 if pressure is None else pressure,
+        pressure=0.0 if pressure is None else parse_pressure(pressure, "bar"),
         timestep=None if timestep is None else timestep / 1000.0,
         steps=steps,
         every=every,
@@ -112,6 +115,8 @@ def write_input(
             raise
     if omitted := left_out(atoms):
         typer.echo(f"LAMMPS has no place for what else the structure has: {', '.join(omitted)}", err=True)
+    if ensemble is Ensemble.npt:
+        typer.echo(f"NPT at {temperature:g} K and {pressure_in_both(settings.pressure, 'bar')}")
     if atoms.has("momenta"):
         typer.echo(_start_of(atoms, ensemble, temperature))
     typer.echo(f"wrote {script}; run it with: cd {shlex.quote(str(output))} && lmp -in {script.name}")

@@ -27,7 +27,7 @@ Examples:
 
   pimlip-zoo md runs/nequip-1 --structure builtin:ethanol-gfn2/test_300K@0 --steps 2000
 
-  pimlip-zoo md runs/mace-1 --structure POSCAR --ensemble npt --temperature 600 --pressure 1 --timestep 2
+  pimlip-zoo md runs/mace-1 --structure POSCAR --ensemble npt --temperature 600 --pressure 1GPa --timestep 2
 
   pimlip-zoo md runs/a runs/b runs/c --structure start.xyz     (a committee: the mean, its spread in the log)
 
@@ -49,7 +49,9 @@ def md_command(
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     steps: Annotated[int, typer.Option(help="How many.")] = 1000,
     timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
-    pressure: Annotated[float | None, typer.Option(help="GPa, for npt; 0 if not given.")] = None,
+    pressure: Annotated[
+        str | None, typer.Option(help="GPa, or with its unit as in 1bar, for npt; 0 if not given.")
+    ] = None,
     friction: Annotated[float | None, typer.Option(help="1/fs, for nvt; 0.01 if not given.")] = None,
     interval: Annotated[int, typer.Option(help="Steps between frames and lines of the log.")] = 10,
     seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 0,
@@ -78,6 +80,7 @@ def md_command(
     from pimlip_zoo.deploy.stability import StabilityLimits
     from pimlip_zoo.deploy.structure import holds_several, read_structure
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.written import parse_pressure, pressure_in_both
 
     check_ensemble(ensemble.value, {"--pressure": (pressure, "npt"), "--friction": (friction, "nvt")})
     settings = MDSettings(
@@ -85,7 +88,7 @@ def md_command(
         temperature=temperature,
         steps=steps,
         timestep=timestep,
-        pressure=0.0 if pressure is None else pressure,
+        pressure=0.0 if pressure is None else parse_pressure(pressure, "GPa"),
         friction=0.01 if friction is None else friction,
         seed=seed,
         interval=interval,
@@ -111,8 +114,9 @@ def md_command(
 
         uncertainty = uncertainty_function(runs, atoms.calc, trust=trust)
     screen = console()
+    under = f" and {pressure_in_both(settings.pressure, 'GPa')}" if ensemble is Ensemble.npt else ""
     screen.print(
-        f"{atoms.get_chemical_formula()}, {len(atoms)} atoms, {ensemble.value.upper()} at {temperature:g} K, "
+        f"{atoms.get_chemical_formula()}, {len(atoms)} atoms, {ensemble.value.upper()} at {temperature:g} K{under}, "
         f"{steps:,} steps of {timestep:g} fs"
     )
     if drawn:

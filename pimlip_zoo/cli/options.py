@@ -35,7 +35,7 @@ Trust = Annotated[
 ]
 
 
-def check_ensemble(ensemble: str, given: Mapping[str, tuple[float | None, str]]) -> None:
+def check_ensemble(ensemble: str, given: Mapping[str, tuple[object, str]]) -> None:
     """Refuse options that belong to another ensemble, which they would not make the one that is run.
 
     Args:

@@ -253,9 +253,8 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
     folder = from_rank_zero(make)
     if rank == 0:
         log_to(folder)  # nothing is refused any more, and nothing was written before
-    parameters = sum(p.numel() for p in potential.model.parameters())
     panel = Panel.fit(
-        f"[bold]{config.model.name}[/bold] ({config.model.preset or 'own options'}), {parameters:,} parameters, "
+        f"[bold]{config.model.name}[/bold] ({config.model.preset or 'own options'}), {_parameters(experiment)}, "
         f"cutoff {potential.cutoff:g} Å, {config.trainer.dtype}\n"
         f"species {', '.join(potential.species)}; energy references from {experiment.references.source}\n"
         f"training on {', '.join(experiment.labels)}; {_length(config)}\n"
@@ -300,6 +299,17 @@ def _train(config: Any, make: Callable[[], Path], rank: int, *, resumes: Path | 
         f"      pimlip-zoo md {folder} --structure FILE --ensemble nvt --temperature 300 --steps 10000\n"
         f"      pimlip-zoo report {folder} OTHER_RUN -o comparison.html",
     )
+
+
+def _parameters(experiment: Any) -> str:
+    """How many the potential has that the run leaves, and how many of them have a part in the training."""
+    here, whole = experiment.potential, experiment.whole
+    present, all_of_them = (
+        sum(p.numel() for p in potential.model.parameters())
+        for potential in (here, here if whole is None else whole.potential)
+    )
+    absent = "" if whole is None else f" ({present:,} without those of absent species)"
+    return f"{all_of_them:,} parameters{absent}"
 
 
 def _cut_short(config: Any, outcome: Any, before: int) -> str:

@@ -9,6 +9,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo import __version__
@@ -158,6 +159,18 @@ def weights_hash(potential: Potential) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().to(torch.float64).numpy().tobytes())
     return digest.hexdigest()
+
+
+def hashes_of_exports(potential: Potential) -> set[str]:
+    """What files that are written of a potential have as ``weights_sha256``, in the one or the other precision."""
+    import copy
+
+    import torch
+
+    found, copied = {weights_hash(potential)}, copy.deepcopy(potential)
+    with suppress(InputError):  # a weight that is too large for single precision is exported in none
+        found.add(weights_hash(copied.set_dtype(torch.float32)))
+    return found
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -185,7 +185,7 @@ def check_members(runs: Sequence[str | Path]) -> None:
     for k, file in enumerate(files):
         for other, name in zip(files[:k], runs, strict=False):
             if file.samefile(other) or cmp(file, other, shallow=False):
-                raise _same(runs[k], name)
+                raise equal_members(runs[k], name)
 
 
 def check_weights_differ(members: Mapping[str | Path, Potential]) -> None:
@@ -201,7 +201,7 @@ def check_weights_differ(members: Mapping[str | Path, Potential]) -> None:
     for k, name in enumerate(names):
         for other in names[:k]:
             if _same_weights(members[name].state_dict(), members[other].state_dict()):
-                raise _same(name, other)
+                raise equal_members(name, other)
 
 
 def _same_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
@@ -212,7 +212,8 @@ def _same_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> b
     )
 
 
-def _same(run: str | Path, other: str | Path) -> InputError:
+def equal_members(run: str | Path, other: str | Path) -> InputError:
+    """What is wrong with a committee of two that have the same weights."""
     return InputError(
         f"has the same weights as {other}, so that the two have no spread",
         file=run,

@@ -91,9 +91,10 @@ def test_a_crystal_is_simulated_at_constant_pressure_with_one_evaluation_a_step(
     calls = []
     forward = Potential.forward
     monkeypatch.setattr(Potential, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
-    options = ("--ensemble", "npt", "--steps", 20, "--temperature", 20, "--timestep", 2)
+    options = ("--ensemble", "npt", "--steps", 20, "--temperature", 20, "--timestep", 2, "--pressure", "1bar")
     result = md(run, "--structure", tmp_path / "POSCAR", *options)
     assert result.exit_code == 0, result.output
+    assert "NPT at 20 K and 0.0001 GPa (1 bar), 20 steps" in result.output
     with (run / "md-1" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(np.isfinite(float(row["pressure_GPa"])) for row in rows)

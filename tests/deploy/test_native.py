@@ -17,12 +17,13 @@ from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.deploy.ase import PimlipCalculator
 from pimlip_zoo.deploy.committee import CommitteeCalculator
 from pimlip_zoo.deploy.loading import load_exported
-from pimlip_zoo.deploy.metadata import read_metadata
+from pimlip_zoo.deploy.metadata import export_metadata, hashes_of_exports, read_metadata
 from pimlip_zoo.deploy.native import library
 from pimlip_zoo.deploy.native.archive import read_native, write_native
 from pimlip_zoo.deploy.native.export import export_native
 from pimlip_zoo.deploy.native.library import NativeModel, machine_level
 from pimlip_zoo.deploy.selfcheck import check_structures, from_edges, pair_style_inputs
+from pimlip_zoo.deploy.torchscript import prepared
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import sealed
 from pimlip_zoo.graph import edge_vectors
@@ -30,6 +31,7 @@ from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.zbl import ZBL
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.testing import STRUCTURES, structure
+from pimlip_zoo.training.checkpoint import save_potential
 
 pytestmark = pytest.mark.compiler
 
@@ -242,6 +244,34 @@ def test_native_models_form_committees(exported):
     one = atoms.copy()
     one.calc = pz.calculator(path)
     assert atoms.get_potential_energy() == pytest.approx(one.get_potential_energy(), abs=1e-11)
+
+
+def test_an_export_beside_its_run_or_another_export_of_it_is_no_second_member(exported, tmp_path):
+    potential, model = exported
+    run, stranger, again = tmp_path / "run.ckpt", tmp_path / "other.ckpt", tmp_path / "again.pimlip"
+    save_potential(potential, run)
+    other = build("nequip")
+    with torch.no_grad():
+        next(other.model.parameters()).add_(0.1)
+    save_potential(other, stranger)
+    content = read_native(model)
+    write_native(again, dataclasses.replace(content, metadata={**content.metadata, "training": '{"day": 2}'}))
+    for members in ((run, model), (model, stranger, run), (stranger, model, run)):
+        with pytest.raises(InputError, match=r"model\.pimlip: has the same weights as .*run\.ckpt"):
+            pz.calculator(*members)
+    with pytest.raises(InputError, match=r"again\.pimlip: has the same weights as .*model\.pimlip"):
+        pz.calculator(model, again)
+    pz.calculator(model, stranger)
+
+
+@pytest.mark.parametrize("trained", [torch.float32, torch.float64])
+@pytest.mark.parametrize("written", [None, torch.float32, torch.float64])
+def test_the_hash_of_an_export_is_known_of_its_run_in_every_precision(trained, written):
+    potential = build("nequip", trained)
+    ready = prepared(potential, written)
+    metadata = export_metadata(ready, name="nequip", dtype=ready.model.dtype, training={})
+    assert metadata["weights_sha256"] in hashes_of_exports(potential)
+    assert potential.model.dtype == trained
 
 
 def test_torch_is_not_needed(exported):

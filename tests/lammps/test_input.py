@@ -15,6 +15,7 @@ from pimlip_zoo.cli import app
 from pimlip_zoo.deploy.lammps.input import MDSettings, in_lammps_axes, write_data, write_run
 from pimlip_zoo.deploy.lammps.run import run_lammps
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.written import parse_pressure
 
 
 def test_a_constraint_without_single_atoms_is_refused(tmp_path):
@@ -45,6 +46,38 @@ def test_options_without_effect_and_atoms_on_one_spot_are_refused(file, options,
     assert isinstance(result.exception, InputError)
     assert says in str(result.exception)
     assert not (tmp_path / "md").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "bar", "says"),
+    [
+        ("1", "1", "1 bar (0.0001 GPa)"),
+        ("1GPa", "10000", "10000 bar (1 GPa)"),
+        ("-2 kbar", "-2000", "-2000 bar (-0.2 GPa)"),
+        ("1atm", "1.01325", "1.01325 bar (0.000101325 GPa)"),
+    ],
+)
+def test_a_pressure_is_in_bar_or_in_its_own_unit_and_is_said_in_bar_and_gpa(
+    given, bar, says, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pimlip_zoo.cli.lammps._plugin", lambda model: tmp_path / "plugin.so")
+    monkeypatch.setattr("pimlip_zoo.deploy.metadata.read_metadata", lambda path: {"type_names": "H O"})
+    (tmp_path / "a.pimlip").touch()
+    water = molecule("H2O", vacuum=4.0, pbc=True)
+    ase.io.write(tmp_path / "water.extxyz", water)
+    command = ["lammps", "input", tmp_path / "a.pimlip", "--structure", tmp_path / "water.extxyz"]
+    command += ["-o", tmp_path / "md", "--ensemble", "npt", "--pressure", given]
+    result = CliRunner().invoke(app, [*map(str, command)])
+    assert result.exit_code == 0, result.output
+    assert f"NPT at 300 K and {says}" in result.output
+    assert f" iso {bar} {bar} " in (tmp_path / "md" / "in.lammps").read_text()
+
+
+@pytest.mark.parametrize("given", ["", "GPa", "1mbar", "1 GPa bar", "one"])
+def test_what_is_no_pressure_is_refused(given, tmp_path):
+    for unit in ("bar", "GPa"):
+        with pytest.raises(InputError, match=rf"--pressure: .* is no pressure \(a number of {unit}, or 1bar"):
+            parse_pressure(given, unit)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch.func import functional_call
+from typer.testing import CliRunner
 
 from pimlip_zoo import experiment
+from pimlip_zoo.cli.report import _gather
+from pimlip_zoo.cli.train import app
 from pimlip_zoo.config import load_config, parse_settings
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import run as runs
@@ -153,6 +156,24 @@ def test_the_optimiser_holds_the_species_of_the_data_and_the_run_all_of_them(bas
     assert torch.equal(embedding[0][absent], embedding[1][absent])
     assert not torch.equal(embedding[0][present], embedding[1][present])
     assert torch.equal(before.energy_references[absent], after.energy_references[absent])
+
+
+def test_the_run_names_all_parameters_as_its_report_does_and_those_that_are_trained(bases, tmp_path):
+    settings = ["--set", "trainer.max_steps=1", *given(SETTINGS[:3])]
+    out = CliRunner().invoke(app, ["--from", str(bases["nequip"]), "--out", str(tmp_path / "run"), *settings])
+    assert out.exit_code == 0, out.output
+    whole, small = count(a_potential("nequip")), count(cut_down(a_potential("nequip"), PRESENT)[0])
+    assert small < whole
+    assert f"{whole:,} parameters ({small:,} without those of absent species)" in " ".join(out.output.split())
+    assert _gather(tmp_path / "run").facts["Parameters"] == f"{whole:,}"
+
+
+def given(settings):
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def count(potential):
+    return sum(weights.numel() for weights in potential.model.parameters())
 
 
 # ---- low-rank updates
