@@ -48,6 +48,13 @@ LINEAR = {**MUON, "schedule.name": "linear", "schedule.final": 0.0}
 RESIDUAL = {"model.residual_first": True}
 """MACE alone has it."""
 
+
+def _constant(settings: dict[str, object]) -> dict[str, object]:
+    """The settings with a rate that has no end to decay to."""
+    kept = {key: value for key, value in settings.items() if key != "schedule.final"}
+    return {**kept, "schedule.name": "constant"}
+
+
 RECIPES: dict[str, dict[str, object]] = {
     "adamw": ADAMW,
     "adamw-lr0.003": {**ADAMW, "optimizer.lr": 0.003},
@@ -96,8 +103,8 @@ RECIPES: dict[str, dict[str, object]] = {
     "muon-batch10": {**MUON, "data.batch_size": 10},
     "soap-lr0.003": {**LINEAR, "optimizer.lr": 0.003},
     "soap-lr0.01": {**LINEAR, "optimizer.lr": 0.01},
-    "schedule-free": {**ADAMW, "schedule.name": "constant"},
-    "muon-constant-ema0.998": {**MUON, "schedule.name": "constant", "trainer.ema_decay": 0.998},
+    "schedule-free": _constant(ADAMW),
+    "muon-constant-ema0.998": {**_constant(MUON), "trainer.ema_decay": 0.998},
     "linear-momentum0.9": LINEAR,
     "linear-outputs": {**LINEAR, "optimizer.equal_outputs": True},
     "linear-energy3": {**LINEAR, "loss.energy_per_atom.weight": 3.0},
