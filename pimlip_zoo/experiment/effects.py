@@ -77,6 +77,11 @@ def _of_schedule(config: RunConfig) -> Iterator[Idle]:
                 f"schedule.name is {schedule.name}",
                 f"leave it out; schedule.name={'|'.join(names)} would read it",
             )
+    timeless = "trainer.max_time is not given" if trainer.max_time is None else ""
+    if schedule.shorter_power > 0 and timeless:
+        yield Idle("schedule.shorter_power", timeless, "give --max-time, or leave it out")
+    if schedule.highest_lr is not None and (timeless or schedule.shorter_power == 0):
+        yield Idle("schedule.highest_lr", timeless or "schedule.shorter_power is 0")
     if schedule.warmup_steps >= trainer.max_steps:
         yield Idle(
             "schedule.warmup_steps",

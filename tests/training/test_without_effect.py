@@ -1,5 +1,6 @@
 """What is given for losses, optimiser and schedule changes the run, or is refused; what runs have written goes on."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -24,8 +25,9 @@ from pimlip_zoo.experiment import prepare
 from pimlip_zoo.experiment.effects import without_effect
 from pimlip_zoo.experiment.run import _optimizer, run_clock, training_module
 from pimlip_zoo.graph import collate
-from pimlip_zoo.training.callbacks import Plateau
+from pimlip_zoo.training.callbacks import Plateau, TimeLimit
 from pimlip_zoo.training.schedule import READ_BY, learning_rate_factor
+from pimlip_zoo.written import parse_duration
 
 SMALL = [
     "data.train=builtin:ethanol-gfn2@:8",
@@ -44,6 +46,8 @@ OTHERS = {
     "plateau_factor": 0.3,
     "plateau_patience": 3,
     "plateau_threshold": 0.5,
+    "shorter_power": 0.7,
+    "highest_lr": 0.0101,
     "lr": 0.005,
     "weight_decay": 0.5,
     "betas": [0.5, 0.9],
@@ -69,26 +73,40 @@ def idle(config, labels=("energy", "forces")):
 
 
 def rates(config):
-    """Of a run whose validations improve by a tenth three times, and then not at all."""
+    """Of a run whose validations improve by a tenth three times and then not at all, and that has time for 25 steps."""
     clock = run_clock(config)
-    section = config.schedule
+    section, ends = config.schedule, math.inf
     factor = learning_rate_factor(
         section.name, warmup_steps=section.warmup_steps, clock=clock, final=section.final
     )
     plateau = Plateau(section.plateau_factor, section.plateau_patience, section.plateau_threshold, clock)
+    limit, seconds = None, 0.0
+    if config.trainer.max_time is not None:
+        ends = parse_duration(config.trainer.max_time).total_seconds()
+        highest = math.inf if section.highest_lr is None else section.highest_lr / config.optimizer.lr
+        limit = TimeLimit(ends, clock, section.shorter_power, highest)
     found, scores = [], iter([1.0, 0.9, 0.81, *[0.8] * 100])
-    for step in range(config.trainer.max_steps):
-        found.append(factor(step))
-        if section.name == "plateau" and (step + 1) % config.trainer.valid_every == 0:
+    for step in range(1, config.trainer.max_steps + 1):
+        found.append(factor(step - 1))
+        seconds += 4.0
+        if limit is not None:
+            clock.time_share = min(seconds / ends, 1.0)
+            limit.on_train_batch_end(SimpleNamespace(global_step=step, should_stop=False))
+        if section.name == "plateau" and step % config.trainer.valid_every == 0:
             metrics = {"valid_score": torch.tensor(next(scores))}
             plateau.on_validation_end(SimpleNamespace(sanity_checking=False, callback_metrics=metrics), None)
+        if seconds >= ends:
+            break
     return found
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("option", [key for key in ScheduleSection.model_fields if key != "name"])
-def test_an_option_of_the_schedule_changes_the_rates_or_is_known_not_to(name, option):
-    base = [f"schedule.name={name}", "schedule.plateau_patience=4"]
+@pytest.mark.parametrize(
+    "more", [[], ["trainer.max_time=100s"], ["trainer.max_time=100s", "schedule.shorter_power=0.5"]]
+)
+def test_an_option_of_the_schedule_changes_the_rates_or_is_known_not_to(name, option, more):
+    base = [f"schedule.name={name}", "schedule.plateau_patience=4", *more]
     other = configured(*base, f"schedule.{option}={OTHERS[option]}")
     changed = rates(other) != rates(configured(*base))
     assert changed == (f"schedule.{option}" not in idle(other))
@@ -186,6 +204,10 @@ def test_a_distance_leaves_the_weight_of_its_loss_as_it_is():
         (
             ["schedule.name=constant", "schedule.final=0.5"],
             "schedule.final: has no effect: schedule.name is constant",
+        ),
+        (
+            ["schedule.shorter_power=0.3"],
+            "schedule.shorter_power: has no effect: trainer.max_time is not given",
         ),
         (["schedule.plateau_factor=0.5"], "schedule.plateau_factor: has no effect: schedule.name is linear"),
         (
