@@ -17,13 +17,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from labelling import PAGE, SETS, folder_of, named, placed, trained
+import labelling
+from labelling import PAGE, folder_of, named, placed, trained
 from pages import add_row, read_rows, write_between
 from study import parsers
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "coverage.jsonl"
 LABELS = 50
+SETS = {
+    **labelling.SETS,
+    "acac_300K": {
+        "pool": "acac/train_300K.extxyz@0:450",
+        "valid": "acac/train_300K.extxyz@450:500",
+        "tests": ("acac/test_MD_300K.extxyz@::4", "acac/test_MD_600K.extxyz@::4"),
+        "batch_size": 5,
+    },
+    "3bpa": {
+        "pool": ",".join(f"3bpa/train_300K.extxyz@{k}::10" for k in range(1, 10)),
+        "valid": "3bpa/train_300K.extxyz@::10",
+        "tests": ("3bpa/train_300K.extxyz@::10", "3bpa/ood_mixedT_minus_train300K.extxyz"),
+        "batch_size": 5,
+    },
+}
+"""Those of ``labelling.py``, and two whose pool and validation are at 300 K only."""
 WITHOUT, WITH = "without", "with"
 
 
