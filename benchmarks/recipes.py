@@ -563,7 +563,11 @@ def write_docs(options: argparse.Namespace) -> int:  # noqa: ARG001
             recipes.items(), key=lambda item: float(cells(item[1])[1].split()[0])
         ):
             cpu = statistics.mean(run["cpu_s"] for run in runs)
-            lines.append(f"| {recipe} | {preset} | {len(runs)} | {cpu:.0f} | {' | '.join(cells(runs))} |")
+            done = [run.get("done_steps", run["steps"]) for run in runs]
+            ended = "" if min(done) > 0.9 * runs[0]["steps"] else f" ({min(done):,} to {max(done):,} steps)"
+            lines.append(
+                f"| {recipe}{ended} | {preset} | {len(runs)} | {cpu:.0f} | {' | '.join(cells(runs))} |"
+            )
         lines.append("")
     lines += draw()
     text = PAGE.read_text()
