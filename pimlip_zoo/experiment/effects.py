@@ -24,8 +24,8 @@ class Idle(NamedTuple):
     key: str
     reason: str
     hint: str = "leave it out"
-    by_length: bool = False
-    """The run is too short for it, whoever chose it."""
+    told: int = logging.NOTSET
+    """The run is too short for it, whoever chose it, which is logged at this level."""
 
 
 def check_effects(config: RunConfig, labels: Sequence[str], stated: Collection[str] | None) -> None:
@@ -47,8 +47,8 @@ def check_effects(config: RunConfig, labels: Sequence[str], stated: Collection[s
             raise InputError(f"has no effect: {found.reason}", key=key, hint=found.hint)
     usual, now = dict(dotted_options(RunConfig())), dict(dotted_options(config))
     for key, found in idle.items():
-        if found.by_length:
-            log.warning("%s=%s is too long for this run: %s", key, now[key], found.reason)
+        if found.told:
+            log.log(found.told, "%s=%s is too long for this run: %s", key, now[key], found.reason)
         elif key in usual and usual[key] != now[key] and key not in config.recipe.filled:
             log.warning("%s=%s has no effect in this run: %s", key, now[key], found.reason)
 
@@ -87,7 +87,7 @@ def _of_schedule(config: RunConfig) -> Iterator[Idle]:
             "schedule.warmup_steps",
             f"of {trainer.max_steps} steps none has the rate optimizer.lr, and nothing decays",
             "give fewer than the run has",
-            by_length=True,
+            told=logging.INFO,
         )
     every = min(trainer.valid_every, trainer.max_steps)
     if schedule.name == "plateau" and (schedule.plateau_patience + 2) * every >= trainer.max_steps:
@@ -95,7 +95,7 @@ def _of_schedule(config: RunConfig) -> Iterator[Idle]:
             "schedule.plateau_patience",
             f"with {trainer.max_steps // every} validations the rate stays as it is",
             "give less, or validate more often (trainer.valid_every)",
-            by_length=True,
+            told=logging.WARNING,
         )
 
 

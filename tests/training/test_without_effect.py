@@ -265,7 +265,8 @@ def test_what_changes_something_or_says_what_is_so_is_taken(settings):
 
 def test_warm_ups_that_nobody_gave_and_that_never_end_are_said(caplog):
     config = load_config(None, parse_settings([*SMALL[:-1], "trainer.max_steps=10"]))
-    prepare(config)
+    with caplog.at_level("INFO", "pimlip_zoo"):
+        prepare(config)
     assert "schedule.warmup_steps=100 is too long for this run: of 10 steps none has" in caplog.text
 
 
