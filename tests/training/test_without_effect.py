@@ -270,6 +270,30 @@ def test_warm_ups_that_nobody_gave_and_that_never_end_are_said(caplog):
     assert "schedule.warmup_steps=100 is too long for this run: of 10 steps none has" in caplog.text
 
 
+def test_a_point_of_a_curve_may_lack_what_others_have(tmp_path):
+    """Of four structures one has a stress; the weight of the stress is given for all points."""
+    from pimlip_zoo.datasets.writing import write_frames
+    from pimlip_zoo.experiment.curve import Point, run_points, subset
+
+    frames = [
+        replace(frame, stress=None if number else frame.stress)
+        for number, frame in enumerate(load_builtin("cual-emt")[:4])
+    ]
+    write_frames(tmp_path / "few.extxyz", frames)
+    seed = next(s for s in range(20) if all(f.stress is None for f in subset(frames, 2, s)))
+    settings = {
+        **dict(parse_settings(SMALL[1:])),
+        "data.train": str(tmp_path / "few.extxyz"),
+        "data.valid": "builtin:cual-emt/valid@:2",
+        "loss.stress.weight": 30.0,
+        "trainer.max_steps": 2,
+    }
+    points = [Point(size, "none", seed) for size in (2, 4)]
+    tests = ["builtin:cual-emt/test@:2"]
+    assert run_points(points, list(settings.items()), tests, tmp_path / "curve") is None
+    assert all((tmp_path / "curve" / point.name / "result.json").exists() for point in points)
+
+
 def test_what_a_run_has_written_goes_on_and_is_said(tmp_path, caplog):
     old = configured("trainer.max_steps=2", "schedule.name=constant")
     values = {"schedule.final": 0.5, "loss.stress.weight": 10.0}  # as versions wrote that took it
