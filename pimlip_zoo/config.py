@@ -5,6 +5,7 @@ The same keys stand in ``run.yaml`` and after ``--set``; an unknown one is an er
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -453,6 +454,8 @@ def load_config(
     if onto is not None:
         content, complete = merge_tables(_read_table(onto), content), True
     content = _with_recipe(content)
+    if onto is None and _names_another_recipe(content, dict(settings)):
+        content = _without_filled(content)
     for key, value in settings:
         if key == "recipe.name":
             content["recipe"] = {}  # the version, and what was filled in, are those of another one
@@ -492,6 +495,46 @@ def _without_preset_of_another(content: Mapping[str, Any], name: object) -> Any:
     if not isinstance(model, dict) or model.get("name") == name or "model.preset" not in filled:
         return model or {}
     return {key: value for key, value in model.items() if key != "preset"}
+
+
+def _names_another_recipe(content: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether settings name another recipe, or another version, than the table of a run does."""
+    recipe = content.get("recipe")
+    if not isinstance(recipe, dict) or not recipe.get("filled"):
+        return False
+    return any(
+        settings.get(f"recipe.{key}", recipe.get(key)) != recipe.get(key) for key in ("name", "version")
+    )
+
+
+def _without_filled(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A table without what its recipe filled in, nor what is as usual in the sections that recipes are about.
+
+    The architecture stays, whose options stand beside its preset.
+    """
+    left: dict[str, Any] = copy.deepcopy(dict(content))
+    for key in content["recipe"]["filled"]:
+        section, *path = key.split(".")
+        place = left.get(section) if section != "model" else None
+        for name in path[:-1]:
+            place = place.get(name) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.pop(path[-1], None)
+    usual = RunConfig().model_dump()
+    for section in ("optimizer", "schedule", "loss"):
+        left[section] = _differing(left.get(section), usual[section])
+    left["recipe"] = {"name": content["recipe"].get("name")}
+    return left
+
+
+def _differing(table: Any, usual: Any) -> Any:
+    """What in a table is not as usual."""
+    if not (isinstance(table, dict) and isinstance(usual, dict)):
+        return table
+    inner = {
+        key: _differing(value, usual.get(key)) for key, value in table.items() if value != usual.get(key)
+    }
+    return {key: value for key, value in inner.items() if value != {}}
 
 
 def _with_architecture(run: str, model: object) -> str:

@@ -243,8 +243,9 @@ def _calibrated(potential: Potential, layer: LastLayer, data: Tensor, valid: Seq
     _, root, energy, of_forces = best
     if of_forces.count == 0:
         of_forces = replace(energy, count=0)
-    if energy.count == 0:
-        energy = replace(of_forces, count=0)
+    if energy.count == 0 and of_forces.count:  # a structure's energy has no part in what its forces share
+        raw = torch.sqrt(torch.einsum("ndc,de->nec", forces, root).square().sum(dim=(1, 2))).numpy()
+        energy = replace(calibrate(force_errors, raw, 3), count=0)
     return Posterior(potential, root, energy, of_forces)
 
 

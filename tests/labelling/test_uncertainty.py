@@ -235,6 +235,27 @@ def test_energies_alone_are_enough_and_nothing_is_refused(frames):
         fit_posterior(small("nequip"), none[:4], bare[4:])
 
 
+def test_forces_alone_calibrate_energies_without_what_forces_of_a_structure_share(frames, monkeypatch):
+    from dataclasses import replace
+
+    from pimlip_zoo.labelling import uncertainty
+
+    usual = uncertainty.calibrate
+
+    def with_a_share(errors, raw, dimensions=1, structure=None):
+        found = usual(errors, raw, dimensions)
+        return found if structure is None else replace(found, factor=1e4 * found.factor, shared=2.0)
+
+    bare = [replace(frame, energy=None) for frame in frames[4:]]
+    before = fit_posterior(small("nequip"), frames[:4], bare)
+    monkeypatch.setattr(uncertainty, "calibrate", with_a_share)
+    alone = fit_posterior(small("nequip"), frames[:4], bare)
+    assert alone.forces.shared == 2.0
+    assert (alone.energy.shared, alone.energy.count) == (0.0, 0)
+    graph = batch_of(frames[:4]).graph
+    assert np.allclose(alone.energy_uncertainty(graph), before.energy_uncertainty(graph), rtol=1e-9)
+
+
 def test_a_direct_head_is_refused():
     info = get_model("nequip")
     model = info.model(info.configure(**SMALL["nequip"], force_head="direct"), SPECIES)
