@@ -234,9 +234,12 @@ class TimeLimit(Callback):
         self._known = True
         expected = step + (self.budget - now) * (step - first) / (now - then)
         part = expected / self.clock.total_steps
-        if part >= 1.0 or self.clock.time_share >= 1.0:
+        before = self.clock.raised
+        self.clock.raised, self.clock.raised_at = min(min(part, 1.0) ** -self.shorter_power, self.most), step
+        if self.clock.raised == 1.0:
+            if before != 1.0:
+                log.info("there is time for all steps now: the learning rate is not raised any more")
             return
-        self.clock.raised, self.clock.raised_at = min(part**-self.shorter_power, self.most), step
         log.info(
             "there is time for about %s of %s steps: the learning rate is raised %.2g times",
             f"{float(f'{expected:.2g}'):,.0f}",
@@ -252,15 +255,21 @@ class TimeLimit(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Time so far, how much there is, and what the rate was raised by at which step."""
-        raised = (self.clock.raised, self.clock.raised_at) if self._known else None
+        raised = (self.clock.raised, self.clock.raised_at, *self._made_with()) if self._known else None
         return {"seconds": self.seconds, "budget": self.budget, "raised": raised}
 
+    def _made_with(self) -> tuple[float, ...]:
+        """What the factor of the rate follows from, beside the speed."""
+        return self.budget, self.shorter_power, self.most, self.clock.total_steps
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting; the rate stays what it was raised to."""
+        """Go on counting; the rate stays what it was raised to, unless time, steps or limits are others now."""
         self._before = state_dict["seconds"]
-        if (raised := state_dict.get("raised")) is not None:
-            self.clock.raised, self.clock.raised_at = raised
-            self._known = True
+        if (raised := state_dict.get("raised")) is None or self.shorter_power == 0.0:
+            return
+        factor, self.clock.raised_at, *made_with = raised
+        self.clock.raised = min(factor, self.most)
+        self._known = tuple(made_with) == self._made_with()  # else the speed is measured again
 
 
 class Plateau(Callback):

@@ -145,6 +145,34 @@ def test_a_resumed_run_keeps_what_its_rate_was_raised_to():
     assert (other.raised, other.raised_at) == (clock.raised, clock.raised_at)
 
 
+@pytest.mark.parametrize(
+    ("change", "raised"),
+    [
+        ({"seconds": 5000.0}, 1.0),  # enough for all steps
+        ({"shorter_power": 0.0}, 1.0),
+        ({"most": 1.25}, 1.25),
+        ({"shorter_power": 1.0}, 4.0),
+    ],
+    ids=["more time", "no power", "a lower limit", "another power"],
+)
+def test_a_resumed_run_whose_time_or_limits_changed_finds_its_rate_anew(change, raised):
+    from pimlip_zoo.training.callbacks import TimeLimit
+    from pimlip_zoo.training.schedule import RunClock
+
+    limit, clock = looked_ahead(0.5, 100.0)
+    assert clock.raised == pytest.approx(2.0)
+    limit._before = 100.0
+    other = RunClock(2000, start=50)
+    options = {"seconds": 500.0, "shorter_power": 0.5, "most": 100.0, **change}
+    resumed = TimeLimit(clock=other, **options)
+    resumed.load_state_dict(limit.state_dict())
+    assert other.raised <= options["most"]
+    for step in range(101, 151):
+        other.time_share = step / options["seconds"]
+        resumed.on_train_batch_end(SimpleNamespace(global_step=step, should_stop=False))
+    assert other.raised == pytest.approx(raised)
+
+
 def test_a_run_of_a_version_before_goes_on_without_a_raised_rate():
     from pimlip_zoo.training.callbacks import TimeLimit
     from pimlip_zoo.training.schedule import RunClock
