@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -18,7 +19,10 @@ from pimlip_zoo.cli.import_ import app
 from pimlip_zoo.config import load_config
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.foundation.nequip import import_potential
+from pimlip_zoo.foundation.nequip.constants import check_constants
 from pimlip_zoo.foundation.nequip.stored import StoredModel, read_model
+from pimlip_zoo.models.allegro import Allegro
+from pimlip_zoo.models.nequip import NequIP
 from pimlip_zoo.training.checkpoint import load_potential
 
 FOLDER = Path(__file__).parent
@@ -235,8 +239,47 @@ def test_frequencies_that_are_not_trained_have_to_be_the_usual_ones(
     stored.options["bessel_trainable"] = False
     stored.weights[name] = 1.1 * stored.weights[name]
     monkeypatch.setattr(module, "read_model", lambda _: stored)
-    with pytest.raises(InputError, match="has other frequencies than 1, 2"):
+    with pytest.raises(InputError, match=r"has other frequencies in .*bessel_weights than its options say"):
         import_potential(files / "nequip_file.ckpt")
+
+
+WEIGHT = re.compile(r".*(weight|tps\.\d\.weights|bessel_weights|\.scales|\.shifts)")
+UNUSED = re.compile(r".*(output_mask|\._w3j_\d_\d_\d)")
+"""What nequip itself does not compute with: its energies stay the same when they are changed."""
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", FILES)
+def test_each_number_that_is_no_weight_has_to_be_what_the_options_say(
+    name: str, suffix: str, files: Path
+) -> None:
+    stored = read_model(files / f"{name}{suffix}")
+    model = import_potential(files / f"{name}{suffix}").model
+    assert isinstance(model, NequIP | Allegro)
+    check_constants(model, stored.weights)
+    compared = set()
+    for key, value in stored.weights.items():
+        if WEIGHT.fullmatch(key) or UNUSED.fullmatch(key) or not value.numel():
+            continue
+        compared.add(key.rpartition(".")[2])
+        one = value.clone()
+        one.view(-1)[-1] += 1e-4
+        for changed in (1.25 * value, one, value.new_zeros(0), value.new_ones(1), value.new_ones(3)):
+            with pytest.raises(InputError, match=rf"has other .* in {re.escape(key)} than its options say"):
+                check_constants(model, {**stored.weights, key: changed})
+    expected = {"_rmax_recip"} | ({"w3j"} if "allegro" in name else set())
+    if suffix == ".nequip.zip":
+        expected |= {"alpha", "norm_const"} | ({"_rtoi"} if "allegro" in name else set())
+    assert compared == expected
+
+
+def test_a_file_with_other_cutoffs_than_its_options_have_is_refused(files: Path, tmp_path: Path) -> None:
+    content = torch.load(files / "nequip_file.ckpt", weights_only=False)
+    (key,) = [key for key in content["state_dict"] if key.endswith("_rmax_recip")]
+    content["state_dict"][key] = 1.25 * content["state_dict"][key]
+    torch.save(content, tmp_path / "scaled.ckpt")
+    with pytest.raises(InputError, match=r"scaled\.ckpt: has other cutoffs in edge_norm\._rmax_recip"):
+        import_potential(tmp_path / "scaled.ckpt")
 
 
 @pytest.mark.parametrize("name", ["nequip_file", "allegro_file"])

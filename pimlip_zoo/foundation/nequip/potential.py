@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.foundation.nequip.constants import check_constants
 from pimlip_zoo.foundation.nequip.options import configure
 from pimlip_zoo.foundation.nequip.stored import StoredModel, read_model
 from pimlip_zoo.foundation.nequip.weights import allegro_weights, nequip_weights
 from pimlip_zoo.foundation.objects import check_finite, laid_out_as
-from pimlip_zoo.models.allegro import Allegro, AllegroConfig
+from pimlip_zoo.models.allegro import Allegro
 from pimlip_zoo.models.extent import check_extent
 from pimlip_zoo.models.nequip import NequIP, NequIPConfig
 from pimlip_zoo.models.potential import Potential
@@ -50,7 +51,6 @@ def _potential(stored: StoredModel) -> Potential:
         if getattr(config, name) > most:
             raise InputError(f"has {name} = {getattr(config, name)}", hint=f"at most {most} can be converted")
     model: NequIP | Allegro
-    _check_frequencies(stored.weights, config)
     check_extent(
         NequIP if isinstance(config, NequIPConfig) else Allegro, config, species, stored.weights.values()
     )
@@ -60,22 +60,13 @@ def _potential(stored: StoredModel) -> Potential:
     else:
         model = Allegro(config, species).to(torch.float64)
         model.load_state_dict(allegro_weights(model, stored.weights))
+    check_constants(model, stored.weights)
     potential = Potential(
         model,
         energy_references=_level(stored, "shifts", 0.0, len(species)),
         scale=_level(stored, "scales", 1.0, len(species)),
     )
     return potential.set_dtype(_dtype(stored)).eval()
-
-
-def _check_frequencies(weights: dict[str, Tensor], config: NequIPConfig | AllegroConfig) -> None:
-    """Those that are not trained are whole multiples here, whatever the file has."""
-    usual = torch.arange(1, config.num_bessel + 1)
-    for name, value in weights.items():
-        if name.endswith("bessel_encode.bessel_weights") and not config.bessel_trainable:
-            found = value.to(torch.float64).reshape(-1)
-            if found.shape != usual.shape or not torch.allclose(found, usual.to(found.dtype)):
-                raise InputError(f"has other frequencies than 1, 2, ... {config.num_bessel} in {name}")
 
 
 def _dtype(stored: StoredModel) -> torch.dtype:
