@@ -90,11 +90,26 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
             raise InputError(f"has numbers that are not finite in {name}")
 
 
+def tensors_of(state: Mapping[object, object]) -> dict[str, Tensor]:
+    """Those of a state dict, by their names; what modules keep beside them is passed over.
+
+    Raises:
+        InputError: naming a tensor that is stored in a way that is not read; passed over, it would be missed.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, Record):
+            raise InputError(f"has a {value.name[:60]} as {str(name)[:120]}, where a tensor belongs")
+        if isinstance(value, Tensor):
+            tensors[str(name)] = value
+    return tensors
+
+
 def state_of(record: Record) -> dict[str, Tensor]:
     """All parameters and buffers under a recorded module, by their names in its state dict.
 
     Raises:
-        InputError: when modules contain each other.
+        InputError: when modules contain each other, or a tensor is stored in a way that is not read.
     """
     state: dict[str, Tensor] = {}
     waiting, seen = [("", record)], 0
@@ -105,9 +120,8 @@ def state_of(record: Record) -> dict[str, Tensor]:
             raise InputError("has modules that contain each other")
         for place in ("_parameters", "_buffers"):
             values = module.attributes.get(place)
-            for key, value in values.items() if isinstance(values, dict) else ():
-                if isinstance(value, Tensor):
-                    state[f"{name}{key}"] = value.detach()
+            here = tensors_of(values) if isinstance(values, dict) else {}
+            state.update((f"{name}{key}", value.detach()) for key, value in here.items())
         waiting += [
             (f"{name}{key}.", child) for key, child in module.children.items() if isinstance(child, Record)
         ]

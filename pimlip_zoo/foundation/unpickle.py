@@ -312,7 +312,9 @@ class _Machine:
             self.stack[-1] = array = _opaque("numpy.ndarray", state) if filled is None else filled
             for place in target.places:
                 self.memo[place] = array
-        elif not isinstance(target, dict | Tensor):  # what those carry beside their content is not needed
+        elif isinstance(target, Tensor):
+            raise InputError("its pickle gives a tensor another content, as torch.save does not")
+        elif not isinstance(target, dict):  # what it carries beside its content is not needed
             raise InputError("its pickle gives attributes to plain data")
 
     def _binpersid(self, _: Any) -> None:
@@ -402,9 +404,14 @@ def _attribute(owner: Any, name: Any) -> Any:
     return Record("builtins.getattr", (owner, name))
 
 
-def _parameter(data: Any, *_: Any) -> Tensor:
+def _parameter(data: Any, _: Any = False, __: Any = None, state: Any = None, /) -> Tensor:
+    """Its state is attributes that somebody gave it; a tensor's own ones, such as ``data``, would change its value."""
     if not isinstance(data, Tensor):
         raise InputError("its pickle has a parameter that is no tensor")
+    for attributes in state if isinstance(state, tuple) else (state,):
+        for name in attributes if isinstance(attributes, dict) else ():
+            if not isinstance(name, str) or hasattr(Tensor, name):
+                raise InputError(f"its pickle sets {str(name)[:60]} of a parameter, which is not supported")
     return data
 
 
@@ -413,7 +420,13 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any) -> Any:
     return _opaque("numpy.ndarray", (shape, dtype)) if array is None else array
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any = False, __: Any = None, marks: Any = None, /
+) -> Tensor:
+    """Marks stand for another sign than that of the numbers, or for complex conjugates."""
+    if marks:
+        names = ", ".join(sorted(map(str, marks))) if isinstance(marks, dict) else str(marks)
+        raise InputError(f"has a tensor that is marked with {names[:60]}, which is not supported")
     return tensor_view(storage, offset, size, stride)
 
 

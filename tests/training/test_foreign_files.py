@@ -27,6 +27,7 @@ from pimlip_zoo.foundation.mace_torch import import_potential
 from pimlip_zoo.foundation.nequip import import_potential as import_nequip
 from pimlip_zoo.foundation.objects import read_objects, state_of
 from pimlip_zoo.foundation.sevennet import import_potential as import_sevennet
+from pimlip_zoo.foundation.unpickle import Record
 
 AGREEMENT = Path(__file__).parents[1] / "agreement"
 
@@ -242,6 +243,74 @@ def test_a_tensor_has_to_lie_within_its_numbers(arguments: bytes, tmp_path: Path
     refused(archive(("data.pkl", tensor(arguments)), ("data/0", numbers)), tmp_path)
     refused(archive(("data.pkl", fits), ("data/0", numbers[:-4])), tmp_path)
     refused(archive(("data.pkl", fits)), tmp_path)
+
+
+class Built:
+    """Pickled as a call with arguments, and what is given to the result behind it."""
+
+    def __init__(self, *parts: object) -> None:
+        self.parts = parts
+
+    def __reduce__(self):
+        return self.parts
+
+
+WEIGHT = torch.arange(1.0, 4.0)
+WITH_ATTRIBUTE = torch.nn.Parameter(WEIGHT)
+WITH_ATTRIBUTE.note = "muon"
+STATED = torch._utils._rebuild_parameter_with_state
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (torch._neg_view(WEIGHT), "marked with neg"),
+        (torch.nn.Parameter(torch._neg_view(WEIGHT)), "marked with neg"),
+        (torch.tensor([1 + 2j]).conj(), "marked with conj"),
+        (torch.tensor([1 + 2j]).conj().imag, "marked with neg"),
+        (Built(STATED, (WEIGHT, True, None, {"data": -WEIGHT})), "sets data of a parameter"),
+        (Built(STATED, (WEIGHT, True, None, (None, {"data": -WEIGHT}))), "sets data of a parameter"),
+    ],
+)
+def test_a_tensor_is_what_its_numbers_say_and_nothing_beside_them_changes_it(
+    value: object, text: str, tmp_path: Path
+) -> None:
+    assert text in refused(saved({"w": value}), tmp_path)
+
+
+def test_a_tensor_is_not_given_another_content_than_its_own(tmp_path: Path) -> None:
+    whole = tensor(b"K\x00K\x08\x85K\x01\x85")
+    numbers = ("data/0", np.arange(8, dtype="<f4").tobytes())
+    assert read(archive(("data.pkl", whole), numbers), tmp_path).tolist() == list(range(8))
+    given = whole[:-1] + b"(" + STORAGE + b"K\x04K\x04\x85K\x01\x85tb."
+    assert "another content" in refused(archive(("data.pkl", given), numbers), tmp_path)
+
+
+def test_attributes_that_somebody_gave_to_a_parameter_change_nothing(tmp_path: Path) -> None:
+    content = read(saved({"w": WITH_ATTRIBUTE}), tmp_path)
+    assert isinstance(content, dict)
+    assert torch.equal(content["w"], WEIGHT)
+
+
+def test_a_tensor_that_is_stored_in_another_way_is_not_passed_over(tmp_path: Path) -> None:
+    buffer = WEIGHT.clone()
+    buffer.note = "an attribute"  # torch rebuilds it by its type
+    module = torch.nn.Linear(3, 2)
+    module.register_buffer("kept", buffer)
+    record = read(saved(module), tmp_path)
+    assert isinstance(record, Record)
+    with pytest.raises(InputError, match="has a _rebuild_from_type_v2 as kept, where a tensor belongs"):
+        state_of(record)
+    for importer, file in ((import_nequip, "nequip_file.ckpt"), (import_sevennet, "sevennet_both.pth")):
+        content = torch.load(
+            io.BytesIO(lzma.decompress((AGREEMENT / f"{file}.xz").read_bytes())), weights_only=False
+        )
+        state = content.get("state_dict", content.get("model_state_dict"))
+        name = next(iter(name for name in state if name.endswith("weight")))
+        state[name].note = "an attribute"
+        torch.save(content, tmp_path / file)
+        with pytest.raises(InputError, match=f"{file}: has a _rebuild_from_type_v2 as .*weight"):
+            importer(tmp_path / file)
 
 
 def test_a_truth_value_is_zero_or_one(tmp_path: Path) -> None:

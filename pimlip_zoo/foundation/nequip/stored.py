@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.foundation.archive import TorchArchive
-from pimlip_zoo.foundation.objects import archive_objects, state_of
+from pimlip_zoo.foundation.objects import archive_objects, state_of, tensors_of
 from pimlip_zoo.foundation.unpickle import Record
 from pimlip_zoo.yaml_file import parse_yaml
 
@@ -60,7 +60,7 @@ def _from_checkpoint(content: object) -> StoredModel:
         )
     info = given.get("info_dict")
     _check_versions(info.get("versions") if isinstance(info, dict) else None)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = tensors_of(state)
     model = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
     options = given["model"]
     weights = _of_one_model(model)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.foundation.objects import check_finite, laid_out_as, read_objects
+from pimlip_zoo.foundation.objects import check_finite, laid_out_as, read_objects, tensors_of
 from pimlip_zoo.foundation.sevennet.layout import Layout, read_layout
 from pimlip_zoo.foundation.sevennet.weights import convert_weights, current_names
 from pimlip_zoo.models.extent import check_extent
@@ -70,7 +70,7 @@ def _potential(content: object, level: str | None, dtype: torch.dtype | None) ->
         )
     version = _version(config)
     _check_options(config)
-    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    weights = tensors_of(state)
     check_finite(weights)
     theirs = current_names(weights)
     levels = _levels(config)
