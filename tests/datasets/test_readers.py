@@ -376,6 +376,159 @@ def test_what_contradicts_nothing_in_an_xyz_header_is_read(tmp_path, comment, op
     assert frame.energy == pytest.approx(-27.2114 if options else -1, rel=1e-5)
 
 
+STRESS = 'Lattice="9 0 0 0 9 0 0 0 9" stress="1 0 0 0 1 0 0 0 1"'
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("stress_units=GPa", 'stress_unit="kbar"', "pressure_units=GPa", 'units="eV,Angstrom,GPa"'),
+        *("StressUnits=bar", "stress_unit=eV/nm^3", "stress_unit=voigt", "virial_units=GPa"),
+        *("EnergyUnits=Hartree", "energyunit=Ha", "unit_energy=Ha", "units_energy=Ha", "unit_of_energy=Ha"),
+        *(
+            "energy_units_=Ha",
+            "Energy-Units=Ha",
+            "energy_in=Ha",
+            "REF_energy_unit=Ha",
+            "total_energy_unit=Ha",
+        ),
+        *(
+            "lengthUnit=bohr",
+            'ForceUnits="Ha/Bohr"',
+            "cell_unit=nm",
+            "unit_pos=bohr",
+            "gradient_unit=Ha/Bohr",
+        ),
+        *("unit_style=real", "unitsystem=atomic", "units_system=au", "UnitStyle=electron", "units=lj"),
+        *('energy_unit="kJ/mole"', 'energy_unit="kcal/mole"', 'energy_unit="kcal mol-1"', "energy_unit=cm-1"),
+        *(
+            'energy_unit="J/mol"',
+            "energy_unit=eV/atom",
+            "energy_unit=mHa",
+            "energy_unit=au",
+            "forces_unit=eV",
+        ),
+        *("units=a.u", "units=a.u.", 'units="kcal mol^-1"', "units=cm-1", "units=kJ/mole", "dft_units=Ha"),
+        *(
+            'units={"energy": "Hartree"}',
+            'units="energy=Hartree"',
+            'units=["Hartree","Bohr"]',
+            "units=mHa/Bohr",
+        ),
+        *('units="dipole: Debye, energy: Ha"', "units='eV/\u212b Ha'", "positions{atomic_unit}"),
+    ],
+)
+def test_units_that_a_header_states_in_any_way_have_to_be_ours(tmp_path, said):
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES} energy=-1 {STRESS} {said}\n{ROW}\n", encoding="utf8")
+    with pytest.raises(InputError, match=r"a\.xyz, frame 0, \S+: the header says .* for something else"):
+        load_frames(str(tmp_path / "a.xyz"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(
+            "dipole_units=au",
+            "polarizability_units=a.u.",
+            "dipole_unit=Debye",
+            "temperature_unit=K",
+            "unit=7",
+        ),
+        *(
+            "time_unit=fs",
+            "mass_units=amu",
+            "charge_unit=e",
+            "quadrupole_units=au",
+            "hessian_units=Ha/Bohr^2",
+        ),
+        *("pressure=5 pressure_units=GPa", "formation_energy=3 formation_energy_unit=kJ/mol", "unity=real"),
+        *(
+            "cutoff_unit=Ry energy_cutoff_units=Ry",
+            "kinetic_energy_unit=K",
+            "unit_cell=primitive",
+            "spin=real",
+        ),
+        *(
+            "energy_unit=electronvolt",
+            'stress_units="eV/Angstrom^3"',
+            'units="eV, Angstroms, eV/\u00c5\u00b3"',
+        ),
+        *(
+            'forces_unit="eV \u00c5^-1"',
+            "forces_unit=eV/angstrom",
+            "length_unit=\u212b",
+            "units=ASE",
+            "units=metal",
+        ),
+        *(
+            'units={"energy": "eV", "dipole": "au"}',
+            'units="energy=eV length=Ang stress=eV/A^3"',
+            "virial_unit=eV",
+        ),
+        *(
+            'units="eV/(Angstrom)"',
+            "units=e",
+            "positions{angstrom} cell{angstrom}",
+            "Timestep=100 config_type=bulk",
+        ),
+    ],
+)
+def test_units_that_are_ours_or_of_other_quantities_are_read(tmp_path, said):
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES} energy=-1 {STRESS} {said}\n{ROW}\n", encoding="utf8")
+    (frame,) = load_frames(str(tmp_path / "a.xyz"))
+    assert frame.energy == -1
+    assert frame.stress[0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ("energy_unit=kcal/mole stress_unit=eV/A^3", "?energy=kcal/mol&length=Å&stress=eV/Å^3"),
+        ("energy_unit=wavenumbers units=real", "?energy=kcal/mol&length=Å&stress=eV/Å^3"),
+        ("stress_units=GPa", "?stress=GPa"),
+        ("stress_units=ksi", "?stress=GPa"),
+    ],
+)
+def test_units_that_are_named_count_unless_the_header_has_others(tmp_path, said, options):
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES} energy=-1 {STRESS} {said}\n{ROW}\n")
+    (frame,) = load_frames(f"{tmp_path / 'a.xyz'}{options}")
+    assert frame.energy == pytest.approx(-KCAL if "energy" in options else -1)
+    assert frame.stress[0, 0] == pytest.approx(units.GPa if "GPa" in options else 1)
+    (tmp_path / "a.xyz").write_text(f"1\n{FORCES} energy=-1 {STRESS} energy_unit=Ha\n{ROW}\n")
+    with pytest.raises(InputError, match="for something else"):
+        load_frames(f"{tmp_path / 'a.xyz'}{options}")
+
+
+def test_a_unit_of_stress_is_of_no_concern_where_no_stress_is_read(tmp_path):
+    (tmp_path / "a.xyz").write_text(f'1\n{FORCES} energy=-1 stress_unit=GPa units="eV Å GPa"\n{ROW}\n')
+    assert load_frames(str(tmp_path / "a.xyz"))[0].energy == -1
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        *(
+            (said, True)
+            for said in ("length_unit=nm", "units=atomic", "cellUnit=bohr", "positions{atomic_unit}")
+        ),
+        *((said, True) for said in ('units="Ha, Bohr"', "# CELL(abcABC): 9 9 9 90 90 90 Step: 0")),
+        *(
+            (said, False)
+            for said in ("energy_unit=Ha", "units=real", "stress_unit=GPa", 'units="kcal/mol Å"')
+        ),
+    ],
+)
+def test_lengths_of_a_structure_for_a_simulation_are_in_angstrom(tmp_path, said, wrong):
+    from pimlip_zoo.datasets.readers.source import check_bounded
+
+    (tmp_path / "a.xyz").write_text(f"1\n{said}\nH 0 0 0\n", encoding="utf8")
+    if not wrong:
+        check_bounded(tmp_path / "a.xyz")
+        return
+    with pytest.raises(InputError, match=r"a\.xyz, frame 0, \S+: the header says"):
+        check_bounded(tmp_path / "a.xyz")
+
+
 @pytest.mark.parametrize("count", ["0_1", "1_", "1.0", "0x1"])
 def test_numbers_of_atoms_are_digits(tmp_path, count):
     (tmp_path / "a.xyz").write_text(f"{count}\n{FORCES} energy=-1\n{ROW}\n")

@@ -11,7 +11,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,8 @@ from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import LabelFinder
 from pimlip_zoo.datasets.readers.scan import OPENERS
 from pimlip_zoo.datasets.readers.spec import ReadOptions
-from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit
+from pimlip_zoo.datasets.readers.stated_units import check_units
+from pimlip_zoo.datasets.readers.units import energy_unit
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import expansion_limit
 
@@ -42,9 +42,8 @@ _SEEMS_OTHER_CELL = re.compile(
     rb"(?i)cell|lattice[\w-]|latice|box|abc|alpha|(?<!\w)(?:tv|h0)|(?<!\w)c[\"']?\s*=\s*[\"'{\[]"
 )
 """In a header that may have a cell under another name."""
-_OF_UNITS = re.compile(r"(?i)(?:[a-z]+[_-])?units?")
-"""Keys such as units, energy_unit."""
-_OTHER_STYLES = ("real", "electron", "si", "cgs", "au", "a.u.", "atomic")
+_SEEMS_UNITS = re.compile(rb"(?i)units?|\w\{")
+"""In a header that may state units."""
 _UNDERSCORE = re.compile(rb"\d_\d")
 _UNDERSCORED = re.compile(r"[-+\d.eE]*\d_\d[\d_.eE+-]*")
 """A number for Python, and a mistake in a file."""
@@ -77,7 +76,7 @@ class ExtxyzFile:
         return self.starts(1 << 62)[0]
 
     def check(self) -> None:
-        """Whether frames have the lines that they announce, columns that fit, and no cell under other names.
+        """Whether frames have the lines that they announce, columns that fit, lengths in Å, no cell of other names.
 
         Raises:
             InputError: naming the frame.
@@ -93,7 +92,7 @@ class ExtxyzFile:
             names = _OURS.findall(comment)
             usual = len(names) == len(set(names)) and _USUAL.issuperset(names)
             odd = not usual or (b"pbc" in names and _PBC.search(comment) is None)
-            if odd or _SEEMS_OTHER_CELL.search(comment):
+            if odd or _SEEMS_OTHER_CELL.search(comment) or _SEEMS_UNITS.search(comment):
                 self._check_cell(index, comment)
 
     def _check_cell(self, index: int, comment: bytes) -> None:
@@ -104,6 +103,7 @@ class ExtxyzFile:
                 _refuse_other_cell(info)
             if "pbc" in info:
                 _check_periodic(info["pbc"])
+            check_units(info, self.finder, comment=comment.decode(), lengths_only=True)
         except InputError as error:
             raise error.at(file=self.path, frame=index) from error
         except ValueError:
@@ -203,6 +203,7 @@ class ExtxyzFile:
             pbc = [cell is not None] * 3
         else:
             _check_periodic(pbc)
+        check_units(info, self.finder, comment=comment.decode())
         self._refuse_units(info)
         self._refuse_underscores(index, comment)
         if cell is not None and np.shape(cell) != (3, 3):
@@ -237,10 +238,8 @@ class ExtxyzFile:
         )
 
     def _refuse_units(self, info: dict[str, Any]) -> None:
-        """A unit behind a number without quotes is a word of its own, which would change nothing; nor would a key."""
+        """A unit behind a number without quotes is a word of its own, which would change nothing."""
         for key, value in info.items():
-            if isinstance(value, str) and _OF_UNITS.fullmatch(key):
-                self._compare_units(key, value)
             said = _energy(key) if value is True else None
             if said is not None and not np.isclose(said, self.finder.energy_unit, rtol=1e-6, atol=0.0):
                 raise InputError(
@@ -254,21 +253,6 @@ class ExtxyzFile:
         for key, text in _VALUE.findall(comment.decode()) if _UNDERSCORE.search(comment) else ():
             if key == "Lattice" or self.finder.is_label(key):
                 raise InputError(f"{text} is no number", file=self.path, frame=index, key=key)
-
-    def _compare_units(self, key: str, value: str) -> None:
-        """What a key says of units has to be what they are taken for."""
-        finder = self.finder
-        ours = {"energy": finder.energy_unit, "length": finder.length_unit, "forces": finder.forces_unit}
-        named = finder.options.energy or finder.options.forces or finder.options.length
-        for word in re.split(r"[\s,;]+", value):
-            kind, said = _unit(word)
-            other = kind is not None and not np.isclose(said, ours[kind], rtol=1e-6, atol=0.0)
-            if other or (word.lower() in _OTHER_STYLES and not named):
-                raise InputError(
-                    f"the header says {key}={value}, and it is taken for something else",
-                    key=key,
-                    hint=f"name units as in {self.path}?energy=kcal/mol&length=Å, or leave the key out",
-                )
 
     def _open(self) -> IO[bytes]:
         opener: Any = OPENERS.get(Path(self.path).suffix.lower(), open)
@@ -357,19 +341,12 @@ def _energy(name: str) -> float | None:
         return None
 
 
-@lru_cache(maxsize=256)
-def _unit(name: str) -> tuple[str | None, float]:
-    """What a unit is of, and how many eV, Å or eV/Å; None for any other word."""
-    for kind, find in (("energy", energy_unit), ("length", length_unit), ("forces", forces_unit)):
-        with suppress(InputError):
-            return kind, find(name)
-    return None, 0.0
-
-
 def _refuse_other_cell(info: dict[str, Any]) -> None:
     """A cell under another name would be passed over, and a crystal be a cluster."""
     hint = 'write Lattice="...", or pbc="F F F"'
     for key, value in info.items():
+        if key.startswith("CELL("):  # of i-PI, which puts its numbers behind it
+            raise InputError(f"the header says {key.strip(':')}", key="CELL", hint=hint)
         if not _OTHER_CELL.fullmatch(key):
             continue
         numbers = _only_numbers(value)
