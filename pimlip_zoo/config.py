@@ -593,23 +593,35 @@ def check_once(options: Sequence[tuple[str, Any]]) -> None:
         first = given.setdefault(key, value)
         if first != value:
             raise InputError(f"is given twice: {first} and {value}", key=key, hint="leave one of them")
+    for key in given:
+        if part := next((other for other in given if other.startswith(f"{key}.")), None):
+            raise InputError(f"is given twice: as a whole and as {part}", key=key, hint="leave one of them")
 
 
 def parse_settings(settings: Sequence[str]) -> list[tuple[str, Any]]:
-    """``key=value`` strings, the values read as YAML.
+    """``key=value`` strings, the values read as YAML; a table of a whole section stands for its keys.
 
     Raises:
         InputError: for one without ``=``, and for what only runs write.
     """
-    result = []
+    result: list[tuple[str, Any]] = []
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise InputError(f"--set {setting}", hint="write --set key=value, such as optimizer.lr=0.01")
-        if key.strip().startswith("recipe.filled"):
-            raise InputError("is written by runs", key=key.strip(), hint="leave it out")
-        result.append((key.strip(), _number(parse_yaml(value, key=key.strip()))))
+        result += _keys_of(key.strip(), _number(parse_yaml(value, key=key.strip())))
+    for key, _ in result:
+        if key.startswith("recipe.filled"):
+            raise InputError("is written by runs", key=key, hint="leave it out")
     return result
+
+
+def _keys_of(key: str, value: Any) -> list[tuple[str, Any]]:
+    """Put in the place of a section, a table would take away what a file, a run or another option says of it."""
+    names = value if isinstance(value, dict) and key in RunConfig.model_fields else {}
+    if not names or not all(isinstance(name, str) and "." not in name for name in names):
+        return [(key, value)]
+    return [(f"{key}.{name}", _number(inner)) for name, inner in names.items()]
 
 
 def _number(value: Any) -> Any:

@@ -30,6 +30,27 @@ def test_single_settings_win_over_the_file(tmp_path):
     assert (config.optimizer.lr, config.seed) == (0.25, 3)
 
 
+def test_a_table_of_a_section_changes_the_keys_that_it_has_and_no_other(tmp_path):
+    (tmp_path / "run.yaml").write_text("trainer: {dtype: float64, max_steps: 7}\nmodel: {name: allegro}\n")
+    settings = [
+        "trainer={max_steps: 9}",
+        "trainer.patience=3",
+        "model={scalar_channels: 8}",
+        "optimizer={lr: 1e-3}",
+    ]
+    config = load_config(tmp_path / "run.yaml", parse_settings(settings))
+    assert (config.trainer.dtype, config.trainer.max_steps, config.trainer.patience) == ("float64", 9, 3)
+    assert (config.model.name, config.model.configure().scalar_channels) == ("allegro", 8)
+    assert config.optimizer.lr == 1e-3
+    save_config(config, tmp_path / "config.yaml")
+    resumed = load_config(None, parse_settings(["trainer={max_steps: 11}"]), onto=tmp_path / "config.yaml")
+    assert (resumed.trainer.dtype, resumed.trainer.max_steps, resumed.trainer.patience) == ("float64", 11, 3)
+    references = load_config(
+        None, parse_settings(["data.energy_references={H: -1.0}"])
+    ).data.energy_references
+    assert references == {"H": -1.0}
+
+
 def test_options_of_the_architecture_stand_beside_its_name():
     config = load_config(
         None, parse_settings(["model.channels=7", "model.radial_hidden=[3, 4]", "model.cutoff=4"])

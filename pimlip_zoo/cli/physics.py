@@ -188,12 +188,14 @@ def request_of(
     **others: Any,
 ) -> PhysicsRequest:
     """The request from what the command line was given."""
-    from pimlip_zoo.config import parse_settings
+    from pimlip_zoo.config import check_once, parse_settings
 
+    options = parse_settings(settings or [])
+    check_once(options)
     return PhysicsRequest(
         structures=tuple(structures or ()),
         properties=None if properties is None else tuple(properties.split(",")),
-        settings=tuple(parse_settings(settings or [])),
+        settings=tuple(options),
         **others,
     )
 

@@ -56,7 +56,7 @@ def advise(
     import warnings
 
     from pimlip_zoo.cli.console import console
-    from pimlip_zoo.config import parse_settings
+    from pimlip_zoo.config import check_once, parse_settings
     from pimlip_zoo.datasets.readers import load_frames
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.experiment.advice import advise as compare
@@ -69,6 +69,7 @@ def advise(
         raise InputError(f"{labels!r} is not possible", key="--labels", hint="energy, or leave it out")
     get_model(model)
     given = parse_settings(settings or [])
+    check_once(given)
     check_settings(given)
     frames = load_frames(data)
     if labels == "energy":

@@ -447,6 +447,21 @@ def test_test_data_are_looked_at_before_the_training(refused, tmp_path):
         (["--max-steps", "2", "--set", "trainer.max_steps=3"], ["trainer.max_steps", "twice: 2 and 3"]),
         (["--set", "data.train=b.extxyz"], ["data.train", "is given twice", "b.extxyz"]),
         (["--set", "optimizer.lr=0.1", "--set", "optimizer.lr=0.2"], ["optimizer.lr", "twice: 0.1 and 0.2"]),
+        (["--set", "data={train: b.extxyz}"], ["data.train", "is given twice", "b.extxyz"]),
+        (["--set", "model={name: mace}", "--model", "nequip"], ["model.name", "twice: nequip and mace"]),
+        (
+            ["--set", "trainer={max_steps: 7}", "--max-steps", "2"],
+            ["trainer.max_steps", "is given twice", "2 and 7"],
+        ),
+        (
+            ["--set", "loss={forces: {weight: 2}}", "--set", "loss.forces.weight=3"],
+            ["loss.forces", "is given twice: as a whole and as loss.forces.weight"],
+        ),
+        (
+            ["--set", "weak.labels.method=direct", "--set", "weak.labels={calculator: gfn2}"],
+            ["weak.labels", "is given twice: as a whole and as weak.labels.method"],
+        ),
+        (["--set", "recipe={filled: [optimizer.lr]}"], ["recipe.filled", "is written by runs"]),
         (["--set", "recipe.filled=[optimizer.lr]"], ["recipe.filled", "is written by runs"]),
         (["--labels", "energy,energy"], ["data.labels", "a label is named twice"]),
         (["--labels", ""], ["data.labels"]),
