@@ -40,6 +40,8 @@ SPREAD_COLUMN = "largest_force_std_eV_A"
 _LOG_BEGINS = ",".join(LOG_COLUMNS[:3]).encode()
 _MOST = 2**63
 _CHECK_EVERY = 10
+_FAR = 1e50
+"""Of positions (Å), momenta and cells that are none any more."""
 _THERMOSTAT_TIME = 100.0  # fs
 _BAROSTAT_TIME = 1000.0  # fs
 
@@ -85,6 +87,10 @@ class MDSettings:
             value = getattr(self, name)
             if not least <= value < _MOST:  # NaN is neither
                 raise InputError(f"{value} is not possible", key=name, hint=f"at least {least}")
+        if self.ensemble == "npt" and self.temperature == 0:
+            raise InputError(
+                "NPT needs a bath that is warmer than 0 K", key="temperature", hint="give more, or take nvt"
+            )
         if not (np.isfinite(self.timestep) and self.timestep > 0):
             raise InputError(f"{self.timestep} fs is not possible", key="timestep", hint="more than 0")
         if not np.isfinite(self.pressure):
@@ -157,8 +163,8 @@ def run_md(
         rows: list[dict[str, float]] = []
         fault, reason, interrupted = None, None, False
         (out / "log.csv").unlink(missing_ok=True)
-        for step in _steps(dynamics, settings.steps):
-            fault = monitor.check_finite(atoms)
+        for step, broken in _steps(atoms, dynamics, settings.steps):
+            fault = broken or monitor.check_finite(atoms)
             if fault is None and (step % min(settings.interval, _CHECK_EVERY) == 0 or step == settings.steps):
                 fault = monitor.check(atoms)
                 reason = watch(atoms, step) if watch is not None and fault is None else None
@@ -166,10 +172,11 @@ def run_md(
             ends = bool(fault) or bool(reason) or interrupted or step == settings.steps
             if ends or step % settings.interval == 0:
                 row = _row(atoms, step, settings)
-                _write(out, atoms, row, first=not rows)
-                rows.append(row)
-                if progress is not None:
-                    progress(row)
+                if not rows or rows[-1]["step"] != step:
+                    _write(out, atoms, row, first=not rows)
+                    rows.append(row)
+                    if progress is not None:
+                        progress(row)
             if ends:
                 break
         result = _result(rows, settings, fault, len(atoms), interrupted=interrupted, reason=reason)
@@ -189,12 +196,31 @@ def _write(out: Path, atoms: Atoms, row: dict[str, float], *, first: bool) -> No
         raise
 
 
-def _steps(dynamics: Any, count: int) -> Iterator[int]:
-    """0, 1, ... count; each after that many steps were done."""
-    yield 0
+def _steps(atoms: Atoms, dynamics: Any, count: int) -> Iterator[tuple[int, str | None]]:
+    """0, 1, ... count, each after that many steps; the last one again, and why, where the next leads nowhere."""
+    yield 0, None
     for done in range(1, count + 1):
-        dynamics.step()
-        yield done
+        before = [values.copy() for values in _state(atoms)]
+        try:
+            dynamics.step()
+        except (
+            ArithmeticError,
+            RuntimeError,
+            ValueError,
+        ):  # of what ASE or a calculator does with such numbers
+            if all(bool((np.abs(values) < _FAR).all()) for values in _state(atoms)):
+                raise
+            positions, momenta, cell = before
+            atoms.set_cell(cell)
+            atoms.set_positions(positions, apply_constraint=False)
+            atoms.set_momenta(momenta, apply_constraint=False)
+            yield done - 1, "the next step leads to positions, velocities or a cell beyond all numbers"
+            return
+        yield done, None
+
+
+def _state(atoms: Atoms) -> tuple[Any, ...]:
+    return atoms.positions, atoms.arrays["momenta"], atoms.cell.array
 
 
 def _check_structure(atoms: Atoms, settings: MDSettings) -> None:

@@ -434,6 +434,49 @@ def test_bonds_of_metals_are_not_watched_and_one_atom_is_fine(tmp_path):
     assert run_md(one, MDSettings(ensemble="nvt", steps=20), tmp_path).stable
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1e-6},
+        {"temperature": 0.01},
+        {"temperature": 1e-310},
+        {"timestep": 1e10},
+        {"pressure": 1e300},
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_step_that_leads_beyond_all_numbers_ends_the_simulation_at_the_one_before(tmp_path, options):
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = EMT()
+    result = run_md(
+        atoms, MDSettings(**{"ensemble": "npt", "timestep": 1.0, "steps": 20} | options), tmp_path
+    )
+    assert not result.stable
+    assert "the next step leads to positions, velocities or a cell beyond all numbers" in result.verdict
+    frames = read(tmp_path / "trajectory.extxyz", ":")
+    steps = [int(row["step"]) for row in log_of(tmp_path)]
+    assert steps == sorted(set(steps))
+    assert len(frames) == len(steps)
+    assert steps[-1] == result.steps
+    assert np.isfinite(read(tmp_path / "final.extxyz").positions).all()
+
+
+def test_what_a_calculator_says_of_good_positions_is_not_taken_for_a_step_beyond_all_numbers(tmp_path):
+    class Refusing(EMT):
+        calls = 0
+
+        def calculate(self, *args, **kwargs):
+            self.calls += 1
+            if self.calls > 4:
+                raise ValueError("no such element")
+            super().calculate(*args, **kwargs)
+
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = Refusing()
+    with pytest.raises(ValueError, match="no such element"):
+        run_md(atoms, MDSettings(ensemble="nve", steps=30), tmp_path)
+
+
 # What the user gets wrong.
 
 
@@ -446,6 +489,7 @@ def test_bonds_of_metals_are_not_watched_and_one_atom_is_fine(tmp_path):
         ({"timestep": 0.0}, "timestep"),
         ({"temperature": float("nan")}, "temperature"),
         ({"pressure": float("inf")}, "pressure"),
+        ({"ensemble": "npt", "temperature": 0.0}, "temperature: NPT needs a bath that is warmer than 0 K"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

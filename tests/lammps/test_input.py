@@ -98,6 +98,13 @@ def test_a_number_that_is_too_low_is_refused_with_the_lowest():
         MDSettings(every=0)
 
 
+@pytest.mark.parametrize("ensemble", ["nvt", "npt"])
+def test_a_bath_of_no_temperature_which_lammps_refuses_is_refused(ensemble):
+    assert MDSettings(ensemble="nve", temperature=0.0).temperature == 0
+    with pytest.raises(InputError, match="temperature: LAMMPS has no bath of 0 K"):
+        MDSettings(ensemble=ensemble, temperature=0.0)
+
+
 @pytest.mark.parametrize("index", [3, -4, [0, 100]])
 def test_a_constraint_on_atoms_that_are_not_there_is_refused(index, tmp_path):
     atoms = molecule("H2O")

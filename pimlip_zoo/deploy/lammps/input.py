@@ -70,6 +70,8 @@ class MDSettings:
                 raise InputError(f"{value} is too low", key=key, hint=f"give {low:g} or more")
             if value is not None and not abs(value) < beyond:  # NaN is neither
                 raise InputError(f"{value} is not possible for LAMMPS", key=key)
+        if self.ensemble != "nve" and self.temperature == 0:
+            raise InputError("LAMMPS has no bath of 0 K", key="temperature", hint="give more, or take nve")
         if self.timestep is not None and not 0 < self.timestep < math.inf:
             raise InputError(f"timestep is {self.timestep}", key="timestep", hint="give a time > 0 in ps")
 
