@@ -1,5 +1,6 @@
 """Two processes train as one does."""
 
+import csv
 import os
 import re
 import socket
@@ -82,6 +83,20 @@ def train_with_ranks(ranks, arguments):
     return [finish(job) for job in jobs]
 
 
+def assert_same_losses(one, two):
+    """Of the batches of all ranks, in the table of a run."""
+    rows = []
+    for folder in (one, two):
+        with (folder / "metrics.csv").open() as file:
+            rows.append(
+                [{k: float(v) for k, v in row.items() if "loss" in k and v} for row in csv.DictReader(file)]
+            )
+    assert rows[0]
+    assert all("loss" in row for row in rows[0])
+    for a, b in zip(*rows, strict=True):
+        assert b == pytest.approx(a, rel=1e-9, abs=1e-12)
+
+
 @pytest.fixture
 def store(tmp_path):
     """25 structures in two shards, and 10 for validation."""
@@ -116,6 +131,7 @@ def test_two_ranks_give_the_weights_of_one_process(store, tmp_path, source):
     assert "training" not in second  # the first speaks for all
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()
+    assert_same_losses(tmp_path / "one", tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(
             two[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}"
@@ -207,9 +223,12 @@ one = get_residual("taylor_augmentation")
 term = ConsistencyLoss(one, Sampling(Towards(0.05, 0.1), reads=one.reads))
 model = potential(Morse())
 module = PotentialTraining(model, [term], None, None)
-module._trainer = SimpleNamespace(world_size=ranks)
+module._trainer = SimpleNamespace(
+    world_size=ranks, global_step=0, accumulate_grad_batches=1, callback_metrics={}, loggers=[]
+)
 mean = module._mean(term(evaluate_step(model, batch_of(parts[rank], 4.6), [term])))
-print(mean.item())
+module.training_step(batch_of(parts[rank], 4.6), 0)
+print(mean.item(), module.trainer.callback_metrics["loss"].item())
 """
 
 
@@ -229,6 +248,8 @@ def test_a_weak_term_is_averaged_over_ranks_as_over_one_batch_also_where_one_has
     jobs = [start(rank, ranks) for rank, ranks in ((0, 2), (1, 2), (0, 1))]
     outputs = [finish(job) for job in jobs]
     assert [code for _, code in outputs] == [0, 0, 0], outputs
-    first, second, whole = (float(text.split()[-1]) for text, _ in outputs)
+    first, second, whole = (float(text.split()[-2]) for text, _ in outputs)
     assert (first + second) / 2 == pytest.approx(whole, rel=1e-12)
     assert second == 0.0 < first
+    logged = [float(text.split()[-1]) for text, _ in outputs]
+    assert logged == pytest.approx([whole, whole, whole], rel=1e-12)

@@ -152,6 +152,14 @@ class PotentialTraining(pl.LightningModule):
         torch.distributed.all_reduce(count)
         return value.total * self.trainer.world_size / count.clamp_min(1e-12)
 
+    def _over_ranks(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """What one rank with the batches of all would have: the means of what :meth:`_mean` gives."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return list(values)
+        together = torch.stack([value.detach().to(torch.float64) for value in values])
+        torch.distributed.all_reduce(together)
+        return list(together / self.trainer.world_size)
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Raise what a worker of the loader found; see :class:`~pimlip_zoo.training.data.SampleList`."""
         if isinstance(batch, InputError):
@@ -165,14 +173,15 @@ class PotentialTraining(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
         total, parts, _ = self.loss(batch, batch_idx)
-        if not torch.isfinite(total):
+        loss, *values = self._over_ranks([total.detach(), *(part.value for part in parts.values())])
+        if not torch.isfinite(loss):
             raise InputError(
-                f"the loss became {float(total.detach())} at step {self.global_step}",
+                f"the loss became {float(loss)} at step {self.global_step}",
                 hint="lower optimizer.lr, or look for outliers with `pimlip-zoo data check`",
             )
-        shown: dict[str, Tensor] = {"loss": total.detach()}
-        for name, part in parts.items():
-            numbers = (part.value, torch.tensor(part.weight), torch.tensor(part.factor))
+        shown: dict[str, Tensor] = {"loss": loss}
+        for (name, part), value in zip(parts.items(), values, strict=True):
+            numbers = (value, torch.tensor(part.weight), torch.tensor(part.factor))
             shown.update(zip(columns_of(name), numbers, strict=True))
         self._show(shown)
         return total
