@@ -167,6 +167,7 @@ def test_a_run_s_own_potential_is_measured_in_double_precision_or_as_told(cli, r
         ((*PART, "--to=bulk:Al"), "other atoms"),
         ((*PART, "--kind=metal"), "--kind"),
         ((*PART, "--plot=x.png"), "give --data"),
+        ((*PART, "--set=elastic.strain=0.01", "--set=elastic.strain=0.02"), "twice: 0.01 and 0.02"),
     ],
 )
 def test_wrong_uses_are_refused_in_one_line(refused, run, arguments, says):

@@ -176,6 +176,10 @@ def test_weak_advise_says_how_to_begin_with_the_level_that_helps(cli):
         (("--data=nothing.extxyz",), "nothing.extxyz"),
         (("--data=builtin:ethanol-gfn2@0:12", "--labels=forces"), "--labels"),
         (("--data=builtin:ethanol-gfn2@0:12", "--model=nothing"), "nothing"),
+        (
+            ("--data=builtin:ethanol-gfn2@0:12", "--set=optimizer.lr=0.1", "--set=optimizer={lr: 0.2}"),
+            "optimizer.lr: is given twice: 0.1 and 0.2",
+        ),
     ],
 )
 def test_weak_advise_refuses(cli, arguments, said):
