@@ -49,7 +49,9 @@ def main() -> None:
 
     def prepare(about: dict[str, Any]) -> tuple[dict[str, Any], Reply]:
         from pimlip_zoo.labelling.calculators import find_labeller
+        from pimlip_zoo.weak_labels.calculators import work_for
 
+        work_for(about["calculator"])
         labeller = find_labeller(about["calculator"], memory=about["memory"])
         said = {"version": labeller.version, "level": labeller.level, "known": labeller.known}
         return said, lambda message: reply(message, labeller, Path(about["folder"]))

@@ -250,6 +250,15 @@ def importing_from_here() -> Iterator[None]:
         sys.path.reverse()
 
 
+def work_for(name: str) -> None:
+    """Let a process that works for this calculator alone find modules of the working folder, where it is a function's.
+
+    Such a calculator may import what it needs when it calculates.
+    """
+    if ":" in name and not name.startswith(("run:", "pyscf:")):
+        sys.path.append(str(Path.cwd()))
+
+
 def import_factory(name: str, key: str) -> Callable[..., object]:
     """The function ``MODULE:FACTORY``, which may be in the working folder.
 

@@ -20,7 +20,7 @@ from pimlip_zoo.datasets.frames import electrons_bytes, geometry_bytes
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.processes import Reply, cores, serve
 from pimlip_zoo.section import Section
-from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
+from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator, work_for
 from pimlip_zoo.weak_labels.pool_work import Part, answer_parts, do_parts, forget, told_duration
 from pimlip_zoo.weak_labels.sampling import Sampling
 
@@ -422,6 +422,7 @@ def start_worker() -> None:
         folder = Path(about["folder"])
         job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         # The process that started this one has called the function already, where the name is that of one.
+        work_for(job["supervisor"])
         supervisor = find_cheap_calculator(job["supervisor"], trust=True)
         starts = list(FrameStore(folder / "starts.lmdb"))
         sampling = Sampling(starts, supervisor, PoolOptions(**job["options"]))

@@ -223,6 +223,21 @@ def test_modules_of_the_working_folder_do_not_stand_in_for_packages(here, name, 
     assert not (here / "was-run").exists()
 
 
+def test_a_calculator_finds_what_it_imports_beside_it_when_it_calculates(here):
+    (here / "late.py").write_text(
+        "from odd import Spring\n"
+        "class Late(Spring):\n"
+        "    def calculate(self, *arguments, **named):\n"
+        "        import beside\n"
+        "        super().calculate(*arguments, **named)\n"
+        "def make():\n"
+        "    return Late()\n"
+    )
+    (here / "beside.py").touch()
+    called("some.extxyz@:1", "--calculator", "late:make", "-o", "labels.extxyz")
+    assert len(load_frames("labels.extxyz")) == 1
+
+
 def test_a_package_that_does_not_load_is_one_line(here, monkeypatch):
     site = here / "site"
     site.mkdir()
