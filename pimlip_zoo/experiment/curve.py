@@ -19,7 +19,9 @@ from pimlip_zoo.datasets.coverage import is_isolated_atom
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError, reading
 from pimlip_zoo.evaluation import check_labelled, evaluate
-from pimlip_zoo.experiment import check_settings, has_checkpoint, load_split
+from pimlip_zoo.experiment import check_settings, checked_structures, has_checkpoint, load_split
+from pimlip_zoo.experiment.data import chosen_labels, counting
+from pimlip_zoo.experiment.effects import check_effects
 from pimlip_zoo.experiment.made_with import check_made_with, check_tests, given_options, hashes_of
 from pimlip_zoo.experiment.record import CONFIG
 from pimlip_zoo.experiment.stable_time import stable_ps
@@ -153,9 +155,10 @@ def _run_claimed(
         if (run / CONFIG).exists():  # with what the recipe filled in when the run began
             config = load_config(run / CONFIG, options, complete=True)
         check_settings(run, config)
+    stated = config.stated
+    experiment = prepare_run(config.note_stated(None), split=split, resumes=run if resume else None)
     # What is given holds for all points: a small subset may lack the stress whose weight is given.
-    config.note_stated(None)
-    experiment = prepare_run(config, split=split, resumes=run if resume else None)
+    check_effects(experiment.config, chosen_labels(config.data, counting(train_frames)), stated)
     for spec in tests:  # a small subset may lack an element of the tests: found out before it is trained on
         check_labelled(experiment.potential, spec)
     outcome = train_run(experiment, run, resume=resume)
@@ -313,15 +316,16 @@ def run_points(
     """Run the points one after the other and keep the tables up to date; the signal that ended it, or None.
 
     Raises:
-        InputError: before the first training, when there are fewer structures than the largest point has, or when a
-            finished point was made with something else.
+        InputError: before the first training, when there are fewer structures than the largest point has, when they are
+            none to train on or are tests, too, or when a finished point was made with something else.
     """
     check_finished(points, settings, tests, folder, config_file, variants)
     missing = [point for point in points if not (folder / point.name / "result.json").exists()]
     if missing:
         largest = max(missing, key=lambda point: point.size)
         config = load_config(config_file, [*fitting(settings, "none"), ("seed", largest.seed)])
-        subset(load_split(config)[0], largest.size, largest.seed)
+        structures = checked_structures(config, {spec: spec for spec in tests})
+        subset(load_split(config, structures)[0], largest.size, largest.seed)
     folder.mkdir(parents=True, exist_ok=True)
     for point in points:
         log.info("%s", point.name)

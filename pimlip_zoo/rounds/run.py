@@ -30,6 +30,8 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import has_checkpoint
 from pimlip_zoo.experiment.made_with import hashes_of
+from pimlip_zoo.experiment.record import seen_by
+from pimlip_zoo.experiment.seen import seen_sentence
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.files import read_json, write_json
 from pimlip_zoo.labelling.acquisition import usual_acquisition
@@ -145,6 +147,9 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any]:
     log.info("round %d: errors on %s, and how certain the potential is", number, rounds.test or "validation")
     potential = load_potential(run, difference=True)
     summary = evaluate(potential, test, baseline=baseline_of(run), trust=True).summary
+    seen = None if rounds.test is None else seen_by(run, load_frames(rounds.test))
+    if seen is not None and (sentence := seen_sentence(seen)) is not None:  # they were in the pool, too
+        log.warning("round %d: tests: %s", number, sentence)
     row = {
         "round": number,
         "labels": len(load_frames(train)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from pimlip_zoo.cli import app
@@ -107,6 +108,17 @@ def test_structures_are_sampled_from_a_start_with_the_cheap_level_and_then_the_p
     assert "round-1" in used[1]
     pool = load_frames(str(tmp_path / "out" / "round-2" / "pool.lmdb"))
     assert {frame.info["temperature"] for frame in pool} == {100.0}
+
+
+def test_tests_that_are_bought_are_said(tmp_path, caplog):
+    """The pool is the test set, too."""
+    caplog.set_level("WARNING", logger="pimlip_zoo")
+    text = written(tmp_path, stop="{rounds: 1}")
+    content = yaml.safe_load(text.read_text())
+    content["test"] = content["sample"]["pool"]
+    text.write_text(yaml.safe_dump(content))
+    run_rounds(load_rounds(text))
+    assert "round 1: tests: this run has seen" in caplog.text
 
 
 def test_it_stops_when_it_is_good_enough_or_the_budget_is_used(whole, tmp_path):

@@ -294,6 +294,33 @@ def test_a_point_of_a_curve_may_lack_what_others_have(tmp_path):
     assert all((tmp_path / "curve" / point.name / "result.json").exists() for point in points)
 
 
+def test_what_changes_no_point_of_a_curve_is_refused_and_so_are_tests_that_are_trained_on(tmp_path):
+    from pimlip_zoo.datasets.writing import write_frames
+    from pimlip_zoo.experiment.curve import Point, run_points
+
+    frames = load_builtin("ethanol-gfn2")[:6]
+    write_frames(tmp_path / "few.extxyz", frames)
+    write_frames(tmp_path / "others.extxyz", load_builtin("ethanol-gfn2")[6:8])
+    settings = {
+        **dict(parse_settings(SMALL[1:])),
+        "data.train": str(tmp_path / "few.extxyz"),
+        "data.valid": str(tmp_path / "others.extxyz"),
+        "trainer.max_steps": 2,
+    }
+
+    def run(more, test):
+        return run_points([Point(3, "none", 0)], [*settings.items(), *more], [test], tmp_path / "curve")
+
+    others = str(tmp_path / "others.extxyz")
+    for key, value in (("schedule.plateau_factor", 0.5), ("loss.stress.weight", 10.0)):
+        with pytest.raises(InputError, match=rf"{key}: has no effect"):
+            run([(key, value)], others)
+    with pytest.raises(InputError, match="are also in train"):
+        run([], str(tmp_path / "few.extxyz"))
+    assert not list((tmp_path / "curve").glob("*/result.json"))
+    assert run([], others) is None
+
+
 def test_what_a_run_has_written_goes_on_and_is_said(tmp_path, caplog):
     old = configured("trainer.max_steps=2", "schedule.name=constant")
     values = {"schedule.final": 0.5, "loss.stress.weight": 10.0}  # as versions wrote that took it
