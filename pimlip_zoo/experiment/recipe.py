@@ -54,9 +54,9 @@ def complete(
         others = (
             section != "model" and chosen is not None and chosen != settings.get(f"{section}.name", chosen)
         )
-        if others or _has(given, [section, *path]):
+        if _has(given, [section, *path]):
             kept.append(key)
-        else:
+        elif not others:
             _put(content, [section, *path], value)
             taken.append(key)
     if taken:
