@@ -228,7 +228,7 @@ def _calibrated(potential: Potential, layer: LastLayer, data: Tensor, valid: Seq
     for strength in _GRID:
         root = vectors / torch.sqrt(values.clamp(min=0) + strength * unit)
         raw_energy = torch.linalg.vector_norm(energies @ root, dim=1).numpy()
-        raw_forces = torch.sqrt(torch.einsum("ndc,de->nec", forces, root).square().sum(dim=(1, 2))).numpy()
+        raw_forces = _raw_forces(forces, root)
         whole = of_its_structure(raw_forces, structure)
         parts = (calibrate(energy_errors, raw_energy), calibrate(force_errors, raw_forces, 3, whole))
         if parts[1].count:
@@ -244,9 +244,15 @@ def _calibrated(potential: Potential, layer: LastLayer, data: Tensor, valid: Seq
     if of_forces.count == 0:
         of_forces = replace(energy, count=0)
     if energy.count == 0 and of_forces.count:  # a structure's energy has no part in what its forces share
-        raw = torch.sqrt(torch.einsum("ndc,de->nec", forces, root).square().sum(dim=(1, 2))).numpy()
-        energy = replace(calibrate(force_errors, raw, 3), count=0)
+        energy = replace(calibrate(force_errors, _raw_forces(forces, root), 3), count=0)
     return Posterior(potential, root, energy, of_forces)
+
+
+def _raw_forces(features: Tensor, root: Tensor) -> NDArray[np.float64]:
+    """(A,) not calibrated, from the features (A, D, 3) of forces and the root (D, D) of the covariance."""
+    spread = torch.einsum("ndc,de->nec", features, root).square().sum(dim=(1, 2))
+    found: NDArray[np.float64] = torch.sqrt(spread).numpy()
+    return found
 
 
 def _cost(errors: NDArray[np.float64], raw: NDArray[np.float64], dimensions: int) -> float:
