@@ -1,4 +1,4 @@
-"""Options of losses, optimiser and schedule that change nothing in a run: refused where the user gave them.
+"""Options that change nothing in a run are refused where the user gave them.
 
 What the configuration of an earlier run holds is said: it is complete, so that nobody knows who gave what in it.
 """
@@ -6,14 +6,18 @@ What the configuration of an earlier run holds is said: it is complete, so that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pimlip_zoo.config import RunConfig
+from pimlip_zoo.consistency.build import chosen_terms
+from pimlip_zoo.consistency.config import ScheduleConfig, TermConfig, WeakConfig
+from pimlip_zoo.consistency.residuals import get_residual
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.record import dotted_options
 from pimlip_zoo.losses.base import LOSSES
 from pimlip_zoo.training.schedule import READ_BY, RunClock
+from pimlip_zoo.weak_labels.pool import PoolOptions
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -54,7 +58,7 @@ def check_effects(config: RunConfig, labels: Sequence[str], stated: Collection[s
 
 
 def without_effect(config: RunConfig, labels: Sequence[str]) -> list[Idle]:
-    """Options of the sections ``loss``, ``optimizer`` and ``schedule`` that change nothing beside all others.
+    """Options that change nothing beside all others.
 
     Args:
         config: complete.
@@ -65,6 +69,9 @@ def without_effect(config: RunConfig, labels: Sequence[str]) -> list[Idle]:
         *_of_optimizer(config),
         *_of_losses(config, labels),
         *_of_late(config, labels),
+        *_of_ending(config),
+        *_of_weak_losses(config),
+        *_of_weak_labels(config),
     ]
 
 
@@ -153,6 +160,98 @@ def _of_late(config: RunConfig, labels: Sequence[str]) -> Iterator[Idle]:
     clock = RunClock(steps, start=warmup)
     if warmup < steps and config.trainer.max_time is None and not clock.has_reached(late.start, steps - 1):
         yield Idle("loss.late.start", f"the run of {steps} steps ends before", "give less, or more steps")
+
+
+def _of_ending(config: RunConfig) -> Iterator[Idle]:
+    trainer, data = config.trainer, config.data
+    every = min(trainer.valid_every, trainer.max_steps)
+    if trainer.patience is not None and (trainer.patience + 1) * every >= trainer.max_steps:
+        yield Idle(
+            "trainer.patience",
+            f"with {trainer.max_steps // every} validations the run is over before",
+            "give less, or validate more often (trainer.valid_every)",
+            told=logging.WARNING,
+        )
+    if data.valid is not None:
+        for option in ("valid_fraction", "max_valid"):
+            yield Idle(f"data.{option}", "data.valid is given, and nothing is held out")
+
+
+def _of_weak_losses(config: RunConfig) -> Iterator[Idle]:
+    weak, direct = config.weak, config.model.configure().force_head == "direct"
+    chosen = chosen_terms(weak, direct=direct)
+    for name, term in weak.terms.items():
+        if name in chosen:
+            yield from _of_term(config, name, term)
+        else:
+            yield from _of_left_out(name, term)
+    yield from _of_copies(weak, chosen)
+    if not chosen:
+        for option in ("teacher", "fraction"):
+            yield Idle(f"weak.{option}", "there is no weak loss")
+    if not chosen or weak.teacher == "none":
+        yield Idle("weak.teacher_decay", "there is no teacher", "leave it out, or set weak.teacher to ema")
+    if not chosen or weak.unlabelled is None:
+        yield Idle("weak.unlabelled_batch_size", "no weak loss looks at unlabelled structures")
+
+
+def _of_left_out(name: str, term: TermConfig) -> Iterator[Idle]:
+    key = f"weak.terms.{name}"
+    reason = f"{key}.weight is 0" if term.weight == 0 else f"{name} is for direct force heads"
+    if term.weight > 0:
+        yield Idle(f"{key}.weight", reason, "leave it out, or set it to 0")
+    schedule = (f"schedule.{option}" for option in ScheduleConfig.model_fields)
+    for option in ("unit", "detach", *schedule, *(f"options.{option}" for option in term.options)):
+        yield Idle(f"{key}.{option}", reason)
+
+
+def _of_copies(weak: WeakConfig, chosen: Iterable[str]) -> Iterator[Idle]:
+    reads = [get_residual(name).reads for name in chosen]
+    perturbation = weak.perturbation
+    if not any(read.displaced for read in reads):
+        for option in (*type(perturbation).model_fields, *(perturbation.model_extra or {})):
+            yield Idle(f"weak.perturbation.{option}", "no weak loss looks at displaced structures")
+    if not any(read.strained for read in reads):
+        yield Idle("weak.strain", "no weak loss looks at strained structures")
+
+
+def _of_term(config: RunConfig, name: str, term: TermConfig) -> Iterator[Idle]:
+    key, residual, schedule = f"weak.terms.{name}", get_residual(name), term.schedule
+    own = residual.reads.own if config.weak.teacher == "ema" else residual.reads.own | residual.reads.target
+    if residual.penalty:
+        yield Idle(f"{key}.unit", f"{name} is a loss by itself")
+    elif term.detach == "forces" and not own.forces | own.virials:
+        yield Idle(f"{key}.detach", f"no force in {name} has a gradient")
+    elif term.detach == "energies" and not own.energies:
+        yield Idle(f"{key}.detach", f"no energy in {name} has a gradient")
+    unread = {"constant": ("start", "steps", "last"), "warm_up": ("last",), "decay": ()}[schedule.name]
+    for option in unread:
+        yield Idle(f"{key}.schedule.{option}", f"{key}.schedule.name is {schedule.name}")
+    # A stage before the run may be longer, and have the terms, too.
+    if schedule.name != "constant" and schedule.start >= config.trainer.max_steps and not config.weak.labels:
+        yield Idle(
+            f"{key}.schedule.start",
+            f"the run of {config.trainer.max_steps} steps ends before",
+            "give less, or more steps",
+        )
+
+
+def _of_weak_labels(config: RunConfig) -> Iterator[Idle]:
+    labels = config.weak.labels
+    if labels is None:
+        return
+    recipe = labels.recipe()
+    idle = dict(recipe.options.unread(losses=bool(config.weak.active)))
+    idle |= {
+        f"pool.{option}": reason
+        for option, reason in (
+            labels.pool.unread()
+            if recipe.samples
+            else dict.fromkeys(PoolOptions.model_fields, f"{labels.method} samples no structures")
+        ).items()
+    }
+    for option, reason in idle.items():
+        yield Idle(f"weak.labels.{option}", reason)
 
 
 def _missing(config: RunConfig, label: str) -> str:

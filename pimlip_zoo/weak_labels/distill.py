@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,10 @@ class DistillOptions(StageOptions, StressOptions):
     """eV/Å, spread of the teachers' forces at which a structure counts half; None: all count the same."""
     iterations: PositiveInt = 1
     """Rounds of sampling; each after the first samples with the student of the one before."""
+
+    def unread(self, *, losses: bool) -> Mapping[str, str]:  # noqa: ARG002
+        """See :class:`RecipeOptions`."""
+        return {} if self.teachers > 1 else {"agreement": "one teacher agrees with itself"}
 
 
 @recipe("distill", options=DistillOptions)

@@ -53,6 +53,12 @@ class PoolOptions(Section):
     seed: int = Field(default=0, ge=0)
     """Of the sampling."""
 
+    def unread(self) -> dict[str, str]:
+        """Options that change nothing beside the others, and why."""
+        dynamics = ("temperatures", "timestep", "stride", "friction")
+        unread = {"md": ("amplitudes",), "displaced": dynamics, "both": (), "given": dynamics}[self.method]
+        return dict.fromkeys(unread, f"weak.labels.pool.method is {self.method}")
+
     def for_structures(self, starts: Sequence[Frame]) -> PoolOptions:
         """With a number of structures that follows those where sampling starts, unless it was given."""
         if self.structures is not None or not starts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -35,6 +35,10 @@ class PretrainOptions(PretrainStageOptions):
     labels, since a fast run on these forgets the forces that it was taught."""
     terms: Literal["after", "throughout"] = "after"
     """Whether the consistency losses begin with the reference labels or with the weak ones."""
+
+    def unread(self, *, losses: bool) -> Mapping[str, str]:
+        """See :class:`RecipeOptions`."""
+        return {} if losses else {"terms": "the run has no consistency losses"}
 
 
 @recipe("pretrain", options=PretrainOptions)

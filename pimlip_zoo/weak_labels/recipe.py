@@ -28,6 +28,14 @@ class RecipeOptions(Section):
         """See :meth:`Recipe.learns`: any, as long as nothing else is said."""
         return ("energy", "forces", "stress")
 
+    def unread(self, *, losses: bool) -> Mapping[str, str]:  # noqa: ARG002
+        """Options that change nothing beside the others, and why.
+
+        Args:
+            losses: whether the run has consistency losses.
+        """
+        return {}
+
 
 Options = TypeVar("Options", bound=RecipeOptions)
 

@@ -1,4 +1,4 @@
-"""What is given for losses, optimiser and schedule changes the run, or is refused; what runs have written goes on."""
+"""What users give for losses, optimiser, schedule, weak supervision has an effect, or is refused."""
 
 import math
 from dataclasses import replace
@@ -27,6 +27,7 @@ from pimlip_zoo.experiment.run import _optimizer, run_clock, training_module
 from pimlip_zoo.graph import collate
 from pimlip_zoo.training.callbacks import Plateau, TimeLimit
 from pimlip_zoo.training.schedule import READ_BY, learning_rate_factor
+from pimlip_zoo.weak_labels.pool import PoolOptions
 from pimlip_zoo.written import parse_duration
 
 SMALL = [
@@ -57,6 +58,12 @@ OTHERS = {
     "delta": 0.002,
 }
 """Another value of each option than its default."""
+CENTRAL = "weak.terms.pitc_central.weight=1"
+FORCES_ALONE = "weak.terms.loop_trapezoid.weight=1"
+LABELS = "weak.terms.taylor_central.weight=1"
+CURL = ("weak.terms.curl.weight=1", "model.force_head=direct")
+OFF = "weak.terms.pitc_central.weight=0"
+WARM = "weak.terms.pitc_central.schedule.name=warm_up"
 SCHEDULES = ("constant", *sorted({name for names in READ_BY.values() for name in names}))
 
 
@@ -195,6 +202,114 @@ def test_a_distance_leaves_the_weight_of_its_loss_as_it_is():
     assert (loss.stress.weight, loss.energy.weight) == (100.0, 0.0)
 
 
+# ---- weak supervision
+
+
+def weak_totals(*settings):
+    """Loss and gradient of a step, each at several steps, with consistency losses."""
+    experiment = prepare(configured(*settings).note_stated(None))
+    batch = collate([experiment.train[index] for index in range(3)])
+    module, found = training_module(experiment), []
+    for step in (0, 3, 30):
+        with torch.no_grad():
+            for parameter in experiment.potential.parameters():
+                parameter.mul_(1.02)  # a teacher follows
+        module._trainer = SimpleNamespace(global_step=step, accumulate_grad_batches=1, world_size=1)
+        module.zero_grad()
+        total, _, _ = module.loss(batch)
+        total.backward()
+        gradients = [p.grad.norm() for p in experiment.potential.parameters() if p.grad is not None]
+        found += [float(total.detach()), float(torch.stack(gradients).norm())]
+    return found, idle(experiment.config)
+
+
+@pytest.mark.parametrize(
+    ("base", "setting"),
+    [
+        *(
+            ([CENTRAL], setting)
+            for setting in (
+                "weak.terms.pitc_central.unit=total",
+                "weak.terms.pitc_central.detach=forces",
+                "weak.terms.pitc_central.detach=energies",
+                "weak.terms.pitc_central.schedule.start=2",
+                "weak.terms.pitc_central.schedule.steps=4",
+                "weak.terms.pitc_central.schedule.last=0.5",
+                "weak.perturbation.name=sphere",
+                "weak.perturbation.amplitude=0.02",
+                "weak.perturbation.species={H: 0.5}",
+                "weak.perturbation.local_radius=2",
+                "weak.strain=0.02",
+                "weak.teacher=ema",
+                "weak.teacher_decay=0.5",
+                "weak.fraction=0.5",
+                "weak.unlabelled_batch_size=2",
+            )
+        ),
+        *(
+            (
+                [CENTRAL, WARM, "weak.terms.pitc_central.schedule.steps=3"],
+                f"weak.terms.pitc_central.{setting}",
+            )
+            for setting in ("schedule.start=2", "schedule.steps=5", "schedule.last=0.5")
+        ),
+        (
+            [CENTRAL, "weak.terms.pitc_central.schedule.name=decay"],
+            "weak.terms.pitc_central.schedule.last=0.5",
+        ),
+        ([CENTRAL, "weak.teacher=ema"], "weak.teacher_decay=0.5"),
+        ([CENTRAL, "weak.teacher=ema"], "weak.terms.pitc_central.detach=forces"),
+        ([CENTRAL, "weak.teacher=ema"], "weak.terms.pitc_central.detach=energies"),
+        ([CENTRAL, "weak.unlabelled=builtin:ethanol-gfn2@8:12"], "weak.unlabelled_batch_size=2"),
+        ([FORCES_ALONE, "model.force_head=direct"], "weak.terms.loop_trapezoid.detach=energies"),
+        ([LABELS], "weak.terms.taylor_central.detach=forces"),
+        ([*CURL], "weak.terms.curl.unit=total"),
+        ([*CURL], "weak.perturbation.amplitude=0.02"),
+        ([OFF], "weak.terms.pitc_central.unit=total"),
+        ([OFF], "weak.terms.pitc_central.detach=forces"),
+        ([OFF], "weak.perturbation.amplitude=0.02"),
+        ([OFF], "weak.fraction=0.5"),
+        ([OFF], "weak.teacher=ema"),
+        (["weak.terms.pitc_central.heads=direct"], "weak.terms.pitc_central.weight=3"),
+        (
+            ["weak.terms.pitc_central.heads=direct", "model.force_head=direct"],
+            "weak.terms.pitc_central.weight=3",
+        ),
+    ],
+)
+def test_an_option_of_a_consistency_loss_changes_a_step_or_is_known_not_to(base, setting):
+    first, _ = weak_totals(*base)
+    second, known = weak_totals(*base, setting)
+    assert (first != second) == (setting.partition("=")[0] not in known)
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        (["method=pretrain"], {"terms", "pool.amplitudes"}),
+        (["method=pretrain", "terms=throughout"], {"terms", "pool.amplitudes"}),
+        (["method=distill"], {"agreement", "pool.amplitudes"}),
+        (["method=distill", "teachers=2"], {"pool.amplitudes"}),
+        (["method=curriculum", "pool.method=both"], {"agreement"}),
+        (["method=delta"], {f"pool.{name}" for name in PoolOptions.model_fields}),
+        (
+            ["method=shared_head", "pool.method=displaced"],
+            {"pool.temperatures", "pool.timestep", "pool.stride", "pool.friction"},
+        ),
+    ],
+)
+def test_options_of_weak_labels_without_effect_are_known(settings, keys):
+    found = idle(configured(*(f"weak.labels.{setting}" for setting in settings)))
+    assert {key for key in found if key.startswith("weak.labels")} == {f"weak.labels.{key}" for key in keys}
+
+
+def test_a_schedule_that_a_stage_before_the_run_may_reach_is_taken():
+    pretrained = ["weak.labels.method=pretrain", "weak.labels.terms=throughout"]
+    assert "weak.terms.pitc_central.schedule.start" not in idle(
+        configured(CENTRAL, WARM, "weak.terms.pitc_central.schedule.start=50", *pretrained)
+    )
+
+
 # ---- what users give
 
 
@@ -232,6 +347,21 @@ def test_a_distance_leaves_the_weight_of_its_loss_as_it_is():
         (["schedule.warmup_steps=40"], "schedule.warmup_steps: has no effect: of 40 steps none has the rate"),
         (["schedule.name=plateau", "schedule.plateau_patience=18"], "with 20 validations the rate stays"),
         (["optimizer.betas=[2,0.9]"], "optimizer.betas"),
+        (["weak.teacher_decay=0.9"], "weak.teacher_decay: has no effect: there is no teacher"),
+        (
+            ["weak.preset=gfn2", "weak.perturbation.amplitude=0.1"],
+            "no weak loss looks at displaced structures",
+        ),
+        (
+            ["weak.preset=piwsl", "weak.terms.pisc_triangle.weight=1"],
+            "pisc_triangle is for direct force heads",
+        ),
+        (["weak.preset=delta", "weak.labels.pool.structures=9"], "delta samples no structures"),
+        (
+            ["trainer.patience=19"],
+            "trainer.patience: has no effect: with 20 validations the run is over before",
+        ),
+        (["data.valid=builtin:ethanol-gfn2@9:12", "data.valid_fraction=0.5"], "data.valid is given"),
     ],
 )
 def test_what_would_change_nothing_is_refused_and_nothing_is_written(settings, says, tmp_path):
@@ -254,6 +384,8 @@ def test_what_would_change_nothing_is_refused_and_nothing_is_written(settings, s
         ["data.labels=[energy]", "loss.forces.weight=0"],
         ["optimizer.name=adamw", "optimizer.equal_outputs=false"],
         ["weak.preset=gfn2", "data.labels=[energy]", "loss.forces.weight=3"],  # learnt before
+        ["weak.preset=piwsl", "weak.terms.pisc_triangle.weight=0"],
+        ["trainer.patience=18"],
     ],
 )
 def test_what_changes_something_or_says_what_is_so_is_taken(settings):
