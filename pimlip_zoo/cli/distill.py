@@ -17,6 +17,9 @@ Examples:
   pimlip-zoo train --data train.extxyz,pool.lmdb --valid valid.extxyz
 """
 
+_USUAL = {"structures": 1500, "temperatures": (300.0, 600.0)}
+"""Where other numbers than the options' own are usual here."""
+
 
 @app.command(epilog=EXAMPLE)
 def distill(
@@ -26,11 +29,11 @@ def distill(
     sample: Annotated[
         str, typer.Option(help="md, displaced, both, or none: label the structures of --data themselves.")
     ] = "md",
-    structures: Annotated[int, typer.Option(min=1, help="How many to sample.")] = 1500,
-    temperatures: Annotated[str, typer.Option(help="K, of the dynamics.")] = "300,600",
-    amplitudes: Annotated[str, typer.Option(help="Å, of displacements.")] = "0.03,0.08",
+    structures: Annotated[int | None, typer.Option(min=1, help="How many to sample; 1,500.")] = None,
+    temperatures: Annotated[str | None, typer.Option(help="K, of the dynamics; 300,600.")] = None,
+    amplitudes: Annotated[str | None, typer.Option(help="Å, of displacements; 0.03,0.08.")] = None,
     scale: Annotated[float, typer.Option(help="eV/Å: spread at which a structure counts half.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling; 0.")] = None,
 ) -> None:
     """Label sampled structures with the mean of trained potentials, weighted by their agreement."""
     import numpy as np
@@ -39,6 +42,7 @@ def distill(
     from pimlip_zoo.cli.console import console
     from pimlip_zoo.datasets.lmdb import write_store
     from pimlip_zoo.datasets.readers import files_of, load_frames
+    from pimlip_zoo.datasets.readers.left_out import say_not_kept
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.outputs import check_not_read
     from pimlip_zoo.training.checkpoint import check_members, check_weights_differ
@@ -50,22 +54,32 @@ def distill(
         raise InputError(
             f"{sample!r} is no way to sample", key="--sample", hint="md, displaced, both or none"
         )
+    given = {
+        name: value
+        for name, value in (
+            ("structures", structures),
+            ("temperatures", temperatures and _numbers("--temperatures", temperatures)),
+            ("amplitudes", amplitudes and _numbers("--amplitudes", amplitudes)),
+            ("seed", seed),
+        )
+        if value is not None
+    }
+    options = None if sample == "none" else PoolOptions(method=sample, **(_USUAL | given))
+    unread = given if options is None else given.keys() & options.unread()
+    for name in unread:
+        raise InputError(f"has no effect with --sample {sample}", key=f"--{name}", hint="leave it out")
     if out.exists():
         raise InputError("the file is there already", file=out, hint="give another --out")
     check_not_read(out, files_of(data), key="--out")
     check_members(runs)
     potentials = [pimlip_zoo.load(run) for run in runs]
     check_weights_differ(dict(zip(runs, potentials, strict=True)))
-    frames = load_frames(data)
-    if sample != "none":
+    not_kept: set[str] = set()
+    frames = load_frames(data, not_kept=not_kept)
+    moved = "" if options is None else "every atom moves where structures are sampled"
+    say_not_kept(data, not_kept, moved)
+    if options is not None:
         supervisor = CheapCalculator("runs", "", lambda: pimlip_zoo.calculator(*runs))
-        options = PoolOptions(
-            structures=structures,
-            method=sample,
-            temperatures=_numbers("--temperatures", temperatures),
-            amplitudes=_numbers("--amplitudes", amplitudes),
-            seed=seed,
-        )
         frames = sample_pool(frames, supervisor, options)
     labelled = ensemble_labels(potentials, frames, scale=scale)
     if out.exists():

@@ -7,6 +7,7 @@ behind the last commit.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -186,6 +187,7 @@ def _plan(folder: Path, settings: _Settings, shard_frames: int) -> list[list[_Pi
         "float32": settings.float32,
         "skip_bad": settings.skip_bad,
         "shard_frames": shard_frames,
+        "meta": settings.meta,
         "sources": [_stamp(source) for source in sources],
     }
     plan = folder / _PLAN
@@ -214,11 +216,16 @@ def _plan(folder: Path, settings: _Settings, shard_frames: int) -> list[list[_Pi
 
 
 def _stamp(source: DataSource) -> list[Any]:
-    """What tells whether a source is still the same: name, size, time of change."""
+    """What tells whether a source is still the same: name, size, time of change, of a folder those of its files."""
     path = Path(source.path)
-    status = path.stat() if path.exists() else None
-    stamp = [status.st_size, status.st_mtime_ns] if status else []
-    return [repr(source), *stamp]
+    files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+    stamps = [(str(file), status.st_size, status.st_mtime_ns) for file in files if (status := _status(file))]
+    digest = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    return [repr(source), digest]
+
+
+def _status(file: Path) -> os.stat_result | None:
+    return file.stat() if file.exists() else None
 
 
 def _cut(sources: list[DataSource], shard_frames: int) -> list[list[_Piece]]:

@@ -47,6 +47,7 @@ def whole_numbers(
     if given.dtype.kind not in "iuf":
         raise InputError(f"holds no whole numbers but {given.dtype}", **place)
     if given.dtype.kind == "f":
+        given = given.astype(np.float64)
         broken = given[~(np.isfinite(given) & (given == np.rint(given)) & (np.abs(given) < 2**53))]
         if broken.size:
             raise InputError(f"{what} {broken.flat[0]} is no whole number", **place)

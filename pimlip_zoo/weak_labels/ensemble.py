@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -56,7 +57,7 @@ def ensemble_labels(
                 energy=float(energies.mean()),
                 forces=forces.mean(axis=0),
                 stress=_mean_stress([member[index] for member in members]),
-                weight=frame.weight if scale is None else 1.0 / (1.0 + (force_spread / scale) ** 2),
+                weight=frame.weight if scale is None else math.hypot(1.0, force_spread / scale) ** -2,
                 info={**frame.info, "force_spread": force_spread, "energy_spread": energy_spread},
             )
         )

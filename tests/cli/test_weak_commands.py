@@ -204,3 +204,21 @@ def test_temperatures_that_are_none_are_refused(text):
     with pytest.raises(InputError, match="--temperatures"):
         _numbers("--temperatures", text)
     assert _numbers("--temperatures", "300,600") == (300.0, 600.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--sample=none", "--structures=2"), "--structures: has no effect with --sample none"),
+        (("--sample=none", "--seed=0"), "--seed: has no effect with --sample none"),
+        (
+            ("--sample=displaced", "--temperatures=5000"),
+            "--temperatures: has no effect with --sample displaced",
+        ),
+        (("--sample=md", "--amplitudes=0.1"), "--amplitudes: has no effect with --sample md"),
+    ],
+)
+def test_distill_refuses_what_would_change_nothing(cli, tmp_path, given, says):
+    done = cli("distill", "run", "--data=builtin:ethanol-gfn2", f"--out={tmp_path / 'a.lmdb'}", *given)
+    assert done.code == 2
+    assert says in done.err

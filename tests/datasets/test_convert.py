@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from example_frames import assert_same, crystal, molecule
 
+from pimlip_zoo.datasets import convert as convert_module
 from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.datasets.lmdb import FrameStore
@@ -363,3 +364,39 @@ def test_a_conversion_does_not_replace_what_it_reads(tmp_path, data):
         convert(str(several), several / "new.lmdb")
     (tmp_path / "link.lmdb").unlink()
     assert listed(tmp_path) == before
+
+
+@pytest.mark.parametrize("changed", ["labels in a folder", "level of theory"])
+def test_a_conversion_that_goes_on_reads_what_it_read_before(tmp_path, changed, monkeypatch):
+    """A folder's own time of change does not tell that a file in it was rewritten."""
+    folder = tmp_path / "system"
+    (folder / "set.000").mkdir(parents=True)
+    (folder / "type.raw").write_text("0 0\n")
+    (folder / "type_map.raw").write_text("H\n")
+    (folder / "nopbc").touch()
+    np.save(folder / "set.000" / "coord.npy", np.tile(np.arange(6.0), (6, 1)))
+    np.save(folder / "set.000" / "energy.npy", np.arange(6.0))
+    made = convert_module._make_shard
+
+    def interrupted(place, settings, number, *rest):
+        if number == 2:
+            raise KeyboardInterrupt
+        return made(place, settings, number, *rest)
+
+    monkeypatch.setattr(convert_module, "_make_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(folder), tmp_path / "a.lmdb", shard_frames=2, meta={"level_of_theory": "PBE"})
+    monkeypatch.undo()
+    level = "PBE"
+    if changed == "level of theory":
+        level = "r2SCAN"
+    else:
+        np.save(folder / "set.000" / "energy.npy", np.arange(6.0) + 100)
+    with pytest.raises(InputError, match=r"another conversion left .*--restart"):
+        convert(str(folder), tmp_path / "a.lmdb", shard_frames=2, meta={"level_of_theory": level})
+    store = convert(
+        str(folder), tmp_path / "a.lmdb", shard_frames=2, meta={"level_of_theory": level}, restart=True
+    )
+    assert [frame.energy for frame in FrameStore(store.path)] == [
+        frame.energy for frame in load_frames(str(folder))
+    ]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from pimlip_zoo.cli import app
 from pimlip_zoo.datasets.convert import convert
 from pimlip_zoo.datasets.lmdb import FrameStore
+from pimlip_zoo.datasets.readers import load_frames
 
 KINDS = {"constraints", "velocities", "tags", "masses", "charges", "magnetic moments"}
 
@@ -97,3 +98,88 @@ def test_formats_of_arrays_say_which_they_are_not_read(tmp_path):
         "begin\natom 0 0 0 H 0.5 0 0 0 0\natom 0 0 1 H 0 0 0 0 0\nenergy 1\ncharge 0\nend\n"
     )
     assert convert(f"{tmp_path}/input.data?energy=eV&length=Å", tmp_path / "c.lmdb").not_kept == ("charges",)
+
+
+@pytest.mark.parametrize(
+    ("columns", "header", "says"),
+    [
+        ("forces:R:3", "energy_Ha=-76.0", "without energy: energy_Ha is no name of it"),
+        ("forces:R:3", "E_hartree=-76.0", "?energy_key=E_hartree&energy=UNIT"),
+        ("forces_Ha_Bohr:R:3", "energy=-76.0", "without forces: forces_Ha_Bohr is no name of it"),
+        ("forces:R:3", 'energy=-1 stress_GPa="1 0 0 0 1 0 0 0 1"', "?stress_key=stress_GPa&stress=UNIT"),
+        ("forces:R:3", 'energy=-1 virial_eV="1 0 0 0 1 0 0 0 1"', "?virial_key=virial_eV&energy=UNIT"),
+        ("forces:R:3", "energy=-76.0 energy_Ha=-2.8", None),
+        ("forces:R:3", "energy=-76.0 energy_unit=eV", None),
+        ("forces:R:3", "energies_known=T config_energy_weight=2", None),
+    ],
+)
+def test_what_may_be_a_label_by_another_name_is_said_once(columns, header, says, tmp_path, caplog):
+    frame = f'2\nLattice="5 0 0 0 5 0 0 0 5" Properties=species:S:1:pos:R:3:{columns} {header}\n'
+    (tmp_path / "a.extxyz").write_text((frame + "O 0 0 0 0.1 0 0\nH 0.97 0 0 -0.1 0 0\n") * 3)
+    load_frames(str(tmp_path / "a.extxyz"))
+    assert caplog.text.count("is no name of it") == (says is not None)
+    assert says is None or says in caplog.text
+
+
+def test_what_is_asked_for_by_name_is_not_said_to_be_missing(tmp_path, caplog):
+    """One frame of two has it."""
+    frame = '1\nProperties=species:S:1:pos:R:3 {}=-1.0 pbc="F F F"\nH 0 0 0\n'
+    (tmp_path / "a.extxyz").write_text(frame.format("mine") + frame.format("total_energy_DFT"))
+    load_frames(f"{tmp_path / 'a.extxyz'}?energy_key=mine")
+    assert "is no name of it" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "key", ["weight", "sample_weight", "energy_weight", "REF_energy_weight", "config_virial_weight"]
+)
+def test_a_weight_by_another_name_is_said(key, tmp_path, caplog):
+    frame = f'1\nProperties=species:S:1:pos:R:3 energy=-1 {key}=0 atomic_weight=1 pbc="F F F"\nH 0 0 0\n'
+    (tmp_path / "a.extxyz").write_text(2 * frame)
+    assert [frame.weight for frame in load_frames(str(tmp_path / "a.extxyz"))] == [1.0, 1.0]
+    assert caplog.text.count("is no weight that is known") == 1
+    assert f"{key} is no weight" in caplog.text
+
+
+def test_a_weight_that_is_named_is_read(tmp_path, caplog):
+    frame = '1\nProperties=species:S:1:pos:R:3 energy=-1 sample_weight=0.5 pbc="F F F"\nH 0 0 0\n'
+    (tmp_path / "a.extxyz").write_text(frame)
+    assert load_frames(f"{tmp_path / 'a.extxyz'}?weight_key=sample_weight")[0].weight == 0.5
+    assert "no weight" not in caplog.text
+
+
+@pytest.mark.parametrize("rows", [3, 5])
+@pytest.mark.parametrize("cut", [0, 1, 2, 7])
+def test_a_file_that_ends_within_its_last_number_is_said(rows, cut, tmp_path, caplog):
+    """The new line alone may be missing."""
+    text = f'{rows}\nProperties=species:S:1:pos:R:3 energy=-1 pbc="F F F"\n'
+    text += "".join(f"H {i}.00000000 0.25000000 0.12345678\n" for i in range(rows))
+    (tmp_path / "a.extxyz").write_text(text[: len(text) - cut])
+    load_frames(str(tmp_path / "a.extxyz"))
+    assert ("is its last number complete?" in caplog.text) == (cut > 1)
+
+
+def test_half_precision_is_said_once_for_each_key(tmp_path, caplog):
+    arrays = {
+        "z": np.array([8, 1], dtype=np.float16),
+        "R": np.arange(6.0).reshape(1, 2, 3),
+        "e_unit": "eV",
+        "r_unit": "Ang",
+    }
+    np.savez(
+        tmp_path / "a.npz", **arrays, E=np.array([-20.5], dtype=np.float16), F=np.zeros((1, 2, 3), np.float32)
+    )
+    system = tmp_path / "system"
+    for part in ("set.000", "set.001"):
+        (system / part).mkdir(parents=True)
+        np.save(system / part / "coord.npy", np.arange(6.0)[None].astype(np.float16))
+        np.save(system / part / "energy.npy", np.array([1.0]))
+    (system / "type.raw").write_text("0 0\n")
+    (system / "type_map.raw").write_text("H\n")
+    (system / "nopbc").touch()
+    load_frames(str(tmp_path / "a.npz"))
+    load_frames(str(system))
+    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert said == [
+        "E in half precision (float16) has three digits",
+        "coord.npy in half precision (float16) has three digits",
+    ]

@@ -71,16 +71,16 @@ class DeepmdFolder:
     ) -> Iterator[Item]:
         m, n = len(load_npy(folder / "coord.npy", mapped=True)), len(types)
         mixed = folder / _OF_FRAMES
-        of_frames = _shaped(mixed, (m, n)) if os.path.lexists(mixed) else None
+        of_frames = self._shaped(mixed, (m, n)) if os.path.lexists(mixed) else None
         data = {
-            key: _shaped(folder / f"{key}.npy", (m, *shape))
+            key: self._shaped(folder / f"{key}.npy", (m, *shape))
             for key, shape in (("box", (3, 3)), ("energy", ()), ("force", (n, 3)), ("virial", (3, 3)))
             if os.path.lexists(folder / f"{key}.npy")  # a link to nowhere is refused, not taken for no label
         }
         others = [path.stem for path in folder.glob("*.npy") if path.stem not in _READ]
         if periodic and "box" not in data:
             raise InputError("has no box.npy", file=folder, hint="a file nopbc beside type.raw says open")
-        positions = _shaped(folder / "coord.npy", (m, n, 3))
+        positions = self._shaped(folder / "coord.npy", (m, n, 3))
 
         def frame(i: int) -> Frame:
             of_atoms = types if of_frames is None else _checked_types(of_frames[i], len(table), mixed, i)
@@ -103,6 +103,16 @@ class DeepmdFolder:
         for i in range(m):
             if offset + i in window:
                 yield item_of(self.path, offset + i, frame, i)
+
+    def _shaped(self, path: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Numbers of frames, which the first axis counts; the others may be flat."""
+        array = load_npy(path)
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"holds no numbers but {array.dtype}", file=path)
+        if array.size != int(np.prod(shape)) or array.shape[:1] != shape[:1]:
+            raise InputError(f"has shape {array.shape}, expected {shape}", file=path)
+        self.finder.say_half(path.name, array.dtype)
+        return np.asarray(array, dtype=np.float64).reshape(shape)
 
     def _types(self, system: Path, count: int) -> NDArray[np.int64]:
         if not read_text(system / "type.raw").strip():
@@ -185,13 +195,3 @@ def _sets(system: Path) -> list[Path]:
             hint="is it complete? without it, nothing says which atoms there are",
         )
     return found
-
-
-def _shaped(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Numbers of frames, which the first axis counts; the others may be flat."""
-    array = load_npy(path)
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"holds no numbers but {array.dtype}", file=path)
-    if array.size != int(np.prod(shape)) or array.shape[:1] != shape[:1]:
-        raise InputError(f"has shape {array.shape}, expected {shape}", file=path)
-    return np.asarray(array, dtype=np.float64).reshape(shape)

@@ -6,10 +6,11 @@ which is several times faster than atom by atom.
 
 from __future__ import annotations
 
+import logging
 import lzma
 import re
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import islice
@@ -27,6 +28,8 @@ from pimlip_zoo.datasets.readers.stated_units import check_units
 from pimlip_zoo.datasets.readers.units import energy_unit
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.files import expansion_limit
+
+log = logging.getLogger("pimlip_zoo")
 
 _MAX_ATOMS = 100_000_000
 _ELEMENTS = ("species", "Z", "numbers", "atomic_numbers")
@@ -150,7 +153,8 @@ class ExtxyzFile:
                     comment = self._checked(file.readline(_LONGEST_COMMENT), _LONGEST_COMMENT, index)
                     lines = islice(iter(partial(file.readline, _LONGEST_ROW), b""), n)
                     rows = list(lines) if index in window else None
-                    found, last_row = _last(lines) if rows is None else (len(rows), rows[-1] if rows else b"")
+                    found, end = _last(lines) if rows is None else (len(rows), rows[-3:])
+                    last_row = end[-1] if end else b""
                     if rows:
                         self._checked(max(rows, key=len), _LONGEST_ROW, index)
                     if n and (found < n or not last_row.strip()):
@@ -158,6 +162,12 @@ class ExtxyzFile:
                             f"is cut off: {n} atoms are announced, the lines end before",
                             file=self.path,
                             frame=index,
+                        )
+                    if _seems_cut(end):
+                        log.warning(
+                            "%s: frame %d ends without a new line, in a row that is shorter than those before it: is "
+                            "its last number complete?",
+                            *(self.path, index),
                         )
                     line_number += n + 1
                     place = file.tell()
@@ -492,9 +502,21 @@ def _check_types(table: _Table, numbers: np.ndarray[Any, np.dtype[np.int64]], co
         )
 
 
-def _last(lines: Iterator[bytes]) -> tuple[int, bytes]:
-    """How many there are, and the last one."""
-    count, line = 0, b""
+def _last(lines: Iterator[bytes]) -> tuple[int, list[bytes]]:
+    """How many there are, and the last three."""
+    count, end = 0, deque[bytes](maxlen=3)
     for count, line in enumerate(lines, 1):  # noqa: B007
-        pass
-    return count, line
+        end.append(line)
+    return count, list(end)
+
+
+def _seems_cut(rows: list[bytes]) -> bool:
+    """Whether rows of one width end in one that is shorter and has no end of line."""
+    *before, last = rows or [b""]
+    widths = {len(row.rstrip(b"\r\n")) for row in before}
+    return (
+        len(before) > 1
+        and len(widths) == 1
+        and not last.endswith(b"\n")
+        and len(last.rstrip()) < widths.pop()
+    )

@@ -215,6 +215,7 @@ class Hdf5File:
         ):
             raise InputError(f"has shape {data.shape}", file=self.path, key=f"{group.name}/{key}")
         values = _rows(data, rows) if len(rows) < group.size else _whole(data)
+        self.finder.say_half(key, values.dtype)
         return np.asarray(values, dtype=np.float64).reshape(shape)
 
     def _atomic_numbers(self, file: Any, group: _Group) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ _WEIGHTS = {
     "config_virials_weight": "stress_weight",
 }
 """As mace-torch and others call them."""
-_LIKE_A_WEIGHT = re.compile(r"config_\w+_weight", re.IGNORECASE)
+_LIKE_A_WEIGHT = re.compile(r"(?!atomic_|mol_|molecular_)(\w+_)?weights?", re.IGNORECASE)
 _KINDS = {
     "constraints": ("constraints", "move_mask", "fixed", "selective_dynamics"),
     "velocities": ("momenta", "velocities", "velocity", "velo", "vel"),
@@ -55,6 +55,13 @@ _KINDS = {
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
 INITIAL = ("initial_charges", "initial_magmoms")
 """Arrays of atoms where a calculation starts from, as ASE calls them."""
+_MAY_BE: dict[str, tuple[re.Pattern[str], Callable[[int], Sequence[tuple[int, ...]]]]] = {
+    "energy": (re.compile(r"energ|^e(_|$)|_e$", re.IGNORECASE), lambda _: [(), (1,)]),
+    "forces": (re.compile(r"force|grad|^f(_|$)|_f$", re.IGNORECASE), lambda n: [(n, 3), (3 * n,)]),
+    "stress": (re.compile(r"stress|virial", re.IGNORECASE), lambda _: [(6,), (9,), (3, 3)]),
+}
+"""What a label may be called that is not read by its usual names, and its shapes."""
+_OTHER_FORM = {"forces": "gradient", "stress": "virial"}
 _NAMED = ("energy", "forces", "gradient", "weight")
 _MAX_TEXT = 256
 _MOST_KINDS, _LONGEST_NAME = 100, 60
@@ -167,7 +174,7 @@ class LabelFinder:
             InputError: for labels of the wrong shape, or two that disagree.
         """
         n = len(numbers)
-        candidates, info = self._sorted(places)
+        candidates, info, others = self._sorted(places)
         self.leave_out(*also)
         numbers = whole_numbers(numbers, "atomic number", file=self.file, frame=index, key="species")
         box = NO_CELL if cell is None else np.array(cell, dtype=np.float64) * self.length_unit
@@ -187,6 +194,10 @@ class LabelFinder:
         forces_value = None if forces is None else forces * self.forces_unit
         if gradient is not None:
             forces_value = -gradient * self.forces_unit
+        stress = self._stress(candidates, box, periodic, index)
+        for kind, value in (("energy", energy), ("forces", forces_value), ("stress", stress)):
+            if value is None and kind not in self._said and (kind != "stress" or periodic.any()):
+                self._say_passed_over(kind, others, n)
         return Frame(
             numbers=numbers,
             positions=np.array(positions, dtype=np.float64).reshape(n, 3) * self.length_unit,
@@ -194,7 +205,7 @@ class LabelFinder:
             pbc=periodic,
             energy=None if energy is None else float(energy) * self.energy_unit,
             forces=forces_value,
-            stress=self._stress(candidates, box, periodic, index),
+            stress=stress,
             weight=weight,
             label_weights=label_weights,
             info=info,
@@ -220,10 +231,11 @@ class LabelFinder:
 
     def _sorted(
         self, places: Sequence[tuple[str, Mapping[str, Any]]]
-    ) -> tuple[dict[str, list[tuple[str, Any]]], dict[str, Any]]:
-        """What may be a label, by its kind, with where it stands; and what else is kept of the frame."""
+    ) -> tuple[dict[str, list[tuple[str, Any]]], dict[str, Any], dict[str, Any]]:
+        """What may be a label, by its kind, with where it stands; what else is kept of the frame; what is no label."""
         candidates: dict[str, list[tuple[str, Any]]] = {}
         info: dict[str, Any] = {}
+        others: dict[str, Any] = {}
         for place, content in places:
             of_structure = place not in ("calculator", "arrays")
             for key, value in content.items():
@@ -237,9 +249,10 @@ class LabelFinder:
                 if not of_structure and key in INITIAL:  # their sums are kept
                     candidates.setdefault(key, []).append((place, value))
                     continue
+                others[key] = value
                 if not (of_structure and _keep(info, key, value)):
                     self.leave_out(key)
-        return candidates, info
+        return candidates, info, others
 
     def leave_out(self, *keys: str) -> None:
         """Remember that something of this name is not kept."""
@@ -345,6 +358,33 @@ class LabelFinder:
             log.warning(
                 "%s: %s is no weight that is known, and is ignored (%s)", self.file, key, ", ".join(_WEIGHTS)
             )
+
+    def _say_passed_over(self, kind: str, others: Mapping[str, Any], n: int) -> None:
+        """Once, where a frame has no label of a kind and something that may be it by its name and shape."""
+        name, shapes = _MAY_BE[kind]
+        found = [
+            key
+            for key, value in others.items()
+            if name.search(key)
+            and key.lower() not in _KIND_OF
+            and not isinstance(value, (bool, str))
+            and np.shape(value) in (shapes(n))
+        ]
+        if found and not {kind, _OTHER_FORM.get(kind)} & self._requested.keys():
+            self._said.add(kind)
+            option = "virial" if "virial" in found[0].lower() else kind
+            log.warning(
+                "%s: structures without %s: %s is no name of it that is known (if it is the label, name it and its "
+                "unit: %s?%s_key=%s&%s=UNIT)",
+                *(self.file, kind, " or ".join(found), self.file, option, found[0]),
+                "energy" if option == "virial" else option,
+            )
+
+    def say_half(self, key: str, dtype: np.dtype[Any]) -> None:
+        """Once for a key, where a file has its numbers in half precision."""
+        if dtype.kind == "f" and dtype.itemsize < 4 and (said := f"half {key}") not in self._said:
+            self._said.add(said)
+            log.warning("%s: %s in half precision (%s) has three digits", self.file, key, dtype)
 
     def is_label(self, key: str) -> bool:
         """Whether a key is that of a label."""

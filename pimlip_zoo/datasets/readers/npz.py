@@ -174,6 +174,7 @@ class NpzFile:
     def _floats(self, values: NDArray[Any], key: str) -> NDArray[np.float64]:
         if values.dtype.kind not in "iuf":
             raise InputError(f"holds no numbers but {values.dtype}", file=self.path, key=key)
+        self.finder.say_half(key, values.dtype)
         return np.asarray(values, dtype=np.float64)
 
     def _check_lengths(self) -> None:
