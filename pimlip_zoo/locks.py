@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -86,6 +87,24 @@ def _is_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """One process after the other, for as short as it takes to read a file and to write it.
+
+    Args:
+        path: of the lock, gone afterwards.
+
+    Raises:
+        OSError: when it cannot be made.
+    """
+    while (lock := try_lock(path)) is None:
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

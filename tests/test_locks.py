@@ -12,7 +12,7 @@ import pytest
 
 from pimlip_zoo import locks
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.locks import LOCK_NAME, claimed, numbered_folder, try_lock
+from pimlip_zoo.locks import LOCK_NAME, claimed, in_turn, numbered_folder, try_lock
 
 HOLD = """
 import pathlib, sys, time
@@ -113,3 +113,18 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     says = pytest.raises(InputError, match=r"file/run: cannot be made: not a directory")
     with says, claimed(tmp_path / "file" / "run"):
         pass
+
+
+def test_whoever_adds_to_a_file_in_turn_loses_nothing(tmp_path):
+    file = tmp_path / "count"
+    file.write_text("0")
+
+    def add(_):
+        for _ in range(20):
+            with in_turn(tmp_path / ".count.lock"):
+                file.write_text(str(int(file.read_text()) + 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    assert file.read_text() == "80"
+    assert [path.name for path in tmp_path.iterdir()] == ["count"]

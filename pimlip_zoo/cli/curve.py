@@ -49,7 +49,7 @@ def curve(
             metavar="PS", help="Run dynamics of each model, at most so long: how long are they stable?"
         ),
     ] = None,
-    stability_temperature: Annotated[float, typer.Option(help="K, of these dynamics.")] = 300.0,
+    stability_temperature: Annotated[float | None, typer.Option(help="K, of these dynamics; 300.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any option of a run.")] = None,
     physics: Annotated[
         list[str] | None,
@@ -98,25 +98,22 @@ def curve(
     ]
     options = [(key, value) for key, value in given if value is not None] + parse_settings(settings or [])
     check_once(options)
+    if "seed" in dict(options):
+        raise InputError("has no effect: each point has its own", key="seed", hint="--seeds N runs 0 to N-1")
+    temperature = _temperature(stability, stability_temperature)
     tests = _tests(data, test)
     points = [
         Point(size, name, seed) for seed in range(seeds) for size in _sizes(sizes) for name in _presets(weak)
     ]
     screen = console()
     log_to_screen()
-    if stability is not None and not (stability > 0 and stability_temperature >= 0):
-        raise InputError(
-            f"{stability} ps at {stability_temperature} K is not possible",
-            key="--stability",
-            hint="more than 0",
-        )
     _check_folder(out)
     judge = _judge(physics, reference, properties, out, screen)
     variants = _plain_steps(options, _presets(weak), config) if equal_time else None
     watch = None
     if stability is not None:
         named = _named(options, _presets(weak), config)
-        watch = partial(_stability, out, tests, stability, stability_temperature, named)
+        watch = partial(_stability, out, tests, stability, temperature, named)
     signal = run_points(points, options, tests, out, config, variants, watch, judge)
     if watch is not None and signal is None:
         for point in points:
@@ -141,12 +138,29 @@ def curve(
     screen.print(", ".join(str(out / name) for name in files))
 
 
+def _temperature(ps: float | None, given: float | None) -> float:
+    """K, of the dynamics of --stability.
+
+    Raises:
+        InputError: when there are none, or none are possible.
+    """
+    from pimlip_zoo.errors import InputError
+
+    if ps is None and given is not None:
+        raise InputError("is of --stability", key="--stability-temperature", hint="add --stability PS")
+    temperature = 300.0 if given is None else given
+    if ps is not None and not (ps > 0 and temperature >= 0):
+        raise InputError(f"{ps} ps at {temperature} K is not possible", key="--stability", hint="more than 0")
+    return temperature
+
+
 def _judge(
     structures: list[str] | None, reference: str | None, properties: str | None, out: Path, screen: Any
 ) -> Judge | None:
     """What measures the properties of each run; whatever is wrong with the request is said before any training."""
     from pimlip_zoo.cli.physics import (
         PhysicsFile,
+        check_measured,
         check_request,
         measured_reference,
         physics_of_run,
@@ -161,6 +175,7 @@ def _judge(
         return None
     request = request_of(structures=structures, properties=properties, settings=None, reference=reference)
     check_request(request)
+    check_measured(request, sorted(out.glob("*/result.json")))
     request = measured_reference(request, out / "physics-reference.json", screen)
 
     def judge(run: Path) -> tuple[Mapping[str, Any], int | None]:

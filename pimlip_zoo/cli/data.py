@@ -165,12 +165,14 @@ def split_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of indices.")] = Path("split.json"),
     method: Annotated[str, typer.Option(help="random, time, composition, group or farthest.")] = "random",
     sizes: Annotated[str, typer.Option(help="Shares or counts of train, valid, test.")] = "0.8,0.1,0.1",
-    seed: Annotated[int, typer.Option(help="Of random choices.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of random choices; 0.")] = None,
     by: Annotated[
         str | None, typer.Option(help="The key that tells groups apart: config_type, smiles, ...")
     ] = None,
-    gap: Annotated[int, typer.Option(min=0, help="Frames left out between blocks of time.")] = 0,
-    blocks: Annotated[int, typer.Option(min=2, help="Blocks of time.")] = 10,
+    gap: Annotated[
+        int | None, typer.Option(min=0, help="Of time: frames left out between blocks; none.")
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(min=2, help="Of time: how many blocks; 10.")] = None,
 ) -> None:
     """Divide a set into training, validation and test frames; read them as DATA@split.json:train."""
     from pimlip_zoo.cli.console import console
@@ -180,6 +182,10 @@ def split_command(
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.outputs import check_output, results
 
+    of_method = {"--gap": (gap, "time"), "--blocks": (blocks, "time"), "--by": (by, "group")}
+    for name, (given, reader) in of_method.items():
+        if given is not None and method != reader:
+            raise InputError(f"has no effect with --method {method}", key=name, hint=f"--method {reader}")
     check_output(out, results("fingerprint"), key="--out")
     sources = parse_spec(data)
     if len(sources) > 1 or sources[0].frames != slice(None):
@@ -200,7 +206,9 @@ def split_command(
 
     with _progress("structures") as advance:
         survey = survey_frames(data, frames(), progress=advance)
-    split = make_split(survey, groups or None, method=method, sizes=sizes, seed=seed, gap=gap, blocks=blocks)
+    numbers = {"seed": seed, "gap": gap, "blocks": blocks}
+    chosen = {name: value for name, value in numbers.items() if value is not None}
+    split = make_split(survey, groups or None, method=method, sizes=sizes, **chosen)
     write_split(split, out)
     for name, part in split.parts.items():
         path, mark, options = data.partition("?")

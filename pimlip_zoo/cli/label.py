@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from pimlip_zoo.labelling.label import Labelling
     from pimlip_zoo.labelling.processes import Outcome
@@ -49,7 +49,7 @@ def label_command(
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="labels.lmdb or labels.extxyz.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Calculations at a time.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Calculations at a time; 1.")] = None,
     time_limit: Annotated[
         str | None, typer.Option(help="Of one calculation: 90s, 30m, 2h; none if not given.")
     ] = None,
@@ -86,6 +86,25 @@ def label_command(
     from pimlip_zoo.labelling.structures import load_structures
     from pimlip_zoo.outputs import check_not_read
 
+    of_calculations: dict[str, object] = {
+        "--workers": workers,
+        "--retry": retry,
+        "--compare": compare is not None,
+    }
+    limits: dict[str, object] = {"--time-limit": time_limit, "--memory": memory}
+    if write_inputs is not None:
+        of_files: dict[str, object] = {
+            "--level": level,
+            "--overwrite": overwrite,
+            "--output-file": output_file,
+        }
+        _refuse(
+            "goes without --write-inputs: nothing is computed or collected there", of_calculations | of_files
+        )
+    elif read_outputs is not None:
+        _refuse("goes without --read-outputs: nothing is computed there", of_calculations | limits)
+    else:
+        _refuse("is of --read-outputs", {"--output-file": output_file})
     seconds = amount(time_limit, {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}, "--time-limit")
     megabytes = amount(memory, {"mb": 1.0, "gb": 1000.0, "": 1.0}, "--memory")
     screen = console()
@@ -127,7 +146,7 @@ def label_command(
                     structures,
                     out,
                     calculator,
-                    workers=workers,
+                    workers=workers or 1,
                     limits=Limits(seconds=seconds, memory=megabytes),
                     level=level,
                     retry=retry,
@@ -141,9 +160,17 @@ def label_command(
                 soft_wrap=True,
             )
             raise typer.Exit(130) from None
-    _report(result, len(structures), screen)
+    _report(result, len(structures), screen, computes=read_outputs is None)
     if result.failures:
         raise typer.Exit(1)
+
+
+def _refuse(message: str, options: Mapping[str, object]) -> None:
+    from pimlip_zoo.errors import InputError
+
+    for name, given in options.items():
+        if given:
+            raise InputError(message, key=name, hint="leave it out")
 
 
 _MOST = 1e12
@@ -168,7 +195,7 @@ def amount(text: str | None, units: dict[str, float], key: str) -> float | None:
     return float(match[1]) * units[match[2].lower()]
 
 
-def _report(result: Labelling, total: int, screen: Any) -> None:
+def _report(result: Labelling, total: int, screen: Any, *, computes: bool) -> None:
     there = total - result.computed
     before = f" ({there} were there)" if there > 0 and result.computed < total else ""
     screen.print(
@@ -181,7 +208,8 @@ def _report(result: Labelling, total: int, screen: Any) -> None:
     for reason, count in Counter(failure.reason for failure in result.failures).most_common(10):
         first = next(failure.place for failure in result.failures if failure.reason == reason)
         screen.print(f"[red]without a label:[/red] {count}: {reason} (first: {first})", soft_wrap=True)
-    screen.print(f"they are in {result.failed_file}; --retry computes them again", soft_wrap=True)
+    again = "; --retry computes them again" if computes else ""
+    screen.print(f"they are in {result.failed_file}{again}", soft_wrap=True)
 
 
 @contextmanager

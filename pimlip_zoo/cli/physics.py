@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,7 +71,7 @@ def physics_of_run(
     properties = select(request.properties, request.settings)
     training = _training_data(run)
     subjects = _subjects(request, training)
-    reference, other = _reference(request, [subject.name for subject in subjects])
+    reference, other = _reference(request, subjects)
     calculator = _calculator(run, request)
     coverage = None
     if isinstance(training, str):
@@ -135,7 +135,6 @@ class PhysicsFile:
         own = run / "physics.json" if run.is_dir() else run.with_name(f"{run.stem}-physics.json")
         self._own = own if run.is_dir() or named is None else None
         self._weights = _weights(run)
-        self._before = self._read()
 
     @property
     def paths(self) -> list[Path]:
@@ -145,13 +144,18 @@ class PhysicsFile:
     def save(self, result: dict[str, Any]) -> None:
         """Write the result so far."""
         from pimlip_zoo.files import write_json
+        from pimlip_zoo.locks import in_turn
 
         unfinished = {} if self._unfinished is None else {"unfinished": dict(self._unfinished)}
         result = {"weights": self._weights, **unfinished, **result}
         named = result if self._errors is None else {**self._errors, "physics": result}
-        for path, content in ((self._own, self._merged(result)), (self._named, named)):
-            if path is not None:
-                write_json(path, content)
+        if self._own is not None:
+            with in_turn(
+                self._own.with_name(f".{self._own.name}.lock")
+            ):  # others may measure other structures
+                write_json(self._own, self._merged(result, self._read()))
+        if self._named is not None:
+            write_json(self._named, named)
 
     def _read(self) -> dict[str, Any]:
         """What the run's own file has of the same weights, whoever wrote it."""
@@ -166,8 +170,8 @@ class PhysicsFile:
             return {}
         return content if same else {}
 
-    def _merged(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        structures = dict(self._before.get("structures", {}))
+    def _merged(self, result: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+        structures = dict(before.get("structures", {}))
         for name, part in result["structures"].items():
             earlier = structures.get(name, {})
             same = all(earlier.get(key) == part[key] for key in ("formula", "atoms", "kind", "fingerprint"))
@@ -242,7 +246,7 @@ def check_request(request: PhysicsRequest) -> None:
 
     select(request.properties, request.settings)
     subjects = _subjects(request, "they are not known yet")
-    _reference(request, [subject.name for subject in subjects])
+    _reference(request, subjects)
 
 
 def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> PhysicsRequest:
@@ -259,18 +263,19 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
     from pimlip_zoo.physics.examine import Examination, select
 
     subjects = _subjects(request, "they are not known yet")
-    _, other = _reference(request, [subject.name for subject in subjects])
+    _, other = _reference(request, subjects)
     if other is None:
         return request
     found = replace(request, reference=str(file))
     wanted = {
         "model": request.reference,
-        "wanted": [list(request.structures), list(request.properties or ())],
+        "reference_version": _reference_version(request),
+        "wanted": [fingerprints(subjects), list(request.properties or ()), list(map(list, request.settings))],
     }
     if file.is_file():
         with reading(file):
             before = read_json(file, dict)
-            if {key: before[key] for key in wanted} == wanted:
+            if {key: before.get(key) for key in wanted} == wanted:
                 return found
     properties = select(request.properties, request.settings)
     screen.print(f"the reference, {request.reference}:", markup=False)
@@ -284,6 +289,38 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
     with writing(file), making(file.parent):
         write_json(file, {**wanted, **result})
     return found
+
+
+def fingerprints(subjects: Sequence[Subject]) -> dict[str, str]:
+    """What tells one structure from another, by name."""
+    from pimlip_zoo.physics.examine import fingerprint
+
+    return {subject.name: fingerprint(subject.atoms) for subject in subjects}
+
+
+def _reference_version(request: PhysicsRequest) -> str:
+    """What tells a reference potential from another of its name."""
+    from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
+
+    given = str(request.reference)
+    return _weights(Path(given)) if Path(given).exists() else find_cheap_calculator(given, trust=True).version
+
+
+def check_measured(request: PhysicsRequest, results: Iterable[Path]) -> None:
+    """Refuse points of a curve whose properties are those of other structures under the names of these.
+
+    Raises:
+        InputError: naming the file and the structure.
+    """
+    from pimlip_zoo.files import read_json
+    from pimlip_zoo.physics.reference import check_same
+
+    wanted = fingerprints(_subjects(request, "they are not known yet"))
+    for path in results:
+        with reading(path):
+            physics = read_json(path, dict).get("physics")
+        if physics is not None:
+            check_same(physics, wanted, path)
 
 
 def _weights(run: Path) -> str:
@@ -382,7 +419,7 @@ def _typical(request: PhysicsRequest, training: Any) -> dict[str, Atoms]:
     return found
 
 
-def _reference(request: PhysicsRequest, structures: Sequence[str]) -> tuple[Any, Calculator | None]:
+def _reference(request: PhysicsRequest, subjects: Sequence[Subject]) -> tuple[Any, Calculator | None]:
     """Values by structure and property, or the calculator that they are measured with."""
     given = request.reference
     if given is None:
@@ -392,7 +429,7 @@ def _reference(request: PhysicsRequest, structures: Sequence[str]) -> tuple[Any,
 
     path = Path(given)
     if path.suffix in (".yaml", ".yml", ".json"):
-        return read_reference(path, structures), None
+        return read_reference(path, fingerprints(subjects)), None
     if path.exists():
         import pimlip_zoo
 

@@ -83,7 +83,7 @@ def advise(
     for name in names:
         screen.print(f"labelling {len(frames)} structures: {name}", style="dim")
         try:
-            levels[name] = labels_of_level(name, frames, load_run=_load_run)
+            levels[name] = labels_of_level(name, frames)
         except InputError as error:
             if calculator and len(names) == 1:
                 raise
@@ -102,12 +102,6 @@ def advise(
     _show_start(screen, frames, data)
     if json_file is not None:
         _write(advice, json_file)
-
-
-def _load_run(run: str) -> Any:
-    import pimlip_zoo
-
-    return pimlip_zoo.calculator(run)
 
 
 def _show(screen: Any, advice: Advice, data: str) -> None:

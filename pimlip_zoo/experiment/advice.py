@@ -40,8 +40,6 @@ from pimlip_zoo.weak_labels.offsets import fit_offset, subtract_labels
 from pimlip_zoo.weak_labels.pool import cached_labels
 
 if TYPE_CHECKING:
-    from ase.calculators.calculator import Calculator
-
     from pimlip_zoo.experiment.prepare import Experiment
     from pimlip_zoo.models.potential import Potential
 
@@ -187,16 +185,13 @@ def known_levels(frames: Sequence[Frame]) -> tuple[list[str], dict[str, str]]:
     return names, skipped
 
 
-def labels_of_level(
-    name: str, frames: Sequence[Frame], *, load_run: Callable[[str], Calculator] | None = None
-) -> list[Frame]:
+def labels_of_level(name: str, frames: Sequence[Frame]) -> list[Frame]:
     """The structures with the labels of a cheap level.
 
     Args:
         name: a calculator as ``weak.labels.calculator`` takes it, or a file in which the same structures are labelled,
             in any order.
         frames: the structures.
-        load_run: makes a calculator of a run, for ``run:``.
 
     Raises:
         InputError: for a calculator that fails, or a file that lacks a structure.
@@ -205,7 +200,7 @@ def labels_of_level(
     if not path.is_file():
         if ":" not in name and path.suffix:
             raise no_such_file(path)
-        return cached_labels(frames, find_cheap_calculator(name, trust=True, load_run=load_run))
+        return cached_labels(frames, find_cheap_calculator(name, trust=True))
     labelled = load_frames(name)
     known: dict[bytes, list[Frame]] = {}
     for frame in labelled:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.consistency.build import list_skin
@@ -44,9 +44,6 @@ from pimlip_zoo.weak_labels.pool import cached_labels, labelled_pool
 from pimlip_zoo.weak_labels.pool_work import told_duration
 from pimlip_zoo.weak_labels.recipe import StageOptions, StressOptions
 from pimlip_zoo.written import parse_duration
-
-if TYPE_CHECKING:
-    from ase.calculators.calculator import Calculator
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -312,7 +309,7 @@ class Run:
 
     def taught_by(self, name: str) -> list[Frame]:
         """Structures sampled around the training set, and labelled, by the potential of a stage."""
-        return self._sampled(find_cheap_calculator(f"run:{self.folder / name}", load_run=_load_run))
+        return self._sampled(find_cheap_calculator(f"run:{self.folder / name}"))
 
     def trained(self, name: str, *, difference: bool = False) -> Potential:
         """The potential that a stage left.
@@ -379,7 +376,7 @@ class Run:
 
     def pool_of(self, name: str) -> list[Frame]:
         """Structures sampled with the potential of a stage, with the cheap calculator's labels."""
-        stage = find_cheap_calculator(f"run:{self.folder / name}", load_run=_load_run)
+        stage = find_cheap_calculator(f"run:{self.folder / name}")
         return self.cheap_labels(self._sampled(stage))
 
     def cheap_labels(self, frames: Sequence[Frame], calculator: str | None = None) -> list[Frame]:
@@ -436,13 +433,7 @@ class Run:
 
 
 def _found(name: str) -> CheapCalculator:
-    return find_cheap_calculator(name, trust=True, load_run=_load_run)
-
-
-def _load_run(run: str) -> Calculator:
-    import pimlip_zoo
-
-    return pimlip_zoo.calculator(run)
+    return find_cheap_calculator(name, trust=True)
 
 
 def _cheap_labels(

@@ -56,7 +56,13 @@ def find_labeller(name: str, *, memory: float | None = None) -> Labeller:
     """
     if name.startswith(_PYSCF):
         return _quantum(name, memory)
-    if ":" in name and not name.startswith("run:"):
+    if name.startswith("run:"):
+        raise InputError(
+            "a trained potential gives no reference labels",
+            key=KEY,
+            hint="pimlip-zoo distill RUN labels structures with trained potentials",
+        )
+    if ":" in name:
         return _imported(name)
     try:
         found = find_cheap_calculator(name, trust=True)

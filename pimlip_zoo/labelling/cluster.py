@@ -23,7 +23,7 @@ from pimlip_zoo.labelling.convergence import check_converged, output_of
 from pimlip_zoo.labelling.evaluate import input_writer, plain_result
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.journal import entries_of, journal_path, opened_journal
-from pimlip_zoo.labelling.label import Labelling, check_output, finish
+from pimlip_zoo.labelling.label import Labelling, check_output, check_written, finish
 from pimlip_zoo.labelling.structures import (
     Structure,
     as_atoms,
@@ -139,6 +139,7 @@ def read_folders(
     missing: dict[str, str] = {}
     with opened_journal(out, about) as journal:
         before = len(journal.results)
+        check_written(out, [structure.key() for structure in structures], journal, overwrite=overwrite)
         for structure in structures:
             key = structure.key()
             if "result" in journal.results.get(key, {}):

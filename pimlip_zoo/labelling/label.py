@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pimlip_zoo import outputs
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.labelling.evaluate import plain_result
@@ -109,6 +111,7 @@ def label(
         with opened_journal(out, about) as journal:
             places = _places(structures)
             known = journal.results
+            check_written(out, places, journal, overwrite=overwrite)
             open_ = [
                 (indices[0], structures[indices[0]])
                 for key, indices in places.items()
@@ -143,6 +146,38 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
     if out.exists() and not overwrite and not journal_path(out).exists():
         raise InputError("is there already", file=out, hint="name another file, or give --overwrite")
     outputs.check_output(out, outputs.STORE if out.suffix == ".lmdb" else outputs.ANY, key="--out")
+
+
+def check_written(out: Path, keys: Iterable[str], journal: Journal, *, overwrite: bool) -> None:
+    """Refuse to replace a file by one that lacks labels which it has.
+
+    Args:
+        out: the file of labels, if it is there.
+        keys: of the structures whose labels will be written.
+        journal: of the file.
+        overwrite: replace it all the same.
+
+    Raises:
+        InputError: when it has been changed, or is of other structures.
+    """
+    if overwrite or not out.exists():
+        return
+    results = (journal.results.get(key, {}).get("result") for key in keys)
+    known = np.sort([float(result["energy"]) for result in results if result is not None])
+    energies = [frame.energy for frame in load_frames(str(out))]
+    lost = sum(energy is None or not _is_among(energy, known) for energy in energies)
+    if lost:
+        raise InputError(
+            f"has {lost} of {len(energies)} structures whose labels would not be in it any more",
+            file=out,
+            hint="give all structures, name another file, or give --overwrite",
+        )
+
+
+def _is_among(energy: float, known: NDArray[np.float64]) -> bool:
+    """Whether it is one of the sorted energies, as far as a file's digits tell."""
+    near = known[max(np.searchsorted(known, energy) - 1, 0) :][:2]
+    return bool(np.isclose(near, energy, rtol=1e-7, atol=1e-6).any())
 
 
 def failures_path(out: Path) -> Path:

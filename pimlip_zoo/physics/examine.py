@@ -135,7 +135,7 @@ class Examination:
                 "atoms": len(subject.atoms),
                 "kind": kind,
                 "kind_because": why,
-                "fingerprint": _fingerprint(subject.atoms),
+                "fingerprint": fingerprint(subject.atoms),
                 "notes": ["its constraints are not used"] if subject.atoms.constraints else [],
             }
             try:
@@ -245,7 +245,7 @@ def _reason(one: Property, options: Options, task: Task) -> str | None:
     return one.obstacle(task, options)
 
 
-def _fingerprint(atoms: Atoms) -> str:
+def fingerprint(atoms: Atoms) -> str:
     """Of elements, positions, cell and periodicity."""
     parts = (
         np.asarray(atoms.numbers, dtype="<i8"),

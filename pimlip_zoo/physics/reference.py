@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ Reference = Mapping[str, Mapping[str, Mapping[str, Expected]]]
 """By structure, property and value; the structure ``""`` stands for every one."""
 
 
-def read_reference(path: str | Path, structures: Sequence[str]) -> Reference:
+def read_reference(path: str | Path, structures: Mapping[str, str]) -> Reference:
     """Reference values from a YAML file, or from the JSON that ``eval --physics`` wrote.
 
     A file has properties, or structures with properties in them::
@@ -44,11 +44,11 @@ def read_reference(path: str | Path, structures: Sequence[str]) -> Reference:
 
     Args:
         path: the file.
-        structures: names of those that are measured.
+        structures: those that are measured: their :func:`~pimlip_zoo.physics.examine.fingerprint` by name.
 
     Raises:
-        InputError: when it cannot be read, names a property that there is not, has a value that is no number, or has
-            nothing for any of the structures.
+        InputError: when it cannot be read, names a property that there is not, has a value that is no number, has
+            nothing for any of the structures, or was measured for another structure of that name.
     """
     content = read_yaml(path)
     if not isinstance(content, Mapping) or not content:
@@ -75,18 +75,19 @@ def read_reference(path: str | Path, structures: Sequence[str]) -> Reference:
 
 
 def reference_of_result(
-    result: Mapping[str, Any], *, source: str, structures: Sequence[str] | None = None
+    result: Mapping[str, Any], *, source: str, structures: Mapping[str, str] | None = None
 ) -> Reference:
     """What another potential, or an earlier version, was found to have.
 
     Args:
         result: as ``eval --physics`` writes it.
         source: what the values are from.
-        structures: names of those that are measured; all if not given.
+        structures: fingerprints of those that are measured, by name; all if not given.
 
     Raises:
-        InputError: when it has none of the structures.
+        InputError: when it has none of the structures, or another one of that name.
     """
+    check_same(result, structures or {}, source)
     tables: dict[str, dict[str, dict[str, Expected]]] = {}
     for name, part in result["structures"].items():
         tables[name] = {
@@ -105,6 +106,27 @@ def reference_of_result(
             hint="give the same --structure",
         )
     return tables
+
+
+def check_same(result: Mapping[str, Any], structures: Mapping[str, str], source: str | Path) -> None:
+    """Refuse a result that is of other structures under the names of these.
+
+    Args:
+        result: as ``eval --physics`` writes it.
+        structures: fingerprints by name; an empty one is not compared.
+        source: what the result is from.
+
+    Raises:
+        InputError: naming the structure.
+    """
+    for name, part in result["structures"].items():
+        before, now = part.get("fingerprint"), structures.get(name)
+        if before and now and before != now:
+            raise InputError(
+                f"{name} was another structure when it was measured ({part.get('formula', '')})",
+                file=source,
+                hint="give the same --structure, or measure anew under another name",
+            )
 
 
 def attach(result: dict[str, Any], reference: Reference) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from pimlip_zoo.api import calculator
 from pimlip_zoo.config import RunConfig
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.lmdb import FrameStore
@@ -197,7 +196,7 @@ def _sampled(rounds: Rounds, number: int, folder: Path) -> list[Frame]:
             stride=sample.stride,
             seed=rounds.seed + number,
         )
-        supervisor = find_cheap_calculator(name, trust=True, load_run=calculator)
+        supervisor = find_cheap_calculator(name, trust=True)
         parts = folder / "sampling"  # trajectories are kept one by one
         frames = labelled_pool(starts, supervisor, options, parts)
         write_frames(path, frames)

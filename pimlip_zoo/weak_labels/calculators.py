@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
 KEY = "weak.labels.calculator"
+_RUN, _PIN, _OF_RUN = "run:", "?content=", "run "
 
 
 class CalculatorOptions(Section):
@@ -155,26 +156,20 @@ class CheapCalculator(NamedTuple):
     """Whether that is known; False: it is said where structures state them."""
 
 
-def find_cheap_calculator(
-    name: str, *, trust: bool = False, load_run: Callable[[str], Calculator] | None = None
-) -> CheapCalculator:
+def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
     """The calculator of that name.
 
     Args:
-        name: a registered one, with options as in ``gfn2?accuracy=0.1``; ``run:RUN``; or ``MODULE:FACTORY``, a function
-            without arguments that returns an ASE calculator.
+        name: a registered one, with options as in ``gfn2?accuracy=0.1``; ``run:RUN``, or what :func:`pinned` makes of
+            it; or ``MODULE:FACTORY``, a function without arguments that returns an ASE calculator.
         trust: whether the name may be that of a function, which is imported and called. Give True for what the user
             or a configuration says, and for what a model file says only when the user trusts the file.
-        load_run: makes a calculator from a run folder, for ``run:``.
 
     Raises:
         InputError: when there is none, the package that computes it is not installed, or it is not trusted.
     """
-    if name.startswith("run:"):
-        run = name.removeprefix("run:")
-        if load_run is None:
-            raise InputError(f"{name} cannot be used here", key=KEY)
-        return CheapCalculator(name, _content_version(run), lambda: _quiet(load_run(run)), known=False)
+    if name.startswith(_RUN):
+        return _run(name)
     if not re.fullmatch(r"[\w.]+:[\w.]+", name):
         return _registered(name)
     if not trust:
@@ -311,6 +306,28 @@ def package_version(name: str) -> str:
         return name
 
 
+def pinned(calculator: CheapCalculator) -> str:
+    """The name of a calculator for a model file, which another run under the name of a run does not answer to."""
+    if not calculator.name.startswith(_RUN):
+        return calculator.name
+    return f"{calculator.name.partition(_PIN)[0]}{_PIN}{calculator.version.removeprefix(_OF_RUN)}"
+
+
+def _run(name: str) -> CheapCalculator:
+    """A trained potential, as any program that uses this package would load it."""
+    run, _, pin = name.removeprefix(_RUN).partition(_PIN)
+    version = _content_version(run)
+    if pin and version != f"{_OF_RUN}{pin}":
+        raise InputError("is not the run that the model was trained beside", file=run, key=KEY)
+
+    def make() -> Calculator:
+        import pimlip_zoo
+
+        return _quiet(pimlip_zoo.calculator(run))
+
+    return CheapCalculator(name, version, make, known=False)
+
+
 def _content_version(run: str) -> str:
     """A run is what its checkpoints hold."""
     from pathlib import Path
@@ -321,4 +338,4 @@ def _content_version(run: str) -> str:
     files = [path] if path.is_file() else sorted(path.glob("checkpoints/best.ckpt"))
     if not files:
         raise InputError("no such run", file=run, key=KEY)
-    return "run " + content_hash(regular_file(files[0]))[:16]
+    return _OF_RUN + content_hash(regular_file(files[0]))[:16]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pimlip_zoo.weak_labels.calculators import pinned
 from pimlip_zoo.weak_labels.offsets import subtract_labels
 from pimlip_zoo.weak_labels.recipe import Recipe, RecipeOptions, recipe
 
@@ -37,4 +38,4 @@ class Delta(Recipe[RecipeOptions]):
             split=(train, valid), data={"energy_references": "least_squares", "check_references": False}
         )
         calculator = run.calculator
-        return replace(experiment, baseline={"calculator": calculator.name, "version": calculator.version})
+        return replace(experiment, baseline={"calculator": pinned(calculator), "version": calculator.version})

@@ -246,3 +246,11 @@ def test_labels_and_choices_in_a_store_replace_stores_only(cli, tmp_path, monkey
             for _ in range(2):
                 assert cli(*command.format(name).split()).code == 0
     assert (tmp_path / "a.lmdb").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", ["--gap=3", "--blocks=5", "--by=smiles"])
+def test_options_of_another_kind_of_split_are_refused(option, tmp_path, cli):
+    done = cli("data", "split", "builtin:ethanol-gfn2", f"--out={tmp_path / 'a.json'}", option)
+    assert done.code == 2
+    assert f"{option.partition('=')[0]}: has no effect with --method random" in done.err
+    assert not list(tmp_path.iterdir())

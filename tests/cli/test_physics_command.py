@@ -3,6 +3,7 @@
 import json
 import signal
 
+import ase.io
 import pytest
 import torch
 from ase.build import bulk
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from pimlip_zoo.cli import app
 from pimlip_zoo.cli.console import console
-from pimlip_zoo.cli.physics import check_request, measured_reference, request_of
+from pimlip_zoo.cli.physics import PhysicsFile, check_measured, check_request, measured_reference, request_of
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.curve import Point, run_points
 from pimlip_zoo.models.potential import Potential
@@ -147,6 +148,42 @@ def test_a_run_s_own_potential_is_measured_in_double_precision_or_as_told(cli, r
         content = json.loads((run / "physics.json").read_text())
         assert content["precision"] == dtype
         assert content["structures"]["bulk:Cu"]["properties"]["bonds"]["evaluations"] > 0
+
+
+def test_what_is_measured_under_a_name_is_one_structure_with_one_reference(tmp_path):
+    """The file of the structure changes between two calls."""
+    structure, points = tmp_path / "cell.extxyz", tmp_path / "curve"
+    ase.io.write(structure, bulk("Cu"))
+    options = {"properties": "lattice", "settings": None, "reference": "emt"}
+    request = request_of(structures=[str(structure)], **options)
+    measured_reference(request, tmp_path / "reference.json", console())
+    first = json.loads((tmp_path / "reference.json").read_text())
+    (points / "none-5-seed0").mkdir(parents=True)
+    result = points / "none-5-seed0" / "result.json"
+    result.write_text(json.dumps({"physics": first}))
+    check_measured(request, [result])
+    ase.io.write(structure, bulk("Au"))
+    with pytest.raises(InputError, match=r"result\.json: .*cell\.extxyz was another structure"):
+        check_measured(request, [result])
+    measured_reference(request, tmp_path / "reference.json", console())
+    second = json.loads((tmp_path / "reference.json").read_text())
+    a = [
+        content["structures"][str(structure)]["properties"]["lattice"]["values"]["a"]["value"]
+        for content in (first, second)
+    ]
+    assert a[1] - a[0] == pytest.approx(0.49, abs=0.05)
+
+
+def test_two_measurements_of_a_run_keep_each_others_results(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    lattice = {"lattice": {"status": "computed", "values": {}}}
+    part = {"formula": "Cu", "atoms": 1, "kind": "crystal", "fingerprint": "a", "properties": lattice}
+    first, second = (PhysicsFile(tmp_path, None) for _ in range(2))
+    first.save({"structures": {"Cu": part}})
+    second.save({"structures": {"Al": part}})
+    assert set(json.loads((tmp_path / "physics.json").read_text())["structures"]) == {"Cu", "Al"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "physics.json"}
 
 
 @pytest.mark.parametrize(

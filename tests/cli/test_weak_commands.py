@@ -222,3 +222,19 @@ def test_distill_refuses_what_would_change_nothing(cli, tmp_path, given, says):
     done = cli("distill", "run", "--data=builtin:ethanol-gfn2", f"--out={tmp_path / 'a.lmdb'}", *given)
     assert done.code == 2
     assert says in done.err
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("--set=seed=4", "seed: has no effect: each point has its own"),
+        ("--stability-temperature=900", "--stability-temperature: is of --stability"),
+    ],
+)
+def test_curve_refuses_what_would_change_nothing(cli, tmp_path, given, says):
+    done = cli(
+        "curve", *SMALL, "--data=builtin:ethanol-gfn2", "--sizes=3", f"--out={tmp_path / 'curve'}", given
+    )
+    assert done.code == 2
+    assert says in done.err
+    assert not list(tmp_path.iterdir())

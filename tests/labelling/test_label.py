@@ -580,3 +580,49 @@ def test_a_few_structures_have_a_line_each_and_many_a_line_each_tenth(here):
         assert len(told) == lines
         assert told[-1] == str(count)
         assert said.count(" left\n") == lines - 1
+
+
+def test_a_file_of_labels_loses_none_without_a_word(tmp_path):
+    """Called again with other structures, or after it was edited."""
+    rng = np.random.default_rng(0)
+    frames = [Atoms("Cu2", [[0, 0, 0], [2.4 + 0.1 * k, 0.01 * rng.normal(), 0]]) for k in range(6)]
+    out, data = tmp_path / "labels.extxyz", tmp_path / "data.extxyz"
+
+    def labelled(part, **options):
+        write(data, part)
+        return label(load_structures(str(data)), out, "emt", **options)
+
+    assert labelled(frames[:4]).labelled == 4
+    with pytest.raises(
+        InputError, match=r"labels\.extxyz: has 4 of 4 structures whose labels would not be in it"
+    ):
+        labelled(frames[4:])
+    assert len(read(out, ":")) == 4
+    assert labelled(frames).labelled == 6
+    kept = out.read_text()
+    energy = re.search(r" energy=(\S+)", kept)[1]
+    out.write_text(kept.replace(f"energy={energy}", "energy=1.5", 1))
+    with pytest.raises(InputError, match="has 1 of 6 structures"):
+        labelled(frames)
+    assert labelled(frames, overwrite=True).labelled == 6
+    assert labelled(frames[:2], overwrite=True).labelled == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--output-file", "OUTCAR"], "--output-file: is of --read-outputs"),
+        (["--read-outputs", "w", "--retry"], "--retry: goes without --read-outputs"),
+        (["--read-outputs", "w", "--workers", "1"], "--workers: goes without --read-outputs"),
+        (["--read-outputs", "w", "--time-limit", "1h"], "--time-limit: goes without --read-outputs"),
+        (["--write-inputs", "w", "--no-compare"], "--compare: goes without --write-inputs"),
+        (["--write-inputs", "w", "--overwrite"], "--overwrite: goes without --write-inputs"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(given, says, tmp_path):
+    out = [] if "--write-inputs" in given else ["-o", str(tmp_path / "a.extxyz")]
+    command = ["label", "builtin:ethanol-gfn2@:2", "--calculator", "emt", *given, *out]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, InputError)
+    assert says in str(result.exception)
+    assert not list(tmp_path.iterdir())

@@ -51,10 +51,10 @@ def settings(tmp_path, *levels, **options):
     if levels:
         values |= {
             "weak.levels": list(levels),
-            "weak.labels.pool.structures": 6,
-            "weak.labels.pool.method": "displaced",
             "weak.labels.cache": str(tmp_path / "cache"),
         }
+    if any(isinstance(level, dict) and "calculator" in level and level.get("weight", 1) for level in levels):
+        values |= {"weak.labels.pool.structures": 6, "weak.labels.pool.method": "displaced"}
     return list((values | options).items())
 
 

@@ -1,6 +1,7 @@
 """Whole trainings with weak labels, as short as they can be."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -49,10 +50,10 @@ def settings(tmp_path, method=None, **options):
         values |= {
             "weak.labels.method": method,
             "weak.labels.calculator": "emt",
-            "weak.labels.pool.structures": 6,
-            "weak.labels.pool.method": "displaced",
             "weak.labels.cache": str(tmp_path / "cache"),
         }
+        if method != "delta":  # which samples nothing
+            values |= {"weak.labels.pool.structures": 6, "weak.labels.pool.method": "displaced"}
         if method in ("pretrain", "distill", "curriculum"):
             values["weak.labels.steps"] = 3
         if method == "curriculum":
@@ -292,6 +293,28 @@ def test_a_difference_is_learnt_evaluated_and_used_with_its_baseline(tmp_path):
         for frame, low, predicted in zip(frames, cheap, predict_labels(potential, frames), strict=True)
     ]
     assert errors["energy"]["mae"] == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+def test_a_difference_to_a_trained_potential_needs_that_very_potential(tmp_path):
+    import pimlip_zoo
+
+    run(tmp_path / "base")
+    base, folder = tmp_path / "base" / "run", tmp_path / "run"
+    run(tmp_path, "delta", **{"weak.labels.calculator": f"run:{base}"})
+    frames = load_builtin("ethanol-gfn2")[:4]
+    atoms = frame_to_atoms(frames[0])
+    atoms.calc = pimlip_zoo.calculator(folder)
+    parts = [predict_labels(load_potential(part, difference=True), frames[:1])[0] for part in (base, folder)]
+    assert atoms.get_potential_energy() == pytest.approx(sum(part.energy for part in parts), abs=1e-6)
+    np.testing.assert_allclose(atoms.get_forces(), sum(part.forces for part in parts), atol=1e-5)
+    errors = evaluate(load_potential(folder, difference=True), DATA, baseline=baseline_of(folder)).summary
+    assert errors["energy"]["mae"] > 0
+    other = tmp_path / "other"
+    run(other, seed=1)
+    shutil.rmtree(base)
+    (other / "run").rename(base)
+    with pytest.raises(InputError, match=r"base/run.*is not the run that the model was trained beside"):
+        pimlip_zoo.calculator(folder)
 
 
 def test_a_student_learns_from_the_difference_model_and_stands_alone(tmp_path):

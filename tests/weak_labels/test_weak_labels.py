@@ -197,7 +197,7 @@ def test_calculators_are_found_by_name(tmp_path):
         ("gfn2?accuracy", r"write gfn2\?OPTION=VALUE"),
         ("gfn2?accuracy=0", "greater than 0"),
         ("emt?x=1", "no such option"),
-        ("run:/nowhere", "cannot be used here"),
+        ("run:/nowhere", "no such run"),
         ("no_such_module_here:make", "importable"),
         ("ase.calculators.lj:Nothing", "importable"),
         ("math:sin", "without arguments"),
