@@ -20,6 +20,7 @@ __all__ = [
     "Potential",
     "available_models",
     "calculator",
+    "checkpoint_file",
     "edge_vectors",
     "get_model",
     "load",
@@ -39,6 +40,7 @@ _PLACES = {
     "get_model": "pimlip_zoo.registry",
     "register_model": "pimlip_zoo.registry",
     "load": "pimlip_zoo.api",
+    "checkpoint_file": "pimlip_zoo.api",
     "calculator": "pimlip_zoo.api",
     "train": "pimlip_zoo.api",
 }

@@ -26,6 +26,20 @@ def load(run: str | Path, **options: Any) -> Potential:
     return load_potential(run, **options)
 
 
+def checkpoint_file(run: str | Path) -> Path:
+    """The file with the weights of a run: of a folder those that validated best, or its last ones.
+
+    Args:
+        run: run folder, checkpoint, or ``builtin:NAME``, a potential that comes with the package.
+
+    Raises:
+        InputError: when there is none.
+    """
+    from pimlip_zoo.training.checkpoint import checkpoint_path
+
+    return checkpoint_path(run)
+
+
 def train(
     settings: Mapping[str, Any], *, out: str | Path, config: str | Path | None = None, resume: bool = False
 ) -> Potential:

@@ -89,6 +89,8 @@ def _of_schedule(config: RunConfig) -> Iterator[Idle]:
         yield Idle("schedule.shorter_power", timeless, "give --max-time, or leave it out")
     if schedule.highest_lr is not None and (timeless or schedule.shorter_power == 0):
         yield Idle("schedule.highest_lr", timeless or "schedule.shorter_power is 0")
+    if _has_stages(config):  # a stage before the run may be longer
+        return
     if schedule.warmup_steps >= trainer.max_steps:
         yield Idle(
             "schedule.warmup_steps",
@@ -165,7 +167,8 @@ def _of_late(config: RunConfig, labels: Sequence[str]) -> Iterator[Idle]:
 def _of_ending(config: RunConfig) -> Iterator[Idle]:
     trainer, data = config.trainer, config.data
     every = min(trainer.valid_every, trainer.max_steps)
-    if trainer.patience is not None and (trainer.patience + 1) * every >= trainer.max_steps:
+    endless = trainer.patience is not None and (trainer.patience + 1) * every >= trainer.max_steps
+    if endless and not _has_stages(config):
         yield Idle(
             "trainer.patience",
             f"with {trainer.max_steps // every} validations the run is over before",
@@ -227,8 +230,8 @@ def _of_term(config: RunConfig, name: str, term: TermConfig) -> Iterator[Idle]:
     unread = {"constant": ("start", "steps", "last"), "warm_up": ("last",), "decay": ()}[schedule.name]
     for option in unread:
         yield Idle(f"{key}.schedule.{option}", f"{key}.schedule.name is {schedule.name}")
-    # A stage before the run may be longer, and have the terms, too.
-    if schedule.name != "constant" and schedule.start >= config.trainer.max_steps and not config.weak.labels:
+    late = schedule.name != "constant" and schedule.start >= config.trainer.max_steps
+    if late and not _has_stages(config):  # which may have the terms, too
         yield Idle(
             f"{key}.schedule.start",
             f"the run of {config.trainer.max_steps} steps ends before",
@@ -252,6 +255,12 @@ def _of_weak_labels(config: RunConfig) -> Iterator[Idle]:
     }
     for option, reason in idle.items():
         yield Idle(f"weak.labels.{option}", reason)
+
+
+def _has_stages(config: RunConfig) -> bool:
+    """Whether something is trained before the run, with its options and a length of its own."""
+    labels = config.weak.labels
+    return labels is not None and labels.recipe().steps_before() > 0
 
 
 def _missing(config: RunConfig, label: str) -> str:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 KEY = "weak.labels.calculator"
 _RUN, _PIN, _OF_RUN = "run:", "?content=", "run "
+_DEEPEST = 3
+_being_loaded: ContextVar[tuple[str, ...]] = ContextVar("runs beside each other", default=())
+"""Runs that are corrections to the next one: two checkpoints may name each other."""
 
 
 class CalculatorOptions(Section):
@@ -169,7 +173,7 @@ def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
         InputError: when there is none, the package that computes it is not installed, or it is not trusted.
     """
     if name.startswith(_RUN):
-        return _run(name)
+        return _run(name, trust=trust)
     if not re.fullmatch(r"[\w.]+:[\w.]+", name):
         return _registered(name)
     if not trust:
@@ -313,29 +317,32 @@ def pinned(calculator: CheapCalculator) -> str:
     return f"{calculator.name.partition(_PIN)[0]}{_PIN}{calculator.version.removeprefix(_OF_RUN)}"
 
 
-def _run(name: str) -> CheapCalculator:
+def _run(name: str, *, trust: bool) -> CheapCalculator:
     """A trained potential, as any program that uses this package would load it."""
+    import pimlip_zoo
+    from pimlip_zoo.files import content_hash, regular_file
+
     run, _, pin = name.removeprefix(_RUN).partition(_PIN)
-    version = _content_version(run)
+    file = pimlip_zoo.checkpoint_file(run)
+    if not trust and file.suffix != ".ckpt":  # a native model is a program
+        raise InputError(
+            f"the model names {run}, which is no checkpoint",
+            hint="if you trust whoever made the files: --trust of eval and md, or trust=True in Python",
+        )
+    version = _OF_RUN + content_hash(regular_file(file))[:16]
     if pin and version != f"{_OF_RUN}{pin}":
         raise InputError("is not the run that the model was trained beside", file=run, key=KEY)
 
     def make() -> Calculator:
-        import pimlip_zoo
-
-        return _quiet(pimlip_zoo.calculator(run))
+        above = _being_loaded.get()
+        if len(above) == _DEEPEST:
+            raise InputError(
+                f"is a correction to {' to '.join(above[1:])}, and so on", file=above[0], key=KEY
+            )
+        before = _being_loaded.set((*above, run))
+        try:
+            return _quiet(pimlip_zoo.calculator(run))
+        finally:
+            _being_loaded.reset(before)
 
     return CheapCalculator(name, version, make, known=False)
-
-
-def _content_version(run: str) -> str:
-    """A run is what its checkpoints hold."""
-    from pathlib import Path
-
-    from pimlip_zoo.files import content_hash, regular_file
-
-    path = Path(run)
-    files = [path] if path.is_file() else sorted(path.glob("checkpoints/best.ckpt"))
-    if not files:
-        raise InputError("no such run", file=run, key=KEY)
-    return _OF_RUN + content_hash(regular_file(files[0]))[:16]

@@ -1,6 +1,7 @@
 """A model file that names a function has it called only when the user trusts the file."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ from ase import Atoms
 from typer.testing import CliRunner
 
 import pimlip_zoo
+from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate_run
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
 from pimlip_zoo.training.checkpoint import KEY, baseline_of, describe, load_potential
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
+from pimlip_zoo.weak_labels.ensemble import predict_labels
 
 MODULE = """
 from pathlib import Path
@@ -118,3 +121,36 @@ def test_a_baseline_that_is_no_name_is_refused(baseline, tmp_path):
     for read in (baseline_of, load_potential):
         with pytest.raises(InputError, match=r"model\.ckpt.*baseline"):
             read(path)
+
+
+def beside(folder, calculator):
+    return checkpoint(folder / "model.ckpt", {"calculator": calculator, "version": "1"})
+
+
+def test_a_native_model_that_a_file_names_is_not_run_unless_the_file_is_trusted(tmp_path):
+    """It is a program."""
+    (tmp_path / "evil.pimlip").write_bytes(b"a program")
+    path = beside(tmp_path, f"run:{tmp_path / 'evil.pimlip'}")
+    with pytest.raises(InputError, match=r"names .*evil\.pimlip, which is no checkpoint .*--trust"):
+        pimlip_zoo.calculator(path)
+    with pytest.raises(InputError, match="evil"):  # it is looked at
+        pimlip_zoo.calculator(path, trust=True)
+
+
+def test_a_file_that_names_itself_as_its_cheap_level_is_refused_at_once(tmp_path):
+    path = beside(tmp_path, f"run:{tmp_path / 'model.ckpt'}")
+    started = time.process_time()
+    with pytest.raises(InputError, match=r"is a correction to .*model\.ckpt, and so on"):
+        pimlip_zoo.calculator(path)
+    assert time.process_time() - started < 2
+
+
+def test_a_potential_that_comes_with_the_package_may_be_the_cheap_level(tmp_path):
+    atoms = water()
+    energies = []
+    for run in (beside(tmp_path, "run:builtin:organic-gfn2"), "builtin:organic-gfn2"):
+        atoms.calc = pimlip_zoo.calculator(run)
+        energies.append(atoms.get_potential_energy())
+    correction = load_potential(tmp_path / "model.ckpt", difference=True)
+    (own,) = predict_labels(correction, [Frame(atoms.numbers, atoms.positions)])
+    assert energies[0] - energies[1] == pytest.approx(own.energy, abs=1e-6)

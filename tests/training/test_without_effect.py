@@ -386,6 +386,10 @@ def test_what_would_change_nothing_is_refused_and_nothing_is_written(settings, s
         ["weak.preset=gfn2", "data.labels=[energy]", "loss.forces.weight=3"],  # learnt before
         ["weak.preset=piwsl", "weak.terms.pisc_triangle.weight=0"],
         ["trainer.patience=18"],
+        # Stages before the run are longer.
+        ["weak.preset=pretrain", "trainer.patience=19"],
+        ["weak.preset=distill", "schedule.warmup_steps=40"],
+        ["weak.preset=pretrain", "schedule.name=plateau", "schedule.plateau_patience=18"],
     ],
 )
 def test_what_changes_something_or_says_what_is_so_is_taken(settings):
