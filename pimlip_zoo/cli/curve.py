@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,7 +74,6 @@ def curve(
 
     from pimlip_zoo.cli.console import console, log_to_screen
     from pimlip_zoo.config import check_once, parse_settings
-    from pimlip_zoo.errors import InputError
     from pimlip_zoo.experiment.curve import (
         Point,
         collect,
@@ -98,8 +98,7 @@ def curve(
     ]
     options = [(key, value) for key, value in given if value is not None] + parse_settings(settings or [])
     check_once(options)
-    if "seed" in dict(options):
-        raise InputError("has no effect: each point has its own", key="seed", hint="--seeds N runs 0 to N-1")
+    _check_effects(options, _presets(weak), config)
     temperature = _temperature(stability, stability_temperature)
     tests = _tests(data, test)
     points = [
@@ -138,6 +137,29 @@ def curve(
     screen.print(", ".join(str(out / name) for name in files))
 
 
+def _check_effects(options: Sequence[tuple[str, Any]], names: Sequence[str], config: Path | None) -> None:
+    """Refuse the seed, which each point has for itself, and options of weak supervision that no way of training reads.
+
+    Raises:
+        InputError: naming the option.
+    """
+    from pimlip_zoo.config import load_config
+    from pimlip_zoo.errors import InputError
+    from pimlip_zoo.experiment.effects import without_effect
+
+    asked = {
+        key for key in load_config(config, options).stated or () if key.split(".")[0] in ("seed", "weak")
+    }
+    if "seed" in asked:
+        raise InputError("has no effect: each point has its own", key="seed", hint="--seeds N runs 0 to N-1")
+    read: set[str] = {"weak.preset"}
+    for way in (_of_way(options, name, config) for name in names):
+        idle = {found.key for found in without_effect(way, ("energy", "forces", "stress"))}
+        read |= (way.stated or set()) - idle
+    for key in sorted(asked - read):
+        raise InputError(f"has no effect on {', '.join(names)}", key=key, hint="leave it out")
+
+
 def _temperature(ps: float | None, given: float | None) -> float:
     """K, of the dynamics of --stability.
 
@@ -149,7 +171,7 @@ def _temperature(ps: float | None, given: float | None) -> float:
     if ps is None and given is not None:
         raise InputError("is of --stability", key="--stability-temperature", hint="add --stability PS")
     temperature = 300.0 if given is None else given
-    if ps is not None and not (ps > 0 and temperature >= 0):
+    if ps is not None and not (ps > 0 and 0 <= temperature < math.inf):
         raise InputError(f"{ps} ps at {temperature} K is not possible", key="--stability", hint="more than 0")
     return temperature
 

@@ -58,8 +58,8 @@ def distill(
         name: value
         for name, value in (
             ("structures", structures),
-            ("temperatures", temperatures and _numbers("--temperatures", temperatures)),
-            ("amplitudes", amplitudes and _numbers("--amplitudes", amplitudes)),
+            ("temperatures", None if temperatures is None else _numbers("--temperatures", temperatures)),
+            ("amplitudes", None if amplitudes is None else _numbers("--amplitudes", amplitudes)),
             ("seed", seed),
         )
         if value is not None

@@ -270,7 +270,7 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
     wanted = {
         "model": request.reference,
         "reference_version": _reference_version(request),
-        "wanted": [fingerprints(subjects), list(request.properties or ()), list(map(list, request.settings))],
+        "wanted": [identities(subjects), list(request.properties or ()), list(map(list, request.settings))],
     }
     if file.is_file():
         with reading(file):
@@ -291,11 +291,11 @@ def measured_reference(request: PhysicsRequest, file: Path, screen: Any) -> Phys
     return found
 
 
-def fingerprints(subjects: Sequence[Subject]) -> dict[str, str]:
+def identities(subjects: Sequence[Subject]) -> dict[str, dict[str, Any]]:
     """What tells one structure from another, by name."""
-    from pimlip_zoo.physics.examine import fingerprint
+    from pimlip_zoo.physics.examine import identity
 
-    return {subject.name: fingerprint(subject.atoms) for subject in subjects}
+    return {subject.name: identity(subject.atoms) for subject in subjects}
 
 
 def _reference_version(request: PhysicsRequest) -> str:
@@ -315,7 +315,7 @@ def check_measured(request: PhysicsRequest, results: Iterable[Path]) -> None:
     from pimlip_zoo.files import read_json
     from pimlip_zoo.physics.reference import check_same
 
-    wanted = fingerprints(_subjects(request, "they are not known yet"))
+    wanted = identities(_subjects(request, "they are not known yet"))
     for path in results:
         with reading(path):
             physics = read_json(path, dict).get("physics")
@@ -429,7 +429,7 @@ def _reference(request: PhysicsRequest, subjects: Sequence[Subject]) -> tuple[An
 
     path = Path(given)
     if path.suffix in (".yaml", ".yml", ".json"):
-        return read_reference(path, fingerprints(subjects)), None
+        return read_reference(path, identities(subjects)), None
     if path.exists():
         import pimlip_zoo
 

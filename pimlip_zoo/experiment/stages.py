@@ -36,6 +36,7 @@ from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LOSSES, LossTerm
 from pimlip_zoo.models.potential import Potential
+from pimlip_zoo.training.checkpoint import baseline_of
 from pimlip_zoo.training.present import cut_down
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
@@ -124,6 +125,11 @@ class Preparation:
     def calculator(self) -> CheapCalculator:
         """What gives the weak labels."""
         return _found(self.labels.calculator)
+
+    @property
+    def difference_to(self) -> str | None:
+        """The calculator that the run has learnt the difference to so far, where it is resumed."""
+        return None if self.checkpoint is None else baseline_of(self.checkpoint)
 
     def cheap_labels(self, frames: Sequence[Frame]) -> list[Frame]:
         """The structures with the cheap calculator's labels, from the cache where they are there."""

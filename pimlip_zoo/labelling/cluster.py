@@ -139,7 +139,7 @@ def read_folders(
     missing: dict[str, str] = {}
     with opened_journal(out, about) as journal:
         before = len(journal.results)
-        check_written(out, [structure.key() for structure in structures], journal, overwrite=overwrite)
+        check_written(out, structures, journal, about, overwrite=overwrite)
         for structure in structures:
             key = structure.key()
             if "result" in journal.results.get(key, {}):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pimlip_zoo import outputs
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frames import geometry_bytes
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.writing import write_frames
 from pimlip_zoo.errors import InputError, reason_of
@@ -111,7 +112,7 @@ def label(
         with opened_journal(out, about) as journal:
             places = _places(structures)
             known = journal.results
-            check_written(out, places, journal, overwrite=overwrite)
+            check_written(out, structures, journal, about, overwrite=overwrite)
             open_ = [
                 (indices[0], structures[indices[0]])
                 for key, indices in places.items()
@@ -148,13 +149,16 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
     outputs.check_output(out, outputs.STORE if out.suffix == ".lmdb" else outputs.ANY, key="--out")
 
 
-def check_written(out: Path, keys: Iterable[str], journal: Journal, *, overwrite: bool) -> None:
-    """Refuse to replace a file by one that lacks labels which it has.
+def check_written(
+    out: Path, structures: Sequence[Structure], journal: Journal, about: dict[str, str], *, overwrite: bool
+) -> None:
+    """Refuse to replace a file by one that lacks what it has.
 
     Args:
         out: the file of labels, if it is there.
-        keys: of the structures whose labels will be written.
+        structures: those whose labels will be written.
         journal: of the file.
+        about: name, version and level of the calculator.
         overwrite: replace it all the same.
 
     Raises:
@@ -162,22 +166,32 @@ def check_written(out: Path, keys: Iterable[str], journal: Journal, *, overwrite
     """
     if overwrite or not out.exists():
         return
-    results = (journal.results.get(key, {}).get("result") for key in keys)
-    known = np.sort([float(result["energy"]) for result in results if result is not None])
-    energies = [frame.energy for frame in load_frames(str(out))]
-    lost = sum(energy is None or not _is_among(energy, known) for energy in energies)
+    will: dict[bytes, list[Frame]] = {}
+    for structure in structures:
+        entry = journal.results.get(structure.key(), {})
+        if "result" in entry:
+            frame = labelled_frame(structure, _checked(entry["result"], structure, journal.path), about)
+            will.setdefault(geometry_bytes(frame), []).append(frame)
+    written = load_frames(str(out))
+    alike = [will.get(geometry_bytes(frame)) for frame in written]
+    lost = sum(
+        not (same and _has_all_of(same.pop(), frame)) for same, frame in zip(alike, written, strict=True)
+    )
     if lost:
         raise InputError(
-            f"has {lost} of {len(energies)} structures whose labels would not be in it any more",
+            f"has {lost} of {len(written)} structures whose labels or notes would not be in it any more",
             file=out,
             hint="give all structures, name another file, or give --overwrite",
         )
 
 
-def _is_among(energy: float, known: NDArray[np.float64]) -> bool:
-    """Whether it is one of the sorted energies, as far as a file's digits tell."""
-    near = known[max(np.searchsorted(known, energy) - 1, 0) :][:2]
-    return bool(np.isclose(near, energy, rtol=1e-7, atol=1e-6).any())
+def _has_all_of(new: Frame, old: Frame) -> bool:
+    """Whether a frame of the same geometry has the energy, the weights and the notes of a file's frame."""
+    same = old.energy is not None and math.isclose(
+        float(new.energy or 0.0), old.energy, rel_tol=1e-12, abs_tol=1e-6
+    )
+    weights = (new.weight, new.label_weights) == (old.weight, old.label_weights)
+    return same and weights and all(str(new.info.get(key)) == str(value) for key, value in old.info.items())
 
 
 def failures_path(out: Path) -> Path:

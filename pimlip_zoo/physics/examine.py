@@ -131,11 +131,9 @@ class Examination:
             task = Task(subject.atoms, kind, self.judge, end=subject.end, cutoff=cutoff)
             self._tasks[subject.name] = task
             self._facts[subject.name] = {
-                "formula": subject.atoms.get_chemical_formula(),
-                "atoms": len(subject.atoms),
+                **identity(subject.atoms),
                 "kind": kind,
                 "kind_because": why,
-                "fingerprint": fingerprint(subject.atoms),
                 "notes": ["its constraints are not used"] if subject.atoms.constraints else [],
             }
             try:
@@ -245,7 +243,16 @@ def _reason(one: Property, options: Options, task: Task) -> str | None:
     return one.obstacle(task, options)
 
 
-def fingerprint(atoms: Atoms) -> str:
+def identity(atoms: Atoms) -> dict[str, Any]:
+    """What a result keeps of the structure that it is of."""
+    return {
+        "formula": atoms.get_chemical_formula(),
+        "atoms": len(atoms),
+        "fingerprint": _fingerprint(atoms),
+    }
+
+
+def _fingerprint(atoms: Atoms) -> str:
     """Of elements, positions, cell and periodicity."""
     parts = (
         np.asarray(atoms.numbers, dtype="<i8"),

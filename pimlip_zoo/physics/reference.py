@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import numpy as np
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.physics.property import PROPERTIES
 from pimlip_zoo.yaml_file import read_yaml
+
+log = logging.getLogger("pimlip_zoo")
 
 _KEYS = ("value", "unit", "tolerance", "source")
 
@@ -33,7 +36,7 @@ Reference = Mapping[str, Mapping[str, Mapping[str, Expected]]]
 """By structure, property and value; the structure ``""`` stands for every one."""
 
 
-def read_reference(path: str | Path, structures: Mapping[str, str]) -> Reference:
+def read_reference(path: str | Path, structures: Mapping[str, Mapping[str, Any]]) -> Reference:
     """Reference values from a YAML file, or from the JSON that ``eval --physics`` wrote.
 
     A file has properties, or structures with properties in them::
@@ -44,7 +47,7 @@ def read_reference(path: str | Path, structures: Mapping[str, str]) -> Reference
 
     Args:
         path: the file.
-        structures: those that are measured: their :func:`~pimlip_zoo.physics.examine.fingerprint` by name.
+        structures: those that are measured: their :func:`~pimlip_zoo.physics.examine.identity` by name.
 
     Raises:
         InputError: when it cannot be read, names a property that there is not, has a value that is no number, has
@@ -75,14 +78,14 @@ def read_reference(path: str | Path, structures: Mapping[str, str]) -> Reference
 
 
 def reference_of_result(
-    result: Mapping[str, Any], *, source: str, structures: Mapping[str, str] | None = None
+    result: Mapping[str, Any], *, source: str, structures: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Reference:
     """What another potential, or an earlier version, was found to have.
 
     Args:
         result: as ``eval --physics`` writes it.
         source: what the values are from.
-        structures: fingerprints of those that are measured, by name; all if not given.
+        structures: identities of those that are measured, by name; all if not given.
 
     Raises:
         InputError: when it has none of the structures, or another one of that name.
@@ -108,25 +111,30 @@ def reference_of_result(
     return tables
 
 
-def check_same(result: Mapping[str, Any], structures: Mapping[str, str], source: str | Path) -> None:
-    """Refuse a result that is of other structures under the names of these.
+def check_same(
+    result: Mapping[str, Any], structures: Mapping[str, Mapping[str, Any]], source: str | Path
+) -> None:
+    """Refuse a result that is of other structures under the names of these; say where one was moved or strained.
 
     Args:
         result: as ``eval --physics`` writes it.
-        structures: fingerprints by name; an empty one is not compared.
+        structures: their :func:`~pimlip_zoo.physics.examine.identity`, by name.
         source: what the result is from.
 
     Raises:
         InputError: naming the structure.
     """
     for name, part in result["structures"].items():
-        before, now = part.get("fingerprint"), structures.get(name)
-        if before and now and before != now:
+        now = structures.get(name, {})
+        differs = [key for key in now if key in part and part[key] != now[key]]
+        if set(differs) - {"fingerprint"}:
             raise InputError(
-                f"{name} was another structure when it was measured ({part.get('formula', '')})",
+                f"{name} was another structure when it was measured: {part['formula']}, not {now['formula']}",
                 file=source,
                 hint="give the same --structure, or measure anew under another name",
             )
+        if differs:
+            log.warning("%s: %s was not exactly this structure when it was measured", source, name)
 
 
 def attach(result: dict[str, Any], reference: Reference) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 KEY = "weak.labels.calculator"
 _RUN, _PIN, _OF_RUN = "run:", "?content=", "run "
+_OTHER_RUN = "is not the run that the model was trained beside"
 _DEEPEST = 3
 _being_loaded: ContextVar[tuple[str, ...]] = ContextVar("runs beside each other", default=())
 """Runs that are corrections to the next one: two checkpoints may name each other."""
@@ -317,6 +318,26 @@ def pinned(calculator: CheapCalculator) -> str:
     return f"{calculator.name.partition(_PIN)[0]}{_PIN}{calculator.version.removeprefix(_OF_RUN)}"
 
 
+def check_pin(calculator: CheapCalculator, kept: str | None) -> None:
+    """Refuse a run whose weights are others than those that a model was trained beside.
+
+    Args:
+        calculator: as it is now.
+        kept: what :func:`pinned` made of it then; None: nothing was kept.
+
+    Raises:
+        InputError: naming the run.
+    """
+    now = pinned(calculator)
+    if (
+        kept is not None
+        and _PIN in kept
+        and now.partition(_PIN)[0] == kept.partition(_PIN)[0]
+        and now != kept
+    ):
+        raise InputError(_OTHER_RUN, file=calculator.name.removeprefix(_RUN), key=KEY)
+
+
 def _run(name: str, *, trust: bool) -> CheapCalculator:
     """A trained potential, as any program that uses this package would load it."""
     import pimlip_zoo
@@ -331,7 +352,7 @@ def _run(name: str, *, trust: bool) -> CheapCalculator:
         )
     version = _OF_RUN + content_hash(regular_file(file))[:16]
     if pin and version != f"{_OF_RUN}{pin}":
-        raise InputError("is not the run that the model was trained beside", file=run, key=KEY)
+        raise InputError(_OTHER_RUN, file=run, key=KEY)
 
     def make() -> Calculator:
         above = _being_loaded.get()

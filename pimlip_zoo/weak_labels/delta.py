@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pimlip_zoo.weak_labels.calculators import pinned
+from pimlip_zoo.weak_labels.calculators import check_pin, pinned
 from pimlip_zoo.weak_labels.offsets import subtract_labels
 from pimlip_zoo.weak_labels.recipe import Recipe, RecipeOptions, recipe
 
@@ -30,6 +30,7 @@ class Delta(Recipe[RecipeOptions]):
 
     def prepare(self, run: Preparation) -> Experiment:
         """The run, its labels made differences."""
+        check_pin(run.calculator, run.difference_to)
         train, valid = (subtract_labels(frames, run.cheap_labels(frames)) for frames in run.split)
         if any(f.stress is not None for f in run.split[0]) and all(f.stress is None for f in train):
             log.warning("%s gives no stress: the labels' stress is not trained on", run.calculator.name)

@@ -229,6 +229,8 @@ def test_distill_refuses_what_would_change_nothing(cli, tmp_path, given, says):
     [
         ("--set=seed=4", "seed: has no effect: each point has its own"),
         ("--stability-temperature=900", "--stability-temperature: is of --stability"),
+        ("--set=weak.strain=0.05", "weak.strain: has no effect on none"),
+        ("--set=weak.perturbation.amplitude=0.1", "weak.perturbation.amplitude: has no effect on none"),
     ],
 )
 def test_curve_refuses_what_would_change_nothing(cli, tmp_path, given, says):
@@ -238,3 +240,18 @@ def test_curve_refuses_what_would_change_nothing(cli, tmp_path, given, says):
     assert done.code == 2
     assert says in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_curve_refuses_the_seed_of_a_file_and_takes_what_one_way_reads(cli, tmp_path):
+    common = ("curve", *SMALL, "--data=builtin:ethanol-gfn2", "--sizes=3", f"--out={tmp_path / 'curve'}")
+    (tmp_path / "run.yaml").write_text("seed: 7\n")
+    done = cli(*common, f"--config={tmp_path / 'run.yaml'}")
+    assert done.code == 2
+    assert "seed: has no effect" in done.err
+    options = (
+        "--valid=builtin:ethanol-gfn2/valid@0:2",
+        "--test=builtin:ethanol-gfn2/test_300K@0:2",
+        "--seeds=1",
+    )
+    done = cli(*common, *options, "--weak=none,piwsl", "--set=weak.perturbation.amplitude=0.03")
+    assert done.code == 0

@@ -108,6 +108,9 @@ def test_formats_of_arrays_say_which_they_are_not_read(tmp_path):
         ("forces_Ha_Bohr:R:3", "energy=-76.0", "without forces: forces_Ha_Bohr is no name of it"),
         ("forces:R:3", 'energy=-1 stress_GPa="1 0 0 0 1 0 0 0 1"', "?stress_key=stress_GPa&stress=UNIT"),
         ("forces:R:3", 'energy=-1 virial_eV="1 0 0 0 1 0 0 0 1"', "?virial_key=virial_eV&energy=UNIT"),
+        ("forces:R:3", "TOTEN=-76.0", "without energy: TOTEN is no name of it"),
+        ("frc:R:3", "energy=-76.0", "without forces: frc is no name of it"),
+        ("forces:R:3", "energy_gap=0.3 e_above_hull=0.1 kinetic_energy=2.0", None),
         ("forces:R:3", "energy=-76.0 energy_Ha=-2.8", None),
         ("forces:R:3", "energy=-76.0 energy_unit=eV", None),
         ("forces:R:3", "energies_known=T config_energy_weight=2", None),
@@ -130,7 +133,15 @@ def test_what_is_asked_for_by_name_is_not_said_to_be_missing(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "key", ["weight", "sample_weight", "energy_weight", "REF_energy_weight", "config_virial_weight"]
+    "key",
+    [
+        "weight",
+        "sample_weight",
+        "energy_weight",
+        "REF_energy_weight",
+        "config_virial_weight",
+        "weight_energy",
+    ],
 )
 def test_a_weight_by_another_name_is_said(key, tmp_path, caplog):
     frame = f'1\nProperties=species:S:1:pos:R:3 energy=-1 {key}=0 atomic_weight=1 pbc="F F F"\nH 0 0 0\n'
@@ -156,6 +167,13 @@ def test_a_file_that_ends_within_its_last_number_is_said(rows, cut, tmp_path, ca
     (tmp_path / "a.extxyz").write_text(text[: len(text) - cut])
     load_frames(str(tmp_path / "a.extxyz"))
     assert ("is its last number complete?" in caplog.text) == (cut > 1)
+
+
+def test_rows_of_the_frame_before_tell_whether_a_small_one_is_cut(tmp_path, caplog):
+    frame = '1\nProperties=species:S:1:pos:R:3 energy=-1 pbc="F F F"\nH 0.10000000 0.25000000 0.12345678\n'
+    (tmp_path / "a.extxyz").write_text((3 * frame)[:-4])
+    load_frames(str(tmp_path / "a.extxyz"))
+    assert "frame 2 ends without a new line" in caplog.text
 
 
 def test_half_precision_is_said_once_for_each_key(tmp_path, caplog):

@@ -594,7 +594,7 @@ def test_a_file_of_labels_loses_none_without_a_word(tmp_path):
 
     assert labelled(frames[:4]).labelled == 4
     with pytest.raises(
-        InputError, match=r"labels\.extxyz: has 4 of 4 structures whose labels would not be in it"
+        InputError, match=r"labels\.extxyz: has 4 of 4 structures whose labels or notes would not be"
     ):
         labelled(frames[4:])
     assert len(read(out, ":")) == 4
@@ -604,8 +604,27 @@ def test_a_file_of_labels_loses_none_without_a_word(tmp_path):
     out.write_text(kept.replace(f"energy={energy}", "energy=1.5", 1))
     with pytest.raises(InputError, match="has 1 of 6 structures"):
         labelled(frames)
+    out.write_text(kept.replace("energy=", "config_type=mine energy=", 1))
+    with pytest.raises(InputError, match="has 1 of 6 structures"):
+        labelled(frames)
+    out.write_text(kept + kept)
+    with pytest.raises(InputError, match="has 6 of 12 structures"):
+        labelled(frames)
     assert labelled(frames, overwrite=True).labelled == 6
     assert labelled(frames[:2], overwrite=True).labelled == 2
+
+
+@pytest.mark.parametrize("name", ["labels.extxyz", "labels.lmdb"])
+def test_labelling_goes_on_to_the_same_file_whatever_the_structures_state(name, tmp_path):
+    frames = [Atoms("Cu2", [[0, 0, 0], [2.4 + 0.1 * k, 1e-9 / 3, 0]]) for k in range(4)]
+    frames[0].set_initial_charges([0.5, -0.5])
+    frames[1].info |= {"charge": 0, "note": "a b", "number": 1 / 3}
+    frames[2].set_cell(np.eye(3) * 9 + 0.1)
+    frames[2].pbc = True
+    for count in (3, 3, 4):
+        write(tmp_path / "data.extxyz", frames[:count])
+        result = label(load_structures(str(tmp_path / "data.extxyz")), tmp_path / name, "emt")
+        assert result.labelled == count
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from pimlip_zoo.errors import InputError
-from pimlip_zoo.physics.examine import Examination, Subject, select
+from pimlip_zoo.physics.examine import Examination, Subject, identity, select
 from pimlip_zoo.physics.property import PROPERTIES, Options, Work, register_property
 from pimlip_zoo.physics.reference import attach, outside_tolerance, read_reference, reference_of_result
 from pimlip_zoo.physics.summary import summarise_values, value_rows
@@ -27,7 +27,7 @@ def written(tmp_path, text):
 
 def attached(tmp_path, text):
     content = result()
-    attach(content, read_reference(written(tmp_path, text), {"Cu": ""}))
+    attach(content, read_reference(written(tmp_path, text), {"Cu": {}}))
     json.dumps(content)
     return content, content["structures"]["Cu"]["properties"]["lattice"]
 
@@ -67,13 +67,13 @@ def test_what_cannot_be_compared_is_said_and_is_outside_of_its_tolerance(tmp_pat
     content, lattice = attached(tmp_path, text)
     assert any(says in note for note in lattice["notes"])
     assert len(outside_tolerance(content)) == 1
-    attach(content, read_reference(written(tmp_path, text), {"Cu": ""}))
+    attach(content, read_reference(written(tmp_path, text), {"Cu": {}}))
     assert len(lattice["notes"]) == 1  # said once
 
 
 def test_a_reference_of_what_failed_is_outside(tmp_path):
     content = result(elastic={"status": "failed", "reason": "no", "values": {}, "doubts": [], "notes": []})
-    attach(content, read_reference(written(tmp_path, "elastic: {C11: {value: 1, tolerance: 5}}"), {"Cu": ""}))
+    attach(content, read_reference(written(tmp_path, "elastic: {C11: {value: 1, tolerance: 5}}"), {"Cu": {}}))
     assert outside_tolerance(content) == ["Cu: elastic.C11"]
     assert content["structures"]["Cu"]["properties"]["elastic"]["values"]["C11"]["value"] is None
 
@@ -97,7 +97,7 @@ def test_a_reference_of_what_failed_is_outside(tmp_path):
 )
 def test_wrong_references_are_refused_with_file_and_key(tmp_path, text, says):
     with pytest.raises(InputError, match=says) as error:
-        read_reference(written(tmp_path, text), {"Cu": ""})
+        read_reference(written(tmp_path, text), {"Cu": {}})
     assert "reference.yaml" in str(error.value)
 
 
@@ -153,14 +153,15 @@ def test_every_property_says_what_it_is_and_all_its_options_have_a_sentence():
             assert field.description, f"{one.name}.{name}"
 
 
-def test_values_of_another_structure_of_the_same_name_are_refused(tmp_path):
+def test_values_of_another_structure_of_the_same_name_are_refused(tmp_path, caplog):
     """As eval --physics leaves them, where the file of the structure has changed."""
     content = result()
-    content["structures"]["Cu"] |= {"fingerprint": "a", "formula": "Au4"}
+    content["structures"]["Cu"] |= identity(bulk("Au"))
     file = tmp_path / "earlier.json"
     file.write_text(json.dumps(content))
-    assert read_reference(file, {"Cu": "a"})["Cu"]["lattice"]["a"].value == 3.6
-    with pytest.raises(
-        InputError, match=r"earlier\.json: Cu was another structure when it was measured \(Au4\)"
-    ):
-        read_reference(file, {"Cu": "b"})
+    assert read_reference(file, {"Cu": identity(bulk("Au"))})["Cu"]["lattice"]["a"].value == 3.6
+    assert not caplog.text
+    read_reference(file, {"Cu": identity(bulk("Au", a=4.1))})
+    assert "Cu was not exactly this structure" in caplog.text
+    with pytest.raises(InputError, match=r"earlier\.json: Cu was another structure .*: Au, not Cu"):
+        read_reference(file, {"Cu": identity(bulk("Cu"))})

@@ -313,8 +313,12 @@ def test_a_difference_to_a_trained_potential_needs_that_very_potential(tmp_path)
     run(other, seed=1)
     shutil.rmtree(base)
     (other / "run").rename(base)
-    with pytest.raises(InputError, match=r"base/run.*is not the run that the model was trained beside"):
+    beside_another = r"base/run.*is not the run that the model was trained beside"
+    with pytest.raises(InputError, match=beside_another):
         pimlip_zoo.calculator(folder)
+    given = settings(tmp_path, "delta", **{"weak.labels.calculator": f"run:{base}", "trainer.max_steps": 6})
+    with pytest.raises(InputError, match=beside_another):
+        prepare_run(load_config(None, given), resumes=folder)
 
 
 def test_a_student_learns_from_the_difference_model_and_stands_alone(tmp_path):

@@ -141,6 +141,7 @@ class ExtxyzFile:
         last = window[-1] if window else None
         index, place = hint
         line_number = 0
+        before: list[bytes] = []
         with self._open() as file:
             try:
                 file.seek(place)
@@ -163,7 +164,8 @@ class ExtxyzFile:
                             file=self.path,
                             frame=index,
                         )
-                    if _seems_cut(end):
+                    before = [*before, *end][-3:]
+                    if _seems_cut(before):
                         log.warning(
                             "%s: frame %d ends without a new line, in a row that is shorter than those before it: is "
                             "its last number complete?",

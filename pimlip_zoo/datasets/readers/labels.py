@@ -40,7 +40,7 @@ _WEIGHTS = {
     "config_virials_weight": "stress_weight",
 }
 """As mace-torch and others call them."""
-_LIKE_A_WEIGHT = re.compile(r"(?!atomic_|mol_|molecular_)(\w+_)?weights?", re.IGNORECASE)
+_LIKE_A_WEIGHT = re.compile(r"(?!atomic_|mol_|molecular_)(\w+_)?weights?(_\w+)?", re.IGNORECASE)
 _KINDS = {
     "constraints": ("constraints", "move_mask", "fixed", "selective_dynamics"),
     "velocities": ("momenta", "velocities", "velocity", "velo", "vel"),
@@ -56,9 +56,19 @@ _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
 INITIAL = ("initial_charges", "initial_magmoms")
 """Arrays of atoms where a calculation starts from, as ASE calls them."""
 _MAY_BE: dict[str, tuple[re.Pattern[str], Callable[[int], Sequence[tuple[int, ...]]]]] = {
-    "energy": (re.compile(r"energ|^e(_|$)|_e$", re.IGNORECASE), lambda _: [(), (1,)]),
-    "forces": (re.compile(r"force|grad|^f(_|$)|_f$", re.IGNORECASE), lambda n: [(n, 3), (3 * n,)]),
-    "stress": (re.compile(r"stress|virial", re.IGNORECASE), lambda _: [(6,), (9,), (3, 3)]),
+    "energy": (
+        re.compile(
+            r"(?!.*(hull|gap|kinetic|zero_?point|formation|barrier))"
+            r"(.*energ|ener$|toten$|e(_|$|tot|pot)|pe$|u_?0$|.*_e$)",
+            re.IGNORECASE,
+        ),
+        lambda _: [(), (1,)],
+    ),
+    "forces": (
+        re.compile(r".*(force|grad)|f(_|$)|frc|dedr|.*_f$", re.IGNORECASE),
+        lambda n: [(n, 3), (3 * n,)],
+    ),
+    "stress": (re.compile(r".*(stress|virial)|sigma$", re.IGNORECASE), lambda _: [(6,), (9,), (3, 3)]),
 }
 """What a label may be called that is not read by its usual names, and its shapes."""
 _OTHER_FORM = {"forces": "gradient", "stress": "virial"}
@@ -365,7 +375,7 @@ class LabelFinder:
         found = [
             key
             for key, value in others.items()
-            if name.search(key)
+            if name.match(key)
             and key.lower() not in _KIND_OF
             and not isinstance(value, (bool, str))
             and np.shape(value) in (shapes(n))
