@@ -35,7 +35,7 @@ from pimlip_zoo.experiment.curve import collect
 from pimlip_zoo.experiment.record import check_data
 from pimlip_zoo.report.parity import load_pairs
 from pimlip_zoo.training.checkpoint import load_potential, read_checkpoint
-from pimlip_zoo.weak_labels.calculators import _content_version
+from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.yaml_file import parse_yaml
 
 SECONDS = 2.0
@@ -199,7 +199,7 @@ def test_pipes_and_devices_are_no_small_files_either(kind, tmp_path):
     assert "shard-00000.lmdb: is a pipe" in refused(load_frames, str(tmp_path / "stored.lmdb"))
     place(kind, tmp_path / "run" / "checkpoints" / "best.ckpt")
     assert "best.ckpt: is a pipe" in refused(load_potential, tmp_path / "run")
-    assert "is a pipe" in refused(_content_version, str(tmp_path / "run"))
+    assert "is a pipe" in refused(find_cheap_calculator, f"run:{tmp_path / 'run'}")
     partial = place(kind, partial_path(tmp_path / "out.lmdb") / "conversion.json")
     (tmp_path / "a.xyz.yaml").unlink()
     refused(convert, str(tmp_path / "a.xyz"), tmp_path / "out.lmdb")

@@ -161,6 +161,7 @@ def _check_ending(target: Path, format: ExportFormat) -> None:  # noqa: A002
     wanted = {
         ExportFormat.torchscript: (".pth", f"{target.stem}.nequip.pth"),
         ExportFormat.native: (SUFFIX, f"{target.stem}{SUFFIX}"),
+        ExportFormat.checkpoint: (".ckpt", f"{target.stem}.ckpt"),
     }
     ending, name = wanted.get(format, (target.suffix, ""))
     if target.suffix != ending:

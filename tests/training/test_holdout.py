@@ -73,7 +73,7 @@ def test_few_do_not_choose_weights_and_that_is_said(tmp_path, caplog, monkeypatc
     assert kept(configured(20, "trainer.keep=best"), tmp_path / "insisted") == ("best", 2)
 
 
-@pytest.mark.parametrize("given", ["trainer.patience=3", "schedule.name=plateau", "schedule.name=constant"])
+@pytest.mark.parametrize("given", ["trainer.patience=1", "schedule.name=plateau", "schedule.name=constant"])
 def test_where_the_rate_has_not_decayed_by_the_end_the_best_are_kept(given):
     assert experiment.prepare(configured(12, given)).config.trainer.keep == "best"
 
