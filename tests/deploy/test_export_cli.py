@@ -175,3 +175,11 @@ def test_a_compiled_file_has_an_ending_of_its_own_and_the_help_says_who_takes_wh
         "aot: compiled for this version of torch and this kind of machine, for pair_style pimlip alone"
         in text
     )
+
+
+@pytest.mark.parametrize("name", ["x.pimlip", "x.pth", "x"])
+def test_an_exported_checkpoint_has_the_ending_by_which_it_is_known(name, checkpoint, call, tmp_path):
+    code, _, err = call("export", checkpoint, "--format", "checkpoint", "-o", name)
+    assert code == 2
+    assert "a checkpoint model ends in .ckpt (give x.ckpt)" in err
+    assert not (tmp_path / name).exists()
