@@ -75,6 +75,7 @@ def evaluate_command(
     level: Level = None,
 ) -> None:
     """Errors of a trained potential on labelled structures, and with --physics the properties it predicts."""
+    from pimlip_zoo.cli.refusal import refuse
     from pimlip_zoo.errors import InputError, no_such_file
     from pimlip_zoo.outputs import PICTURE, check_different, check_not_read, check_output, results
 
@@ -82,13 +83,13 @@ def evaluate_command(
         raise InputError(f"{dtype!r} is no precision", key="--dtype", hint="float32 or float64")
     if not physics:
         only = {"--structure": structure, "--to": end, "--reference": reference, "--properties": properties}
-        _refuse("is of --physics", "add --physics", only | {"--kind": kind, "--set": settings})
+        refuse("is of --physics", "add --physics", only | {"--kind": kind, "--set": settings})
         if data is None:
             raise InputError(
                 "there is nothing to evaluate on", key="--data", hint="give --data DATA, or --physics"
             )
     elif data is None:
-        _refuse(
+        refuse(
             "is of labelled structures",
             "give --data, too",
             {
@@ -103,7 +104,7 @@ def evaluate_command(
     check_output(plot, PICTURE, key="--plot")
     check_output(calibration_plot, PICTURE, key="--calibration-plot")
     check_different({"--json": json_file, "--plot": plot, "--calibration-plot": calibration_plot})
-    _refuse(
+    refuse(
         "looks at the reference level, not at --level",
         f"export --format checkpoint --level {level} makes a run of the other one",
         {"--physics": physics and level, "--uncertainty": (uncertainty or calibration_plot) and level},
@@ -156,14 +157,6 @@ def _missing(run: Path) -> dict[str, int] | None:
         soft_wrap=True,
     )
     return {"step": step, "of": last}
-
-
-def _refuse(message: str, hint: str, options: Mapping[str, Any]) -> None:
-    from pimlip_zoo.errors import InputError
-
-    for name, given in options.items():
-        if given:
-            raise InputError(message, key=name, hint=hint)
 
 
 def _errors(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from pimlip_zoo.labelling.label import Labelling
     from pimlip_zoo.labelling.processes import Outcome
@@ -80,6 +80,7 @@ def label_command(
 ) -> None:
     """Compute energies, forces and stress of structures with any ASE calculator."""
     from pimlip_zoo.cli.console import console
+    from pimlip_zoo.cli.refusal import refuse
     from pimlip_zoo.datasets.readers import files_of
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.labelling.label import failures_path
@@ -98,13 +99,17 @@ def label_command(
             "--overwrite": overwrite,
             "--output-file": output_file,
         }
-        _refuse(
-            "goes without --write-inputs: nothing is computed or collected there", of_calculations | of_files
+        refuse(
+            "goes without --write-inputs: nothing is computed or collected there",
+            "leave it out",
+            of_calculations | of_files,
         )
     elif read_outputs is not None:
-        _refuse("goes without --read-outputs: nothing is computed there", of_calculations | limits)
+        refuse(
+            "goes without --read-outputs: nothing is computed there", "leave it out", of_calculations | limits
+        )
     else:
-        _refuse("is of --read-outputs", {"--output-file": output_file})
+        refuse("is of --read-outputs", "leave it out", {"--output-file": output_file})
     seconds = amount(time_limit, {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}, "--time-limit")
     megabytes = amount(memory, {"mb": 1.0, "gb": 1000.0, "": 1.0}, "--memory")
     screen = console()
@@ -163,14 +168,6 @@ def label_command(
     _report(result, len(structures), screen, computes=read_outputs is None)
     if result.failures:
         raise typer.Exit(1)
-
-
-def _refuse(message: str, options: Mapping[str, object]) -> None:
-    from pimlip_zoo.errors import InputError
-
-    for name, given in options.items():
-        if given:
-            raise InputError(message, key=name, hint="leave it out")
 
 
 _MOST = 1e12

@@ -378,7 +378,7 @@ class LabelFinder:
             if name.match(key)
             and key.lower() not in _KIND_OF
             and not isinstance(value, (bool, str))
-            and np.shape(value) in (shapes(n))
+            and np.shape(value) in shapes(n)
         ]
         if found and not {kind, _OTHER_FORM.get(kind)} & self._requested.keys():
             self._said.add(kind)
