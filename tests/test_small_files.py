@@ -347,7 +347,7 @@ def _of_package(folder):
     return {
         "rounds": (folder / TABLE, lambda: read_table(folder)),
         "curve": (folder / "point" / "result.json", lambda: collect_physics(folder)),
-        "stable time": (folder / FILE, lambda: stable_ps(folder, "a.xyz")),
+        "stable time": (folder / FILE, lambda: stable_ps([folder])),
         "manifest": (folder / MANIFEST, lambda: _manifest(folder)),
         "journal": (folder / "a.extxyz.journal", lambda: _journal(folder / "a.extxyz.journal")),
         "uncertainty": (posterior_path(checkpoint), lambda: load_posterior(None, checkpoint)),

@@ -82,6 +82,7 @@ def curve(
         summarise,
         write_table,
     )
+    from pimlip_zoo.experiment.stable_time import FILE, settings_of
     from pimlip_zoo.physics.summary import summarise_values
     from pimlip_zoo.report.curve import curve_plot
     from pimlip_zoo.report.equivalence import equivalences
@@ -117,7 +118,11 @@ def curve(
     if watch is not None and signal is None:
         for point in points:
             watch(point)
-    rows = collect(out)
+    rows = collect(out, settings_of(stability, temperature) if stability is not None else None)
+    if any(out.glob(f"*/{FILE}")) and all(row["stable_ps"] is None for row in rows):
+        screen.print(
+            "stable times were measured with unlike settings and are left out: --stability PS measures again"
+        )
     summary, equal = summarise(rows), equivalences(rows)
     if summary:
         write_table(rows, out / "runs.csv")

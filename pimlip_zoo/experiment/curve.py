@@ -253,10 +253,16 @@ def has_results(folder: Path) -> bool:
     return any(True for _ in _results(folder))
 
 
-def collect(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs of a curve as rows of :data:`COLUMNS`, sorted."""
-    rows = []
-    for path, result in _results(folder):
+def collect(folder: Path, dynamics: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+    """The finished runs of a curve as rows of :data:`COLUMNS`, sorted.
+
+    Args:
+        folder: of the curve.
+        dynamics: whose times are told, as :func:`~pimlip_zoo.experiment.stable_time.stable_ps` takes it.
+    """
+    rows, found = [], list(_results(folder))
+    lasted = stable_ps([path.parent for path, _ in found], dynamics)
+    for (_, result), times in zip(found, lasted, strict=True):
         for spec, summary in result["tests"].items():
             row = {
                 key: result.get(key) for key in ("size", "weak", "seed", "steps", "seconds", "cpu_seconds")
@@ -265,7 +271,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
             for quantity in ("energy", "energy_per_atom", "forces", "stress"):
                 for kind in ("mae", "rmse"):
                     row[f"{quantity}_{kind}"] = (summary.get(quantity) or {}).get(kind)
-            row["stable_ps"] = stable_ps(path.parent, spec)
+            row["stable_ps"] = times.get(spec)
             rows.append(row)
     return sorted(rows, key=lambda row: (row["test"], row["weak"], row["size"], row["seed"]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def measure_stability(
 
     if not ps > 0:
         raise InputError(f"{ps} ps is no time", key="--stability", hint="give a number > 0")
-    settings = {"ps": ps, "temperature": temperature, "timestep": _TIMESTEP}
+    settings = settings_of(ps, temperature)
     known = _read(run)
     times = dict(known.get("times", {})) if known.get("settings") == settings else {}
     steps = max(1, round(1e3 * ps / _TIMESTEP))
@@ -69,10 +69,31 @@ def measure_stability(
         write_json(run / FILE, {"settings": settings, "times": times})
 
 
-def stable_ps(run: Path, spec: str) -> float | None:
-    """The mean time in ps on a test set; None where none was measured."""
-    lasted = _read(run).get("times", {}).get(spec)
-    return float(np.mean(lasted)) if lasted else None
+def settings_of(ps: float, temperature: float) -> dict[str, float]:
+    """What times can be compared by: their longest, ps, and the temperature, K, beside the time step."""
+    return {"ps": ps, "temperature": temperature, "timestep": _TIMESTEP}
+
+
+def stable_ps(runs: Sequence[Path], settings: Mapping[str, float] | None = None) -> list[dict[str, float]]:
+    """The mean time in ps on each test set, of runs that are compared.
+
+    Args:
+        runs: run folders.
+        settings: of :func:`settings_of`; those of all the runs if not given, and no time at all where they differ.
+
+    Returns:
+        For each run times by test set, of the runs that were measured so.
+    """
+    found = [_read(run) for run in runs]
+    if settings is None:
+        measured = [each["settings"] for each in found if each.get("times")]
+        settings = measured[0] if measured and all(each == measured[0] for each in measured) else {}
+    return [
+        {spec: float(np.mean(times)) for spec, times in each["times"].items() if times}
+        if each.get("settings") == settings and "times" in each
+        else {}
+        for each in found
+    ]
 
 
 def _read(run: Path) -> dict[str, Any]:
