@@ -6,6 +6,7 @@ machines see each other's where the file system they share has locks; where it h
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -23,6 +24,11 @@ except ImportError:  # not on this system
 
 LOCK_NAME = ".lock"
 """The file in a claimed folder."""
+
+_PATIENCE = 5.0
+"""Seconds after which a process that waits says so."""
+_HOLDER = b"process "
+"""What a lock file that is held begins with."""
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -51,10 +57,10 @@ def try_lock(path: Path) -> Lock | None:
     """Lock a file, which is made; None while another holds it.
 
     Raises:
-        OSError: when the file cannot be made.
+        OSError: when the file cannot be made, or is a link: what it leads to is somebody else's.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             sure = _lock(descriptor)
         except BlockingIOError:
@@ -62,10 +68,16 @@ def try_lock(path: Path) -> Lock | None:
             return None
         if _is_file(descriptor, path):
             with suppress(OSError):  # for who asks; a full disk is no reason to stop here
-                os.truncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                _sign(descriptor)
             return Lock(path, descriptor, sure=sure)
         os.close(descriptor)
+
+
+def _sign(descriptor: int) -> None:
+    """Write into a lock file who holds it; another file under its name keeps what is in it."""
+    if os.read(descriptor, len(_HOLDER)) in (b"", _HOLDER):
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, b"%s%d on %s" % (_HOLDER, os.getpid(), socket.gethostname().encode()), 0)
 
 
 def _lock(descriptor: int) -> bool:
@@ -93,14 +105,23 @@ def _is_file(descriptor: int, path: Path) -> bool:
 def in_turn(path: Path) -> Iterator[None]:
     """One process after the other, for as short as it takes to read a file and to write it.
 
+    Whoever waits for long says for whom.
+
     Args:
         path: of the lock, gone afterwards.
 
     Raises:
-        OSError: when it cannot be made.
+        InputError: when it cannot be made.
     """
-    while (lock := try_lock(path)) is None:
-        time.sleep(0.02)
+    asked, said = time.monotonic(), False
+    try:
+        while (lock := try_lock(path)) is None:
+            if not said and time.monotonic() - asked > _PATIENCE:
+                log.warning("%s: waiting for %s", path, _holder(path))
+                said = True
+            time.sleep(0.02)
+    except OSError as error:
+        raise _not_made(error, path) from error
     try:
         yield
     finally:
@@ -147,9 +168,7 @@ def claimed(folder: Path) -> Iterator[Path]:
             held.enter_context(making(folder))
             lock = try_lock(folder / LOCK_NAME)
         except OSError as error:
-            raise InputError(
-                f"cannot be made: {(error.strerror or str(error)).lower()}", file=folder
-            ) from error
+            raise _not_made(error, folder) from error
         if lock is None:
             raise InputError(
                 f"{_holder(folder / LOCK_NAME)} is writing to it",
@@ -160,6 +179,16 @@ def claimed(folder: Path) -> Iterator[Path]:
         if not lock.sure:
             log.warning("%s: the file system has no locks; no other process may write there", folder)
         yield folder
+
+
+def _not_made(error: OSError, path: Path) -> InputError:
+    if error.errno == errno.ELOOP:
+        return InputError(
+            "its lock is a symbolic link, which nothing of this package makes",
+            file=path,
+            hint=f"remove the link {LOCK_NAME}" if path.is_dir() else "remove the link",
+        )
+    return InputError(f"cannot be made: {(error.strerror or str(error)).lower()}", file=path)
 
 
 def _holder(path: Path) -> str:

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -128,3 +129,38 @@ def test_whoever_adds_to_a_file_in_turn_loses_nothing(tmp_path):
         list(pool.map(add, range(4)))
     assert file.read_text() == "80"
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("thesis")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (LOCK_NAME, ".physics.json.lock"):
+        (run / name).symlink_to("../thesis.txt")
+    with pytest.raises(InputError, match="symbolic link"), claimed(run):
+        pass
+    with pytest.raises(InputError, match="symbolic link"), in_turn(run / ".physics.json.lock"):
+        pass
+    assert thesis.read_text() == "thesis"
+
+
+def test_a_file_that_is_no_lock_keeps_what_is_in_it(tmp_path):
+    lock = try_lock(tmp_path / "a")
+    assert (tmp_path / "a").read_text().startswith(f"process {os.getpid()} on ")
+    lock.release()
+    (tmp_path / "thesis.txt").write_text("thesis")
+    (tmp_path / "a").hardlink_to(tmp_path / "thesis.txt")
+    try_lock(tmp_path / "a").release()
+    assert (tmp_path / "thesis.txt").read_text() == "thesis"
+
+
+def test_whoever_waits_for_long_says_for_whom(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(locks, "_PATIENCE", 0.0)
+    held = try_lock(tmp_path / "a")
+    threading.Timer(0.2, held.release).start()
+    with in_turn(tmp_path / "a"):
+        pass
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / 'a'}: waiting for process {os.getpid()} on {socket.gethostname()}"
+    ]

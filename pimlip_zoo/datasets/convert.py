@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -147,11 +147,19 @@ def convert(
         _check_partial(folder)
     if restart:
         shutil.rmtree(folder, ignore_errors=True)
-    tasks = _plan(folder, settings, shard_frames)
+    sources = parse_spec(settings.spec)
+    before = [_stamp(source) for source in sources]
+    tasks = _plan(folder, settings, shard_frames, sources, before)
     sizes = [sum(len(range(p.start, p.stop, p.step)) for p in task if p.stop < sys.maxsize) for task in tasks]
     total = None if any(piece.stop == sys.maxsize for task in tasks for piece in task) else sum(sizes)
     done = _Tally(total, progress)
     results = _run(folder, settings, tasks, min(workers, len(tasks)), done)
+    if [_stamp(source) for source in sources] != before:
+        raise InputError(
+            "changed while it was converted: a part of the frames may be from before",
+            file=spec,
+            hint="once it is complete, give the same command with --restart",
+        )
     if not any(shard.frames for shard in results):
         shutil.rmtree(folder, ignore_errors=True)
         raise InputError("there is no frame that can be used", file=spec)
@@ -179,16 +187,17 @@ class _Tally:
             self._progress(sum(self._done.values()), self._total)
 
 
-def _plan(folder: Path, settings: _Settings, shard_frames: int) -> list[list[_Piece]]:
+def _plan(
+    folder: Path, settings: _Settings, shard_frames: int, sources: list[DataSource], stamps: list[Any]
+) -> list[list[_Piece]]:
     """The tasks, from the plan of an interrupted run if it was for the same data."""
-    sources = parse_spec(settings.spec)
     fingerprint = {
         "spec": settings.spec,
         "float32": settings.float32,
         "skip_bad": settings.skip_bad,
         "shard_frames": shard_frames,
         "meta": settings.meta,
-        "sources": [_stamp(source) for source in sources],
+        "sources": stamps,
     }
     plan = folder / _PLAN
     if plan.exists():
@@ -218,10 +227,22 @@ def _plan(folder: Path, settings: _Settings, shard_frames: int) -> list[list[_Pi
 def _stamp(source: DataSource) -> list[Any]:
     """What tells whether a source is still the same: name, size, time of change, of a folder those of its files."""
     path = Path(source.path)
-    files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+    files = sorted(_files_below(path)) if path.is_dir() else [path]
     stamps = [(str(file), status.st_size, status.st_mtime_ns) for file in files if (status := _status(file))]
     digest = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
     return [repr(source), digest]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder, also behind links, each folder once: links may go round in circles."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(place) / file for file in files)
 
 
 def _status(file: Path) -> os.stat_result | None:

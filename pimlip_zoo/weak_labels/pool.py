@@ -72,6 +72,9 @@ class PoolOptions(Section):
 
 
 _POOL, _LEAST_POOL, _POOL_ATOMS = 1_500, 200, 40_000
+_APART = 1000
+"""Of the numbers of trajectories at two temperatures, more where each has more structures. In pools of more than so
+many structures at a temperature, as earlier versions made them, some trajectories were those of another one."""
 _AT_ONCE = 50
 """Structures that are kept together when they are labelled."""
 _WORTH_SHARING = 30.0
@@ -144,7 +147,8 @@ def labelled_pool(
     """
     starts = _starts(frames, unlabelled, options)
     options = options.for_structures(starts)
-    key = _key(starts, supervisor, ["parts", options.model_dump(mode="json")])
+    many = (options.structures or 0) > _APART * len(options.temperatures)
+    key = _key(starts, supervisor, ["further parts" if many else "parts", options.model_dump(mode="json")])
 
     def make(parts: Path) -> list[Frame]:
         return _Work(starts, supervisor, options, progress, parts).sample(unlabelled)
@@ -307,19 +311,7 @@ class _Work:
         parts: list[Part] = [
             self._range("displaced", first, left - moving) for first in range(0, left - moving, _AT_ONCE)
         ]
-        for index, temperature in enumerate(self.options.temperatures if moving else ()):
-            count = len(self.options.temperatures)
-            share = moving // count + (index < moving % count)
-            each = max(5, -(-share // 8))  # several trajectories at each temperature
-            parts += [
-                {
-                    "kind": "md",
-                    "number": 1000 * index + first,
-                    "count": min(each, share - first),
-                    "temperature": float(temperature),
-                }
-                for first in range(0, share, each)
-            ]
+        parts += _along(self.options.temperatures, moving)
         return pool + self._do(parts)
 
     def _range(self, kind: str, first: int, last: int, order: Sequence[int] | None = None) -> Part:
@@ -408,6 +400,26 @@ class _Work:
             if so_far > min(_MEASURED, 0.05 * number * seconds) and (repeated or so_far > _MEASURED):
                 break
         return seconds
+
+
+def _along(temperatures: Sequence[float], structures: int) -> list[Part]:
+    """Trajectories, several at each temperature, which share the structures equally; each has a number of its own."""
+    parts: list[Part] = []
+    count = len(temperatures)
+    apart = max(_APART, -(-structures // count))
+    for index, temperature in enumerate(temperatures if structures else ()):
+        share = structures // count + (index < structures % count)
+        each = max(5, -(-share // 8))
+        parts += [
+            {
+                "kind": "md",
+                "number": apart * index + first,
+                "count": min(each, share - first),
+                "temperature": float(temperature),
+            }
+            for first in range(0, share, each)
+        ]
+    return parts
 
 
 def _elsewhere(supervisor: CheapCalculator) -> bool:

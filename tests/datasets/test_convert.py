@@ -366,16 +366,51 @@ def test_a_conversion_does_not_replace_what_it_reads(tmp_path, data):
     assert listed(tmp_path) == before
 
 
-@pytest.mark.parametrize("changed", ["labels in a folder", "level of theory"])
-def test_a_conversion_that_goes_on_reads_what_it_read_before(tmp_path, changed, monkeypatch):
-    """A folder's own time of change does not tell that a file in it was rewritten."""
-    folder = tmp_path / "system"
-    (folder / "set.000").mkdir(parents=True)
+def hydrogen(folder, *, linked=False):
+    """Six molecules as DeePMD-kit has them, their arrays perhaps behind a link."""
+    arrays = folder.parent / "arrays" if linked else folder / "set.000"
+    folder.mkdir()
+    arrays.mkdir()
+    if linked:
+        (folder / "set.000").symlink_to(arrays)
     (folder / "type.raw").write_text("0 0\n")
     (folder / "type_map.raw").write_text("H\n")
     (folder / "nopbc").touch()
-    np.save(folder / "set.000" / "coord.npy", np.tile(np.arange(6.0), (6, 1)))
-    np.save(folder / "set.000" / "energy.npy", np.arange(6.0))
+    np.save(arrays / "coord.npy", np.tile(np.arange(6.0), (6, 1)))
+    np.save(arrays / "energy.npy", np.arange(6.0))
+    return folder
+
+
+def test_a_source_that_changes_meanwhile_makes_no_store(tmp_path, monkeypatch):
+    folder, made = hydrogen(tmp_path / "system"), convert_module._make_shard
+
+    def replaced(place, settings, number, *rest):
+        if number == 1:
+            np.save(folder / "set.000" / "energy.npy", np.arange(6.0) + 100)
+        return made(place, settings, number, *rest)
+
+    monkeypatch.setattr(convert_module, "_make_shard", replaced)
+    with pytest.raises(InputError, match=r"system: changed while it was converted.*--restart"):
+        convert(str(folder), tmp_path / "a.lmdb", shard_frames=2)
+    assert not (tmp_path / "a.lmdb").exists()
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"another conversion left .*--restart"):
+        convert(str(folder), tmp_path / "a.lmdb", shard_frames=2)
+    store = convert(str(folder), tmp_path / "a.lmdb", shard_frames=2, restart=True)
+    assert [frame.energy for frame in FrameStore(store.path)] == [100.0 + k for k in range(6)]
+
+
+def test_links_that_go_round_do_not_hold_a_conversion(tmp_path):
+    folder = hydrogen(tmp_path / "system")
+    for name in ("a", "b", "c"):
+        (folder / name).symlink_to(folder)
+    assert convert(str(folder), tmp_path / "a.lmdb").frames == 6
+
+
+@pytest.mark.parametrize("changed", ["labels in a folder", "labels behind a link", "level of theory"])
+def test_a_conversion_that_goes_on_reads_what_it_read_before(tmp_path, changed, monkeypatch):
+    """A folder's own time of change does not tell that a file in it was rewritten."""
+    folder = hydrogen(tmp_path / "system", linked=changed == "labels behind a link")
     made = convert_module._make_shard
 
     def interrupted(place, settings, number, *rest):

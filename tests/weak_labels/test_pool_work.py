@@ -11,7 +11,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import stages
 from pimlip_zoo.weak_labels import pool
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
-from pimlip_zoo.weak_labels.pool import PoolOptions, cached_labels, labelled_pool
+from pimlip_zoo.weak_labels.pool import PoolOptions, _along, cached_labels, labelled_pool
 
 EMT = find_cheap_calculator("emt")
 
@@ -193,3 +193,27 @@ def test_the_time_left_is_that_of_labelling_alone(monkeypatch, caplog):
         "weak labels: 10 of 100 structures",
         "weak labels: 30 of 100 structures, 35 s left",
     ]
+
+
+@pytest.mark.parametrize("structures", [7, 1_500, 3_000, 4_800, 6_000, 24_001])
+@pytest.mark.parametrize("temperatures", [(300.0,), (300.0, 600.0, 900.0)])
+def test_every_trajectory_of_a_pool_has_a_number_of_its_own(structures, temperatures):
+    parts = _along(temperatures, structures)
+    numbers = [part["number"] for part in parts]
+    assert len(set(numbers)) == len(numbers)
+    assert sum(part["count"] for part in parts) == structures
+    for temperature in temperatures:
+        share = sum(part["count"] for part in parts if part["temperature"] == temperature)
+        assert abs(share - structures / len(temperatures)) < 1
+
+
+def test_a_large_pool_that_an_earlier_version_made_is_not_taken_from_the_cache(tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr(pool, "_cached", lambda _folder, _supervisor, key, _make: keys.append(key))
+    frames = [Frame(numbers=np.array([29]), positions=np.zeros((1, 3)))]
+    for structures in (3_000, 3_001):
+        for apart in (1_000, 10_000):  # as if the limit were another one
+            monkeypatch.setattr(pool, "_APART", apart)
+            labelled_pool(frames, EMT, PoolOptions(structures=structures), tmp_path)
+    assert keys[0] == keys[1]
+    assert keys[2] != keys[3]

@@ -316,8 +316,9 @@ def _claim(path: Path) -> int:
 
     Raises:
         InputError: where another process has it.
+        OSError: where it cannot be made, or is a link: what that leads to is somebody else's.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     try:
         import fcntl
 
