@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pimlip_zoo.config import load_config
+from pimlip_zoo.config import TrainerSection, load_config
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.training.checkpoint import read_checkpoint
 from pimlip_zoo.written import parse_duration
@@ -27,22 +28,31 @@ def steps_missing(run: Path) -> tuple[int, int] | None:
     except InputError:
         return None
     done = content.get("global_step")
-    if not isinstance(done, int) or done >= trainer.max_steps:
+    if not isinstance(done, int) or is_over(content, trainer):
         return None
+    return done, trainer.max_steps
+
+
+def is_over(content: Mapping[str, Any], trainer: TrainerSection, seconds: float | None = None) -> bool:
+    """Whether nothing is left to train after a checkpoint.
+
+    Args:
+        content: of the checkpoint.
+        trainer: the run's options.
+        seconds: the time that it has, where that is not all of ``max_time``; None: as the checkpoint says.
+    """
+    done = content.get("global_step")
+    if isinstance(done, int) and done >= trainer.max_steps:
+        return True
     states = content.get("callbacks")
     states = states if isinstance(states, dict) else {}
     if trainer.max_time is not None:
         limit = _state(states, "TimeLimit")  # stages before a run have a part of its time
-        over = limit.get("seconds", 0.0) >= limit.get(
-            "budget", parse_duration(trainer.max_time).total_seconds()
-        )
-        if over:
-            return None
-    if trainer.patience is not None:
-        waited = _state(states, "EarlyStopping").get("wait_count", 0)
-        if waited >= trainer.patience:
-            return None
-    return done, trainer.max_steps
+        whole = parse_duration(trainer.max_time).total_seconds()
+        if limit.get("seconds", 0.0) >= (limit.get("budget", whole) if seconds is None else seconds):
+            return True
+    waited = _state(states, "EarlyStopping").get("wait_count", 0)
+    return trainer.patience is not None and bool(waited >= trainer.patience)
 
 
 def _state(states: dict[str, Any], name: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pimlip_zoo.datasets.statistics import force_rms
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.build import samples_of, unlabelled_frames, weak_terms
 from pimlip_zoo.experiment.data import load_split, other_structures
+from pimlip_zoo.experiment.ended import is_over
 from pimlip_zoo.experiment.prepare import Experiment, prepare
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import for_stage
@@ -36,7 +37,7 @@ from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.graph import Batch
 from pimlip_zoo.losses.base import LOSSES, LossTerm
 from pimlip_zoo.models.potential import Potential
-from pimlip_zoo.training.checkpoint import baseline_of
+from pimlip_zoo.training.checkpoint import baseline_of, read_checkpoint
 from pimlip_zoo.training.present import cut_down
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
@@ -218,18 +219,18 @@ class Run:
             experiment: what is trained; often the run with other structures and :meth:`stage_config`.
             reuse: take it from the cache of weak labels when the same one has been trained before, and put it there.
         """
-        folder, steps = self.folder / name, experiment.config.trainer.max_steps
-        last, key, cache = _last(folder), "", _cache(self.labels)
+        folder, trainer = self.folder / name, experiment.config.trainer
+        last, key, cache, steps = _last(folder), "", _cache(self.labels), trainer.max_steps
         self.stages[name] = steps
-        if last.exists() and (done := steps_done(last)) >= steps:
-            return Outcome(folder, done, 0.0, None)
+        seconds = self._seconds(steps)
+        if last.exists() and is_over(read_checkpoint(last), trainer, seconds):
+            return Outcome(folder, steps_done(last), 0.0, None)
         if reuse:
             key = from_rank_zero(lambda: stage_key(experiment))
             if not last.exists() and from_rank_zero(lambda: take_stage(key, folder, cache)):
                 return self.stage(name, experiment)
         log.info("%s: %d structures, %d steps", name, len(experiment.train), steps)
         # What is compared when a run is resumed are the structures of the run, not those of a stage.
-        seconds = self._seconds(steps)
         outcome = train(replace(experiment, data=None), folder, resume=last.exists(), seconds=seconds)
         if outcome.signal is None and outcome.steps < steps:
             share = "" if seconds is None else f", with its share of --max-time, {told_duration(seconds)}"

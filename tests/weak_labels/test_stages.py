@@ -20,7 +20,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, prepare
 from pimlip_zoo.experiment.curve import Point, collect, run_points, subset, summarise
-from pimlip_zoo.experiment.run import train
+from pimlip_zoo.experiment.run import steps_done, train
 from pimlip_zoo.experiment.stages import Run, prepare_run, train_run
 from pimlip_zoo.report.curve import curve_plot
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
@@ -179,6 +179,38 @@ def test_a_finished_stage_is_not_repeated(tmp_path):
     assert stage.stat().st_mtime_ns == before
     for name, value in load_potential(tmp_path / "run").state_dict().items():
         torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [{"trainer.patience": 1, "optimizer.lr": 0.3}, {"trainer.max_time": "0.2s"}],
+    ids=["patience", "time"],
+)
+def test_a_stage_that_ended_early_is_not_trained_on(tmp_path, ends):
+    """What is left of a run would otherwise begin with other weights each time that it is resumed."""
+    early = {"weak.labels.steps": 5_000, "weak.labels.reuse": False, "trainer.valid_every": 1, **ends}
+    config = load_config(None, settings(tmp_path, "pretrain", **early))
+    train_run(prepare_run(config), tmp_path / "run")
+    stage = tmp_path / "run" / "pretrain" / "checkpoints" / "last.ckpt"
+    before, steps = stage.stat().st_mtime_ns, steps_done(stage)
+    assert 0 < steps < 5_000
+    for name in ("best", "last"):
+        (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").unlink()
+    train_run(prepare_run(config), tmp_path / "run", resume=True)
+    assert (stage.stat().st_mtime_ns, steps_done(stage)) == (before, steps)
+
+
+def test_a_stage_that_is_given_more_time_goes_on(tmp_path):
+    def trained(**options):
+        some = {"weak.labels.steps": 5_000, "weak.labels.reuse": False, **options}
+        config = load_config(None, settings(tmp_path, "pretrain", **some))
+        train_run(prepare_run(config), tmp_path / "run", resume=(tmp_path / "run").exists())
+        return steps_done(tmp_path / "run" / "pretrain" / "checkpoints" / "last.ckpt")
+
+    first = trained(**{"trainer.max_time": "0.2s"})
+    for name in ("best", "last"):
+        (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").unlink()
+    assert trained(**{"trainer.max_time": "1s"}) > first
 
 
 def test_resuming_nothing_is_an_error(tmp_path):
@@ -497,7 +529,6 @@ def test_several_teachers_of_different_seeds_label_with_their_mean(tmp_path, mon
 
 
 def test_the_steps_of_a_teacher_and_its_student_are_those_asked_for(tmp_path):
-    from pimlip_zoo.experiment import steps_done
 
     run(tmp_path, "distill")
     folder = tmp_path / "run"
