@@ -172,7 +172,14 @@ def check_written(
         if "result" in entry:
             frame = labelled_frame(structure, _checked(entry["result"], structure, journal.path), about)
             will.setdefault(geometry_bytes(frame), []).append(frame)
-    written = load_frames(str(out))
+    further: set[str] = set()
+    written = load_frames(str(out), not_kept=further)
+    if further:
+        raise InputError(
+            f"has {', '.join(sorted(further))}, which would not be in it any more",
+            file=out,
+            hint="name another file, or give --overwrite",
+        )
     alike = [will.get(geometry_bytes(frame)) for frame in written]
     lost = sum(
         not (same and _has_all_of(same.pop(), frame)) for same, frame in zip(alike, written, strict=True)
@@ -186,12 +193,26 @@ def check_written(
 
 
 def _has_all_of(new: Frame, old: Frame) -> bool:
-    """Whether a frame of the same geometry has the energy, the weights and the notes of a file's frame."""
+    """Whether a frame of the same geometry has the labels, the weights and the notes of a file's frame."""
     same = old.energy is not None and math.isclose(
         float(new.energy or 0.0), old.energy, rel_tol=1e-12, abs_tol=1e-6
     )
+    before, now = old.initial or {}, new.initial or {}
+    arrays = [
+        (new.forces, old.forces),
+        (new.stress, old.stress),
+        *((now.get(key), before[key]) for key in before),
+    ]
     weights = (new.weight, new.label_weights) == (old.weight, old.label_weights)
-    return same and weights and all(str(new.info.get(key)) == str(value) for key, value in old.info.items())
+    return (
+        same
+        and weights
+        and all(
+            there is None or (have is not None and np.allclose(have, there, rtol=1e-7, atol=1e-6))
+            for have, there in arrays
+        )
+        and all(str(new.info.get(key)) == str(value) for key, value in old.info.items())
+    )
 
 
 def failures_path(out: Path) -> Path:

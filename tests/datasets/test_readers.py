@@ -12,6 +12,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms, units
+from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from example_frames import assert_same, crystal, molecule
 from hypothesis import given, settings
@@ -815,7 +816,7 @@ def test_large_groups_are_read_in_parts_and_windows_of_them(tmp_path, h5):
         ("atomic_numbers", np.zeros((3, 3), int), r"atomic_numbers: has shape \(3, 3\)"),
         ("atomic_numbers", np.zeros(0, int), r"atomic_numbers: has shape \(0,\)"),
         ("atomic_numbers", [b"H", b"Q", b"H"], "'Q' is no element"),
-        ("dft_total_gradient", np.array([[[b"x"] * 3] * 3] * 2), "cannot be read"),
+        ("dft_total_gradient", np.array([[[b"x"] * 3] * 3] * 2), "holds no numbers but"),
         ("atomic_numbers", None, "has no atomic numbers"),
     ],
 )
@@ -1030,6 +1031,202 @@ def test_schnetpack_databases_say_their_units(tmp_path):
     frame = load_frames(f"{tmp_path}/a.db@1")[0]
     assert frame.energy == pytest.approx(2 * KCAL)
     np.testing.assert_allclose(frame.forces, np.full((1, 3), KCAL))
+
+
+@pytest.mark.parametrize(
+    ("said", "keys", "options", "energy", "force"),
+    [
+        (
+            {"energy_U0": "Ha", "zpve": "Ha"},
+            ("energy_U0", "forces"),
+            "?energy_key=energy_U0",
+            units.Hartree,
+            units.Hartree,
+        ),
+        (
+            {"Energy": "Ha", "Forces": "Ha/Bohr"},
+            ("Energy", "Forces"),
+            "",
+            units.Hartree,
+            units.Hartree / units.Bohr,
+        ),
+        (
+            {"Energy": "Ha", "Forces": "eV/Ang"},
+            ("Energy", "Forces"),
+            "?energy_key=Energy&forces_key=Forces",
+            units.Hartree,
+            1.0,
+        ),
+        (
+            {"REF_energy": "kcal/mol", "force": "kJ/mol/Ang"},
+            ("REF_energy", "force"),
+            "",
+            KCAL,
+            units.kJ / units.mol,
+        ),
+        ({"total_energy": None}, ("total_energy", "forces"), "?energy=Ha&forces=eV/Ang", units.Hartree, 1.0),
+    ],
+)
+def test_schnetpack_databases_say_the_units_of_any_key(tmp_path, said, keys, options, energy, force):
+    from ase.db import connect
+
+    with connect(tmp_path / "a.db") as database:
+        database.metadata = {"_property_unit_dict": said, "_distance_unit": "Ang"}
+        database.write(Atoms("H"), data={keys[0]: np.array([1.0]), keys[1]: np.ones((1, 3))})
+    frame = load_frames(f"{tmp_path}/a.db{options}")[0]
+    assert frame.energy == pytest.approx(energy)
+    np.testing.assert_allclose(frame.forces, np.full((1, 3), force))
+
+
+def test_a_database_says_its_unit_of_stress(tmp_path):
+    from ase.db import connect
+
+    with connect(tmp_path / "a.db") as database:
+        database.metadata = {
+            "_property_unit_dict": {"energy": "eV", "stress": "GPa"},
+            "_distance_unit": "Ang",
+        }
+        database.write(bulk("Cu"), data={"energy": np.array([1.0]), "stress": 2.0 * np.eye(3)})
+    (frame,) = load_frames(str(tmp_path / "a.db"))
+    np.testing.assert_allclose(frame.stress, 2.0 * units.GPa * np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"energy": None}, r"a\.db, energy: its metadata name the unit None"),
+        ({"energy": ["Ha"]}, r"a\.db, energy: its metadata name the unit \['Ha'\]"),
+        ({"energy": "eV", "total_energy": "Ha"}, "say that energy is in eV, total_energy is in Ha"),
+        ({"energy": "eV", "virial": "Ha"}, "virial: its metadata say that it is in Ha"),
+        (["energy", "eV"], "names no units by property"),
+    ],
+)
+def test_units_of_a_database_that_cannot_be_right_are_refused(tmp_path, metadata, message):
+    from ase.db import connect
+
+    with connect(tmp_path / "a.db") as database:
+        database.metadata = {"_property_unit_dict": metadata, "_distance_unit": "Ang"}
+        database.write(Atoms("H"), data={"energy": np.array([1.0])})
+    with pytest.raises(InputError, match=message):
+        load_frames(str(tmp_path / "a.db"))
+
+
+@pytest.mark.parametrize("computed", ["view", "trigger", "generated", "virtual"])
+def test_a_database_in_which_rows_are_computed_is_refused_at_once(tmp_path, computed):
+    """A view of a few bytes may have no end, and ASE would count its rows."""
+    import sqlite3
+    from contextlib import closing
+
+    from ase.db import connect
+
+    path = tmp_path / "a.db"
+    connect(path).write(Atoms("H"))
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(
+            {
+                "view": "CREATE VIEW v AS WITH RECURSIVE n(i) AS (SELECT 1 UNION SELECT i+1 FROM n) SELECT i FROM n",
+                "trigger": "CREATE TRIGGER v AFTER INSERT ON keys BEGIN DELETE FROM systems; END",
+                "generated": "CREATE TABLE v (a, b AS (zeroblob(900000000)))",
+                "virtual": "CREATE VIRTUAL TABLE v USING fts5(a)",
+            }[computed]
+        )
+        database.commit()
+    for read in (load_frames, read_structure):
+        with pytest.raises(InputError, match=r"a\.db: 'v' is no plain table"):
+            read(str(path))
+
+
+def _methane(h5, name, attributes=None, **changed):
+    """An HDF5 file of no particular layout."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "atomic_numbers": np.array([6, 1, 1, 1, 1]),
+        "coordinates": rng.normal(size=(4, 5, 3)),
+        "energy": rng.normal(size=4),
+        "forces": rng.normal(size=(4, 5, 3)),
+        **changed,
+    }
+    with h5(name) as file:
+        group = file.create_group("m")
+        for key, value in arrays.items():
+            if value is not None:
+                group[key] = value
+        for key, unit in (attributes or {}).items():
+            group[key].attrs["units"] = unit
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"forces": np.ones((4, 3, 5))}, r"m/forces: has shape \(4, 3, 5\), expected \(4, 5, 3\)"),
+        ({"coordinates": np.ones((4, 3, 5))}, r"m/coordinates: has shape \(4, 3, 5\)"),
+        ({"energy": np.ones(4) + 1j}, "m/energy: holds no numbers but complex128"),
+        ({"forces": np.ones((4, 5, 3), bool)}, "m/forces: holds no numbers but bool"),
+        ({"lattice": np.eye(3)}, "lattice: says that its atoms are periodic"),
+        ({"energies": np.ones(4)}, r"holds energy and energies, which differ \(say which one: \?energy_key"),
+        ({"positions": np.ones((4, 5, 3))}, "holds coordinates and positions, which differ"),
+        (
+            {"gradient": np.ones((4, 5, 3))},
+            r"holds forces and gradient, which differ \(say which one: \?forces_key",
+        ),
+        ({"species": [b"C", b"H", b"H", b"H", b"O"]}, "holds atomic_numbers and species, which differ"),
+        ({"attributes": {"energy": "hartree"}}, "m/energy: says that its unit is hartree"),
+        ({"attributes": {"coordinates": "bohr"}}, "m/coordinates: says that its unit is bohr"),
+        ({"attributes": {"forces": "hartree/bohr"}}, "m/forces: says that its unit is hartree/bohr"),
+    ],
+)
+def test_what_an_hdf5_file_contradicts_itself_in_is_refused(tmp_path, h5, changed, message):
+    _methane(h5, "a.h5", **changed)
+    with pytest.raises(InputError, match=message):
+        load_frames(f"{tmp_path}/a.h5?energy=eV&length=Å")
+
+
+def test_what_an_hdf5_file_says_twice_in_the_same_way_is_read(tmp_path, h5):
+    arrays = _methane(h5, "plain.h5")
+    twice = {
+        "species": [b"C", b"H", b"H", b"H", b"H"],
+        "positions": arrays["coordinates"],
+        "energies": arrays["energy"],
+        "gradient": -arrays["forces"],
+    }
+    said = {"energy": "eV", "coordinates": "angstrom", "forces": "eV/angstrom"}
+    _methane(h5, "a.h5", said, **twice)
+    for frame, energy, forces in zip(
+        load_frames(f"{tmp_path}/a.h5?energy=eV&length=Å"), arrays["energy"], arrays["forces"], strict=True
+    ):
+        assert frame.energy == energy
+        np.testing.assert_array_equal(frame.forces, forces)
+
+
+def test_spice_says_its_units_and_is_held_to_them(tmp_path, h5):
+    with h5("a.hdf5") as file:
+        group = file.create_group("water")
+        group["atomic_numbers"] = [8, 1]
+        group["conformations"] = np.arange(6.0).reshape(1, 2, 3)
+        group["dft_total_energy"] = [-1.0]
+        group["conformations"].attrs["units"] = "bohr"
+        group["dft_total_energy"].attrs["units"] = "hartree"
+    assert load_frames(str(tmp_path / "a.hdf5"))[0].energy == pytest.approx(-units.Hartree)
+    with h5("b.hdf5") as file:
+        group = file.create_group("water")
+        group["atomic_numbers"] = [8, 1]
+        group["conformations"] = np.arange(6.0).reshape(1, 2, 3)
+        group["dft_total_energy"] = [-1.0]
+        group["dft_total_energy"].attrs["units"] = "kJ/mol"
+    with pytest.raises(InputError, match="its unit is kJ/mol"):
+        load_frames(str(tmp_path / "b.hdf5"))
+    named = load_frames(f"{tmp_path}/b.hdf5?energy=kJ/mol&length=Bohr")
+    assert named[0].energy == pytest.approx(-units.kJ / units.mol)
+
+
+def test_groups_in_groups_without_end_are_refused(tmp_path, h5):
+    with h5("a.h5") as file:
+        group = file
+        for _ in range(200):
+            group = group.create_group("a")
+    with pytest.raises(InputError, match="groups in groups"):
+        load_frames(f"{tmp_path}/a.h5?energy=eV&length=Å")
 
 
 def test_lists_of_files_are_one_after_the_other(tmp_path):

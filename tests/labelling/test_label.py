@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.constraints import FixAtoms
 from ase.io import read, write
 from typer.testing import CliRunner
 
@@ -25,7 +27,7 @@ from pimlip_zoo.labelling.calculators import find_labeller
 from pimlip_zoo.labelling.evaluate import compute, force_factor, plain_result
 from pimlip_zoo.labelling.failures import CalculationError
 from pimlip_zoo.labelling.journal import Journal, journal_path
-from pimlip_zoo.labelling.label import label
+from pimlip_zoo.labelling.label import _has_all_of, label
 from pimlip_zoo.labelling.processes import Limits
 from pimlip_zoo.labelling.structures import as_atoms, load_structures
 from pimlip_zoo.labelling.worker import as_message, from_message
@@ -607,11 +609,34 @@ def test_a_file_of_labels_loses_none_without_a_word(tmp_path):
     out.write_text(kept.replace("energy=", "config_type=mine energy=", 1))
     with pytest.raises(InputError, match="has 1 of 6 structures"):
         labelled(frames)
+    out.write_text(kept)
+    edited = read(out, ":")
+    edited[1].set_constraint(FixAtoms([0]))
+    write(out, edited)
+    with pytest.raises(InputError, match="has constraints, which would not be in it any more"):
+        labelled(frames)
+    out.write_text(kept)
+    edited = read(out, ":")
+    edited[2].calc.results["forces"] = np.ones((2, 3))
+    write(out, edited)
+    with pytest.raises(InputError, match="has 1 of 6 structures"):
+        labelled(frames)
     out.write_text(kept + kept)
     with pytest.raises(InputError, match="has 6 of 12 structures"):
         labelled(frames)
     assert labelled(frames, overwrite=True).labelled == 6
     assert labelled(frames[:2], overwrite=True).labelled == 2
+
+
+def test_a_stress_that_a_file_has_and_a_journal_has_not_would_be_lost():
+    (new,) = load_frames("builtin:cual-emt/train@0")
+    assert _has_all_of(new, new)
+    assert _has_all_of(new, replace(new, stress=None, forces=None))
+    assert not _has_all_of(replace(new, stress=None), new)
+    assert not _has_all_of(new, replace(new, stress=new.stress + 1e-3))
+    charged = replace(new, initial={"initial_charges": np.ones(len(new.numbers))})
+    assert _has_all_of(charged, charged)
+    assert not _has_all_of(new, charged)
 
 
 @pytest.mark.parametrize("name", ["labels.extxyz", "labels.lmdb"])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
-from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
+from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder, usual_label
 from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.datasets.readers.sqlite_file import check_tables
+from pimlip_zoo.datasets.readers.units import energy_unit
 from pimlip_zoo.errors import InputError, reading
+
+log = logging.getLogger("pimlip_zoo")
 
 _NOT_KEPT = (
     *("momenta", "tags", "masses", "charges", "magmom", "magmoms", "dipole", "energies", "stresses"),
@@ -25,6 +31,7 @@ class AseDatabase:
 
     def __init__(self, path: str, options: ReadOptions) -> None:
         self.path = path
+        check_tables(Path(path))
         self._database = self._connect()
         try:
             # Counting comes first: it connects, which asking ASE 3.28 and older for metadata does not.
@@ -33,14 +40,68 @@ class AseDatabase:
         except Exception as error:
             raise InputError(f"is no ASE database: {error}", file=path) from error
         units = metadata.get("_property_unit_dict") or {}
-        by_kind = {key.lower(): unit for key, unit in units.items() if isinstance(unit, str)}
+        if not isinstance(units, dict):
+            raise InputError("names no units by property", file=path, key="_property_unit_dict")
         self.finder = LabelFinder(
             options,
             file=path,
-            energy=by_kind.get(options.energy_key or "energy", "eV"),
-            length=metadata.get("_distance_unit") or "Å",
-            forces=by_kind.get(options.forces_key or "forces"),
+            energy=self._stated(units, "energy", options.energy_key, options.energy) or "eV",
+            length=self._text("_distance_unit", metadata.get("_distance_unit") or "Å", options.length),
+            forces=self._stated(
+                units, "forces", options.forces_key or options.gradient_key, options.forces or options.energy
+            ),
+            stress=self._stated(units, "stress", options.stress_key, options.stress),
         )
+
+        virial = self._stated(units, "virial", options.virial_key, None)
+        if virial is not None and energy_unit(virial, file=path) != self.finder.energy_unit:
+            raise InputError(
+                f"its metadata say that it is in {virial}, and energies are not", file=path, key="virial"
+            )
+
+    def _stated(self, units: dict[str, Any], label: str, key: str | None, given: str | None) -> str | None:
+        """The unit of a label by the metadata; None where they do not name one.
+
+        Args:
+            units: by the property's name.
+            label: energy, forces or stress.
+            key: the property that the user names; None: those that are found without.
+            given: the unit that the user names, which counts.
+
+        Raises:
+            InputError: for several units, or what is none.
+        """
+        if given is not None or not units:
+            return given
+        named = [name for name in units if (usual_label(name) == label if key is None else name == key)]
+        named = named or [name for name in units if key is not None and name.lower() == key.lower()]
+        found = {name: self._text(name, units[name]) for name in named}
+        if len({unit.casefold() for unit in found.values()}) > 1:
+            said = ", ".join(f"{name} is in {unit}" for name, unit in found.items())
+            raise InputError(
+                f"its metadata say that {said}",
+                file=self.path,
+                key=label,
+                hint=f"name the key and the unit: ?{label}_key=...&{label}=...",
+            )
+        if key is not None and not found:
+            log.warning(
+                "%s: its metadata do not name the unit of %s; name it if it is not the usual one: ?%s=...",
+                *(self.path, key, label),
+            )
+        return next(iter(found.values()), None)
+
+    def _text(self, name: str, unit: Any, given: str | None = None) -> str:
+        if given is not None:
+            return given
+        if not isinstance(unit, str):
+            raise InputError(
+                f"its metadata name the unit {unit!r}",
+                file=self.path,
+                key=name,
+                hint="name it: ?energy=...&length=...&forces=...",
+            )
+        return unit
 
     def count(self) -> int:
         """Rows of the database."""

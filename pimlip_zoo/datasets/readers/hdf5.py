@@ -14,12 +14,15 @@ from pimlip_zoo.datasets.electrons import ELECTRON_KEYS, electrons_of
 from pimlip_zoo.datasets.frame import NO_CELL, OPEN, Frame
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
-from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.labels import CELL_NAMES, LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
+from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit
 from pimlip_zoo.errors import InputError, did_you_mean, reading
 from pimlip_zoo.files import expansion_limit
 
 _BLOCK = 1024
+_DEEPEST = 50
+"""Of groups in groups; walking through takes the square of it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ class Hdf5File:
             energy=self._layout.energy_unit,
             length=self._layout.length_unit,
         )
+        if periodic := sorted(name for name in names if name.lower() in CELL_NAMES):
+            raise InputError(
+                "says that its atoms are periodic; files of this kind are read as molecules",
+                file=path,
+                key=periodic[0],
+                hint="write them with ASE as extxyz",
+            )
         self._energy, self._forces, self._gradient = self._label_keys(options, names)
         labels = {self._energy, self._forces, self._gradient}
         read = {*self._layout.numbers, *self._layout.positions, *labels, "subset", "smiles"}
@@ -126,6 +136,8 @@ class Hdf5File:
 
     def _read_group(self, file: Any, group: _Group, offset: int, window: range) -> Iterator[Item]:
         assert self._layout is not None
+        self._check_names(file, group)
+        self._check_units(file, group)
         numbers = self._atomic_numbers(file, group)
         positions = _first(self._layout.positions, group.members)
         info = {"group": group.name, **_texts(file, group)}
@@ -159,6 +171,44 @@ class Hdf5File:
                             info={**info, **self._stated(of_row, electrons, row, offset + row)},
                         ),
                     )
+
+    def _check_names(self, file: Any, group: _Group) -> None:
+        """Refuse two data sets for one thing that differ."""
+        assert self._layout is not None
+        asked, gradient = self.finder.options, self._layout.gradient
+        choices = [(self._layout.positions, "")]
+        if not asked.energy_key:
+            choices.append((self._layout.energy, "energy"))
+        if not (asked.forces_key or asked.gradient_key or asked.energy_key):
+            choices.append(((*self._layout.forces, *gradient), "forces"))
+        for names, option in choices:
+            keys = [key for key in names if key in group.members]
+            for key in keys[1:]:
+                first, other = (_whole(_opened(file, group, name)) for name in (keys[0], key))
+                if (key in gradient) != (keys[0] in gradient):
+                    other = -other
+                if not np.array_equal(first, other):
+                    hint = f"say which one: ?{option}_key=..." if option else "keep one of them"
+                    raise self._differ(group, keys[0], key, hint)
+
+    def _check_units(self, file: Any, group: _Group) -> None:
+        """Refuse data sets that say another unit than the one that they are read in."""
+        assert self._layout is not None
+        positions = _first(self._layout.positions, group.members)
+        for key, unit, value in (
+            (positions, length_unit, self.finder.length_unit),
+            (self._energy, energy_unit, self.finder.energy_unit),
+            (self._forces, forces_unit, self.finder.forces_unit),
+            (self._gradient, forces_unit, self.finder.forces_unit),
+        ):
+            said = _said_unit(_opened(file, group, key)) if key in group.members else None
+            if said is not None and not math.isclose(unit(said, file=self.path), value, rel_tol=1e-6):
+                raise InputError(
+                    f"says that its unit is {said}, which is not what it is read as",
+                    file=self.path,
+                    key=f"{group.name}/{key}",
+                    hint="name the units of the file: ?energy=...&length=...&forces=...",
+                )
 
     def _electrons(self, file: Any, group: _Group) -> dict[str, NDArray[np.float64]]:
         """Charges and multiplicities of a group: one number for all of its conformations, or one for each."""
@@ -210,22 +260,40 @@ class Hdf5File:
         if key is None or key not in group.members:
             return None
         data = _opened(file, group, key)
-        if data.shape is None or (
-            math.prod(data.shape) * len(rows) != math.prod(shape) * group.size or data.shape[0] != group.size
-        ):
-            raise InputError(f"has shape {data.shape}", file=self.path, key=f"{group.name}/{key}")
+        of_one = shape[1:]
+        forms = (of_one, (math.prod(of_one),))  # of one row: as it is, or flat
+        if data.shape is None or data.shape[:1] != (group.size,) or data.shape[1:] not in forms:
+            raise InputError(
+                f"has shape {data.shape}, expected {(group.size, *of_one)}",
+                file=self.path,
+                key=f"{group.name}/{key}",
+            )
+        if data.dtype.kind not in "iuf":
+            raise InputError(f"holds no numbers but {data.dtype}", file=self.path, key=f"{group.name}/{key}")
         values = _rows(data, rows) if len(rows) < group.size else _whole(data)
         self.finder.say_half(key, values.dtype)
         return np.asarray(values, dtype=np.float64).reshape(shape)
 
     def _atomic_numbers(self, file: Any, group: _Group) -> NDArray[np.int64]:
         """(N,), or (M, N) for each conformation of its own."""
+        assert self._layout is not None
+        keys = [key for key in self._layout.numbers if key in group.members]
+        if not keys:
+            raise InputError("has no atomic numbers", file=self.path, key=group.name)
+        found = [self._numbers_in(file, group, key) for key in keys]
+        for key, other in zip(keys[1:], found[1:], strict=True):
+            if not np.array_equal(found[0], other):
+                raise self._differ(group, keys[0], key)
+        return found[0]
+
+    def _differ(self, group: _Group, first: str, other: str, hint: str = "keep one of them") -> InputError:
+        return InputError(
+            f"holds {first} and {other}, which differ", file=self.path, key=group.name, hint=hint
+        )
+
+    def _numbers_in(self, file: Any, group: _Group, key: str) -> NDArray[np.int64]:
         from ase.data import atomic_numbers
 
-        assert self._layout is not None
-        key = _first(self._layout.numbers, group.members)
-        if key is None:
-            raise InputError("has no atomic numbers", file=self.path, key=group.name)
         data = _opened(file, group, key)
         shape = tuple(data.shape or ())
         if len(shape) not in (1, 2) or not shape[-1] or (len(shape) == 2 and shape[0] != group.size):
@@ -266,6 +334,8 @@ class Hdf5File:
         names: set[str] = set()
 
         def visit(path: str) -> None:
+            if path.count("/") > _DEEPEST:
+                raise InputError(f"has groups in groups, more than {_DEEPEST}", file=self.path)
             parent, _, name = path.rpartition("/")
             held.setdefault(parent or "/", set()).add(name)
 
@@ -337,6 +407,21 @@ def _opened(file: Any, group: _Group, key: str) -> Any:
             key=f"{group.name}/{key}",
         )
     return data
+
+
+def _said_unit(data: Any) -> str | None:
+    """What a data set says of its unit; None where it says nothing."""
+    from h5py import h5a
+
+    if not h5a.exists(data, b"units"):
+        return None
+    attribute = h5a.open(data, b"units")
+    if math.prod(attribute.shape or ()) != 1:
+        return None
+    value = np.empty(attribute.shape, attribute.dtype)
+    attribute.read(value)
+    text = value.reshape(-1)[0]
+    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
 
 def _whole(data: Any) -> NDArray[Any]:

@@ -53,6 +53,8 @@ _KINDS = {
     "stresses of atoms": ("stresses", "virials_of_atoms"),
 }
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
+CELL_NAMES = frozenset({"cell", "cells", "box", "lattice", "lattice_vectors", "pbc"})
+"""Under which files of molecules say that atoms are periodic after all."""
 INITIAL = ("initial_charges", "initial_magmoms")
 """Arrays of atoms where a calculation starts from, as ASE calls them."""
 _MAY_BE: dict[str, tuple[re.Pattern[str], Callable[[int], Sequence[tuple[int, ...]]]]] = {
@@ -87,6 +89,7 @@ class LabelFinder:
         energy: unit of energies when the options name none; None where the format does not say, and the
             user has to.
         forces: unit of forces when the options name none and the format has one of its own.
+        stress: unit of stress, likewise.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class LabelFinder:
         length: str | None = "Å",
         energy: str | None = "eV",
         forces: str | None = None,
+        stress: str | None = None,
     ) -> None:
         self.options = options
         self.file = file
@@ -124,7 +128,8 @@ class LabelFinder:
         self.length_unit = length_unit(length_name, file=file)
         named = options.forces or forces
         self.forces_unit = forces_unit(named, file=file) if named else self.energy_unit / self.length_unit
-        self._stress_unit = stress_unit(options.stress, file=file) if options.stress else None
+        stress = options.stress or stress
+        self._stress_unit = stress_unit(stress, file=file) if stress else None
         self._requested = {
             kind: key
             for kind, key in (
@@ -475,6 +480,11 @@ class LabelFinder:
         if np.nanmax(np.abs(tensor - tensor.T), initial=0.0) > 0.02 * scale:
             raise InputError("is not symmetric", file=self.file, frame=index, key=place)
         return 0.5 * (tensor + tensor.T)
+
+
+def usual_label(key: str) -> str | None:
+    """Which label is found under a name without being asked for: energy, forces, stress or virial; None: none is."""
+    return _USUAL.get(key.lower())
 
 
 def _keep(info: dict[str, Any], key: str, value: Any) -> bool:

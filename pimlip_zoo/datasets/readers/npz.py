@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.datasets.indices import whole_numbers
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item
-from pimlip_zoo.datasets.readers.labels import LabelFinder
+from pimlip_zoo.datasets.readers.labels import CELL_NAMES, LabelFinder
 from pimlip_zoo.datasets.readers.numpy_file import UNREADABLE, check_npz
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.units import energy_unit, length_unit
@@ -24,8 +24,6 @@ _FORCES = ("F", "forces")
 _KNOWN = {*_NUMBERS, *_POSITIONS, *_ENERGY, *_FORCES, "e_unit", "r_unit", "old_indices"}
 _KNOWN |= {"type", "code_version", "name", "theory", "md5", "perms"}
 """With what sGDML says of the file, not of its frames."""
-_CELL = {"cell", "cells", "box", "lattice", "lattice_vectors", "pbc"}
-"""Names under which archives of other programs say that atoms are periodic."""
 
 
 class NpzFile:
@@ -38,7 +36,7 @@ class NpzFile:
     def __init__(self, path: str, options: ReadOptions) -> None:
         self.path = path
         self._archive = self._load()
-        if periodic := sorted(name for name in self._names if name.lower() in _CELL):
+        if periodic := sorted(name for name in self._names if name.lower() in CELL_NAMES):
             raise InputError(
                 "says that its atoms are periodic; archives of this kind are read as molecules",
                 file=path,

@@ -10,6 +10,7 @@ from pimlip_zoo.datasets.readers.announced import check_announced
 from pimlip_zoo.datasets.readers.file import ALL_FRAMES, FrameFile
 from pimlip_zoo.datasets.readers.lammps_types import check_elements_named
 from pimlip_zoo.datasets.readers.spec import DataSource, ReadOptions
+from pimlip_zoo.datasets.readers.sqlite_file import check_tables
 from pimlip_zoo.errors import InputError, did_you_mean, no_such_file, reading
 from pimlip_zoo.files import regular_file
 
@@ -74,7 +75,8 @@ def check_bounded(path: str | Path) -> None:
     """Whether a file that ASE is to read ends, and is about as large as it looks.
 
     Raises:
-        InputError: for what is no file, what announces more atoms than it has, and what decompression would blow up.
+        InputError: for what is no file, what announces more atoms than it has, and what decompression or a database
+            would blow up.
     """
     from pimlip_zoo.datasets.readers.extxyz import ExtxyzFile, check_expansion
 
@@ -85,6 +87,7 @@ def check_bounded(path: str | Path) -> None:
     if path.suffix.lower() in _COMPRESSED:
         check_expansion(path)
     check_announced(path)
+    check_tables(path)
 
 
 def window_of(frames: slice, file: FrameFile) -> range:

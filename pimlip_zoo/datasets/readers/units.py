@@ -80,7 +80,12 @@ def stress_unit(name: str, *, file: object = None) -> float:
 
     >>> stress_unit("eV/Å^3")
     1.0
+    >>> stress_unit("eV/Ang/Ang/Ang")
+    1.0
     """
+    parts = name.rsplit("/", 3)
+    if len(parts) == 4 and parts[1] == parts[2] == parts[3]:
+        return _find("energy", parts[0], file) / _find("length", parts[1], file) ** 3
     energy, slash, volume = name.rpartition("/")
     for cube in ("^3", "**3", "³", "3"):
         if slash and volume.endswith(cube):
