@@ -172,13 +172,12 @@ def calculator(
     }
     native = len(runs) == 1 and str(runs[0]).endswith(SUFFIX)
     if uncertainty and not native:
-        return _uncertain(runs, device=device, skin=skin, electrons=electrons, options=options)
+        return _uncertain(runs, device=device, skin=skin, electrons=electrons, trust=trust, options=options)
     if native:  # needs no torch, and imports none
         given = {**options, **electrons}
         return _native(runs[0], device=device, skin=skin, options=given, uncertainty=uncertainty)
     from pimlip_zoo.deploy.ase import PimlipCalculator, check_device
     from pimlip_zoo.deploy.difference import with_baseline
-    from pimlip_zoo.errors import InputError
     from pimlip_zoo.training.checkpoint import baseline_of, check_members, check_weights_differ
 
     check_device(device)
@@ -190,12 +189,7 @@ def calculator(
         for run in runs
     ]
     baselines = {None if str(run).endswith(SUFFIX) else baseline_of(run) for run in runs}
-    if electrons and baselines != {None}:
-        raise InputError(
-            "the run is a correction to a cheap calculator, which has to know it, too",
-            key=min(electrons),
-            hint="state it in atoms.info instead",
-        )
+    _check_electrons(electrons, baselines)
     if len(members) == 1:
         return with_baseline(members[0], baselines, trust=trust)
     from pimlip_zoo.deploy.committee import CommitteeCalculator
@@ -243,11 +237,14 @@ def _uncertain(
     device: str,
     skin: float,
     electrons: dict[str, Any],
+    trust: bool,
     options: dict[str, Any],
 ) -> Calculator:
+    from pimlip_zoo.deploy.difference import with_baseline
     from pimlip_zoo.errors import InputError
     from pimlip_zoo.labelling.calculator import UncertainCalculator
     from pimlip_zoo.run_posterior import posterior_of
+    from pimlip_zoo.training.checkpoint import baseline_of
 
     if len(runs) != 1 or device != "cpu":
         raise InputError(
@@ -259,8 +256,24 @@ def _uncertain(
         raise InputError(
             "the uncertainty is that of the reference level", key="level", hint="leave out one of the two"
         )
-    potential = load(runs[0], **options)
-    return UncertainCalculator(potential, posterior_of(runs[0]), skin=skin, **electrons)
+    baseline = baseline_of(runs[0])
+    _check_electrons(electrons, {baseline})
+    potential = load(runs[0], difference=True, **options)
+    posterior = posterior_of(runs[0], trust=trust)
+    return with_baseline(
+        UncertainCalculator(potential, posterior, skin=skin, **electrons), {baseline}, trust=trust
+    )
+
+
+def _check_electrons(electrons: Mapping[str, Any], baselines: set[str | None]) -> None:
+    from pimlip_zoo.errors import InputError
+
+    if electrons and baselines != {None}:
+        raise InputError(
+            "the run is a correction to a cheap calculator, which has to know it, too",
+            key=min(electrons),
+            hint="state it in atoms.info instead",
+        )
 
 
 def _native(

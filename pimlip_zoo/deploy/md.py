@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ase import Atoms
+
+log = logging.getLogger("pimlip_zoo")
 
 ENSEMBLES = ("nve", "nvt", "npt")
 LOG_COLUMNS = (
@@ -275,6 +278,11 @@ def _set_velocities(atoms: Atoms, settings: MDSettings, generator: np.random.Gen
     from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 
     if settings.keep_velocities:
+        before = atoms.get_momenta()
+        atoms.set_momenta(before)  # held atoms have none, whatever the file says
+        held = np.flatnonzero((atoms.get_momenta() != before).any(axis=1))
+        if len(held):
+            log.warning("velocities of %d held atoms are not kept", len(held))
         return
     MaxwellBoltzmannDistribution(atoms, temperature_K=settings.temperature, rng=generator)
     if settings.ensemble != "nvt" and len(atoms) > 1:

@@ -141,7 +141,27 @@ def _from_file(path: str, index: int) -> Atoms:
                 "are not all finite" if key == "positions" else "is not finite", file=path, key=key
             )
     atoms.calc = None
+    _say_other_names(atoms, path)
     unstated = say_unstated(path, format_of(path))
     if not unstated and fills_open_cell(atoms.positions, atoms.cell.array, atoms.pbc):
         log.warning("%s has %s (%s)", path, MEANS.replace("their", "its"), HINT)
     return atoms
+
+
+_READ_AS = {
+    "masses": (("mass", "initial_masses", "atomic_masses"), "elements have their usual masses"),
+    "momenta": (("velo", "velocity", "velocities", "vel", "v"), "there are no velocities"),
+    "move_mask": (("fixed", "frozen", "fix", "selective_dynamics", "constraints"), "no atom is held"),
+}
+"""Columns that ASE reads, what other programs call them, and what follows where that is not read."""
+
+
+def _say_other_names(atoms: Atoms, path: str) -> None:
+    """Once for each column of atoms that says by another name what a simulation would look at."""
+    for name, (others, so) in _READ_AS.items():
+        there = bool(atoms.constraints) if name == "move_mask" else atoms.has(name)
+        found = [key for key in atoms.arrays if key.lower() in others]
+        if found and not there:
+            log.warning(
+                "%s: the column %s is not read, %s (call it %s, as ASE does)", path, found[0], so, name
+            )

@@ -15,7 +15,7 @@ from pimlip_zoo.consistency.build import build_weak_terms, check_weak, chosen_te
 from pimlip_zoo.consistency.config import WeakConfig
 from pimlip_zoo.datasets.dataset import FrameDataset, MadeSamples, Samples
 from pimlip_zoo.datasets.device_neighbours import check_linker
-from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frame import EVEN, Frame
 from pimlip_zoo.datasets.frames import as_frames
 from pimlip_zoo.datasets.neighbours import frame_to_sample
 from pimlip_zoo.datasets.readers import load_frames
@@ -244,6 +244,9 @@ def replay_term(config: RunConfig, potential: Potential, frames: Sequence[Frame]
         else displaced_copies(frames, section.replay or 0, config.seed)
     )
     samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in chosen]
+    weighted = any((frame.weight, frame.label_weights) != (1.0, EVEN) for frame in chosen)
+    if weighted and isinstance(section.replay, str):
+        log.warning("%s: weights of structures are not looked at, all are replayed alike", section.replay)
     log.info(
         "replay: %d structures (%s) keep the energies and forces of %s: weight %g, %d in a step",
         len(samples),

@@ -34,6 +34,8 @@ class UncertainCalculator(PimlipCalculator):
     """
 
     implemented_properties: ClassVar[list[str]] = [*PimlipCalculator.implemented_properties, *_ITS_OWN]
+    its_own: ClassVar[tuple[str, ...]] = _ITS_OWN
+    """What is no sum where this is the correction to another calculator."""
 
     def __init__(
         self, potential: Potential, posterior: Posterior, *, always: bool = True, **options: Any

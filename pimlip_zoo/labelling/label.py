@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pimlip_zoo import outputs
-from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.frame import EVEN, Frame
 from pimlip_zoo.datasets.frames import geometry_bytes
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.datasets.writing import write_frames
@@ -203,7 +203,7 @@ def _has_all_of(new: Frame, old: Frame) -> bool:
         (new.stress, old.stress),
         *((now.get(key), before[key]) for key in before),
     ]
-    weights = (new.weight, new.label_weights) == (old.weight, old.label_weights)
+    weights = (old.weight, old.label_weights) in ((1.0, EVEN), (new.weight, new.label_weights))
     return (
         same
         and weights

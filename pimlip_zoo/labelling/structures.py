@@ -127,7 +127,14 @@ def structure_of(
     except InputError as error:
         raise error.at(**at) from error
     bare = Frame(
-        frame.numbers, frame.positions, frame.cell, frame.pbc, info=dict(frame.info), initial=frame.initial
+        frame.numbers,
+        frame.positions,
+        frame.cell,
+        frame.pbc,
+        weight=frame.weight,
+        label_weights=frame.label_weights,
+        info=dict(frame.info),
+        initial=frame.initial,
     )
     place = f"{file}, frame {index}" if index is not None else file
     return Structure(bare, charge, multiplicity, charges, moments, place)

@@ -513,3 +513,19 @@ def test_what_cannot_be_simulated_is_refused_before_anything_is_written(tmp_path
     assert (out / "trajectory.extxyz").read_bytes() == before
     with pytest.raises(InputError, match="is a file"):
         run_md(ethanol(), MDSettings(steps=1), out / "log.csv")
+
+
+def test_velocities_of_held_atoms_are_not_kept(tmp_path, caplog):
+    """ASE writes momenta and constraints side by side; kept, they would be heat that is gone after a step."""
+    atoms = copper()
+    MaxwellBoltzmannDistribution(atoms, temperature_K=600, rng=np.random.default_rng(0))
+    atoms.set_constraint(FixAtoms([0, 1, 2]))
+    moving = atoms.get_momenta()
+    moving[:3] = 0.0
+    result = run_md(atoms, MDSettings(ensemble="nve", steps=20, keep_velocities=True), tmp_path / "md")
+    assert result.stable
+    first = read(tmp_path / "md" / "trajectory.extxyz", 0)
+    np.testing.assert_allclose(first.arrays["momenta"], moving, atol=1e-7)
+    energies = [float(row["total_energy_eV"]) for row in log_of(tmp_path / "md")]
+    assert np.ptp(energies) < 1e-2
+    assert "velocities of 3 held atoms are not kept" in caplog.text

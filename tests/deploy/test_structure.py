@@ -1,8 +1,10 @@
 """What is said of a structure that a simulation starts from."""
 
+import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.constraints import FixAtoms
 from ase.io import write
 
 from pimlip_zoo.datasets.readers import load_frames
@@ -43,3 +45,32 @@ def test_atoms_that_fill_a_cell_without_periodicity_are_said_where_a_simulation_
 def test_of_other_cells_nothing_is_said(tmp_path, caplog, atoms):
     read_structure(written(tmp_path / "a.extxyz", atoms, "extxyz"))
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("mass", np.full(2, 100.0), "mass is not read, elements have their usual masses (call it masses"),
+        ("velo", np.ones((2, 3)), "velo is not read, there are no velocities (call it momenta"),
+        ("fixed", np.array([True, False]), "fixed is not read, no atom is held (call it move_mask"),
+    ],
+)
+def test_columns_that_a_simulation_would_look_at_by_another_name_are_said(
+    tmp_path, caplog, column, value, says
+):
+    atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]])
+    atoms.set_array(column, value)
+    write(tmp_path / "a.extxyz", atoms)
+    read_structure(str(tmp_path / "a.extxyz"))
+    assert says in caplog.text
+
+
+def test_columns_by_the_names_of_ase_need_no_word(tmp_path, caplog):
+    atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]])
+    atoms.set_masses([64.0, 65.0])
+    atoms.set_momenta(np.ones((2, 3)))
+    atoms.set_constraint(FixAtoms([0]))
+    write(tmp_path / "a.extxyz", atoms)
+    read = read_structure(str(tmp_path / "a.extxyz"))
+    assert read.constraints
+    assert not caplog.text

@@ -628,6 +628,20 @@ def test_a_file_of_labels_loses_none_without_a_word(tmp_path):
     assert labelled(frames[:2], overwrite=True).labelled == 2
 
 
+def test_weights_of_structures_are_kept(tmp_path):
+    frames = [
+        Atoms("Cu2", [[0, 0, 0], [2.4 + 0.1 * k, 0, 0]], info={"config_weight": 0.5 * k}) for k in range(3)
+    ]
+    frames[1].info["config_forces_weight"] = 0.0
+    write(tmp_path / "data.extxyz", frames)
+    out = tmp_path / "labels.extxyz"
+    for _ in range(2):
+        assert label(load_structures(str(tmp_path / "data.extxyz")), out, "emt").labelled == 3
+        labelled = load_frames(str(out))
+        assert [frame.weight for frame in labelled] == [0.0, 0.5, 1.0]
+        assert [frame.label_weights[1] for frame in labelled] == [1.0, 0.0, 1.0]
+
+
 def test_a_stress_that_a_file_has_and_a_journal_has_not_would_be_lost():
     (new,) = load_frames("builtin:cual-emt/train@0")
     assert _has_all_of(new, new)

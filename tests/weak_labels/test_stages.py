@@ -1,6 +1,8 @@
 """Whole trainings with weak labels, as short as they can be."""
 
+import copy
 import json
+import pickle
 import shutil
 import signal
 from dataclasses import replace
@@ -300,6 +302,23 @@ def test_an_architecture_that_names_no_readouts_is_refused_a_shared_head(tmp_pat
     monkeypatch.setattr(NequIP, "readout_modules", ())
     with pytest.raises(InputError, match="which of its modules are readouts"):
         run(tmp_path, "shared_head")
+
+
+def test_a_difference_model_says_how_certain_it_is_and_can_be_sent_to_another_process(tmp_path):
+    run(tmp_path, "delta")
+    atoms = frame_to_atoms(load_builtin("ethanol-gfn2/valid")[0])
+    plain = pimlip_zoo.calculator(tmp_path / "run")
+    atoms.calc = pimlip_zoo.calculator(tmp_path / "run", uncertainty=True)
+    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    uncertain = atoms.calc.results["forces_uncertainty"]
+    assert uncertain.shape == (len(atoms),)
+    assert (uncertain > 0).all()
+    assert atoms.calc.get_property("energy_uncertainty", atoms) > 0
+    for calculator in (plain, pickle.loads(pickle.dumps(atoms.calc)), copy.deepcopy(atoms.calc)):
+        again = atoms.copy()
+        again.calc = calculator
+        assert again.get_potential_energy() == energy
+        np.testing.assert_array_equal(again.get_forces(), forces)
 
 
 def test_a_difference_is_learnt_evaluated_and_used_with_its_baseline(tmp_path):
