@@ -196,8 +196,9 @@ def append(path: Path, text: str) -> None:
     """Add to the end of a file, all of it or nothing; the file is made where it is missing, and gone if that fails.
 
     Raises:
-        InputError: when the system does not let it be written.
+        InputError: when the system does not let it be written, or it is a link.
     """
+    check_no_link(path)
     if path.exists():
         regular_file(path)
     with writing(path), path.open("ab", buffering=0) as file:
@@ -212,6 +213,18 @@ def append(path: Path, text: str) -> None:
                 if not size:
                     path.unlink()
             raise
+
+
+def check_no_link(path: Path) -> None:
+    """Refuse to add to what a link leads to: a folder from elsewhere may have one to any file of the user.
+
+    Raises:
+        InputError: for a symbolic link.
+    """
+    if path.is_symlink():
+        raise InputError(
+            "is a symbolic link: nothing is added to what it leads to", file=path, hint="remove the link"
+        )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pimlip_zoo.cli.console import log_to
 from pimlip_zoo.datasets.builtin import _load, load_builtin
 from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.deploy.lammps.data import in_lammps_axes
@@ -261,3 +262,15 @@ def test_the_reason_stands_behind_the_name(tmp_path, number):
     says = pytest.raises(InputError, match=r"file: cannot be written: (no space|disk quota)")
     with says, replacing(tmp_path / "file"):
         raise OSError(number, os.strerror(number))
+
+
+def test_nothing_is_added_to_what_a_link_leads_to(tmp_path):
+    """A run folder from elsewhere may have a link to any file of the user."""
+    (tmp_path / "mine.txt").write_text("mine")
+    for name in ("metrics.csv", "log.txt"):
+        (tmp_path / name).symlink_to("mine.txt")
+    with pytest.raises(InputError, match=r"metrics\.csv: is a symbolic link"):
+        append(tmp_path / "metrics.csv", "more")
+    with pytest.raises(InputError, match=r"log\.txt: is a symbolic link"):
+        log_to(tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"

@@ -66,10 +66,11 @@ def log_to(folder: Path) -> None:
     """Make a run folder and keep its ``log.txt`` from now on, with what was said since :func:`log_to_screen`."""
     from logging.handlers import MemoryHandler
 
-    from pimlip_zoo.files import regular_file, writing
+    from pimlip_zoo.files import check_no_link, regular_file, writing
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "log.txt"
+    check_no_link(path)
     if path.exists():
         regular_file(path)
     with writing(path):

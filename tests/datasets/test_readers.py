@@ -1,11 +1,13 @@
 import contextlib
 import gzip
 import importlib.util
+import json
 import os
 import re
 import shutil
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import ase.io
@@ -1289,10 +1291,6 @@ def test_coinciding_atoms_are_found_through_periodic_images(seed, n):
 
 def aselmdb(path, frames, gone=()):
     """A file as the LMDB backend of ASE's databases lays it out: zlib-compressed JSON by number of the row."""
-    import json
-    import zlib
-
-    import lmdb
 
     def array(values):
         values = np.asarray(values)
@@ -1315,12 +1313,18 @@ def aselmdb(path, frames, gone=()):
         if number not in gone:
             rows[str(number).encode()] = row
     rows |= {b"nextid": len(frames) + 1, b"deleted_ids": list(gone)}
+    return _written(path, {key: json.dumps(row) for key, row in rows.items()})
+
+
+def _written(path, texts):
+    import lmdb
+
     with (
         lmdb.open(str(path), subdir=False, lock=False) as environment,
         environment.begin(write=True) as transaction,
     ):
-        for key, row in rows.items():
-            transaction.put(key, zlib.compress(json.dumps(row).encode()))
+        for key, text in texts.items():
+            transaction.put(key, zlib.compress(text.encode()))
     return str(path)
 
 
@@ -1352,6 +1356,37 @@ def test_a_damaged_row_of_an_lmdb_database_is_named(tmp_path):
     (tmp_path / "b.aselmdb").write_bytes(b"x" * 9000)
     with pytest.raises(InputError, match="is no LMDB file"):
         load_frames(f"{tmp_path}/b.aselmdb")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"numbers": {"__ndarray__": [[3], "uint8", [264, 257, 257]]}}, "an array of uint8 has numbers"),
+        ({"numbers": {"__ndarray__": [[3], "int8", [8.7, 1.2, 1.9]]}}, "an array of int8 has numbers"),
+        ({"forces": {"__ndarray__": [[3, 3], "int32", [0.9] * 9]}}, "an array of int32 has numbers"),
+        ({"positions": {"__ndarray__": [[3, 2], "float64", [1.0] * 6]}}, r"positions: have shape \(3, 2\)"),
+        ({"positions": {"__ndarray__": [[3, 4], "float64", [1.0] * 12]}}, r"positions: have shape \(3, 4\)"),
+    ],
+)
+def test_numbers_that_an_aselmdb_row_cannot_mean_are_refused(tmp_path, change, message):
+    row = {
+        "numbers": {"__ndarray__": [[3], "int64", [8, 1, 1]]},
+        "positions": {"__ndarray__": [[3, 3], "float64", [*map(float, range(9))]]},
+        "energy": -1.0,
+    }
+    _written(tmp_path / "a.aselmdb", {b"1": json.dumps(row), b"nextid": "2"})
+    assert load_frames(f"{tmp_path}/a.aselmdb")[0].energy == -1.0
+    _written(tmp_path / "b.aselmdb", {b"1": json.dumps(row | change), b"nextid": "2"})
+    with pytest.raises(InputError, match=message):
+        load_frames(f"{tmp_path}/b.aselmdb")
+
+
+def test_a_key_that_is_twice_in_an_aselmdb_row_is_refused(tmp_path):
+    numbers = '"numbers": {"__ndarray__": [[1], "int64", [1]]}'
+    row = f'{{{numbers}, "positions": [[0, 0, 0]], "energy": -1.0, "energy": -9.0}}'
+    _written(tmp_path / "a.aselmdb", {b"1": row, b"nextid": "2"})
+    with pytest.raises(InputError, match="'energy' is there twice"):
+        load_frames(f"{tmp_path}/a.aselmdb")
 
 
 @pytest.mark.parametrize(("key", "value", "row"), [("nextid", 3, 3), ("deleted_ids", [2], 2)])

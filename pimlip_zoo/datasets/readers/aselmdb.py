@@ -125,14 +125,22 @@ def _decode(raw: Any) -> Any:
     text = decompressor.decompress(content, most)
     if decompressor.unconsumed_tail:
         raise ValueError(f"it holds more than {most} bytes in {len(content)}")
-    return json.loads(text, object_hook=_array)
+    return json.loads(text, object_pairs_hook=_object)
 
 
-def _array(item: dict[str, Any]) -> Any:
-    """Arrays as ASE writes them in JSON: shape, dtype, flat list."""
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    """Objects of JSON, and arrays as ASE writes them: shape, dtype, flat list."""
+    item = dict(pairs)
+    if len(item) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
     if "__ndarray__" not in item:
         return item
     shape, dtype, flat = item["__ndarray__"]
     if dtype not in _DTYPES:
         raise ValueError(f"an array of {dtype}")
-    return np.array(flat, dtype=dtype).reshape(shape)
+    given = np.array(flat)
+    array = given.astype(dtype)
+    if array.dtype.kind in "iub" and not np.array_equal(given, array):
+        raise ValueError(f"an array of {dtype} has numbers that are none of these")
+    return array.reshape(shape)

@@ -198,6 +198,14 @@ class LabelFinder:
         energy = self._one("energy", candidates, (), index)
         if energy is None:
             energy = self._one("free_energy", candidates, (), index)
+        positions = np.array(positions, dtype=np.float64)
+        if positions.shape not in ((n, 3), (3 * n,)):
+            raise InputError(
+                f"have shape {positions.shape}, expected {(n, 3)}",
+                file=self.file,
+                frame=index,
+                key="positions",
+            )
         forces = self._one("forces", candidates, (n, 3), index)
         gradient = self._one("gradient", candidates, (n, 3), index)
         weight = self._weight("weight", candidates, index)
@@ -215,7 +223,7 @@ class LabelFinder:
                 self._say_passed_over(kind, others, n)
         return Frame(
             numbers=numbers,
-            positions=np.array(positions, dtype=np.float64).reshape(n, 3) * self.length_unit,
+            positions=positions.reshape(n, 3) * self.length_unit,
             cell=box,
             pbc=periodic,
             energy=None if energy is None else float(energy) * self.energy_unit,
