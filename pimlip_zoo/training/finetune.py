@@ -276,9 +276,9 @@ def refit_references(
     present = int((compositions.sum(0) > 0).sum())
     if rank < present:
         log.warning(
-            "the compositions determine %d of %d energy references; they are moved as little as possible",
-            rank,
-            present,
+            "the compositions determine %d of %d energy references: energies of other compositions mean nothing "
+            "(label a structure of another composition, or give data.energy_references)",
+            *(rank, present),
         )
     return EnergyReferences(
         potential.energy_references.detach().numpy().copy(), "the run, re-fitted", int(rank)
