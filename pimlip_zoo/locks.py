@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -57,10 +58,13 @@ def try_lock(path: Path) -> Lock | None:
     """Lock a file, which is made; None while another holds it.
 
     Raises:
-        OSError: when the file cannot be made, or is a link: what it leads to is somebody else's.
+        OSError: when the file cannot be made, or is a link: what it leads to is somebody else's; or a pipe.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "its lock is no file", str(path))
         try:
             sure = _lock(descriptor)
         except BlockingIOError:

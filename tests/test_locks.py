@@ -164,3 +164,11 @@ def test_whoever_waits_for_long_says_for_whom(tmp_path, monkeypatch, caplog):
     assert [record.message for record in caplog.records] == [
         f"{tmp_path / 'a'}: waiting for process {os.getpid()} on {socket.gethostname()}"
     ]
+
+
+def test_a_lock_that_is_a_pipe_holds_nobody(tmp_path):
+    os.mkfifo(tmp_path / LOCK_NAME)
+    with pytest.raises(InputError, match="its lock is no file"), claimed(tmp_path):
+        pass
+    with pytest.raises(InputError, match="its lock is no file"), in_turn(tmp_path / LOCK_NAME):
+        pass

@@ -1080,6 +1080,36 @@ def test_schnetpack_databases_say_the_units_of_any_key(tmp_path, said, keys, opt
     np.testing.assert_allclose(frame.forces, np.full((1, 3), force))
 
 
+def _qm9(path):
+    """Properties as SchNetPack has them of QM9: no energy by a usual name, and a free energy of thermodynamics."""
+    from ase.db import connect
+
+    said = {"energy_U0": "Ha", "enthalpy_H": "Ha", "free_energy": "Ha", "energy": "Ha", "forces": "eV/Ang"}
+    with connect(path) as database:
+        database.metadata = {"_property_unit_dict": said, "_distance_unit": "Ang"}
+        database.write(
+            Atoms("H"),
+            data={"energy_U0": np.array([-1.0]), "free_energy": np.array([-2.0]), "forces": np.ones((1, 3))},
+        )
+    return path
+
+
+def test_the_free_energy_of_thermodynamics_is_no_label(tmp_path, caplog):
+    path = _qm9(tmp_path / "a.db")
+    assert load_frames(str(path))[0].energy is None
+    assert "energy_U0 is no name of it" in caplog.text
+    assert load_frames(f"{path}?energy_key=free_energy")[0].energy == pytest.approx(-2 * units.Hartree)
+    assert load_frames(f"{path}?energy_key=energy_U0")[0].energy == pytest.approx(-units.Hartree)
+
+
+def test_a_named_energy_does_not_change_the_unit_of_forces(tmp_path):
+    path = _qm9(tmp_path / "a.db")
+    with pytest.raises(InputError, match=r"forces are in eV/Ang, .*&forces=eV/Ang"):
+        load_frames(f"{path}?energy_key=energy_U0&energy=Ha")
+    (frame,) = load_frames(f"{path}?energy_key=energy_U0&energy=Ha&forces=eV/Ang")
+    np.testing.assert_array_equal(frame.forces, np.ones((1, 3)))
+
+
 def test_a_database_says_its_unit_of_stress(tmp_path):
     from ase.db import connect
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pimlip_zoo.datasets.readers.file import ALL_FRAMES, Item, item_of
 from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder, usual_label
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.sqlite_file import check_tables
-from pimlip_zoo.datasets.readers.units import energy_unit
+from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit
 from pimlip_zoo.errors import InputError, reading
 
 log = logging.getLogger("pimlip_zoo")
@@ -42,14 +43,14 @@ class AseDatabase:
         units = metadata.get("_property_unit_dict") or {}
         if not isinstance(units, dict):
             raise InputError("names no units by property", file=path, key="_property_unit_dict")
+        # SchNetPack's free energies are those of thermodynamics, at some temperature.
+        self._no_labels = {"free_energy"} - {options.energy_key} if units else set()
         self.finder = LabelFinder(
             options,
             file=path,
             energy=self._stated(units, "energy", options.energy_key, options.energy) or "eV",
             length=self._text("_distance_unit", metadata.get("_distance_unit") or "Å", options.length),
-            forces=self._stated(
-                units, "forces", options.forces_key or options.gradient_key, options.forces or options.energy
-            ),
+            forces=self._forces_unit(units, options),
             stress=self._stated(units, "stress", options.stress_key, options.stress),
         )
 
@@ -91,6 +92,24 @@ class AseDatabase:
             )
         return next(iter(found.values()), None)
 
+    def _forces_unit(self, units: dict[str, Any], options: ReadOptions) -> str | None:
+        """The unit of forces, which has to fit where the user names others."""
+        key = options.forces_key or options.gradient_key
+        said = self._stated(units, "forces", key, options.forces)
+        if said is None or options.forces or not (options.energy or options.length):
+            return said
+        named = energy_unit(options.energy or "eV", file=self.path) / length_unit(
+            options.length or "Å", file=self.path
+        )
+        if not math.isclose(forces_unit(said, file=self.path), named, rel_tol=1e-6):
+            raise InputError(
+                f"its metadata say that forces are in {said}, which is not what you name of energies and lengths",
+                file=self.path,
+                key="forces",
+                hint=f"name their unit, too: &forces={said}",
+            )
+        return said
+
     def _text(self, name: str, unit: Any, given: str | None = None) -> str:
         if given is not None:
             return given
@@ -128,13 +147,20 @@ class AseDatabase:
             row.pbc,
             [
                 ("calculator", results),
-                ("key_value_pairs", row.key_value_pairs),
-                ("data", dict(row.data or {})),
+                ("key_value_pairs", self._labels(row.key_value_pairs)),
+                ("data", self._labels(row.data or {})),
                 ("arrays", initial),
             ],
             index=index,
-            also=[key for key in _NOT_KEPT if key in row] + ["constraints"] * bool(row.constraints),
+            also=[
+                *(key for key in _NOT_KEPT if key in row),
+                *(key for key in self._no_labels if key in (row.data or {})),
+                *["constraints"] * bool(row.constraints),
+            ],
         )
+
+    def _labels(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in content.items() if key not in self._no_labels}
 
     def _held(self) -> AbstractContextManager[Any]:
         """One connection for all rows: ASE's SQLite class otherwise makes one for each."""
