@@ -1231,6 +1231,28 @@ def test_what_an_hdf5_file_says_twice_in_the_same_way_is_read(tmp_path, h5):
         np.testing.assert_array_equal(frame.forces, forces)
 
 
+def test_equal_data_sets_may_have_another_precision_and_missing_numbers(tmp_path, h5):
+    energy = np.array([-40.0, np.nan, -40.2, -40.3])
+    _methane(h5, "a.h5", energy=energy, energies=energy.astype(np.float32)[:, None])
+    energies = [frame.energy for frame in load_frames(f"{tmp_path}/a.h5?energy=eV&length=Å")]
+    assert energies == [-40.0, None, -40.2, -40.3]
+
+
+@pytest.mark.parametrize("unit", ["a.u.", "", "Angstroms"])
+def test_units_that_are_not_known_are_said_once(tmp_path, h5, caplog, unit):
+    _methane(h5, "a.h5", {"energy": unit})
+    assert len(load_frames(f"{tmp_path}/a.h5?energy=eV&length=Å")) == 4
+    said = [record.message for record in caplog.records if "is not known" in record.message]
+    assert len(said) == bool(unit)
+
+
+def test_a_unit_without_a_value_is_none(tmp_path, h5):
+    import h5py
+
+    _methane(h5, "a.h5", {"energy": h5py.Empty("S4")})
+    assert len(load_frames(f"{tmp_path}/a.h5?energy=eV&length=Å")) == 4
+
+
 def test_spice_says_its_units_and_is_held_to_them(tmp_path, h5):
     with h5("a.hdf5") as file:
         group = file.create_group("water")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.datasets.readers.units import energy_unit, forces_unit, length_unit
 from pimlip_zoo.errors import InputError, did_you_mean, reading
 from pimlip_zoo.files import expansion_limit
+
+log = logging.getLogger("pimlip_zoo")
 
 _BLOCK = 1024
 _DEEPEST = 50
@@ -87,6 +90,7 @@ class Hdf5File:
 
     def __init__(self, path: str, options: ReadOptions) -> None:
         self.path = path
+        self._said: set[str] = set()
         self._groups, names = self._scan()
         self._layout = _choose(names)
         if self._layout is None:
@@ -187,7 +191,7 @@ class Hdf5File:
                 first, other = (_whole(_opened(file, group, name)) for name in (keys[0], key))
                 if (key in gradient) != (keys[0] in gradient):
                     other = -other
-                if not np.array_equal(first, other):
+                if not _alike(first, other):
                     hint = f"say which one: ?{option}_key=..." if option else "keep one of them"
                     raise self._differ(group, keys[0], key, hint)
 
@@ -202,13 +206,25 @@ class Hdf5File:
             (self._gradient, forces_unit, self.finder.forces_unit),
         ):
             said = _said_unit(_opened(file, group, key)) if key in group.members else None
-            if said is not None and not math.isclose(unit(said, file=self.path), value, rel_tol=1e-6):
+            if said is None:
+                continue
+            try:
+                taken = unit(said, file=self.path)
+            except InputError:
+                self._say_unknown(key, said)
+                continue
+            if not math.isclose(taken, value, rel_tol=1e-6):
                 raise InputError(
                     f"says that its unit is {said}, which is not what it is read as",
                     file=self.path,
                     key=f"{group.name}/{key}",
                     hint="name the units of the file: ?energy=...&length=...&forces=...",
                 )
+
+    def _say_unknown(self, key: str, unit: str) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            log.warning("%s: %s says that its unit is %r, which is not known", self.path, key, unit)
 
     def _electrons(self, file: Any, group: _Group) -> dict[str, NDArray[np.float64]]:
         """Charges and multiplicities of a group: one number for all of its conformations, or one for each."""
@@ -416,12 +432,20 @@ def _said_unit(data: Any) -> str | None:
     if not h5a.exists(data, b"units"):
         return None
     attribute = h5a.open(data, b"units")
-    if math.prod(attribute.shape or ()) != 1:
+    if attribute.shape is None or math.prod(attribute.shape) != 1:
         return None
     value = np.empty(attribute.shape, attribute.dtype)
     attribute.read(value)
     text = value.reshape(-1)[0]
-    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+    said = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+    return said.strip() or None
+
+
+def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two data sets hold the same numbers, in whatever precision, or missing ones."""
+    return one.size == other.size and np.allclose(
+        one.reshape(-1), other.reshape(-1), rtol=1e-6, atol=1e-6, equal_nan=True
+    )
 
 
 def _whole(data: Any) -> NDArray[Any]:
