@@ -205,7 +205,9 @@ class Hdf5File:
             (self._forces, forces_unit, self.finder.forces_unit),
             (self._gradient, forces_unit, self.finder.forces_unit),
         ):
-            said = _said_unit(_opened(file, group, key)) if key in group.members else None
+            if key is None or key not in group.members:
+                continue
+            said = _said_unit(_opened(file, group, key))
             if said is None:
                 continue
             try:
