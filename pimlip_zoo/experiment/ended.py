@@ -49,13 +49,20 @@ def is_over(content: Mapping[str, Any], trainer: TrainerSection, seconds: float 
     if trainer.max_time is not None:
         limit = _state(states, "TimeLimit")  # stages before a run have a part of its time
         whole = parse_duration(trainer.max_time).total_seconds()
-        if limit.get("seconds", 0.0) >= (limit.get("budget", whole) if seconds is None else seconds):
+        if _number(limit, "seconds", 0.0) >= (
+            _number(limit, "budget", whole) if seconds is None else seconds
+        ):
             return True
-    waited = _state(states, "EarlyStopping").get("wait_count", 0)
-    return trainer.patience is not None and bool(waited >= trainer.patience)
+    waited = _number(_state(states, "EarlyStopping"), "wait_count", 0.0)
+    return trainer.patience is not None and waited >= trainer.patience
+
+
+def _number(state: Mapping[str, Any], key: str, otherwise: float) -> float:
+    value = state.get(key)
+    return float(value) if isinstance(value, (int, float)) else otherwise
 
 
 def _state(states: dict[str, Any], name: str) -> dict[str, Any]:
     """What a callback kept, by the beginning of its key, after which its arguments stand."""
-    found = next((state for key, state in states.items() if key.partition("{")[0] == name), None)
+    found = next((state for key, state in states.items() if str(key).partition("{")[0] == name), None)
     return found if isinstance(found, dict) else {}

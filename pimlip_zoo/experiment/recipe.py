@@ -116,6 +116,7 @@ def _facts(config: RunConfig, structures: int, labels: Sequence[str]) -> RunFact
         steps=trainer.max_steps if "max_steps" in trainer.model_fields_set else None,
         batch=config.data.batch_size if "batch_size" in config.data.model_fields_set else None,
         accumulate=trainer.accumulate,
+        low_rank=config.finetune.lora is not None,
     )
 
 

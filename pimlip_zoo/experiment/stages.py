@@ -223,7 +223,7 @@ class Run:
         last, key, cache, steps = _last(folder), "", _cache(self.labels), trainer.max_steps
         self.stages[name] = steps
         seconds = self._seconds(steps)
-        if last.exists() and is_over(read_checkpoint(last), trainer, seconds):
+        if last.exists() and (self._gone_on() or is_over(read_checkpoint(last), trainer, seconds)):
             return Outcome(folder, steps_done(last), 0.0, None)
         if reuse:
             key = from_rank_zero(lambda: stage_key(experiment))
@@ -238,6 +238,11 @@ class Run:
         if reuse and outcome.signal is None and outcome.steps >= steps:
             from_rank_zero(lambda: keep_stage(key, folder, cache))
         return outcome
+
+    def _gone_on(self) -> bool:
+        """Whether what comes after the stages so far has begun: it rests on them as they are."""
+        later = (place for place in self.folder.iterdir() if place.name not in self.stages)
+        return self.begun or any(_last(place).exists() for place in later)
 
     def stage_config(self, options: StageOptions, structures: int, *, consistency: bool = False) -> RunConfig:
         """The run's configuration for a stage of its own length.

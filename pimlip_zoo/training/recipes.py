@@ -50,6 +50,8 @@ class RunFacts:
     """Validation structures."""
     nearest: float = 0.0
     """Å between nearest neighbours, the median over some structures; 0: nobody looked."""
+    low_rank: bool = False
+    """Low-rank updates are what is trained (``finetune.lora``): not every optimiser can."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import signal
 import lightning.pytorch as pl
 import pytest
 import torch
+from ase.io import write
 from torch.func import functional_call
 from typer.testing import CliRunner
 
@@ -15,6 +16,8 @@ from pimlip_zoo import experiment
 from pimlip_zoo.cli.report import _gather
 from pimlip_zoo.cli.train import app
 from pimlip_zoo.config import load_config, parse_settings
+from pimlip_zoo.datasets.builtin import load_builtin
+from pimlip_zoo.datasets.frame import frame_to_atoms
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import run as runs
 from pimlip_zoo.experiment.run import training_module
@@ -281,6 +284,15 @@ def test_without_a_run_there_is_nothing_to_fine_tune(option):
 # ---- replay
 
 
+@pytest.mark.parametrize("weights", [{}, {"config_weight": 0.2}, {"config_forces_weight": 0.0}])
+def test_weights_of_structures_to_replay_are_said_to_be_ignored(bases, tmp_path, caplog, weights):
+    atoms = frame_to_atoms(load_builtin("ethanol-gfn2/valid")[0])
+    atoms.info |= weights
+    write(tmp_path / "others.extxyz", atoms)
+    training_module(prepared(bases["mace"], f"finetune.replay={tmp_path}/others.extxyz"))
+    assert ("weights of structures are not looked at" in caplog.text) == bool(weights)
+
+
 def test_what_is_replayed_is_zero_at_the_start_and_keeps_what_was_known(bases, tmp_path):
     rate = "optimizer.lr=0.01"
     ready = prepared(bases["mace"], rate, "finetune.replay=4")
@@ -305,11 +317,21 @@ def test_what_is_replayed_is_zero_at_the_start_and_keeps_what_was_known(bases, t
 def test_a_run_that_starts_from_another_has_the_recipe_for_that(bases, caplog):
     with caplog.at_level(logging.INFO, logger="pimlip_zoo"):
         config = prepared(bases["mace"]).config
-    assert (config.recipe.name, config.recipe.version) == ("finetune", 1)
-    assert config.optimizer.lr == pytest.approx(1e-3)
+    assert (config.recipe.name, config.recipe.version) == ("finetune", 2)
+    assert (config.optimizer.name, config.optimizer.lr) == ("adamw", pytest.approx(1e-3))
     assert "rate 0.001 for 12 structures" in caplog.text
     assert prepared(bases["mace"], "recipe.name=default").config.recipe.name == "default"
     assert prepared(bases["mace"], "optimizer.lr=2e-4").config.optimizer.lr == pytest.approx(2e-4)
+
+
+def test_low_rank_updates_have_the_optimiser_that_can_train_them(bases, caplog):
+    with caplog.at_level(logging.INFO, logger="pimlip_zoo"):
+        many = "data.train=builtin:ethanol-gfn2/train@:30"
+        plain = prepared(bases["mace"], many).config
+        low = prepared(bases["mace"], many, "finetune.lora=2").config
+    assert (plain.optimizer.name, plain.optimizer.lr) == ("muon", pytest.approx(2e-3))
+    assert (low.optimizer.name, low.optimizer.lr) == ("adamw", pytest.approx(3e-3))
+    assert "rate 0.003 for 30 structures" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -326,7 +348,9 @@ def test_steps_and_rate_follow_the_number_of_structures(structures, steps, rate,
         passes=1.0,
         atoms=24 * structures,
     )
-    settings = get_recipe("finetune").settings(facts)
+    settings, newest = (get_recipe("finetune", version).settings(facts) for version in (1, 2))
+    few = structures < 25
+    assert newest == (settings if few else {**settings, "optimizer.name": "muon", "optimizer.lr": 0.002})
     assert settings["trainer.max_steps"] == steps
     assert settings["optimizer.lr"] == pytest.approx(rate)
     assert settings["data.batch_size"] == batch

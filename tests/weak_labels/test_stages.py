@@ -22,6 +22,7 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate
 from pimlip_zoo.experiment import check_settings, prepare
 from pimlip_zoo.experiment.curve import Point, collect, run_points, subset, summarise
+from pimlip_zoo.experiment.ended import is_over
 from pimlip_zoo.experiment.run import steps_done, train
 from pimlip_zoo.experiment.stages import Run, prepare_run, train_run
 from pimlip_zoo.report.curve import curve_plot
@@ -200,6 +201,35 @@ def test_a_stage_that_ended_early_is_not_trained_on(tmp_path, ends):
         (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").unlink()
     train_run(prepare_run(config), tmp_path / "run", resume=True)
     assert (stage.stat().st_mtime_ns, steps_done(stage)) == (before, steps)
+
+
+def test_a_teacher_is_what_it_was_when_its_student_began(tmp_path):
+    """More patience, given when the student is resumed, is the student's."""
+    given = {
+        "weak.labels.steps": 5_000,
+        "weak.labels.reuse": False,
+        "trainer.valid_every": 1,
+        "optimizer.lr": 0.3,
+    }
+
+    def trained(**options):
+        config = load_config(None, settings(tmp_path, "distill", **given, **options))
+        train_run(prepare_run(config), tmp_path / "run", resume=(tmp_path / "run").exists())
+
+    trained(**{"trainer.patience": 1})
+    teacher = tmp_path / "run" / "teacher" / "checkpoints" / "last.ckpt"
+    before = (teacher.stat().st_mtime_ns, steps_done(teacher))
+    assert before[1] < 5_000
+    trained(**{"trainer.patience": 3, "trainer.max_steps": 6})
+    assert (teacher.stat().st_mtime_ns, steps_done(teacher)) == before
+
+
+@pytest.mark.parametrize("state", [{"wait_count": "x"}, {"wait_count": None}, {}, None])
+def test_what_a_checkpoint_says_of_its_patience_may_be_anything(state):
+    trainer = load_config(None, [("data.train", DATA), ("trainer.patience", 2)]).trainer
+    content = {"global_step": 3, "callbacks": {"EarlyStopping{}": state, 7: {}}}
+    assert not is_over(content, trainer)
+    assert is_over({"callbacks": {"EarlyStopping{}": {"wait_count": 2}}}, trainer)
 
 
 def test_a_stage_that_is_given_more_time_goes_on(tmp_path):
