@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +21,15 @@ class _Sum(InTurns, SumCalculator):
     """Looks at what its parts look at: a charge in ``info`` changes the energy of the cheap calculator.
 
     Args:
-        baseline: name of the cheap calculator.
-        cheap: made from it.
-        correction: what is added.
+        parts: the cheap calculator, and what is added to it.
+        baseline: the name that a copy's cheap calculator is made from; None: it is copied.
     """
 
-    def __init__(self, baseline: str, cheap: Calculator, correction: Calculator) -> None:
-        super().__init__([cheap, correction])
-        self.baseline, self.correction = baseline, correction
+    def __init__(self, parts: Sequence[Calculator], baseline: str | None = None) -> None:
+        super().__init__(list(parts))
+        self.baseline, self.correction = baseline, parts[1]
         self.turns = Turns()
-        self.of_correction = tuple(getattr(correction, "its_own", ()))
+        self.of_correction = tuple(getattr(self.correction, "its_own", ()))
         """Properties that the cheap calculator has nothing to do with: uncertainties."""
         self.implemented_properties = [*self.mixer.implemented_properties, *self.of_correction]
 
@@ -48,16 +46,11 @@ class _Sum(InTurns, SumCalculator):
                 self.results[name] = self.correction.get_property(name, atoms)
 
     def __getstate__(self) -> dict[str, Any]:
-        """With another cheap calculator of the same name where this one cannot be pickled, as ASE's EMT once used."""
+        """With a cheap calculator made anew where a name says all of it: ASE's EMT cannot be pickled once used."""
         state = super().__getstate__()
-        cheap, correction = self.mixer.calcs
-        try:
-            pickle.dumps(cheap)
-        except Exception:  # noqa: BLE001  (each class has its own way of not being pickled)
-            fresh = find_cheap_calculator(
-                self.baseline, trust=True
-            ).make()  # it was called in this process before
-            state["mixer"] = type(self.mixer)([fresh, correction], self.mixer.weights)
+        if self.baseline is not None:
+            parts = [find_cheap_calculator(self.baseline).make(), self.correction]
+            state["mixer"] = type(self.mixer)(parts, self.mixer.weights)
         return state
 
 
@@ -83,9 +76,10 @@ def with_baseline(
     (baseline,) = different
     if baseline is None:
         return calculator
-    cheap = find_cheap_calculator(baseline, trust=trust).make()
-    total = _Sum(baseline, cheap, calculator)
-    allowed = common_numbers([cheap, calculator])
+    found = find_cheap_calculator(baseline, trust=trust)
+    parts = [found.make(), calculator]
+    total = _Sum(parts, baseline if found.by_name else None)
+    allowed = common_numbers(parts)
     if allowed is not None:
         total.allowed_atomic_numbers = allowed
     return total

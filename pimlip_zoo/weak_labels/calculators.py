@@ -159,6 +159,8 @@ class CheapCalculator(NamedTuple):
     """Whether it may take charge and multiplicity into account; False: ions are refused."""
     known: bool = True
     """Whether that is known; False: it is said where structures state them."""
+    by_name: bool = True
+    """Whether its name says all of it, so that another process makes the same one."""
 
 
 def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
@@ -187,6 +189,7 @@ def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
         package_version(name.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0]),
         lambda: _imported(name),
         known=False,
+        by_name=False,
     )
 
 
@@ -366,4 +369,4 @@ def _run(name: str, *, trust: bool) -> CheapCalculator:
         finally:
             _being_loaded.reset(before)
 
-    return CheapCalculator(name, version, make, known=False)
+    return CheapCalculator(name, version, make, known=False, by_name=False)
