@@ -1110,7 +1110,8 @@ def test_a_named_energy_does_not_change_the_unit_of_forces(tmp_path):
     np.testing.assert_array_equal(frame.forces, np.ones((1, 3)))
 
 
-def test_a_database_says_its_unit_of_stress(tmp_path):
+@pytest.mark.parametrize("shape", [(3, 3), (1, 3, 3)])
+def test_a_database_says_its_unit_of_stress(tmp_path, shape):
     from ase.db import connect
 
     with connect(tmp_path / "a.db") as database:
@@ -1118,7 +1119,7 @@ def test_a_database_says_its_unit_of_stress(tmp_path):
             "_property_unit_dict": {"energy": "eV", "stress": "GPa"},
             "_distance_unit": "Ang",
         }
-        database.write(bulk("Cu"), data={"energy": np.array([1.0]), "stress": 2.0 * np.eye(3)})
+        database.write(bulk("Cu"), data={"energy": np.array([1.0]), "stress": 2.0 * np.eye(3).reshape(shape)})
     (frame,) = load_frames(str(tmp_path / "a.db"))
     np.testing.assert_allclose(frame.stress, 2.0 * units.GPa * np.eye(3))
 

@@ -481,6 +481,8 @@ class LabelFinder:
 
     def _tensor(self, raw: Any, place: str, index: int) -> NDArray[np.float64]:
         """Six numbers in Voigt order (xx, yy, zz, yz, xz, xy), or a symmetric 3x3."""
+        if np.shape(raw) in ((1, 3, 3), (1, 6)):  # SchNetPack's, which it makes batches of
+            raw = np.asarray(raw)[0]
         if np.size(raw) == 6:
             return self._array(raw, (6,), place, index)[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3)
         tensor = self._array(raw, (3, 3), place, index)
