@@ -1,8 +1,8 @@
 """What fine-tuned potentials say of a crystal, beside their errors: lattice, elasticity, a vacancy, hot dynamics.
 
     python benchmarks/weak/foundation_study.py run mlearn_Si --model runs/7net-0 --sizes 50 --keep-runs ...
-    python benchmarks/weak/foundation_physics.py run mlearn_Si --root data zero-shot=runs/7net-0 \
-        finetune-50=runs/foundation/mlearn_Si/7net-0/finetune-50-seed0
+    python benchmarks/weak/foundation_physics.py run mlearn_Si zero-shot=runs/7net-0 \
+        finetune-50=runs/foundation/mlearn_Si/7net-0/finetune-50-seed0 --root data
     python benchmarks/weak/foundation_physics.py docs             (the table of docs/results/foundation-study.md)
 
 Each potential is a line in results/foundation-physics.jsonl; what is there is not computed again. Lattice constant and
