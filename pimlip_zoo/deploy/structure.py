@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pimlip_zoo.datasets.open_cell import HINT, MEANS, fills_open_cell, say_unstated
+from pimlip_zoo.datasets.readers.labels import kind_of
 from pimlip_zoo.datasets.readers.lammps_types import (
     check_elements_named,
     format_of,
@@ -149,18 +150,18 @@ def _from_file(path: str, index: int) -> Atoms:
 
 
 _READ_AS = {
-    "masses": (("mass", "initial_masses", "atomic_masses"), "elements have their usual masses"),
-    "momenta": (("velo", "velocity", "velocities", "vel", "v"), "there are no velocities"),
-    "move_mask": (("fixed", "frozen", "fix", "selective_dynamics", "constraints"), "no atom is held"),
+    "masses": ("masses", "elements have their usual masses"),
+    "velocities": ("momenta", "there are no velocities"),
+    "constraints": ("move_mask", "no atom is held"),
 }
-"""Columns that ASE reads, what other programs call them, and what follows where that is not read."""
+"""What a simulation looks at: the column that ASE reads, and what follows where that is not there."""
 
 
 def _say_other_names(atoms: Atoms, path: str) -> None:
-    """Once for each column of atoms that says by another name what a simulation would look at."""
-    for name, (others, so) in _READ_AS.items():
-        there = bool(atoms.constraints) if name == "move_mask" else atoms.has(name)
-        found = [key for key in atoms.arrays if key.lower() in others]
+    """Once for each kind of column that says by another name what a simulation would look at."""
+    for kind, (name, so) in _READ_AS.items():
+        there = bool(atoms.constraints) if kind == "constraints" else atoms.has(name)
+        found = [key for key in atoms.arrays if kind_of(key) == kind]
         if found and not there:
             log.warning(
                 "%s: the column %s is not read, %s (call it %s, as ASE does)", path, found[0], so, name

@@ -65,7 +65,9 @@ def inherit_options(content: Mapping[str, Any], run: str) -> dict[str, Any]:
     trainer = result.setdefault("trainer", {})
     if isinstance(trainer, dict):
         trainer.setdefault("dtype", description["dtype"])
-    result.setdefault("recipe", {"name": recipe_of(run) if is_shipped(run) else FINE_TUNING})
+    recipe = result.setdefault("recipe", {})
+    if isinstance(recipe, dict):  # a version alone is one of the recipe that the run would have
+        recipe.setdefault("name", recipe_of(run) if is_shipped(run) else FINE_TUNING)
     return result
 
 

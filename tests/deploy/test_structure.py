@@ -9,6 +9,7 @@ from ase.io import write
 
 from pimlip_zoo.datasets.readers import load_frames
 from pimlip_zoo.deploy.structure import read_structure
+from pimlip_zoo.labelling.structures import load_structures
 
 COPPER = bulk("Cu", cubic=True)
 ETHANOL = molecule("CH3CH2OH", vacuum=6.0)
@@ -63,6 +64,9 @@ def test_columns_that_a_simulation_would_look_at_by_another_name_are_said(
     write(tmp_path / "a.extxyz", atoms)
     read_structure(str(tmp_path / "a.extxyz"))
     assert says in caplog.text
+    load_structures(str(tmp_path / "a.extxyz"))
+    kind = {"mass": "masses", "velo": "velocities", "fixed": "constraints"}[column]
+    assert f"not kept: {kind}" in caplog.text  # `label` and `select` have no place for it either
 
 
 def test_columns_by_the_names_of_ase_need_no_word(tmp_path, caplog):

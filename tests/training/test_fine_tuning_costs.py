@@ -321,6 +321,9 @@ def test_a_run_that_starts_from_another_has_the_recipe_for_that(bases, caplog):
     assert (config.optimizer.name, config.optimizer.lr) == ("adamw", pytest.approx(1e-3))
     assert "rate 0.001 for 12 structures" in caplog.text
     assert prepared(bases["mace"], "recipe.name=default").config.recipe.name == "default"
+    first = prepared(bases["mace"], "recipe.version=1").config
+    assert (first.recipe.name, first.recipe.version, first.optimizer.name) == ("finetune", 1, "adamw")
+    assert first.optimizer.lr == pytest.approx(1e-3)
     assert prepared(bases["mace"], "optimizer.lr=2e-4").config.optimizer.lr == pytest.approx(2e-4)
 
 

@@ -42,10 +42,10 @@ _WEIGHTS = {
 """As mace-torch and others call them."""
 _LIKE_A_WEIGHT = re.compile(r"(?!atomic_|mol_|molecular_)(\w+_)?weights?(_\w+)?", re.IGNORECASE)
 _KINDS = {
-    "constraints": ("constraints", "move_mask", "fixed", "selective_dynamics"),
+    "constraints": ("constraints", "move_mask", "fixed", "frozen", "mobile", "selective_dynamics"),
     "velocities": ("momenta", "velocities", "velocity", "velo", "vel"),
     "tags": ("tags",),
-    "masses": ("masses",),
+    "masses": ("masses", "mass", "initial_masses", "atomic_masses"),
     "charges": ("charges", "charge", "initial_charges"),
     "magnetic moments": ("magmom", "magmoms", "initial_magmoms"),
     "dipoles": ("dipole", "dipoles", "dipole_moment"),
@@ -490,6 +490,11 @@ class LabelFinder:
         if np.nanmax(np.abs(tensor - tensor.T), initial=0.0) > 0.02 * scale:
             raise InputError("is not symmetric", file=self.file, frame=index, key=place)
         return 0.5 * (tensor + tensor.T)
+
+
+def kind_of(key: str) -> str | None:
+    """What else a key says of a structure: constraints, velocities, masses, ...; None: nothing that is known."""
+    return _KIND_OF.get(key.lower())
 
 
 def usual_label(key: str) -> str | None:
