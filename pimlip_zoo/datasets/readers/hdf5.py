@@ -141,7 +141,6 @@ class Hdf5File:
     def _read_group(self, file: Any, group: _Group, offset: int, window: range) -> Iterator[Item]:
         assert self._layout is not None
         self._check_names(file, group)
-        self._check_units(file, group)
         numbers = self._atomic_numbers(file, group)
         positions = _first(self._layout.positions, group.members)
         info = {"group": group.name, **_texts(file, group)}
@@ -195,33 +194,30 @@ class Hdf5File:
                     hint = f"say which one: ?{option}_key=..." if option else "keep one of them"
                     raise self._differ(group, keys[0], key, hint)
 
-    def _check_units(self, file: Any, group: _Group) -> None:
-        """Refuse data sets that say another unit than the one that they are read in."""
+    def _check_unit(self, data: Any, group: _Group, key: str) -> None:
+        """Refuse a data set that says another unit than the one that it is read in."""
+        said = _said_unit(data)
+        if said is None:
+            return
         assert self._layout is not None
-        positions = _first(self._layout.positions, group.members)
-        for key, unit, value in (
-            (positions, length_unit, self.finder.length_unit),
-            (self._energy, energy_unit, self.finder.energy_unit),
-            (self._forces, forces_unit, self.finder.forces_unit),
-            (self._gradient, forces_unit, self.finder.forces_unit),
-        ):
-            if key is None or key not in group.members:
-                continue
-            said = _said_unit(_opened(file, group, key))
-            if said is None:
-                continue
-            try:
-                taken = unit(said, file=self.path)
-            except InputError:
-                self._say_unknown(key, said)
-                continue
-            if not math.isclose(taken, value, rel_tol=1e-6):
-                raise InputError(
-                    f"says that its unit is {said}, which is not what it is read as",
-                    file=self.path,
-                    key=f"{group.name}/{key}",
-                    hint="name the units of the file: ?energy=...&length=...&forces=...",
-                )
+        if key in self._layout.positions:
+            unit, value = length_unit, self.finder.length_unit
+        elif key == self._energy:
+            unit, value = energy_unit, self.finder.energy_unit
+        else:
+            unit, value = forces_unit, self.finder.forces_unit
+        try:
+            taken = unit(said, file=self.path)
+        except InputError:
+            self._say_unknown(key, said)
+            return
+        if not math.isclose(taken, value, rel_tol=1e-6):
+            raise InputError(
+                f"says that its unit is {said}, which is not what it is read as",
+                file=self.path,
+                key=f"{group.name}/{key}",
+                hint="name the units of the file: ?energy=...&length=...&forces=...",
+            )
 
     def _say_unknown(self, key: str, unit: str) -> None:
         if key not in self._said:
@@ -288,6 +284,7 @@ class Hdf5File:
             )
         if data.dtype.kind not in "iuf":
             raise InputError(f"holds no numbers but {data.dtype}", file=self.path, key=f"{group.name}/{key}")
+        self._check_unit(data, group, key)
         values = _rows(data, rows) if len(rows) < group.size else _whole(data)
         self.finder.say_half(key, values.dtype)
         return np.asarray(values, dtype=np.float64).reshape(shape)

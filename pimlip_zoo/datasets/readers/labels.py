@@ -43,7 +43,7 @@ _WEIGHTS = {
 _LIKE_A_WEIGHT = re.compile(r"(?!atomic_|mol_|molecular_)(\w+_)?weights?(_\w+)?", re.IGNORECASE)
 _KINDS = {
     "constraints": ("constraints", "move_mask", "fixed", "frozen", "mobile", "selective_dynamics"),
-    "velocities": ("momenta", "velocities", "velocity", "velo", "vel"),
+    "velocities": ("momenta", "momentum", "velocities", "velocity", "velo", "vel"),
     "tags": ("tags",),
     "masses": ("masses", "mass", "initial_masses", "atomic_masses"),
     "charges": ("charges", "charge", "initial_charges"),
