@@ -21,6 +21,7 @@ from pimlip_zoo.experiment.data import several_electrons
 from pimlip_zoo.files import write_text
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.registry import get_model
+from pimlip_zoo.weak_labels.calculators import CheapCalculator
 
 PLACES = np.array([[0.0, 0.0, 0.1], [1.08, 0.0, 0.0], [-0.54, 0.93, 0.0], [-0.5, -0.95, 0.1]])
 
@@ -134,7 +135,7 @@ def test_a_charge_that_is_changed_in_info_reaches_committees_and_sums(monkeypatc
     assert abs(charged - neutral) > 1e-6
     fresh = CommitteeCalculator([PimlipCalculator(first), PimlipCalculator(second)])
     assert charged == pytest.approx(methyl(fresh, charge=1).get_potential_energy(), abs=1e-12)
-    found = type("Found", (), {"make": staticmethod(LennardJones)})
+    found = CheapCalculator("lj", "1", LennardJones)
     monkeypatch.setattr("pimlip_zoo.deploy.difference.find_cheap_calculator", lambda *_, **__: found)
     atoms = methyl(with_baseline(PimlipCalculator(first), {"lj"}))
     neutral = atoms.get_potential_energy()
