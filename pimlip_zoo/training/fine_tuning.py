@@ -76,7 +76,7 @@ def _reasons_of_both(facts: RunFacts) -> dict[str, str]:
 def _orthogonal(facts: RunFacts) -> Settings:
     """Muon at a rate for trained weights, cosine; AdamW for few structures; length and batches follow the structures.
 
-    Version 1 with muon where there are 25 structures or more: forces are 2 to 16 % better on silicon, molybdenum,
+    Version 1 with muon where there are 25 structures or more: forces are 4 to 16 % better on silicon, molybdenum,
     germanium and water, and as good on TiO2 (docs/results/foundation-study.md). With fewer it was worse on TiO2.
     Low-rank updates, which muon cannot train, have AdamW as before.
     """
