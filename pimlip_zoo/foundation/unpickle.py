@@ -29,7 +29,9 @@ from pimlip_zoo.foundation.arrays import (
 _LONGEST_KEY = 64
 _LARGEST_KEY = 2**60
 _EXPANSION, _ALWAYS = 16, 1 << 24
-"""How much all that a pickle makes may hold: so many times its length, and so much."""
+"""How many bytes all that a pickle makes may hold: so many times its length, and so much."""
+_ITEM = 8
+"""Bytes of a reference, the least that an item of a list or table costs."""
 
 
 class Named:
@@ -179,8 +181,10 @@ class _Machine:
             self.room -= len(made.qualified_name)
         elif isinstance(made, np.ndarray):
             self.room -= made.nbytes
-        elif isinstance(made, str | bytes | tuple | list | dict | set | frozenset):
+        elif isinstance(made, str | bytes):
             self.room -= len(made)
+        elif isinstance(made, tuple | list | dict | set | frozenset):
+            self.room -= _ITEM * len(made)
         if self.room < 0:
             raise InputError("its pickle stands for far more than it is long")
         return made
