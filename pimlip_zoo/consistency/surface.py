@@ -12,9 +12,9 @@ asked for: the symbols decide what a step costs, never what it gives.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -404,21 +404,38 @@ def sort_points(points: Iterable[Point]) -> list[Point]:
     return sorted(points, key=lambda point: (point.strained, point.a, point.b))
 
 
+class _NoPotential:
+    """What stands where a residual would find the potential while it is asked what it looks at."""
+
+    species: Sequence[str] = ()
+    cutoff = 0.0
+    is_direct = True
+
+    def __call__(self, *_: Any, **__: Any) -> Predictions:
+        raise InputError(
+            "a residual calls the potential by itself",
+            hint="ask the surface, which evaluates every point once: s.E, s.F, s.W, s.curl",
+        )
+
+
 class _Symbols(Surface):
     """A surface of one atom that gives zeros and remembers what it was asked for."""
 
     def __init__(self, asked: dict[str, set[Point]], said: dict[str, bool], side: str = "own") -> None:
-        self.asked, self.said, self.side = asked, said, side
-        zero = torch.zeros(1, 3, dtype=torch.float64)
-        self.graph = AtomGraph(
+        zero, one = torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        cell = torch.eye(3, dtype=torch.float64)[None]
+        graph = AtomGraph(
             zero,
             torch.zeros(1, dtype=torch.int64),
             torch.zeros(2, 0, dtype=torch.int64),
             zero[:0],
-            torch.eye(3, dtype=torch.float64)[None],
+            cell,
             torch.zeros(1, dtype=torch.int64),
             1,
         )
+        labels = Labels(0.0 * one, zero, torch.zeros_like(cell), one, torch.ones_like(zero))
+        super().__init__(_NoPotential(), graph, labels=labels)
+        self.asked, self.said, self.side = asked, said, side
 
     def _see(self, what: str, point: Point, *shape: int) -> Tensor:
         self.asked.setdefault(f"{self.side} {what}", set()).add(point)
@@ -452,11 +469,6 @@ class _Symbols(Surface):
     def F_ref(self) -> Tensor:  # noqa: N802
         self.said["force_label"] = True
         return self.labels.forces
-
-    @property
-    def labels(self) -> Labels:
-        one = torch.zeros(1, dtype=torch.float64)
-        return Labels(one, self.graph.positions, self.graph.cell, one, torch.ones(1, 3, dtype=torch.float64))
 
     @property
     def strain(self) -> Tensor:

@@ -44,7 +44,11 @@ class PotentialLike(Protocol):
 
 
 class LossValue(NamedTuple):
-    """A loss as a sum and what it was summed over: averages over batches and ranks stay exact."""
+    """A loss as a sum and what it was summed over: a mean over the batches of several ranks is exact.
+
+    With ``trainer.accumulate`` an optimiser step averages the means of its batches, as torch and Lightning do. A term
+    that draws a batch of its own (another level of theory, replay) gives the mean over that, and ranks average these.
+    """
 
     total: Tensor
     """Scalar."""

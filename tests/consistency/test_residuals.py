@@ -484,6 +484,26 @@ def test_a_surface_finds_out_which_points_a_residual_looks_at():
         reads_of(lambda s: s.F(D))
 
 
+@pytest.mark.parametrize(
+    "residual",
+    [
+        lambda s: s.weight * s.E(D),
+        lambda s: s.detached("forces").E(D),
+        lambda s: s.target.E(D) * s.atoms,
+        lambda s: s.E(D) * s.target.weight,
+        lambda s: s.sum(s.displacement(D) * s.F(D)),
+    ],
+)
+def test_a_residual_may_use_all_that_a_surface_has(residual):
+    found = reads_of(residual)
+    assert {D} == found.own.energies | found.own.forces | found.target.energies
+
+
+def test_a_residual_that_calls_the_potential_by_itself_is_refused():
+    with pytest.raises(InputError, match="calls the potential by itself"):
+        reads_of(lambda s: s.potential(s.graph).energy)
+
+
 def test_a_point_that_the_symbols_did_not_see_is_evaluated_when_it_is_asked_for():
     def stubborn(s):
         return s.E(D / 4) if s.graph.num_graphs > 1 else s.E(D)
