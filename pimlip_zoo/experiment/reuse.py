@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from pimlip_zoo import __version__
 from pimlip_zoo.datasets.dataset import Samples
 from pimlip_zoo.experiment.prepare import Experiment
 from pimlip_zoo.files import scratch_folder
@@ -53,7 +54,7 @@ def stage_key(experiment: Experiment) -> str:
         "frozen": [name for name, p in experiment.potential.named_parameters() if not p.requires_grad],
         "learning rates": experiment.config.finetune.learning_rates,
         "baseline": experiment.baseline,
-        "versions": [version(name) for name in ("pimlip-zoo", "torch", "e3nn")],
+        "versions": [__version__, *(version(name) for name in ("torch", "e3nn"))],
     }
     digest = sha256(json.dumps(known, sort_keys=True, default=str).encode())
     for name, value in experiment.potential.state_dict().items():

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from pimlip_zoo import __version__, cli
 from pimlip_zoo.cli import architectures
 from pimlip_zoo.registry import MODELS
 
+ROOT = Path(__file__).parents[2]
 PROBE = """
 import contextlib, io, sys
 import pimlip_zoo.cli
@@ -176,3 +179,15 @@ def test_warnings_of_commands_without_a_log_say_that_they_are(monkeypatch):
         "pimlip_zoo", logging.WARNING, "", 0, "the structure states %s", ("charge +1",), None
     )
     assert logging.lastResort.format(record) == "warning: the structure states charge +1"
+
+
+def test_the_package_and_its_project_have_one_version():
+    (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version == __version__
+
+
+def test_what_is_changed_since_a_release_has_another_version_than_it():
+    """Cached stages are known by the version."""
+    first, second = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[:2]
+    assert (first == "Unreleased") == (".dev" in __version__)
+    assert __version__ != second
