@@ -243,6 +243,18 @@ def test_a_supervised_loss_a_recipe_and_a_calculator_are_found_listed_and_traine
         assert not (tmp_path / "wrong").exists()
 
 
+def test_a_calculator_labels_and_is_named_when_it_is_misspelt(loss_site: Path, tmp_path: Path) -> None:
+    label = "label builtin:ethanol-gfn2/train@:2 --out"
+    command(f"{label} labels.extxyz --calculator springs", loss_site, tmp_path)
+    assert len(read(tmp_path / "labels.extxyz", ":")) == 2
+    done = run([*MAIN, *f"{label} other.extxyz --calculator spring".split()], loss_site, tmp_path)
+    assert done.returncode == 2
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "no calculator is called 'spring' (did you mean springs" in said
+    assert "pyscf:METHOD/BASIS" in said
+    assert not (tmp_path / "other.extxyz").exists()
+
+
 def test_an_acquisition_and_a_property_are_found_listed_and_used(loss_site: Path, tmp_path: Path) -> None:
     assert imports_of("selection") == {"pimlip_zoo.labelling.acquisition"}
     assert imports_of("judging") == {"pimlip_zoo.physics.property"}

@@ -7,8 +7,9 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pimlip_zoo.errors import InputError
+from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.weak_labels.calculators import (
+    CALCULATORS,
     as_calculator,
     find_cheap_calculator,
     import_factory,
@@ -64,13 +65,16 @@ def find_labeller(name: str, *, memory: float | None = None) -> Labeller:
         )
     if ":" in name:
         return _imported(name)
+    known = CALCULATORS.all()
+    if name.partition("?")[0] not in known:
+        further = "further ones are pyscf:METHOD/BASIS, and MODULE:FACTORY of an ASE calculator"
+        raise InputError(
+            f"no calculator is called {name!r}", key=KEY, hint=f"{did_you_mean(name, known)}; {further}"
+        )
     try:
         found = find_cheap_calculator(name, trust=True)
     except InputError as error:
-        hint = error.hint
-        if name not in _LEVELS:
-            hint = "gfn2, gfn1, emt, pyscf:METHOD/BASIS, or MODULE:FACTORY of an ASE calculator"
-        raise InputError(error.message.replace("cheap ", ""), key=KEY, hint=hint) from error
+        raise InputError(error.message, key=KEY, hint=error.hint) from error
     level = _LEVELS.get(name, name)
     one = found.make()
     return Labeller(name, found.version, level, lambda _: one, known=True, takes_charge=found.charged)
