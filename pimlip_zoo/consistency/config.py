@@ -63,7 +63,7 @@ class ScheduleConfig(Section):
         return _without_left(values, _LEFT_SCHEDULES, "weak.terms.NAME.schedule")
 
     name: Literal["constant", "warm_up", "decay"] = "constant"
-    """What the weight is multiplied by over the run; docs/guide/weak-supervision.md has the formulae."""
+    """What the weight is multiplied by over the run; docs/guide/consistency-losses.md has the formulae."""
     start: int = Field(default=0, ge=0)
     """Step at which the warm-up or the decay begins."""
     steps: PositiveInt = 1000

@@ -5,7 +5,7 @@ on structures that neither saw. Where the difference is learnt better than the s
 labels do not say; where it is no smoother than the surface, recipes do harm, however small the difference is to begin
 with. A short training does not tell the two apart, for at first the errors are as the sizes are: a difference is small,
 and little of it is learnt. So there are two lengths, and what counts is the ratio of the errors that they lead to in
-a longer run (``docs/guide/weak-supervision.md``).
+a longer run (``docs/guide/advise.md``).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Call:
     args: tuple[Any, ...]
     """Its arguments; values of the trace stand as :class:`torch.fx.Node`."""
     kwargs: dict[str, Any]
-    """Likewise."""
+    """Its arguments by name, with the same stand-ins."""
     active: tuple[Place, ...]
     """Which arguments, or elements of lists among them, are tensors that depend on geometry or parameters."""
     geometric: tuple[bool, ...]

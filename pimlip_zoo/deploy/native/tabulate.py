@@ -46,7 +46,7 @@ class Errors:
 
     @property
     def largest(self) -> float:
-        """Of both."""
+        """The larger of the two deviations."""
         return max(self.energy, self.force)
 
 

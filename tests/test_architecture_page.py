@@ -1,0 +1,30 @@
+"""The page on the architecture of the code names what there is."""
+
+import re
+import sys
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_the_layers_of_the_page_are_those_that_import_linter_checks():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = [set(layer.split(" | ")) for layer in contracts[0]["layers"] if layer != "__main__"]
+    table = PAGE.split("<!-- layers: begin -->\n")[1].split("<!-- layers: end -->")[0]
+    cells = [line.split("|")[2] for line in table.splitlines()[2:]]
+    shown = [set(re.findall(r"`([^`]+)`", layer)) for cell in cells for layer in cell.split(";")]
+    assert shown == checked
+
+
+def test_every_module_at_the_root_of_the_package_is_in_the_list_of_folders():
+    listed = set(re.findall(r"^  ([a-z_]+(?:\.py|/))", PAGE.split("```")[1], flags=re.MULTILINE))
+    package = ROOT / "pimlip_zoo"
+    there = {path.name for path in package.glob("[a-z]*.py")}
+    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert listed == there
