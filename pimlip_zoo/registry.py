@@ -107,19 +107,20 @@ class Registry(Generic[T]):
 
         return register
 
-    def get(self, name: str, *, key: str | None = None) -> T:
+    def get(self, name: str, *, key: str | None = None, own: str | None = None) -> T:
         """The thing of that name.
 
         Args:
             name: what the user wrote.
             key: of the configuration, for the message.
+            own: what follows the known names in the refusal, where that is another thing here than elsewhere.
 
         Raises:
             InputError: when there is none, with the nearest known names.
         """
         known = self.all()
         if name not in known:
-            hint = self.left.get(name) or did_you_mean(name, known) + self.own
+            hint = self.left.get(name) or did_you_mean(name, known) + (self.own if own is None else own)
             raise InputError(f"no {self.kind} is called {name!r}", key=key, hint=hint)
         return known[name]
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from pydantic import PositiveFloat, PositiveInt
 
-from pimlip_zoo.errors import InputError, did_you_mean, reason_of
+from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.registry import Registered, Registry
 from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.yaml_file import parse_yaml
@@ -54,7 +54,11 @@ class CalculatorInfo(Registered):
     """Whether it may take charge and multiplicity into account; False: ions are refused."""
 
 
-CALCULATORS: Registry[CalculatorInfo] = Registry("calculator", "pimlip_zoo.calculators")
+CALCULATORS: Registry[CalculatorInfo] = Registry(
+    "calculator",
+    "pimlip_zoo.calculators",
+    own="; further ones are run:RUN, and MODULE:FACTORY of an ASE calculator",
+)
 
 
 def calculator(
@@ -195,14 +199,7 @@ def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
 
 def _registered(text: str) -> CheapCalculator:
     name, _, given = text.partition("?")
-    known = CALCULATORS.all()
-    if name not in known:
-        raise InputError(
-            f"no calculator is called {name!r}",
-            key=KEY,
-            hint=f"{did_you_mean(name, known)}; further ones are run:RUN, and MODULE:FACTORY of an ASE calculator",
-        )
-    info = known[name]
+    info = CALCULATORS.get(name, key=KEY)
     values: dict[str, Any] = {}
     for part in given.split("&") if given else ():
         option, separator, value = part.partition("=")
