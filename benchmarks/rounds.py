@@ -127,11 +127,11 @@ def pool(options: argparse.Namespace) -> int:
     from ase.optimize import BFGS
 
     from pimlip_zoo.datasets.readers import load_frames
-    from pimlip_zoo.rounds.options import Sampling
+    from pimlip_zoo.rounds.options import SamplingOptions
     from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
     from pimlip_zoo.weak_labels.pool import PoolOptions, labelled_pool
 
-    supervisor, lowest, sample = find_cheap_calculator("gfn2"), start(), Sampling()
+    supervisor, lowest, sample = find_cheap_calculator("gfn2"), start(), SamplingOptions()
     lowest.calc = supervisor.make()
     BFGS(lowest, logfile=None).run(fmax=0.01)
     least = lowest.get_potential_energy()

@@ -22,7 +22,7 @@ from pimlip_zoo.processes import Reply, cores, serve
 from pimlip_zoo.section import Section
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator, work_for
 from pimlip_zoo.weak_labels.pool_work import Part, answer_parts, do_parts, forget, told_duration
-from pimlip_zoo.weak_labels.sampling import Sampling
+from pimlip_zoo.weak_labels.sampling import PoolSampling
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -94,7 +94,7 @@ def label_frames(frames: Sequence[Frame], supervisor: CheapCalculator) -> list[F
         InputError: when the calculator fails, or knows no charges and a structure has one; naming the structure.
     """
     _check_electrons(frames, supervisor)
-    return Sampling(frames, supervisor, PoolOptions()).labels(range(len(frames)), lambda _: None)
+    return PoolSampling(frames, supervisor, PoolOptions()).labels(range(len(frames)), lambda _: None)
 
 
 def sample_pool(
@@ -279,7 +279,7 @@ class _Work:
     ) -> None:
         self.starts, self.supervisor, self.options = starts, supervisor, options
         self.progress, self.parts = progress, parts
-        self.sampling = Sampling(starts, supervisor, options)
+        self.sampling = PoolSampling(starts, supervisor, options)
         self._done, self._processes = 0, 1
 
     def label(self) -> list[Frame]:
@@ -443,7 +443,7 @@ def start_worker() -> None:
         work_for(job["supervisor"])
         supervisor = find_cheap_calculator(job["supervisor"], trust=True)
         starts = list(FrameStore(folder / "starts.lmdb"))
-        sampling = Sampling(starts, supervisor, PoolOptions(**job["options"]))
+        sampling = PoolSampling(starts, supervisor, PoolOptions(**job["options"]))
         return {}, answer_parts(folder, sampling.make)
 
     serve(prepare)

@@ -34,7 +34,7 @@ class _State(NamedTuple):
     """(3, 3) eV/Å³; None where the structure is not periodic in all directions, or the calculator has none."""
 
 
-class Sampling:
+class PoolSampling:
     """Makes and labels structures.
 
     Args:
