@@ -152,7 +152,7 @@ def build_weak_terms(
         reads=reads,
         strain=RandomStrain(config.strain) if reads.strained else None,
         fraction=config.fraction,
-        pool=Pool(pool, config.unlabelled_batch_size) if pool else None,
+        pool=Pool(pool, config.unlabelled_batch_size, "weak.unlabelled") if pool else None,
         teacher=EmaTeacher(potential, config.teacher_decay) if config.teacher == "ema" else None,
         seed=seed,
     )
