@@ -65,7 +65,9 @@ def evaluate_step(
         draw = sampling.draw(potential, batch, step)
         predictions = _together(potential, batch, draw, reads, forces=forces, virial=virial)
     sampling.follow(potential, step)
-    if draw is not None and reads is not None:  # points that no forward has seen yet, the teacher's among them
+    if (
+        draw is not None and reads is not None
+    ):  # points that no forward has seen yet, the teacher's among them
         draw.surface.evaluate(reads, few_edges=FEW_EDGES)
     return Evaluated(batch, predictions, potential, None if draw is None else draw.surface, step)
 

@@ -209,7 +209,7 @@ def test_every_trajectory_of_a_pool_has_a_number_of_its_own(structures, temperat
 
 def test_a_large_pool_that_an_earlier_version_made_is_not_taken_from_the_cache(tmp_path, monkeypatch):
     keys = []
-    monkeypatch.setattr(pool, "_cached", lambda _folder, _supervisor, key, _make: keys.append(key))
+    monkeypatch.setattr(pool, "_cached", lambda _folder, _level, key, _make: keys.append(key))
     frames = [Frame(numbers=np.array([29]), positions=np.zeros((1, 3)))]
     for structures in (3_000, 3_001):
         for apart in (1_000, 10_000):  # as if the limit were another one
