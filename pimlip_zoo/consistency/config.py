@@ -139,7 +139,7 @@ class WeakConfig(Section):
     @model_validator(mode="after")
     def _given_structures_are_given(self) -> WeakConfig:
         labels = self.labels
-        if labels is None or not labels.recipe().samples or labels.pool.method != "given":
+        if labels is None or not labels.recipe().samples or not labels.pool.sampled.given:
             return self
         if self.unlabelled is None:
             raise InputError(

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -28,6 +28,31 @@ log = logging.getLogger("pimlip_zoo")
 
 Progress = Callable[[int, int], None]
 """Called with how much is done, and of how much."""
+
+
+class PoolMethod(NamedTuple):
+    """Where the structures of a pool come from."""
+
+    displaced: float
+    """Share of what is sampled by displacing atoms; the rest comes along dynamics."""
+    unread: tuple[str, ...] = ()
+    """Options of the pool that change nothing."""
+    given: bool = False
+    """Whether the unlabelled structures are taken as they are first; what they lack is sampled around them."""
+
+    def moving(self, structures: int) -> int:
+        """How many of so many sampled ones come along dynamics."""
+        return structures - int(self.displaced * structures)
+
+
+_DYNAMICS = ("temperatures", "timestep", "stride", "friction")
+METHODS = {
+    "md": PoolMethod(0.0, unread=("amplitudes",)),
+    "displaced": PoolMethod(1.0, unread=_DYNAMICS),
+    "both": PoolMethod(0.5),
+    "given": PoolMethod(1.0, unread=_DYNAMICS, given=True),
+}
+"""By what ``weak.labels.pool.method`` says."""
 
 
 class PoolOptions(Section):
@@ -55,9 +80,12 @@ class PoolOptions(Section):
 
     def unread(self) -> dict[str, str]:
         """Options that change nothing beside the others, and why."""
-        dynamics = ("temperatures", "timestep", "stride", "friction")
-        unread = {"md": ("amplitudes",), "displaced": dynamics, "both": (), "given": dynamics}[self.method]
-        return dict.fromkeys(unread, f"weak.labels.pool.method is {self.method}")
+        return dict.fromkeys(self.sampled.unread, f"weak.labels.pool.method is {self.method}")
+
+    @property
+    def sampled(self) -> PoolMethod:
+        """What the method means."""
+        return METHODS[self.method]
 
     def for_structures(self, starts: Sequence[Frame]) -> PoolOptions:
         """With a number of structures that follows those where sampling starts, unless it was given."""
@@ -253,7 +281,7 @@ def _check_electrons(frames: Sequence[Frame], level: CheapCalculator) -> None:
 
 def _starts(frames: Sequence[Frame], unlabelled: Sequence[Frame], options: PoolOptions) -> Sequence[Frame]:
     """Where sampling starts. Given structures are the same whichever of the others are labelled."""
-    return unlabelled if options.method == "given" else [*frames, *unlabelled]
+    return unlabelled if options.sampled.given else [*frames, *unlabelled]
 
 
 class _Work:
@@ -293,10 +321,10 @@ class _Work:
             raise InputError("there is no structure to start from", key="weak.labels.pool")
         _check_electrons(self.starts, self.level)
         total = self.options.structures or 0
-        moving = {"md": total, "both": total - total // 2}.get(self.options.method, 0)
-        self._estimate(total, 1.0 + moving / max(total, 1) * (self.options.stride - 1))
+        method = self.options.sampled
+        self._estimate(total, 1.0 + method.moving(total) / max(total, 1) * (self.options.stride - 1))
         pool: list[Frame] = []
-        if self.options.method == "given":
+        if method.given:
             order = np.random.default_rng(self.options.seed).permutation(len(unlabelled)).tolist()
             first = 0
             while first < len(order) and len(pool) < total:  # some fail: then further ones are asked for
@@ -305,7 +333,7 @@ class _Work:
                 pool += self._do([self._range("given", k, last, order) for k in chunks])
                 first = last
         left = total - len(pool)
-        moving = {"md": left, "both": left - left // 2}.get(self.options.method, 0)
+        moving = method.moving(left)
         parts: list[Part] = [
             self._range("displaced", first, left - moving) for first in range(0, left - moving, _AT_ONCE)
         ]

@@ -1,6 +1,7 @@
 """Long labelling: an estimate first, what is done is kept, several processes give what one gives."""
 
 import logging
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -217,3 +218,12 @@ def test_a_large_pool_that_an_earlier_version_made_is_not_taken_from_the_cache(t
             labelled_pool(frames, EMT, PoolOptions(structures=structures), tmp_path)
     assert keys[0] == keys[1]
     assert keys[2] != keys[3]
+
+
+@pytest.mark.parametrize(("method", "moving"), [("md", 7), ("displaced", 0), ("both", 4), ("given", 0)])
+def test_each_method_of_a_pool_says_what_comes_along_dynamics_and_what_it_does_not_read(method, moving):
+    options = PoolOptions(method=method)
+    assert pool.METHODS.keys() == set(get_args(PoolOptions.model_fields["method"].annotation))
+    assert options.sampled.moving(7) == moving
+    assert ("amplitudes" in options.unread()) == (moving == 7)
+    assert ("stride" in options.unread()) == (moving == 0)
