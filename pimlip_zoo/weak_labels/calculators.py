@@ -165,6 +165,8 @@ class CheapCalculator(NamedTuple):
     """Whether that is known; False: it is said where structures state them."""
     by_name: bool = True
     """Whether its name says all of it, so that another process makes the same one."""
+    all_cores: bool = False
+    """Whether one evaluation uses all of them, so that further processes would gain nothing."""
 
 
 def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
@@ -366,4 +368,4 @@ def _run(name: str, *, trust: bool) -> CheapCalculator:
         finally:
             _being_loaded.reset(before)
 
-    return CheapCalculator(name, version, make, known=False, by_name=False)
+    return CheapCalculator(name, version, make, known=False, by_name=False, all_cores=True)

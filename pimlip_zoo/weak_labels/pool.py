@@ -449,8 +449,8 @@ def _along(temperatures: Sequence[float], structures: int) -> list[Part]:
 
 
 def _elsewhere(level: CheapCalculator) -> bool:
-    """Whether another process can make this calculator from its name."""
-    if level.name.startswith("run:"):
+    """Whether other processes can make this calculator from its name, and gain from it."""
+    if level.all_cores:
         return False
     try:
         return find_cheap_calculator(level.name, trust=True).version == level.version
