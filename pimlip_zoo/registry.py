@@ -51,7 +51,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: what one of them is called in messages, such as architecture.
-        group: of the entry points through which other packages offer theirs.
+        group: of the entry points through which other packages offer theirs; None: they cannot.
         builtin: modules of this package whose import registers its own.
         left: what was part of this package once, and where it is now.
         own: what follows the known names in a refusal: how something of the user's own becomes known.
@@ -60,7 +60,7 @@ class Registry(Generic[T]):
     def __init__(
         self,
         kind: str,
-        group: str,
+        group: str | None,
         builtin: Sequence[str] = (),
         left: Mapping[str, str] | None = None,
         own: str = "",
@@ -130,7 +130,7 @@ class Registry(Generic[T]):
             if module not in self._loaded:
                 importlib.import_module(module)
                 self._loaded.add(module)
-        for point in _offered(entry_points, self.group):
+        for point in _offered(entry_points, self.group) if self.group else ():
             if point.value not in self._loaded:
                 try:
                     point.load()

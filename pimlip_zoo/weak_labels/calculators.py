@@ -12,12 +12,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -31,11 +30,9 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
 KEY = "weak.labels.calculator"
-_RUN, _PIN, _OF_RUN = "run:", "?content=", "run "
-_OTHER_RUN = "is not the run that the model was trained beside"
-_DEEPEST = 3
-_being_loaded: ContextVar[tuple[str, ...]] = ContextVar("runs beside each other", default=())
-"""Runs that are corrections to the next one: two checkpoints may name each other."""
+RUN, PIN, OF_RUN = "run:", "?content=", "run "
+"""How names and versions of runs begin, and what a name is followed by where the content is fixed."""
+OTHER_RUN = "is not the run that the model was trained beside"
 
 
 class CalculatorOptions(Section):
@@ -169,6 +166,18 @@ class CheapCalculator(NamedTuple):
     """Whether one evaluation uses all of them, so that further processes would gain nothing."""
 
 
+class FindTrained(Protocol):
+    """What makes a calculator of a trained potential, which the layers above know."""
+
+    def __call__(self, name: str, *, trust: bool) -> CheapCalculator:
+        """See :func:`find_cheap_calculator`."""
+        ...
+
+
+TRAINED: Registry[FindTrained] = Registry("trained calculator", None, ("pimlip_zoo.run_calculator",))
+"""By what names begin with."""
+
+
 def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
     """The calculator of that name.
 
@@ -181,8 +190,8 @@ def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
     Raises:
         InputError: when there is none, the package that computes it is not installed, or it is not trusted.
     """
-    if name.startswith(_RUN):
-        return _run(name, trust=trust)
+    if name.startswith(RUN):
+        return TRAINED.get(RUN)(name, trust=trust)
     if not re.fullmatch(r"[\w.]+:[\w.]+", name):
         return _registered(name)
     if not trust:
@@ -224,16 +233,6 @@ def _registered(text: str) -> CheapCalculator:
             ) from error
 
     return CheapCalculator(f"{name}?{full}" if full else name, known_as, make, charged=info.charged)
-
-
-def _quiet(calculator: Calculator) -> Calculator:
-    """Of a run: that its model does not see charges is said once for all structures, not by each process."""
-    from pimlip_zoo.datasets.unseen import UnseenElectrons
-
-    unseen = getattr(calculator, "unseen", None)
-    if isinstance(unseen, UnseenElectrons):
-        unseen.said = True
-    return calculator
 
 
 @contextmanager
@@ -315,9 +314,9 @@ def package_version(name: str) -> str:
 
 def pinned(calculator: CheapCalculator) -> str:
     """The name of a calculator for a model file, which another run under the name of a run does not answer to."""
-    if not calculator.name.startswith(_RUN):
+    if not calculator.name.startswith(RUN):
         return calculator.name
-    return f"{calculator.name.partition(_PIN)[0]}{_PIN}{calculator.version.removeprefix(_OF_RUN)}"
+    return f"{calculator.name.partition(PIN)[0]}{PIN}{calculator.version.removeprefix(OF_RUN)}"
 
 
 def check_pin(calculator: CheapCalculator, kept: str | None) -> None:
@@ -331,41 +330,5 @@ def check_pin(calculator: CheapCalculator, kept: str | None) -> None:
         InputError: naming the run.
     """
     now = pinned(calculator)
-    if (
-        kept is not None
-        and _PIN in kept
-        and now.partition(_PIN)[0] == kept.partition(_PIN)[0]
-        and now != kept
-    ):
-        raise InputError(_OTHER_RUN, file=calculator.name.removeprefix(_RUN), key=KEY)
-
-
-def _run(name: str, *, trust: bool) -> CheapCalculator:
-    """A trained potential, as any program that uses this package would load it."""
-    import pimlip_zoo
-    from pimlip_zoo.files import content_hash, regular_file
-
-    run, _, pin = name.removeprefix(_RUN).partition(_PIN)
-    file = pimlip_zoo.checkpoint_file(run)
-    if not trust and file.suffix != ".ckpt":  # a native model is a program
-        raise InputError(
-            f"the model names {run}, which is no checkpoint",
-            hint="if you trust whoever made the files: --trust of eval and md, or trust=True in Python",
-        )
-    version = _OF_RUN + content_hash(regular_file(file))[:16]
-    if pin and version != f"{_OF_RUN}{pin}":
-        raise InputError(_OTHER_RUN, file=run, key=KEY)
-
-    def make() -> Calculator:
-        above = _being_loaded.get()
-        if len(above) == _DEEPEST:
-            raise InputError(
-                f"is a correction to {' to '.join(above[1:])}, and so on", file=above[0], key=KEY
-            )
-        before = _being_loaded.set((*above, run))
-        try:
-            return _quiet(pimlip_zoo.calculator(run))
-        finally:
-            _being_loaded.reset(before)
-
-    return CheapCalculator(name, version, make, known=False, by_name=False, all_cores=True)
+    if kept is not None and PIN in kept and now.partition(PIN)[0] == kept.partition(PIN)[0] and now != kept:
+        raise InputError(OTHER_RUN, file=calculator.name.removeprefix(RUN), key=KEY)
