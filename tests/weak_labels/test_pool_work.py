@@ -1,6 +1,7 @@
 """Long labelling: an estimate first, what is done is kept, several processes give what one gives."""
 
 import logging
+import os
 from typing import get_args
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.lmdb.writer import _claim, partial_path
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import stages
 from pimlip_zoo.weak_labels import pool
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, _along, cached_labels, labelled_pool
+from pimlip_zoo.weak_labels.pool_work import _made
 
 EMT = find_cheap_calculator("emt")
 
@@ -227,3 +230,20 @@ def test_each_method_of_a_pool_says_what_comes_along_dynamics_and_what_it_does_n
     assert options.sampled.moving(7) == moving
     assert ("amplitudes" in options.unread()) == (moving == 7)
     assert ("stride" in options.unread()) == (moving == 0)
+
+
+def test_a_part_that_two_commands_make_at_a_time_is_there_and_nothing_beside_it(crystals, tmp_path):
+    part = {"kind": "label", "number": 0, "count": 1}
+    begun = partial_path(tmp_path / "part-label-00000.lmdb")
+
+    def do(_part):
+        begun.touch()
+        other.append(_claim(begun))
+        return crystals[:1]
+
+    other = []
+    (made,) = _made(tmp_path, part, do)
+    os.close(other.pop())
+    begun.unlink()
+    assert np.array_equal(made.positions, crystals[0].positions)
+    assert [path.name for path in tmp_path.iterdir()] == ["part-label-00000.lmdb"]
