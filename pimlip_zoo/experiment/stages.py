@@ -31,7 +31,7 @@ from pimlip_zoo.experiment.ended import is_over
 from pimlip_zoo.experiment.prepare import Experiment, prepare
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import for_stage
-from pimlip_zoo.experiment.record import check_data, data_record, write_record
+from pimlip_zoo.experiment.record import CONFIG, check_data, data_record, write_record
 from pimlip_zoo.experiment.reuse import keep_stage, stage_key, take_stage
 from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.graph import Batch
@@ -299,12 +299,15 @@ class Run:
         split = (self.experiment.frames, self.experiment.valid_frames)
         return prepare_run(RunConfig.model_validate(settings), split=split)
 
-    def fine_tuning(self, foundation: str, options: Mapping[str, Any]) -> Experiment:
+    def fine_tuning(
+        self, foundation: str, options: Mapping[str, Any], *, stage: str | None = None
+    ) -> Experiment:
         """A stage that fine-tunes another run on the labels of this one, by the training recipe for that.
 
         Args:
             foundation: the run folder or checkpoint that it starts from.
             options: by dotted key, those that are not left to the recipe; None stands for what is.
+            stage: its name, by which one that has begun keeps the version of the recipe that it began with.
         """
         config, split = self.experiment.config, (self.experiment.frames, self.experiment.valid_frames)
         trainer = config.trainer.model_dump(include={"device", "devices", "nodes", "threads", "products"})
@@ -316,8 +319,17 @@ class Run:
             ("data.check_references", config.data.check_references),
             *((f"trainer.{key}", value) for key, value in trainer.items()),
             *((key, value) for key, value in options.items() if value is not None),
+            *(() if stage is None else self._recipe_of(stage)),
         ]
         return prepare(load_config(None, settings), split=split)
+
+    def _recipe_of(self, stage: str) -> list[tuple[str, Any]]:
+        """The training recipe that a stage began with; nothing where it has not begun."""
+        begun = self.folder / stage / CONFIG
+        if not (_last(self.folder / stage).exists() and begun.exists()):
+            return []
+        recipe = load_config(begun, complete=True).recipe
+        return [("recipe.name", recipe.name), ("recipe.version", recipe.version)]
 
     def taught_by(self, name: str) -> list[Frame]:
         """Structures sampled around the training set, and labelled, by the potential of a stage."""
