@@ -223,8 +223,13 @@ class Run:
         last, key, cache, steps = _last(folder), "", _cache(self.labels), trainer.max_steps
         self.stages[name] = steps
         seconds = self._seconds(steps)
-        if last.exists() and (self._gone_on() or is_over(read_checkpoint(last), trainer, seconds)):
-            return Outcome(folder, steps_done(last), 0.0, None)
+        if last.exists():
+            over, later = is_over(read_checkpoint(last), trainer, seconds), self._gone_on()
+            if not over and later is not None:
+                at = steps_done(last)
+                log.info("%s: left as it is, at step %d of %d: %s rests on it", name, at, steps, later)
+            if over or later is not None:
+                return Outcome(folder, steps_done(last), 0.0, None)
         if reuse:
             key = from_rank_zero(lambda: stage_key(experiment))
             if not last.exists() and from_rank_zero(lambda: take_stage(key, folder, cache)):
@@ -239,10 +244,12 @@ class Run:
             from_rank_zero(lambda: keep_stage(key, folder, cache))
         return outcome
 
-    def _gone_on(self) -> bool:
-        """Whether what comes after the stages so far has begun: it rests on them as they are."""
-        later = (place for place in self.folder.iterdir() if place.name not in self.stages)
-        return self.begun or any(_last(place).exists() for place in later)
+    def _gone_on(self) -> Path | None:
+        """What comes after the stages so far and has begun: it rests on them as they are."""
+        if self.begun:
+            return self.folder
+        later = (place for place in sorted(self.folder.iterdir()) if place.name not in self.stages)
+        return next((place for place in later if _last(place).exists()), None)
 
     def stage_config(self, options: StageOptions, structures: int, *, consistency: bool = False) -> RunConfig:
         """The run's configuration for a stage of its own length.

@@ -203,7 +203,7 @@ def test_a_stage_that_ended_early_is_not_trained_on(tmp_path, ends):
     assert (stage.stat().st_mtime_ns, steps_done(stage)) == (before, steps)
 
 
-def test_a_teacher_is_what_it_was_when_its_student_began(tmp_path):
+def test_a_teacher_is_what_it_was_when_its_student_began_and_that_is_said(tmp_path, caplog):
     """More patience, given when the student is resumed, is the student's."""
     given = {
         "weak.labels.steps": 5_000,
@@ -220,8 +220,11 @@ def test_a_teacher_is_what_it_was_when_its_student_began(tmp_path):
     teacher = tmp_path / "run" / "teacher" / "checkpoints" / "last.ckpt"
     before = (teacher.stat().st_mtime_ns, steps_done(teacher))
     assert before[1] < 5_000
-    trained(**{"trainer.patience": 3, "trainer.max_steps": 6})
+    with caplog.at_level("INFO", logger="pimlip_zoo"):
+        trained(**{"trainer.patience": 3, "trainer.max_steps": 6})
     assert (teacher.stat().st_mtime_ns, steps_done(teacher)) == before
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("teacher: left as it is")]
+    assert said == [f"teacher: left as it is, at step {before[1]} of 5000: {tmp_path / 'run'} rests on it"]
 
 
 @pytest.mark.parametrize("state", [{"wait_count": "x"}, {"wait_count": None}, {}, None])
