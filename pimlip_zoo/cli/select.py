@@ -64,8 +64,10 @@ def select_command(
     from pimlip_zoo.datasets.readers.left_out import say_not_kept
     from pimlip_zoo.datasets.writing import write_frames
     from pimlip_zoo.errors import InputError
+    from pimlip_zoo.files import writing
     from pimlip_zoo.labelling.acquisition import ACQUISITIONS, check_used, usual_acquisition
     from pimlip_zoo.labelling.select import select
+    from pimlip_zoo.locks import in_turn, making
 
     screen = console()
     if acquisition == "list":
@@ -118,7 +120,10 @@ def select_command(
         max_force=max_force,
         source=pool,
     )
-    write_frames(out, chosen.frames)
+    with writing(out), making(out.parent), in_turn(out.with_name(f".{out.name}.lock")):
+        if out.exists() and not overwrite:  # another process has written it meanwhile
+            raise InputError("is there by now", file=out, hint="name another file, or give --overwrite")
+        write_frames(out, chosen.frames)
     _report(chosen, len(frames), out, screen)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pimlip_zoo.config import load_config
+from pimlip_zoo.config import RunConfig, load_config
 from pimlip_zoo.consistency.config import PRESETS, weak_preset
 from pimlip_zoo.datasets.coverage import is_isolated_atom
 from pimlip_zoo.datasets.frame import Frame
@@ -30,6 +30,7 @@ from pimlip_zoo.files import read_json, read_text, replacing, write_json
 from pimlip_zoo.locks import claimed
 from pimlip_zoo.physics.summary import summarise_values, value_rows
 from pimlip_zoo.training.checkpoint import baseline_of, load_potential
+from pimlip_zoo.training.recipes import get_recipe
 
 log = logging.getLogger("pimlip_zoo")
 
@@ -325,13 +326,15 @@ def run_points(
 
     Raises:
         InputError: before the first training, when there are fewer structures than the largest point has, when they are
-            none to train on or are tests, too, or when a finished point was made with something else.
+            none to train on or are tests, too, or when another point was made with something else.
     """
     check_finished(points, settings, tests, folder, config_file, variants)
     missing = [point for point in points if not (folder / point.name / "result.json").exists()]
     if missing:
         largest = max(missing, key=lambda point: point.size)
         config = load_config(config_file, [*fitting(settings, "none"), ("seed", largest.seed)])
+        if not all((folder / point.name / CONFIG).exists() for point in missing):
+            _check_recipe(points, config, folder)
         structures = checked_structures(config, {spec: spec for spec in tests})
         subset(load_split(config, structures)[0], largest.size, largest.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -348,6 +351,24 @@ def run_points(
         if done is not None:
             done(point)
     return None
+
+
+def _check_recipe(points: Sequence[Point], config: RunConfig, folder: Path) -> None:
+    """Refuse to train further points with a newer version of the recipe that others of the curve were trained with."""
+    if config.recipe.version is not None:
+        return  # it is given, and compared as all that is given
+    newest = get_recipe(config.recipe.name).version
+    for run in (folder / point.name for point in points):
+        if not (run / CONFIG).exists():
+            continue
+        of_run = load_config(run / CONFIG, complete=True).recipe
+        if of_run.name == config.recipe.name and of_run.filled and of_run.version != newest:
+            raise InputError(
+                f"was made with version {of_run.version} of the recipe {of_run.name}, now it is {newest}",
+                file=run,
+                key="recipe.version",
+                hint=f"--set recipe.version={of_run.version} goes on with that one; or name another --out",
+            )
 
 
 def fitting(settings: Settings, weak: str) -> list[tuple[str, Any]]:

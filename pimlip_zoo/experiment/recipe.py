@@ -106,6 +106,7 @@ def for_stage(config: RunConfig, structures: int, labels: Sequence[str]) -> RunC
 
 def _facts(config: RunConfig, structures: int, labels: Sequence[str]) -> RunFacts:
     model, trainer = config.model.configure(), config.trainer
+    chosen = "name" in config.optimizer.model_fields_set and "optimizer.name" not in config.recipe.filled
     return RunFacts(
         model=config.model.name,
         options=frozenset(field.name for field in dataclasses.fields(model)),
@@ -117,6 +118,7 @@ def _facts(config: RunConfig, structures: int, labels: Sequence[str]) -> RunFact
         batch=config.data.batch_size if "batch_size" in config.data.model_fields_set else None,
         accumulate=trainer.accumulate,
         low_rank=config.finetune.lora is not None,
+        optimizer=config.optimizer.name if chosen else None,
     )
 
 

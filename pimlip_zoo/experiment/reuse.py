@@ -21,9 +21,11 @@ import torch
 
 from pimlip_zoo import __version__
 from pimlip_zoo.datasets.dataset import Samples
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment.prepare import Experiment
 from pimlip_zoo.files import scratch_folder
 from pimlip_zoo.graph import Batch
+from pimlip_zoo.training.checkpoint import read_checkpoint
 from pimlip_zoo.weak_labels.pool import cache_folder
 
 log = logging.getLogger("pimlip_zoo")
@@ -72,7 +74,7 @@ def stage_key(experiment: Experiment) -> str:
 
 
 def take_stage(key: str, folder: Path, cache: Path | None = None) -> bool:
-    """Bring the folder of a stage from the cache.
+    """Bring the folder of a stage from the cache; one that is damaged there is removed, and trained again.
 
     Args:
         key: from :func:`stage_key`.
@@ -86,7 +88,7 @@ def take_stage(key: str, folder: Path, cache: Path | None = None) -> bool:
         InputError: when it cannot be written.
     """
     kept = _place(key, cache)
-    if not (kept / "checkpoints" / "last.ckpt").exists():
+    if not (kept / "checkpoints" / "last.ckpt").exists() or _is_damaged(kept):
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder.parent, folder.name) as scratch:
@@ -118,6 +120,19 @@ def keep_stage(key: str, folder: Path, cache: Path | None = None) -> None:
                 shutil.copy2(folder / name, copy / name)
         with suppress(OSError):  # another run has finished the same one meanwhile
             copy.rename(kept)
+
+
+def _is_damaged(kept: Path) -> bool:
+    """Whether weights that are kept cannot be read any more; they are removed, and that is said."""
+    try:
+        for name in ("best", "last"):
+            if (path := kept / "checkpoints" / f"{name}.ckpt").exists():
+                read_checkpoint(path)
+    except InputError as error:
+        log.warning("%s; it is removed, and the stage is trained again", error)
+        shutil.rmtree(kept, ignore_errors=True)
+        return True
+    return False
 
 
 def _place(key: str, cache: Path | None) -> Path:

@@ -31,7 +31,7 @@ from pimlip_zoo.experiment.ended import is_over
 from pimlip_zoo.experiment.prepare import Experiment, prepare
 from pimlip_zoo.experiment.ranks import from_rank_zero, join_ranks
 from pimlip_zoo.experiment.recipe import for_stage
-from pimlip_zoo.experiment.record import check_data, data_record, write_record
+from pimlip_zoo.experiment.record import CONFIG, check_data, data_record, write_record
 from pimlip_zoo.experiment.reuse import keep_stage, stage_key, take_stage
 from pimlip_zoo.experiment.run import Outcome, steps_done, train
 from pimlip_zoo.graph import Batch
@@ -223,8 +223,13 @@ class Run:
         last, key, cache, steps = _last(folder), "", _cache(self.labels), trainer.max_steps
         self.stages[name] = steps
         seconds = self._seconds(steps)
-        if last.exists() and (self._gone_on() or is_over(read_checkpoint(last), trainer, seconds)):
-            return Outcome(folder, steps_done(last), 0.0, None)
+        if last.exists():
+            over, later = is_over(read_checkpoint(last), trainer, seconds), self._gone_on()
+            if not over and later is not None:
+                at = steps_done(last)
+                log.info("%s: left as it is, at step %d of %d: %s rests on it", name, at, steps, later)
+            if over or later is not None:
+                return Outcome(folder, steps_done(last), 0.0, None)
         if reuse:
             key = from_rank_zero(lambda: stage_key(experiment))
             if not last.exists() and from_rank_zero(lambda: take_stage(key, folder, cache)):
@@ -239,10 +244,12 @@ class Run:
             from_rank_zero(lambda: keep_stage(key, folder, cache))
         return outcome
 
-    def _gone_on(self) -> bool:
-        """Whether what comes after the stages so far has begun: it rests on them as they are."""
-        later = (place for place in self.folder.iterdir() if place.name not in self.stages)
-        return self.begun or any(_last(place).exists() for place in later)
+    def _gone_on(self) -> Path | None:
+        """What comes after the stages so far and has begun: it rests on them as they are."""
+        if self.begun:
+            return self.folder
+        later = (place for place in sorted(self.folder.iterdir()) if place.name not in self.stages)
+        return next((place for place in later if _last(place).exists()), None)
 
     def stage_config(self, options: StageOptions, structures: int, *, consistency: bool = False) -> RunConfig:
         """The run's configuration for a stage of its own length.
@@ -299,12 +306,15 @@ class Run:
         split = (self.experiment.frames, self.experiment.valid_frames)
         return prepare_run(RunConfig.model_validate(settings), split=split)
 
-    def fine_tuning(self, foundation: str, options: Mapping[str, Any]) -> Experiment:
+    def fine_tuning(
+        self, foundation: str, options: Mapping[str, Any], *, stage: str | None = None
+    ) -> Experiment:
         """A stage that fine-tunes another run on the labels of this one, by the training recipe for that.
 
         Args:
             foundation: the run folder or checkpoint that it starts from.
             options: by dotted key, those that are not left to the recipe; None stands for what is.
+            stage: its name, by which one that has begun keeps the version of the recipe that it began with.
         """
         config, split = self.experiment.config, (self.experiment.frames, self.experiment.valid_frames)
         trainer = config.trainer.model_dump(include={"device", "devices", "nodes", "threads", "products"})
@@ -316,8 +326,17 @@ class Run:
             ("data.check_references", config.data.check_references),
             *((f"trainer.{key}", value) for key, value in trainer.items()),
             *((key, value) for key, value in options.items() if value is not None),
+            *(() if stage is None else self._recipe_of(stage)),
         ]
         return prepare(load_config(None, settings), split=split)
+
+    def _recipe_of(self, stage: str) -> list[tuple[str, Any]]:
+        """The training recipe that a stage began with; nothing where it has not begun."""
+        begun = self.folder / stage / CONFIG
+        if not (_last(self.folder / stage).exists() and begun.exists()):
+            return []
+        recipe = load_config(begun, complete=True).recipe
+        return [("recipe.name", recipe.name), ("recipe.version", recipe.version)]
 
     def taught_by(self, name: str) -> list[Frame]:
         """Structures sampled around the training set, and labelled, by the potential of a stage."""

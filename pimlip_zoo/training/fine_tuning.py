@@ -65,6 +65,8 @@ _OF_MUON = 0.002
 
 
 def _by_adamw(facts: RunFacts) -> bool:
+    if facts.optimizer is not None:  # given: then at its own rate
+        return facts.optimizer == "adamw"
     return facts.low_rank or facts.structures < _FEW
 
 

@@ -52,6 +52,8 @@ class RunFacts:
     """Å between nearest neighbours, the median over some structures; 0: nobody looked."""
     low_rank: bool = False
     """Low-rank updates are what is trained (``finetune.lora``): not every optimiser can."""
+    optimizer: str | None = None
+    """Name of the optimiser, where it was given: a rate belongs to it."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class FoundationDistill(Recipe[FoundationDistillOptions]):
     def train(self, run: Run) -> Outcome:
         """The stage ``teacher``, its pool, the student."""
         options = {"trainer.max_steps": self.options.steps, "finetune.lora": self.options.lora}
-        teacher = run.fine_tuning(_foundation(run.labels.calculator), options)
+        teacher = run.fine_tuning(_foundation(run.labels.calculator), options, stage="teacher")
         outcome = run.stage("teacher", teacher)
         if outcome.signal is not None:
             return outcome

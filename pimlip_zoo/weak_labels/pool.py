@@ -21,7 +21,14 @@ from pimlip_zoo.errors import InputError
 from pimlip_zoo.processes import Reply, cores, serve
 from pimlip_zoo.section import Section
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator, work_for
-from pimlip_zoo.weak_labels.pool_work import Part, answer_parts, do_parts, forget, told_duration
+from pimlip_zoo.weak_labels.pool_work import (
+    Part,
+    answer_parts,
+    do_parts,
+    forget,
+    made_anew,
+    told_duration,
+)
 from pimlip_zoo.weak_labels.sampling import PoolSampling
 
 log = logging.getLogger("pimlip_zoo")
@@ -233,7 +240,8 @@ def _cached(
         write_store(path, made, meta={"supervisor": level.name, "supervisor_version": level.version})
         forget(parts)
     log.info("labels of %s: %s", level.name, path)
-    return list(FrameStore(path))
+    with made_anew(path):
+        return list(FrameStore(path))
 
 
 def cache_folder() -> Path:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import replacing
 from pimlip_zoo.processes import Processes, Reply
 
@@ -94,7 +96,17 @@ def _made(folder: Path, part: Part, do: Callable[[Part], list[Frame]]) -> list[F
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) as begun:  # a name of its own: two commands may come to the same part at a time
             write_store(begun, made)
-    return list(FrameStore(file))
+    with made_anew(file):
+        return list(FrameStore(file))
+
+
+@contextmanager
+def made_anew(store: Path) -> Iterator[None]:
+    """Say of labels that cannot be read any more what helps: they are the work of this program."""
+    try:
+        yield
+    except InputError as error:
+        raise error.at(file=store, hint="remove it, and its labels are made anew") from error
 
 
 def _share(

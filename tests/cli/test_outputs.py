@@ -233,6 +233,28 @@ def test_no_command_replaces_what_it_reads(cli, tmp_path, monkeypatch):
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before, command
 
 
+def test_a_choice_that_another_process_wrote_meanwhile_is_not_replaced(cli, tmp_path, monkeypatch):
+    from pimlip_zoo.labelling import select as choosing
+
+    monkeypatch.chdir(tmp_path)
+    structures(tmp_path / "q.extxyz")
+    choose = choosing.select
+
+    def slowly(*arguments, **more):
+        Path("new").mkdir(exist_ok=True)
+        Path("new/a.extxyz").write_text("of another")
+        return choose(*arguments, **more)
+
+    monkeypatch.setattr(choosing, "select", slowly)
+    command = ("select", "q.extxyz", "-n", "2", "-o", "new/a.extxyz")
+    result = cli(*command)
+    assert result.code == 2
+    assert "new/a.extxyz: is there by now" in result.err
+    assert Path("new/a.extxyz").read_text() == "of another"
+    assert cli(*command, "--overwrite").code == 0
+    assert [path.name for path in Path("new").iterdir()] == ["a.extxyz"]
+
+
 def test_labels_and_choices_in_a_store_replace_stores_only(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     structures(tmp_path / "q.extxyz")

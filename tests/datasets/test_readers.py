@@ -756,6 +756,40 @@ def test_ani1x_files_have_hartree_and_nan_for_missing(tmp_path, h5):
     assert c.forces is None, "forces of another level of theory must not come along"
 
 
+@pytest.mark.parametrize("soft", [True, False])
+def test_groups_that_share_data_sets_by_links_are_read_whole(tmp_path, h5, soft):
+    import h5py
+
+    _methane(h5, "a.h5")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        shared = file.create_group("n")
+        for name in ("atomic_numbers", "coordinates"):
+            shared[name] = h5py.SoftLink(f"/m/{name}") if soft else file[f"m/{name}"]
+        shared["energy"] = file["m/energy"][()] + 1.0
+    frames = load_frames(f"{tmp_path}/a.h5?energy=eV&length=Å")
+    assert len(frames) == 8
+    for first, second in zip(frames[:4], frames[4:], strict=True):
+        np.testing.assert_array_equal(first.positions, second.positions)
+        assert second.energy == pytest.approx(first.energy + 1.0, abs=1e-12)
+    _methane(h5, "b.h5")
+    with h5py.File(tmp_path / "b.h5", "a") as file:
+        file["n"] = h5py.ExternalLink("a.h5", "/m")
+    with pytest.raises(InputError, match=r"b\.h5, n: is a link to another file, which is not read"):
+        load_frames(f"{tmp_path}/b.h5?energy=eV&length=Å")
+
+
+@pytest.mark.parametrize("attribute", ["units", "unit", "Units", "Unit"])
+def test_a_unit_is_seen_by_each_usual_name_of_its_attribute(tmp_path, h5, attribute):
+    import h5py
+
+    _methane(h5, "a.h5", forces=None)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["m/energy"].attrs[attribute] = "Hartree"
+    assert len(load_frames(f"{tmp_path}/a.h5?energy=Hartree&length=Å")) == 4
+    with pytest.raises(InputError, match="says that its unit is Hartree"):
+        load_frames(f"{tmp_path}/a.h5?energy=eV&length=Å")
+
+
 def test_spice_files_have_bohr_and_gradients(tmp_path, h5):
     R = np.arange(12.0).reshape(2, 2, 3)
     with h5("a.hdf5") as file:
@@ -1391,6 +1425,39 @@ def test_ase_databases_in_lmdb_are_read_without_their_deleted_rows(tmp_path):
     aselmdb(tmp_path / "b.aselmdb", frames)
     assert len(load_frames(str(tmp_path))) == 11
     assert len(load_frames(f"{tmp_path}@4:7")) == 3
+
+
+def test_an_aselmdb_that_does_not_say_its_next_row_is_read_to_its_end(tmp_path):
+    frames = [molecule(seed) for seed in range(8)]
+    path = aselmdb(tmp_path / "a.aselmdb", frames, gone=[2, 3, 4])
+    _without(path, b"nextid")
+    for frame, read in zip([frames[0], *frames[4:]], load_frames(path), strict=True):
+        assert_same(frame, read, 1e-15)
+    path = aselmdb(tmp_path / "b.aselmdb", frames)
+    _without(path, b"nextid")
+    _written(path, {b"metadata": "{}"})
+    assert len(load_frames(path)) == 8
+
+
+def test_entries_of_an_aselmdb_that_are_none_of_its_rows_are_said(tmp_path, caplog):
+    path = aselmdb(tmp_path / "a.aselmdb", [molecule(seed) for seed in range(4)], gone=[2])
+    _written(path, {b"metadata": "{}"})
+    assert len(load_frames(path)) == 3
+    assert not caplog.records
+    _written(path, {b"7": "{}"})
+    assert len(load_frames(path)) == 3
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == f"{path}: 1 of its entries are not read: they are none of the rows 1 to 4"
+
+
+def _without(path, key):
+    import lmdb
+
+    with (
+        lmdb.open(path, subdir=False, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        assert transaction.delete(key)
 
 
 def test_a_damaged_row_of_an_lmdb_database_is_named(tmp_path):

@@ -357,3 +357,14 @@ def test_steps_and_rate_follow_the_number_of_structures(structures, steps, rate,
     assert settings["trainer.max_steps"] == steps
     assert settings["optimizer.lr"] == pytest.approx(rate)
     assert settings["data.batch_size"] == batch
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_optimiser_that_is_given_has_the_rate_that_is_its_own(bases, optimizer):
+    """The rate of fresh weights, ten times as high, lets a trained potential forget."""
+    few = prepared(bases["nequip"], f"optimizer.name={optimizer}").config
+    many = "data.train=builtin:ethanol-gfn2/train@:30"
+    more = prepared(bases["nequip"], many, f"optimizer.name={optimizer}").config
+    rates = {"adamw": (1e-3, 3e-3), "muon": (0.002, 0.002)}[optimizer]
+    assert (few.optimizer.name, more.optimizer.name) == (optimizer, optimizer)
+    assert (few.optimizer.lr, more.optimizer.lr) == rates

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import ase.io
 import pytest
+import yaml
 
 from pimlip_zoo.cli.curve import _check_folder
 from pimlip_zoo.datasets.builtin import load_builtin
@@ -135,3 +136,24 @@ def test_results_of_simulations_beside_a_curve_are_none_of_its_points(made, tmp_
         collect(tmp_path)
     with pytest.raises(InputError, match=r"curve.csv, --out: is a file, a folder is needed"):
         _check_folder(tmp_path / "curve.csv")
+
+
+def test_further_points_are_not_trained_with_a_newer_version_of_the_recipe(made, tmp_path):
+    shutil.copytree(made / "curve", tmp_path / "curve")
+    data = {"train": made / "train.extxyz", "test": made / "test.extxyz"}
+    config = tmp_path / "curve" / "none-5-seed0" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["recipe"]["version"] -= 1
+    config.write_text(yaml.safe_dump(content))
+    assert again(tmp_path, **data) is None  # nothing is trained
+    points = (*POINTS, Point(6, "none", 0))
+    with pytest.raises(
+        InputError,
+        match=rf"none-5-seed0, recipe.version: was made with version {content['recipe']['version']} of",
+    ):
+        again(tmp_path, **data, points=points)
+    assert not (tmp_path / "curve" / "none-6-seed0").exists()
+    version = ("recipe.version", content["recipe"]["version"])
+    assert again(tmp_path, **data, settings=[STEPS, version], points=points) is None
+    made_now = yaml.safe_load((tmp_path / "curve" / "none-6-seed0" / "config.yaml").read_text())
+    assert made_now["recipe"]["version"] == content["recipe"]["version"]

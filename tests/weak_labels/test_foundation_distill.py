@@ -1,5 +1,8 @@
 """One recipe from a foundation model and a few labels to a small student, as short as it can be."""
 
+import shutil
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,9 @@ from pimlip_zoo.config import load_config
 from pimlip_zoo.datasets.lmdb import FrameStore
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import prepare, steps_done
-from pimlip_zoo.experiment.stages import prepare_run, train_run
+from pimlip_zoo.experiment.run import Outcome
+from pimlip_zoo.experiment.stages import Run, prepare_run, train_run
+from pimlip_zoo.training import recipes
 from pimlip_zoo.training.checkpoint import load_potential
 from pimlip_zoo.weak_labels.ensemble import predict_labels
 
@@ -78,3 +83,22 @@ def test_the_fine_tuned_model_labels_the_pool_that_the_student_learns(tmp_path, 
 def test_a_calculator_that_is_no_run_cannot_be_fine_tuned(tmp_path):
     with pytest.raises(InputError, match="emt is no potential that could be fine-tuned"):
         prepare_run(recipe(tmp_path, "emt"))
+
+
+def test_a_fine_tuning_that_has_begun_keeps_the_version_of_its_recipe(tmp_path, foundation, monkeypatch):
+    """A newer version has another optimiser, which would go on with the state of the first one."""
+    config = recipe(tmp_path, f"run:{foundation}", **{"data.train": "builtin:ethanol-gfn2@0:30"})
+    with monkeypatch.context() as patch:
+        patch.delitem(recipes._recipes, ("finetune", 2))
+        train_run(prepare_run(config), tmp_path / "run")
+    teacher = tmp_path / "run" / "teacher"
+    of_teacher = load_config(teacher / "config.yaml", complete=True)
+    assert (of_teacher.recipe.version, of_teacher.optimizer.name) == (1, "adamw")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # as it is while the teacher is trained
+    made, stopped = [], Outcome(tmp_path / "run", 0, 0.0, signal.SIGTERM)
+    monkeypatch.setattr(Run, "stage", lambda _, name, experiment: made.append(experiment) or stopped)
+    assert train_run(prepare_run(config), tmp_path / "run", resume=True).signal == signal.SIGTERM
+    assert (made[0].config.recipe.version, made[0].config.optimizer.name) == (1, "adamw")
+    shutil.rmtree(teacher / "checkpoints")  # one that has not begun has the newest
+    assert train_run(prepare_run(config), tmp_path / "run").signal == signal.SIGTERM
+    assert (made[1].config.recipe.version, made[1].config.optimizer.name) == (2, "muon")

@@ -30,7 +30,7 @@ from pimlip_zoo.training.checkpoint import baseline_of, load_potential
 from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
 from pimlip_zoo.weak_labels.ensemble import ensemble_labels, predict_labels
-from pimlip_zoo.weak_labels.pool import label_frames
+from pimlip_zoo.weak_labels.pool import cached_labels, label_frames
 
 DATA = "builtin:ethanol-gfn2@0:8"
 LJ = "ase.calculators.lj:LennardJones"
@@ -203,7 +203,7 @@ def test_a_stage_that_ended_early_is_not_trained_on(tmp_path, ends):
     assert (stage.stat().st_mtime_ns, steps_done(stage)) == (before, steps)
 
 
-def test_a_teacher_is_what_it_was_when_its_student_began(tmp_path):
+def test_a_teacher_is_what_it_was_when_its_student_began_and_that_is_said(tmp_path, caplog):
     """More patience, given when the student is resumed, is the student's."""
     given = {
         "weak.labels.steps": 5_000,
@@ -220,8 +220,11 @@ def test_a_teacher_is_what_it_was_when_its_student_began(tmp_path):
     teacher = tmp_path / "run" / "teacher" / "checkpoints" / "last.ckpt"
     before = (teacher.stat().st_mtime_ns, steps_done(teacher))
     assert before[1] < 5_000
-    trained(**{"trainer.patience": 3, "trainer.max_steps": 6})
+    with caplog.at_level("INFO", logger="pimlip_zoo"):
+        trained(**{"trainer.patience": 3, "trainer.max_steps": 6})
     assert (teacher.stat().st_mtime_ns, steps_done(teacher)) == before
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("teacher: left as it is")]
+    assert said == [f"teacher: left as it is, at step {before[1]} of 5000: {tmp_path / 'run'} rests on it"]
 
 
 @pytest.mark.parametrize("state", [{"wait_count": "x"}, {"wait_count": None}, {}, None])
@@ -471,6 +474,32 @@ def test_pre_training_that_was_done_before_is_taken_from_the_cache_and_is_what_i
     )
     assert taken
     assert same(first, curriculum)
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_stage_that_is_damaged_in_the_cache_is_trained_again_and_kept(tmp_path, caplog, name):
+    given = load_config(None, settings(tmp_path, "pretrain"))
+    train_run(prepare_run(given), tmp_path / "first")
+    (kept,) = (tmp_path / "cache" / "stages").glob(f"*/checkpoints/{name}.ckpt")
+    content = kept.read_bytes()
+    kept.write_bytes(content[: len(content) // 2])
+    assert train_run(prepare_run(given), tmp_path / "second").steps == 4
+    said = [record.getMessage() for record in caplog.records]
+    assert sum(f"{kept}: " in line and "the stage is trained again" in line for line in said) == 1
+    first, second = (load_potential(tmp_path / folder / "pretrain") for folder in ("first", "second"))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert len(kept.read_bytes()) == len(content)
+
+
+def test_labels_that_are_damaged_in_the_cache_say_what_helps(tmp_path):
+    frames, calculator = load_builtin("ethanol-gfn2")[:2], find_cheap_calculator("emt")
+    cached_labels(frames, calculator, tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").glob("*.lmdb")
+    kept.write_bytes(kept.read_bytes()[:5000])
+    with pytest.raises(
+        InputError, match=rf"{kept.name}: is truncated.*\(remove it, and its labels are made anew\)"
+    ):
+        cached_labels(frames, calculator, tmp_path / "cache")
 
 
 def test_a_teacher_that_was_trained_before_is_taken_from_the_cache(tmp_path, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,11 @@ from pimlip_zoo.datasets.readers.labels import INITIAL, LabelFinder
 from pimlip_zoo.datasets.readers.spec import ReadOptions
 from pimlip_zoo.errors import InputError, reason_of
 
+log = logging.getLogger("pimlip_zoo")
+
 _MAX_ROW, _EXPANSION = 1 << 24, 100
+_NO_ROWS = (b"nextid", b"deleted_ids", b"metadata")
+"""What ASE keeps beside the rows."""
 _LEAST_ROW = 16
 """Bytes that an entry of LMDB takes at least."""
 _KEPT = {
@@ -101,8 +106,10 @@ class AseLmdbFile:
             raw, deleted = environment.get(b"nextid"), environment.get(b"deleted_ids")
             # What the file says of itself may be anything; its size is what it is.
             entries = min(environment.entries(), file.stat().st_size // _LEAST_ROW)
-            last = int(_decode(raw)) if raw else entries + 1
+            rows = entries - sum(environment.get(key) is not None for key in _NO_ROWS)
             gone = set(_decode(deleted)) if deleted else set()
+            # Without the number of the next row, they are numbered to the end, the deleted ones among them.
+            last = int(_decode(raw)) if raw else rows + len(gone) + 1
             hidden = environment.get_many(str(row).encode() for row in (last, *gone))
             if raw and hidden:
                 name = min(hidden).decode()
@@ -111,7 +118,13 @@ class AseLmdbFile:
                     file=file,
                     hint="is it what was written last?",
                 )
-            return [i for i in range(1, min(last, entries + len(gone) + 1)) if i not in gone]
+            ids = [i for i in range(1, min(last, entries + len(gone) + 1)) if i not in gone]
+            if len(ids) < rows:
+                log.warning(
+                    "%s: %d of its entries are not read: they are none of the rows 1 to %d",
+                    *(file, rows - len(ids), last - 1),
+                )
+            return ids  # noqa: TRY300
         except InputError:
             raise
         except (ValueError, TypeError, zlib.error) as error:

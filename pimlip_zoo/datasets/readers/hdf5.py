@@ -23,6 +23,8 @@ from pimlip_zoo.files import expansion_limit
 
 log = logging.getLogger("pimlip_zoo")
 
+_UNIT = (b"units", b"unit", b"Units", b"Unit")
+"""Attributes by which a data set says its unit."""
 _BLOCK = 1024
 _DEEPEST = 50
 """Of groups in groups; walking through takes the square of it."""
@@ -348,16 +350,27 @@ class Hdf5File:
         groups: list[_Group] = []
         names: set[str] = set()
 
-        def visit(path: str) -> None:
-            if path.count("/") > _DEEPEST:
-                raise InputError(f"has groups in groups, more than {_DEEPEST}", file=self.path)
-            parent, _, name = path.rpartition("/")
+        def visit(path: bytes, link: Any) -> InputError | None:  # h5py does not pass on what is raised here
+            where = path.decode(errors="surrogateescape")
+            if link.type == h5l.TYPE_EXTERNAL:
+                return InputError(
+                    "is a link to another file, which is not read",
+                    file=self.path,
+                    key=where,
+                    hint="read that file, or copy what it holds into this one",
+                )
+            if where.count("/") > _DEEPEST:
+                return InputError(f"has groups in groups, more than {_DEEPEST}", file=self.path)
+            parent, _, name = where.rpartition("/")
             held.setdefault(parent or "/", set()).add(name)
+            return None
 
         with reading(self.path), self._open() as file:
-            from h5py import Dataset  # it is there: the file is open
+            from h5py import Dataset, h5l  # it is there: the file is open
 
-            file.visit(visit)
+            # Names of links, not of objects: groups may share a data set.
+            if (refused := file.id.links.visit(visit, info=True)) is not None:
+                raise refused
             for group, members in held.items():
                 key = _first(tuple(sorted(positions & members)), members)
                 found = None if key is None else file[f"{group}/{key}"]
@@ -428,9 +441,12 @@ def _said_unit(data: Any) -> str | None:
     """What a data set says of its unit; None where it says nothing."""
     from h5py import h5a
 
-    if not h5a.exists(data, b"units"):
+    if not h5a.get_num_attrs(data):
         return None
-    attribute = h5a.open(data, b"units")
+    name = next((name for name in _UNIT if h5a.exists(data, name)), None)
+    if name is None:
+        return None
+    attribute = h5a.open(data, name)
     if attribute.shape is None or math.prod(attribute.shape) != 1:
         return None
     value = np.empty(attribute.shape, attribute.dtype)
