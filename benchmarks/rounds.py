@@ -127,12 +127,12 @@ def pool(options: argparse.Namespace) -> int:
     from ase.optimize import BFGS
 
     from pimlip_zoo.datasets.readers import load_frames
-    from pimlip_zoo.rounds.options import Sampling
+    from pimlip_zoo.rounds.options import SamplingOptions
     from pimlip_zoo.weak_labels.calculators import find_cheap_calculator
     from pimlip_zoo.weak_labels.pool import PoolOptions, labelled_pool
 
-    supervisor, lowest, sample = find_cheap_calculator("gfn2"), start(), Sampling()
-    lowest.calc = supervisor.make()
+    level, lowest, sample = find_cheap_calculator("gfn2"), start(), SamplingOptions()
+    lowest.calc = level.make()
     BFGS(lowest, logfile=None).run(fmax=0.01)
     least = lowest.get_potential_energy()
     for stride in map(int, options.strides.split(",")):
@@ -142,7 +142,7 @@ def pool(options: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as folder:
             write(f"{folder}/ethanol.xyz", start(), format="extxyz")
             begin = load_frames(f"{folder}/ethanol.xyz")
-            frames = labelled_pool(list(begin), supervisor, given, Path(folder) / "pool")
+            frames = labelled_pool(list(begin), level, given, Path(folder) / "pool")
         for temperature in sample.temperatures:
             own = [frame for frame in frames if frame.info["temperature"] == temperature]
             energy = float(np.mean([frame.energy for frame in own])) - least

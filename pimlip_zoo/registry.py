@@ -51,7 +51,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: what one of them is called in messages, such as architecture.
-        group: of the entry points through which other packages offer theirs.
+        group: of the entry points through which other packages offer theirs; None: they cannot.
         builtin: modules of this package whose import registers its own.
         left: what was part of this package once, and where it is now.
         own: what follows the known names in a refusal: how something of the user's own becomes known.
@@ -60,7 +60,7 @@ class Registry(Generic[T]):
     def __init__(
         self,
         kind: str,
-        group: str,
+        group: str | None,
         builtin: Sequence[str] = (),
         left: Mapping[str, str] | None = None,
         own: str = "",
@@ -107,19 +107,20 @@ class Registry(Generic[T]):
 
         return register
 
-    def get(self, name: str, *, key: str | None = None) -> T:
+    def get(self, name: str, *, key: str | None = None, own: str | None = None) -> T:
         """The thing of that name.
 
         Args:
             name: what the user wrote.
             key: of the configuration, for the message.
+            own: what follows the known names in the refusal, where that is another thing here than elsewhere.
 
         Raises:
             InputError: when there is none, with the nearest known names.
         """
         known = self.all()
         if name not in known:
-            hint = self.left.get(name) or did_you_mean(name, known) + self.own
+            hint = self.left.get(name) or did_you_mean(name, known) + (self.own if own is None else own)
             raise InputError(f"no {self.kind} is called {name!r}", key=key, hint=hint)
         return known[name]
 
@@ -129,7 +130,7 @@ class Registry(Generic[T]):
             if module not in self._loaded:
                 importlib.import_module(module)
                 self._loaded.add(module)
-        for point in _offered(entry_points, self.group):
+        for point in _offered(entry_points, self.group) if self.group else ():
             if point.value not in self._loaded:
                 try:
                     point.load()

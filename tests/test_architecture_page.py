@@ -1,5 +1,6 @@
 """The page on the architecture of the code names what there is."""
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+import pimlip_zoo
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
@@ -28,3 +31,19 @@ def test_every_module_at_the_root_of_the_package_is_in_the_list_of_folders():
     there = {path.name for path in package.glob("[a-z]*.py")}
     there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert listed == there
+
+
+def test_what_python_users_call_is_called_by_commands_alone():
+    """The package's own name is no layer, so that import-linter does not see who goes through it."""
+    found = set()
+    for path in (ROOT / "pimlip_zoo").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                {name.name for name in node.names}
+                if isinstance(node, (ast.Import, ast.ImportFrom))
+                else set()
+            )
+            of_package = isinstance(node, ast.ImportFrom) and node.module == "pimlip_zoo"
+            if names & pimlip_zoo._PLACES.keys() if of_package else "pimlip_zoo" in names:
+                found.add(path.relative_to(ROOT / "pimlip_zoo").parts[0])
+    assert found == {"cli"}

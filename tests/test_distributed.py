@@ -205,7 +205,7 @@ from pimlip_zoo.consistency import Displacement, remove_mean
 from pimlip_zoo.consistency.evaluate import evaluate_step
 from pimlip_zoo.consistency.loss import ConsistencyLoss
 from pimlip_zoo.consistency.residuals import get_residual
-from pimlip_zoo.consistency.sampling import Sampling
+from pimlip_zoo.consistency.sampling import ConsistencySampling
 from pimlip_zoo.training.module import PotentialTraining
 
 
@@ -222,7 +222,7 @@ for index in (1, 4, 5):
     frames[index] = replace(frames[index], energy=None, forces=None)
 parts = [frames] if ranks == 1 else [frames[:4], frames[4:]]
 one = get_residual("taylor_augmentation")
-term = ConsistencyLoss(one, Sampling(Towards(0.05, 0.1), reads=one.reads))
+term = ConsistencyLoss(one, ConsistencySampling(Towards(0.05, 0.1), reads=one.reads))
 model = potential(Morse())
 module = PotentialTraining(model, [term], None, None)
 module._trainer = SimpleNamespace(

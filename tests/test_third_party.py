@@ -278,3 +278,25 @@ def test_an_acquisition_and_a_property_are_found_listed_and_used(loss_site: Path
     done = run([*MAIN, *f"{judge} swelling.shar=0.02".split()], loss_site, tmp_path)
     assert done.returncode == 2
     assert "swelling.shar: there is no such option (did you mean share" in " ".join(done.stderr.split())
+
+
+def test_a_logger_gets_losses_and_errors_and_is_named_when_it_is_misspelt(
+    loss_site: Path, tmp_path: Path
+) -> None:
+    assert imports_of("watching") == {"pimlip_zoo.experiment.loggers"}
+    data = "builtin:ethanol-gfn2/train"
+    train = (
+        f"train --model nequip --set model.channels=4 --set model.l_max=1 --data {data}@:6 --valid {data}@6:8"
+    )
+    train = f"{train} --max-steps 2 --device cpu --out"
+    command(f"{train} run --log jsonl", loss_site, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "watched.jsonl").read_text().splitlines()]
+    watched = {name: value for line in lines for name, value in line.items()}
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    assert watched["valid_forces_mae"] == pytest.approx(float(row["valid_forces_mae"]), rel=1e-6)
+    done = run([*MAIN, *f"{train} other --log jsonk".split()], loss_site, tmp_path)
+    assert done.returncode == 2
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "trainer.loggers: no logger is called 'jsonk' (did you mean jsonl" in said
+    assert not (tmp_path / "other").exists()

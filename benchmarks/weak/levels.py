@@ -38,11 +38,11 @@ def compare(frames, calculator):
     from pimlip_zoo.weak_labels.offsets import fit_offset
     from pimlip_zoo.weak_labels.pool import label_frames
 
-    supervisor, kept, cheap, failed = find_cheap_calculator(calculator, trust=True), [], [], 0
+    level, kept, cheap, failed = find_cheap_calculator(calculator, trust=True), [], [], 0
     started = time.process_time()
     for frame in frames:
         try:
-            cheap += label_frames([frame], supervisor)
+            cheap += label_frames([frame], level)
             kept.append(frame)
         except InputError:
             failed += 1

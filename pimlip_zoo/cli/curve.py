@@ -258,11 +258,13 @@ def _stability(
         named: calculators that this command names, which a difference model may have called.
         point: the finished run.
     """
+    from pimlip_zoo.api import calculator
     from pimlip_zoo.experiment.stable_time import measure_stability
     from pimlip_zoo.training.checkpoint import baseline_of
 
     run = out / point.name
-    measure_stability(run, tests, ps=ps, temperature=temperature, trust=baseline_of(run) in named)
+    found = calculator(run, trust=baseline_of(run) in named)
+    measure_stability(run, tests, ps=ps, calculator=found, temperature=temperature)
 
 
 def _named(options: Sequence[tuple[str, Any]], names: Sequence[str], config: Path | None) -> frozenset[str]:

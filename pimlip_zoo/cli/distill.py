@@ -79,8 +79,8 @@ def distill(
     moved = "" if options is None else "every atom moves where structures are sampled"
     say_not_kept(data, not_kept, moved)
     if options is not None:
-        supervisor = CheapCalculator("runs", "", lambda: pimlip_zoo.calculator(*runs))
-        frames = sample_pool(frames, supervisor, options)
+        level = CheapCalculator("runs", "", lambda: pimlip_zoo.calculator(*runs))
+        frames = sample_pool(frames, level, options)
     labelled = ensemble_labels(potentials, frames, scale=scale)
     if out.exists():
         raise InputError("another process wrote the file meanwhile", file=out, hint="give another --out")

@@ -16,14 +16,11 @@ class ExactBuffers(nn.Module):
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        exact = {
-            name: buffer
-            for name, buffer in self._buffers.items()
-            if buffer is not None and buffer.dtype == torch.float64
-        }
+        own = dict(self.named_buffers(recurse=False, remove_duplicate=False))
+        # All of to(), double(), cuda() of a module above end here, and nothing public stands between.
         super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype != torch.float64:
-                self._buffers[name] = buffer.to(moved.device)
+        for name, buffer in own.items():
+            moved: Tensor = getattr(self, name)
+            if buffer.dtype == torch.float64 and moved.dtype != torch.float64:
+                setattr(self, name, buffer.to(moved.device))
         return self

@@ -18,7 +18,7 @@ from pimlip_zoo.consistency.displacements import (
 )
 from pimlip_zoo.consistency.loss import ConsistencyLoss
 from pimlip_zoo.consistency.residuals import Residual, get_residual
-from pimlip_zoo.consistency.sampling import Sampling
+from pimlip_zoo.consistency.sampling import ConsistencySampling
 from pimlip_zoo.consistency.schedules import Constant, Decay, Schedule, WarmUp
 from pimlip_zoo.consistency.surface import Reads
 from pimlip_zoo.consistency.teacher import EmaTeacher
@@ -147,12 +147,12 @@ def build_weak_terms(
     for name in config.active.keys() - chosen.keys():
         log.info("weak loss %s is left out: it is for direct force heads", name)
     reads = _reads(chosen)
-    sampling = Sampling(
+    sampling = ConsistencySampling(
         build_displacements(config.perturbation, species),
         reads=reads,
         strain=RandomStrain(config.strain) if reads.strained else None,
         fraction=config.fraction,
-        pool=Pool(pool, config.unlabelled_batch_size) if pool else None,
+        pool=Pool(pool, config.unlabelled_batch_size, "weak.unlabelled") if pool else None,
         teacher=EmaTeacher(potential, config.teacher_decay) if config.teacher == "ema" else None,
         seed=seed,
     )

@@ -8,50 +8,13 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from pimlip_zoo.consistency.displacements import DISPLACEMENTS, DisplacementOptions
+from pimlip_zoo.consistency.older_options import LEFT, LEFT_SCHEDULES, OLD_ITERATIONS, without_left
 from pimlip_zoo.consistency.residuals import RESIDUALS
 from pimlip_zoo.consistency.surface import Detach
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.registry import BASELINE
 from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.weak_labels.config import WeakLabelsConfig
-
-_OLD_ITERATIONS = 3
-_Left = dict[str, tuple[tuple[Any, ...], str]]
-_LEFT: _Left = {
-    "denoising_stiffness": ((20.0,), "write weak.terms.denoising.options.stiffness"),
-    "ensemble": (((), []), "write weak.perturbation.ensemble, with benchmarks/weak/baselines installed"),
-}
-"""Option -> (what earlier versions wrote where it was not used, what to write now)."""
-_LEFT_SCHEDULES: _Left = dict.fromkeys(
-    ("power", "reference"), ((1.0, None), "a weight that follows the error gained nothing: write constant")
-)
-
-
-def _without_left(values: Any, left: _Left, place: str) -> Any:
-    """The table without what earlier versions wrote for options that have left, where it says nothing."""
-    if not isinstance(values, Mapping):
-        return values
-    for key, (said_nothing, hint) in left.items():
-        if key in values and values[key] not in said_nothing:
-            raise InputError("this option has left the package", key=f"{place}.{key}", hint=hint)
-    return {key: value for key, value in values.items() if key not in left}
-
-
-def _with_levels(values: Any) -> Any:
-    """The table with ``levels`` where it belongs: it is short for the recipe of that name."""
-    if not isinstance(values, Mapping) or "levels" not in values:
-        return values
-    others = {key: value for key, value in values.items() if key != "levels"}
-    labels = values.get("labels") or {}
-    if not isinstance(labels, Mapping):
-        return values
-    if labels.get("method", "levels") != "levels":
-        raise InputError(
-            f"levels are a recipe of their own, and {labels['method']} is another",
-            key="weak.levels",
-            hint="leave out weak.levels, or --weak and weak.labels.method",
-        )
-    return {**others, "labels": {**labels, "method": "levels", "levels": values["levels"]}}
 
 
 class ScheduleConfig(Section):
@@ -60,7 +23,7 @@ class ScheduleConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _read_older_versions(cls, values: Any) -> Any:
-        return _without_left(values, _LEFT_SCHEDULES, "weak.terms.NAME.schedule")
+        return without_left(values, LEFT_SCHEDULES, "weak.terms.NAME.schedule")
 
     name: Literal["constant", "warm_up", "decay"] = "constant"
     """What the weight is multiplied by over the run; docs/guide/consistency-losses.md has the formulae."""
@@ -108,7 +71,7 @@ class PerturbationConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _read_older_versions(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("iterations") == _OLD_ITERATIONS:
+        if isinstance(values, Mapping) and values.get("iterations") == OLD_ITERATIONS:
             # Earlier versions wrote this for every distribution; it is the default of those that have it.
             return {key: value for key, value in values.items() if key != "iterations"}
         return values
@@ -157,7 +120,7 @@ class WeakConfig(Section):
     def _fill_from_preset(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("preset"), str):
             values = merge_tables(weak_preset(values["preset"]), values)
-        return _without_left(_with_levels(values), _LEFT, "weak")
+        return without_left(_with_levels(values), LEFT, "weak")
 
     @model_validator(mode="after")
     def _terms_exist(self) -> WeakConfig:
@@ -176,7 +139,7 @@ class WeakConfig(Section):
     @model_validator(mode="after")
     def _given_structures_are_given(self) -> WeakConfig:
         labels = self.labels
-        if labels is None or not labels.recipe().samples or labels.pool.method != "given":
+        if labels is None or not labels.recipe().samples or not labels.pool.sampled.given:
             return self
         if self.unlabelled is None:
             raise InputError(
@@ -190,6 +153,23 @@ class WeakConfig(Section):
     def active(self) -> dict[str, TermConfig]:
         """Terms with a weight above zero."""
         return {name: term for name, term in self.terms.items() if term.weight > 0}
+
+
+def _with_levels(values: Any) -> Any:
+    """The table with ``levels`` where it belongs: it is short for the recipe of that name."""
+    if not isinstance(values, Mapping) or "levels" not in values:
+        return values
+    others = {key: value for key, value in values.items() if key != "levels"}
+    labels = values.get("labels") or {}
+    if not isinstance(labels, Mapping):
+        return values
+    if labels.get("method", "levels") != "levels":
+        raise InputError(
+            f"levels are a recipe of their own, and {labels['method']} is another",
+            key="weak.levels",
+            hint="leave out weak.levels, or --weak and weak.labels.method",
+        )
+    return {**others, "labels": {**labels, "method": "levels", "levels": values["levels"]}}
 
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {

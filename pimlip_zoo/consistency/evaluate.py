@@ -46,7 +46,7 @@ def evaluate_step(
             id(request.sampling): request.sampling for request in requests if request.sampling is not None
         }.values()
     )
-    if not samplings:
+    if not samplings:  # supervised terms alone: no copies
         return Evaluated(batch, potential(batch.graph, forces=forces, virial=virial), potential, None, step)
     if len(samplings) > 1:
         raise ValueError("the terms of a loss have to look at the same copies")
@@ -54,16 +54,20 @@ def evaluate_step(
     needs_first = reads is not None and sampling.displacements.needs_predictions
     draw = None
     if reads is None or needs_first:
+        # No term counts at this step, so that nothing is drawn; or displacements follow the predicted forces, and the
+        # labelled structures are evaluated alone before their copies are known.
         graph = trim_edges(batch.graph, potential.cutoff)
         wanted = virial or (reads is not None and ORIGIN in (reads.own | reads.target).virials)
         predictions = potential(graph, forces=forces or needs_first, virial=wanted)
         if reads is not None:
             draw = sampling.draw(potential, batch, step, predictions)
-    else:
+    else:  # the usual case: copies are drawn first, and those that need forces join the labelled structures
         draw = sampling.draw(potential, batch, step)
         predictions = _together(potential, batch, draw, reads, forces=forces, virial=virial)
     sampling.follow(potential, step)
-    if draw is not None and reads is not None:
+    if (
+        draw is not None and reads is not None
+    ):  # points that no forward has seen yet, the teacher's among them
         draw.surface.evaluate(reads, few_edges=FEW_EDGES)
     return Evaluated(batch, predictions, potential, None if draw is None else draw.surface, step)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.consistency.residuals import Residual
-from pimlip_zoo.consistency.sampling import Sampling
+from pimlip_zoo.consistency.sampling import ConsistencySampling
 from pimlip_zoo.consistency.schedules import Constant, Schedule
 from pimlip_zoo.consistency.surface import Detach, Surface
 from pimlip_zoo.graph import Batch
@@ -36,7 +36,7 @@ class ConsistencyLoss(LossTerm):
     def __init__(
         self,
         residual: Residual,
-        sampling: Sampling,
+        sampling: ConsistencySampling,
         *,
         weight: float = 1.0,
         unit: Unit = "lambda",

@@ -40,7 +40,7 @@ class Draw:
     """Around them."""
 
 
-class Sampling(nn.Module):
+class ConsistencySampling(nn.Module):
     """What the consistency losses of a run share.
 
     Args:

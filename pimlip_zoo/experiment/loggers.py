@@ -23,7 +23,7 @@ class LoggerKind:
     """One kind of logger of Lightning's."""
 
     packages: tuple[str, ...]
-    """Any of them has to be installed."""
+    """Any of them has to be installed; none: it needs no further one."""
     install: str
     """How to get it."""
     make: Callable[[Path], Any]
@@ -36,12 +36,40 @@ LOGGERS: Registry[LoggerKind] = Registry("logger", "pimlip_zoo.loggers")
 """By the name that ``--log`` takes."""
 
 
+def register_logger(
+    name: str, *, packages: Sequence[str] = (), install: str = "", hint: str = "train without it"
+) -> Callable[[Callable[[Path], Any]], Callable[[Path], Any]]:
+    """Decorator that makes a function of the run folder, which returns a logger of Lightning's, known under a name.
+
+    Args:
+        name: what ``--log`` takes.
+        packages: any of which has to be installed; none: it needs no further one.
+        install: how to get it.
+        hint: what to do when it cannot be opened.
+
+    Raises:
+        InputError: when another one has the name already.
+    """
+    return LOGGERS.registering(name, lambda make: LoggerKind(tuple(packages), install, make, hint))
+
+
+@register_logger(
+    "tensorboard",
+    packages=("tensorboard", "tensorboardX"),
+    install="pip install 'pimlip-zoo[tensorboard]'",
+)
 def _tensorboard(folder: Path) -> Any:
     from lightning.pytorch import loggers
 
     return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
 
 
+@register_logger(
+    "wandb",
+    packages=("wandb",),
+    install="pip install 'pimlip-zoo[wandb]'",
+    hint="run `wandb login`, or set WANDB_MODE=offline",
+)
 def _wandb(folder: Path) -> Any:
     """Its own variables name the project, the account and whether it is offline: WANDB_PROJECT, WANDB_MODE, ..."""
     from lightning.pytorch import loggers
@@ -50,6 +78,12 @@ def _wandb(folder: Path) -> Any:
     return loggers.WandbLogger(name=folder.resolve().name, project=project, save_dir=folder)
 
 
+@register_logger(
+    "mlflow",
+    packages=("mlflow",),
+    install="pip install 'pimlip-zoo[mlflow]'",
+    hint="look at MLFLOW_TRACKING_URI, or unset it",
+)
 def _mlflow(folder: Path) -> Any:
     """To MLFLOW_TRACKING_URI, or into the folder ``mlruns`` beside the runs.
 
@@ -86,20 +120,6 @@ def _folders_allowed(place: str) -> Iterator[None]:
         os.environ.pop(name, None)
 
 
-for _name, _kind in {
-    "tensorboard": LoggerKind(
-        ("tensorboard", "tensorboardX"), "pip install 'pimlip-zoo[tensorboard]'", _tensorboard
-    ),
-    "wandb": LoggerKind(
-        ("wandb",), "pip install 'pimlip-zoo[wandb]'", _wandb, "run `wandb login`, or set WANDB_MODE=offline"
-    ),
-    "mlflow": LoggerKind(
-        ("mlflow",), "pip install 'pimlip-zoo[mlflow]'", _mlflow, "look at MLFLOW_TRACKING_URI, or unset it"
-    ),
-}.items():
-    LOGGERS.add(_name, _kind, _kind.make)
-
-
 def logger_names(config: RunConfig) -> list[str]:
     """The loggers of a run, each once."""
     section = config.trainer
@@ -113,8 +133,8 @@ def check_loggers(names: Sequence[str]) -> None:
         InputError: for an unknown logger, or one that is not installed.
     """
     for name in names:
-        kind = LOGGERS.get(name)
-        if not any(find_spec(package) for package in kind.packages):
+        kind = LOGGERS.get(name, key="trainer.loggers")
+        if kind.packages and not any(find_spec(package) for package in kind.packages):
             raise InputError(
                 f"{' or '.join(kind.packages)} is not installed", key="trainer.loggers", hint=kind.install
             )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
 
 FILE = "stability.json"
 STARTS = 3
@@ -22,8 +25,8 @@ def measure_stability(
     tests: Sequence[str],
     *,
     ps: float,
+    calculator: Calculator,
     temperature: float = 300.0,
-    trust: bool = False,
 ) -> None:
     """Run dynamics at constant temperature from structures of each test set; the mean time is kept in the run folder.
 
@@ -34,13 +37,12 @@ def measure_stability(
         run: a run folder.
         tests: DATA specifications; three structures of each are started from.
         ps: longest time of each.
+        calculator: of the run.
         temperature: K.
-        trust: call the function that the run names as its cheap calculator.
 
     Raises:
         InputError: for a time that is no time.
     """
-    import pimlip_zoo
     from pimlip_zoo.datasets.frame import frame_to_atoms
     from pimlip_zoo.datasets.readers import load_frames
     from pimlip_zoo.deploy.md import MDSettings, run_md
@@ -51,7 +53,6 @@ def measure_stability(
     known = _read(run)
     times = dict(known.get("times", {})) if known.get("settings") == settings else {}
     steps = max(1, round(1e3 * ps / _TIMESTEP))
-    calculator = pimlip_zoo.calculator(run, trust=trust)
     for spec in tests:
         if spec in times:
             continue

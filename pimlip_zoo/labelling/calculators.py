@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pimlip_zoo.errors import InputError, did_you_mean
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.weak_labels.calculators import (
     CALCULATORS,
     as_calculator,
@@ -65,12 +65,8 @@ def find_labeller(name: str, *, memory: float | None = None) -> Labeller:
         )
     if ":" in name:
         return _imported(name)
-    known = CALCULATORS.all()
-    if name.partition("?")[0] not in known:
-        further = "further ones are pyscf:METHOD/BASIS, and MODULE:FACTORY of an ASE calculator"
-        raise InputError(
-            f"no calculator is called {name!r}", key=KEY, hint=f"{did_you_mean(name, known)}; {further}"
-        )
+    further = "; further ones are pyscf:METHOD/BASIS, and MODULE:FACTORY of an ASE calculator"
+    CALCULATORS.get(name.partition("?")[0], key=KEY, own=further)
     try:
         found = find_cheap_calculator(name, trust=True)
     except InputError as error:

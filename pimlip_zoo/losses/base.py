@@ -17,7 +17,7 @@ from pimlip_zoo.section import Section
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pimlip_zoo.consistency.sampling import Sampling
+    from pimlip_zoo.consistency.sampling import ConsistencySampling
     from pimlip_zoo.consistency.surface import Reads, Surface
 
 LEVEL_NAME = r"\w[\w.+-]*"
@@ -78,7 +78,7 @@ class Requests:
     """Forces of the labelled structures."""
     virial: bool = False
     """Virials of the labelled structures."""
-    sampling: Sampling | None = None
+    sampling: ConsistencySampling | None = None
     """Who chooses structures and displacements; terms with the same one see the same copies."""
     reads: Reads | None = None
     """Which copies are looked at; None: none at this step."""

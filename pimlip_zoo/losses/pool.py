@@ -12,16 +12,21 @@ from pimlip_zoo.graph import Batch, collate
 
 
 class Pool:
-    """Unlabelled structures, some of which every step looks at.
+    """Structures beside the labelled ones, some of which every step looks at.
 
     Args:
-        samples: graphs with lists as wide as the training's; their labels are not looked at.
+        samples: with lists as wide as the training's. Whether their labels are looked at is the loss's own matter.
         batch_size: structures per step.
+        key: of the configuration that named them, for the message where there are none.
     """
 
-    def __init__(self, samples: Sequence[Batch], batch_size: int) -> None:
+    def __init__(self, samples: Sequence[Batch], batch_size: int, key: str | None = None) -> None:
         if not samples:
-            raise InputError("there is no structure in it", key="weak.unlabelled")
+            raise InputError(
+                "there is no structure beside the labelled ones",
+                key=key,
+                hint="name some, or leave the loss out",
+            )
         self.samples, self.batch_size = samples, min(batch_size, len(samples))
 
     def draw(self, generator: torch.Generator) -> Batch:

@@ -28,7 +28,7 @@ Quantity = Literal["energy", "energy_per_atom", "forces", "stress"]
 """What can be labelled."""
 
 
-class Residuals(NamedTuple):
+class LabelErrors(NamedTuple):
     """Prediction minus label of one quantity, R rows."""
 
     error: Tensor
@@ -42,7 +42,7 @@ class Residuals(NamedTuple):
     """(R,) where labels are missing."""
 
 
-def residuals(quantity: Quantity, batch: Batch, predictions: Predictions) -> Residuals:
+def label_errors(quantity: Quantity, batch: Batch, predictions: Predictions) -> LabelErrors:
     """Prediction minus label of one quantity."""
     graph, labels = batch.graph, batch.labels
     name, column = _LABEL[quantity]
@@ -57,7 +57,7 @@ def residuals(quantity: Quantity, batch: Batch, predictions: Predictions) -> Res
         if quantity == "energy_per_atom":
             error = error / atom_counts(batch).unsqueeze(-1)
     missing = torch.isnan(getattr(labels, name)).reshape(len(error), -1).any(dim=1)
-    return Residuals(error, weight, factor, missing)
+    return LabelErrors(error, weight, factor, missing)
 
 
 _LABEL: dict[Quantity, tuple[str, int]] = {
@@ -133,7 +133,7 @@ class SupervisedTerm(LossTerm):
 
     def forward(self, evaluated: Evaluated) -> LossValue:
         """See :class:`LossTerm`."""
-        error, weight, factor, missing = residuals(self.quantity, evaluated.batch, evaluated.predictions)
+        error, weight, factor, missing = label_errors(self.quantity, evaluated.batch, evaluated.predictions)
         # Zeros and not a selection, which would have to wait for the number of its rows.
         error, weight = error.masked_fill(missing.unsqueeze(-1), 0.0), weight.masked_fill(missing, 0.0)
         if self.distance == "mse":

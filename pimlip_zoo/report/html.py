@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pimlip_zoo.files import write_text
-from pimlip_zoo.report.learning import Row, learning_curves
+from pimlip_zoo.report.learning import Row, learning_curves, loss_terms
 from pimlip_zoo.report.parity import Pairs, parity_figure
 from pimlip_zoo.report.physics import physics_figure, physics_rows, physics_text
 from pimlip_zoo.report.pictures import pictures
@@ -180,9 +180,10 @@ def _by_species(tests: Mapping[str, Mapping[str, Any]]) -> str:
 def _curve(rows: Sequence[Row]) -> str:
     if len(rows) < 2:
         return ""
-    return section(
-        "Learning curves", pictures(learning_curves(rows), "Validation errors and training loss by step")
-    )
+    images = pictures(learning_curves(rows), "Validation errors and training loss by step")
+    if (terms := loss_terms(rows)) is not None:
+        images += pictures(terms, "The terms of the loss, and what each is multiplied by, by step")
+    return section("Learning curves", images)
 
 
 def _parity(pairs: Mapping[str, Pairs], tests: Mapping[str, Mapping[str, Any]]) -> str:

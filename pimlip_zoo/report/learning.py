@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +40,12 @@ def learning_curves(rows: Sequence[Row]) -> Figure:
         finish(axis)
     steps, values = points(rows, "loss")
     axes[-1].plot(steps, values, lw=1.1, color="#b3541e", label="all")
-    for name, share in _terms(rows).items():
-        axes[-1].plot(*share, lw=0.8, label=name.replace("_", " "))
+    for number, (name, term) in enumerate(_terms(rows).items()):
+        seen = [point for point in term if point.share]
+        shares = [point.share for point in seen]
+        axes[-1].plot(
+            [point.step for point in seen], shares, lw=0.8, color=f"C{number}", label=_written(name)
+        )
     if len(axes[-1].lines) > 1:
         axes[-1].legend(frameon=False, fontsize=7)
     axes[-1].set_ylabel("training loss")
@@ -49,21 +53,68 @@ def learning_curves(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _terms(rows: Sequence[Row]) -> dict[str, tuple[list[float], list[float]]]:
-    """What each term adds to the loss, by step: value times weight times the factor of its schedule."""
-    shares: dict[str, tuple[list[float], list[float]]] = {}
+def loss_terms(rows: Sequence[Row]) -> Figure | None:
+    """Each term of the loss by itself, and what it is multiplied by; their products are in :func:`learning_curves`.
+
+    Args:
+        rows: of ``metrics.csv``.
+
+    Returns:
+        None where the rows tell of no terms.
+    """
+    from matplotlib.figure import Figure
+
+    terms = _terms(rows)
+    if not terms:
+        return None
+    figure = Figure(figsize=(10.0, 2.7), layout="constrained")
+    values, factors = figure.subplots(1, 2)
+    for number, (name, points) in enumerate(terms.items()):
+        look = {"color": f"C{number}", "lw": 1.1, "label": _written(name)}
+        seen = [point for point in points if point.value]  # a term whose factor is 0 is not evaluated
+        values.plot([point.step for point in seen], [point.value for point in seen], **look)
+        used = [point for point in points if point.weight * point.factor]
+        label = f"{_written(name)}: weight {points[-1].weight:g}"
+        products = [point.weight * point.factor for point in used]
+        factors.plot([point.step for point in used], products, **{**look, "label": label})
+    values.set_ylabel("value of the term")
+    factors.set_ylabel("weight × schedule")
+    for axis in (values, factors):
+        finish(axis)
+    # Beside the panels: within them it would lie on constant weights.
+    factors.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+class _Point(NamedTuple):
+    """A term of the loss at a step."""
+
+    step: float
+    value: float
+    weight: float
+    factor: float
+    """Of its schedule."""
+
+    @property
+    def share(self) -> float:
+        """What it adds to the loss."""
+        return self.value * self.weight * self.factor
+
+
+def _terms(rows: Sequence[Row]) -> dict[str, list[_Point]]:
+    """The terms by name, in the order in which the table first has them, with every row that tells all of one."""
+    terms: dict[str, list[_Point]] = {}
     for row in rows:
         for column in row:
             kind, _, name = column.partition("_")
-            if (
-                kind == "loss"
-                and name
-                and (share := row[column] * row[f"weight_{name}"] * row[f"factor_{name}"])
-            ):
-                steps, values = shares.setdefault(name, ([], []))
-                steps.append(row["step"])
-                values.append(share)
-    return shares
+            weight, factor = row.get(f"weight_{name}"), row.get(f"factor_{name}")
+            if kind == "loss" and name and weight is not None and factor is not None:
+                terms.setdefault(name, []).append(_Point(row["step"], row[column], weight, factor))
+    return terms
+
+
+def _written(term: str) -> str:
+    return term.replace("_", " ")
 
 
 def points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]:

@@ -19,7 +19,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Sampling(_Section):
+class SamplingOptions(_Section):
     """Where structures come from."""
 
     pool: str | None = None
@@ -81,7 +81,7 @@ class Rounds(_Section):
     """What ``rounds.yaml`` says."""
 
     out: Path = Path("rounds")
-    sample: Sampling
+    sample: SamplingOptions
     label: Labels
     select: Choosing = Choosing()
     train: dict[str, Any] = {}

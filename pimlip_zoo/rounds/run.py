@@ -196,9 +196,9 @@ def _sampled(rounds: Rounds, number: int, folder: Path) -> list[Frame]:
             stride=sample.stride,
             seed=rounds.seed + number,
         )
-        supervisor = find_cheap_calculator(name, trust=True)
+        level = find_cheap_calculator(name, trust=True)
         parts = folder / "sampling"  # trajectories are kept one by one
-        frames = labelled_pool(starts, supervisor, options, parts)
+        frames = labelled_pool(starts, level, options, parts)
         write_frames(path, frames)
         shutil.rmtree(parts)
     return [*FrameStore(path), *given]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.graph import Batch, Predictions
-from pimlip_zoo.losses.supervised import Quantity, residuals
+from pimlip_zoo.losses.supervised import Quantity, label_errors
 
 QUANTITIES: tuple[Quantity, ...] = ("energy", "energy_per_atom", "forces", "stress")
 
@@ -38,7 +38,7 @@ class ErrorStatistics:
         for quantity in QUANTITIES:
             if _is_missing(quantity, predictions, batch):
                 continue
-            found = residuals(quantity, batch, predictions)
+            found = label_errors(quantity, batch, predictions)
             error = found.error[~found.missing]
             absolute, square, count = self._sums[quantity]
             self._sums[quantity] = (

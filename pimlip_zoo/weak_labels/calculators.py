@@ -12,16 +12,15 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 from pydantic import PositiveFloat, PositiveInt
 
-from pimlip_zoo.errors import InputError, did_you_mean, reason_of
+from pimlip_zoo.errors import InputError, reason_of
 from pimlip_zoo.registry import Registered, Registry
 from pimlip_zoo.section import Section, parse_options
 from pimlip_zoo.yaml_file import parse_yaml
@@ -31,11 +30,9 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
 KEY = "weak.labels.calculator"
-_RUN, _PIN, _OF_RUN = "run:", "?content=", "run "
-_OTHER_RUN = "is not the run that the model was trained beside"
-_DEEPEST = 3
-_being_loaded: ContextVar[tuple[str, ...]] = ContextVar("runs beside each other", default=())
-"""Runs that are corrections to the next one: two checkpoints may name each other."""
+RUN, PIN, OF_RUN = "run:", "?content=", "run "
+"""How names and versions of runs begin, and what a name is followed by where the content is fixed."""
+OTHER_RUN = "is not the run that the model was trained beside"
 
 
 class CalculatorOptions(Section):
@@ -54,7 +51,11 @@ class CalculatorInfo(Registered):
     """Whether it may take charge and multiplicity into account; False: ions are refused."""
 
 
-CALCULATORS: Registry[CalculatorInfo] = Registry("calculator", "pimlip_zoo.calculators")
+CALCULATORS: Registry[CalculatorInfo] = Registry(
+    "calculator",
+    "pimlip_zoo.calculators",
+    own="; further ones are run:RUN, and MODULE:FACTORY of an ASE calculator",
+)
 
 
 def calculator(
@@ -161,6 +162,20 @@ class CheapCalculator(NamedTuple):
     """Whether that is known; False: it is said where structures state them."""
     by_name: bool = True
     """Whether its name says all of it, so that another process makes the same one."""
+    all_cores: bool = False
+    """Whether one evaluation uses all of them, so that further processes would gain nothing."""
+
+
+class FindTrained(Protocol):
+    """What makes a calculator of a trained potential, which the layers above know."""
+
+    def __call__(self, name: str, *, trust: bool) -> CheapCalculator:
+        """See :func:`find_cheap_calculator`."""
+        ...
+
+
+TRAINED: Registry[FindTrained] = Registry("trained calculator", None, ("pimlip_zoo.run_calculator",))
+"""By what names begin with."""
 
 
 def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
@@ -175,8 +190,8 @@ def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
     Raises:
         InputError: when there is none, the package that computes it is not installed, or it is not trusted.
     """
-    if name.startswith(_RUN):
-        return _run(name, trust=trust)
+    if name.startswith(RUN):
+        return TRAINED.get(RUN)(name, trust=trust)
     if not re.fullmatch(r"[\w.]+:[\w.]+", name):
         return _registered(name)
     if not trust:
@@ -195,14 +210,7 @@ def find_cheap_calculator(name: str, *, trust: bool = False) -> CheapCalculator:
 
 def _registered(text: str) -> CheapCalculator:
     name, _, given = text.partition("?")
-    known = CALCULATORS.all()
-    if name not in known:
-        raise InputError(
-            f"no calculator is called {name!r}",
-            key=KEY,
-            hint=f"{did_you_mean(name, known)}; further ones are run:RUN, and MODULE:FACTORY of an ASE calculator",
-        )
-    info = known[name]
+    info = CALCULATORS.get(name, key=KEY)
     values: dict[str, Any] = {}
     for part in given.split("&") if given else ():
         option, separator, value = part.partition("=")
@@ -225,16 +233,6 @@ def _registered(text: str) -> CheapCalculator:
             ) from error
 
     return CheapCalculator(f"{name}?{full}" if full else name, known_as, make, charged=info.charged)
-
-
-def _quiet(calculator: Calculator) -> Calculator:
-    """Of a run: that its model does not see charges is said once for all structures, not by each process."""
-    from pimlip_zoo.datasets.unseen import UnseenElectrons
-
-    unseen = getattr(calculator, "unseen", None)
-    if isinstance(unseen, UnseenElectrons):
-        unseen.said = True
-    return calculator
 
 
 @contextmanager
@@ -316,9 +314,9 @@ def package_version(name: str) -> str:
 
 def pinned(calculator: CheapCalculator) -> str:
     """The name of a calculator for a model file, which another run under the name of a run does not answer to."""
-    if not calculator.name.startswith(_RUN):
+    if not calculator.name.startswith(RUN):
         return calculator.name
-    return f"{calculator.name.partition(_PIN)[0]}{_PIN}{calculator.version.removeprefix(_OF_RUN)}"
+    return f"{calculator.name.partition(PIN)[0]}{PIN}{calculator.version.removeprefix(OF_RUN)}"
 
 
 def check_pin(calculator: CheapCalculator, kept: str | None) -> None:
@@ -332,41 +330,5 @@ def check_pin(calculator: CheapCalculator, kept: str | None) -> None:
         InputError: naming the run.
     """
     now = pinned(calculator)
-    if (
-        kept is not None
-        and _PIN in kept
-        and now.partition(_PIN)[0] == kept.partition(_PIN)[0]
-        and now != kept
-    ):
-        raise InputError(_OTHER_RUN, file=calculator.name.removeprefix(_RUN), key=KEY)
-
-
-def _run(name: str, *, trust: bool) -> CheapCalculator:
-    """A trained potential, as any program that uses this package would load it."""
-    import pimlip_zoo
-    from pimlip_zoo.files import content_hash, regular_file
-
-    run, _, pin = name.removeprefix(_RUN).partition(_PIN)
-    file = pimlip_zoo.checkpoint_file(run)
-    if not trust and file.suffix != ".ckpt":  # a native model is a program
-        raise InputError(
-            f"the model names {run}, which is no checkpoint",
-            hint="if you trust whoever made the files: --trust of eval and md, or trust=True in Python",
-        )
-    version = _OF_RUN + content_hash(regular_file(file))[:16]
-    if pin and version != f"{_OF_RUN}{pin}":
-        raise InputError(_OTHER_RUN, file=run, key=KEY)
-
-    def make() -> Calculator:
-        above = _being_loaded.get()
-        if len(above) == _DEEPEST:
-            raise InputError(
-                f"is a correction to {' to '.join(above[1:])}, and so on", file=above[0], key=KEY
-            )
-        before = _being_loaded.set((*above, run))
-        try:
-            return _quiet(pimlip_zoo.calculator(run))
-        finally:
-            _being_loaded.reset(before)
-
-    return CheapCalculator(name, version, make, known=False, by_name=False)
+    if kept is not None and PIN in kept and now.partition(PIN)[0] == kept.partition(PIN)[0] and now != kept:
+        raise InputError(OTHER_RUN, file=calculator.name.removeprefix(RUN), key=KEY)

@@ -55,7 +55,7 @@ class Distill(Recipe[DistillOptions]):
 
     def check(self, pool: PoolOptions) -> None:
         """Given structures are no place where a student could go."""
-        if pool.method == "given" and self.options.iterations > 1:
+        if pool.sampled.given and self.options.iterations > 1:
             raise InputError(
                 "further rounds sample with a student, and given structures are not sampled",
                 key="weak.labels.iterations",

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -29,12 +29,37 @@ from pimlip_zoo.weak_labels.pool_work import (
     made_anew,
     told_duration,
 )
-from pimlip_zoo.weak_labels.sampling import Sampling
+from pimlip_zoo.weak_labels.sampling import PoolSampling
 
 log = logging.getLogger("pimlip_zoo")
 
 Progress = Callable[[int, int], None]
 """Called with how much is done, and of how much."""
+
+
+class PoolMethod(NamedTuple):
+    """Where the structures of a pool come from."""
+
+    displaced: float
+    """Share of what is sampled by displacing atoms; the rest comes along dynamics."""
+    unread: tuple[str, ...] = ()
+    """Options of the pool that change nothing."""
+    given: bool = False
+    """Whether the unlabelled structures are taken as they are first; what they lack is sampled around them."""
+
+    def moving(self, structures: int) -> int:
+        """How many of so many sampled ones come along dynamics."""
+        return structures - int(self.displaced * structures)
+
+
+_DYNAMICS = ("temperatures", "timestep", "stride", "friction")
+METHODS = {
+    "md": PoolMethod(0.0, unread=("amplitudes",)),
+    "displaced": PoolMethod(1.0, unread=_DYNAMICS),
+    "both": PoolMethod(0.5),
+    "given": PoolMethod(1.0, unread=_DYNAMICS, given=True),
+}
+"""By what ``weak.labels.pool.method`` says."""
 
 
 class PoolOptions(Section):
@@ -62,9 +87,12 @@ class PoolOptions(Section):
 
     def unread(self) -> dict[str, str]:
         """Options that change nothing beside the others, and why."""
-        dynamics = ("temperatures", "timestep", "stride", "friction")
-        unread = {"md": ("amplitudes",), "displaced": dynamics, "both": (), "given": dynamics}[self.method]
-        return dict.fromkeys(unread, f"weak.labels.pool.method is {self.method}")
+        return dict.fromkeys(self.sampled.unread, f"weak.labels.pool.method is {self.method}")
+
+    @property
+    def sampled(self) -> PoolMethod:
+        """What the method means."""
+        return METHODS[self.method]
 
     def for_structures(self, starts: Sequence[Frame]) -> PoolOptions:
         """With a number of structures that follows those where sampling starts, unless it was given."""
@@ -94,19 +122,19 @@ _OTHERS = 0.5
 """Load above the number of cores from which it is said that they are shared."""
 
 
-def label_frames(frames: Sequence[Frame], supervisor: CheapCalculator) -> list[Frame]:
+def label_frames(frames: Sequence[Frame], level: CheapCalculator) -> list[Frame]:
     """The same structures with the calculator's energies and forces, and stress where they are crystals and it has it.
 
     Raises:
         InputError: when the calculator fails, or knows no charges and a structure has one; naming the structure.
     """
-    _check_electrons(frames, supervisor)
-    return Sampling(frames, supervisor, PoolOptions()).labels(range(len(frames)), lambda _: None)
+    _check_electrons(frames, level)
+    return PoolSampling(frames, level, PoolOptions()).labels(range(len(frames)), lambda _: None)
 
 
 def sample_pool(
     frames: Sequence[Frame],
-    supervisor: CheapCalculator,
+    level: CheapCalculator,
     options: PoolOptions,
     progress: Progress | None = None,
     unlabelled: Sequence[Frame] = (),
@@ -118,7 +146,7 @@ def sample_pool(
 
     Args:
         frames: where sampling starts.
-        supervisor: gives forces and labels.
+        level: the cheap calculator, which gives forces and labels.
         options: how.
         progress: is told how far it is.
         unlabelled: where sampling starts, too; with the method ``given`` they alone matter.
@@ -128,12 +156,12 @@ def sample_pool(
     """
     starts = _starts(frames, unlabelled, options)
     options = options.for_structures(starts)
-    return _Work(starts, supervisor, options, progress).sample(unlabelled)
+    return _Work(starts, level, options, progress).sample(unlabelled)
 
 
 def labelled_pool(
     frames: Sequence[Frame],
-    supervisor: CheapCalculator,
+    level: CheapCalculator,
     options: PoolOptions,
     folder: Path | None = None,
     progress: Progress | None = None,
@@ -146,7 +174,7 @@ def labelled_pool(
 
     Args:
         frames: where sampling starts.
-        supervisor: the calculator.
+        level: the cheap calculator.
         options: how structures are sampled.
         folder: of the cache; None: :func:`cache_folder`.
         progress: is told how far the sampling is.
@@ -155,27 +183,27 @@ def labelled_pool(
     starts = _starts(frames, unlabelled, options)
     options = options.for_structures(starts)
     many = (options.structures or 0) > _APART * len(options.temperatures)
-    key = _key(starts, supervisor, ["further parts" if many else "parts", options.model_dump(mode="json")])
+    key = _key(starts, level, ["further parts" if many else "parts", options.model_dump(mode="json")])
 
     def make(parts: Path) -> list[Frame]:
-        return _Work(starts, supervisor, options, progress, parts).sample(unlabelled)
+        return _Work(starts, level, options, progress, parts).sample(unlabelled)
 
-    return _cached(folder, supervisor, key, make)
+    return _cached(folder, level, key, make)
 
 
 def cached_labels(
     frames: Sequence[Frame],
-    supervisor: CheapCalculator,
+    level: CheapCalculator,
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Frame]:
     """:func:`label_frames`, from the cache where these structures have been labelled before."""
-    key = _key(frames, supervisor, "single points")
+    key = _key(frames, level, "single points")
 
     def make(parts: Path) -> list[Frame]:
-        return _Work(frames, supervisor, PoolOptions(structures=len(frames)), progress, parts).label()
+        return _Work(frames, level, PoolOptions(structures=len(frames)), progress, parts).label()
 
-    return _cached(folder, supervisor, key, make)
+    return _cached(folder, level, key, make)
 
 
 def corrections(frames: Sequence[Frame], calculator: str, *, trust: bool = False) -> list[Frame]:
@@ -195,12 +223,12 @@ def corrections(frames: Sequence[Frame], calculator: str, *, trust: bool = False
 
 
 def _cached(
-    folder: Path | None, supervisor: CheapCalculator, key: str, make: Callable[[Path], list[Frame]]
+    folder: Path | None, level: CheapCalculator, key: str, make: Callable[[Path], list[Frame]]
 ) -> list[Frame]:
     """The frames of a key; ``make`` is given the folder where it may keep parts of them meanwhile."""
     from pimlip_zoo.datasets.lmdb import FrameStore, write_store
 
-    path = (folder or cache_folder()) / f"{_safe(supervisor.name)}-{key[:20]}.lmdb"
+    path = (folder or cache_folder()) / f"{_safe(level.name)}-{key[:20]}.lmdb"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = path.with_suffix(".parts")
@@ -209,11 +237,9 @@ def _cached(
         except KeyboardInterrupt:
             log.info("the labels so far are kept in %s: the same command goes on there", parts)
             raise
-        write_store(
-            path, made, meta={"supervisor": supervisor.name, "supervisor_version": supervisor.version}
-        )
+        write_store(path, made, meta={"supervisor": level.name, "supervisor_version": level.version})
         forget(parts)
-    log.info("labels of %s: %s", supervisor.name, path)
+    log.info("labels of %s: %s", level.name, path)
     with made_anew(path):
         return list(FrameStore(path))
 
@@ -231,39 +257,39 @@ def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[-40:]
 
 
-def _check_electrons(frames: Sequence[Frame], supervisor: CheapCalculator) -> None:
+def _check_electrons(frames: Sequence[Frame], level: CheapCalculator) -> None:
     """Refuse ions where the calculator would label them as neutral without a word; say where it may."""
     found = next(((index, electrons) for index, f in enumerate(frames) if (electrons := stated(f))), None)
     if found is None:
         return
     index, electrons = found
     said = ", ".join(f"{key} {value}" for key, value in electrons.items())
-    if not supervisor.charged:
+    if not level.charged:
         raise InputError(
-            f"{supervisor.name} knows nothing of {said}",
+            f"{level.name} knows nothing of {said}",
             frame=index,
             key="weak.labels.calculator",
             hint="use one that does, such as gfn2, or leave these structures out",
         )
-    if supervisor.known:
+    if level.known:
         return
-    sees = getattr(supervisor.make(), "sees_electrons", None)
+    sees = getattr(level.make(), "sees_electrons", None)
     if sees is None:
         log.warning(
             "a structure states %s: whether %s takes it into account is its own matter (it finds it in atoms.info, and "
             "as initial charges and moments)",
-            *(said, supervisor.name),
+            *(said, level.name),
         )
     elif not sees:
         log.warning(
             "a structure states %s: the model of %s does not see it, and labels the geometry alone",
-            *(said, supervisor.name),
+            *(said, level.name),
         )
 
 
 def _starts(frames: Sequence[Frame], unlabelled: Sequence[Frame], options: PoolOptions) -> Sequence[Frame]:
     """Where sampling starts. Given structures are the same whichever of the others are labelled."""
-    return unlabelled if options.method == "given" else [*frames, *unlabelled]
+    return unlabelled if options.sampled.given else [*frames, *unlabelled]
 
 
 class _Work:
@@ -271,7 +297,7 @@ class _Work:
 
     Args:
         starts: where sampling starts, or what is labelled.
-        supervisor: the calculator.
+        level: the cheap calculator.
         options: with a number of structures.
         progress: is told how far it is.
         parts: folder for finished parts; None: they are not kept.
@@ -280,19 +306,19 @@ class _Work:
     def __init__(
         self,
         starts: Sequence[Frame],
-        supervisor: CheapCalculator,
+        level: CheapCalculator,
         options: PoolOptions,
         progress: Progress | None,
         parts: Path | None = None,
     ) -> None:
-        self.starts, self.supervisor, self.options = starts, supervisor, options
+        self.starts, self.level, self.options = starts, level, options
         self.progress, self.parts = progress, parts
-        self.sampling = Sampling(starts, supervisor, options)
+        self.sampling = PoolSampling(starts, level, options)
         self._done, self._processes = 0, 1
 
     def label(self) -> list[Frame]:
         """The structures as they are."""
-        _check_electrons(self.starts, self.supervisor)
+        _check_electrons(self.starts, self.level)
         self._estimate(len(self.starts), 1.0)
         chunks = range(0, len(self.starts), _AT_ONCE)
         return self._do([self._range("label", first, len(self.starts)) for first in chunks])
@@ -301,12 +327,12 @@ class _Work:
         """The structures of a pool."""
         if not self.starts:
             raise InputError("there is no structure to start from", key="weak.labels.pool")
-        _check_electrons(self.starts, self.supervisor)
+        _check_electrons(self.starts, self.level)
         total = self.options.structures or 0
-        moving = {"md": total, "both": total - total // 2}.get(self.options.method, 0)
-        self._estimate(total, 1.0 + moving / max(total, 1) * (self.options.stride - 1))
+        method = self.options.sampled
+        self._estimate(total, 1.0 + method.moving(total) / max(total, 1) * (self.options.stride - 1))
         pool: list[Frame] = []
-        if self.options.method == "given":
+        if method.given:
             order = np.random.default_rng(self.options.seed).permutation(len(unlabelled)).tolist()
             first = 0
             while first < len(order) and len(pool) < total:  # some fail: then further ones are asked for
@@ -315,7 +341,7 @@ class _Work:
                 pool += self._do([self._range("given", k, last, order) for k in chunks])
                 first = last
         left = total - len(pool)
-        moving = {"md": left, "both": left - left // 2}.get(self.options.method, 0)
+        moving = method.moving(left)
         parts: list[Part] = [
             self._range("displaced", first, left - moving) for first in range(0, left - moving, _AT_ONCE)
         ]
@@ -339,7 +365,7 @@ class _Work:
 
         if self._processes > 1 and self.parts is not None and len(parts) > 1:
             self.parts.mkdir(parents=True, exist_ok=True)
-            job = {"supervisor": self.supervisor.name, "options": self.options.model_dump(mode="json")}
+            job = {"supervisor": self.level.name, "options": self.options.model_dump(mode="json")}
             (self.parts / "job.json").write_text(json.dumps(job), encoding="utf-8")
             if not (self.parts / "starts.lmdb").exists():
                 write_store(self.parts / "starts.lmdb", self.starts)
@@ -368,14 +394,14 @@ class _Work:
         if seconds is None:
             return
         work = number * seconds
-        if work > _WORTH_SHARING and _elsewhere(self.supervisor):
+        if work > _WORTH_SHARING and _elsewhere(self.level):
             self._processes = cores()
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         busy = f" on {cores()} cores that others use, too" if load > cores() + _OTHERS else ""
         log.info(
             "weak labels of %s: about %s (%s structures, %.0f evaluations each, %.3g s an evaluation, %s%s); "
             "Ctrl-C keeps what is done, and the same command goes on there%s",
-            *(self.supervisor.name, told_duration(work / self._processes), f"{structures:,}"),
+            *(self.level.name, told_duration(work / self._processes), f"{structures:,}"),
             *(evaluations, seconds, _counted(self._processes), busy),
             _FEWER if work / self._processes > _LONG else "",
         )
@@ -430,12 +456,12 @@ def _along(temperatures: Sequence[float], structures: int) -> list[Part]:
     return parts
 
 
-def _elsewhere(supervisor: CheapCalculator) -> bool:
-    """Whether another process can make this calculator from its name."""
-    if supervisor.name.startswith("run:"):
+def _elsewhere(level: CheapCalculator) -> bool:
+    """Whether other processes can make this calculator from its name, and gain from it."""
+    if level.all_cores:
         return False
     try:
-        return find_cheap_calculator(supervisor.name, trust=True).version == supervisor.version
+        return find_cheap_calculator(level.name, trust=True).version == level.version
     except InputError:
         return False
 
@@ -449,17 +475,17 @@ def start_worker() -> None:
         job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         # The process that started this one has called the function already, where the name is that of one.
         work_for(job["supervisor"])
-        supervisor = find_cheap_calculator(job["supervisor"], trust=True)
+        level = find_cheap_calculator(job["supervisor"], trust=True)
         starts = list(FrameStore(folder / "starts.lmdb"))
-        sampling = Sampling(starts, supervisor, PoolOptions(**job["options"]))
+        sampling = PoolSampling(starts, level, PoolOptions(**job["options"]))
         return {}, answer_parts(folder, sampling.make)
 
     serve(prepare)
 
 
-def _key(frames: Sequence[Frame], supervisor: CheapCalculator, what: Any) -> str:
+def _key(frames: Sequence[Frame], level: CheapCalculator, what: Any) -> str:
     digest = hashlib.sha256()
-    digest.update(json.dumps([supervisor.name, supervisor.version, what], sort_keys=True).encode())
+    digest.update(json.dumps([level.name, level.version, what], sort_keys=True).encode())
     if any(frame.pbc.all() for frame in frames):
         digest.update(b"with stress")  # labels of crystals that were made before have none
     for frame in frames:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 from pimlip_zoo.datasets.frame import Frame
 from pimlip_zoo.errors import InputError
+from pimlip_zoo.files import replacing
 from pimlip_zoo.processes import Processes, Reply
 
 log = logging.getLogger("pimlip_zoo")
@@ -85,22 +85,17 @@ def _file(folder: Path, part: Part) -> Path:
 
 
 def _made(folder: Path, part: Part, do: Callable[[Part], list[Frame]]) -> list[Frame]:
-    """From its file, or done and written there under a temporary name first."""
+    """From its file, or done and written there."""
     from pimlip_zoo.datasets.lmdb import FrameStore, write_store
 
     file = _file(folder, part)
     if not file.exists():
+        made = do(part)
+        if not made:
+            return []
         folder.mkdir(parents=True, exist_ok=True)
-        begun = file.with_name(f"{os.getpid()}-{file.name}")
-        try:
-            made = do(part)
-            if not made:
-                return []
+        with replacing(file) as begun:  # a name of its own: two commands may come to the same part at a time
             write_store(begun, made)
-            begun.replace(file)
-        finally:
-            begun.unlink(missing_ok=True)
-            begun.with_name(f"{begun.name}-lock").unlink(missing_ok=True)
     with made_anew(file):
         return list(FrameStore(file))
 

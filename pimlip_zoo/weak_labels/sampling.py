@@ -34,17 +34,17 @@ class _State(NamedTuple):
     """(3, 3) eV/Å³; None where the structure is not periodic in all directions, or the calculator has none."""
 
 
-class Sampling:
+class PoolSampling:
     """Makes and labels structures.
 
     Args:
         starts: where sampling starts, or what is labelled.
-        supervisor: the calculator.
+        level: the cheap calculator.
         options: how structures are sampled.
     """
 
-    def __init__(self, starts: Sequence[Frame], supervisor: CheapCalculator, options: PoolOptions) -> None:
-        self.starts, self.supervisor, self.options = starts, supervisor, options
+    def __init__(self, starts: Sequence[Frame], level: CheapCalculator, options: PoolOptions) -> None:
+        self.starts, self.level, self.options = starts, level, options
         self._calculator: Calculator | None = None
         self._failure: Exception | None = None
 
@@ -52,7 +52,7 @@ class Sampling:
     def calculator(self) -> Calculator:
         """One for all structures of this process, but for those along dynamics."""
         if self._calculator is None:
-            self._calculator = self.supervisor.make()
+            self._calculator = self.level.make()
         return self._calculator
 
     def make(self, part: Part, report: Report) -> list[Frame]:
@@ -85,7 +85,7 @@ class Sampling:
             try:
                 state = _state(atoms)
             except Exception as error:
-                raise InputError(f"{self.supervisor.name} fails: {reason_of(error)}", frame=index) from error
+                raise InputError(f"{self.level.name} fails: {reason_of(error)}", frame=index) from error
             labelled.append(self._labelled(self.starts[index], state))
             report(len(labelled))
         return labelled
@@ -148,7 +148,7 @@ class Sampling:
         while len(pool) < count:
             frame = self.starts[int(rng.integers(len(self.starts)))]
             atoms = _atoms(frame)
-            atoms.calc = self.supervisor.make()
+            atoms.calc = self.level.make()
             # Single atoms and other structures without inner motion are sampled as they are.
             random_state = np.random.RandomState(int(rng.integers(2**31)))
             MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=random_state)
@@ -187,7 +187,7 @@ class Sampling:
     def _give_up(self, failures: int, count: int) -> None:
         if failures <= 50 + 20 * count:
             return
-        name = self.supervisor.name
+        name = self.level.name
         if self._failure is not None:
             raise InputError(
                 f"{name} fails at nearly every structure, at last with: {reason_of(self._failure)}",
@@ -207,7 +207,7 @@ class Sampling:
             forces=state.forces,
             stress=state.stress,
             weight=1.0,
-            info={"supervisor": self.supervisor.name, **info, **stated(frame)},
+            info={"supervisor": self.level.name, **info, **stated(frame)},
         )
 
 

@@ -14,7 +14,7 @@ from pimlip_zoo.consistency.evaluate import evaluate_step
 from pimlip_zoo.consistency.loss import ConsistencyLoss
 from pimlip_zoo.consistency.residuals import RESIDUALS, get_residual
 from pimlip_zoo.consistency.sampling import (
-    Sampling,
+    ConsistencySampling,
     choose_structures,
     join_unlabelled,
     random_unit,
@@ -534,7 +534,7 @@ def test_sums_and_counts_of_two_batches_are_those_of_both_together():
     frames[0] = replace(frames[0], weight=3.0)
     for name in ("taylor_augmentation", "anchor_trapezoid", "pitc_central", "noisy_labels"):
         one = get_residual(name)
-        term = ConsistencyLoss(one, Sampling(Towards(0.05, 0.1), reads=one.reads))
+        term = ConsistencyLoss(one, ConsistencySampling(Towards(0.05, 0.1), reads=one.reads))
         whole, *parts = (
             term(evaluate_step(model, batch_of(some, 4.6), [term]))
             for some in (frames, frames[:4], frames[4:])
@@ -561,6 +561,6 @@ def test_terms_of_a_step_get_the_same_copies():
     assert points <= evaluated.surface.copies.energy.keys()
     assert points <= evaluated.surface.copies.forces.keys()
     assert len({id(term.sampling) for term in terms}) == 1
-    other = Sampling(UniformCube(0.05))
+    other = ConsistencySampling(UniformCube(0.05))
     with pytest.raises(ValueError, match="the same copies"):
         evaluate_step(model, batch, [*terms, ConsistencyLoss(get_residual("pitc_central"), other)])

@@ -18,7 +18,7 @@ from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.evaluation import evaluate_run
 from pimlip_zoo.report.html import ReportData, render_report, write_report
-from pimlip_zoo.report.learning import learning_curves
+from pimlip_zoo.report.learning import learning_curves, loss_terms
 from pimlip_zoo.report.parity import load_pairs, parity_figure, parity_plot, save_pairs
 from pimlip_zoo.written import milli
 
@@ -175,6 +175,55 @@ def test_learning_curves_show_what_was_validated():
     axis = learning_curves(CURVE).axes[0]
     np.testing.assert_allclose(axis.lines[1].get_ydata(), [1000 / k for k in range(1, 6)])
     assert axis.get_yscale() == "log"
+
+
+def with_terms():
+    """Forces beside a consistency loss that warms up from nothing, as ``metrics.csv`` has them."""
+    rows = []
+    for number, row in enumerate(CURVE):
+        values = {"forces": 2.0 / row["step"], "pitc_central": 0.5 * number / row["step"]}
+        rows.append(row | {f"loss_{name}": value for name, value in values.items()})
+        rows[-1] |= {"weight_forces": 10.0, "factor_forces": 1.0}
+        rows[-1] |= {"weight_pitc_central": 0.3, "factor_pitc_central": 0.25 * number}
+    return rows
+
+
+def drawn(axis, label):
+    (line,) = [line for line in axis.lines if line.get_label().startswith(label)]
+    return line.get_xdata(), line.get_ydata()
+
+
+def test_each_term_of_the_loss_is_drawn_by_its_value_its_weight_with_the_schedule_and_its_share():
+    rows = with_terms()
+    values, factors = loss_terms(rows).axes
+    shares = learning_curves(rows).axes[-1]
+    steps = np.arange(10.0, 60.0, 10.0)
+    warming = 0.25 * np.arange(5)
+    for axis, forces, weak in (
+        (values, 2.0 / steps, 0.5 * np.arange(5) / steps),
+        (factors, np.full(5, 10.0), 0.3 * warming),
+        (shares, 20.0 / steps, 0.15 * np.arange(5) * warming / steps),
+    ):
+        np.testing.assert_allclose(drawn(axis, "forces"), (steps, forces), rtol=1e-14)
+        # Where the schedule is 0, the term is not evaluated.
+        np.testing.assert_allclose(drawn(axis, "pitc central"), (steps[1:], weak[1:]), rtol=1e-14)
+    colours = [
+        {line.get_label().split(":")[0]: line.get_color() for line in axis.lines} for axis in (values, shares)
+    ]
+    assert colours[0].items() <= colours[1].items()
+    assert [text.get_text() for text in factors.get_legend().get_texts()] == [
+        "forces: weight 10",
+        "pitc central: weight 0.3",
+    ]
+    page = render_report(ReportData(name="run", curve=rows))
+    assert "The terms of the loss, and what each is multiplied by" in page
+
+
+def test_terms_without_their_weights_as_earlier_versions_wrote_them_are_not_drawn():
+    rows = [row | {"loss_forces": 0.1} for row in CURVE]
+    assert loss_terms(rows) is None
+    assert [line.get_label() for line in learning_curves(rows).axes[-1].lines] == ["all"]
+    assert "The terms of the loss" not in render_report(ReportData(name="run", curve=rows))
 
 
 def test_a_parity_plot_says_the_errors_of_its_points_or_those_that_it_is_given():

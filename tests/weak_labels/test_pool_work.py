@@ -1,17 +1,21 @@
 """Long labelling: an estimate first, what is done is kept, several processes give what one gives."""
 
 import logging
+import os
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from pimlip_zoo.datasets.builtin import load_builtin
 from pimlip_zoo.datasets.frame import Frame
+from pimlip_zoo.datasets.lmdb.writer import _claim, partial_path
 from pimlip_zoo.errors import InputError
 from pimlip_zoo.experiment import stages
 from pimlip_zoo.weak_labels import pool
 from pimlip_zoo.weak_labels.calculators import CheapCalculator, find_cheap_calculator
 from pimlip_zoo.weak_labels.pool import PoolOptions, _along, cached_labels, labelled_pool
+from pimlip_zoo.weak_labels.pool_work import _made
 
 EMT = find_cheap_calculator("emt")
 
@@ -162,7 +166,7 @@ def test_what_another_process_cannot_label_is_said(crystals, tmp_path, monkeypat
 def test_a_calculator_that_no_other_process_can_make_is_not_shared():
     assert pool._elsewhere(EMT)
     assert not pool._elsewhere(EMT._replace(version="another"))
-    assert not pool._elsewhere(EMT._replace(name="run:runs/one"))
+    assert not pool._elsewhere(EMT._replace(all_cores=True))
     assert not pool._elsewhere(EMT._replace(name="strange"))
 
 
@@ -209,7 +213,7 @@ def test_every_trajectory_of_a_pool_has_a_number_of_its_own(structures, temperat
 
 def test_a_large_pool_that_an_earlier_version_made_is_not_taken_from_the_cache(tmp_path, monkeypatch):
     keys = []
-    monkeypatch.setattr(pool, "_cached", lambda _folder, _supervisor, key, _make: keys.append(key))
+    monkeypatch.setattr(pool, "_cached", lambda _folder, _level, key, _make: keys.append(key))
     frames = [Frame(numbers=np.array([29]), positions=np.zeros((1, 3)))]
     for structures in (3_000, 3_001):
         for apart in (1_000, 10_000):  # as if the limit were another one
@@ -217,3 +221,29 @@ def test_a_large_pool_that_an_earlier_version_made_is_not_taken_from_the_cache(t
             labelled_pool(frames, EMT, PoolOptions(structures=structures), tmp_path)
     assert keys[0] == keys[1]
     assert keys[2] != keys[3]
+
+
+@pytest.mark.parametrize(("method", "moving"), [("md", 7), ("displaced", 0), ("both", 4), ("given", 0)])
+def test_each_method_of_a_pool_says_what_comes_along_dynamics_and_what_it_does_not_read(method, moving):
+    options = PoolOptions(method=method)
+    assert pool.METHODS.keys() == set(get_args(PoolOptions.model_fields["method"].annotation))
+    assert options.sampled.moving(7) == moving
+    assert ("amplitudes" in options.unread()) == (moving == 7)
+    assert ("stride" in options.unread()) == (moving == 0)
+
+
+def test_a_part_that_two_commands_make_at_a_time_is_there_and_nothing_beside_it(crystals, tmp_path):
+    part = {"kind": "label", "number": 0, "count": 1}
+    begun = partial_path(tmp_path / "part-label-00000.lmdb")
+
+    def do(_part):
+        begun.touch()
+        other.append(_claim(begun))
+        return crystals[:1]
+
+    other = []
+    (made,) = _made(tmp_path, part, do)
+    os.close(other.pop())
+    begun.unlink()
+    assert np.array_equal(made.positions, crystals[0].positions)
+    assert [path.name for path in tmp_path.iterdir()] == ["part-label-00000.lmdb"]

@@ -622,8 +622,8 @@ def test_an_imported_potential_supervises_as_any_run_does(tmp_path, method):
     options = {"model.name": "mace", "model.channels": 4, "model.l_max": 1, "model.correlation": 2}
     foundation = prepare(load_config(None, settings(tmp_path, None, **options))).potential
     write_run(foundation, tmp_path / "foundation", {"imported": "foundation.model", "head": None})
-    supervisor = ("weak.labels.calculator", f"run:{tmp_path / 'foundation'}")
-    experiment = prepare_run(load_config(None, [*settings(tmp_path, method), supervisor]))
+    level = ("weak.labels.calculator", f"run:{tmp_path / 'foundation'}")
+    experiment = prepare_run(load_config(None, [*settings(tmp_path, method), level]))
     assert train_run(experiment, tmp_path / "run").steps == 4
     assert type(experiment.potential.model).__name__ == "NequIP"
     (pool,) = [s for s in (tmp_path / "cache").glob("*.lmdb") if len(FrameStore(s)) == 6]

@@ -278,8 +278,8 @@ def test_a_calculator_has_options_that_are_part_of_its_name_where_they_are_not_t
     molecule = load_builtin("ethanol-gfn2")[:1]
     calls = []
 
-    def counted(supervisor):
-        return supervisor._replace(make=lambda: calls.append(supervisor.name) or supervisor.make())
+    def counted(level):
+        return level._replace(make=lambda: calls.append(level.name) or level.make())
 
     fine, coarse = (cached_labels(molecule, counted(one), tmp_path)[0] for one in (same, rough))
     assert 0 < abs(fine.energy - coarse.energy) < 1e-2

@@ -29,6 +29,7 @@ from pimlip_zoo.compiled.kernels.product.cpu import cpu_edge_product
 from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
 from pimlip_zoo.errors import InputError, did_you_mean
 from pimlip_zoo.graph import AtomGraph
+from pimlip_zoo.registry import Registry
 
 ENVIRONMENT = "PIMLIP_ZOO_KERNELS"
 BACKENDS = ("auto", "reference", "scatter", "cpu", "triton", "cueq")
@@ -42,7 +43,7 @@ Kernels = TypeVar("Kernels")
 
 
 @dataclass(frozen=True)
-class Backends:
+class CompiledOperation:
     """Who computes an operation besides plain torch: of each backend, what makes the kernels of one form."""
 
     cpu: Callable[..., KernelLibrary]
@@ -50,15 +51,77 @@ class Backends:
     cueq: Callable[..., Tensor] | None = None
     """No kernels to be had, but the operation itself."""
 
+    def backend(self, *tensors: Tensor, cpu_only: bool = False, nothing: bool = False) -> str:
+        """What computes the operation on these tensors: reference, or one of the backends that have kernels for it.
 
-OPERATIONS = {
-    "convolve": Backends(cpu_convolution, triton_convolution, cueq.convolve),
-    "multiply_edges": Backends(cpu_edge_product, triton_edge_product, cueq.multiply_edges),
-    "contract": Backends(cpu_polynomial, triton_polynomial, cueq.contract),
-    "perceptron": Backends(mlp.cpu_mlp),
-    "embed_edges": Backends(embedding.cpu_embedding),
-}
-"""Everything that has kernels, by the function here that computes it."""
+        A backend that is chosen by name but has no kernel for the operation leaves it to what ``auto`` would take.
+
+        Args:
+            tensors: that are computed with, one at least.
+            cpu_only: backends besides the compiled one have no kernel for this form.
+            nothing: no kernel is needed, or there is none.
+
+        Raises:
+            InputError: for a backend that cannot compute where these tensors are.
+        """
+        name, device = chosen_backend(), tensors[0].device
+        if nothing or name in _IN_TORCH or not _plain(*tensors):
+            return "reference"
+        covered = not cpu_only and name in ("triton", "cueq") and getattr(self, name) is not None
+        if name == "triton" and covered and device.type == "cpu" and not launch.interpreted():
+            raise InputError(
+                "triton computes on GPUs and got a tensor on the CPU",
+                key=ENVIRONMENT,
+                hint="move the model to the GPU, use auto, or set TRITON_INTERPRET=1 to test",
+            )
+        if name == "cueq" and any(t.numel() == 0 for t in tensors):
+            return "reference"  # its fallback knows no empty operands
+        if covered:
+            return name
+        return "cpu" if device.type == "cpu" else "reference"
+
+    def kernels(self, backend: str, *form: Any) -> Any:
+        """What computes this form by a backend, or None where that is plain torch."""
+        if backend == "reference":
+            return None
+        make: Callable[..., Any] = getattr(self, backend)
+        return make(*form) if backend == "triton" else or_reference(lambda: make(*form).prepared())
+
+
+OPERATIONS: Registry[CompiledOperation] = Registry("compiled operation", None)
+"""Everything that has kernels; nobody chooses one by its name: who calls it imports it."""
+
+
+def compiled_operation(
+    name: str,
+    *,
+    cpu: Callable[..., KernelLibrary],
+    triton: Callable[..., Any] | None = None,
+    cueq: Callable[..., Tensor] | None = None,
+) -> CompiledOperation:
+    """Make an operation known beside its kernels, here or in another package.
+
+    Args:
+        name: what it is called.
+        cpu: from a form to its kernels in C.
+        triton: from a form to its kernels for GPUs.
+        cueq: the operation itself, by cuEquivariance.
+
+    Raises:
+        InputError: when another one has the name already.
+    """
+    found = CompiledOperation(cpu, triton, cueq)
+    OPERATIONS.add(name, found, cpu)
+    return found
+
+
+_CONVOLVE = compiled_operation("convolve", cpu=cpu_convolution, triton=triton_convolution, cueq=cueq.convolve)
+_MULTIPLY_EDGES = compiled_operation(
+    "multiply_edges", cpu=cpu_edge_product, triton=triton_edge_product, cueq=cueq.multiply_edges
+)
+_CONTRACT = compiled_operation("contract", cpu=cpu_polynomial, triton=triton_polynomial, cueq=cueq.contract)
+_PERCEPTRON = compiled_operation("perceptron", cpu=mlp.cpu_mlp)
+_EMBED_EDGES = compiled_operation("embed_edges", cpu=embedding.cpu_embedding)
 
 
 class EdgeProductLike(Protocol):
@@ -165,10 +228,10 @@ def convolve(
     Returns:
         (N, K_out, C).
     """
-    backend = _backend("convolve", x, harmonics, weights, cpu_only=bool(form.widths), nothing=not form.terms)
+    backend = _CONVOLVE.backend(x, harmonics, weights, cpu_only=bool(form.widths), nothing=not form.terms)
     if backend == "cueq":
         return cueq.convolve(form, x, harmonics, weights, edge_index)
-    sums = _kernels("convolve", backend, form, int(x.shape[2]), x.dtype)
+    sums = _CONVOLVE.kernels(backend, form, int(x.shape[2]), x.dtype)
     if sums is None:
         return reference(x, harmonics, weights, edge_index)
     edges = edge_lists(edge_index, int(x.shape[0]))
@@ -188,10 +251,10 @@ def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, 
         (E, K_out, C).
     """
     form = (module.entries, module.dim_in, module.dim_out)
-    backend = _backend("multiply_edges", features, matrices, nothing=not module.entries)
+    backend = _MULTIPLY_EDGES.backend(features, matrices, nothing=not module.entries)
     if backend == "cueq":
         return cueq.multiply_edges(*form, features, matrices, centre)
-    kernels = _kernels("multiply_edges", backend, *form, int(features.shape[2]), features.dtype)
+    kernels = _MULTIPLY_EDGES.kernels(backend, *form, int(features.shape[2]), features.dtype)
     if kernels is None:
         return module.reference(features, matrices, centre)
     edges = edge_lists(centre, int(matrices.shape[0]))
@@ -212,8 +275,8 @@ def perceptron(
     Returns:
         (rows, sizes[-1]).
     """
-    backend = _backend("perceptron", x, *weights, nothing=form is None)
-    kernels = _kernels("perceptron", backend, form, x.dtype)
+    backend = _PERCEPTRON.backend(x, *weights, nothing=form is None)
+    kernels = _PERCEPTRON.kernels(backend, form, x.dtype)
     return reference(x) if kernels is None else mlp.mlp(kernels, x.contiguous(), weights)
 
 
@@ -236,10 +299,10 @@ def contract(
     Returns:
         (N, K_out, C).
     """
-    backend = _backend("contract", x, coefficients, nothing=not form.terms)
+    backend = _CONTRACT.backend(x, coefficients, nothing=not form.terms)
     if backend == "cueq":
         return cueq.contract(form, x, coefficients, species)
-    kernels = _kernels("contract", backend, form, int(x.shape[2]), x.dtype)
+    kernels = _CONTRACT.kernels(backend, form, int(x.shape[2]), x.dtype)
     if kernels is None:
         return reference(x, coefficients, species)
     return polynomial.polynomial(kernels, reference, x.contiguous(), coefficients.contiguous(), species)
@@ -256,22 +319,14 @@ def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tup
     Returns:
         (E, B), (E, (l_max + 1)²).
     """
-    backend = _backend("embed_edges", vectors, nothing=module.form is None)
-    kernels = _kernels("embed_edges", backend, module.form, vectors.dtype)
+    backend = _EMBED_EDGES.backend(vectors, nothing=module.form is None)
+    kernels = _EMBED_EDGES.kernels(backend, module.form, vectors.dtype)
     if kernels is None:
         return module.reference(vectors, graph)
     inverse = module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)
     return embedding.embed(
         kernels, lambda v: module.reference(v, graph), vectors.contiguous(), inverse.contiguous()
     )
-
-
-def _kernels(operation: str, backend: str, *form: Any) -> Any:
-    """What computes this form by a backend, or None where that is plain torch."""
-    if backend == "reference":
-        return None
-    make: Callable[..., Any] = getattr(OPERATIONS[operation], backend)
-    return make(*form) if backend == "triton" else or_reference(lambda: make(*form).prepared())
 
 
 def _checked(name: str, key: str) -> str:
@@ -282,28 +337,6 @@ def _checked(name: str, key: str) -> str:
     ):
         raise InputError(f"{name} is {text}", key=key, hint="use auto")
     return name
-
-
-def _backend(operation: str, *tensors: Tensor, cpu_only: bool = False, nothing: bool = False) -> str:
-    """What computes an operation on these tensors: reference, or one of the backends that have kernels for it.
-
-    A backend that is chosen by name but has no kernel for the operation leaves it to what ``auto`` would take.
-    """
-    name, device = chosen_backend(), tensors[0].device
-    if nothing or name in _IN_TORCH or not _plain(*tensors):
-        return "reference"
-    covered = not cpu_only and name in ("triton", "cueq") and getattr(OPERATIONS[operation], name) is not None
-    if name == "triton" and covered and device.type == "cpu" and not launch.interpreted():
-        raise InputError(
-            "triton computes on GPUs and got a tensor on the CPU",
-            key=ENVIRONMENT,
-            hint="move the model to the GPU, use auto, or set TRITON_INTERPRET=1 to test",
-        )
-    if name == "cueq" and any(t.numel() == 0 for t in tensors):
-        return "reference"  # its fallback knows no empty operands
-    if covered:
-        return name
-    return "cpu" if device.type == "cpu" else "reference"
 
 
 def _plain(*tensors: Tensor) -> bool:

@@ -172,6 +172,7 @@ _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def edge_lists(edge_index: Tensor, num_nodes: int) -> EdgeLists:
     """The lists of this tensor; made once for as long as it lives unchanged."""
     known = _known.get(edge_index)
+    # Its version counts writes in place, which nothing public tells: a graph's edges may be filled in again.
     if known is not None and known[0] == (edge_index._version, num_nodes):  # noqa: SLF001
         lists: EdgeLists = known[1]
         return lists

@@ -98,6 +98,7 @@ def row_tiles(rows: int, species: Tensor | None = None) -> RowTiles:
     if species is None:
         return RowTiles(rows) if watchers() else _plain_tiles(rows)
     known = _known.get(species)
+    # Its version counts writes in place, which nothing public tells: the same tensor may hold other species.
     if known is not None and known[0] == species._version:  # noqa: SLF001
         tiles: RowTiles = known[1]
         return tiles

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# Of every call of torch only a dispatch mode tells, and its arguments are trees; torch's notes on extending it say so.
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -383,6 +385,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _storage(tensor: Tensor) -> int:
+    # Which storage it is: the public address of one without numbers is nothing.
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
 
 

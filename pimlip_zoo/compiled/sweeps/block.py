@@ -130,7 +130,8 @@ def blocks(*targets: Any) -> Callable[[_Made], _Made]:
 
 
 def listed(parameters: nn.ParameterList) -> tuple[nn.Parameter, ...]:
-    """The elements of a list, without the work of its iterator."""
+    """The elements of a list."""
+    # Its iterator makes each name again, at every step.
     return tuple(parameters._parameters.values())  # type: ignore[arg-type]  # noqa: SLF001
 
 
@@ -142,6 +143,7 @@ def joined(parameters: Sequence[Tensor]) -> Tensor:
 
 def parted(numbers: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Numbers one after the other in the shapes of these."""
+    # Likewise.
     return tuple(torch._C._nn.unflatten_dense_tensors(numbers, list(parameters)))  # noqa: SLF001
 
 

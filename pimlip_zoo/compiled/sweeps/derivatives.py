@@ -134,4 +134,5 @@ class _Structures(torch.autograd.Function):
 
 
 def _versions(parameters: Sequence[Tensor]) -> list[int]:
+    # Writes in place, such as an optimiser's step; only tensors that autograd saves are watched by torch itself.
     return [p._version for p in parameters]  # noqa: SLF001

@@ -75,6 +75,7 @@ class LocalTracer(fx.Tracer):
         made: nn.Module = object.__new__(hooked)
         made.__dict__.update(vars(module))
         self._stand_in[module], self._original[made] = made, module
+        # A stand-in has children of its own; named_children is silent of those that are None.
         made.__dict__["_modules"] = {
             name: None if child is None else self._made(child)
             for name, child in module._modules.items()  # noqa: SLF001

@@ -286,7 +286,7 @@ def test_without_triton_its_name_is_refused():
 
 def test_triton_is_chosen_by_name_only():
     tensor = torch.zeros(2, device="meta")  # neither on the CPU nor anything that could be computed with
-    assert dispatch._backend("convolve", tensor) == "reference"
+    assert dispatch.OPERATIONS.get("convolve").backend(tensor) == "reference"
 
 
 @pytest.mark.gpu
@@ -294,6 +294,6 @@ def test_triton_is_chosen_by_name_only():
 def test_on_a_gpu_triton_works_by_name():
     tensor = torch.zeros(2, device=device)
     assert launch.works_on(tensor.device) is None
-    assert dispatch._backend("convolve", tensor) == "reference"
+    assert dispatch.OPERATIONS.get("convolve").backend(tensor) == "reference"
     with use_kernels("triton"):
-        assert dispatch._backend("convolve", tensor) == "triton"
+        assert dispatch.OPERATIONS.get("convolve").backend(tensor) == "triton"

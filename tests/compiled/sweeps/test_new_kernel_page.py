@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pimlip_zoo.cli import app
+from pimlip_zoo.compiled.kernels import compiled_operation, use_kernels
+from pimlip_zoo.compiled.kernels.dispatch import OPERATIONS
+from pimlip_zoo.compiled.kernels.watch import watched_by
 from pimlip_zoo.compiled.sweeps.describe import described
 from pimlip_zoo.datasets.neighbours import frame_to_sample
+from pimlip_zoo.errors import InputError
 from pimlip_zoo.models.base import AtomicEnergyModel, ModelConfig
 from pimlip_zoo.models.potential import Potential
 from pimlip_zoo.nn.edges import EdgeEmbedding
@@ -24,10 +29,12 @@ SPECIES = ("H", "C", "O")
 
 @pytest.fixture(scope="module")
 def names():
-    found = {}
+    """What the page defines; the operation that it registers is forgotten afterwards."""
+    found, before = {}, dict(OPERATIONS._items)
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
         exec(compile(block, str(PAGE), "exec"), found)
-    return found
+    yield found
+    OPERATIONS._items = before
 
 
 class Pair(AtomicEnergyModel):
@@ -100,6 +107,35 @@ def test_the_operation_of_the_page_has_derivatives_of_every_order(names):
         return torch.autograd.grad(z, (x, a), torch.cos(z), create_graph=True)
 
     assert torch.autograd.gradgradcheck(gradient, (x, a))
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_compiled_operation_of_the_page_is_registered_from_outside_and_computes(names, dtype):
+    assert OPERATIONS.get("bend") is names["BEND"]
+    torch.manual_seed(0)
+    x, a = torch.randn(7, 5, dtype=dtype, requires_grad=True), torch.randn(5, dtype=dtype, requires_grad=True)
+    calls = []
+    with watched_by(SimpleNamespace(called=calls.append)):
+        compiled = names["compiled_bend"](x, a)
+    (call,) = calls
+    assert call.library is names["cpu_bend"](5, dtype)
+    exact = 1e-14 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(compiled, x + a * x**3, rtol=exact, atol=exact)
+    with use_kernels("reference"):
+        plain = names["compiled_bend"](x, a)
+    assert torch.equal(plain, x + a * x**3)
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(names["compiled_bend"], (x, a))
+        assert torch.autograd.gradgradcheck(names["compiled_bend"], (x, a))
+
+
+def test_another_operation_of_the_same_name_is_refused(names):
+    def other(channels, dtype):
+        return names["CpuBend"](channels, dtype)
+
+    with pytest.raises(InputError, match="two compiled operations are called 'bend'"):
+        compiled_operation("bend", cpu=other)
 
 
 def test_a_layer_without_a_block_is_left_to_autograd():
