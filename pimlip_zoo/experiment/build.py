@@ -244,6 +244,11 @@ def replay_term(config: RunConfig, potential: Potential, frames: Sequence[Frame]
         else displaced_copies(frames, section.replay or 0, config.seed)
     )
     samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in chosen]
+    if len(samples) < section.replay_batch and "replay_batch" in section.model_fields_set:
+        log.warning(
+            "finetune.replay_batch: there are %d structures, so %d are looked at in a step, not %d",
+            *(len(samples), len(samples), section.replay_batch),
+        )
     weighted = any((frame.weight, frame.label_weights) != (1.0, EVEN) for frame in chosen)
     if weighted and isinstance(section.replay, str):
         log.warning("%s: weights of structures are not looked at, all are replayed alike", section.replay)

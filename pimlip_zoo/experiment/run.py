@@ -203,7 +203,7 @@ def training_module(
     if config.finetune.lora is not None:
         adapters = Adapters(experiment.potential, config.finetune.lora, config.seed)
         log.info(
-            "low-rank updates of %d maps: %d numbers are trained in the place of %d weights",
+            "low-rank updates of %d maps: %d numbers are trained, all %d weights stay as they are",
             len(adapters.maps),
             adapters.count,
             sum(weight.numel() for weight in experiment.potential.model.parameters()),

@@ -293,6 +293,12 @@ def test_weights_of_structures_to_replay_are_said_to_be_ignored(bases, tmp_path,
     assert ("weights of structures are not looked at" in caplog.text) == bool(weights)
 
 
+@pytest.mark.parametrize(("options", "said"), [((), False), (("finetune.replay_batch=3",), True)])
+def test_a_batch_of_more_structures_than_are_replayed_is_said_to_be_cut(bases, caplog, options, said):
+    training_module(prepared(bases["mace"], "finetune.replay=1", *options))
+    assert ("there are 1 structures, so 1 are looked at in a step, not 3" in caplog.text) == said
+
+
 def test_what_is_replayed_is_zero_at_the_start_and_keeps_what_was_known(bases, tmp_path):
     rate = "optimizer.lr=0.01"
     ready = prepared(bases["mace"], rate, "finetune.replay=4")
