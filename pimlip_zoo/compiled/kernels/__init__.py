@@ -2,24 +2,22 @@
 
 from pimlip_zoo.compiled.kernels.contexts import plain_torch
 from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
+from pimlip_zoo.compiled.kernels.convolution.operation import convolve
 from pimlip_zoo.compiled.kernels.convolution.reference import ReferenceConvolution, reference_convolution
 from pimlip_zoo.compiled.kernels.dispatch import (
     available_backends,
     chosen_backend,
     compiled_for,
     compiled_operation,
-    contract,
-    convolve,
-    embed_edges,
-    multiply_edges,
     or_reference,
-    perceptron,
     use_kernels,
 )
-from pimlip_zoo.compiled.kernels.embedding import EmbeddingForm
+from pimlip_zoo.compiled.kernels.embedding import EmbeddingForm, embed_edges
 from pimlip_zoo.compiled.kernels.forks import one_thread_after_fork
-from pimlip_zoo.compiled.kernels.mlp import MLPForm
+from pimlip_zoo.compiled.kernels.mlp import MLPForm, perceptron
 from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm
+from pimlip_zoo.compiled.kernels.polynomial.operation import contract
+from pimlip_zoo.compiled.kernels.product.operation import multiply_edges
 from pimlip_zoo.compiled.kernels.scope import geometry_is_leaf, geometry_only
 from pimlip_zoo.compiled.kernels.sums import sum_by_centre
 

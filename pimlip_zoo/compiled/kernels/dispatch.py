@@ -6,29 +6,17 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from pimlip_zoo.compiled.kernels import build, cueq, embedding, launch, mlp
-from pimlip_zoo.compiled.kernels.convolution import operation as convolution
-from pimlip_zoo.compiled.kernels.convolution.cpu import cpu_convolution
-from pimlip_zoo.compiled.kernels.convolution.form import TrilinearForm
-from pimlip_zoo.compiled.kernels.convolution.gpu import triton_convolution
-from pimlip_zoo.compiled.kernels.edges import edge_lists
+from pimlip_zoo.compiled.kernels import build, cueq, launch
 from pimlip_zoo.compiled.kernels.library import KernelLibrary
-from pimlip_zoo.compiled.kernels.polynomial import operation as polynomial
-from pimlip_zoo.compiled.kernels.polynomial.cpu import PolynomialForm, cpu_polynomial
-from pimlip_zoo.compiled.kernels.polynomial.gpu import triton_polynomial
-from pimlip_zoo.compiled.kernels.product import operation as product
-from pimlip_zoo.compiled.kernels.product.cpu import cpu_edge_product
-from pimlip_zoo.compiled.kernels.product.gpu import triton_edge_product
 from pimlip_zoo.errors import InputError, did_you_mean
-from pimlip_zoo.graph import AtomGraph
 from pimlip_zoo.registry import Registry
 
 ENVIRONMENT = "PIMLIP_ZOO_KERNELS"
@@ -115,41 +103,6 @@ def compiled_operation(
     return found
 
 
-_CONVOLVE = compiled_operation("convolve", cpu=cpu_convolution, triton=triton_convolution, cueq=cueq.convolve)
-_MULTIPLY_EDGES = compiled_operation(
-    "multiply_edges", cpu=cpu_edge_product, triton=triton_edge_product, cueq=cueq.multiply_edges
-)
-_CONTRACT = compiled_operation("contract", cpu=cpu_polynomial, triton=triton_polynomial, cueq=cueq.contract)
-_PERCEPTRON = compiled_operation("perceptron", cpu=mlp.cpu_mlp)
-_EMBED_EDGES = compiled_operation("embed_edges", cpu=embedding.cpu_embedding)
-
-
-class EdgeProductLike(Protocol):
-    """What :func:`multiply_edges` has to know."""
-
-    entries: tuple[tuple[int, int], ...]
-    dim_in: int
-    dim_out: int
-
-    def reference(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
-        """The same in plain torch."""
-        ...
-
-
-class EmbeddingLike(Protocol):
-    """What :func:`embed_edges` has to know."""
-
-    form: embedding.EmbeddingForm | None
-
-    def reference(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
-        """The same in plain torch."""
-        ...
-
-    def reduced_length(self, length: Tensor, graph: AtomGraph) -> Tensor:
-        """Lengths over each edge's cutoff."""
-        ...
-
-
 @contextmanager
 def use_kernels(name: str) -> Iterator[None]:
     """Use one backend inside a ``with`` block, whatever the environment says; other threads notice nothing.
@@ -202,131 +155,6 @@ def available_backends() -> dict[str, str]:
         "triton": launch.status(),
         "cueq": cueq.status(),
     }
-
-
-def convolve(
-    form: TrilinearForm,
-    reference: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    x: Tensor,
-    harmonics: Tensor,
-    weights: Tensor,
-    edge_index: Tensor,
-) -> Tensor:
-    """The convolution by the backend in force.
-
-    ``auto`` takes compiled kernels for float32 and float64 on the CPU, with a C compiler, and
-    the reference for everything else: other dtypes, a graph that is being traced or compiled.
-
-    Args:
-        form: what is computed.
-        reference: the same in plain torch.
-        x: (N, K_in, C) features.
-        harmonics: (E, K_edge).
-        weights: (E, P, C).
-        edge_index: (2, E) centre and neighbour.
-
-    Returns:
-        (N, K_out, C).
-    """
-    backend = _CONVOLVE.backend(x, harmonics, weights, cpu_only=bool(form.widths), nothing=not form.terms)
-    if backend == "cueq":
-        return cueq.convolve(form, x, harmonics, weights, edge_index)
-    sums = _CONVOLVE.kernels(backend, form, int(x.shape[2]), x.dtype)
-    if sums is None:
-        return reference(x, harmonics, weights, edge_index)
-    edges = edge_lists(edge_index, int(x.shape[0]))
-    return convolution.convolve(sums, edges, x.contiguous(), harmonics.contiguous(), weights.contiguous())
-
-
-def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
-    """Each edge's features times the sparse matrix of its centre, by the backend in force.
-
-    Args:
-        module: says which components meet, and computes the same in plain torch.
-        features: (E, K_in, C).
-        matrices: (N, R, C), one row for each pair of components that meet.
-        centre: (E,).
-
-    Returns:
-        (E, K_out, C).
-    """
-    form = (module.entries, module.dim_in, module.dim_out)
-    backend = _MULTIPLY_EDGES.backend(features, matrices, nothing=not module.entries)
-    if backend == "cueq":
-        return cueq.multiply_edges(*form, features, matrices, centre)
-    kernels = _MULTIPLY_EDGES.kernels(backend, *form, int(features.shape[2]), features.dtype)
-    if kernels is None:
-        return module.reference(features, matrices, centre)
-    edges = edge_lists(centre, int(matrices.shape[0]))
-    return product.edge_product(kernels, edges, features.contiguous(), matrices.contiguous())
-
-
-def perceptron(
-    form: mlp.MLPForm | None, reference: Callable[[Tensor], Tensor], x: Tensor, weights: Sequence[Tensor]
-) -> Tensor:
-    """A multilayer perceptron by the backend in force.
-
-    Args:
-        form: what is computed; None: no kernel does it.
-        reference: the same in plain torch, with the weights.
-        x: (rows, sizes[0]).
-        weights: of the layers, (size, next size).
-
-    Returns:
-        (rows, sizes[-1]).
-    """
-    backend = _PERCEPTRON.backend(x, *weights, nothing=form is None)
-    kernels = _PERCEPTRON.kernels(backend, form, x.dtype)
-    return reference(x) if kernels is None else mlp.mlp(kernels, x.contiguous(), weights)
-
-
-def contract(
-    form: PolynomialForm,
-    reference: polynomial.Reference,
-    x: Tensor,
-    coefficients: Tensor,
-    species: Tensor,
-) -> Tensor:
-    """Polynomials of each atom's features by the backend in force.
-
-    Args:
-        form: what is computed.
-        reference: the same in plain torch.
-        x: (N, K_in, C).
-        coefficients: (S, T, C).
-        species: (N,).
-
-    Returns:
-        (N, K_out, C).
-    """
-    backend = _CONTRACT.backend(x, coefficients, nothing=not form.terms)
-    if backend == "cueq":
-        return cueq.contract(form, x, coefficients, species)
-    kernels = _CONTRACT.kernels(backend, form, int(x.shape[2]), x.dtype)
-    if kernels is None:
-        return reference(x, coefficients, species)
-    return polynomial.polynomial(kernels, reference, x.contiguous(), coefficients.contiguous(), species)
-
-
-def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
-    """Radial functions and harmonics of edges by the backend in force.
-
-    Args:
-        module: has the form, and computes the same in plain torch.
-        vectors: (E, 3) Å.
-        graph: the edges' atoms and species.
-
-    Returns:
-        (E, B), (E, (l_max + 1)²).
-    """
-    backend = _EMBED_EDGES.backend(vectors, nothing=module.form is None)
-    kernels = _EMBED_EDGES.kernels(backend, module.form, vectors.dtype)
-    if kernels is None:
-        return module.reference(vectors, graph)
-    inverse = module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)
-    return embedding.embed(
-        kernels, lambda v: module.reference(v, graph), vectors.contiguous(), inverse.contiguous()
-    )
 
 
 def _checked(name: str, key: str) -> str:

@@ -6,15 +6,18 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
+from pimlip_zoo.compiled.kernels.dispatch import compiled_operation
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.program import Program, Value
 from pimlip_zoo.compiled.kernels.scope import leaf_geometry
+from pimlip_zoo.graph import AtomGraph
 
 Reference = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -240,6 +243,42 @@ class CpuEmbedding(FormLibrary[EmbeddingForm]):
 def cpu_embedding(form: EmbeddingForm, dtype: torch.dtype) -> CpuEmbedding:
     """The kernels of this form, shared by all modules that have it."""
     return CpuEmbedding(form, dtype)
+
+
+_EMBED_EDGES = compiled_operation("embed_edges", cpu=cpu_embedding)
+
+
+class EmbeddingLike(Protocol):
+    """What :func:`embed_edges` has to know."""
+
+    form: EmbeddingForm | None
+
+    def reference(self, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """The same in plain torch."""
+        ...
+
+    def reduced_length(self, length: Tensor, graph: AtomGraph) -> Tensor:
+        """Lengths over each edge's cutoff."""
+        ...
+
+
+def embed_edges(module: EmbeddingLike, vectors: Tensor, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+    """Radial functions and harmonics of edges by the backend in force.
+
+    Args:
+        module: has the form, and computes the same in plain torch.
+        vectors: (E, 3) Å.
+        graph: the edges' atoms and species.
+
+    Returns:
+        (E, B), (E, (l_max + 1)²).
+    """
+    backend = _EMBED_EDGES.backend(vectors, nothing=module.form is None)
+    kernels = _EMBED_EDGES.kernels(backend, module.form, vectors.dtype)
+    if kernels is None:
+        return module.reference(vectors, graph)
+    inverse = module.reduced_length(vectors.new_ones(vectors.shape[0]), graph)
+    return embed(kernels, lambda v: module.reference(v, graph), vectors.contiguous(), inverse.contiguous())
 
 
 def embed(op: CpuEmbedding, reference: Reference, vectors: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:

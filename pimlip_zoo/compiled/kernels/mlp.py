@@ -6,7 +6,7 @@ training on forces needs. Intermediate values are computed again rather than kep
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pimlip_zoo.compiled.kernels.bridge import Given, Tensors, Wanted, differentiable
+from pimlip_zoo.compiled.kernels.dispatch import compiled_operation
 from pimlip_zoo.compiled.kernels.generate import Target, kernel_head, prelude
 from pimlip_zoo.compiled.kernels.library import FormLibrary
 from pimlip_zoo.compiled.kernels.mlp_source import mlp_functions
@@ -310,6 +311,28 @@ TILE = 32
 def cpu_mlp(form: MLPForm, dtype: torch.dtype) -> CpuMLP:
     """The kernels of this form, shared by all perceptrons that have it."""
     return CpuMLP(form, dtype)
+
+
+_PERCEPTRON = compiled_operation("perceptron", cpu=cpu_mlp)
+
+
+def perceptron(
+    form: MLPForm | None, reference: Callable[[Tensor], Tensor], x: Tensor, weights: Sequence[Tensor]
+) -> Tensor:
+    """A multilayer perceptron by the backend in force.
+
+    Args:
+        form: what is computed; None: no kernel does it.
+        reference: the same in plain torch, with the weights.
+        x: (rows, sizes[0]).
+        weights: of the layers, (size, next size).
+
+    Returns:
+        (rows, sizes[-1]).
+    """
+    backend = _PERCEPTRON.backend(x, *weights, nothing=form is None)
+    kernels = _PERCEPTRON.kernels(backend, form, x.dtype)
+    return reference(x) if kernels is None else mlp(kernels, x.contiguous(), weights)
 
 
 def mlp(op: CpuMLP, x: Tensor, weights: Sequence[Tensor]) -> Tensor:

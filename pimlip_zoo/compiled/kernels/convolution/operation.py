@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TypeVar
 
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels import cueq
 from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
-from pimlip_zoo.compiled.kernels.convolution.cpu import CpuConvolution
-from pimlip_zoo.compiled.kernels.convolution.form import FORWARD, EdgeSum, NodeSum, Operands, Term
-from pimlip_zoo.compiled.kernels.convolution.gpu import TritonConvolution
-from pimlip_zoo.compiled.kernels.edges import EdgeLists
+from pimlip_zoo.compiled.kernels.convolution.cpu import CpuConvolution, cpu_convolution
+from pimlip_zoo.compiled.kernels.convolution.form import (
+    FORWARD,
+    EdgeSum,
+    NodeSum,
+    Operands,
+    Term,
+    TrilinearForm,
+)
+from pimlip_zoo.compiled.kernels.convolution.gpu import TritonConvolution, triton_convolution
+from pimlip_zoo.compiled.kernels.dispatch import compiled_operation
+from pimlip_zoo.compiled.kernels.edges import EdgeLists, edge_lists
 
 AnyKernel = TypeVar("AnyKernel", NodeSum, EdgeSum)
 Flags = tuple[bool, bool, bool]
@@ -24,7 +33,44 @@ ConvolutionSums = CpuConvolution | TritonConvolution
 """The sums of one trilinear form by one backend."""
 
 
+_CONVOLVE = compiled_operation("convolve", cpu=cpu_convolution, triton=triton_convolution, cueq=cueq.convolve)
+
+
 def convolve(
+    form: TrilinearForm,
+    reference: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    x: Tensor,
+    harmonics: Tensor,
+    weights: Tensor,
+    edge_index: Tensor,
+) -> Tensor:
+    """The convolution by the backend in force.
+
+    ``auto`` takes compiled kernels for float32 and float64 on the CPU, with a C compiler, and
+    the reference for everything else: other dtypes, a graph that is being traced or compiled.
+
+    Args:
+        form: what is computed.
+        reference: the same in plain torch.
+        x: (N, K_in, C) features.
+        harmonics: (E, K_edge).
+        weights: (E, P, C).
+        edge_index: (2, E) centre and neighbour.
+
+    Returns:
+        (N, K_out, C).
+    """
+    backend = _CONVOLVE.backend(x, harmonics, weights, cpu_only=bool(form.widths), nothing=not form.terms)
+    if backend == "cueq":
+        return cueq.convolve(form, x, harmonics, weights, edge_index)
+    sums = _CONVOLVE.kernels(backend, form, int(x.shape[2]), x.dtype)
+    if sums is None:
+        return reference(x, harmonics, weights, edge_index)
+    edges = edge_lists(edge_index, int(x.shape[0]))
+    return _convolve(sums, edges, x.contiguous(), harmonics.contiguous(), weights.contiguous())
+
+
+def _convolve(
     sums: ConvolutionSums, edges: EdgeLists, x: Tensor, harmonics: Tensor, weights: Tensor
 ) -> Tensor:
     """(N, K_in, C), (E, K_edge), (E, P, C) -> (N, K_out, C), differentiable to any order."""

@@ -7,14 +7,47 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels import cueq
 from pimlip_zoo.compiled.kernels.bridge import Tensors, differentiable
-from pimlip_zoo.compiled.kernels.polynomial.cpu import CpuPolynomial
-from pimlip_zoo.compiled.kernels.polynomial.gpu import TritonPolynomial
+from pimlip_zoo.compiled.kernels.dispatch import compiled_operation
+from pimlip_zoo.compiled.kernels.polynomial.cpu import CpuPolynomial, PolynomialForm, cpu_polynomial
+from pimlip_zoo.compiled.kernels.polynomial.gpu import TritonPolynomial, triton_polynomial
 from pimlip_zoo.compiled.kernels.swept import Sweep, SweptOperation
 
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]
 PolynomialKernels = CpuPolynomial | TritonPolynomial
 """The sweeps of one form by one backend."""
+
+
+_CONTRACT = compiled_operation("contract", cpu=cpu_polynomial, triton=triton_polynomial, cueq=cueq.contract)
+
+
+def contract(
+    form: PolynomialForm,
+    reference: Reference,
+    x: Tensor,
+    coefficients: Tensor,
+    species: Tensor,
+) -> Tensor:
+    """Polynomials of each atom's features by the backend in force.
+
+    Args:
+        form: what is computed.
+        reference: the same in plain torch.
+        x: (N, K_in, C).
+        coefficients: (S, T, C).
+        species: (N,).
+
+    Returns:
+        (N, K_out, C).
+    """
+    backend = _CONTRACT.backend(x, coefficients, nothing=not form.terms)
+    if backend == "cueq":
+        return cueq.contract(form, x, coefficients, species)
+    kernels = _CONTRACT.kernels(backend, form, int(x.shape[2]), x.dtype)
+    if kernels is None:
+        return reference(x, coefficients, species)
+    return polynomial(kernels, reference, x.contiguous(), coefficients.contiguous(), species)
 
 
 def polynomial(op: PolynomialKernels, reference: Reference, a: Tensor, q: Tensor, species: Tensor) -> Tensor:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Protocol
 
 from torch import Tensor
 
+from pimlip_zoo.compiled.kernels import cueq
 from pimlip_zoo.compiled.kernels.bridge import Given, Operation, Tensors, Wanted, differentiable
-from pimlip_zoo.compiled.kernels.edges import EdgeLists
-from pimlip_zoo.compiled.kernels.product.cpu import CentreSum, CpuEdgeProduct, EdgeRows, Operands
-from pimlip_zoo.compiled.kernels.product.gpu import TritonEdgeProduct
+from pimlip_zoo.compiled.kernels.dispatch import compiled_operation
+from pimlip_zoo.compiled.kernels.edges import EdgeLists, edge_lists
+from pimlip_zoo.compiled.kernels.product.cpu import (
+    CentreSum,
+    CpuEdgeProduct,
+    EdgeRows,
+    Operands,
+    cpu_edge_product,
+)
+from pimlip_zoo.compiled.kernels.product.gpu import TritonEdgeProduct, triton_edge_product
 
 EdgeProductKernels = CpuEdgeProduct | TritonEdgeProduct
 """The derivatives of S by one backend."""
@@ -17,6 +26,46 @@ EdgeProductKernels = CpuEdgeProduct | TritonEdgeProduct
 _rows, _sum = cache(EdgeRows), cache(CentreSum)
 _FORWARD, _BACKWARD_V = EdgeRows("out", ((0, 0),)), EdgeRows("in", ((0, 0),))
 _BACKWARD_M = CentreSum(((0, 0),))
+
+
+_MULTIPLY_EDGES = compiled_operation(
+    "multiply_edges", cpu=cpu_edge_product, triton=triton_edge_product, cueq=cueq.multiply_edges
+)
+
+
+class EdgeProductLike(Protocol):
+    """What :func:`multiply_edges` has to know."""
+
+    entries: tuple[tuple[int, int], ...]
+    dim_in: int
+    dim_out: int
+
+    def reference(self, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
+        """The same in plain torch."""
+        ...
+
+
+def multiply_edges(module: EdgeProductLike, features: Tensor, matrices: Tensor, centre: Tensor) -> Tensor:
+    """Each edge's features times the sparse matrix of its centre, by the backend in force.
+
+    Args:
+        module: says which components meet, and computes the same in plain torch.
+        features: (E, K_in, C).
+        matrices: (N, R, C), one row for each pair of components that meet.
+        centre: (E,).
+
+    Returns:
+        (E, K_out, C).
+    """
+    form = (module.entries, module.dim_in, module.dim_out)
+    backend = _MULTIPLY_EDGES.backend(features, matrices, nothing=not module.entries)
+    if backend == "cueq":
+        return cueq.multiply_edges(*form, features, matrices, centre)
+    kernels = _MULTIPLY_EDGES.kernels(backend, *form, int(features.shape[2]), features.dtype)
+    if kernels is None:
+        return module.reference(features, matrices, centre)
+    edges = edge_lists(centre, int(matrices.shape[0]))
+    return edge_product(kernels, edges, features.contiguous(), matrices.contiguous())
 
 
 def edge_product(op: EdgeProductKernels, edges: EdgeLists, features: Tensor, matrices: Tensor) -> Tensor:
