@@ -79,7 +79,7 @@ LABELS = 50
 """Of all batches that are chosen."""
 CHOSEN = {
     "first": ("farthest", "coverage", "cluster"),
-    "next": ("cluster", "coverage", "gradient", "variance"),
+    "next": ("cluster", "coverage", "gradient", "variance", "mixed"),
 }
 
 

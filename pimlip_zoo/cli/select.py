@@ -98,7 +98,7 @@ def select_command(
         screen.print(f"looking at {len(frames):,} structures with {run} ...", style="dim", soft_wrap=True)
         potential = load_potential(run, difference=True)
         labelled += _training_structures(run)
-        if name == "variance":
+        if ACQUISITIONS.get(name).posterior:
             from pimlip_zoo.run_posterior import posterior_of
 
             posterior = posterior_of(run)
@@ -177,7 +177,7 @@ def _report(chosen: Selection, total: int, out: Path, screen: Any) -> None:
         for line in _reasons(chosen):
             screen.print(f"  {line}", soft_wrap=True)
     gains = [choice.gain for choice in chosen.choices]
-    if not chosen.unit or not all(map(math.isfinite, gains)):
+    if not chosen.unit or not any(map(math.isfinite, gains)):
         return
     screen.print(
         f"what each is expected to bring ({chosen.unit}); structures count from 0, as in FILE@0:",
@@ -187,4 +187,5 @@ def _report(chosen: Selection, total: int, out: Path, screen: Any) -> None:
         if rank == 10 and len(gains) > 11:
             screen.print("  ...")
         if rank < 10 or rank == len(gains) - 1:
-            screen.print(f"  {rank + 1:4d}. structure {choice.index}: {choice.gain:.4g}")
+            brings = f"{choice.gain:.4g}" if math.isfinite(choice.gain) else "unlike all before"
+            screen.print(f"  {rank + 1:4d}. structure {choice.index}: {brings}")

@@ -100,6 +100,8 @@ class Acquisition(NamedTuple):
     needs_run: bool
     ignores: tuple[str, ...] = ()
     """Options that the function does not look at."""
+    posterior: bool = False
+    """Whether it looks at the posterior of the potential."""
 
     @property
     def description(self) -> str:
@@ -120,14 +122,14 @@ def usual_acquisition(pool: Sequence[Frame], *, trained: bool) -> str:
         trained: whether there is a potential.
     """
     if trained:
-        return "variance"
+        return "mixed"
     compositions = {tuple(sorted(frame.numbers.tolist())) for frame in pool}
     one_molecule = len(compositions) == 1 and not any(frame.pbc.any() for frame in pool)
     return "cluster" if one_molecule else "coverage"
 
 
 def register_acquisition(
-    name: str, *, needs_run: bool = False, ignores: Sequence[str] = ()
+    name: str, *, needs_run: bool = False, ignores: Sequence[str] = (), posterior: bool = False
 ) -> Callable[[Function], Function]:
     """Decorator that makes an acquisition known under a name.
 
@@ -135,8 +137,11 @@ def register_acquisition(
         name: what users write after ``--acquisition``.
         needs_run: whether it looks at a trained potential.
         ignores: which of ``--features`` and ``--cheap`` it never looks at: they are refused.
+        posterior: whether it looks at the posterior of the potential, which takes a pass over the training data.
     """
-    return ACQUISITIONS.registering(name, lambda function: Acquisition(function, needs_run, tuple(ignores)))
+    return ACQUISITIONS.registering(
+        name, lambda function: Acquisition(function, needs_run, tuple(ignores), posterior)
+    )
 
 
 def check_used(name: str, options: Mapping[str, object]) -> None:
@@ -229,7 +234,7 @@ def choose_by_gradients(candidates: Candidates, count: int, rng: np.random.Gener
     return _largest_cluster(everything[:size], everything[size:], np.ones(size), count)
 
 
-@register_acquisition("variance", needs_run=True, ignores=("--features", "--cheap"))
+@register_acquisition("variance", needs_run=True, ignores=("--features", "--cheap"), posterior=True)
 def choose_by_variance(candidates: Candidates, count: int, rng: np.random.Generator) -> list[Choice]:  # noqa: ARG001
     """Each lowers the uncertainty of the forces in the whole pool most, knowing those before it."""
     candidates.unit = "lower root mean square uncertainty of the pool's forces, meV/Å"
@@ -257,6 +262,19 @@ def choose_by_variance(candidates: Candidates, count: int, rng: np.random.Genera
         chosen.append(Choice(best, 1e3 * float(lower[0] - lower[1])))
         left[best] = False
     return chosen
+
+
+@register_acquisition("mixed", needs_run=True, ignores=("--cheap",), posterior=True)
+def choose_by_both(candidates: Candidates, count: int, rng: np.random.Generator) -> list[Choice]:
+    """Half by variance, then half by clusters: uncertain structures, and those that are unlike all before."""
+    uncertain = choose_by_variance(candidates, count - count // 2, rng)
+    taken = [choice.index for choice in uncertain]
+    points, known = candidates.means
+    others = np.setdiff1d(np.arange(len(points)), taken)
+    before = np.concatenate([known, points[taken]])
+    unlike = _largest_cluster(points[others], before, np.ones(len(others)), count // 2)
+    # Distances are no uncertainties: only those of the first half are told.
+    return [*uncertain, *(Choice(int(others[choice.index]), np.nan) for choice in unlike)]
 
 
 @register_acquisition("difference", needs_run=True)

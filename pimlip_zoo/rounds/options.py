@@ -57,7 +57,7 @@ class Choosing(_Section):
 
     first: str | None = None
     """The acquisition of the first round; None: ``cluster`` for one molecule, else ``coverage``."""
-    later: str = "variance"
+    later: str = "mixed"
     """That of all others."""
     number: int = Field(20, gt=0)
     """In a round."""

@@ -33,7 +33,7 @@ from pimlip_zoo.experiment.record import seen_by
 from pimlip_zoo.experiment.seen import seen_sentence
 from pimlip_zoo.experiment.stages import prepare_run, train_run
 from pimlip_zoo.files import read_json, write_json
-from pimlip_zoo.labelling.acquisition import usual_acquisition
+from pimlip_zoo.labelling.acquisition import ACQUISITIONS, usual_acquisition
 from pimlip_zoo.labelling.calculators import find_labeller
 from pimlip_zoo.labelling.label import label
 from pimlip_zoo.labelling.processes import Limits, Outcome
@@ -280,7 +280,7 @@ def _chosen(rounds: Rounds, number: int, folder: Path, pool: Sequence[Frame]) ->
         known += list(FrameStore(rounds.out / "round-1" / "valid.lmdb"))
         run = rounds.out / f"round-{number - 1}" / "run"
         potential, name = load_potential(run, difference=True), rounds.select.later
-        posterior = posterior_of(run, trust=True) if name == "variance" else None
+        posterior = posterior_of(run, trust=True) if ACQUISITIONS.get(name).posterior else None
     count = rounds.select.number
     if rounds.stop.labels is not None and number > 1:
         have = sum(len(FrameStore(rounds.out / f"round-{k}" / "chosen.lmdb")) for k in range(1, number))

@@ -47,7 +47,7 @@ def posterior(model, pool):
 
 
 @pytest.mark.parametrize(
-    "name", ["random", "farthest", "coverage", "cluster", "gradient", "variance", "difference"]
+    "name", ["random", "farthest", "coverage", "cluster", "gradient", "variance", "mixed", "difference"]
 )
 def test_every_acquisition_chooses_as_many_different_ones_as_are_wanted(name, pool, model, posterior):
     candidates = Candidates(pool[6:], pool[:4], model, posterior, None, np.arange(1.0, 19.0))
@@ -59,6 +59,17 @@ def test_every_acquisition_chooses_as_many_different_ones_as_are_wanted(name, po
     assert [c.index for c in again] == [
         c.index for c in ways[name].choose(candidates, 5, np.random.default_rng(0))
     ]
+
+
+def test_a_mixed_batch_begins_with_the_uncertain_and_ends_with_what_is_unlike_all_before(pool, model, posterior):
+    candidates = Candidates(pool[6:], pool[:4], model, posterior)
+    ways, draw = ACQUISITIONS.all(), np.random.default_rng(0)
+    both = [choice.index for choice in ways["mixed"].choose(candidates, 5, draw)]
+    assert both[:3] == [choice.index for choice in ways["variance"].choose(candidates, 3, draw)]
+    before = [*pool[:4], *(pool[6 + index] for index in both[:3])]
+    others = [index for index in range(len(pool) - 6) if index not in both[:3]]
+    rest = Candidates([pool[6 + index] for index in others], before, model)
+    assert both[3:] == [others[choice.index] for choice in ways["cluster"].choose(rest, 2, draw)]
 
 
 @pytest.mark.parametrize("name", ["random", "farthest", "coverage", "cluster"])
@@ -192,7 +203,7 @@ def test_a_crystal_is_not_broken():
     [
         ("ethanol-gfn2/train", False, "cluster"),
         ("cual-emt/train", False, "coverage"),
-        ("ethanol-gfn2/train", True, "variance"),
+        ("ethanol-gfn2/train", True, "mixed"),
     ],
 )
 def test_the_usual_acquisition_goes_by_the_pool(data, trained, name):
