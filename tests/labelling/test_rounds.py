@@ -313,7 +313,7 @@ def test_the_command_prints_a_table_and_draws(whole, tmp_path):
     path.write_text(YAML.format(out=whole, sample=POOL, stop="{rounds: 2}"))
     result = CliRunner().invoke(app, ["rounds", str(path), "--plot", str(tmp_path / "curve.png")])
     assert result.exit_code == 0, result.output + str(result.exception)
-    assert "variance" in result.output
+    assert "mixed" in result.output
     assert (tmp_path / "curve.png").exists()
     rows = json.loads((whole / "rounds.json").read_text())
     assert np.isfinite(rows[-1]["forces"])

@@ -61,7 +61,9 @@ def test_every_acquisition_chooses_as_many_different_ones_as_are_wanted(name, po
     ]
 
 
-def test_a_mixed_batch_begins_with_the_uncertain_and_ends_with_what_is_unlike_all_before(pool, model, posterior):
+def test_a_mixed_batch_begins_with_the_uncertain_and_ends_with_what_is_unlike_all_before(
+    pool, model, posterior
+):
     candidates = Candidates(pool[6:], pool[:4], model, posterior)
     ways, draw = ACQUISITIONS.all(), np.random.default_rng(0)
     both = [choice.index for choice in ways["mixed"].choose(candidates, 5, draw)]
