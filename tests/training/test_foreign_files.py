@@ -91,7 +91,7 @@ def test_everything_that_is_data_is_read_as_torch_reads_it(protocol: int, tmp_pa
         assert record[name] == getattr(original, name), name
     np.testing.assert_array_equal(record["array"], original.array)
     assert record["function"].name == "tanh"
-    assert record["path"].arguments == ("a", "b")
+    assert "/".join(record["path"].arguments) == "a/b"  # Python 3.13 keeps it whole
     assert record["objects"].name == record["text"].name == "ndarray"  # noted down by name
 
 
