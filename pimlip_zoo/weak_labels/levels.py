@@ -221,7 +221,7 @@ class Levels(Recipe[LevelsOptions]):
         references = None if level.references is None else torch.as_tensor(level.references)
         return LevelTerm(
             level.name,
-            Pool(cast("Sequence[Batch]", samples), option.batch_size),
+            Pool(cast("Sequence[Batch]", samples), option.batch_size, "weak.levels"),
             experiment.potential,
             run.losses(level.labels),
             references=references,

@@ -47,7 +47,7 @@ class SharedHead(Recipe[SharedHeadOptions]):
         samples = [frame_to_sample(frame, potential.species, potential.cutoff) for frame in frames]
         loss = experiment.config.loss
         return self.head(
-            Pool(samples, self.options.batch_size),
+            Pool(samples, self.options.batch_size, "weak.labels.pool"),
             potential,
             energy_weight=loss.energy_per_atom.weight,
             force_weight=loss.forces.weight,

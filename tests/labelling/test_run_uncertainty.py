@@ -145,7 +145,7 @@ def test_select_knows_what_a_run_was_trained_on(run, tmp_path, acquisition):
     out = tmp_path / "chosen.extxyz"
     way = [] if acquisition is None else ["--acquisition", acquisition]
     said = called("select", "builtin:ethanol-gfn2/train@:12", "--run", run, "-n", 3, "-o", out, *way)
-    assert f"3 of 12 structures by {acquisition or 'variance'}" in said
+    assert f"3 of 12 structures by {acquisition or 'mixed'}" in said
     assert "8 were left out" in said
     assert "8 structures: it is labelled already (0, 1, 2, 3, 4, ...)" in said
     assert {atoms.info["pool_index"] for atoms in read(out, ":")} < {8, 9, 10, 11}
