@@ -187,5 +187,5 @@ def _report(chosen: Selection, total: int, out: Path, screen: Any) -> None:
         if rank == 10 and len(gains) > 11:
             screen.print("  ...")
         if rank < 10 or rank == len(gains) - 1:
-            brings = f"{choice.gain:.4g}" if math.isfinite(choice.gain) else "unlike all before"
+            brings = f"{choice.gain:.4g}" if math.isfinite(choice.gain) else "–"
             screen.print(f"  {rank + 1:4d}. structure {choice.index}: {brings}")

@@ -273,7 +273,7 @@ def choose_by_both(candidates: Candidates, count: int, rng: np.random.Generator)
     others = np.setdiff1d(np.arange(len(points)), taken)
     before = np.concatenate([known, points[taken]])
     unlike = _largest_cluster(points[others], before, np.ones(len(others)), count // 2)
-    # Distances are no uncertainties: only those of the first half are told.
+    candidates.unit += "; –: unlike all before"  # a distance, which is no uncertainty
     return [*uncertain, *(Choice(int(others[choice.index]), np.nan) for choice in unlike)]
 
 

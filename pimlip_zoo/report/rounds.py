@@ -99,7 +99,7 @@ def _story(story: RoundStory) -> str:
                 str(rank),
                 escape(one.formula),
                 escape(one.origin),
-                "unlike all before" if one.gain is None and story.unit else _number(one.gain, ".4g"),
+                _number(one.gain, ".4g"),
                 _number(one.energy, ".4f"),
                 _number(one.largest, ".2f"),
                 escape(one.failure) if one.failure else "yes",

@@ -158,9 +158,10 @@ def test_the_report_says_what_was_bought_and_why(whole):
     for frame in frames:
         assert f"number {frame.info['pool_index']} of the pool" in page
         gain = frame.info.get("selected_gain")
-        assert ("unlike all before" if gain is None else format(gain, ".4g").replace("-", "−")) in page
+        assert ("<td>–</td>" if gain is None else format(gain, ".4g").replace("-", "−")) in page
     assert {frame.info.get("selected_gain") is None for frame in frames} == {True, False}
     assert "lower root mean square uncertainty of the pool" in page
+    assert "–: unlike all before" in page
     why = json.loads((whole / "round-2" / "choice.json").read_text())
     assert why["left_out"]
     assert sum(why["left_out"].values()) == why["pool"] - why["usable"]
